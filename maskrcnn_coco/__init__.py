@@ -1,0 +1,25 @@
+"""Fine-tune Mask R-CNN on COCO-format data; no run is lost to NaN."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maskrcnn_coco.config import Config as Config
+    from maskrcnn_coco.guard import Guard as Guard
+    from maskrcnn_coco.training import train as train
+    from maskrcnn_coco.training import train_one_epoch as train_one_epoch
+
+__version__ = "0.1.0"
+__all__ = ["Config", "Guard", "train", "train_one_epoch"]
+
+_HOMES = {"Config": "config", "Guard": "guard", "train": "training", "train_one_epoch": "training"}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that importing the package (for --help, check, explain) does not import torch.
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"maskrcnn_coco.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'maskrcnn_coco' has no attribute {name!r}")

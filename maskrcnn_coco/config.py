@@ -1,0 +1,214 @@
+"""The training settings: typed, frozen, checked before any work, all errors at once.
+
+A field that is None was not given: `recipes.resolve` fills it from the data set's size and says why.
+Imports neither torch nor numpy, so that ``--help`` and ``check`` answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from maskrcnn_coco.errors import ConfigError
+
+MODELS = (
+    "maskrcnn_resnet50_fpn_v2",
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet18_fpn",
+    "maskrcnn_mobilenet_v2_fpn",
+)
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Fine-tune Mask R-CNN on COCO-format data; no run is lost to NaN.
+
+    Flags that are not given come from the recipe for the data set's size; a flag given is never overridden.
+    """
+
+    data: str | None = None
+    """Folder in COCO, Roboflow, CVAT or "images + one json" layout, or a json with --images. None: the built-in shapes."""
+    images: str | None = None
+    """Folder of the images, where --data is a json file."""
+    val: str | None = None
+    """Validation folder or json. None: found beside the training data, else split off by image."""
+    val_images: str | None = None
+    """Folder of the validation images, where --val is a json file."""
+    demo: bool = False
+    """Use the built-in shapes data, and say so explicitly."""
+    lr: float | Literal["auto"] | None = None
+    """Learning rate of the backbone; the other components are multiples of it. "auto": measured before the run."""
+    head_lr_multiplier: float | None = None
+    """Box and mask head learn at --lr times this."""
+    rpn_lr_multiplier: float | None = None
+    """The region proposal network learns at --lr times this (default 1)."""
+    epochs: int | None = None
+    """Passes over the training images."""
+    batch_size: int | None = None
+    """Images in one forward pass of one process."""
+    accumulate: int = 1
+    """Forward passes per optimizer step; the loss is divided by this."""
+    max_grad_norm: float = 10.0
+    """Clip the gradient to this 2-norm, after unscaling (0: off)."""
+    amp: Literal["auto", "off", "fp16", "bf16"] = "auto"
+    """Mixed precision. auto: bf16 where the device computes it natively, else fp16 on CUDA, else off."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Optimizer, fused where the device has it."""
+    momentum: float = 0.9
+    """SGD momentum; AdamW's beta1."""
+    weight_decay: float | None = None
+    """Weight decay, not applied to norms and biases (default 1e-4 for sgd, 0.05 for adamw)."""
+    warmup_steps: int | None = None
+    """Steps over which the learning rate rises linearly from a thousandth."""
+    model: str | None = None
+    """Architecture, by torchvision's name."""
+    weights: str | None = None
+    """coco, imagenet, none, or the path of a checkpoint of this project or of a torchvision detector."""
+    backbone_weights: str | None = None
+    """Path of weights for the backbone alone."""
+    min_size: int | None = None
+    """Shorter image side after resizing, pixels."""
+    max_size: int | None = None
+    """Longest image side allowed after resizing, pixels."""
+    workers: int | None = None
+    """Loader processes."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps, or auto."""
+    seed: int = 0
+    """Every random number of the run follows from this."""
+    checkpoint_dir: str = "checkpoints"
+    """Folder of epoch_*.pth, last.pth and best.pth."""
+    checkpoint_every: str | None = None
+    """Also checkpoint every N steps ("500") or seconds ("60s")."""
+    logdir: str = "runs/maskrcnn"
+    """Folder of TensorBoard events, records, incidents and the report."""
+    resume: str = "none"
+    """none, auto (the newest intact checkpoint of --checkpoint-dir), or the path of a checkpoint."""
+    patience: int | None = None
+    """Stop after this many epochs without a better segm/AP. None: never."""
+    guard: Literal["recover", "stop", "observe", "off"] = "recover"
+    """recover: refuse, diagnose, repair and go on; stop: refuse and stop; observe: only report; off: a plain loop."""
+    strict: bool = False
+    """Exit 3 on data errors instead of leaving those images out."""
+    quarantine: str | None = None
+    """A quarantine.json whose images and annotations are left out from the start."""
+    num_classes: int | None = None
+    """Classes with background, for a data set of your own (Python only); otherwise read from the data."""
+    lr_scaling: Literal["none", "linear"] = "none"
+    """linear: multiply --lr by the number of processes, and say so."""
+    freeze_stages: int | None = None
+    """Backbone stages, from the stem, whose weights stay as loaded (default by model and weights)."""
+    box_detections_per_image: int | None = None
+    """Most detections kept for an image in evaluation."""
+
+
+def validate(config: Config) -> None:
+    """Raise one ConfigError that lists every field with a value that cannot work.
+
+    Checks what needs neither data nor device; `recipes.resolve` and `model.build_model` check the rest.
+    """
+    problems = list(_problems(config))
+    if problems:
+        head = f"{len(problems)} setting{'s' if len(problems) > 1 else ''} cannot be used:"
+        raise ConfigError("\n".join([head, *(f"  - {p}" for p in problems)]), fix="correct the flags named above")
+
+
+def _problems(c: Config):
+    positive = ("lr", "head_lr_multiplier", "rpn_lr_multiplier")
+    for name in positive:
+        value = getattr(c, name)
+        if value is not None and value != "auto" and not (math.isfinite(value) and value > 0):
+            yield f"{flag(name)}: got {value}, expected a finite number above 0"
+    for name, low in (("max_grad_norm", 0.0), ("weight_decay", 0.0)):
+        value = getattr(c, name)
+        if value is not None and not (math.isfinite(value) and value >= low):
+            yield f"{flag(name)}: got {value}, expected a finite number, {low} or more"
+    if not (math.isfinite(c.momentum) and 0 <= c.momentum < 1):
+        yield f"--momentum: got {c.momentum}, expected 0 <= momentum < 1 (1 or more diverges by itself)"
+    for name, low in (
+        ("epochs", 1),
+        ("batch_size", 1),
+        ("accumulate", 1),
+        ("warmup_steps", 0),
+        ("min_size", 32),
+        ("max_size", 32),
+        ("workers", 0),
+        ("patience", 1),
+        ("num_classes", 2),
+        ("freeze_stages", 0),
+        ("box_detections_per_image", 1),
+        ("seed", 0),
+    ):
+        value = getattr(c, name)
+        if value is not None and value < low:
+            yield f"{flag(name)}: got {value}, expected {low} or more"
+    if c.min_size is not None and c.max_size is not None and c.max_size < c.min_size:
+        yield f"--max-size: got {c.max_size}, expected at least --min-size ({c.min_size})"
+    if c.model is not None and c.model not in MODELS:
+        near = difflib.get_close_matches(c.model, MODELS, 1, 0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        yield f"--model: got {c.model!r}, expected one of {', '.join(MODELS)}{hint}"
+    if c.data is not None and c.demo:
+        yield f"--demo: the built-in shapes and --data {c.data} exclude each other; give one of them"
+    if c.checkpoint_every is not None and not _interval(c.checkpoint_every):
+        yield f'--checkpoint-every: got {c.checkpoint_every!r}, expected steps such as "500" or seconds such as "60s"'
+
+
+def _interval(text: str) -> bool:
+    digits = text.removesuffix("s")
+    return digits.isascii() and digits.isdigit() and int(digits) > 0
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a Config field."""
+    return "--" + name.replace("_", "-")
+
+
+def load_config(path: str | Path) -> Config:
+    """A Config from a YAML file that `dump_config` (or a person) wrote.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key (with the nearest known one), or a value of the wrong type.
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ConfigError(f"cannot read the configuration file {path}: {e.strerror}", fix="check --config") from e
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path} is not YAML: {e}", fix="compare with what --print-config writes") from e
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds no settings", got=type(data).__name__, expected="a mapping of setting: value")
+    known = list(Config.__struct_fields__)
+    unknown = [k for k in data if k not in known]
+    if unknown:
+        hints = [f"{k!r}" + "".join(f" (did you mean {n}?)" for n in difflib.get_close_matches(str(k), known, 1)) for k in unknown]
+        raise ConfigError(f"{path} has unknown settings: {', '.join(hints)}", fix="--print-config lists all settings")
+    # YAML 1.1 reads 1e-3 (no dot) as a string; a person means a number.
+    data = {k: _number(v) for k, v in data.items()}
+    try:
+        return msgspec.convert(data, type=Config)
+    except msgspec.ValidationError as e:
+        raise ConfigError(f"{path}: {e}", fix="--print-config shows the type of each setting") from e
+
+
+def _number(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+        # Only the exponent form YAML 1.1 misses; "60" for checkpoint_every stays text.
+        return number if "e" in value.lower() and math.isfinite(number) else value
+    return value
+
+
+def dump_config(config: Config) -> str:
+    """YAML of every setting, which `load_config` takes back unchanged."""
+    import yaml
+
+    return yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,252 @@
+"""What the project writes down: plain records, and strict JSON for them. Standard library only.
+
+Non-finite floats become the strings "nan", "inf" and "-inf", so that every line is JSON any parser reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+COMPONENTS = ("backbone", "rpn", "box_head", "mask_head")
+"""The four parameter groups of a torchvision Mask R-CNN, in this order everywhere."""
+
+Symptom = Literal[
+    "loss_nonfinite",
+    "grad_nonfinite",
+    "param_nonfinite",
+    "buffer_nonfinite",
+    "optimizer_nonfinite",
+    "input_nonfinite",
+    "diverged",
+    "scale_collapse",
+    "stalled",
+    "crash",
+]
+ActionKind = Literal["skip", "rollback", "quarantine", "lower_lr", "precision", "reload", "stop"]
+CAUSES = (
+    "LR_TOO_HIGH",
+    "DATA_BOX",
+    "DATA_LABEL",
+    "DATA_PIXEL",
+    "DATA_MASK",
+    "NORM_STATE",
+    "POISONED_STATE",
+    "FP16_OVERFLOW",
+    "SCALE_COLLAPSE",
+    "LOSS_MATH",
+    "ACCUMULATION",
+    "ANCHORS",
+    "TRANSIENT",
+    "BACKEND",
+    "RANK_LOCAL",
+    "UNKNOWN",
+)
+
+
+@dataclass
+class StepRecord:
+    """One planned optimizer step, applied or refused.
+
+    ``grad_norm`` and ``group_grad_norm`` are true 2-norms: after unscaling, before clipping. ``losses`` are means over
+    the micro-batches. ``update_ratio`` is ‖update‖ / ‖weights‖ per component, empty on steps where it was not measured.
+    ``symptom`` is None for an applied step and for a benign skip (the fp16 scale search).
+    """
+
+    step: int
+    epoch: int
+    losses: dict[str, float]
+    loss: float
+    grad_norm: float
+    group_grad_norm: dict[str, float]
+    lr: dict[str, float]
+    loss_scale: float | None
+    image_ids: list[int]
+    applied: bool
+    symptom: Symptom | None = None
+    update_ratio: dict[str, float] = field(default_factory=dict)
+    kind: str = "step"
+
+
+@dataclass
+class EpochRecord:
+    """Means over the applied steps of one epoch. ``seconds`` is wall time without evaluation."""
+
+    epoch: int
+    step: int
+    losses: dict[str, float]
+    loss: float
+    grad_norm: float
+    lr: dict[str, float]
+    skipped_steps: int
+    images_per_second: float
+    seconds: float
+    kind: str = "epoch"
+
+
+@dataclass
+class EvalRecord:
+    """COCO metrics after an epoch: ``bbox/AP``, ``bbox/AP50``, ``segm/AP`` … in 0..1; per-class AP in ``per_class``."""
+
+    epoch: int
+    step: int
+    metrics: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+    seconds: float
+    kind: str = "eval"
+
+
+@dataclass
+class DataFinding:
+    """One problem in annotations or images, as ``check`` prints it."""
+
+    code: str
+    severity: Literal["error", "warning", "info"]
+    image_id: int | None
+    annotation_id: int | None
+    file_name: str | None
+    message: str
+    fix: str
+
+
+@dataclass
+class Evidence:
+    """One test that was made, what came out, and the cause code it supports (None: it separates nothing)."""
+
+    test: str
+    outcome: str
+    supports: str | None = None
+
+
+@dataclass
+class Culprit:
+    """Who did it. Unknown parts are None or empty, never guessed."""
+
+    component: str | None = None
+    module: str | None = None
+    image_ids: list[int] = field(default_factory=list)
+    annotation_ids: list[int] = field(default_factory=list)
+    checkpoint: str | None = None
+    rank: int | None = None
+
+
+@dataclass
+class Finding:
+    """A cause with its proof: what diagnosis hands to recovery. ``confidence`` ≥ 0.9 means proved by replay or scan.
+
+    ``onset_step`` is the last step whose start state replays healthy, where the divergence began; None if unknown.
+    ``fix`` is the flag or command that makes the cure permanent; ``detail`` holds numbers for the explanation.
+    """
+
+    cause: str
+    confidence: float
+    culprit: Culprit = field(default_factory=Culprit)
+    evidence: list[Evidence] = field(default_factory=list)
+    onset_step: int | None = None
+    fix: str = ""
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Action:
+    """What recovery decided. ``detail`` is, per kind:
+
+    skip: {} · quarantine: {"image_ids": [...]} · rollback: {"to_step": int} ·
+    lower_lr: {"component": str, "factor": float, "to_step": int} · precision: {"module": str, "dtype": "fp32"} or
+    {"loss_scale": float} · reload: {"checkpoint": str | None} · stop: {"why": str}.
+    """
+
+    kind: ActionKind
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Alarm:
+    """The guard's verdict on one step: what it saw, never why."""
+
+    symptom: Symptom
+    step: int
+    epoch: int
+    onset_step: int
+    message: str
+    measured: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Incident:
+    """One alarm from symptom to outcome, as written to ``incidents/NNNN.json``."""
+
+    id: str
+    step: int
+    epoch: int
+    onset_step: int
+    symptom: Symptom
+    cause: str
+    confidence: float
+    culprit: Culprit
+    evidence: list[Evidence]
+    action: Action
+    outcome: Literal["recovered", "stopped"]
+    lost_steps: int
+    fix: str
+    explain: str
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    """How a run ended, as written to ``result.json`` and returned by ``train``."""
+
+    status: Literal["finished", "stopped", "interrupted"]
+    exit_code: int
+    finite: bool
+    epochs: int
+    steps: int
+    skipped_steps: int
+    incidents: list[str]
+    metrics: dict[str, float]
+    best_checkpoint: str | None
+    first_loss: float
+    last_loss: float
+    images_per_second: float
+    guard_seconds: float
+    peak_memory_bytes: int
+
+
+def plain(value: Any) -> Any:
+    """``value`` as dicts, lists and JSON scalars; non-finite floats as "nan", "inf", "-inf"."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    return value
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Strict JSON of a record, a dict or a list of them."""
+    return json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def number(value: Any) -> float:
+    """The float behind a JSON value: the inverse of what `plain` did to non-finite numbers."""
+    return float(value)
+
+
+def record_from(kind: type, data: dict[str, Any]) -> Any:
+    """A record of class ``kind`` from its JSON dict; unknown keys are ignored, nested records are rebuilt."""
+    nested = {"culprit": Culprit, "action": Action}
+    known = {f.name for f in dataclasses.fields(kind)}
+    values = {k: v for k, v in data.items() if k in known}
+    for name, cls in nested.items():
+        if isinstance(values.get(name), dict):
+            values[name] = record_from(cls, values[name])
+    if isinstance(values.get("evidence"), list):
+        values["evidence"] = [record_from(Evidence, e) if isinstance(e, dict) else e for e in values["evidence"]]
+    return kind(**values)
