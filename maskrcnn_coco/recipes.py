@@ -1,0 +1,180 @@
+"""Settings that were not given, from the data set's size; and the learning-rate guideline per component.
+
+The recipe table and the guideline are for fine-tuning pretrained weights. The built-in shapes train a small network
+from random weights, which wants a higher rate; their recipe says so. Torch-free.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+import msgspec
+
+from maskrcnn_coco.config import Config, flag
+from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.records import COMPONENTS
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a data set of one size is trained with."""
+
+    name: str
+    lr: float
+    head_lr_multiplier: float
+    epochs: int
+
+
+BUILTIN = Recipe("built-in shapes, from random weights", 5e-3, 5.0, 30)
+SIZES = (
+    (500, Recipe("fewer than 500 images", 1e-3, 5.0, 30)),
+    (2001, Recipe("500 to 2000 images", 5e-3, 5.0, 20)),
+    (None, Recipe("more than 2000 images", 5e-3, 7.0, 15)),
+)
+
+
+@dataclass(frozen=True)
+class Range:
+    """A safe and an aggressive learning-rate range of one component; ``state`` is what its weights start from."""
+
+    state: str
+    safe: tuple[float, float]
+    aggressive: tuple[float, float]
+
+
+GUIDELINE = {
+    "backbone": Range("pretrained", (1e-4, 5e-3), (1e-3, 1e-2)),
+    "rpn": Range("partly pretrained", (5e-4, 5e-3), (5e-3, 2e-2)),
+    "box_head": Range("random", (1e-3, 1e-2), (1e-2, 5e-2)),
+    "mask_head": Range("random", (1e-3, 1e-2), (1e-2, 5e-2)),
+}
+CLIP_GUIDE = ((1.0, "very conservative"), (5.0, "conservative"), (10.0, "default"), (20.0, "loose"))
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A Config without gaps, with the reason for each value and the warnings about them."""
+
+    config: Config
+    reasons: dict[str, str]
+    warnings: list[str] = field(default_factory=list)
+
+
+def recipe_for(num_images: int, *, builtin: bool = False) -> Recipe:
+    """The recipe for a data set of ``num_images`` training images."""
+    if builtin:
+        return BUILTIN
+    return next(r for limit, r in SIZES if limit is None or num_images < limit)
+
+
+def component_lrs(config: Config) -> dict[str, float]:
+    """Learning rate per component after warm-up. ``config`` must be resolved (no None, no "auto")."""
+    lr, head, rpn = config.lr, config.head_lr_multiplier, config.rpn_lr_multiplier
+    if not isinstance(lr, float) or head is None or rpn is None:
+        raise ConfigError("the learning rate is not settled yet", got=lr, fix="call recipes.resolve first")
+    return dict(zip(COMPONENTS, (lr, lr * rpn, lr * head, lr * head), strict=True))
+
+
+def resolve(config: Config, *, num_images: int, builtin: bool = False, device: str = "cpu", world: int = 1) -> Resolved:
+    """Fill each setting that was not given and say why; a value that was given stays as it is.
+
+    Args:
+        num_images: training images, after quarantine.
+        builtin: the data are the built-in shapes.
+        device: torch device type, "cpu", "cuda" or "mps".
+        world: number of processes.
+    """
+    recipe = recipe_for(num_images, builtin=builtin)
+    size = f"recipe: {recipe.name} ({num_images})"
+    values = _defaults(config, recipe, size, num_images=num_images, builtin=builtin, device=device, world=world)
+    filled: dict[str, object] = {}
+    reasons = {name: "given" for name in Config.__struct_fields__ if _given(config, name)}
+    for name, (value, reason) in values.items():
+        if getattr(config, name) is None:
+            filled[name] = value
+            reasons[name] = reason
+    resolved = msgspec.structs.replace(config, **filled)
+    if resolved.lr_scaling == "linear" and world > 1 and isinstance(resolved.lr, float):
+        resolved = msgspec.structs.replace(resolved, lr=resolved.lr * world)
+        reasons["lr"] += f", times {world} processes (--lr-scaling linear)"
+    warnings = [] if resolved.lr == "auto" else lr_warnings(resolved, builtin=builtin)
+    if world > 1 and resolved.lr_scaling == "none":
+        warnings.append(
+            f"{world} processes make the batch {world} times larger while --lr stays {resolved.lr:g}; "
+            "--lr-scaling linear would multiply it"
+            if isinstance(resolved.lr, float)
+            else f"{world} processes make the batch {world} times larger"
+        )
+    return Resolved(resolved, reasons, warnings)
+
+
+def _given(config: Config, name: str) -> bool:
+    return getattr(config, name) != getattr(Config(), name)
+
+
+def _defaults(c: Config, recipe: Recipe, size: str, *, num_images: int, builtin: bool, device: str, world: int):
+    """Field → (value, reason) for everything that may be left open."""
+    batch_size = c.batch_size or (4 if builtin else 2 if device == "cpu" else 4)
+    epochs = c.epochs or recipe.epochs
+    steps = max(1, -(-num_images // (batch_size * c.accumulate * world))) * epochs
+    warmup = min(1000, max(1, steps // 20)) if not builtin else min(60, max(1, steps // 10))
+    small = "small network for the built-in shapes"
+    cores = os.cpu_count() or 1
+    workers = min(4, max(0, cores - 1)) if device != "cpu" else (0 if builtin else min(2, cores - 1))
+    return {
+        "lr": (recipe.lr, size),
+        "head_lr_multiplier": (recipe.head_lr_multiplier, size),
+        "rpn_lr_multiplier": (1.0, "default: the rpn is partly pretrained"),
+        "epochs": (recipe.epochs, size),
+        "batch_size": (batch_size, small if builtin else f"default on {device}"),
+        "warmup_steps": (warmup, f"a share of the {steps} planned steps, at most 1000"),
+        "weight_decay": ((1e-4, "default for sgd") if c.optimizer == "sgd" else (0.05, "default for adamw")),
+        "model": (("maskrcnn_resnet18_fpn", small) if builtin else ("maskrcnn_resnet50_fpn_v2", "default")),
+        "weights": _default_weights(c, builtin=builtin),
+        "min_size": ((128, small) if builtin else (800, "torchvision's default")),
+        "max_size": _default_max_size(c, builtin=builtin),
+        "workers": (workers, f"{cores} cores, training on {device}"),
+        "box_detections_per_image": (100, "COCO's maxDets"),
+    }
+
+
+def _default_weights(c: Config, *, builtin: bool) -> tuple[str, str]:
+    if builtin:
+        return "none", "no download for the built-in shapes"
+    if c.backbone_weights is not None:
+        return "none", "--backbone-weights gives the backbone; heads start at random"
+    if c.model in ("maskrcnn_resnet18_fpn", "maskrcnn_mobilenet_v2_fpn"):
+        return "imagenet", f"{c.model} has no COCO weights"
+    return "coco", "default: fine-tune from COCO"
+
+
+def _default_max_size(c: Config, *, builtin: bool) -> tuple[int, str]:
+    if builtin and c.min_size is None:
+        return 128, "small network for the built-in shapes"
+    if c.min_size is None:
+        return 1333, "torchvision's default"
+    return round(c.min_size * 1333 / 800), "torchvision's ratio to --min-size"
+
+
+def lr_warnings(config: Config, *, builtin: bool) -> list[str]:
+    """One sentence for each component whose learning rate is in the aggressive range of the guideline, or past it."""
+    sentences = []
+    names = {"backbone": "lr", "rpn": "rpn_lr_multiplier", "box_head": "head_lr_multiplier", "mask_head": "head_lr_multiplier"}
+    for component, lr in component_lrs(config).items():
+        guide = GUIDELINE[component]
+        if lr <= guide.safe[1] * (1 + 1e-9):
+            continue
+        low, high = guide.aggressive
+        place = "past the aggressive range" if lr > high * (1 + 1e-9) else "in the aggressive range"
+        sentences.append(
+            f"{component}: learning rate {lr:g} is {place} {low:g} to {high:g} "
+            f"(safe for {guide.state} weights: {guide.safe[0]:g} to {guide.safe[1]:g}; {flag(names[component])})"
+        )
+    if builtin and sentences:
+        sentences.append("the guideline is for pretrained weights; the built-in shapes start from random ones")
+    if config.max_grad_norm == 0:
+        sentences.append("gradient clipping is off (--max-grad-norm 0): one bad batch can start a divergence")
+    elif config.max_grad_norm > CLIP_GUIDE[-1][0]:
+        sentences.append(f"--max-grad-norm {config.max_grad_norm:g} is looser than {CLIP_GUIDE[-1][0]:g} (10 is the default)")
+    return sentences
