@@ -1,0 +1,40 @@
+# Two commands on a fresh machine: `make train` and `make test`. Both do all the set-up first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install train test lint bench nanbench faults fuzz clean
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $(STAMP)
+
+install: $(STAMP)
+
+train: $(STAMP)
+	$(BIN)/python maskrcnn_coco/main_mlops.py --demo
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(STAMP)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+bench: $(STAMP)
+	$(BIN)/python bench/speed/run.py
+
+nanbench: $(STAMP)
+	$(BIN)/python bench/nanbench/run.py
+
+faults: $(STAMP)
+	$(BIN)/python bench/faults/run.py
+
+fuzz: $(STAMP)
+	$(BIN)/python bench/fuzz/run.py --cases 1000000
+
+clean:
+	rm -rf $(VENV) runs checkpoints

@@ -1,0 +1,131 @@
+"""From the settings to checked training and validation data."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maskrcnn_coco.errors import ConfigError, DataError
+from maskrcnn_coco.records import DataFinding
+
+if TYPE_CHECKING:
+    from maskrcnn_coco.coco import CocoTable
+    from maskrcnn_coco.config import Config
+
+SPLIT = 0.15
+"""Share of the images held back for validation where no validation set is given."""
+
+
+@dataclass
+class RunData:
+    """What a run trains and evaluates on, before transforms. The tables are None where the caller brought a data set."""
+
+    train: CocoTable | None
+    val: CocoTable | None
+    class_names: tuple[str, ...]
+    builtin: bool
+    notes: list[str] = field(default_factory=list)
+    findings: list[DataFinding] = field(default_factory=list)
+    bad_images: set[int] = field(default_factory=set)
+    bad_annotations: set[int] = field(default_factory=set)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes with background."""
+        return len(self.class_names)
+
+
+def shapes_folder() -> Path:
+    """Where the built-in shapes are drawn once: the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "maskrcnn_coco" / "shapes"
+
+
+def open_data(config: Config) -> RunData:
+    """Find, read and split the data that ``config`` names; nothing is checked yet.
+
+    Raises:
+        DataError: no such folder or file, not COCO, no images.
+    """
+    from maskrcnn_coco.coco import load_coco
+    from maskrcnn_coco.layouts import find_data, split
+    from maskrcnn_coco.shapes import write_shapes
+
+    if config.data is None:
+        train_json, val_json = write_shapes(shapes_folder())
+        train, val = (load_coco(p, Path(p).parent) for p in (train_json, val_json))
+        return RunData(train, val, train.class_names, builtin=True)
+    found = find_data(config.data, images=config.images, val=config.val, val_images=config.val_images, seed=config.seed)
+    train, val, notes = found.train, found.val, list(found.notes)
+    if val is None:
+        train, val = split(train, SPLIT, config.seed)
+        notes.append(
+            f"no validation set was found: {len(val)} of {len(val) + len(train)} images are held back, the same ones "
+            f"each time; --val PATH names one of your own"
+        )
+    if val.class_names != train.class_names:
+        raise DataError(
+            f"training and validation data name different categories ({train.json_path} and {val.json_path})",
+            got=f"{', '.join(val.class_names[1:])}",
+            expected=f"{', '.join(train.class_names[1:])}",
+            fix="give both files the same `categories` list",
+        )
+    return RunData(train, val, train.class_names, builtin=False, notes=notes)
+
+
+def check_data(data: RunData, config: Config) -> None:
+    """Audit the training data (once per fingerprint), and leave out what has errors; exit 3 with --strict."""
+    if data.train is None:
+        return
+    from maskrcnn_coco.audit import audit_cached, to_quarantine
+
+    data.findings = audit_cached(data.train, other=data.val)
+    errors = [f for f in data.findings if f.severity == "error"]
+    if errors and config.strict:
+        first = errors[0]
+        raise DataError(
+            f"{len(errors)} data errors in {data.train.json_path} (--strict); the first: {first.message}",
+            fix="maskrcnn-coco check --data … lists all of them and --fix OUT.json repairs what can be",
+        )
+    images, annotations = to_quarantine(data.findings)
+    data.bad_images |= images
+    data.bad_annotations |= annotations
+    if len(data.bad_images) >= len(data.train):
+        raise DataError(
+            f"no usable image is left in {data.train.json_path}: all {len(data.train)} have errors",
+            got=errors[0].message if errors else None,
+            fix="maskrcnn-coco check --data … shows what is wrong with each",
+        )
+
+
+def read_quarantine(path: str | Path) -> dict[str, Any]:
+    """``quarantine.json`` of this or another run: {"images": [{"id", "incident", …}], "annotations": [...]}.
+
+    Raises:
+        ConfigError: no such file, or not one that a run wrote.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        images = [int(i["id"]) for i in data["images"]]
+        annotations = [int(a["id"]) for a in data["annotations"]]
+    except OSError as e:
+        raise ConfigError(f"cannot read the quarantine file {path}: {e.strerror}", fix="check --quarantine") from e
+    except (ValueError, KeyError, TypeError) as e:
+        raise ConfigError(
+            f"{path} is not a quarantine file",
+            got=f"{type(e).__name__}: {e}",
+            expected='{"images": [{"id": 17, …}], "annotations": [{"id": 203, …}]}',
+            fix="use the quarantine.json of a run folder",
+        ) from e
+    return {"image_ids": images, "annotation_ids": annotations, "entries": data}
+
+
+def write_quarantine(path: Path, images: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]]) -> None:
+    """Write ``quarantine.json`` atomically: what is left out of training, each with the incident or finding that says why."""
+    from maskrcnn_coco.durable import write_text
+
+    write_text(path, json.dumps({"images": list(images), "annotations": list(annotations)}, indent=1, allow_nan=False))

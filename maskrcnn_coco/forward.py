@@ -1,0 +1,91 @@
+"""One forward pass of training as a pure function of (weights, batch, seed, step, micro-batch, rank)."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_coco.precision import autocast
+
+if TYPE_CHECKING:
+    from maskrcnn_coco.data import Batch
+
+
+def step_seed(seed: int, step: int, micro: int, rank: int = 0) -> int:
+    """A 63-bit seed from the run's seed and a counter: the same numbers in any process, in any order of calls."""
+    key = f"{seed}:{step}:{micro}:{rank}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+
+
+class Forward:
+    """``forward(batch)`` for the guard: counts micro-batches itself, seeds torch before each.
+
+    torchvision's RPN and RoI samplers draw from torch's global generator; seeding it from a counter makes every step
+    repeatable on its own, without saved generator states.
+    """
+
+    def __init__(self, model: nn.Module, *, device: torch.device, precision: str, seed: int, rank: int = 0) -> None:
+        self.model = model
+        self.device = device
+        self.precision = precision
+        self.seed = seed
+        self.rank = rank
+        self._step = 0
+        self._micro = 0
+
+    def begin(self, step: int) -> Forward:
+        """Make the next call micro-batch 0 of planned step ``step``."""
+        self._step, self._micro = step, 0
+        return self
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of one micro-batch, by torchvision's names; float scalars with a graph."""
+        losses = self.losses(self.model, batch, self._step, self._micro)
+        self._micro += 1
+        return losses
+
+    def losses(self, model: nn.Module, batch: Batch, step: int, micro: int, precision: str | None = None) -> dict[str, Tensor]:
+        """The same for any copy of the model, at any step; ``precision`` overrides the run's (for replays)."""
+        batch = batch.to(self.device, non_blocking=True)
+        torch.manual_seed(step_seed(self.seed, step, micro, self.rank))
+        with ExitStack() as stack:
+            stack.enter_context(autocast(precision or self.precision, self.device))
+            losses = model(batch.images, batch.targets)
+        return {name: value.float() for name, value in losses.items()}
+
+
+def keep_fp32(model: nn.Module, module_name: str) -> None:
+    """Run one module of ``model`` in float32 inside autocast, for good: the cure for a half-precision overflow.
+
+    Inputs are cast to float32 (half-precision tensors only); outputs stay float32. Idempotent.
+    """
+    module = model.get_submodule(module_name)
+    if getattr(module, "_kept_fp32", False):
+        return
+    inner = module.forward
+
+    def forward(*args, **kwargs):
+        with torch.autocast(device_type=_device_type(module), enabled=False):
+            return inner(*[_float(a) for a in args], **{k: _float(v) for k, v in kwargs.items()})
+
+    module.forward = forward
+    module._kept_fp32 = True  # type: ignore[assignment]
+
+
+def _device_type(module: nn.Module) -> str:
+    parameter = next(module.parameters(), None)
+    return "cpu" if parameter is None else parameter.device.type
+
+
+def _float(value):
+    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+        return value.float()
+    if isinstance(value, dict):
+        return type(value)((k, _float(v)) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value)(_float(v) for v in value)
+    return value
