@@ -1,0 +1,244 @@
+"""COCO annotations in columns: one array a field, the segmentation kept as raw JSON until somebody needs the mask.
+
+Reading is patient: what is wrong with one annotation never fails the load, it is noted in `CocoTable.problems` for the
+audit (bad numbers are NaN in the columns, unknown categories label 0). What is wrong with the file is a DataError.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from maskrcnn_coco.cocoentries import CategoryEntry, Entries, ImageEntry, Problem
+from maskrcnn_coco.cocofile import SHAPE, read_text
+from maskrcnn_coco.cocoparse import parse
+from maskrcnn_coco.errors import DataError
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class of the data set: the id and the name the file gives it."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Many short byte strings in one array, so that worker processes share them: ``data`` uint8, ``spans`` int64 (N, 2)."""
+
+    data: np.ndarray
+    spans: np.ndarray
+
+    def __getitem__(self, row: int) -> bytes:
+        start, stop = self.spans[row].tolist()
+        return self.data[start:stop].tobytes()
+
+    @staticmethod
+    def of(items: list[bytes]) -> Texts:
+        """The strings of ``items``, joined."""
+        stops = np.cumsum(np.fromiter(map(len, items), np.int64, len(items)), dtype=np.int64)
+        spans = np.stack([np.concatenate([stops[:0], [0], stops[:-1]])[: len(items)], stops], axis=1)
+        return Texts(np.frombuffer(b"".join(items), np.uint8), spans.astype(np.int64))
+
+
+@dataclass(frozen=True)
+class CocoTable:
+    """A COCO file in columns; I images, A annotations. Never changed after `load_coco`; ``row`` is a position in a column.
+
+    Attributes:
+        image_ids: int64 (I,), unique. heights, widths: int32 (I,), pixels as the file says, 0 where it does not.
+        ann_ids: int64 (A,); -(n + 1) where the n-th annotation has none. ann_image: int64 (A,), image row, -1 unknown.
+        boxes: float64 (A, 4), COCO xywh in pixels; NaN where the file has no finite number.
+        labels: int64 (A,), 1..K-1 by sorted category id, 0 where the category is unknown.
+        iscrowd: bool (A,). area: float64 (A,), as given, NaN where not.
+        category_ids: int64 (A,), as the file says. categories: sorted by id; label n is categories[n - 1].
+        problems: what did not fit while reading.
+    """
+
+    json_path: Path
+    image_root: Path
+    image_ids: np.ndarray
+    heights: np.ndarray
+    widths: np.ndarray
+    ann_ids: np.ndarray
+    ann_image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    iscrowd: np.ndarray
+    area: np.ndarray
+    category_ids: np.ndarray
+    categories: tuple[Category, ...]
+    names: Texts
+    segmentations: Texts
+    problems: tuple[Problem, ...] = field(default=(), repr=False)
+    dropped_category: Category | None = None
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """("background", first category, …): the name of each label."""
+        return ("background", *(c.name for c in self.categories))
+
+    @property
+    def num_classes(self) -> int:
+        """Classes with background."""
+        return 1 + len(self.categories)
+
+    def file_name(self, row: int) -> str:
+        """The file name of an image, relative to ``image_root``, as the file says: not checked, see `images.read_image`."""
+        return self.names[row].decode("utf-8", "replace")
+
+    def segmentation_raw(self, ann_row: int) -> bytes:
+        """The annotation's ``segmentation`` as JSON text; empty where it has none. For `masks.decode_mask`."""
+        return self.segmentations[ann_row]
+
+    @cached_property
+    def _by_image(self) -> tuple[np.ndarray, np.ndarray]:
+        order = np.argsort(self.ann_image, kind="stable")
+        starts = np.searchsorted(self.ann_image[order], np.arange(len(self) + 1))
+        return order, starts
+
+    def annotations_of(self, image_row: int) -> np.ndarray:
+        """Annotation rows of an image, int64, in the file's order."""
+        order, starts = self._by_image
+        return order[starts[image_row] : starts[image_row + 1]]
+
+    @cached_property
+    def _rows(self) -> tuple[np.ndarray, np.ndarray]:
+        order = np.argsort(self.image_ids, kind="stable")
+        return self.image_ids[order], order
+
+    def row_of(self, image_id: int) -> int:
+        """The row of an image id. Raises KeyError where the file has no such image."""
+        ids, order = self._rows
+        at = int(np.searchsorted(ids, image_id))
+        if at == len(ids) or ids[at] != image_id:
+            raise KeyError(image_id)
+        return int(order[at])
+
+    def subset(self, image_rows: np.ndarray) -> CocoTable:
+        """The images in ``image_rows`` (int64, in that order) with their annotations, in the file's order."""
+        rows = np.asarray(image_rows, np.int64)
+        new_row = np.full(len(self) + 1, -1, np.int64)  # the last entry stays -1: for annotations without an image
+        new_row[rows] = np.arange(len(rows))
+        image = new_row[self.ann_image]
+        keep = np.flatnonzero(image >= 0)
+        return replace(
+            self,
+            image_ids=self.image_ids[rows],
+            heights=self.heights[rows],
+            widths=self.widths[rows],
+            names=Texts(self.names.data, self.names.spans[rows]),
+            ann_image=image[keep],
+            segmentations=Texts(self.segmentations.data, self.segmentations.spans[keep]),
+            **{n: getattr(self, n)[keep] for n in ("ann_ids", "boxes", "labels", "iscrowd", "area", "category_ids")},
+            problems=self._problems_of(set(self.image_ids[rows].tolist())),
+        )
+
+    def _problems_of(self, image_ids: set[int]) -> tuple[Problem, ...]:
+        return tuple(p for p in self.problems if p.image_id is None or p.image_id in image_ids)
+
+    def with_categories(self, categories: tuple[Category, ...]) -> CocoTable:
+        """This table with the labels of another one's ``categories``, matched by name: a validation set's labels.
+
+        Raises:
+            DataError: an annotated category is not among ``categories``.
+        """
+        label_of = {c.name: n for n, c in enumerate(categories, 1)}
+        strange = [c.name for n, c in enumerate(self.categories, 1) if c.name not in label_of and np.any(self.labels == n)]
+        if strange:
+            raise DataError(
+                f"{self.json_path} has annotations of categories that the training data does not have",
+                got=", ".join(strange),
+                expected=", ".join(c.name for c in categories),
+                fix="use the same category names in both files",
+            )
+        table = np.array([0, *(label_of.get(c.name, 0) for c in self.categories)], np.int64)
+        return replace(self, labels=table[self.labels], categories=categories)
+
+
+def load_coco(json_path: str | Path, image_root: str | Path) -> CocoTable:
+    """Read a COCO annotation file (plain or gzip, BOM or not) whose ``file_name`` are relative to ``image_root``.
+
+    Raises:
+        DataError: no such file, not a regular file, not JSON, not COCO, no `images`, no `categories`, no image at all.
+    """
+    path = Path(json_path)
+    return _table(parse(read_text(path), path), path, Path(image_root))
+
+
+def _table(entries: Entries, path: Path, root: Path) -> CocoTable:
+    problems = list(entries.problems)
+    images = _unique_images(entries.images, problems)
+    if not images:
+        raise DataError(f"{path} has no images", expected=SHAPE, fix="name a file whose `images` list has entries")
+    anns = entries.annotations
+    n = len(anns)
+    image_ids = np.array([i.id for i in images], np.int64)
+    category_ids = np.fromiter((a.category_id for a in anns), np.int64, n)
+    categories, dropped = _categories(entries.categories, category_ids, path, problems)
+    return CocoTable(
+        json_path=path,
+        image_root=root,
+        image_ids=image_ids,
+        heights=np.array([i.height for i in images], np.int32),
+        widths=np.array([i.width for i in images], np.int32),
+        ann_ids=np.fromiter((a.id for a in anns), np.int64, n),
+        ann_image=_rows_in(image_ids, np.fromiter((a.image_id for a in anns), np.int64, n)),
+        boxes=np.array([a.bbox for a in anns], np.float64).reshape(n, 4),
+        labels=_rows_in(np.array([c.id for c in categories], np.int64), category_ids) + 1,
+        iscrowd=np.fromiter((bool(a.iscrowd) for a in anns), bool, n),
+        area=np.fromiter((a.area for a in anns), np.float64, n),
+        category_ids=category_ids,
+        categories=tuple(Category(c.id, c.name) for c in categories),
+        names=Texts.of([i.file_name.encode("utf-8", "replace") for i in images]),
+        segmentations=Texts.of([bytes(a.segmentation) for a in anns]),
+        problems=tuple(problems),
+        dropped_category=dropped,
+    )
+
+
+def _unique_images(images: list[ImageEntry], problems: list[Problem]) -> list[ImageEntry]:
+    """The first entry of each id: annotations name images by id, so that a second one could not be told apart."""
+    first: dict[int, ImageEntry] = {}
+    for image in images:
+        if first.setdefault(image.id, image) is not image:
+            text = f"the id is used again, for {image.file_name!r}; the first entry, {first[image.id].file_name!r}, is kept"
+            problems.append(Problem("IMAGE_ID_DUPLICATE", image.id, None, text))
+    return list(first.values())
+
+
+def _categories(
+    entries: list[CategoryEntry], used: np.ndarray, path: Path, problems: list[Problem]
+) -> tuple[list[CategoryEntry], Category | None]:
+    """Categories by id, without repeats and without the one Roboflow adds: id 0, above all others, never annotated."""
+    by_id: dict[int, CategoryEntry] = {}
+    for c in entries:
+        if by_id.setdefault(c.id, c) is not c:
+            text = f"category id {c.id} is used again, for {c.name!r}; the first, {by_id[c.id].name!r}, is kept"
+            problems.append(Problem("CATEGORY_ID_DUPLICATE", None, None, text))
+    found = [by_id[i] for i in sorted(by_id)]
+    if not found:
+        raise DataError(
+            f"{path} has no categories",
+            expected='"categories": [{"id": 1, "name": "..."}, ...]',
+            fix="add the list of categories: labels are numbered by it",
+        )
+    head = found[0]
+    is_parent = head.supercategory in (None, "none") and any(c.supercategory == head.name for c in found[1:])
+    if head.id == 0 and is_parent and not np.any(used == 0):
+        return found[1:], Category(0, head.name)
+    return found, None
+
+
+def _rows_in(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The position of each of ``wanted`` in ``ids`` (unique), -1 where it is not there. int64."""
+    order = np.argsort(ids, kind="stable")
+    at = np.minimum(np.searchsorted(ids[order], wanted), len(ids) - 1)
+    return np.where(ids[order][at] == wanted, order[at], -1)

@@ -1,0 +1,258 @@
+"""The entries of a COCO file as typed records, and the patient reader for entries that do not fit."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+INT_LIMIT = 2**62
+"""Ids beyond this are refused: they do not fit the int64 columns."""
+UNKNOWN = -(2**63)
+"""Stands for an image or category id that could not be read."""
+SIDE_LIMIT = 2**20
+"""An image side beyond this many pixels is a typing error or an attack."""
+
+Box = tuple[float, float, float, float]
+NO_BOX: Box = (math.nan, math.nan, math.nan, math.nan)
+
+
+class ImageEntry(msgspec.Struct, gc=False):
+    """One entry of ``images``. Sizes in pixels, 0 where the file gives none."""
+
+    id: int
+    file_name: str
+    height: int = 0
+    width: int = 0
+
+
+class AnnotationEntry(msgspec.Struct, gc=False):
+    """One entry of ``annotations``; ``bbox`` is xywh in pixels."""
+
+    id: int
+    image_id: int
+    category_id: int
+    bbox: Box
+    segmentation: msgspec.Raw = msgspec.Raw(b"")
+    area: float = math.nan
+    iscrowd: int | bool = 0
+
+
+class CategoryEntry(msgspec.Struct, gc=False):
+    """One entry of ``categories``."""
+
+    id: int
+    name: str
+    supercategory: str | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in the file that did not fit, found while reading; `audit` turns it into a finding.
+
+    ``code`` is the finding's; ``image_id`` and ``annotation_id`` are None where unknown; ``text`` says what was found.
+    """
+
+    code: str
+    image_id: int | None
+    annotation_id: int | None
+    text: str
+
+
+@dataclass
+class Entries:
+    """The three lists of a COCO file, and what did not fit."""
+
+    images: list[ImageEntry]
+    annotations: list[AnnotationEntry]
+    categories: list[CategoryEntry]
+    problems: list[Problem] = field(default_factory=list)
+
+
+class _RawImage(msgspec.Struct, gc=False):
+    id: msgspec.Raw | None = None
+    file_name: msgspec.Raw | None = None
+    height: msgspec.Raw | None = None
+    width: msgspec.Raw | None = None
+
+
+class _RawAnnotation(msgspec.Struct, gc=False):
+    id: msgspec.Raw | None = None
+    image_id: msgspec.Raw | None = None
+    category_id: msgspec.Raw | None = None
+    bbox: msgspec.Raw | None = None
+    segmentation: msgspec.Raw = msgspec.Raw(b"")
+    area: msgspec.Raw | None = None
+    iscrowd: msgspec.Raw | None = None
+
+
+class _RawCategory(msgspec.Struct, gc=False):
+    id: msgspec.Raw | None = None
+    name: msgspec.Raw | None = None
+    supercategory: msgspec.Raw | None = None
+
+
+_image, _raw_image = msgspec.json.Decoder(ImageEntry), msgspec.json.Decoder(_RawImage)
+_annotation, _raw_annotation = msgspec.json.Decoder(AnnotationEntry), msgspec.json.Decoder(_RawAnnotation)
+_raw_category = msgspec.json.Decoder(_RawCategory)
+_BAD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class LooseReader:
+    """Decodes one entry at a time; what does not fit is mended where the meaning is plain, and noted in ``problems``."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def image(self, n: int, raw: msgspec.Raw) -> ImageEntry | None:
+        """The ``n``-th image, or None where it has no usable id."""
+        try:
+            entry = _image.decode(raw)
+            if abs(entry.id) < INT_LIMIT and 0 < entry.height <= SIDE_LIMIT and 0 < entry.width <= SIDE_LIMIT:
+                return entry
+        except _BAD:
+            pass
+        try:
+            fields = _raw_image.decode(raw)
+        except _BAD:
+            self._note("IMAGE_ENTRY_BAD", None, None, f"images[{n}] is not an object: {_shown(raw)}")
+            return None
+        identity = self._integer(fields.id, "IMAGE_ID_BAD", f"images[{n}].id", (None, None))
+        if identity is None:
+            return None
+        name = _value(fields.file_name)
+        if not isinstance(name, str):
+            self._note("IMAGE_FILE_NAME_BAD", identity, None, f"images[{n}].file_name is {_shown(fields.file_name)}")
+            name = ""
+        sides = [self._side(getattr(fields, side), identity, f"images[{n}].{side}") for side in ("height", "width")]
+        return ImageEntry(identity, name, *sides)
+
+    def _side(self, raw: msgspec.Raw | None, image_id: int, where: str) -> int:
+        number = _number(_value(raw))
+        if 0 < number <= SIDE_LIMIT and number == int(number):
+            return int(number)
+        self._note("IMAGE_SIZE_INVALID", image_id, None, f"{where} is {_shown(raw)}")
+        return 0
+
+    def category(self, n: int, raw: msgspec.Raw) -> CategoryEntry | None:
+        """The ``n``-th category, or None where it has no usable id."""
+        try:
+            fields = _raw_category.decode(raw)
+        except _BAD:
+            self._note("CATEGORY_BAD", None, None, f"categories[{n}] is not an object: {_shown(raw)}")
+            return None
+        identity = self._integer(fields.id, "CATEGORY_BAD", f"categories[{n}].id", (None, None))
+        if identity is None:
+            return None
+        name, above = _value(fields.name), _value(fields.supercategory)
+        if not isinstance(name, str):
+            self._note("CATEGORY_BAD", None, None, f"categories[{n}].name is {_shown(fields.name)}")
+            name = f"category {identity}"
+        return CategoryEntry(identity, name, above if isinstance(above, str) else None)
+
+    def annotation(self, n: int, raw: msgspec.Raw) -> AnnotationEntry:
+        """The ``n``-th annotation. Unknown ids become `UNKNOWN`, a missing own id -(n + 1), bad numbers NaN."""
+        try:
+            entry = _annotation.decode(raw)
+            if max(abs(entry.id), abs(entry.image_id), abs(entry.category_id)) < INT_LIMIT:
+                return entry
+        except _BAD:
+            pass
+        try:
+            fields = _raw_annotation.decode(raw)
+        except _BAD:
+            self._note("ANN_ENTRY_BAD", None, -(n + 1), f"annotations[{n}] is not an object: {_shown(raw)}")
+            return AnnotationEntry(-(n + 1), UNKNOWN, UNKNOWN, NO_BOX)
+        where = f"annotations[{n}]"
+        own = self._integer(fields.id, "ANN_ID_BAD", f"{where}.id", (None, -(n + 1)))
+        own = -(n + 1) if own is None else own
+        image = self._integer(fields.image_id, "ANN_IMAGE_UNKNOWN", f"{where}.image_id", (None, own))
+        who = (image, own)
+        category = self._integer(fields.category_id, "LABEL_UNKNOWN", f"{where}.category_id", who)
+        return AnnotationEntry(
+            own,
+            UNKNOWN if image is None else image,
+            UNKNOWN if category is None else category,
+            self._box(fields.bbox, where, who),
+            fields.segmentation,
+            self._area(fields.area, where, who),
+            self._crowd(fields.iscrowd, where, who),
+        )
+
+    def _box(self, raw: msgspec.Raw | None, where: str, who: tuple[int | None, int]) -> Box:
+        values = _value(raw)
+        if raw is None or values is None:
+            self._note("BOX_MISSING", *who, f"{where} has no bbox")
+            return NO_BOX
+        if not isinstance(values, list) or len(values) != 4:
+            self._note("BOX_MALFORMED", *who, f"{where}.bbox is {_shown(raw)}")
+            return NO_BOX
+        numbers = [_number(v) for v in values]
+        if not all(math.isfinite(v) for v in numbers):
+            self._note("BOX_NONFINITE", *who, f"{where}.bbox is {_shown(raw)}")
+            return NO_BOX
+        if any(isinstance(v, str) for v in values):
+            self._note("BOX_STRING", *who, f"{where}.bbox holds text where numbers belong: {_shown(raw)}")
+        return (numbers[0], numbers[1], numbers[2], numbers[3])
+
+    def _area(self, raw: msgspec.Raw | None, where: str, who: tuple[int | None, int]) -> float:
+        value = _value(raw)
+        if value is None:
+            return math.nan
+        number = _number(value)
+        if not math.isfinite(number) or isinstance(value, str):
+            self._note("AREA_BAD", *who, f"{where}.area is {_shown(raw)}")
+        return number if math.isfinite(number) else math.nan
+
+    def _crowd(self, raw: msgspec.Raw | None, where: str, who: tuple[int | None, int]) -> int:
+        value = _value(raw)
+        if value is None or value in (0, 1, "0", "1"):
+            return int(value or 0)
+        self._note("ISCROWD_BAD", *who, f"{where}.iscrowd is {_shown(raw)}")
+        return 0
+
+    def _integer(self, raw: msgspec.Raw | None, code: str, where: str, who: tuple[int | None, int | None]) -> int | None:
+        value = _value(raw)
+        number = _number(value)
+        if math.isfinite(number) and abs(number) < INT_LIMIT and number == int(number):
+            if isinstance(value, str):
+                self._note("ID_STRING", *who, f"{where} is text, {_shown(raw)}, where a whole number belongs")
+                return int(number)
+            return int(value)  # not through float: ids above 2**53 must stay exact
+        self._note(code, *who, f"{where} is missing" if raw is None else f"{where} is {_shown(raw)}")
+        return None
+
+    def _note(self, code: str, image_id: int | None, annotation_id: int | None, text: str) -> None:
+        self.problems.append(Problem(code, image_id, annotation_id, text))
+
+
+def _value(raw: msgspec.Raw | None) -> Any:
+    """The JSON value, by the standard library, which takes 1e400, lone surrogates and long digits; text if it cannot."""
+    if raw is None:
+        return None
+    text = bytes(raw)
+    if len(text) > 2000:
+        return text[:40].decode("utf-8", "replace")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text[:40].decode("utf-8", "replace")
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return math.nan
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+def _shown(raw: msgspec.Raw | None) -> str:
+    if raw is None:
+        return "missing"
+    text = bytes(raw)
+    return (text if len(text) <= 60 else text[:57] + b"...").decode("utf-8", "replace")

@@ -1,0 +1,106 @@
+"""The bytes of an annotation file, read safely: regular files only, BOM and gzip undone, bombs refused."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import re
+import stat
+import zlib
+from pathlib import Path
+
+from maskrcnn_coco.errors import DataError
+
+SHAPE = '{"images": [...], "annotations": [...], "categories": [...]}'
+"""What a COCO file looks like, for messages."""
+_GZIP_FLOOR, _GZIP_RATIO = 64 << 20, 200
+_HEAD = 4096
+
+
+def read_text(path: Path) -> bytes:
+    """The JSON text of ``path`` as UTF-8 without BOM.
+
+    Raises:
+        DataError: no such file, not a regular file, larger than the free memory, a damaged or bomb-like gzip file, or
+            plainly not a JSON object.
+    """
+    data = _read_regular(path)
+    if data[:2] == b"\x1f\x8b":
+        data = _gunzip(path, data)
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        try:
+            data = data.decode("utf-16").encode()
+        except UnicodeError as e:
+            raise DataError(f"{path} starts like UTF-16 but is not: {e}", fix="save it again as UTF-8") from e
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    _check_start(path, data[:_HEAD])
+    return data
+
+
+def _read_regular(path: Path) -> bytes:
+    try:
+        # O_NONBLOCK: opening a FIFO must not wait for a writer.
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        with os.fdopen(fd, "rb") as file:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode):
+                raise DataError(f"{path} is not a regular file", expected="a COCO json file", fix="check --data")
+            _check_memory(path, info.st_size)
+            head = file.read(_HEAD)
+            if head[:2] not in (b"\x1f\x8b", b"\xff\xfe", b"\xfe\xff"):
+                _check_start(path, head)
+            file.seek(0)
+            return file.read(info.st_size + 1)
+    except (OSError, ValueError) as e:
+        why = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+        raise DataError(f"cannot read the annotation file {path}: {why}", fix="check the path and its permissions") from e
+
+
+def _check_memory(path: Path, size: int) -> None:
+    if size == 0:
+        raise DataError(f"{path} is empty", expected=SHAPE, fix="export the annotations again")
+    try:
+        meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return
+    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo)
+    if found and size > int(found[1]) * 1024 * 0.8:
+        raise DataError(
+            f"{path} is larger than the memory that is free",
+            got=f"{size / 2**30:.1f} GiB, {int(found[1]) / 2**20:.1f} GiB free",
+            fix="split the file, or use a machine with more memory",
+        )
+
+
+def _check_start(path: Path, head: bytes) -> None:
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
+    if text[:1] == b"{" or (not text and len(head) == _HEAD):
+        return
+    if text[:1] == b"[":
+        raise DataError(
+            f"{path} is a JSON list, not a COCO annotation file",
+            expected=SHAPE,
+            fix="a list is what COCO *results* look like; name the file with `images`, `annotations` and `categories`",
+        )
+    shown = repr(text[:24].decode("utf-8", "replace"))
+    raise DataError(f"{path} is not a COCO json file", got=f"a file that starts with {shown}", expected=SHAPE, fix="check --data")
+
+
+def _gunzip(path: Path, data: bytes) -> bytes:
+    limit = max(_GZIP_FLOOR, len(data) * _GZIP_RATIO)
+    chunks: list[bytes] = []
+    total = 0
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            while chunk := file.read(1 << 20):
+                total += len(chunk)
+                chunks.append(chunk)
+                if total > limit:
+                    raise DataError(
+                        f"{path} unpacks to more than {limit >> 20} MiB, more than {_GZIP_RATIO} times its size",
+                        fix="unpack it yourself if it is to be trusted",
+                    )
+    except (OSError, EOFError, zlib.error) as e:
+        raise DataError(f"{path} is a damaged gzip file: {e}", fix="copy or download it again") from e
+    return b"".join(chunks)

@@ -1,0 +1,125 @@
+"""JSON text → the three lists of a COCO file, checked: nothing in the file is trusted.
+
+Two ways through. A well-formed file is decoded straight into typed records (the segmentation stays raw JSON). As soon as
+one entry does not fit, each entry is decoded by itself, so that one bad annotation costs one annotation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from maskrcnn_coco.cocoentries import INT_LIMIT, SIDE_LIMIT, AnnotationEntry, CategoryEntry, Entries, ImageEntry, LooseReader
+from maskrcnn_coco.cocofile import SHAPE
+from maskrcnn_coco.errors import DataError
+
+class _Strict(msgspec.Struct, gc=False):
+    images: list[ImageEntry]
+    categories: list[CategoryEntry]
+    annotations: list[AnnotationEntry]
+
+
+class _Top(msgspec.Struct, gc=False):
+    images: msgspec.Raw | None = None
+    annotations: msgspec.Raw | None = None
+    categories: msgspec.Raw | None = None
+
+
+_strict_decoder = msgspec.json.Decoder(_Strict)
+
+
+def parse(text: bytes, path: Path) -> Entries:
+    """The entries in JSON ``text``; ``path`` is named in errors.
+
+    Raises:
+        DataError: not JSON, nested too deep, not COCO, no `images`, no `categories`.
+    """
+    try:
+        top = _strict_decoder.decode(text)
+    except RecursionError:
+        raise _too_deep(path) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _parse_loose(text, path)  # one entry does not fit: take them one by one
+    entries = Entries(top.images, top.annotations, top.categories)
+    return entries if _in_range(entries) else _parse_loose(text, path)
+
+
+def _in_range(entries: Entries) -> bool:
+    ids: list[list[int]] = [[i.id for i in entries.images], [c.id for c in entries.categories]]
+    a = entries.annotations
+    ids += [[e.id for e in a], [e.image_id for e in a], [e.category_id for e in a]]
+    sides = [e.height for e in entries.images] + [e.width for e in entries.images]
+    fits = all(not g or (min(g) > -INT_LIMIT and max(g) < INT_LIMIT) for g in ids)
+    return fits and (not sides or (min(sides) > 0 and max(sides) <= SIDE_LIMIT))
+
+
+def _parse_loose(text: bytes, path: Path) -> Entries:
+    text = _quote_constants(text)
+    try:
+        top = msgspec.json.decode(text, type=_Top)
+        lists = {n: _raw_list(getattr(top, n), n, path) for n in ("images", "annotations", "categories")}
+    except RecursionError:
+        raise _too_deep(path) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise DataError(f"{path} is not valid JSON: {e}", expected=SHAPE, fix="export it again, or mend it at that byte") from e
+    reader = LooseReader()
+    images = [i for n, raw in enumerate(lists["images"]) if (i := reader.image(n, raw))]
+    categories = [c for n, raw in enumerate(lists["categories"]) if (c := reader.category(n, raw))]
+    annotations = [reader.annotation(n, raw) for n, raw in enumerate(lists["annotations"])]
+    return Entries(images, annotations, categories, reader.problems)
+
+
+def _raw_list(raw: msgspec.Raw | None, name: str, path: Path) -> list[msgspec.Raw]:
+    if raw is None or bytes(raw) == b"null":
+        if name == "annotations":
+            return []
+        raise DataError(
+            f"{path} has no `{name}`",
+            expected=SHAPE,
+            fix="name the annotation file of a COCO data set; results files and captions lack this list",
+        )
+    try:
+        return msgspec.json.decode(raw, type=list[msgspec.Raw])
+    except msgspec.ValidationError as e:
+        got = bytes(memoryview(raw)[:40]).decode("utf-8", "replace")
+        raise DataError(f"`{name}` of {path} is not a list", got=got, expected=SHAPE, fix="export the file again") from e
+
+
+def _too_deep(path: Path) -> DataError:
+    return DataError(f"{path} is nested too deep to be a COCO file", expected=SHAPE, fix="check --data")
+
+
+def _quote_constants(text: bytes) -> bytes:
+    """``NaN``, ``Infinity`` and ``-Infinity`` outside strings, put in quotes: Python writes them, strict JSON has none."""
+    spots: list[tuple[int, int]] = []
+    for word in (b"NaN", b"Infinity"):
+        at = text.find(word)
+        while at >= 0:
+            spots.append((at - (text[at - 1 : at] == b"-"), at + len(word)))
+            at = text.find(word, at + len(word))
+    if not spots:
+        return text
+    quotes = _quotes(text)
+    parts, last = [], 0
+    for start, stop in sorted(spots):
+        if np.searchsorted(quotes, start) % 2 == 0:
+            parts += [text[last:start], b'"', text[start:stop], b'"']
+            last = stop
+    return b"".join([*parts, text[last:]])
+
+
+def _quotes(text: bytes) -> np.ndarray:
+    """Positions of the quotes that open or close a string, in order."""
+    data = np.frombuffer(text, np.uint8)
+    found = np.flatnonzero(data == ord('"'))
+    suspects = np.flatnonzero((found > 0) & (data[found - 1] == ord("\\")))
+    return np.delete(found, [i for i in suspects.tolist() if _odd_backslashes(text, int(found[i]))])
+
+
+def _odd_backslashes(text: bytes, at: int) -> bool:
+    n = 0
+    while at - n > 0 and text[at - n - 1] == 0x5C:
+        n += 1
+    return n % 2 == 1

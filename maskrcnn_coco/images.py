@@ -1,0 +1,150 @@
+"""Images from a folder that is not trusted, into RGB arrays: paths confined, bombs refused, rotation applied."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from maskrcnn_coco.errors import DataError
+
+MAX_PIXELS = 2**26
+"""Largest image, pixels (8192 × 8192): beyond, decoding alone would take half a gigabyte."""
+MAX_BYTES = 512 << 20
+"""Largest image file, bytes."""
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "MPO")
+"""What is decoded. No format that starts another program or a script (EPS, PDF)."""
+_DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, AttributeError, struct.error)
+_DECODE_ERRORS += (OverflowError, MemoryError, ZeroDivisionError, RuntimeError, AssertionError)
+"""What Pillow raises on damaged files, as its fuzzers found."""
+
+
+def read_image(root: str | Path, file_name: str) -> np.ndarray:
+    """The image ``root``/``file_name`` as uint8 (H, W, 3) RGB, turned as its EXIF orientation says.
+
+    Grey and palette images are spread to RGB, transparency is dropped (not blended), 16-bit images are scaled to 8 bits,
+    of animations the first frame is taken.
+
+    Raises:
+        DataError: the name leaves ``root`` (``..``, absolute, through a symbolic link), no such file, not a regular file,
+            not an image, truncated, more than `MAX_PIXELS`.
+    """
+    with open_inside(root, file_name) as file:
+        return _decode(file, Path(root) / file_name)
+
+
+def image_size(root: str | Path, file_name: str) -> tuple[int, int]:
+    """(height, width) in pixels as stored, before EXIF rotation, from the header alone. Raises as `read_image`."""
+    with open_inside(root, file_name) as file:
+        image = _open(file, Path(root) / file_name)
+        return image.height, image.width
+
+
+def open_inside(root: str | Path, file_name: str) -> BinaryIO:
+    """``root``/``file_name`` opened for reading; a name that leads out of ``root`` is never opened. Raises DataError."""
+    path = _confined(Path(root), file_name)
+    try:
+        # O_NONBLOCK: a FIFO must not wait for a writer; it is refused below.
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
+    except FileNotFoundError as e:
+        raise DataError(f"the image {path} does not exist", fix="check the image folder (--images), or check --fix") from e
+    except OSError as e:
+        raise DataError(f"cannot open the image {path}: {e.strerror}", fix="check the file and its permissions") from e
+    file = os.fdopen(fd, "rb")
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_BYTES:
+        file.close()
+        if stat.S_ISREG(info.st_mode):
+            raise DataError(f"the image file {path} is too large", got=f"{info.st_size} bytes", expected=f"at most {MAX_BYTES}")
+        raise DataError(f"{path} is not a regular file", expected="an image file", fix="remove it from the annotations")
+    return file
+
+
+def _confined(root: Path, file_name: str) -> Path:
+    parts = file_name.replace("\\", "/").split("/")
+    problem = None
+    if not file_name or "\0" in file_name:
+        problem = "is empty" if not file_name else "holds a NUL character"
+    elif file_name.startswith(("/", "\\")) or (len(file_name) > 1 and file_name[1] == ":") or "://" in file_name:
+        problem = "is absolute"
+    elif ".." in parts:
+        problem = "leaves the image folder"
+    if problem is None:
+        try:
+            real_root = root.resolve(strict=True)
+            real = (root / file_name).resolve()
+        except (OSError, RuntimeError, ValueError) as e:
+            raise DataError(f"cannot find the image {file_name!r} in {root}: {e}", fix="check the image folder") from e
+        if real.is_relative_to(real_root):
+            return real
+        problem = "leads out of the image folder through a symbolic link"
+    raise DataError(
+        f"the file name {file_name!r} {problem}, so it is not opened",
+        expected=f"a path inside {root}",
+        fix="write file names relative to the image folder, and copy linked images into it",
+    )
+
+
+def _open(file: BinaryIO, path: Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError as e:
+        raise DataError(f"{path} is not an image", expected=", ".join(FORMATS), fix="replace the file, or drop its entry") from e
+    except (Image.DecompressionBombError, *_DECODE_ERRORS) as e:
+        raise _damaged(path, e) from e
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(
+            f"the image {path} is too large",
+            got=f"{image.width} × {image.height} pixels",
+            expected=f"at most {MAX_PIXELS} pixels",
+            fix="make it smaller, or cut it into tiles",
+        )
+    return image
+
+
+def _damaged(path: Path, error: BaseException) -> DataError:
+    text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return DataError(f"the image {path} cannot be read: {text}", fix="replace the file, or drop its entry")
+
+
+def _decode(file: BinaryIO, path: Path) -> np.ndarray:
+    image = _open(file, path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+            # Orientation is metadata about the camera; annotation tools draw on the turned image.
+            return _rgb(ImageOps.exif_transpose(image))
+    except (Image.DecompressionBombError, *_DECODE_ERRORS) as e:
+        raise _damaged(path, e) from e
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_deep(np.asarray(image))
+    if image.mode in ("RGBA", "RGBX", "RGBa"):
+        return np.ascontiguousarray(np.asarray(image)[:, :, :3])
+    if image.mode == "LA":
+        image = image.getchannel("L")
+    return np.array(image.convert("RGB"))
+
+
+def _from_deep(values: np.ndarray) -> np.ndarray:
+    """16- and 32-bit greys → 8 bits: whole numbers by their upper byte, floats in 0..1 by 255."""
+    data = values.astype(np.float64)
+    data = np.nan_to_num(data, nan=0.0, posinf=0.0, neginf=0.0)
+    top = float(data.max(initial=0.0))
+    if values.dtype.kind == "f" and top <= 1.0:
+        data = data * 255.0
+    elif top > 255.0:
+        data = data / 257.0
+    grey = np.clip(np.rint(data), 0, 255).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)

@@ -1,0 +1,219 @@
+"""Find a data set in a folder: COCO, Roboflow, CVAT, or images with one json beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from maskrcnn_coco.coco import CocoTable, load_coco
+from maskrcnn_coco.errors import DataError
+
+ROBOFLOW = "_annotations.coco.json"
+_TRAIN = re.compile(r"(?<![a-z])train(?:ing)?(?![a-z])", re.I)
+_VAL = re.compile(r"(?<![a-z])(?:val|valid|validation)(?![a-z])", re.I)
+_TEST = re.compile(r"(?<![a-z])test(?![a-z])", re.I)
+_OTHER_TASKS = re.compile(r"^(captions|person_keypoints|stuff|panoptic|image_info|deprecated)", re.I)
+_JSON = (".json", ".json.gz")
+_LAYOUTS = "COCO (annotations/instances_train*.json), Roboflow (train/_annotations.coco.json), CVAT, or images with one json"
+_PROBES = 24
+
+
+@dataclass
+class DataSource:
+    """What `find_data` found. ``val`` is None where there is no validation set; ``notes`` say what was chosen and why."""
+
+    train: CocoTable
+    val: CocoTable | None
+    notes: list[str]
+
+
+def find_data(
+    data: str | Path,
+    *,
+    images: str | Path | None = None,
+    val: str | Path | None = None,
+    val_images: str | Path | None = None,
+    seed: int = 0,
+) -> DataSource:
+    """The training and validation tables that ``data`` (a folder or a json) and ``val`` name.
+
+    Where ``val`` is not given it is looked for beside the training annotations. Image folders are found by looking for
+    the file names that the json holds. Validation labels are numbered as the training categories, by name.
+
+    Raises:
+        DataError: no such folder; no annotations in it, or several (the candidates are named); the images are not found;
+            a json that `load_coco` refuses; validation categories that training lacks.
+    """
+    del seed  # nothing here is random: `split` takes the seed
+    path = Path(data)
+    train_json = path if _is_file(path, "--data") else _train_json(path)
+    train = _load(train_json, images, "--images")
+    notes = [f"training data: {train_json}, {len(train)} images in {train.image_root}"]
+    if train.dropped_category is not None:
+        notes.append(
+            f"category 0, {train.dropped_category.name!r}, is left out: it stands above the others and has no annotations"
+        )
+    val_path = Path(val) if val is not None else _val_beside(train_json)
+    if val_path is None:
+        return DataSource(train, None, notes)
+    val_json = val_path if _is_file(val_path, "--val") else _val_json(val_path)
+    found = _load(val_json, val_images, "--val-images", images)
+    notes.append(f"validation data: {val_json}, {len(found)} images in {found.image_root}")
+    return DataSource(train, found.with_categories(train.categories), notes)
+
+
+def split(table: CocoTable, fraction: float, seed: int) -> tuple[CocoTable, CocoTable]:
+    """(train, val): ``fraction`` of the images held back, chosen by a hash of file name and seed, so always the same ones.
+
+    Raises:
+        DataError: fewer than two images.
+    """
+    if len(table) < 2:
+        raise DataError(f"{table.json_path} has one image: nothing can be held back", fix="name a validation set with --val")
+    keys = [hashlib.sha256(f"{seed}:{table.file_name(r)}".encode("utf-8", "replace")).digest() for r in range(len(table))]
+    count = min(max(round(fraction * len(table)), 1), len(table) - 1)
+    held = np.zeros(len(table), bool)
+    held[sorted(range(len(table)), key=lambda r: (keys[r], r))[:count]] = True
+    return table.subset(np.flatnonzero(~held)), table.subset(np.flatnonzero(held))
+
+
+def _is_file(path: Path, flag: str) -> bool:
+    if path.is_dir():
+        return False
+    if path.exists():
+        return True
+    raise DataError(f"there is no file or folder {path}", expected=f"a folder: {_LAYOUTS}; or a json", fix=f"check {flag}")
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as e:
+        raise DataError(f"cannot list the folder {folder}: {e.strerror}", fix="check its permissions") from e
+
+
+def _jsons(folder: Path) -> list[Path]:
+    """Annotation files of a folder and its annotations/ folder; those of other COCO tasks are left out."""
+    found = []
+    for place in (folder / "annotations", folder):
+        if place.is_dir():
+            found += [p for p in _listed(place) if p.name.lower().endswith(_JSON) and not _OTHER_TASKS.match(p.name)]
+    instances = [p for p in found if p.name.startswith("instances_")]
+    return instances or found
+
+
+def _train_json(folder: Path) -> Path:
+    for place in (folder / "train", folder):
+        if (place / ROBOFLOW).is_file():
+            return place / ROBOFLOW
+    found = _jsons(folder)
+    train = [p for p in found if _TRAIN.search(_spaced(p))]
+    rest = [p for p in found if not _VAL.search(_spaced(p)) and not _TEST.search(_spaced(p))]
+    return _only(train or rest, folder, "training", "--data")
+
+
+def _val_json(folder: Path) -> Path:
+    for place in (folder, folder / "valid", folder / "val"):
+        if (place / ROBOFLOW).is_file():
+            return place / ROBOFLOW
+    found = _jsons(folder)
+    val = [p for p in found if _VAL.search(_spaced(p))]
+    return _only(val or found, folder, "validation", "--val")
+
+
+def _spaced(path: Path) -> str:
+    """The file name with digits and underscores as spaces, so that ``instances_train2017`` holds the word train."""
+    return re.sub(r"[\d_]+", " ", path.name)
+
+
+def _only(found: list[Path], folder: Path, what: str, flag: str) -> Path:
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        near = [p.name for p in _listed(folder)][:8]
+        raise DataError(
+            f"no {what} annotations were found in {folder}",
+            got=f"{', '.join(near)}" if near else "an empty folder",
+            expected=_LAYOUTS,
+            fix=f"name the json: {flag} {folder}/FILE.json --{'val-' if what == 'validation' else ''}images FOLDER",
+        )
+    shown = ", ".join(str(p.relative_to(folder)) for p in found[:8])
+    side = next((n for n in ("train", "images") if (folder / n).is_dir()), "images")
+    raise DataError(
+        f"{folder} has {len(found)} annotation files that could be the {what} data",
+        got=shown,
+        expected="one",
+        fix=f"choose one: {flag} {found[0]} --{'val-' if what == 'validation' else ''}images {folder / side}",
+    )
+
+
+def _val_beside(train_json: Path) -> Path | None:
+    """The validation file that goes with a training file, by its name or its folder's; None where there is none."""
+    if train_json.name == ROBOFLOW:
+        names = ("valid", "val", "validation") if train_json.parent.name == "train" else ("valid", "val")
+        base = train_json.parent.parent if train_json.parent.name == "train" else train_json.parent
+        return next((base / n / ROBOFLOW for n in names if (base / n / ROBOFLOW).is_file()), None)
+    for word in ("val", "valid", "validation"):
+        name = re.sub(r"(?<![A-Za-z])train(?:ing)?(?![A-Za-z])", word, train_json.name)
+        if name != train_json.name and train_json.with_name(name).is_file():
+            return train_json.with_name(name)
+    return None
+
+
+def _load(json_path: Path, images: str | Path | None, flag: str, other: str | Path | None = None) -> CocoTable:
+    table = load_coco(json_path, Path(images) if images is not None else json_path.parent)
+    names = _probes(table)
+    places = list(dict.fromkeys(_places(json_path, images, other)))
+    scores = [sum(_inside(place, n) for n in names) for place in places]
+    best = max(scores, default=0)
+    if images is not None and not Path(images).is_dir():
+        raise DataError(f"there is no image folder {images}", fix=f"check {flag}")
+    if best == 0:
+        raise DataError(
+            f"none of the images that {json_path} names was found",
+            got=f"for example {names[0]!r}, looked for in {', '.join(str(p) for p in places[:6])}",
+            fix=f"name the folder that its file names start from: {flag} FOLDER",
+        )
+    return replace(table, image_root=places[scores.index(best)])
+
+
+def _probes(table: CocoTable) -> list[str]:
+    rows = np.unique(np.linspace(0, len(table) - 1, min(_PROBES, len(table))).astype(int))
+    return [table.file_name(int(r)) for r in rows]
+
+
+def _inside(place: Path, name: str) -> bool:
+    """Whether a file is there; names that lead elsewhere are not looked at (reading refuses them, with the reason)."""
+    if not name or "\0" in name or name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
+        return False
+    try:
+        return os.path.isfile(place / name)
+    except ValueError:
+        return False
+
+
+def _places(json_path: Path, images: str | Path | None, other: str | Path | None) -> Iterable[Path]:
+    """Folders that file names may start from, the likeliest first."""
+    if images is not None:
+        # Some exporters repeat the folder in file_name ("train/1.jpg" with the images in train/).
+        yield from (Path(images), Path(images).parent)
+        return
+    here = json_path.parent
+    base = here.parent if here.name == "annotations" else here
+    split_word = _VAL if _VAL.search(_spaced(json_path)) else _TRAIN if _TRAIN.search(_spaced(json_path)) else None
+    yield here
+    for top in (base, base / "images", base / "data"):
+        if top.is_dir():
+            folders = [p for p in _listed(top) if p.is_dir()]
+            if split_word is not None:
+                yield from (p for p in folders if split_word.search(_spaced(p)))
+            yield top
+            yield from (p for p in folders if p.name in ("default", "images", "data"))
+    if other is not None:
+        yield from (Path(other), Path(other).parent)
