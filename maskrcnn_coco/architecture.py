@@ -1,0 +1,150 @@
+"""How the detectors are put together: widths, anchors and samplers by size, norm layers, frozen stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torchvision
+from torch import nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, RPNHead, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+
+from maskrcnn_coco.errors import ConfigError
+
+NormLayer = Callable[[int], nn.Module]
+DEFAULT_FREEZE = 2
+"""Backbone stages frozen when weights are loaded: stem and first stage, as torchvision does."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Widths, anchors (pixels of the resized image) and sampler sizes of a detector."""
+
+    channels: int = 256
+    box_width: int = 1024
+    mask_layers: tuple[int, ...] = (256, 256, 256, 256)
+    mask_width: int = 256
+    anchors: tuple[int, ...] = (32, 64, 128, 256, 512)
+    canonical_scale: int = 224
+    rpn_batch: int = 256
+    box_batch: int = 512
+    proposals_train: tuple[int, int] = (2000, 2000)
+    proposals_test: tuple[int, int] = (1000, 1000)
+
+
+FULL = Size()
+SMALL = Size(
+    channels=128,
+    box_width=256,
+    mask_layers=(128, 128),
+    mask_width=128,
+    anchors=(12, 24, 48, 72, 96),
+    canonical_scale=64,
+    rpn_batch=128,
+    box_batch=64,
+    proposals_train=(300, 200),
+    proposals_test=(300, 100),
+)
+"""The quick variant for 128-pixel images with objects of 12 to 90 pixels."""
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm in at most 32 groups, as many as divide ``channels``."""
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
+NORMS: dict[str, NormLayer] = {"frozen": FrozenBatchNorm2d, "group": group_norm}
+
+
+def assemble(
+    name: str,
+    num_classes: int,
+    size: Size,
+    body_norm: str,
+    head_norm: str,
+    *,
+    min_size: int,
+    max_size: int,
+    detections: int,
+) -> MaskRCNN:
+    """A Mask R-CNN with random weights. Norms are keys of `NORMS`; ``head_norm`` matters to resnet50_fpn_v2 only."""
+    v2 = name == "maskrcnn_resnet50_fpn_v2"
+    norm = NORMS[head_norm] if v2 else None
+    backbone = _backbone(name, size.channels, NORMS[body_norm], norm)
+    anchors = AnchorGenerator(tuple((s,) for s in size.anchors), ((0.5, 1.0, 2.0),) * len(size.anchors))
+    per_cell = anchors.num_anchors_per_location()[0]
+    pool = ["0", "1", "2", "3"]
+    scale = size.canonical_scale
+    if v2:
+        box_head: nn.Module = FastRCNNConvFCHead((size.channels, 7, 7), [256] * 4, [size.box_width], norm_layer=norm)
+    else:
+        box_head = TwoMLPHead(size.channels * 7 * 7, size.box_width)
+    return MaskRCNN(
+        backbone,
+        min_size=min_size,
+        max_size=max_size,
+        rpn_anchor_generator=anchors,
+        rpn_head=RPNHead(size.channels, per_cell, conv_depth=2 if v2 else 1),
+        rpn_batch_size_per_image=size.rpn_batch,
+        rpn_pre_nms_top_n_train=size.proposals_train[0],
+        rpn_post_nms_top_n_train=size.proposals_train[1],
+        rpn_pre_nms_top_n_test=size.proposals_test[0],
+        rpn_post_nms_top_n_test=size.proposals_test[1],
+        box_roi_pool=MultiScaleRoIAlign(pool, 7, 2, canonical_scale=scale),
+        box_head=box_head,
+        box_predictor=FastRCNNPredictor(size.box_width, num_classes),
+        box_batch_size_per_image=size.box_batch,
+        box_detections_per_img=detections,
+        mask_roi_pool=MultiScaleRoIAlign(pool, 14, 2, canonical_scale=scale),
+        mask_head=MaskRCNNHeads(size.channels, list(size.mask_layers), 1, norm_layer=norm),
+        mask_predictor=MaskRCNNPredictor(size.mask_layers[-1], size.mask_width, num_classes),
+    )
+
+
+def _backbone(name: str, channels: int, norm: NormLayer, fpn_norm: NormLayer | None) -> BackboneWithFPN:
+    models = torchvision.models
+    if name == "maskrcnn_mobilenet_v2_fpn":
+        body: nn.Module = models.mobilenet_v2(weights=None, norm_layer=norm).features
+        taps, widths = {"3": "0", "6": "1", "13": "2", "18": "3"}, [24, 32, 96, 1280]
+    else:
+        resnet18 = name == "maskrcnn_resnet18_fpn"
+        body = (models.resnet18 if resnet18 else models.resnet50)(weights=None, norm_layer=norm)
+        taps = {f"layer{i + 1}": str(i) for i in range(4)}
+        widths = [w if resnet18 else 4 * w for w in (64, 128, 256, 512)]
+    return BackboneWithFPN(body, taps, widths, channels, norm_layer=fpn_norm)
+
+
+def freeze(model: MaskRCNN, name: str, stages: int | None, *, loaded: bool) -> None:
+    """Stop training of the first ``stages`` backbone stages; None: `DEFAULT_FREEZE` where weights were ``loaded``.
+
+    Raises:
+        ConfigError: past the last stage, or freezing weights that were never trained.
+    """
+    if stages and not loaded:
+        raise ConfigError(
+            "--freeze-stages freezes backbone weights that were never trained",
+            got=f"--freeze-stages {stages} with --weights none",
+            fix="give --weights or --backbone-weights, or --freeze-stages 0",
+        )
+    count = (DEFAULT_FREEZE if loaded else 0) if stages is None else stages
+    if count > 5:
+        raise ConfigError("--freeze-stages is past the last stage", got=count, expected="0 to 5")
+    stage_of = _mobilenet_stage if name == "maskrcnn_mobilenet_v2_fpn" else _resnet_stage
+    for child, module in model.get_submodule("backbone.body").named_children():
+        if stage_of(child) < count:
+            module.requires_grad_(False)
+
+
+def _resnet_stage(child: str) -> int:
+    return int(child.removeprefix("layer")) if child.startswith("layer") else 0
+
+
+def _mobilenet_stage(child: str) -> int:
+    # A stage ends where the next resolution begins.
+    return next(stage for stage, last in enumerate((1, 3, 6, 13, 18)) if int(child) <= last)

@@ -1,0 +1,46 @@
+"""Which component a parameter belongs to: the four of a torchvision Mask R-CNN, top-level children of other models."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from maskrcnn_coco.records import COMPONENTS
+
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Path parts that DistributedDataParallel, torch.compile and others add to a parameter's name."""
+
+
+def plain_name(name: str) -> str:
+    """``name`` of a parameter or module as the unwrapped model has it."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def component_of(name: str) -> str:
+    """The component that a parameter or module name belongs to.
+
+    ``backbone``, ``rpn``, ``box_head`` (``roi_heads.box_*``) and ``mask_head`` (``roi_heads.mask_*``) for torchvision
+    detectors; ``keypoint_head`` where there is one; otherwise the top-level child, or "model" for a parameter that sits
+    on the model itself.
+    """
+    parts = plain_name(name).split(".")
+    if parts[0] == "roi_heads" and len(parts) > 1:
+        for prefix in ("box", "mask", "keypoint"):
+            if parts[1].startswith(prefix + "_"):
+                return f"{prefix}_head"
+    return parts[0] or "model"
+
+
+def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+    """Component → (parameter name → parameter): an exact partition of the trainable parameters.
+
+    Names are ``model.named_parameters()``'s own, with any wrapper's prefix. A parameter that several modules share is
+    counted once, where it is met first. A component without trainable parameters is absent. The four of torchvision
+    detectors come first, in the order of `records.COMPONENTS`.
+    """
+    found: dict[str, dict[str, nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            component = component_of(name) if "." in plain_name(name) else "model"
+            found.setdefault(component, {})[name] = parameter
+    first = {name: found.pop(name) for name in COMPONENTS if name in found}
+    return {**first, **found}

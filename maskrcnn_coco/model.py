@@ -1,0 +1,212 @@
+"""Mask R-CNN for K classes: four architectures, and a small one for the built-in shapes.
+
+Norm layers never change statistics here. Pretrained norms are frozen; layers that start at random are normalised by
+group (GroupNorm). Batch statistics over 2 to 4 images are poor, a batch without objects turns the mask head's running
+variance into NaN, and a frozen identity norm on a random network makes features grow until they overflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torchvision
+from torch import Tensor
+from torchvision.models.detection import MaskRCNN
+
+from maskrcnn_coco import weights as files
+from maskrcnn_coco.architecture import FULL, SMALL, assemble, freeze
+from maskrcnn_coco.components import component_of, components
+from maskrcnn_coco.config import MODELS
+from maskrcnn_coco.errors import CheckpointError, ConfigError
+
+__all__ = ["build_from_state", "build_model", "component_of", "components", "load_for_inference"]
+
+
+def build_model(
+    name: str,
+    num_classes: int,
+    *,
+    weights: str = "none",
+    backbone_weights: str | Path | None = None,
+    min_size: int = 800,
+    max_size: int = 1333,
+    freeze_stages: int | None = None,
+    small: bool = False,
+    detections_per_image: int = 100,
+) -> MaskRCNN:
+    """A Mask R-CNN with torchvision's names and interface. ``model.notes`` lists what was done with the weights.
+
+    Args:
+        name: one of `config.MODELS`.
+        num_classes: classes with background.
+        weights: "coco" or "imagenet" (downloaded through torch.hub), "none", or the path of a checkpoint of this
+            project or of a torchvision detector's state dict. Predictor layers for another number of classes start at
+            random, which a note says.
+        backbone_weights: path of weights for the backbone alone, loaded after ``weights``.
+        min_size, max_size: sides of the resized image, pixels.
+        freeze_stages: backbone stages from the stem (1: stem, 2: and the first stage, … 5: all) that do not train.
+            Default: 2 where the backbone's weights are loaded, else 0.
+        small: the quick variant, `maskrcnn_resnet18_fpn` only.
+        detections_per_image: most detections kept for an image in evaluation.
+
+    Raises:
+        ConfigError: unknown model, weights that the model has not, a failed download, another architecture's weights.
+        CheckpointError: a weights file that is damaged or not finite.
+    """
+    _check(name, num_classes, small, weights)
+    state = None
+    if weights not in ("coco", "imagenet", "none"):
+        state = files.detector_state(files.read_weights(weights), weights)
+        found = files.describe(state)
+        # A checkpoint of the built-in shapes is of the small variant; nothing else loads it.
+        small = found.small if found and found.model == name else small
+    body_norm, head_norm = _norms(state, weights, backbone_weights)
+    model = assemble(
+        name,
+        num_classes,
+        SMALL if small else FULL,
+        body_norm,
+        head_norm,
+        min_size=min_size,
+        max_size=max_size,
+        detections=detections_per_image,
+    )
+    notes = _load(model, name, weights, state)
+    if backbone_weights is not None:
+        files.load_body(model.get_submodule("backbone.body"), files.read_weights(backbone_weights), backbone_weights)
+        notes.append(f"backbone from {backbone_weights}")
+    loaded = weights != "none" or backbone_weights is not None
+    freeze(model, name, freeze_stages, loaded=loaded)
+    model.notes = notes  # type: ignore[assignment]
+    return model
+
+
+def _check(name: str, num_classes: int, small: bool, weights: str) -> None:
+    if name not in MODELS:
+        raise ConfigError(f"--model {name} is not known", expected=", ".join(MODELS))
+    if num_classes < 2:
+        raise ConfigError("too few classes", got=num_classes, expected="2 or more, the background included")
+    if small and (name != "maskrcnn_resnet18_fpn" or weights in ("coco", "imagenet")):
+        raise ConfigError("the small variant is maskrcnn_resnet18_fpn from scratch", got=f"{name}, weights {weights}")
+    if weights == "coco" and name not in ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"):
+        raise ConfigError(f"there are no COCO weights of {name}", fix="use --weights imagenet, none or a PATH")
+
+
+def _norms(state: files.StateDict | None, weights: str, backbone_weights: object) -> tuple[str, str]:
+    """Norm of the body and of the other layers: frozen where loaded with statistics, by group where random."""
+    if state is not None and (found := files.describe(state)) is not None:
+        return found.body_norm, found.head_norm or "group"
+    if weights == "coco":
+        return "frozen", "frozen"
+    return ("frozen" if weights == "imagenet" or backbone_weights is not None else "group"), "group"
+
+
+def _load(model: MaskRCNN, name: str, weights: str, state: files.StateDict | None) -> list[str]:
+    detection = torchvision.models.detection
+    if state is not None:
+        notes = files.load_detector(model, state, weights)
+        if files.is_coco_v1(state):
+            notes += files.keep_eps_zero_numbers(model)
+        return [f"weights from {weights}", *notes]
+    if weights == "imagenet":
+        mobile = name == "maskrcnn_mobilenet_v2_fpn"
+        source = (
+            torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1
+            if mobile
+            else torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+            if name == "maskrcnn_resnet18_fpn"
+            else torchvision.models.ResNet50_Weights.IMAGENET1K_V1
+        )
+        fetched = _fetch(source, "ImageNet weights", "--backbone-weights")
+        files.load_body(model.get_submodule("backbone.body"), fetched, source.url)
+        return [f"backbone from {source.url}"]
+    if weights != "coco":
+        return []
+    v2 = name == "maskrcnn_resnet50_fpn_v2"
+    chosen = detection.MaskRCNN_ResNet50_FPN_V2_Weights if v2 else detection.MaskRCNN_ResNet50_FPN_Weights
+    fetched = _fetch(chosen.COCO_V1, "COCO weights", "--weights")
+    notes = files.load_detector(model, fetched, "COCO_V1")
+    return notes + ([] if v2 else files.keep_eps_zero_numbers(model))
+
+
+def _fetch(source: Any, what: str, flag: str) -> dict[str, Tensor]:
+    return files.download(lambda: source.get_state_dict(progress=False, check_hash=True), f"{what} {source.url}", flag)
+
+
+def build_from_state(
+    state: Mapping[str, Tensor],
+    *,
+    min_size: int = 800,
+    max_size: int = 1333,
+    freeze_stages: int = 0,
+    detections_per_image: int = 100,
+    source: str | Path = "the checkpoint",
+) -> MaskRCNN:
+    """The detector that ``state`` (tensors by name) was saved from: architecture, norms and classes are read from it.
+
+    Raises:
+        CheckpointError: of no architecture of this project.
+    """
+    found = files.describe(state)
+    if found is None:
+        raise CheckpointError(f"{source} holds no Mask R-CNN of this project", expected=", ".join(MODELS))
+    model = assemble(
+        found.model,
+        found.num_classes,
+        SMALL if found.small else FULL,
+        found.body_norm,
+        found.head_norm or "group",
+        min_size=min_size,
+        max_size=max_size,
+        detections=detections_per_image,
+    )
+    files.load_detector(model, state, source)
+    freeze(model, found.model, freeze_stages, loaded=True)
+    model.notes = [f"weights from {source}"]  # type: ignore[assignment]
+    return model
+
+
+def load_for_inference(
+    path: str | Path,
+    *,
+    num_classes: int | None = None,
+    min_size: int | None = None,
+    max_size: int | None = None,
+    detections_per_image: int | None = None,
+) -> tuple[MaskRCNN, dict[str, Any]]:
+    """A detector in eval mode from a checkpoint or a torchvision state dict, and what else the file held.
+
+    Sizes that are None come from the checkpoint's own configuration.
+
+    Args:
+        num_classes: classes with background of the data to evaluate on; None: whatever the checkpoint has.
+
+    Raises:
+        ConfigError: no such file, or the checkpoint has another number of classes than the data.
+        CheckpointError: damaged, not finite, or of another model.
+    """
+    contents = files.read_weights(path)
+    state = files.detector_state(contents, path)
+    config = contents.get("config")
+    saved: Mapping[str, Any] = config if isinstance(config, Mapping) else {}
+    model = build_from_state(
+        state,
+        min_size=min_size or saved.get("min_size") or 800,
+        max_size=max_size or saved.get("max_size") or 1333,
+        detections_per_image=detections_per_image or saved.get("box_detections_per_image") or 100,
+        source=path,
+    )
+    has = int(state["roi_heads.box_predictor.cls_score.weight"].shape[0])
+    if num_classes is not None and num_classes != has:
+        classes = contents.get("classes")
+        named = f" ({', '.join(map(str, classes))})" if isinstance(classes, (list, tuple)) else ""
+        raise ConfigError(
+            f"{path} was trained for other classes than the data has",
+            got=f"{has} classes with background{named}",
+            expected=f"{num_classes} classes with background",
+            fix="evaluate on the data set it was trained for, or train with --weights " + str(path),
+        )
+    model.eval()
+    return model, {k: v for k, v in contents.items() if k not in state}

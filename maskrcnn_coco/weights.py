@@ -1,0 +1,220 @@
+"""Weights from files and downloads, checked before they reach a model. Only tensors are read, never pickled objects."""
+
+from __future__ import annotations
+
+import pickle
+import urllib.error
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from maskrcnn_coco.errors import CheckpointError, ConfigError
+
+StateDict = Mapping[str, Tensor]
+PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
+"""The layers whose size depends on the number of classes."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a detector's state dict is of, read from its names and shapes. Norms are "frozen", "group" or None."""
+
+    model: str
+    small: bool
+    num_classes: int
+    body_norm: str
+    head_norm: str | None
+
+
+def describe(state: StateDict) -> Layout | None:
+    """The architecture behind a detector's weights; None where they are of no architecture of this project."""
+    score = state.get("roi_heads.box_predictor.cls_score.weight")
+    if score is None or not any(k.startswith("backbone.body.") for k in state):
+        return None
+    if "backbone.body.1.conv.0.0.weight" in state:
+        model = "maskrcnn_mobilenet_v2_fpn"
+    elif "backbone.body.layer1.0.conv3.weight" not in state:
+        model = "maskrcnn_resnet18_fpn"
+    else:
+        model = "maskrcnn_resnet50_fpn_v2" if "rpn.head.conv.1.0.weight" in state else "maskrcnn_resnet50_fpn"
+    head_norm = None
+    if model == "maskrcnn_resnet50_fpn_v2":
+        head_norm = _norm(state, "roi_heads.")
+    small = model == "maskrcnn_resnet18_fpn" and score.shape[1] < 1024
+    return Layout(model, small, int(score.shape[0]), _norm(state, "backbone.body."), head_norm)
+
+
+def _norm(state: StateDict, prefix: str) -> str:
+    return "frozen" if any(k.startswith(prefix) and k.endswith("running_var") for k in state) else "group"
+
+
+def read_weights(path: str | Path) -> dict[str, Any]:
+    """What a weights file holds: tensors by name, or a checkpoint of this project with "model" and "classes".
+
+    Raises:
+        ConfigError: no such file.
+        CheckpointError: not a file of tensors, cut short, or one that would run code when loaded.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no weights file {path}", expected="a .pth or .safetensors file", fix="check the path")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        raise CheckpointError(
+            f"{path} is not a file of weights only", got=str(e).splitlines()[0], fix="save model.state_dict() instead"
+        ) from e
+    except (RuntimeError, EOFError, OSError, ValueError) as e:
+        first = (str(e).splitlines() or [type(e).__name__])[0]
+        raise CheckpointError(f"{path} cannot be read: it is damaged or cut short", got=first) from e
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{path} holds no state dict", got=type(state).__name__, expected="tensors by name")
+    if "format" in state and "model" in state:
+        from maskrcnn_coco import checkpoint
+
+        return checkpoint.load(path)
+    return dict(state)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as e:
+        raise CheckpointError(f"{path} cannot be read", got=e, expected="a safetensors file") from e
+
+
+def detector_state(contents: Mapping[str, Any], source: str | Path) -> dict[str, Tensor]:
+    """The detector's tensors within what `read_weights` gave, under plain names, checked finite.
+
+    Raises:
+        CheckpointError: no detector in there, or a tensor with NaN or inf.
+    """
+    from maskrcnn_coco.components import plain_name
+
+    inner = contents
+    for key in ("model", "state_dict", "model_state_dict"):
+        if isinstance(contents.get(key), Mapping):
+            inner = contents[key]
+            break
+    state = {plain_name(str(k)): v for k, v in inner.items() if isinstance(v, Tensor)}
+    if not state:
+        raise CheckpointError(f"{source} holds no tensors", got=", ".join(map(str, list(contents)[:5])))
+    check_finite(state, source)
+    return state
+
+
+def check_finite(state: StateDict, source: str | Path) -> None:
+    """Raise CheckpointError at the first tensor with NaN or inf, or the first negative running variance."""
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{source}: {name} has NaN or inf", fix="use an earlier checkpoint")
+        if name.endswith("running_var") and bool((value < 0).any()):
+            raise CheckpointError(f"{source}: {name} has a negative variance", got=float(value.min()))
+
+
+def load_detector(model: nn.Module, state: StateDict, source: str | Path) -> list[str]:
+    """Load a detector's weights; predictor layers of another number of classes keep their random start, and are named.
+
+    Raises:
+        ConfigError: weights of another architecture.
+    """
+    own = model.state_dict()
+    fit = {k: v for k, v in state.items() if not _other_classes(k, v, own)}
+    missing, unexpected = model.load_state_dict(fit, strict=False)
+    missing = [k for k in missing if not k.startswith(PREDICTORS)]
+    unexpected = [k for k in unexpected if not k.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        found = describe(state)
+        raise ConfigError(
+            f"the weights in {source} are of another model",
+            got=f"{len(unexpected)} unknown and {len(missing)} missing names, first {(unexpected + missing)[0]}",
+            fix=f"use --model {found.model}" if found else "check --weights",
+        )
+    replaced = sorted({k.rsplit(".", 1)[0] for k in state if k not in fit})
+    if not replaced:
+        return []
+    had = state["roi_heads.box_predictor.cls_score.weight"].shape[0]
+    has = own["roi_heads.box_predictor.cls_score.weight"].shape[0]
+    names = ", ".join(replaced)
+    return [f"{source} has {had} classes with background, the data {has}: {names} start at random"]
+
+
+def _other_classes(name: str, value: Tensor, own: StateDict) -> bool:
+    return name.startswith(PREDICTORS) and name in own and own[name].shape != value.shape
+
+
+def load_body(body: nn.Module, contents: Mapping[str, Any], source: str | Path) -> None:
+    """Load backbone weights (torchvision's classifier or its features alone) into a detector's ``backbone.body``.
+
+    Raises:
+        ConfigError: weights of another backbone.
+    """
+    state = {}
+    for name, value in contents.items():
+        for prefix in ("module.", "backbone.body.", "body.", "features."):
+            name = name.removeprefix(prefix)
+        if isinstance(value, Tensor) and not name.startswith(("fc.", "classifier.")):
+            state[name] = value
+    check_finite(state, source)
+    own = body.state_dict()
+    unknown = [k for k in state if k not in own and not k.endswith("num_batches_tracked")]
+    wrong = [k for k in own if k not in state or state[k].shape != own[k].shape]
+    if unknown or wrong:
+        raise ConfigError(
+            f"{source} holds weights of another backbone",
+            got=f"{len(unknown)} unknown, {len(wrong)} missing or of another shape; first {(unknown + wrong)[0]}",
+            fix="choose the --model that these weights belong to",
+        )
+    body.load_state_dict(state, strict=False)
+
+
+def is_coco_v1(state: StateDict) -> bool:
+    """Whether ``state`` is torchvision's own maskrcnn_resnet50_fpn COCO_V1 file, whose norms mean eps 0."""
+    found = describe(state)
+    counted = any(k.endswith("num_batches_tracked") for k in state)
+    return bool(found and found.model == "maskrcnn_resnet50_fpn" and found.num_classes == 91 and not counted)
+
+
+@torch.no_grad()
+def keep_eps_zero_numbers(model: nn.Module, *, max_scale: float = 100.0) -> list[str]:
+    """Make frozen norms (eps 1e-5) compute what torchvision's COCO_V1 weights mean, which were trained with eps 0.
+
+    torchvision sets eps to 0, which turns a channel with variance 0 into NaN and one with 1e-40 into a huge factor.
+    Here eps stays and each channel's weight is corrected by sqrt((var + eps) / var): the numbers are the same, and a
+    checkpoint needs no memory of the eps. A channel whose factor would pass ``max_scale`` keeps its own weight.
+    """
+    kept = 0
+    for module in model.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            var, weight = module.get_buffer("running_var"), module.get_buffer("weight")
+            safe = var.clamp(min=torch.finfo(var.dtype).tiny)
+            healthy = (var > 0) & (weight.abs() * torch.rsqrt(safe) <= max_scale)
+            weight.copy_(torch.where(healthy, weight * torch.sqrt((var + module.eps) / safe), weight))
+            kept += int((~healthy).sum())
+    return [f"{kept} norm channels with a variance near 0 keep eps 1e-5"] if kept else []
+
+
+def download(fetch: Callable[[], Any], what: str, flag: str) -> Any:
+    """Run torchvision's download of ``what``; a failure says which file to get and how to pass it.
+
+    Raises:
+        ConfigError: no network, no such file, or a damaged download.
+    """
+    try:
+        return fetch()
+    except (urllib.error.URLError, OSError, RuntimeError) as e:
+        raise ConfigError(
+            f"could not download the {what}",
+            got=e,
+            fix=f"get that file on a machine with a network and pass it with {flag} PATH, or use --weights none",
+        ) from e
