@@ -1,0 +1,135 @@
+"""How values and incidents are put into words, for console and report alike. Standard library only."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from maskrcnn_coco.records import Action, Incident
+
+
+def clean(text: object) -> str:
+    """``text`` on one line, without control characters, escapes and direction marks.
+
+    Category and file names come from strangers: printed raw, an escape sequence in one could rewrite the screen.
+    """
+    kept = (" " if c in "\n\r\t" else c for c in str(text))
+    return "".join(c for c in kept if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
+
+
+def figure(value: float) -> str:
+    """A number to four significant digits, readable at any size: 0.005, 12.35, 4.1e+28, nan."""
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    return f"{value:.4g}" if 1e-4 <= abs(value) < 1e5 else f"{value:.1e}"
+
+
+def score(value: float | None) -> str:
+    """An AP in 0..1 to four digits; a dash where it is undefined (-1: no such ground truth)."""
+    return "–" if value is None or not value >= 0 else f"{value:.4f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: "8 s", "3 min 20 s", "2 h 05 min"."""
+    if not math.isfinite(seconds) or seconds < 0:
+        return "unknown"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def count(number: int, noun: str) -> str:
+    """``number`` and the noun, with an s where English wants one."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def size(num_bytes: float) -> str:
+    """Bytes in the unit a person would choose."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(num_bytes) < 1024:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} TiB"
+
+
+def lr_line(lr: Mapping[str, float]) -> str:
+    """Name and rate, as in "backbone 0.005 · rpn 0.005 · …"."""
+    return " · ".join(f"{clean(name)} {figure(value)}" for name, value in lr.items())
+
+
+def incident_lines(incident: Incident) -> list[str]:
+    """Five lines: cause, proof, what was done, how to make it permanent, where to read on. In that order."""
+    explain = incident.explain or f"maskrcnn-coco explain {incident.cause}"
+    return [
+        f"{incident.cause} ({incident.confidence:.0%} sure): {_symptom(incident)}",
+        f"proof: {_proof(incident)}",
+        f"done: {action_words(incident.action)}; {_outcome(incident)}",
+        f"make it permanent: {clean(incident.fix) or 'nothing to change'}",
+        f"more: {clean(explain)} · incidents/{clean(incident.id)}.json",
+    ]
+
+
+def _symptom(incident: Incident) -> str:
+    who = culprit_words(incident.culprit)
+    onset = f", began at step {incident.onset_step}" if incident.onset_step != incident.step else ""
+    return f"{incident.symptom.replace('_', ' ')} at step {incident.step}{onset}" + (f" — {who}" if who else "")
+
+
+def culprit_words(culprit: Any) -> str:
+    """The known parts of a culprit, "" where nothing is known."""
+    parts = [clean(culprit.module or culprit.component)] if culprit.module or culprit.component else []
+    if culprit.image_ids:
+        parts.append(f"image {_some(culprit.image_ids)}")
+    if culprit.annotation_ids:
+        parts.append(f"annotation {_some(culprit.annotation_ids)}")
+    if culprit.checkpoint:
+        parts.append(f"checkpoint {clean(culprit.checkpoint)}")
+    if culprit.rank is not None and culprit.rank > 0:
+        parts.append(f"rank {culprit.rank}")
+    return ", ".join(parts)
+
+
+def _some(ids: list[int], most: int = 5) -> str:
+    return ", ".join(map(str, ids[:most])) + (f" and {len(ids) - most} more" if len(ids) > most else "")
+
+
+def _proof(incident: Incident) -> str:
+    for_it = [e for e in incident.evidence if e.supports == incident.cause] or incident.evidence
+    return "; ".join(f"{clean(e.test)}: {clean(e.outcome)}" for e in for_it[:2]) or "none; the cause is not proved"
+
+
+def _outcome(incident: Incident) -> str:
+    return incident.outcome + (f", {count(incident.lost_steps, 'step')} repeated" if incident.lost_steps else "")
+
+
+def action_words(action: Action) -> str:
+    """What recovery did, as a phrase."""
+    d = action.detail
+    to = f" to step {d['to_step']}" if "to_step" in d else ""
+    if action.kind == "skip":
+        return "the step was left out"
+    if action.kind == "quarantine":
+        ids, annotations = d.get("image_ids") or [], d.get("annotation_ids") or []
+        return f"left out for good: image {_some(ids)}" + (f", annotation {_some(annotations)}" if annotations else "")
+    if action.kind == "rollback":
+        return f"went back{to}"
+    if action.kind == "lower_lr":
+        factor = d.get("factor")
+        times = f" to {figure(factor)} of it" if isinstance(factor, float | int) else ""
+        return f"went back{to}, lowered the learning rate of {clean(d.get('component'))}{times}"
+    if action.kind == "precision":
+        return _precision_words(d)
+    if action.kind == "reload":
+        return f"weights loaded from {clean(d.get('checkpoint') or 'the newest verified state')}"
+    return f"stopped: {clean(d.get('why', 'nothing healthy is left'))}"
+
+
+def _precision_words(detail: Mapping[str, Any]) -> str:
+    if "loss_scale" in detail:
+        return f"held the loss scale at {figure(detail['loss_scale'])}"
+    return f"{clean(detail.get('module'))} runs in {clean(detail.get('dtype', 'fp32'))} from here on"
