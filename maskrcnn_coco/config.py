@@ -186,7 +186,10 @@ def load_config(path: str | Path) -> Config:
     known = list(Config.__struct_fields__)
     unknown = [k for k in data if k not in known]
     if unknown:
-        hints = [f"{k!r}" + "".join(f" (did you mean {n}?)" for n in difflib.get_close_matches(str(k), known, 1)) for k in unknown]
+        hints = [
+            f"{k!r}" + "".join(f" (did you mean {n}?)" for n in difflib.get_close_matches(str(k), known, 1))
+            for k in unknown
+        ]
         raise ConfigError(f"{path} has unknown settings: {', '.join(hints)}", fix="--print-config lists all settings")
     # YAML 1.1 reads 1e-3 (no dot) as a string; a person means a number.
     data = {k: _number(v) for k, v in data.items()}

@@ -48,7 +48,9 @@ class Forward:
         self._micro += 1
         return losses
 
-    def losses(self, model: nn.Module, batch: Batch, step: int, micro: int, precision: str | None = None) -> dict[str, Tensor]:
+    def losses(
+        self, model: nn.Module, batch: Batch, step: int, micro: int, precision: str | None = None
+    ) -> dict[str, Tensor]:
         """The same for any copy of the model, at any step; ``precision`` overrides the run's (for replays)."""
         batch = batch.to(self.device, non_blocking=True)
         torch.manual_seed(step_seed(self.seed, step, micro, self.rank))

@@ -160,7 +160,12 @@ def _default_max_size(c: Config, *, builtin: bool) -> tuple[int, str]:
 def lr_warnings(config: Config, *, builtin: bool) -> list[str]:
     """One sentence for each component whose learning rate is in the aggressive range of the guideline, or past it."""
     sentences = []
-    names = {"backbone": "lr", "rpn": "rpn_lr_multiplier", "box_head": "head_lr_multiplier", "mask_head": "head_lr_multiplier"}
+    names = {
+        "backbone": "lr",
+        "rpn": "rpn_lr_multiplier",
+        "box_head": "head_lr_multiplier",
+        "mask_head": "head_lr_multiplier",
+    }
     for component, lr in component_lrs(config).items():
         guide = GUIDELINE[component]
         if lr <= guide.safe[1] * (1 + 1e-9):
@@ -176,5 +181,7 @@ def lr_warnings(config: Config, *, builtin: bool) -> list[str]:
     if config.max_grad_norm == 0:
         sentences.append("gradient clipping is off (--max-grad-norm 0): one bad batch can start a divergence")
     elif config.max_grad_norm > CLIP_GUIDE[-1][0]:
-        sentences.append(f"--max-grad-norm {config.max_grad_norm:g} is looser than {CLIP_GUIDE[-1][0]:g} (10 is the default)")
+        sentences.append(
+            f"--max-grad-norm {config.max_grad_norm:g} is looser than {CLIP_GUIDE[-1][0]:g} (10 is the default)"
+        )
     return sentences

@@ -1,0 +1,130 @@
+"""The ends of things: evaluation after an epoch, and the four ways a run ends."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from maskrcnn_coco.saving import save_now
+from maskrcnn_coco.durable import write_text
+from maskrcnn_coco.errors import GuardStop
+from maskrcnn_coco.evaluate import evaluate_model
+from maskrcnn_coco.records import EvalRecord, Result, to_json
+from maskrcnn_coco.report import write_report
+from maskrcnn_coco.session import Session
+
+
+def evaluate_session(session: Session, epoch: int) -> EvalRecord | None:
+    """COCO metrics of the current weights on the validation data; None where there are none or weights are not finite."""
+    if session.val_source is None or not weights_finite(session.model):
+        return None
+    began = time.monotonic()
+    result = evaluate_model(
+        session.model,
+        session.val_source,
+        device=session.device,
+        precision=session.precision,
+        batch_size=session.config.batch_size or 1,
+        ranks=session.ranks,
+    )
+    session.evaluation = result
+    session.progress.metrics = dict(result.metrics)
+    return EvalRecord(
+        epoch=epoch,
+        step=session.progress.step,
+        metrics=result.metrics,
+        per_class=result.per_class,
+        seconds=time.monotonic() - began,
+    )
+
+
+def keep_best(session: Session, record: EvalRecord) -> bool:
+    """Whether this epoch is the best so far, by segm/AP (bbox/AP for a detector without masks)."""
+    value = record.metrics.get("segm/AP", record.metrics.get("bbox/AP", float("nan")))
+    best = session.progress.best
+    if not math.isfinite(value) or (best is not None and value <= best):
+        return False
+    session.progress.best, session.progress.best_epoch = value, record.epoch
+    return True
+
+
+def weights_finite(model: torch.nn.Module) -> bool:
+    """Every parameter and buffer of ``model`` is finite."""
+    tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    return bool(torch.stack([torch.isfinite(t).all() for t in tensors]).all()) if tensors else True
+
+
+def finished(session: Session) -> Result:
+    """All planned steps are done. With the guard off the weights may be non-finite: then the exit code is 4."""
+    finite = weights_finite(session.model)
+    if finite:
+        save_now(session)
+        draw_predictions(session)
+    return _end(session, "finished", 0 if finite else 4, finite)
+
+
+def stopped(session: Session, stop: GuardStop) -> Result:
+    """The guard stopped the run; its verdict is written."""
+    session.console.error(stop.render())
+    return _end(session, "stopped", stop.exit_code, weights_finite(session.model))
+
+
+def interrupted(session: Session, number: int) -> Result:
+    """A signal ended the run after the checkpoint was saved."""
+    last = Path(session.config.checkpoint_dir) / "last.pth"
+    session.console.note(f"interrupted at step {session.progress.step}; {last} is saved; --resume auto goes on from there")
+    return _end(session, "interrupted", 128 + number, weights_finite(session.model))
+
+
+def dry(session: Session) -> Result:
+    """Nothing was trained: ``--dry-run``."""
+    session.console.note("dry run: data, model and folders are fine; nothing was trained")
+    return _result(session, "finished", 0, True)
+
+
+def _end(session: Session, status: str, code: int, finite: bool) -> Result:
+    session.saver.wait()
+    result = _result(session, status, code, finite)
+    if not session.ranks.is_main:
+        return result
+    session.tracker.close()
+    write_text(session.logdir / "result.json", to_json(result, indent=1))
+    report = write_report(session.logdir)
+    session.console.end(result, report=report, checkpoints=Path(session.config.checkpoint_dir))
+    return result
+
+
+def _result(session: Session, status: str, code: int, finite: bool) -> Result:
+    p = session.progress
+    best = Path(session.config.checkpoint_dir) / "best.pth"
+    return Result(
+        status=status,  # type: ignore[arg-type]
+        exit_code=code,
+        finite=finite,
+        epochs=p.step // session.plan.steps_per_epoch,
+        steps=p.step,
+        skipped_steps=p.skipped_steps,
+        incidents=list(p.incidents),
+        metrics=dict(p.metrics),
+        best_checkpoint=str(best) if best.exists() else None,
+        first_loss=float("nan") if p.first_loss is None else p.first_loss,
+        last_loss=float("nan") if p.last_loss is None else p.last_loss,
+        images_per_second=p.images_seen * session.ranks.world / p.train_seconds if p.train_seconds else 0.0,
+        guard_seconds=session.guard.seconds,
+        peak_memory_bytes=peak_memory(session.device),
+    )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use: of the device on CUDA, of the process elsewhere."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
+
+

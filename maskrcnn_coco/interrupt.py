@@ -1,0 +1,42 @@
+"""Ctrl-C and SIGTERM: the step in hand is finished, a checkpoint is saved, then the run ends with 130 or 143."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """Remembers the first signal; the second Ctrl-C stops at once, with the last checkpoint intact.
+
+    Outside the main thread (a notebook's worker, a test) signals cannot be caught; then nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        self.received = number
+        name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        sys.stderr.write(f"\n{name}: finishing this step and saving a checkpoint; once more stops at once\n")

@@ -1,0 +1,325 @@
+"""From the settings to a `Session` that is ready for its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import torch
+from torch import nn
+
+from maskrcnn_coco import recipes
+from maskrcnn_coco.checkpoint import Saver, run_lock
+from maskrcnn_coco.components import components
+from maskrcnn_coco.config import Config, dump_config
+from maskrcnn_coco.console import Console
+from maskrcnn_coco.data import CocoDataset, UserData
+from maskrcnn_coco.datasets import RunData, check_data, open_data, read_quarantine
+from maskrcnn_coco.distributed import Ranks
+from maskrcnn_coco.durable import write_text
+from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.folders import fresh_folder, keep_folder, started_at
+from maskrcnn_coco.forward import Forward
+from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.model import build_model
+from maskrcnn_coco.optim import Schedule, build_optimizer
+from maskrcnn_coco.plan import Plan
+from maskrcnn_coco.precision import amp_warning, make_scaler, resolve_amp
+from maskrcnn_coco.resume import find_resume, restore_run, with_saved_settings
+from maskrcnn_coco.session import Observer, Session
+from maskrcnn_coco.snapshot import Ring
+from maskrcnn_coco.tracking import Tracker
+
+
+def open_session(
+    config: Config,
+    *,
+    model: nn.Module | None = None,
+    train_data: Any = None,
+    val_data: Any = None,
+    observers: Sequence[Observer] = (),
+    json_mode: bool = False,
+    dry_run: bool = False,
+) -> Session:
+    """Build everything; raises before any folder is touched where something is unusable.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as their names say.
+    """
+    ranks = Ranks.start(config.device)
+    console = Console(json_mode=json_mode, quiet=not ranks.is_main)
+    found = find_resume(config)
+    for sentence in found.notes:
+        console.warn(sentence)
+    config = with_saved_settings(config, found.state)
+    device = resolve_device(config.device, ranks)
+    precision = resolve_amp(config.amp, device)
+    data = own_data(config, train_data) if train_data is not None else open_data(config)
+    quarantine_first(data, config)
+    resolved = resolve_run(config, data, train_data, device=device, ranks=ranks)
+    config, quick = resolved.config, is_quick(config, data)
+    train_source, val_source = sources(data, config, train_data, val_data, quick=quick)
+    if model is None:
+        model = make_model(config, data.num_classes, quick=quick)
+    model.to(device)
+    plan = make_plan(train_source, data, config, ranks)
+    session = assemble(config, data, device, precision, ranks, model, train_source, val_source, plan, console, quick)
+    session.observers = tuple(observers)
+    prepare_folders(session, resuming=found.state is not None, dry_run=dry_run)
+    if found.state is not None:
+        restore_run(session, found)
+    introduce(session, resolved, resuming=found.state is not None)
+    return session
+
+
+def resolve_device(name: str, ranks: Ranks) -> torch.device:
+    """The device to train on.
+
+    Raises:
+        ConfigError: a name torch does not know, or a device this machine does not have.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks.world > 1:
+        name = f"cuda:{ranks.local_rank}"
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise ConfigError(f"--device {name} is not a device", expected="cpu, cuda, cuda:0, mps or auto") from e
+    count = torch.cuda.device_count()
+    missing = (device.type == "cuda" and (device.index or 0) >= count) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing or device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(
+            f"--device {name}: this machine has no such device",
+            got=f"{count} CUDA devices",
+            fix="use --device cpu, or look at the driver with maskrcnn-coco doctor",
+        )
+    return device
+
+
+def own_data(config: Config, train_data: Any) -> RunData:
+    """The caller's own data set as run data: only the class count is known.
+
+    Raises:
+        ConfigError: ``num_classes`` is missing, or the data set is empty or has no length.
+    """
+    if config.num_classes is None:
+        raise ConfigError(
+            "num_classes is needed with a data set of your own",
+            expected="the number of classes with background, as in torchvision",
+            fix="Config(num_classes=…)",
+        )
+    try:
+        size = len(train_data)
+    except TypeError as e:
+        raise ConfigError("train_data has no length", got=type(train_data).__name__, expected="a map-style data set") from e
+    if size == 0:
+        raise ConfigError("train_data is empty", expected="at least one (image, target)")
+    names = ("background", *(f"class {i}" for i in range(1, config.num_classes)))
+    return RunData(None, None, names, builtin=False)
+
+
+def quarantine_first(data: RunData, config: Config) -> None:
+    """Audit, then add the ids of ``--quarantine``."""
+    check_data(data, config)
+    if config.quarantine is not None:
+        given = read_quarantine(config.quarantine)
+        data.bad_images.update(given["image_ids"])
+        data.bad_annotations.update(given["annotation_ids"])
+
+
+def is_quick(config: Config, data: RunData) -> bool:
+    """Whether the small network for the built-in shapes is trained."""
+    return data.builtin and config.model in (None, "maskrcnn_resnet18_fpn")
+
+
+def resolve_run(
+    config: Config, data: RunData, train_data: Any, *, device: torch.device, ranks: Ranks
+) -> recipes.Resolved:
+    """The settings without gaps."""
+    images = len(data.train) if data.train is not None else len(train_data)
+    resolved = recipes.resolve(
+        config,
+        num_images=images - len(data.bad_images),
+        builtin=is_quick(config, data),
+        device=device.type,
+        world=ranks.world,
+    )
+    warning = amp_warning(config.amp, device)
+    if warning is not None:
+        resolved.warnings.append(warning)
+    if resolved.config.lr == "auto":
+        from maskrcnn_coco.advise import settle_lr
+
+        resolved = settle_lr(resolved, data)
+    return resolved
+
+
+def preview(config: Config) -> recipes.Resolved:
+    """What `train` would use, for ``--print-config``: finds the data, builds nothing, touches no folder."""
+    ranks = Ranks.start(config.device)
+    data = open_data(config)
+    return resolve_run(config, data, None, device=resolve_device(config.device, ranks), ranks=ranks)
+
+
+def make_model(config: Config, num_classes: int, *, quick: bool) -> nn.Module:
+    """The model that a resolved ``config`` describes. ``quick``: the small variant for the built-in shapes."""
+    assert config.model and config.weights and config.min_size and config.max_size
+    # Weights of new heads are drawn from torch's generator: the same seed gives the same model.
+    torch.manual_seed(config.seed)
+    return build_model(
+        config.model,
+        num_classes,
+        weights=config.weights,
+        backbone_weights=config.backbone_weights,
+        min_size=config.min_size,
+        max_size=config.max_size,
+        freeze_stages=config.freeze_stages,
+        small=quick,
+        detections_per_image=config.box_detections_per_image or 100,
+    )
+
+
+def sources(
+    data: RunData, config: Config, train_data: Any, val_data: Any, *, quick: bool
+) -> tuple[CocoDataset | UserData, CocoDataset | UserData | None]:
+    """Training and validation source of samples."""
+    if data.train is None:
+        return UserData(train_data, seed=config.seed), None if val_data is None else UserData(val_data, seed=config.seed)
+    assert config.min_size and config.max_size
+    train = CocoDataset(
+        data.train,
+        train=True,
+        seed=config.seed,
+        min_size=config.min_size,
+        max_size=config.max_size,
+    )
+    train.quarantine(sorted(data.bad_annotations))
+    if data.val is None:
+        return train, None
+    return train, CocoDataset(data.val, train=False, seed=config.seed, min_size=config.min_size, max_size=config.max_size)
+
+
+def make_plan(source: CocoDataset | UserData, data: RunData, config: Config, ranks: Ranks) -> Plan:
+    """Which images make each step; images left out from the start are never in it."""
+    plan = Plan(
+        config.seed,
+        source.image_ids,
+        config.batch_size or 1,
+        config.accumulate,
+        rank=ranks.rank,
+        world=ranks.world,
+        aspect_ratios=source.aspect_ratios,
+    )
+    plan.quarantine(sorted(data.bad_images))
+    return plan
+
+
+def assemble(
+    config: Config,
+    data: RunData,
+    device: torch.device,
+    precision: str,
+    ranks: Ranks,
+    model: nn.Module,
+    train_source: CocoDataset | UserData,
+    val_source: CocoDataset | UserData | None,
+    plan: Plan,
+    console: Console,
+    quick: bool,
+) -> Session:
+    """Optimizer, schedule, guard and writers around the model; nothing is written yet."""
+    optimizer = build_optimizer(
+        model, kind=config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay or 0.0
+    )
+    scaler = make_scaler(precision, device)
+    guard = Guard(
+        model,
+        optimizer,
+        scaler=scaler,
+        max_grad_norm=config.max_grad_norm,
+        components=components(model),
+        mode=config.guard,
+        num_classes=data.num_classes,
+        ranks=ranks,
+    )
+    return Session(
+        config=config,
+        data=data,
+        device=device,
+        precision=precision,
+        ranks=ranks,
+        model=model,
+        optimizer=optimizer,
+        scaler=scaler,
+        schedule=Schedule(
+            recipes.component_lrs(config), config.warmup_steps or 0, plan.steps_per_epoch * (config.epochs or 1)
+        ),
+        guard=guard,
+        forward=Forward(model, device=device, precision=precision, seed=config.seed, rank=ranks.rank),
+        train_source=train_source,
+        val_source=val_source,
+        plan=plan,
+        tracker=Tracker.__new__(Tracker),
+        console=console,
+        saver=Saver.__new__(Saver),
+        quick=quick,
+        ring=Ring(4, max_bytes=snapshot_budget()),
+    )
+
+
+def snapshot_budget() -> int:
+    """Most bytes for in-memory snapshots: a quarter of the memory that is free now."""
+    return psutil.virtual_memory().available // 4
+
+
+def prepare_folders(session: Session, *, resuming: bool, dry_run: bool) -> None:
+    """Make the run's folders; older ones are renamed with their start time, and that is said."""
+    config, console = session.config, session.console
+    logdir, checkpoints = Path(config.logdir), Path(config.checkpoint_dir)
+    if session.ranks.is_main and not dry_run:
+        if resuming:
+            keep_folder(logdir)
+            keep_folder(checkpoints)
+        else:
+            stamp = started_at(logdir) if logdir.is_dir() else None
+            for folder in (logdir, checkpoints):
+                moved = fresh_folder(folder, stamp)
+                if moved is not None:
+                    console.note(f"{folder} held an older run; it is now {moved}")
+        session.lock.enter_context(run_lock(checkpoints))
+        write_text(logdir / "config.yaml", dump_config(config))
+    session.ranks.barrier("folders")
+    session.saver = Saver(checkpoints)
+    session.tracker = Tracker(logdir, warn=console.warn)
+
+
+def introduce(session: Session, resolved: recipes.Resolved, *, resuming: bool) -> None:
+    """Say what will be trained, with what, and why."""
+    console, data = session.console, session.data
+    for note in (*data.notes, *getattr(session.model, "notes", ())):
+        console.note(note)
+    errors = [f for f in data.findings if f.severity == "error"]
+    if errors:
+        console.warn(
+            f"{len(errors)} data errors: {len(data.bad_images)} images and {len(data.bad_annotations)} annotations are "
+            f"left out; the first: {errors[0].message}"
+        )
+    if not resuming:
+        console.settings(
+            msgspec.structs.asdict(session.config), resolved.reasons, lr=recipes.component_lrs(session.config)
+        )
+    for warning in resolved.warnings:
+        console.warn(warning)
+    console.note(
+        f"{len(session.plan)} training images, {data.num_classes - 1} classes, "
+        f"{session.plan.steps_per_epoch} steps an epoch, {session.total_steps} in all; "
+        f"{session.device}, {session.precision}, {torch.get_num_threads()} threads"
+    )
+
+

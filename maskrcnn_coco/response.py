@@ -1,0 +1,194 @@
+"""From an alarm to the next step: the one place where guard, diagnosis and recovery meet.
+
+The guard saw something and refused; here the case is put together, investigated by replay, decided by the policy, and
+the decision is carried out on the session. Everything is written down before training goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from maskrcnn_coco import recovery
+from maskrcnn_coco.checkpoint import load, newest_intact
+from maskrcnn_coco.diagnosis import investigate
+from maskrcnn_coco.errors import GuardStop
+from maskrcnn_coco.forward import keep_fp32
+from maskrcnn_coco.incidents import save_case
+from maskrcnn_coco.records import Action, Alarm, Evidence, Finding, Incident
+from maskrcnn_coco.replay import Case
+from maskrcnn_coco.session import Session
+from maskrcnn_coco.resume import load_state
+from maskrcnn_coco.rigging import rig_of, settings_of
+from maskrcnn_coco.snapshot import Snapshot, restore
+
+INVESTIGATION_SECONDS = 120.0
+"""Most time for one investigation; on small data it is bounded further by the price of twenty steps or so."""
+
+
+def say(text: str) -> None:
+    """One line on stderr, for code that has no console."""
+    sys.stderr.write(f"maskrcnn_coco: {text}\n")
+
+
+def respond(session: Session, alarm: Alarm, batches: list[Any]) -> int:
+    """Diagnose ``alarm``, act, write the incident; returns the planned step to go on with.
+
+    Raises:
+        GuardStop: the policy, the mode or the budget says stop. The verdict is written first.
+    """
+    case = build_case(session, alarm, batches)
+    findings = investigate(case, budget_seconds=INVESTIGATION_SECONDS)
+    history = recovery.History(incidents=session.incidents, step=alarm.step, images=len(session.plan))
+    if session.config.guard == "observe":
+        action = Action("skip", {"observed": True})
+    elif session.config.guard == "stop":
+        action = Action("stop", {"why": "--guard stop"})
+    else:
+        action = recovery.decide(findings, history, session.limits)
+    incident = compose(session, alarm, findings, action)
+    next_step = alarm.step if action.kind == "stop" else act(session, alarm, action, incident)
+    incident.lost_steps = max(0, alarm.step - next_step)
+    incident.outcome = "stopped" if action.kind == "stop" else "recovered"
+    session.keep_incident(incident)
+    keep_case(session, incident, case)
+    if action.kind == "stop":
+        raise GuardStop(
+            f"stopped at step {alarm.step}: {incident.cause} ({alarm.message})",
+            got=action.detail.get("why"),
+            fix=incident.fix or f"maskrcnn-coco explain {incident.cause}",
+        )
+    return next_step
+
+
+def build_case(session: Session, alarm: Alarm, batches: list[Any]) -> Case:
+    """All that a replay needs, taken from the session without changing it."""
+    return Case(
+        alarm=alarm,
+        now=session.snapshot(alarm.step),
+        earlier=[s for s in session.ring.items if s.step <= alarm.step],
+        tape=session.tape.entries,
+        batches=batches,
+        history=session.history[-300:],
+        settings=settings_of(session),
+        rig=rig_of(session),
+    )
+
+
+def compose(session: Session, alarm: Alarm, findings: list[Finding], action: Action) -> Incident:
+    """The incident record of the best finding and the action that was decided."""
+    top = findings[0] if findings else Finding("UNKNOWN", 0.0, evidence=[Evidence("none made", "no finding")])
+    number = f"{len(session.progress.incidents) + 1:04d}"
+    return Incident(
+        id=number,
+        step=alarm.step,
+        epoch=alarm.epoch,
+        onset_step=alarm.onset_step if top.onset_step is None else top.onset_step,
+        symptom=alarm.symptom,
+        cause=top.cause,
+        confidence=top.confidence,
+        culprit=top.culprit,
+        evidence=top.evidence,
+        action=action,
+        outcome="recovered",
+        lost_steps=0,
+        fix=top.fix,
+        explain=f"maskrcnn-coco explain {top.cause}",
+        detail={
+            **top.detail,
+            "message": alarm.message,
+            "measured": alarm.measured,
+            "other_findings": [{"cause": f.cause, "confidence": f.confidence} for f in findings[1:]],
+            "records": session.history[-60:],
+            "time": time.time(),
+        },
+    )
+
+
+def act(session: Session, alarm: Alarm, action: Action, incident: Incident) -> int:
+    """Carry ``action`` out on the session; returns the step to go on with."""
+    detail = action.detail
+    match action.kind:
+        case "skip":
+            return alarm.step + 1
+        case "quarantine":
+            session.leave_out(detail.get("image_ids", []), detail.get("annotation_ids", []), incident.id)
+            return go_back(session, detail["to_step"]) if "to_step" in detail else alarm.step
+        case "rollback":
+            return go_back(session, detail["to_step"])
+        case "lower_lr":
+            step = go_back(session, detail["to_step"])
+            for component in detail.get("components") or [detail["component"]]:
+                session.progress.lr_factors[component] = (
+                    session.progress.lr_factors.get(component, 1.0) * detail["factor"]
+                )
+            return step
+        case "precision":
+            return change_precision(session, alarm, detail)
+        case "reload":
+            return reload(session, alarm, detail.get("checkpoint"))
+        case _:
+            raise GuardStop(f"no such action: {action.kind}")
+
+
+def go_back(session: Session, to_step: int) -> int:
+    """Restore the newest verified snapshot at or before ``to_step``; returns its step.
+
+    A state that was never touched (a refused step, snapshot of this very step missing) is kept as it is.
+    """
+    snapshot = session.ring.newest(before_step=to_step + 1)
+    if snapshot is None:
+        raise GuardStop(f"no verified state is left from step {to_step} or before", fix="lower --lr, or check the data")
+    return restore_session(session, snapshot)
+
+
+def restore_session(session: Session, snapshot: Snapshot) -> int:
+    """Put the session back to ``snapshot``; what recovery decided since (lower rates, quarantine) stays in force."""
+    restore(snapshot, session.model, session.optimizer, session.scaler, guard=session.guard)
+    session.guard.reset(snapshot.step)
+    session.rewind(snapshot.step)
+    return snapshot.step
+
+
+def change_precision(session: Session, alarm: Alarm, detail: dict[str, Any]) -> int:
+    """Keep one module in fp32, or hold the loss scale."""
+    if "module" in detail:
+        keep_fp32(session.model, detail["module"])
+        session.progress.fp32_modules.append(detail["module"])
+    if "loss_scale" in detail and session.scaler is not None:
+        session.scaler.update(float(detail["loss_scale"]))
+    return go_back(session, detail["to_step"]) if "to_step" in detail else alarm.step
+
+
+def reload(session: Session, alarm: Alarm, checkpoint: str | None) -> int:
+    """The newest verified state: of memory first, then of the checkpoint folder."""
+    snapshot = session.ring.newest(before_step=alarm.step + 1)
+    if checkpoint is None and snapshot is not None:
+        return restore_session(session, snapshot)
+    found = newest_intact(session.config.checkpoint_dir)[0] if checkpoint is None else checkpoint
+    if found is None:
+        raise GuardStop("no verified state is left, in memory or on disk", fix="start again with healthy weights")
+    load_state(session, load(found), str(found))
+    session.rewind(session.progress.step)
+    return session.progress.step
+
+
+def keep_case(session: Session, incident: Incident, case: Case) -> None:
+    """Write what replays the incident elsewhere; a full disk costs the replay, never the run."""
+    if not session.ranks.is_main:
+        return
+    try:
+        save_case(session.logdir / "incidents", incident.id, case)
+    except OSError as e:
+        session.console.warn(f"incident {incident.id} cannot be replayed later: its case was not written ({e})")
+
+
+def maybe_raise_lr(session: Session) -> None:
+    """Raise a lowered learning rate again where it has held; the policy says when."""
+    if not session.progress.lr_factors:
+        return
+    history = recovery.History(incidents=session.incidents, step=session.progress.step, images=len(session.plan))
+    for component, factor in recovery.maybe_raise(history, session.progress.lr_factors).items():
+        session.progress.lr_factors[component] = factor
+        session.console.note(f"{component}: learning rate raised again to {factor:.3g} of the plan; it has held")

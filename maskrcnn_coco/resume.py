@@ -1,0 +1,150 @@
+"""Going on where a run stopped: which checkpoint, whose settings, and putting the state back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from maskrcnn_coco import environment
+from maskrcnn_coco.checkpoint import load, load_newest
+from maskrcnn_coco.config import Config
+from maskrcnn_coco.errors import CheckpointError
+from maskrcnn_coco.forward import keep_fp32
+from maskrcnn_coco.incidents import read_incidents
+from maskrcnn_coco.records import Action, Culprit, Evidence, Incident, StepRecord, record_from
+from maskrcnn_coco.session import Progress, Session
+from maskrcnn_coco.tracking import read_metrics
+
+
+@dataclass
+class Found:
+    """The checkpoint to go on from. ``skipped`` are damaged or poisoned ones: (path, why)."""
+
+    path: Path | None = None
+    state: dict[str, Any] | None = None
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_resume(config: Config) -> Found:
+    """Where ``--resume`` goes on from; a damaged or poisoned checkpoint is passed over for the newest healthy one.
+
+    Raises:
+        CheckpointError: the path does not exist, or no checkpoint of the folder can be used.
+    """
+    if config.resume == "none":
+        return Found()
+    folder = Path(config.checkpoint_dir)
+    if config.resume == "auto":
+        return _newest(folder, [], auto=True)
+    path = Path(config.resume)
+    try:
+        return Found(path, load(path))
+    except CheckpointError as e:
+        if not path.is_file():
+            raise
+        return _newest(path.parent, [(path, e.what)], auto=False)
+
+
+def _newest(folder: Path, skipped: list[tuple[Path, str]], *, auto: bool) -> Found:
+    path, state, passed = load_newest(folder)
+    known = {p for p, _ in skipped}
+    skipped = skipped + [(p, why) for p, why in passed if p not in known]
+    notes = [f"{p} cannot be used: {why}" for p, why in skipped]
+    if path is None or state is None:
+        if auto and not skipped:
+            return Found(notes=[f"--resume auto: no checkpoint in {folder}; starting from the beginning"])
+        raise CheckpointError(
+            f"no checkpoint in {folder} can be used",
+            got="; ".join(notes) or "none",
+            fix="start again with --resume none; the damaged files are kept for a look",
+        )
+    if skipped:
+        notes.append(f"going on from {path}, step {state['loop']['step']}")
+    return Found(path, state, skipped, notes)
+
+
+def with_saved_settings(config: Config, state: dict[str, Any] | None) -> Config:
+    """Settings that are not given now are those of the checkpoint; a flag given now wins."""
+    if state is None:
+        return config
+    try:
+        saved = msgspec.convert(state["config"], type=Config, strict=False)
+    except msgspec.ValidationError as e:
+        raise CheckpointError(f"the settings in the checkpoint are not readable: {e}", fix="use --weights PATH") from e
+    plain = Config()
+    given = {n: getattr(config, n) for n in Config.__struct_fields__ if getattr(config, n) != getattr(plain, n)}
+    return msgspec.structs.replace(saved, **{**given, "resume": config.resume})
+
+
+def restore_run(session: Session, found: Found) -> None:
+    """Put the checkpoint's state into the session; everything it decided (quarantine, lower rates) stays in force.
+
+    Raises:
+        CheckpointError: the checkpoint is of another model or has another optimizer.
+    """
+    assert found.state is not None
+    load_state(session, found.state, str(found.path))
+    session.tracker.rewind(session.progress.step)
+    session.first_step = session.progress.step
+    session.history = [
+        record_from(StepRecord, line)
+        for line in read_metrics(session.logdir / "metrics.jsonl")
+        if line["kind"] == "step" and line["step"] < session.progress.step
+    ][-2 * session.plan.steps_per_epoch :]
+    session.incidents = read_incidents(session.logdir / "incidents")
+    differences = environment.differs(found.state["environment"], environment.fingerprint(session.ranks.world))
+    if differences:
+        session.console.warn("this resume is inexact, the last bits may differ: " + "; ".join(differences))
+    session.console.note(f"going on from {found.path}: step {session.progress.step} of {session.total_steps}")
+    for path, why in found.skipped:
+        note_poisoned(session, path, why)
+
+
+def load_state(session: Session, state: dict[str, Any], source: str) -> None:
+    """Weights, optimizer, scaler, guard and progress of ``state`` into the session."""
+    try:
+        session.model.load_state_dict(state["model"])
+        session.optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as e:
+        raise CheckpointError(
+            f"{source} is a checkpoint of another model or optimizer",
+            got=str(e).splitlines()[0],
+            expected=f"{session.config.model}, {session.data.num_classes - 1} classes, {session.config.optimizer}",
+            fix="give the same --model, --optimizer and data as before, or start from its weights with --weights",
+        ) from e
+    if session.scaler is not None and state["scaler"] is not None:
+        session.scaler.load_state_dict(state["scaler"])
+    session.guard.load_state_dict(state["guard"])
+    loop = dict(state["loop"])
+    loop.pop("epoch", None)
+    session.progress = Progress(**loop)
+    for name in session.progress.fp32_modules:
+        keep_fp32(session.model, name)
+    session.plan.quarantine([entry["id"] for entry in session.progress.quarantine])
+    session.train_source.quarantine([entry["id"] for entry in session.progress.quarantine_annotations])
+
+
+def note_poisoned(session: Session, path: Path, why: str) -> None:
+    """An incident for a checkpoint that was passed over: what was wrong and how many steps it costs."""
+    step = session.progress.step
+    incident = Incident(
+        id=f"{len(session.progress.incidents) + 1:04d}",
+        step=step,
+        epoch=session.epoch_of(step),
+        onset_step=step,
+        symptom="param_nonfinite",
+        cause="POISONED_STATE",
+        confidence=1.0,
+        culprit=Culprit(checkpoint=str(path)),
+        evidence=[Evidence(f"scan: {path.name} at load", why, "POISONED_STATE")],
+        action=Action("reload", {"checkpoint": str(session.saver.folder), "to_step": step}),
+        outcome="recovered",
+        lost_steps=0,
+        fix=f"delete {path}",
+        explain="maskrcnn-coco explain POISONED_STATE",
+    )
+    session.keep_incident(incident)

@@ -1,0 +1,94 @@
+"""The run's rig for replays: how to run one of its steps on a private copy of the model, here or on another machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+from maskrcnn_coco import recipes
+from maskrcnn_coco.components import components
+from maskrcnn_coco.config import Config
+from maskrcnn_coco.data import make_batch
+from maskrcnn_coco.forward import Forward
+from maskrcnn_coco.optim import build_optimizer
+from maskrcnn_coco.replay import Rig
+from maskrcnn_coco.session import Session
+
+
+def rig_of(session: Session) -> Rig:
+    """How to run one of the session's steps away from it."""
+    source = session.train_source
+    return make_rig(
+        session.config,
+        session.model,
+        session.device,
+        session.precision,
+        rank=session.ranks.rank,
+        make=lambda keys: make_batch(source, keys),
+        fp32_modules=session.progress.fp32_modules,
+    )
+
+
+def settings_of(session: Session) -> dict[str, Any]:
+    """Plain values for the explanation, and all that `rig_from_settings` needs on another machine."""
+    return {
+        "config": msgspec.to_builtins(session.config),
+        "lr": recipes.component_lrs(session.config),
+        "lr_factors": dict(session.progress.lr_factors),
+        "classes": list(session.data.class_names),
+        "quick": session.quick,
+        "precision": session.precision,
+        "rank": session.ranks.rank,
+        "world": session.ranks.world,
+        "fp32_modules": list(session.progress.fp32_modules),
+        "steps_per_epoch": session.plan.steps_per_epoch,
+        "accumulate": session.config.accumulate,
+    }
+
+
+def rig_from_settings(settings: dict[str, Any]) -> Rig:
+    """A rig on this machine's CPU for a case that was saved elsewhere; batches come from the case itself."""
+    from maskrcnn_coco.opening import make_model
+
+    config = msgspec.convert(settings["config"], type=Config, strict=False)
+    # The case brings the weights: nothing is downloaded to overwrite.
+    bare = msgspec.structs.replace(config, weights="none", backbone_weights=None)
+    return make_rig(
+        config,
+        lambda: make_model(bare, len(settings["classes"]), quick=settings["quick"]),
+        torch.device("cpu"),
+        settings["precision"],
+        rank=settings["rank"],
+        make=None,
+        fp32_modules=settings["fp32_modules"],
+    )
+
+
+def make_rig(
+    config: Config,
+    model: Any,
+    device: torch.device,
+    precision: str,
+    *,
+    rank: int,
+    make: Any,
+    fp32_modules: list[str],
+) -> Rig:
+    """A rig around ``model`` (a module, or a function that builds one)."""
+    forward = Forward(nn.Identity(), device=device, precision=precision, seed=config.seed, rank=rank)
+    return Rig(
+        model=model,
+        build_optimizer=lambda m: build_optimizer(
+            m, kind=config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay or 0.0
+        ),
+        forward=lambda m, batch, step, micro, how: forward.losses(m, batch, step, micro, how),
+        components=components,
+        make_batch=make,
+        precision=precision,
+        max_grad_norm=config.max_grad_norm,
+        device=device,
+        fp32_modules=list(fp32_modules),
+    )

@@ -1,0 +1,253 @@
+"""The training loop: `train` for a whole run, `train_one_epoch` for people who keep their own script."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from maskrcnn_coco import closing, response
+from maskrcnn_coco.saving import save_epoch, save_if_due, save_now
+from maskrcnn_coco.config import Config, validate
+from maskrcnn_coco.errors import GuardStop
+from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.interrupt import Interrupts
+from maskrcnn_coco.opening import open_session
+from maskrcnn_coco.records import EpochRecord, Result, StepRecord
+from maskrcnn_coco.session import Observer, Session
+from maskrcnn_coco.snapshot import TapeEntry
+
+
+def train(
+    config: Config,
+    *,
+    model: nn.Module | None = None,
+    train_data: Any = None,
+    val_data: Any = None,
+    observers: Sequence[Observer] = (),
+    dry_run: bool = False,
+    json_mode: bool = False,
+) -> Result:
+    """Fine-tune a detector; refuse, explain and repair every bad step.
+
+    Args:
+        config: the settings; fields that are None come from the recipe for the data set's size.
+        model: any module with torchvision's detection contract (a dict of losses in train mode, a list of detections
+            in eval mode); None builds the one that ``config`` names.
+        train_data, val_data: map-style data sets of ``(image float32 (3, H, W) in 0..1, target)`` with torchvision's
+            target dict: ``boxes`` float32 (N, 4) xyxy pixels, ``labels`` int64 (N,) in 1..K-1, ``masks`` uint8
+            (N, H, W), ``image_id`` int, optionally ``annotation_ids``. ``config.num_classes`` is then needed.
+        observers: called with each record as it is written; they look and never change training.
+        dry_run: stop before the first step, after everything is built and shown.
+        json_mode: keep stdout clean.
+
+    Returns:
+        How the run ended, as in ``result.json``. A run that the guard stopped returns too (status "stopped").
+
+    Raises:
+        ConfigError, DataError, CheckpointError: something is unusable; nothing has been overwritten.
+    """
+    validate(config)
+    with Interrupts() as interrupts:
+        session = open_session(
+            config,
+            model=model,
+            train_data=train_data,
+            val_data=val_data,
+            observers=observers,
+            json_mode=json_mode,
+            dry_run=dry_run,
+        )
+        with session:
+            if dry_run:
+                return closing.dry(session)
+            try:
+                run(session, interrupts)
+            except GuardStop as stop:
+                return closing.stopped(session, stop)
+            if interrupts.received:
+                save_now(session)
+                return closing.interrupted(session, interrupts.received)
+            return closing.finished(session)
+
+
+def run(session: Session, interrupts: Interrupts) -> None:
+    """All epochs, from where the session stands. Returns early on a signal or when patience is spent."""
+    session.model.train()
+    while session.progress.step < session.total_steps:
+        train_epoch(session, interrupts)
+        if interrupts.received:
+            return
+        if session.progress.step % session.plan.steps_per_epoch == 0:
+            end_epoch(session)
+            if _out_of_patience(session):
+                session.console.note(
+                    f"no better segm/AP for {session.config.patience} epochs: stopped early (--patience)"
+                )
+                return
+
+
+def train_epoch(session: Session, interrupts: Interrupts) -> None:
+    """Steps to the end of the current epoch. A roll-back may leave the session in an earlier epoch; then it returns."""
+    epoch = session.epoch_of(session.progress.step)
+    end = (epoch + 1) * session.plan.steps_per_epoch
+    with session.console.progress(epoch, session.epochs, session.plan.steps_per_epoch) as bar:
+        while session.progress.step < end and session.epoch_of(session.progress.step) == epoch:
+            for batches in session.batches(epoch):
+                again = train_step(session, batches)
+                bar.update(session.history[-1] if session.history else None, session.progress.step)
+                save_if_due(session)
+                if interrupts.received:
+                    return
+                if again:
+                    # The plan of the coming batches changed, or the step went back: fetch anew.
+                    break
+
+
+def train_step(session: Session, batches: list[Any]) -> bool:
+    """One planned step on its micro-batches. Returns True where the next batch must be fetched anew."""
+    progress = session.progress
+    step = progress.step
+    if session.snapshot_due(step):
+        session.ring.add(session.snapshot(step))
+    began = time.monotonic()
+    lr = session.set_lr(step)
+    ids = [image_id for batch in batches for image_id in batch.image_ids]
+    record = session.guard.step(
+        session.forward.begin(step), batches, ids, step=step, epoch=session.epoch_of(step), micro_batches=True
+    )
+    alarm = session.guard.alarm
+    session.tape.add(
+        TapeEntry(
+            step=step,
+            epoch=record.epoch,
+            keys=[batch.keys for batch in batches],
+            lr=lr,
+            loss_scale=record.loss_scale,
+            applied=record.applied,
+            record=record,
+        )
+    )
+    progress.train_seconds += time.monotonic() - began
+    progress.images_seen += len(ids)
+    keep_record(session, record)
+    if alarm is not None:
+        next_step = response.respond(session, alarm, batches)
+        changed = next_step != step + 1
+        progress.step = next_step
+        return changed
+    progress.step = step + 1
+    response.maybe_raise_lr(session)
+    return False
+
+
+def keep_record(session: Session, record: StepRecord) -> None:
+    """Write one step down, everywhere."""
+    progress = session.progress
+    if record.applied:
+        if progress.first_loss is None:
+            progress.first_loss = record.loss
+        progress.last_loss = record.loss
+    else:
+        progress.skipped_steps += 1
+    if not session.history:
+        session.console.first_batch(record)
+    session.history.append(record)
+    session.tracker.step(record)
+    session.notify(record)
+
+
+def end_epoch(session: Session) -> None:
+    """Epoch record, evaluation, checkpoint, console block."""
+    step = session.progress.step
+    epoch = session.epoch_of(step - 1)
+    record = epoch_record(session, epoch)
+    session.tracker.epoch(record)
+    session.notify(record)
+    evaluation = closing.evaluate_session(session, epoch)
+    better = False
+    if evaluation is not None:
+        session.tracker.eval(evaluation)
+        session.notify(evaluation)
+        better = closing.keep_best(session, evaluation)
+    session.console.epoch(record, evaluation, epochs=session.epochs, time_left=session.time_left())
+    save_epoch(session, epoch, better=better)
+
+
+def epoch_record(session: Session, epoch: int) -> EpochRecord:
+    """Means over the applied steps of ``epoch``; refused steps are counted, never averaged in."""
+    per = session.plan.steps_per_epoch
+    records = [r for r in session.history if r.epoch == epoch and r.step >= epoch * per]
+    applied = [r for r in records if r.applied]
+    names = sorted({name for r in applied for name in r.losses})
+    seconds = session.progress.train_seconds - session.epoch_began_seconds
+    images = sum(len(r.image_ids) for r in records) * session.ranks.world
+    session.epoch_began_seconds = session.progress.train_seconds
+    return EpochRecord(
+        epoch=epoch,
+        step=session.progress.step,
+        losses={n: _mean([r.losses[n] for r in applied if n in r.losses]) for n in names},
+        loss=_mean([r.loss for r in applied]),
+        grad_norm=_mean([r.grad_norm for r in applied]),
+        lr=session.set_lr(session.progress.step - 1),
+        skipped_steps=len(records) - len(applied),
+        images_per_second=images / seconds if seconds > 0 else 0.0,
+        seconds=seconds,
+    )
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _out_of_patience(session: Session) -> bool:
+    patience = session.config.patience
+    if patience is None or session.progress.best_epoch < 0:
+        return False
+    return session.epoch_of(session.progress.step - 1) - session.progress.best_epoch >= patience
+
+
+def train_one_epoch(
+    model: nn.Module,
+    loader: Iterable[Any],
+    optimizer: torch.optim.Optimizer,
+    device: torch.device | str,
+    scaler: Any = None,
+    max_grad_norm: float = 10.0,
+) -> float:
+    """One guarded epoch over your own loader, for people who keep their own script.
+
+    Args:
+        model: a torchvision detector, or any module that returns a dict of losses for ``model(images, targets)``.
+        loader: yields ``(images, targets)`` as torchvision's reference collate function does.
+        scaler: a GradScaler; the forward pass then runs under fp16 autocast.
+        max_grad_norm: clip to this 2-norm after unscaling; 0 is off.
+
+    Returns:
+        Mean loss over the applied steps; nan where none was.
+
+    A step with anything non-finite is refused before it touches weights, buffers or optimizer state, and is said once
+    on stderr. Diagnosis and recovery need the data set and are part of `train`.
+    """
+    device = torch.device(device)
+    model.train()
+    guard = Guard(model, optimizer, scaler=scaler, max_grad_norm=max_grad_norm)
+
+    def forward(batch: Any) -> Any:
+        images, targets = batch
+        images = [image.to(device, non_blocking=True) for image in images]
+        targets = [{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in t.items()} for t in targets]
+        with torch.autocast(device.type, dtype=torch.float16, enabled=scaler is not None and scaler.is_enabled()):
+            return model(images, targets)
+
+    total, applied = 0.0, 0
+    for step, batch in enumerate(loader):
+        record = guard.step(forward, batch, step=step)
+        if record.applied:
+            total, applied = total + record.loss, applied + 1
+        if guard.alarm is not None:
+            response.say(f"step {step} refused: {guard.alarm.message}")
+    return total / applied if applied else float("nan")

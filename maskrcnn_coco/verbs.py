@@ -1,0 +1,167 @@
+"""What each verb does: call the parts, print, return the exit code. Parts are imported only when their verb runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from maskrcnn_coco.config import Config, dump_config, validate
+from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.records import to_json
+
+
+def emit(value: Any) -> None:
+    """One JSON object on stdout."""
+    sys.stdout.write(to_json(value) + "\n")
+
+
+def as_config(args: Any) -> Config:
+    """The Config inside a verb's arguments, validated."""
+    fields = {name: getattr(args, name) for name in Config.__struct_fields__}
+    config = Config(**fields)
+    validate(config)
+    return config
+
+
+def one(words: Sequence[str], what: str, default: str | None = None) -> str:
+    """The single positional word of a verb.
+
+    Raises:
+        ConfigError: none where one is needed, or several.
+    """
+    if len(words) > 1:
+        raise ConfigError(f"one {what} at a time", got=" ".join(words))
+    if words:
+        return words[0]
+    if default is None:
+        raise ConfigError(f"name a {what}", fix=f"maskrcnn-coco VERB {what}")
+    return default
+
+
+def train(args: Any, words: Sequence[str]) -> int:
+    """``maskrcnn-coco train``."""
+    from maskrcnn_coco.session import preview
+    from maskrcnn_coco.training import train as run
+
+    config = as_config(args)
+    if args.print_config:
+        sys.stdout.write(dump_config(preview(config).config))
+        return 0
+    result = run(config, dry_run=args.dry_run, json_mode=args.json)
+    if args.json:
+        emit(result)
+    return result.exit_code
+
+
+def check(args: Any, words: Sequence[str]) -> int:
+    """``maskrcnn-coco check``."""
+    from maskrcnn_coco.audit import audit, print_findings, repair, write_gallery
+    from maskrcnn_coco.layouts import find_data
+
+    found = find_data(args.data, images=args.images, val=args.val, val_images=args.val_images)
+    findings = audit(found.train, images=not args.no_images, other=found.val)
+    if found.val is not None:
+        findings += [f for f in audit(found.val, images=not args.no_images) if f not in findings]
+    out = {"data": str(found.train.json_path), "notes": found.notes, "findings": findings}
+    if args.fix is not None:
+        out["changes"] = repair(found.train, findings, args.fix)
+    if args.html is not None:
+        write_gallery(found.train, findings, args.html)
+    if args.json:
+        emit(out)
+    else:
+        print_findings(found.train, findings, args.fix, args.html)
+    return 3 if any(f.severity in ("error", "warning") for f in findings) else 0
+
+
+def advise(args: Any, words: Sequence[str]) -> int:
+    """``maskrcnn-coco advise``."""
+    from maskrcnn_coco.advise import advise_data
+    from maskrcnn_coco.console import Console
+
+    advice = advise_data(as_config(args), Console(json_mode=args.json), ladder=args.ladder)
+    if args.json:
+        emit(advice)
+    return 0
+
+
+def diagnose(args: Any, words: Sequence[str]) -> int:
+    """``maskrcnn-coco diagnose``."""
+    from maskrcnn_coco.postmortem import diagnose_path
+
+    return diagnose_path(Path(one(words, "INCIDENT.json, RUN_DIR or CHECKPOINT")), json_mode=args.json)
+
+
+def verify(args: Any, words: Sequence[str]) -> int:
+    """``maskrcnn-coco verify``."""
+    from maskrcnn_coco.verify import verify_run
+
+    names = ("lr", "head_lr_multiplier", "rpn_lr_multiplier", "max_grad_norm", "warmup_steps", "amp")
+    changes = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+    run_dir = Path(one(words, "RUN_DIR", "runs/maskrcnn"))
+    return verify_run(run_dir, changes=changes, steps=args.steps, json_mode=args.json)
+
+
+def evaluate(args: Any, words: Sequence[str]) -> int:
+    """``maskrcnn-coco evaluate``."""
+    from maskrcnn_coco.inference import evaluate_checkpoint
+
+    return evaluate_checkpoint(
+        Path(one(words, "CHECKPOINT")), args.data, args.images, device=args.device, out=args.out, json_mode=args.json
+    )
+
+
+def predict(args: Any, words: Sequence[str]) -> int:
+    """``maskrcnn-coco predict``."""
+    from maskrcnn_coco.inference import predict_checkpoint
+
+    if len(words) < 2:
+        raise ConfigError(
+            "name a checkpoint and at least one image", fix="maskrcnn-coco predict CHECKPOINT IMAGE… --out DIR"
+        )
+    return predict_checkpoint(
+        Path(words[0]),
+        [Path(w) for w in words[1:]],
+        Path(args.out),
+        score=args.score,
+        device=args.device,
+        json_mode=args.json,
+    )
+
+
+def explain(args: Any, words: Sequence[str]) -> int:
+    """``maskrcnn-coco explain``."""
+    from maskrcnn_coco.diagnosis import explain as text
+
+    code = one(words, "CODE")
+    if args.json:
+        emit({"code": code.upper(), "text": text(code)})
+    else:
+        print(text(code))
+    return 0
+
+
+def report(args: Any, words: Sequence[str]) -> int:
+    """``maskrcnn-coco report``."""
+    from maskrcnn_coco.report import write_report
+
+    path = write_report(Path(one(words, "RUN_DIR", "runs/maskrcnn")))
+    if args.json:
+        emit({"report": str(path)})
+    else:
+        print(path)
+    return 0
+
+
+def doctor(args: Any, words: Sequence[str]) -> int:
+    """``maskrcnn-coco doctor``."""
+    from maskrcnn_coco.doctor import examine, print_health
+
+    health = examine(Path(args.checkpoint_dir))
+    if args.json:
+        emit(health)
+    else:
+        print_health(health)
+    return 0

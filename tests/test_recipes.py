@@ -1,0 +1,73 @@
+"""Recipes by data-set size, the learning-rate guideline, and: a flag given is never overridden."""
+
+import pytest
+
+from maskrcnn_coco.config import Config
+from maskrcnn_coco.recipes import component_lrs, resolve
+
+
+@pytest.mark.parametrize(
+    ("images", "lr", "multiplier", "epochs"),
+    [(499, 1e-3, 5.0, 30), (500, 5e-3, 5.0, 20), (2000, 5e-3, 5.0, 20), (2001, 5e-3, 7.0, 15)],
+)
+def test_the_table(images, lr, multiplier, epochs):
+    c = resolve(Config(data="x"), num_images=images).config
+    assert (c.lr, c.head_lr_multiplier, c.epochs) == (lr, multiplier, epochs)
+
+
+def test_everything_is_settled_and_has_a_reason():
+    resolved = resolve(Config(data="x"), num_images=300)
+    for name in ("lr", "epochs", "batch_size", "model", "weights", "min_size", "max_size", "workers", "warmup_steps"):
+        assert getattr(resolved.config, name) is not None
+        assert resolved.reasons[name]
+    assert resolved.config.model == "maskrcnn_resnet50_fpn_v2"
+    assert resolved.config.weights == "coco"
+
+
+def test_what_was_given_stays():
+    given = {"lr": 2e-3, "head_lr_multiplier": 3.0, "epochs": 7, "batch_size": 3, "warmup_steps": 0, "workers": 0}
+    for builtin in (False, True):
+        resolved = resolve(Config(**given), num_images=5000, builtin=builtin)
+        for name, value in given.items():
+            assert getattr(resolved.config, name) == value
+            assert resolved.reasons[name] == "given"
+
+
+def test_component_learning_rates():
+    c = resolve(Config(lr=5e-3, head_lr_multiplier=10.0, rpn_lr_multiplier=2.0), num_images=10).config
+    assert component_lrs(c) == pytest.approx({"backbone": 5e-3, "rpn": 1e-2, "box_head": 5e-2, "mask_head": 5e-2})
+
+
+def test_no_warning_inside_the_safe_range():
+    assert resolve(Config(data="x", lr=1e-3), num_images=100).warnings == []
+
+
+def test_a_warning_names_component_value_range_and_flag():
+    warnings = resolve(Config(data="x", lr=5e-3, head_lr_multiplier=5.0), num_images=100).warnings
+    text = " ".join(warnings)
+    assert "box_head: learning rate 0.025 is in the aggressive range 0.01 to 0.05" in text
+    assert "--head-lr-multiplier" in text
+    assert "backbone" not in text
+
+
+def test_past_the_aggressive_range_is_said_so():
+    warnings = resolve(Config(data="x", lr=2e-2, head_lr_multiplier=5.0), num_images=100).warnings
+    assert any(w.startswith("backbone") and "past the aggressive range" in w for w in warnings)
+    assert any(w.startswith("mask_head") and "past the aggressive range" in w for w in warnings)
+
+
+def test_clipping_off_is_warned_about():
+    assert any("--max-grad-norm 0" in w for w in resolve(Config(data="x", max_grad_norm=0), num_images=9).warnings)
+
+
+def test_linear_scaling_is_offered_and_said_never_silent():
+    offered = resolve(Config(data="x", lr=1e-3), num_images=100, world=4)
+    assert offered.config.lr == 1e-3
+    assert any("--lr-scaling linear" in w for w in offered.warnings)
+    scaled = resolve(Config(data="x", lr=1e-3, lr_scaling="linear"), num_images=100, world=4)
+    assert scaled.config.lr == pytest.approx(4e-3)
+    assert "4 processes" in scaled.reasons["lr"]
+
+
+def test_a_backbone_file_means_no_download():
+    assert resolve(Config(data="x", backbone_weights="b.pth"), num_images=9).config.weights == "none"
