@@ -1,0 +1,167 @@
+"""Which images make step s: a pure function of (seed, step, quarantine), so that a run resumes anywhere at no cost."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from maskrcnn_coco.errors import DataError
+
+
+class SampleKey(NamedTuple):
+    """What a training sample is a function of, with the run's seed. ``index``: position in the data set."""
+
+    epoch: int
+    index: int
+    image_id: int
+
+
+def mix(*numbers: int) -> bytes:
+    """32 bytes from a few integers, the same on every machine: the source of all counter-based random numbers here."""
+    return hashlib.blake2b(":".join(map(str, numbers)).encode(), digest_size=32).digest()
+
+
+def aspect_groups(widths: np.ndarray, heights: np.ndarray, *, k: int = 3) -> np.ndarray:
+    """Group of each image by its aspect ratio, int64 (N,), as torchvision's reference does.
+
+    The bins are 2k + 1 edges at powers of two between 1/2 and 2, evenly spaced in the logarithm. Unknown sizes (0)
+    count as square.
+    """
+    known = (widths > 0) & (heights > 0)
+    ratio = np.where(known, widths, 1) / np.where(known, heights, 1)
+    edges = 2.0 ** np.linspace(-1, 1, 2 * k + 1)
+    return np.searchsorted(edges, ratio, side="right").astype(np.int64)
+
+
+class Plan:
+    """The training images in order, for one rank.
+
+    Each epoch is a permutation of all images, cut into micro-batches of images of similar aspect ratio. Its last step
+    is filled from the start of the same permutation, so each image is seen at least once an epoch and every step, on
+    every rank, has the same number of images. Ranks get disjoint parts of the same global batch.
+
+    Args:
+        seed: of the run.
+        image_ids: int64 (N,), unique; key ``index`` is the position in it.
+        batch_size: images of one micro-batch of one rank. accumulate: micro-batches of one step.
+        rank, world: this process among how many.
+        groups: int64 (N,), see `aspect_groups`; None puts all images together.
+        provisional: the ids are only positions, until `rename` tells the true ones: a user's data set.
+
+    Raises:
+        DataError: no images.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        image_ids: Sequence[int] | np.ndarray,
+        batch_size: int,
+        accumulate: int = 1,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        groups: np.ndarray | None = None,
+        provisional: bool = False,
+    ) -> None:
+        self.image_ids = np.array(image_ids, np.int64)
+        if len(self.image_ids) == 0:
+            raise DataError("there are no images to train on", fix="check --data")
+        if not (batch_size >= 1 and accumulate >= 1 and 0 <= rank < world):
+            raise ValueError(f"batch_size {batch_size}, accumulate {accumulate}, rank {rank} of {world}")
+        self.seed, self.batch_size, self.accumulate, self.rank, self.world = seed, batch_size, accumulate, rank, world
+        self.groups = np.zeros(len(self.image_ids), np.int64) if groups is None else np.asarray(groups, np.int64)
+        self.steps_per_epoch = math.ceil(len(self.image_ids) / (batch_size * accumulate * world))
+        self._bad = np.zeros(len(self.image_ids), bool)
+        self._unknown: set[int] = set()
+        self._index = {} if provisional else {int(i): n for n, i in enumerate(self.image_ids)}
+        self._named = np.full(len(self.image_ids), not provisional)
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def step(self, step: int) -> tuple[int, list[list[SampleKey]]]:
+        """Epoch, and this rank's micro-batches, of planned step ``step`` (from 0, over all epochs)."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        rows = self._order(epoch)[within, :, self.rank]
+        return epoch, [[self._key(epoch, int(row)) for row in micro] for micro in rows]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Image rows of an epoch before quarantine, int64 (steps, accumulate, world, batch_size)."""
+        if epoch not in self._orders:
+            if len(self._orders) >= 2:
+                self._orders.clear()
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            shape = (self.steps_per_epoch, self.accumulate, self.world, self.batch_size)
+            filled = np.resize(rng.permutation(len(self.image_ids)), math.prod(shape))
+            # A stable sort by group keeps the shuffled order within a group; only batches on a border are mixed.
+            batches = filled[np.argsort(self.groups[filled], kind="stable")].reshape(-1, self.batch_size)
+            self._orders[epoch] = batches[rng.permutation(len(batches))].reshape(shape)
+        return self._orders[epoch]
+
+    def _key(self, epoch: int, row: int) -> SampleKey:
+        if self._bad[row]:
+            row = self._substitute(epoch, row)
+        return SampleKey(epoch, row, int(self.image_ids[row]))
+
+    def _substitute(self, epoch: int, row: int) -> int:
+        """A healthy image for a quarantined one, of the same group where there is one.
+
+        The first healthy one in a random order that depends on (seed, epoch, row) alone: what else is in quarantine,
+        and since when, changes nothing as long as the substitute itself is healthy.
+        """
+        same = np.flatnonzero(self.groups == self.groups[row])
+        candidates = same if not self._bad[same].all() else np.arange(len(self.image_ids))
+        draw = np.frombuffer(mix(self.seed, epoch, row, 1), np.uint64)[:2]
+        order = np.random.Generator(np.random.Philox(key=draw)).permutation(candidates)
+        return int(order[~self._bad[order]][0])
+
+    @property
+    def quarantined(self) -> list[int]:
+        """Image ids that are left out, sorted."""
+        return sorted([*self.image_ids[self._bad].tolist(), *self._unknown])
+
+    def quarantine(self, image_ids: Iterable[int]) -> None:
+        """Leave these images out from now on; deterministic substitutes take their places, so no step changes its size.
+
+        Ids that are not in the plan are remembered, for `rename`.
+
+        Raises:
+            DataError: no image would be left.
+        """
+        bad = self._bad.copy()
+        unknown = set(self._unknown)
+        for image_id in image_ids:
+            row = self._index.get(int(image_id))
+            if row is None:
+                unknown.add(int(image_id))
+            else:
+                bad[row] = True
+        if bad.all():
+            raise DataError(
+                f"no training image is left: all {len(bad)} are in quarantine",
+                fix="see quarantine.json for the reasons; maskrcnn-coco check --fix repairs what can be repaired",
+            )
+        self._bad, self._unknown = bad, unknown
+
+    def rename(self, index: int, image_id: int) -> bool:
+        """Learn the id of the image at ``index``: a user's data set says it only when the image is read.
+
+        Returns:
+            True where that id was waiting in quarantine: the image is now left out, and its step must be planned again.
+        """
+        if self._named[index]:
+            return False
+        self._named[index] = True
+        self.image_ids[index] = image_id
+        self._index.setdefault(image_id, index)
+        if image_id not in self._unknown:
+            return False
+        self._unknown.discard(image_id)
+        self.quarantine([image_id])
+        return True
