@@ -13,6 +13,7 @@ import msgspec
 
 from maskrcnn_coco.config import Config, load_config
 from maskrcnn_coco.errors import ConfigError, MaskRCNNError
+from maskrcnn_coco.flags import readable
 
 VERBS = {
     "train": "fine-tune on COCO-format data (no flags: the built-in shapes)",
@@ -184,18 +185,12 @@ def parse(verb: str, argv: Sequence[str]) -> tuple[Any, list[str]]:
 
     kind, positional = ARGUMENTS[verb]
     flags, paths = _separate(argv, kind) if positional else (list(argv), [])
-    default: Any = tyro.MISSING_NONPROP
-    if issubclass(kind, Config):
-        file = _value_of("--config", argv)
-        given = {} if file is None else msgspec.structs.asdict(load_config(file))
-        default = kind(**given)
-        if verb == "advise":
-            flags = [f for f in flags]
+    file = _value_of("--config", argv) if issubclass(kind, Config) else None
+    given = {} if file is None else msgspec.structs.asdict(load_config(file))
     args = tyro.cli(
-        kind,
+        readable(kind, given),
         prog=f"maskrcnn-coco {verb} {positional}".strip(),
         args=flags,
-        default=default,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     return args, paths

@@ -1,0 +1,123 @@
+"""The house rules, held by a test: who imports whom, what stays free of torch, how large things may grow."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "maskrcnn_coco"
+FILES = sorted(p for p in PACKAGE.rglob("*.py"))
+TORCH_FREE = (
+    *("errors", "records", "config", "recipes", "coco", "layouts", "masks", "audit", "gallery", "flags", "datasets"),
+    *("diagnosis", "recovery", "report", "cli", "verbs", "folders", "interrupt", "shapes", "plan", "console", "facts"),
+)
+LEAVES = ("errors", "records")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path, *, top_only: bool) -> set[str]:
+    """Modules of this package that a file imports; at the top of the file only, or anywhere."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = top_level(tree) if top_only else ast.walk(tree)
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("maskrcnn_coco"):
+            for alias in node.names:
+                found.add(f"{node.module}.{alias.name}")
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {a.name for a in node.names if a.name.startswith("maskrcnn_coco")}
+    known = {module_name(p) for p in FILES}
+    return {f for f in found if f in known}
+
+
+def top_level(tree: ast.Module) -> list[ast.stmt]:
+    # `if TYPE_CHECKING:` blocks are not run, so they cannot make a cycle.
+    return [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+
+
+GRAPH = {module_name(p): imports(p, top_only=True) - {module_name(p), "maskrcnn_coco"} for p in FILES}
+
+
+def test_imports_point_one_way():
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, f"import cycle: {' → '.join((*above[above.index(name) :], name))}"
+        if name not in done:
+            for other in sorted(GRAPH[name]):
+                visit(other, (*above, name))
+            done.add(name)
+
+    for name in sorted(GRAPH):
+        visit(name, ())
+
+
+def test_guard_and_recovery_never_meet():
+    reach = {name: reachable(name) for name in ("maskrcnn_coco.guard", "maskrcnn_coco.recovery")}
+    assert "maskrcnn_coco.recovery" not in reach["maskrcnn_coco.guard"]
+    assert "maskrcnn_coco.guard" not in reach["maskrcnn_coco.recovery"]
+
+
+def reachable(name: str) -> set[str]:
+    seen: set[str] = set()
+    todo = [name]
+    while todo:
+        for other in GRAPH[todo.pop()]:
+            if other not in seen:
+                seen.add(other)
+                todo.append(other)
+    return seen
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_leaves_import_only_the_standard_library(name: str):
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+    names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert {n.split(".")[0] for n in names} <= set(sys.stdlib_module_names)
+
+
+def test_what_answers_at_once_does_not_import_torch():
+    rules = [module_name(p) for p in FILES if p.parent.name == "rules"]
+    names = [f"maskrcnn_coco.{n}" for n in TORCH_FREE] + rules
+    code = "import sys, importlib\nfor n in sys.argv[1:]:\n importlib.import_module(n)\n assert 'torch' not in sys.modules, n"
+    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_module_carries_the_name_of_one_of_the_standard_library():
+    # main_mlops.py may run as a plain script: its folder is then first on sys.path.
+    assert not {p.stem for p in PACKAGE.glob("*.py")} & set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_and_functions_stay_small(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 300, f"{path.name} has {text.count(chr(10))} lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert lines <= 60, f"{path.name}: {node.name} has {lines} lines"
+
+
+def test_only_the_command_line_exits():
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        if path.name not in ("cli.py", "main_mlops.py"):
+            assert "sys.exit(" not in text, path.name
+
+
+def test_nothing_is_loaded_by_pickle():
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        assert "weights_only=False" not in text, path.name
+        assert "import pickle" not in text or "pickletools" in text, path.name
