@@ -1,0 +1,199 @@
+"""The checkpoints of a run: in the background, in turn, and never down to the last good one.
+
+How one file is written and read is in `store`, whose functions are given here too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from maskrcnn_coco import durable, store
+from maskrcnn_coco.content import (
+    BEST,
+    EPOCH,
+    FORMAT,
+    LAST,
+    PREVIOUS,
+    Header,
+    check_model,
+    epoch_name,
+    plain_copy,
+    to_document,
+)
+from maskrcnn_coco.errors import CheckpointError
+from maskrcnn_coco.runlock import require_free, run_lock
+from maskrcnn_coco.store import Skipped, checkpoints, load, load_newest, newest_intact, peek, save, verify
+
+__all__ = [
+    "FORMAT", "Header", "Saver", "Skipped", "check_model", "checkpoints", "epoch_name", "load", "load_newest",
+    "newest_intact", "peek", "require_free", "run_lock", "save", "verify",
+]  # fmt: skip
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "the folder may not be written",
+    errno.EIO: "the disk reports an error",
+}
+
+
+@dataclass
+class _Job:
+    """What to write: the first name is the file, the others become links to it."""
+
+    names: list[str]
+    state: dict[str, Any] = field(repr=False)
+    serial: int
+
+
+class Saver:
+    """Writes the checkpoints of one run in a background thread; make it under the folder's `run_lock`.
+
+    A full or failing disk never ends the run: older files stay as they are, `warnings` says what happened, the next
+    save tries again, and an epoch's checkpoint that could not be written is written then. The ``last.pth`` that is
+    replaced stays as ``previous.pth``, unless another name already holds it: two intact files are there at any moment.
+    """
+
+    def __init__(self, folder: str | Path, *, keep_epochs: int | None = None) -> None:
+        """Touches nothing yet. ``keep_epochs``: how many of the newest ``epoch_N.pth`` stay; None: all of them."""
+        self.folder = Path(folder)
+        self.keep_epochs = keep_epochs
+        self.blocked_seconds = 0.0
+        """Seconds that callers have waited in this object so far: for copies, and for an earlier save to end."""
+        self.written = 0
+        """Checkpoints that are on the disk."""
+        self._serial: int | None = None
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._running: Future[None] | None = None
+        self._unwritten: _Job | None = None
+        self._warnings: list[str] = []
+        self._intact: dict[tuple[int, int, int], bool] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is being written at this moment; another one would wait for it."""
+        return self._running is not None and not self._running.done()
+
+    def save_epoch(self, number: int, state: dict[str, Any], *, best: bool = False) -> None:
+        """``epoch_N.pth`` and ``last.pth``, and ``best.pth`` if ``best``, of one copy of ``state``; returns at once."""
+        self._submit([epoch_name(number), LAST, *([BEST] if best else [])], state)
+
+    def save_last(self, state: dict[str, Any]) -> None:
+        """``last.pth`` of a copy of ``state``; returns at once, unless a save is being written: see `busy`."""
+        self._submit([LAST], state)
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        """``best.pth`` of a copy of ``state``; returns at once."""
+        self._submit([BEST], state)
+
+    def wait(self) -> list[str]:
+        """Wait until everything asked for is on the disk or has failed; returns `warnings`."""
+        began = time.perf_counter()
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+        self.blocked_seconds += time.perf_counter() - began
+        return self.warnings()
+
+    def warnings(self) -> list[str]:
+        """Sentences on what could not be written; each is given once."""
+        taken, self._warnings = self._warnings, []
+        return taken
+
+    def _submit(self, names: list[str], state: dict[str, Any]) -> None:
+        self._warnings = self.wait()  # one in flight; its warnings are kept for the caller who asks
+        began = time.perf_counter()
+        job = _Job(names, plain_copy(state), 0)
+        self.blocked_seconds += time.perf_counter() - began
+        self._running = self._worker.submit(self._run, job)
+
+    def _run(self, job: _Job) -> None:
+        if self._serial is None:
+            self._serial = max((h.serial for h in map(_peek_or_none, checkpoints(self.folder)) if h), default=0)
+        self._serial += 1
+        job.serial = self._serial
+        earlier, self._unwritten = self._unwritten, None
+        if earlier is not None:
+            # What the new job writes anyway must not be overwritten by the older state.
+            earlier.names = [n for n in earlier.names if n != LAST and n not in job.names]
+            if earlier.names:
+                self._attempt(earlier)
+        self._attempt(job)
+
+    def _attempt(self, job: _Job) -> None:
+        try:
+            self._write(job)
+        except CheckpointError as e:
+            self._warnings.append(f"the checkpoint {self.folder / job.names[0]} was not written: {e.what}")
+        except OSError as e:
+            reason = _REASONS.get(e.errno or 0, e.strerror or str(e))
+            self._warnings.append(
+                f"the checkpoint {self.folder / job.names[0]} was not written: {reason}; "
+                "the older ones are intact, the run goes on, and the next checkpoint tries again"
+            )
+            if EPOCH.fullmatch(job.names[0]) or BEST in job.names:
+                self._unwritten = job
+
+    def _write(self, job: _Job) -> None:
+        path = self.folder / job.names[0]
+        document = to_document(job.state, names=tuple(job.names), serial=job.serial)
+        store.write_document(path, document, keep_old_as=self._previous() if path.name == LAST else None)
+        self._intact[_identity(path)] = True
+        for name in job.names[1:]:
+            if name == LAST and (previous := self._previous()) is not None:
+                durable.link_atomically(self.folder / LAST, previous)
+            durable.link_atomically(path, self.folder / name)
+        self.written += 1
+        self._prune()
+
+    def _previous(self) -> Path | None:
+        """The name for the ``last.pth`` about to be replaced; None if it need not be kept, or is damaged."""
+        last = self.folder / LAST
+        if not last.exists() or last.stat().st_nlink > 1:
+            return None
+        if self._is_intact(last):
+            return self.folder / PREVIOUS
+        # Kept for a look, and so that it does not take the place of an intact one.
+        last.replace(last.with_name(f"{LAST}.damaged"))
+        return None
+
+    def _prune(self) -> None:
+        """Remove the oldest epoch files beyond ``keep_epochs``, as long as two other intact states stay."""
+        if self.keep_epochs is None:
+            return
+        epochs = [p for p in checkpoints(self.folder) if EPOCH.fullmatch(p.name)]
+        epochs.sort(key=lambda p: int(p.stem.removeprefix("epoch_")))
+        for old in epochs[: max(0, len(epochs) - self.keep_epochs)]:
+            rest = [p for p in checkpoints(self.folder) if p != old]
+            if len({_identity(p) for p in rest if self._is_intact(p)}) < 2:
+                return
+            old.unlink()
+
+    def _is_intact(self, path: Path) -> bool:
+        """Whether ``path`` holds what was written; read in full once, then remembered for this very file."""
+        key = _identity(path)
+        if key not in self._intact:
+            self._intact[key] = False
+            with contextlib.suppress(CheckpointError):
+                verify(path)
+                self._intact[key] = True
+        return self._intact[key]
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    status = os.stat(path)
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _peek_or_none(path: Path) -> Header | None:
+    with contextlib.suppress(CheckpointError):
+        return peek(path)
+    return None

@@ -1,0 +1,170 @@
+"""Files that are there whole or not at all. Standard library only.
+
+A file is written beside its name, flushed, fsynced, read back, renamed, and its folder fsynced. A kill or a power cut
+at any point leaves the old file or the new one. A file whose fsync failed is thrown away and never fsynced again: after
+a failed fsync the kernel marks the lost pages clean, so that a second one would report success (Rebello, ATC 2020).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+_TEMP = re.compile(r"\..+\.\d+\.\d+\.tmp")
+_BUFFER = 1 << 20
+_serial = itertools.count()
+# What file systems answer that know no hard links (FAT, some network and user-space ones), or no more of them.
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES, errno.EINVAL}
+
+
+class Sink:
+    """A new file, open for writing in one pass; small writes are gathered to 1 MiB."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self._pending = bytearray()
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Append ``data``; returns its length in bytes. Raises OSError."""
+        if len(data) >= _BUFFER:
+            self.flush()
+            self._write_all(data)
+        else:
+            self._pending += data
+            if len(self._pending) >= _BUFFER:
+                self.flush()
+        return len(data)
+
+    def flush(self) -> None:
+        """Hand what was gathered to the kernel."""
+        if self._pending:
+            data, self._pending = self._pending, bytearray()
+            self._write_all(data)
+
+    def _write_all(self, data: bytes | bytearray | memoryview) -> None:
+        view = memoryview(data)
+        while len(view):  # a write may take less than it was given
+            view = view[os.write(self._fd, view) :]
+
+    def sync(self) -> None:
+        """Everything written is on the disk when this returns."""
+        self.flush()
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Close the file; what was gathered and not flushed is dropped."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+
+def write_atomically(
+    path: Path,
+    write: Callable[[Sink], None],
+    *,
+    verify: Callable[[Path], None] | None = None,
+    keep_old_as: Path | None = None,
+) -> None:
+    """Replace ``path`` by what ``write`` puts into the sink, or leave it as it was.
+
+    Args:
+        path: the file; its folder is made if it is not there.
+        write: called once with the new file.
+        verify: called with the finished file under its temporary name; raises to keep ``path`` as it was.
+        keep_old_as: another name for the file that is replaced; two of old-old, old and new have a name at any moment.
+
+    Raises:
+        OSError: the disk is full, failing or read-only … The temporary file is gone, ``path`` is as it was; except
+            where syncing the folder failed: then the new file is in place, but a power cut may still undo it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, kept = _beside(path), None
+    try:
+        _write_new(temporary, write)
+        if verify is not None:
+            verify(temporary)
+        if keep_old_as is not None and path.exists():
+            kept = _beside(keep_old_as)
+            _link_or_copy(path, kept)
+        os.replace(temporary, path)
+        if kept is not None and keep_old_as is not None:
+            os.replace(kept, keep_old_as)
+    except BaseException:
+        _remove_quietly(temporary)
+        if kept is not None:
+            _remove_quietly(kept)
+        raise
+    sync_folder(path.parent)
+
+
+def link_atomically(source: Path, target: Path) -> None:
+    """Make ``target`` a second name of ``source`` (a copy where there are no hard links), in one step.
+
+    Raises:
+        OSError: as `write_atomically`; ``target`` is as it was.
+    """
+    if target.exists() and target.samefile(source):
+        return  # rename(2) between two names of one file does nothing, and would leave the temporary name
+    temporary = _beside(target)
+    try:
+        _link_or_copy(source, temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        _remove_quietly(temporary)
+        raise
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in ``folder`` on the disk. Raises OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as e:
+        if e.errno != errno.EINVAL:  # some network file systems sync names by themselves and refuse to be asked
+            raise
+    finally:
+        os.close(fd)
+
+
+def remove_leftovers(folder: Path) -> list[str]:
+    """Delete the temporary files that a killed run left in ``folder``; returns their names. Call it under the lock."""
+    leftovers = [p for p in sorted(folder.iterdir()) if _TEMP.fullmatch(p.name) and p.is_file()]
+    return [p.name for p in leftovers if _remove_quietly(p)]
+
+
+def _write_new(path: Path, write: Callable[[Sink], None]) -> None:
+    sink = Sink(path)
+    try:
+        write(sink)
+        sink.sync()
+    finally:
+        sink.close()
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError as e:
+        if e.errno not in _NO_LINKS:
+            raise
+        with source.open("rb") as f:
+            _write_new(target, lambda sink: shutil.copyfileobj(f, sink, _BUFFER))
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{next(_serial)}.tmp")
+
+
+def _remove_quietly(path: Path) -> bool:
+    # The caller is already on its way out with the error that matters; the next start removes what stays.
+    with contextlib.suppress(OSError):
+        path.unlink()
+        return True
+    return False

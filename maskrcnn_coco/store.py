@@ -1,0 +1,177 @@
+"""A checkpoint as a file: written whole and read back, loaded only when intact, the newest one found.
+
+`content` holds what a state must say, `archive` how it becomes bytes with their SHA-256, `inspection` what is checked
+before ``torch.load``. The newest file is found by the count of saves written inside, never by the clock: a rollback may
+lower the step, and clocks jump.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from maskrcnn_coco import archive, durable
+from maskrcnn_coco.content import (
+    BEST,
+    EPOCH,
+    LAST,
+    PREVIOUS,
+    Header,
+    few,
+    header_of,
+    nonfinite,
+    plain_copy,
+    to_document,
+)
+from maskrcnn_coco.errors import CheckpointError
+from maskrcnn_coco.inspection import inspect
+
+_T = TypeVar("_T")
+
+
+class Skipped(NamedTuple):
+    """A checkpoint that was passed over, and the sentence why."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path.name}: {self.reason}"
+
+
+def epoch_name(number: int) -> str:
+    """The file name of the checkpoint after epoch ``number`` (1-based)."""
+    return f"epoch_{number:03d}.pth"
+
+
+def save(path: str | Path, state: dict[str, Any], *, names: tuple[str, ...] | None = None, serial: int = 0) -> None:
+    """Write ``state`` to ``path``: whole or not at all, read back before it takes the place of an older file.
+
+    Args:
+        names: every file name that this content may be found under; its own by default.
+        serial: larger than that of every older checkpoint of the run.
+
+    Raises:
+        CheckpointError: not plain data, or non-finite; nothing was written.
+        OSError: the disk is full, failing or read-only; an older file at ``path`` is intact.
+    """
+    path = Path(path)
+    write_document(path, to_document(plain_copy(state), names=names or (path.name,), serial=serial))
+
+
+def write_document(path: Path, document: dict[str, Any], *, keep_old_as: Path | None = None) -> None:
+    """Write what `to_document` made, verified on the disk before it is renamed. Raises OSError."""
+    durable.write_atomically(
+        path, lambda sink: archive.write(sink, document), verify=_verify_written, keep_old_as=keep_old_as
+    )
+
+
+def _verify_written(path: Path) -> None:
+    """Read a finished file back, from the disk where the kernel allows. Raises OSError if it is not the same."""
+    try:
+        with archive.open_regular(path) as file:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            archive.verify(file, path)
+            inspect(file, path)
+    except CheckpointError as e:
+        raise OSError(errno.EIO, f"what came back from the disk is not what was written ({e.what})") from e
+
+
+def load(path: str | Path, *, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """The state in ``path``. Nothing of the file is run, and nothing is built before its SHA-256 and sizes are right.
+
+    Raises:
+        CheckpointError: no such file, damaged, refused, of another version, under another file's name, or non-finite.
+    """
+    path = Path(path)
+    with _reading(path), archive.open_regular(path) as file:
+        archive.verify(file, path)
+        header_of(inspect(file, path), path)
+        state = archive.read(file, path, map_location)
+    bad = nonfinite(state)
+    if bad:
+        raise CheckpointError(f"the checkpoint {path} holds non-finite values: {few(bad)}", fix="use an older one")
+    return state
+
+
+def peek(path: str | Path) -> Header:
+    """The header of ``path``, without its tensors and before its digest is checked. Raises CheckpointError."""
+    path = Path(path)
+    with _reading(path), archive.open_regular(path) as file:
+        return header_of(inspect(file, path), path)
+
+
+def verify(path: str | Path) -> Header:
+    """The header of ``path``, after the SHA-256 of the whole file was found right. Raises CheckpointError."""
+    path = Path(path)
+    with _reading(path), archive.open_regular(path) as file:
+        archive.verify(file, path)
+        return header_of(inspect(file, path), path)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise CheckpointError(f"cannot read the checkpoint {path}: {e.strerror or e}", fix="check the disk") from e
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoint files of a run's folder, sorted by name; [] where there is no folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.name in (LAST, BEST, PREVIOUS) or EPOCH.fullmatch(p.name))
+
+
+def newest_intact(folder: str | Path) -> tuple[Path | None, list[Skipped]]:
+    """The newest checkpoint of ``folder`` that is intact, and what was passed over on the way to it.
+
+    Newest by what is written inside (count of saves, then step), never by file time. (None, []) where there is none.
+    """
+    path, _, skipped = _newest(Path(folder), verify)
+    return path, skipped
+
+
+def load_newest(
+    folder: str | Path, *, map_location: str | torch.device = "cpu"
+) -> tuple[Path | None, dict[str, Any] | None, list[Skipped]]:
+    """The newest intact checkpoint of ``folder``, its state, and what was passed over; (None, None, …) where none is.
+
+    Nothing is changed: damaged files stay for a look.
+    """
+    return _newest(Path(folder), lambda p: load(p, map_location=map_location))
+
+
+def _newest(folder: Path, use: Callable[[Path], _T]) -> tuple[Path | None, _T | None, list[Skipped]]:
+    skipped, found = [], []
+    for path in checkpoints(folder):
+        try:
+            found.append((peek(path), path))
+        except CheckpointError as e:
+            skipped.append(Skipped(path, _why(path, e)))
+    # Equal headers are names of one file: any will do, last.pth reads best.
+    found.sort(key=lambda item: (item[0].serial, item[0].step, item[1].name == LAST), reverse=True)
+    for _, path in found:
+        try:
+            return path, use(path), skipped
+        except CheckpointError as e:
+            skipped.append(Skipped(path, e.what))
+    return None, None, skipped
+
+
+def _why(path: Path, seen: CheckpointError) -> str:
+    """The better reason for a file whose header cannot be read: most often it is damaged, not hostile."""
+    try:
+        verify(path)
+    except CheckpointError as e:
+        return e.what
+    return seen.what
