@@ -151,7 +151,9 @@ class CocoTable:
             DataError: an annotated category is not among ``categories``.
         """
         label_of = {c.name: n for n, c in enumerate(categories, 1)}
-        strange = [c.name for n, c in enumerate(self.categories, 1) if c.name not in label_of and np.any(self.labels == n)]
+        strange = [
+            c.name for n, c in enumerate(self.categories, 1) if c.name not in label_of and np.any(self.labels == n)
+        ]
         if strange:
             raise DataError(
                 f"{self.json_path} has annotations of categories that the training data does not have",
@@ -208,7 +210,12 @@ def _unique_images(images: list[ImageEntry], problems: list[Problem]) -> list[Im
     """The first entry of each id: annotations name images by id, so that a second one could not be told apart."""
     first: dict[int, ImageEntry] = {}
     for image in images:
-        if first.setdefault(image.id, image) is not image:
+        kept = first.setdefault(image.id, image)
+        if kept is not image and kept == image:
+            problems.append(
+                Problem("IMAGE_ENTRY_REPEATED", image.id, None, "the same entry is there again; it is read once")
+            )
+        elif kept is not image:
             text = f"the id is used again, for {image.file_name!r}; the first entry, {first[image.id].file_name!r}, is kept"
             problems.append(Problem("IMAGE_ID_DUPLICATE", image.id, None, text))
     return list(first.values())

@@ -214,7 +214,9 @@ class LooseReader:
         self._note("ISCROWD_BAD", *who, f"{where}.iscrowd is {_shown(raw)}")
         return 0
 
-    def _integer(self, raw: msgspec.Raw | None, code: str, where: str, who: tuple[int | None, int | None]) -> int | None:
+    def _integer(
+        self, raw: msgspec.Raw | None, code: str, where: str, who: tuple[int | None, int | None]
+    ) -> int | None:
         value = _value(raw)
         number = _number(value)
         if math.isfinite(number) and abs(number) < INT_LIMIT and number == int(number):

@@ -54,7 +54,9 @@ def _read_regular(path: Path) -> bytes:
             return file.read(info.st_size + 1)
     except (OSError, ValueError) as e:
         why = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
-        raise DataError(f"cannot read the annotation file {path}: {why}", fix="check the path and its permissions") from e
+        raise DataError(
+            f"cannot read the annotation file {path}: {why}", fix="check the path and its permissions"
+        ) from e
 
 
 def _check_memory(path: Path, size: int) -> None:
@@ -84,7 +86,9 @@ def _check_start(path: Path, head: bytes) -> None:
             fix="a list is what COCO *results* look like; name the file with `images`, `annotations` and `categories`",
         )
     shown = repr(text[:24].decode("utf-8", "replace"))
-    raise DataError(f"{path} is not a COCO json file", got=f"a file that starts with {shown}", expected=SHAPE, fix="check --data")
+    raise DataError(
+        f"{path} is not a COCO json file", got=f"a file that starts with {shown}", expected=SHAPE, fix="check --data"
+    )
 
 
 def _gunzip(path: Path, data: bytes) -> bytes:

@@ -11,9 +11,18 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from maskrcnn_coco.cocoentries import INT_LIMIT, SIDE_LIMIT, AnnotationEntry, CategoryEntry, Entries, ImageEntry, LooseReader
+from maskrcnn_coco.cocoentries import (
+    INT_LIMIT,
+    SIDE_LIMIT,
+    AnnotationEntry,
+    CategoryEntry,
+    Entries,
+    ImageEntry,
+    LooseReader,
+)
 from maskrcnn_coco.cocofile import SHAPE
 from maskrcnn_coco.errors import DataError
+
 
 class _Strict(msgspec.Struct, gc=False):
     images: list[ImageEntry]
@@ -56,14 +65,16 @@ def _in_range(entries: Entries) -> bool:
 
 
 def _parse_loose(text: bytes, path: Path) -> Entries:
-    text = _quote_constants(text)
+    text = quote_constants(text)
     try:
         top = msgspec.json.decode(text, type=_Top)
         lists = {n: _raw_list(getattr(top, n), n, path) for n in ("images", "annotations", "categories")}
     except RecursionError:
         raise _too_deep(path) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        raise DataError(f"{path} is not valid JSON: {e}", expected=SHAPE, fix="export it again, or mend it at that byte") from e
+        raise DataError(
+            f"{path} is not valid JSON: {e}", expected=SHAPE, fix="export it again, or mend it at that byte"
+        ) from e
     reader = LooseReader()
     images = [i for n, raw in enumerate(lists["images"]) if (i := reader.image(n, raw))]
     categories = [c for n, raw in enumerate(lists["categories"]) if (c := reader.category(n, raw))]
@@ -84,14 +95,16 @@ def _raw_list(raw: msgspec.Raw | None, name: str, path: Path) -> list[msgspec.Ra
         return msgspec.json.decode(raw, type=list[msgspec.Raw])
     except msgspec.ValidationError as e:
         got = bytes(memoryview(raw)[:40]).decode("utf-8", "replace")
-        raise DataError(f"`{name}` of {path} is not a list", got=got, expected=SHAPE, fix="export the file again") from e
+        raise DataError(
+            f"`{name}` of {path} is not a list", got=got, expected=SHAPE, fix="export the file again"
+        ) from e
 
 
 def _too_deep(path: Path) -> DataError:
     return DataError(f"{path} is nested too deep to be a COCO file", expected=SHAPE, fix="check --data")
 
 
-def _quote_constants(text: bytes) -> bytes:
+def quote_constants(text: bytes) -> bytes:
     """``NaN``, ``Infinity`` and ``-Infinity`` outside strings, put in quotes: Python writes them, strict JSON has none."""
     spots: list[tuple[int, int]] = []
     for word in (b"NaN", b"Infinity"):

@@ -6,6 +6,7 @@ import os
 import stat
 import struct
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,7 +21,17 @@ MAX_BYTES = 512 << 20
 """Largest image file, bytes."""
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "MPO")
 """What is decoded. No format that starts another program or a script (EPS, PDF)."""
-_DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, AttributeError, struct.error)
+_DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    struct.error,
+)
 _DECODE_ERRORS += (OverflowError, MemoryError, ZeroDivisionError, RuntimeError, AssertionError)
 """What Pillow raises on damaged files, as its fuzzers found."""
 
@@ -46,14 +57,69 @@ def image_size(root: str | Path, file_name: str) -> tuple[int, int]:
         return image.height, image.width
 
 
+@dataclass(frozen=True)
+class ImageFacts:
+    """What a file is: sizes in pixels as shown (after EXIF rotation) and as stored; ``constant`` only where decoded."""
+
+    height: int
+    width: int
+    stored_height: int
+    stored_width: int
+    orientation: int
+    mode: str
+    deep: bool
+    constant: bool
+    bytes: int
+
+    @property
+    def turned(self) -> bool:
+        """The EXIF tag turns or mirrors the image."""
+        return self.orientation not in (0, 1)
+
+
+def probe(root: str | Path, file_name: str, *, decode: bool) -> ImageFacts:
+    """Look at a file's header and, with ``decode``, at all of its pixels. Raises DataError as `read_image`."""
+    path = Path(root) / file_name
+    with open_inside(root, file_name) as file:
+        size = os.fstat(file.fileno()).st_size
+        image = _open(file, path)
+        constant = False
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                orientation = image.getexif().get(0x0112, 1)
+                if decode:
+                    image.load()
+                    extrema = image.getextrema()
+                    pairs = extrema if isinstance(extrema[0], tuple) else (extrema,)
+                    constant = image.mode != "P" and all(low == high for low, high in pairs[:3])
+        except (Image.DecompressionBombError, *_DECODE_ERRORS) as e:
+            raise _damaged(path, e) from e
+    orientation = orientation if orientation in range(1, 9) else 1
+    stored = (image.height, image.width)
+    shown = stored[::-1] if orientation >= 5 else stored
+    deep = image.mode.startswith("I") or image.mode == "F" or _png_is_deep(image)
+    return ImageFacts(*shown, *stored, orientation, image.mode, deep, constant, size)
+
+
+def _png_is_deep(image: Image.Image) -> bool:
+    """16-bit RGB PNG: Pillow hands it out as 8-bit RGB, only the tile's raw mode tells."""
+    return any("16" in str(tile[-1]) for tile in getattr(image, "tile", ()) or ())
+
+
 def open_inside(root: str | Path, file_name: str) -> BinaryIO:
     """``root``/``file_name`` opened for reading; a name that leads out of ``root`` is never opened. Raises DataError."""
     path = _confined(Path(root), file_name)
     try:
         # O_NONBLOCK: a FIFO must not wait for a writer; it is refused below.
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
+        fd = os.open(
+            path,
+            os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0),
+        )
     except FileNotFoundError as e:
-        raise DataError(f"the image {path} does not exist", fix="check the image folder (--images), or check --fix") from e
+        raise DataError(
+            f"the image {path} does not exist", fix="check the image folder (--images), or check --fix"
+        ) from e
     except OSError as e:
         raise DataError(f"cannot open the image {path}: {e.strerror}", fix="check the file and its permissions") from e
     file = os.fdopen(fd, "rb")
@@ -61,7 +127,9 @@ def open_inside(root: str | Path, file_name: str) -> BinaryIO:
     if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_BYTES:
         file.close()
         if stat.S_ISREG(info.st_mode):
-            raise DataError(f"the image file {path} is too large", got=f"{info.st_size} bytes", expected=f"at most {MAX_BYTES}")
+            raise DataError(
+                f"the image file {path} is too large", got=f"{info.st_size} bytes", expected=f"at most {MAX_BYTES}"
+            )
         raise DataError(f"{path} is not a regular file", expected="an image file", fix="remove it from the annotations")
     return file
 
@@ -97,7 +165,9 @@ def _open(file: BinaryIO, path: Path) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as e:
-        raise DataError(f"{path} is not an image", expected=", ".join(FORMATS), fix="replace the file, or drop its entry") from e
+        raise DataError(
+            f"{path} is not an image", expected=", ".join(FORMATS), fix="replace the file, or drop its entry"
+        ) from e
     except (Image.DecompressionBombError, *_DECODE_ERRORS) as e:
         raise _damaged(path, e) from e
     if image.width * image.height > MAX_PIXELS:

@@ -13,6 +13,7 @@ import numpy as np
 
 from maskrcnn_coco.coco import CocoTable, load_coco
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.images import probe
 
 ROBOFLOW = "_annotations.coco.json"
 _TRAIN = re.compile(r"(?<![a-z])train(?:ing)?(?![a-z])", re.I)
@@ -20,7 +21,9 @@ _VAL = re.compile(r"(?<![a-z])(?:val|valid|validation)(?![a-z])", re.I)
 _TEST = re.compile(r"(?<![a-z])test(?![a-z])", re.I)
 _OTHER_TASKS = re.compile(r"^(captions|person_keypoints|stuff|panoptic|image_info|deprecated)", re.I)
 _JSON = (".json", ".json.gz")
-_LAYOUTS = "COCO (annotations/instances_train*.json), Roboflow (train/_annotations.coco.json), CVAT, or images with one json"
+_LAYOUTS = (
+    "COCO (annotations/instances_train*.json), Roboflow (train/_annotations.coco.json), CVAT, or images with one json"
+)
 _PROBES = 24
 
 
@@ -75,8 +78,12 @@ def split(table: CocoTable, fraction: float, seed: int) -> tuple[CocoTable, Coco
         DataError: fewer than two images.
     """
     if len(table) < 2:
-        raise DataError(f"{table.json_path} has one image: nothing can be held back", fix="name a validation set with --val")
-    keys = [hashlib.sha256(f"{seed}:{table.file_name(r)}".encode("utf-8", "replace")).digest() for r in range(len(table))]
+        raise DataError(
+            f"{table.json_path} has one image: nothing can be held back", fix="name a validation set with --val"
+        )
+    keys = [
+        hashlib.sha256(f"{seed}:{table.file_name(r)}".encode("utf-8", "replace")).digest() for r in range(len(table))
+    ]
     count = min(max(round(fraction * len(table)), 1), len(table) - 1)
     held = np.zeros(len(table), bool)
     held[sorted(range(len(table)), key=lambda r: (keys[r], r))[:count]] = True
@@ -88,7 +95,9 @@ def _is_file(path: Path, flag: str) -> bool:
         return False
     if path.exists():
         return True
-    raise DataError(f"there is no file or folder {path}", expected=f"a folder: {_LAYOUTS}; or a json", fix=f"check {flag}")
+    raise DataError(
+        f"there is no file or folder {path}", expected=f"a folder: {_LAYOUTS}; or a json", fix=f"check {flag}"
+    )
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -180,7 +189,22 @@ def _load(json_path: Path, images: str | Path | None, flag: str, other: str | Pa
             got=f"for example {names[0]!r}, looked for in {', '.join(str(p) for p in places[:6])}",
             fix=f"name the folder that its file names start from: {flag} FOLDER",
         )
-    return replace(table, image_root=places[scores.index(best)])
+    return _with_sizes(replace(table, image_root=places[scores.index(best)]))
+
+
+def _with_sizes(table: CocoTable) -> CocoTable:
+    """Widths and heights that the json lacks, from the image files; 0 stays where a file cannot be read."""
+    unknown = np.flatnonzero((table.heights <= 0) | (table.widths <= 0)).tolist()
+    if not unknown:
+        return table
+    heights, widths = table.heights.copy(), table.widths.copy()
+    for row in unknown:
+        try:
+            facts = probe(table.image_root, table.file_name(row), decode=False)
+        except DataError:
+            continue
+        heights[row], widths[row] = facts.height, facts.width
+    return replace(table, heights=heights, widths=widths)
 
 
 def _probes(table: CocoTable) -> list[str]:

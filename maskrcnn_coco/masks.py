@@ -34,7 +34,9 @@ def decode_mask(segmentation: object, height: int, width: int) -> np.ndarray:
             RLE of another size or with another sum, more pixels than `MAX_PIXELS`.
     """
     if not (0 < height and 0 < width and height * width <= MAX_PIXELS):
-        raise DataError("the image size cannot be right", got=f"{width} × {height}", expected=f"1 to {MAX_PIXELS} pixels")
+        raise DataError(
+            "the image size cannot be right", got=f"{width} × {height}", expected=f"1 to {MAX_PIXELS} pixels"
+        )
     value = _decoded(segmentation)
     if isinstance(value, dict):
         runs = checked_runs(value, height, width)
@@ -131,7 +133,10 @@ def checked_runs(rle: dict[str, Any], height: int, width: int) -> np.ndarray:
 def _runs_of_list(counts: list[Any], pixels: int) -> np.ndarray:
     if len(counts) > pixels + 2:
         raise _bad(f"the RLE has {len(counts)} runs", f"at most {pixels + 1}")
-    if not all((type(c) is int and 0 <= c <= pixels) or (type(c) is float and c.is_integer() and 0 <= c <= pixels) for c in counts):
+    if not all(
+        (type(c) is int and 0 <= c <= pixels) or (type(c) is float and c.is_integer() and 0 <= c <= pixels)
+        for c in counts
+    ):
         raise _bad("a run of the RLE is not a whole number in range", f"0 to {pixels}")
     return np.array(counts, np.int64)
 

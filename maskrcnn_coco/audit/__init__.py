@@ -1,0 +1,21 @@
+"""Check annotations and images: every problem as a finding with code, place, message and fix."""
+
+from __future__ import annotations
+
+from maskrcnn_coco.audit.cache import audit_cached, fingerprint
+from maskrcnn_coco.audit.catalogue import CATALOGUE, Kind
+from maskrcnn_coco.audit.quarantine import require_usable, to_quarantine
+from maskrcnn_coco.audit.repair import repair
+from maskrcnn_coco.audit.run import audit, summary
+
+__all__ = [
+    "CATALOGUE",
+    "Kind",
+    "audit",
+    "audit_cached",
+    "fingerprint",
+    "repair",
+    "require_usable",
+    "summary",
+    "to_quarantine",
+]

@@ -1,0 +1,80 @@
+"""Masks against boxes and areas: whether the three numbers of an annotation tell the same story."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from maskrcnn_coco.audit.catalogue import Reporter
+from maskrcnn_coco.audit.shapes import Shapes
+from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.audit.geometry import overlap
+
+SLACK = 3.0
+"""Pixels by which box sides may differ from the mask's before overlap counts: rounding, half-pixel conventions."""
+
+
+def corners(table: CocoTable) -> np.ndarray:
+    """Boxes as x1, y1, x2, y2, float64 (A, 4), clipped to the image where its size is known."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        boxes = np.concatenate([table.boxes[:, :2], table.boxes[:, :2] + table.boxes[:, 2:]], axis=1)
+    known = table.ann_image >= 0
+    rows = np.where(known, table.ann_image, 0)
+    for i, side in enumerate((table.widths, table.heights, table.widths, table.heights)):
+        limit = np.where(known & (side[rows] > 0), side[rows], np.inf)
+        boxes[:, i] = np.clip(boxes[:, i], 0, limit)
+    return boxes
+
+
+def check_agreement(table: CocoTable, shapes: Shapes, report: Reporter) -> None:
+    """Findings where mask, box and area disagree, and about masks of the whole set."""
+    if not len(table.ann_ids):
+        return
+    _check_missing(table, shapes, report)
+    boxes = corners(table)
+    with np.errstate(invalid="ignore"):
+        measured = np.isfinite(shapes.extent).all(axis=1) & (shapes.area > 0) & (table.boxes[:, 2:] > 0).all(axis=1)
+        apart = np.abs(boxes - shapes.extent).max(axis=1) > SLACK
+        disagree = measured & apart & (overlap(boxes, shapes.extent) < 0.5)
+    for ann in np.flatnonzero(disagree).tolist():
+        x1, y1, x2, y2 = (f"{v:.6g}" for v in shapes.extent[ann].tolist())
+        text = f"the box is {table.boxes[ann].round(2).tolist()}, the mask spans x {x1} to {x2}, y {y1} to {y2}"
+        report.add("MASK_BOX_DISAGREE", text, ann=ann)
+    _check_area(table, shapes, report, measured)
+    count = len(table.ann_ids)
+    if shapes.multipart:
+        report.add("POLYGON_MULTIPART", f"{shapes.multipart} of {count} objects have several parts")
+    if shapes.rle_objects:
+        report.add("RLE_NOT_CROWD", f"{shapes.rle_objects} of {count} objects that are not crowds have RLE masks")
+
+
+def _check_missing(table: CocoTable, shapes: Shapes, report: Reporter) -> None:
+    missing = int(shapes.missing.sum())
+    if missing == len(shapes.missing):
+        report.add(
+            "NO_MASKS",
+            f"none of the {missing} annotations has a segmentation: a box-only data set, Mask R-CNN needs masks",
+        )
+        return
+    for ann in np.flatnonzero(shapes.missing).tolist():
+        report.add(
+            "SEGMENTATION_MISSING", f"it has no segmentation ({missing} of {len(shapes.missing)} have none)", ann=ann
+        )
+
+
+def _check_area(table: CocoTable, shapes: Shapes, report: Reporter, measured: np.ndarray) -> None:
+    boxed = table.boxes[:, 2] * table.boxes[:, 3]
+    with np.errstate(invalid="ignore", over="ignore"):
+        is_box = measured & (np.abs(table.area - boxed) <= 0.01 * boxed) & (shapes.area < 0.9 * boxed)
+        ratio = table.area / shapes.area
+        off = measured & ~is_box & ((ratio < 0.5) | (ratio > 2)) & (np.abs(table.area - shapes.area) > 20)
+    if is_box.any():
+        report.add(
+            "AREA_IS_BOX", f"`area` is width × height of the box for {int(is_box.sum())} of {len(is_box)} annotations"
+        )
+    missing = int((~np.isfinite(table.area)).sum())
+    if missing:
+        report.add("AREA_MISSING", f"{missing} of {len(is_box)} annotations have no area")
+    for ann in np.flatnonzero(off).tolist():
+        report.add(
+            "MASK_AREA_DISAGREE", f"area is {table.area[ann]:.6g}, the mask has {shapes.area[ann]:.6g} pixels", ann=ann
+        )

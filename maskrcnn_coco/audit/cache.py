@@ -1,0 +1,84 @@
+"""Checks are made once: findings are kept under the fingerprint of what was checked."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import msgspec
+
+from maskrcnn_coco.audit.pixels import file_state
+from maskrcnn_coco.audit.run import audit
+from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.records import DataFinding, to_json
+
+VERSION = 1
+"""Raised whenever a check changes, so that older findings are not read."""
+DECODE_LIMIT = 3000
+"""Up to this many images a check before training decodes every file; beyond, it opens each one's header."""
+
+
+def fingerprint(table: CocoTable, *, files: bool = True) -> str:
+    """SHA-256 over all columns of ``table`` and, with ``files``, size and time of change of each image file. Hex."""
+    total = hashlib.sha256(
+        f"{VERSION}:{table.image_root}:{table.categories}:{table.problems}".encode("utf-8", "replace")
+    )
+    for name in (
+        "image_ids",
+        "heights",
+        "widths",
+        "ann_ids",
+        "ann_image",
+        "boxes",
+        "labels",
+        "iscrowd",
+        "area",
+        "category_ids",
+    ):
+        total.update(getattr(table, name).tobytes())
+    for texts in (table.names, table.segmentations):
+        total.update(texts.spans.tobytes())
+        total.update(memoryview(texts.data))
+    if files:
+        for row in range(len(table)):
+            total.update(b"%d %d;" % file_state(table.image_root, table.file_name(row)))
+    return total.hexdigest()
+
+
+def audit_cached(
+    table: CocoTable, *, other: CocoTable | None = None, folder: str | Path | None = None, workers: int = 1
+) -> list[DataFinding]:
+    """`audit`, or its findings from an earlier run on the same annotations and files.
+
+    Args:
+        folder: where findings are kept; None: the user's cache folder. One that cannot be written costs only time.
+    """
+    keys = [fingerprint(t) for t in (table, other) if t is not None]
+    key = hashlib.sha256(" ".join(keys).encode()).hexdigest()
+    path = Path(folder or _cache_folder()) / f"{key}.json"
+    kept = _read(path)
+    if kept is not None:
+        return kept
+    depth = "all" if len(table) <= DECODE_LIMIT else "headers"
+    findings = audit(table, images=depth, other=other, workers=workers)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(to_json(findings), encoding="utf-8", errors="replace")
+        partial.replace(path)
+    return findings
+
+
+def _read(path: Path) -> list[DataFinding] | None:
+    try:
+        return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), list[DataFinding])
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "maskrcnn_coco" / "checks"

@@ -1,0 +1,173 @@
+"""Every finding that a check can make: its code, severity, one-line title and the fix. Codes never change their meaning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from maskrcnn_coco.cocoentries import Problem
+from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.records import DataFinding
+
+Severity = Literal["error", "warning", "info"]
+REPAIR = "check --fix OUT.json writes a copy"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a code means. error: left out of training; warning: likely a mistake; info: good to know."""
+
+    severity: Severity
+    title: str
+    fix: str
+
+
+CATALOGUE: dict[str, Kind] = {
+    # what did not fit while reading
+    "IMAGE_ENTRY_BAD": Kind("error", "an entry of `images` is not an object", f"remove it; {REPAIR} without it"),
+    "IMAGE_ID_BAD": Kind("error", "an image has no whole number as id", "give it one; annotations refer to it"),
+    "IMAGE_ID_DUPLICATE": Kind(
+        "error", "two images have the same id", "give each image its own id, in its annotations too"
+    ),
+    "IMAGE_ENTRY_REPEATED": Kind("warning", "an image entry is there twice", f"{REPAIR} with one"),
+    "IMAGE_FILE_NAME_BAD": Kind("error", "an image has no file name", f"name its file; {REPAIR} without it"),
+    "IMAGE_SIZE_INVALID": Kind(
+        "warning", "an image entry has no usable width and height", f"{REPAIR} with the file's size"
+    ),
+    "ID_STRING": Kind("warning", "an id is text", f"write ids as numbers; {REPAIR} that does"),
+    "CATEGORY_BAD": Kind("warning", "an entry of `categories` is malformed", "give each category an id and a name"),
+    "CATEGORY_ID_DUPLICATE": Kind("warning", "two categories have the same id", "give each category its own id"),
+    "ANN_ENTRY_BAD": Kind("error", "an entry of `annotations` is not an object", f"remove it; {REPAIR} without it"),
+    "ANN_ID_BAD": Kind("warning", "an annotation has no whole number as id", f"{REPAIR} with new ids"),
+    "ANN_IMAGE_UNKNOWN": Kind("error", "an annotation belongs to no image", f"remove it; {REPAIR} without it"),
+    "BOX_MISSING": Kind("error", "an annotation has no box", f"{REPAIR} with the box of its mask"),
+    "BOX_MALFORMED": Kind("error", "a box is not four numbers", f"{REPAIR} with the box of its mask"),
+    "BOX_NONFINITE": Kind("error", "a box is NaN or infinite", f"{REPAIR} with the box of its mask"),
+    "BOX_STRING": Kind("warning", "a box holds text", f"write numbers without quotes; {REPAIR} that does"),
+    "AREA_BAD": Kind("warning", "an area is not a number", f"{REPAIR} with the mask's area"),
+    "ISCROWD_BAD": Kind("warning", "iscrowd is neither 0 nor 1", "write 0 or 1; it was read as 0"),
+    # boxes
+    "BOX_INVERTED": Kind("error", "a box has negative width or height", f"{REPAIR} with the box of its mask"),
+    "BOX_EMPTY": Kind("error", "a box has no width or height", f"{REPAIR} with the box of its mask"),
+    "BOX_TINY": Kind("warning", "a box is thinner than one pixel", "remove it if it is a slip of the mouse"),
+    "BOX_OUTSIDE": Kind("error", "a box lies outside its image", f"{REPAIR} with the box of its mask"),
+    "BOX_PARTLY_OUTSIDE": Kind("warning", "a box leaves its image", f"{REPAIR} with the box cut off at the border"),
+    "BOX_FAR": Kind("error", "a box reaches far out of its image", f"{REPAIR} with the box of its mask"),
+    "BOX_XYXY": Kind(
+        "warning", "boxes look like [x1, y1, x2, y2]", f"COCO wants [x, y, width, height]; {REPAIR} that has it"
+    ),
+    # labels and ids
+    "LABEL_UNKNOWN": Kind(
+        "error", "a category id is not in `categories`", "add the category, or correct the annotation"
+    ),
+    "CATEGORY_GAP": Kind("info", "category ids have gaps", "nothing to do: labels are numbered without gaps"),
+    "CATEGORY_ZERO": Kind("info", "category ids start below 1", "nothing to do: label 0 stays the background"),
+    "CATEGORY_PARENT": Kind("info", "a parent category is left out", "nothing to do: it has no annotations"),
+    "CATEGORY_UNUSED": Kind("info", "a category has no annotations", "remove it, unless other data sets have it"),
+    "CATEGORY_NAME_DUPLICATE": Kind("warning", "two categories have the same name", "merge them, or rename one"),
+    "CLASS_IMBALANCE": Kind("warning", "classes differ a hundredfold in number", "add images of the rare class"),
+    "ANN_ID_DUPLICATE": Kind("warning", "two annotations have the same id", f"{REPAIR} with new ids"),
+    "ANN_DUPLICATE": Kind("warning", "an annotation is there twice", f"{REPAIR} without the second"),
+    "IMAGE_NAME_DUPLICATE": Kind("warning", "two image entries name the same file", "merge the two entries"),
+    "NO_ANNOTATIONS": Kind(
+        "error", "the file has no annotations", "name the annotated json, not the list of test images"
+    ),
+    "IMAGES_EMPTY": Kind("info", "images without annotations", "nothing to do: they teach the background"),
+    # masks
+    "NO_MASKS": Kind(
+        "error", "no annotation has a mask", "train a box detector (Faster R-CNN), or add masks, for example with SAM"
+    ),
+    "SEGMENTATION_MISSING": Kind(
+        "error", "an annotation has no mask", f"draw it, or remove the annotation; {REPAIR} without it"
+    ),
+    "SEGMENTATION_BAD": Kind("error", "a segmentation is neither polygons nor RLE", f"{REPAIR} without it"),
+    "POLYGON_NONFINITE": Kind("error", "a polygon holds something other than finite numbers", f"{REPAIR} without it"),
+    "POLYGON_ODD": Kind("error", "a polygon has an odd number of coordinates", f"{REPAIR} without it"),
+    "POLYGON_SHORT": Kind("error", "no part of a polygon has 3 points", f"{REPAIR} without it"),
+    "POLYGON_PART_SHORT": Kind("warning", "a part of a polygon has fewer than 3 points", f"{REPAIR} without that part"),
+    "POLYGON_FAR": Kind("error", "a polygon reaches far out of its image", f"{REPAIR} without it"),
+    "POLYGON_LONG": Kind("error", "the outline of a polygon is absurdly long", f"{REPAIR} without it"),
+    "POLYGON_OUTSIDE": Kind("warning", "a polygon leaves its image", f"{REPAIR} with it cut off at the border"),
+    "POLYGON_CROSSING": Kind("info", "a polygon crosses itself", "nothing to do, unless the drawn mask looks wrong"),
+    "POLYGON_MULTIPART": Kind("info", "objects of several parts", "nothing to do: all parts are used"),
+    "RLE_SIZE": Kind("error", "an RLE has another size than its image", "export the masks at the size of the image"),
+    "RLE_SUM": Kind("error", "the runs of an RLE do not fill the image", "export this mask again"),
+    "RLE_BAD": Kind("error", "an RLE is damaged", "export this mask again"),
+    "RLE_NOT_CROWD": Kind("info", "RLE masks of objects that are not crowds", "nothing to do: they are read"),
+    "MASK_EMPTY": Kind("error", "a mask has no pixel inside the image", f"remove it; {REPAIR} without it"),
+    "MASK_BOX_DISAGREE": Kind("warning", "mask and box disagree", f"look at it; {REPAIR} with the box of the mask"),
+    "MASK_AREA_DISAGREE": Kind("warning", "mask and area disagree", f"{REPAIR} with the mask's area"),
+    "AREA_IS_BOX": Kind(
+        "info", "`area` is the box's area, not the mask's", f"AP by size needs the mask's; {REPAIR} with it"
+    ),
+    "AREA_MISSING": Kind("info", "annotations without `area`", f"AP by size needs it; {REPAIR} with it"),
+    "OBJECT_SMALL": Kind(
+        "warning", "objects smaller than the smallest anchor", "raise --min-size and --max-size, or tile images"
+    ),
+    # images
+    "IMAGE_MISSING": Kind("error", "an image file does not exist", "check --images, or remove the entry"),
+    "IMAGE_PATH": Kind(
+        "error", "a file name leads out of the image folder", "write names relative to the image folder"
+    ),
+    "IMAGE_UNREADABLE": Kind("error", "an image is damaged, or is none", "replace the file, or remove the entry"),
+    "IMAGE_TOO_LARGE": Kind("error", "an image has too many pixels", "make it smaller, or cut it into tiles"),
+    "IMAGE_SIZE_WRONG": Kind(
+        "error", "an image has another size than its entry says", "correct width and height, or the masks"
+    ),
+    "IMAGE_EXIF_MISMATCH": Kind(
+        "error", "an image is annotated as stored, but shown turned", "rotate the pixels, drop the EXIF tag"
+    ),
+    "IMAGE_EXIF_ROTATED": Kind("info", "an image is turned by its EXIF tag", "nothing to do: it is turned on reading"),
+    "IMAGE_16BIT": Kind("info", "an image has more than 8 bits a channel", "nothing to do: it is scaled to 8 bits"),
+    "IMAGE_CONSTANT": Kind("warning", "all pixels of an image are equal", "remove it"),
+    "IMAGE_DUPLICATE": Kind("warning", "two image files are equal, byte for byte", "remove one of them"),
+    "IMAGE_LEAK": Kind(
+        "warning", "an image is in training and validation", "remove it from one: it makes AP look better"
+    ),
+}
+
+
+class Reporter:
+    """Collects findings about one table and writes their messages, which name file, image and annotation."""
+
+    def __init__(self, table: CocoTable) -> None:
+        self.table = table
+        self.findings: list[DataFinding] = []
+
+    def add(self, code: str, text: str, *, image: int = -1, ann: int = -1, severity: Severity | None = None) -> None:
+        """One finding; ``image`` and ``ann`` are rows, -1 where it is about the whole set. The annotation's image is known."""
+        t = self.table
+        if ann >= 0 and image < 0:
+            image = int(t.ann_image[ann])
+        self._append(
+            code,
+            text,
+            int(t.image_ids[image]) if image >= 0 else None,
+            int(t.ann_ids[ann]) if ann >= 0 else None,
+            t.file_name(image) if image >= 0 else None,
+            severity,
+        )
+
+    def add_problem(self, problem: Problem, severity: Severity | None = None) -> None:
+        """A finding from what the reader noted."""
+        try:
+            name = None if problem.image_id is None else self.table.file_name(self.table.row_of(problem.image_id))
+        except KeyError:
+            name = None
+        self._append(problem.code, problem.text, problem.image_id, problem.annotation_id, name, severity)
+
+    def _append(
+        self,
+        code: str,
+        text: str,
+        image_id: int | None,
+        ann_id: int | None,
+        name: str | None,
+        severity: Severity | None,
+    ) -> None:
+        kind = CATALOGUE[code]
+        parts = [name or self.table.json_path.name]
+        parts += [f"image {image_id}"] if image_id is not None else []
+        parts += [f"annotation {ann_id}"] if ann_id is not None and ann_id >= 0 else []
+        message = f"{', '.join(parts)}: {text}"
+        self.findings.append(DataFinding(code, severity or kind.severity, image_id, ann_id, name, message, kind.fix))

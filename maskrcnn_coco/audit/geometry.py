@@ -1,0 +1,106 @@
+"""Arithmetic on many polygons and runs at once, without drawing a mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Rings:
+    """P polygon parts: ``xy`` float64 (points, 2), ``starts`` int64 (P,), ``lengths`` int64 (P,), points of each part."""
+
+    xy: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+
+    @staticmethod
+    def of(parts: list[list[float]]) -> Rings:
+        """Rings of parts with 6 or an even number more of coordinates."""
+        lengths = np.fromiter(map(len, parts), np.int64, len(parts))
+        flat = np.fromiter(chain.from_iterable(parts), np.float64, int(lengths.sum()))
+        return Rings(flat.reshape(-1, 2), (np.cumsum(lengths) - lengths) // 2, lengths // 2)
+
+    def following(self) -> np.ndarray:
+        """For each point the index of the next one of its ring."""
+        after = np.arange(1, len(self.xy) + 1)
+        after[self.starts + self.lengths - 1] = self.starts
+        return after
+
+    def areas(self) -> np.ndarray:
+        """Enclosed area of each part, float64 (P,), square pixels; parts of a self-crossing ring may cancel."""
+        after = self.xy[self.following()]
+        with np.errstate(over="ignore", invalid="ignore"):
+            cross = self.xy[:, 0] * after[:, 1] - self.xy[:, 1] * after[:, 0]
+            return np.abs(np.add.reduceat(cross, self.starts)) / 2
+
+    def outlines(self) -> np.ndarray:
+        """Outline of each part, float64 (P,), in steps of the rasteriser: the longer of |dx| and |dy|, summed."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            steps = np.abs(self.xy[self.following()] - self.xy).max(axis=1)
+            return np.add.reduceat(steps, self.starts)
+
+    def extents(self) -> np.ndarray:
+        """x1, y1, x2, y2 of each part, float64 (P, 4)."""
+        low = np.minimum.reduceat(self.xy, self.starts, axis=0)
+        return np.concatenate([low, np.maximum.reduceat(self.xy, self.starts, axis=0)], axis=1)
+
+    def finite(self) -> np.ndarray:
+        """bool (P,): all coordinates of the part are finite."""
+        return np.logical_and.reduceat(np.isfinite(self.xy).all(axis=1), self.starts)
+
+    def crossing(self, limit: int = 300) -> np.ndarray:
+        """bool (P,): two edges of the part cross in their interiors. Parts of more than ``limit`` points are not examined."""
+        found = np.zeros(len(self.starts), bool)
+        for n in np.unique(self.lengths).tolist():
+            if not 4 <= n <= limit:
+                continue
+            rows = np.flatnonzero(self.lengths == n)
+            step = max(1, 1_000_000 // (n * n))
+            for at in range(0, len(rows), step):
+                some = rows[at : at + step]
+                found[some] = _crossing(self.xy[self.starts[some, None] + np.arange(n)])
+        return found
+
+
+def _crossing(rings: np.ndarray) -> np.ndarray:
+    """bool (M,) for rings (M, n, 2): an edge separates the ends of another, and the other way round."""
+    a, b = rings, np.roll(rings, -1, axis=1)
+    edge = b - a
+
+    def side(p: np.ndarray) -> np.ndarray:
+        # [m, i, j]: on which side of edge i the point j lies
+        dx = p[:, None, :, 0] - a[:, :, None, 0]
+        dy = p[:, None, :, 1] - a[:, :, None, 1]
+        return edge[:, :, None, 0] * dy - edge[:, :, None, 1] * dx
+
+    at_start = side(a)
+    split = at_start * np.roll(at_start, -1, axis=2) < 0  # the ends of edge j are the points j and j + 1
+    return (split & split.transpose(0, 2, 1)).any(axis=(1, 2))
+
+
+def boxes_of_runs(runs: np.ndarray, height: int) -> tuple[float, np.ndarray]:
+    """(pixels, [x1, y1, x2, y2]) of RLE runs (int64, background first) in an image ``height`` pixels high."""
+    stops = np.cumsum(runs)
+    starts = stops - runs
+    on = np.zeros(len(runs), bool)
+    on[1::2] = runs[1::2] > 0
+    if not on.any():
+        return 0.0, np.full(4, np.nan)
+    first, last = starts[on], stops[on] - 1
+    x1, x2 = int(first.min()) // height, int(last.max()) // height + 1
+    whole = (first // height) != (last // height)
+    y1 = 0 if whole.any() else int((first % height).min())
+    y2 = height if whole.any() else int((last % height).max()) + 1
+    return float(runs[on].sum()), np.array([x1, y1, x2, y2], np.float64)
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union of xyxy boxes, pairwise by row, float64 (N,); 0 where either is empty."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        low, high = np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:], b[:, 2:])
+        inter = np.prod(np.clip(high - low, 0, None), axis=1)
+        union = np.prod(a[:, 2:] - a[:, :2], axis=1) + np.prod(b[:, 2:] - b[:, :2], axis=1) - inter
+        return np.where(union > 0, inter / union, 0.0)

@@ -1,0 +1,129 @@
+"""Image files: there, whole, of the size their entry says, and each only once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from maskrcnn_coco.audit.catalogue import Reporter
+from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.images import MAX_PIXELS, open_inside, probe
+
+Depth = Literal["none", "headers", "all"]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one file showed: findings as (code, text), and its size in bytes, -1 where it cannot be opened."""
+
+    found: tuple[tuple[str, str], ...]
+    bytes: int
+
+
+def check_images(table: CocoTable, report: Reporter, depth: Depth, other: CocoTable | None, workers: int) -> None:
+    """Look at each image file: "headers" opens it and reads its size, "all" also decodes it. Then duplicates and leaks."""
+    for row in range(len(table)):
+        if int(table.heights[row]) * int(table.widths[row]) > MAX_PIXELS:
+            text = f"{table.widths[row]}×{table.heights[row]} pixels, at most {MAX_PIXELS} can be used"
+            report.add("IMAGE_TOO_LARGE", text, image=row)
+    if depth == "none":
+        return
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        seen = list(pool.map(lambda row: _look(table, row, depth == "all"), range(len(table)), chunksize=16))
+    for row, one in enumerate(seen):
+        for code, text in one.found:
+            report.add(code, text, image=row)
+    _check_same(table, [s.bytes for s in seen], other, report)
+
+
+def _look(table: CocoTable, row: int, decode: bool) -> _Seen:
+    name = table.file_name(row)
+    try:
+        facts = probe(table.image_root, name, decode=decode)
+    except DataError as e:
+        return _Seen(((_code_of(e), e.what),), -1)
+    found = []
+    height, width = int(table.heights[row]), int(table.widths[row])
+    shown, stored = (facts.height, facts.width), (facts.stored_height, facts.stored_width)
+    if (height, width) != shown and height > 0 and width > 0:
+        if (height, width) == stored:
+            text = f"the EXIF tag turns it from {stored[1]}×{stored[0]} to {shown[1]}×{shown[0]}, its entry says {width}×{height}"
+            found.append(("IMAGE_EXIF_MISMATCH", text))
+        else:
+            found.append(
+                ("IMAGE_SIZE_WRONG", f"the file has {shown[1]}×{shown[0]} pixels, its entry says {width}×{height}")
+            )
+    elif facts.turned:
+        found.append(("IMAGE_EXIF_ROTATED", f"EXIF orientation {facts.orientation}"))
+    if facts.deep:
+        found.append(("IMAGE_16BIT", f"mode {facts.mode}"))
+    if facts.constant:
+        found.append(("IMAGE_CONSTANT", "all pixels have the same value"))
+    return _Seen(tuple(found), facts.bytes)
+
+
+def _code_of(error: DataError) -> str:
+    text = error.what
+    if "does not exist" in text:
+        return "IMAGE_MISSING"
+    if "not opened" in text:
+        return "IMAGE_PATH"
+    return "IMAGE_TOO_LARGE" if "too large" in text else "IMAGE_UNREADABLE"
+
+
+def _check_same(table: CocoTable, sizes: list[int], other: CocoTable | None, report: Reporter) -> None:
+    """Files of equal size are compared by hash, within the table and with ``other``: only those are read once more."""
+    by_size: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+    for row, size in enumerate(sizes):
+        by_size[size].append((0, row))
+    tables = (table, other)
+    if other is not None:
+        for row in range(len(other)):
+            by_size[_bytes_of(other, row)].append((1, row))
+    for size, members in by_size.items():
+        if size < 0 or len(members) < 2:
+            continue
+        first: dict[tuple[int, bytes], int] = {}
+        for which, row in members:
+            source = tables[which]
+            digest = _digest(source, row) if source is not None else None
+            if digest is None:
+                continue
+            twin = first.setdefault((0, digest), row) if which == 0 else first.get((0, digest))
+            if which == 0 and twin != row and twin is not None and table.file_name(twin) != table.file_name(row):
+                report.add("IMAGE_DUPLICATE", f"the same bytes as {table.file_name(twin)!r}", image=row)
+            if which == 1 and twin is not None and source is not None:
+                report.add(
+                    "IMAGE_LEAK", f"{source.json_path.name} has it too, as {source.file_name(row)!r}", image=twin
+                )
+
+
+def _bytes_of(table: CocoTable, row: int) -> int:
+    try:
+        with open_inside(table.image_root, table.file_name(row)) as file:
+            return os.fstat(file.fileno()).st_size
+    except DataError:
+        return -1
+
+
+def _digest(table: CocoTable, row: int) -> bytes | None:
+    try:
+        with open_inside(table.image_root, table.file_name(row)) as file:
+            return hashlib.file_digest(file, "blake2b").digest()
+    except (DataError, OSError):
+        return None
+
+
+def file_state(root: Path, name: str) -> tuple[int, int]:
+    """(bytes, mtime in ns) of a file, (-1, 0) where there is none: for the fingerprint."""
+    try:
+        info = os.stat(root / name, follow_symlinks=False)
+    except (OSError, ValueError):
+        return -1, 0
+    return info.st_size, info.st_mtime_ns

@@ -1,0 +1,43 @@
+"""From findings to what training leaves out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.records import DataFinding
+
+_WHOLE_SET = ("NO_MASKS", "NO_ANNOTATIONS")
+
+
+def to_quarantine(findings: list[DataFinding]) -> tuple[set[int], set[int]]:
+    """(image ids, annotation ids) that findings of severity error say to leave out.
+
+    A fault in one annotation costs that annotation; the image goes only where the image itself cannot be used.
+    """
+    errors = [f for f in findings if f.severity == "error"]
+    annotations = {f.annotation_id for f in errors if f.annotation_id is not None}
+    images = {f.image_id for f in errors if f.annotation_id is None and f.image_id is not None}
+    return images, annotations
+
+
+def require_usable(table: CocoTable, findings: list[DataFinding]) -> None:
+    """Raise the DataError that says why nothing is left to train on, if so: no masks at all, or errors everywhere."""
+    for f in findings:
+        if f.code in _WHOLE_SET:
+            raise DataError(f.message, fix=f.fix)
+    images, annotations = to_quarantine(findings)
+    first = next((f.message for f in findings if f.severity == "error"), None)
+    if set(table.image_ids.tolist()) <= images:
+        raise DataError(
+            f"no image of {table.json_path} can be used", got=first, fix="maskrcnn-coco check --data … lists why"
+        )
+    bad_image = np.isin(table.image_ids, list(images))
+    left = (
+        (table.ann_image >= 0) & ~bad_image[np.maximum(table.ann_image, 0)] & ~np.isin(table.ann_ids, list(annotations))
+    )
+    if not left.any():
+        raise DataError(
+            f"no annotation of {table.json_path} can be used", got=first, fix="maskrcnn-coco check --data … lists why"
+        )

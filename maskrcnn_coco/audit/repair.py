@@ -1,0 +1,242 @@
+"""A repaired copy of an annotation file, and the list of what was changed. The source is never touched."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from maskrcnn_coco.audit.boxes import repeated, xyxy_share
+from maskrcnn_coco.audit.clip import clip_polygon
+from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.cocofile import read_text
+from maskrcnn_coco.cocoparse import quote_constants
+from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.masks import decode_mask
+from maskrcnn_coco.records import DataFinding, to_json
+
+BOX_FROM_MASK = frozenset(
+    {
+        "BOX_MISSING",
+        "BOX_MALFORMED",
+        "BOX_NONFINITE",
+        "BOX_INVERTED",
+        "BOX_EMPTY",
+        "BOX_OUTSIDE",
+        "BOX_FAR",
+        "MASK_BOX_DISAGREE",
+    }
+)
+AREA_FROM_MASK = frozenset({"AREA_BAD", "MASK_AREA_DISAGREE"})
+KEPT_ERRORS = frozenset({"NO_MASKS", "NO_ANNOTATIONS"})
+NEW_ID = frozenset({"ANN_ID_BAD", "ANN_ID_DUPLICATE"})
+_raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+@dataclass
+class Change:
+    """One change of the repaired copy: ``what`` is "removed" or the name of the field, ``codes`` the findings behind it."""
+
+    image_id: int | None
+    annotation_id: int | None
+    what: str
+    before: Any
+    after: Any
+    codes: list[str]
+
+
+def repair(table: CocoTable, findings: list[DataFinding], out_json: str | Path) -> list[Change]:
+    """Write a copy of the table's file without its errors, and OUT.changes.json beside it.
+
+    Args:
+        table: as `load_coco` read it, not a subset. findings: of `audit`.
+        out_json: the copy; must not exist. Fields that need no repair, known or not, are copied as they are.
+
+    Raises:
+        DataError: OUT exists, is the source, or cannot be written; the source has changed since it was read.
+    """
+    out = Path(out_json)
+    if out.exists() or out.is_symlink():
+        raise DataError(f"{out} exists already, and nothing is overwritten", fix="name a new file: --fix OUT.json")
+    try:
+        top = _raw_object.decode(quote_constants(read_text(table.json_path)))
+        annotations = (
+            msgspec.json.decode(top.get("annotations", msgspec.Raw(b"[]")), type=list[msgspec.Raw] | None) or []
+        )
+        images = msgspec.json.decode(top["images"], type=list[msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, RecursionError) as e:
+        raise DataError(f"{table.json_path} cannot be repaired: {e}", fix="export it again") from e
+    if len(annotations) != len(table.ann_ids):
+        raise DataError(f"{table.json_path} has changed since it was checked", fix="check it again")
+    work = _Repair(table, findings)
+    top["images"] = _raw([r for n, raw in enumerate(images) if (r := work.image(n, raw)) is not None])
+    top["annotations"] = _raw([r for n, raw in enumerate(annotations) if (r := work.annotation(n, raw)) is not None])
+    _write(out, msgspec.json.encode(top))
+    _write(
+        out.with_name(out.name.removesuffix(".json") + ".changes.json"),
+        to_json(work.changes, indent=1).encode("utf-8", "replace"),
+    )
+    return work.changes
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as e:
+        raise DataError(f"cannot write {path}: {e.strerror}", fix="choose a folder that can be written") from e
+
+
+def _raw(value: Any) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(value))
+
+
+class _Repair:
+    def __init__(self, table: CocoTable, findings: list[DataFinding]) -> None:
+        self.table = table
+        self.changes: list[Change] = []
+        self.whole = {f.code for f in findings if f.image_id is None and f.annotation_id is None}
+        self.of_image: defaultdict[int, dict[str, str]] = defaultdict(dict)
+        self.of_annotation: defaultdict[int, dict[str, str]] = defaultdict(dict)
+        for f in findings:
+            if f.annotation_id is not None:
+                self.of_annotation[f.annotation_id][f.code] = f.severity
+            elif f.image_id is not None:
+                self.of_image[f.image_id][f.code] = f.severity
+        self.xyxy = xyxy_share(table) is not None and "BOX_XYXY" in self.whole
+        self.next_id = int(max(table.ann_ids.max(initial=0), 0)) + 1
+        self.repeated = set(repeated(table).tolist())
+        self.used_ids: set[int] = set()
+        self.used_images: set[int] = set()
+
+    def image(self, n: int, raw: msgspec.Raw) -> msgspec.Raw | None:
+        """The entry as it goes into the copy, None where it is left out."""
+        try:
+            fields = _raw_object.decode(raw)
+            image_id = int(str(msgspec.json.decode(fields["id"])).removesuffix(".0"))
+            row = self.table.row_of(image_id)
+        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, ValueError, OverflowError):
+            self._change(None, None, "removed", f"images[{n}]", None, ["IMAGE_ID_BAD"])
+            return None
+        codes = self.of_image[image_id]
+        if any(s == "error" for s in codes.values()) or image_id in self.used_images:
+            self._change(image_id, None, "removed", self.table.file_name(row), None, list(codes))
+            return None
+        self.used_images.add(image_id)
+        if not {"IMAGE_SIZE_INVALID", "ID_STRING"} & set(codes):
+            return raw
+        height, width = int(self.table.heights[row]), int(self.table.widths[row])
+        return self._edit(fields, {"id": image_id, "height": height, "width": width}, (image_id, None), codes)
+
+    def annotation(self, n: int, raw: msgspec.Raw) -> msgspec.Raw | None:
+        """The entry as it goes into the copy, None where it is left out."""
+        t, own = self.table, int(self.table.ann_ids[n])
+        row = int(t.ann_image[n])
+        image_id = int(t.image_ids[row]) if row >= 0 else None
+        codes = dict(self.of_annotation[own])
+        wrong = {c for c, s in codes.items() if s == "error"} - (
+            BOX_FROM_MASK if not self.whole & KEPT_ERRORS else set()
+        )
+        if image_id not in self.used_images or wrong or n in self.repeated:
+            self._change(image_id, own, "removed", t.boxes[n].tolist(), None, sorted(wrong) or list(codes))
+            return None
+        values = self._values(n, codes)
+        if values is None:
+            self._change(image_id, own, "removed", t.boxes[n].tolist(), None, list(codes))
+            return None
+        return self._edit(_raw_object.decode(raw), values, (image_id, own), codes) if values else raw
+
+    def _values(self, n: int, codes: dict[str, str]) -> dict[str, Any] | None:
+        """New values of fields by name; None where the annotation cannot be saved."""
+        t, values = self.table, {}
+        own = int(t.ann_ids[n])
+        if NEW_ID & set(codes) and (own < 0 or own in self.used_ids):
+            own, self.next_id = self.next_id, self.next_id + 1
+            values["id"] = own
+        self.used_ids.add(own)
+        if "ID_STRING" in codes:
+            values |= {"id": own, "image_id": int(t.image_ids[t.ann_image[n]]), "category_id": int(t.category_ids[n])}
+        if "ISCROWD_BAD" in codes:
+            values["iscrowd"] = 0
+        segmentation = self._segmentation(n, codes)
+        if segmentation is not None:
+            if not segmentation:
+                return None
+            values["segmentation"] = segmentation
+        box = self._box(n, codes, segmentation)
+        if box == []:
+            return None
+        if box is not None:
+            values["bbox"] = box
+        area = self._area(n, codes, segmentation)
+        return values | ({"area": area} if area is not None else {})
+
+    def _mask(self, n: int, segmentation: Any) -> np.ndarray | None:
+        row = int(self.table.ann_image[n])
+        source = segmentation if segmentation is not None else self.table.segmentation_raw(n)
+        try:
+            return decode_mask(source, int(self.table.heights[row]), int(self.table.widths[row]))
+        except DataError:
+            return None
+
+    def _segmentation(self, n: int, codes: dict[str, str]) -> list[list[float]] | None:
+        if not {"POLYGON_OUTSIDE", "POLYGON_PART_SHORT"} & set(codes):
+            return None
+        row = int(self.table.ann_image[n])
+        parts = [p for p in msgspec.json.decode(self.table.segmentation_raw(n)) if len(p) >= 6]
+        if "POLYGON_OUTSIDE" in codes:
+            parts = [clip_polygon(p, int(self.table.widths[row]), int(self.table.heights[row])) for p in parts]
+        return [p for p in parts if len(p) >= 6]
+
+    def _box(self, n: int, codes: dict[str, str], segmentation: Any) -> list[float] | None:
+        """The new box, xywh; None where the old one stays, [] where there is none."""
+        x, y, w, h = self.table.boxes[n].tolist()
+        if self.xyxy and np.isfinite([x, y, w, h]).all():
+            return [x, y, w - x, h - y]
+        if BOX_FROM_MASK & set(codes):
+            mask = self._mask(n, segmentation)
+            if mask is None or not mask.any():
+                return []
+            ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+            return [float(v) for v in (xs[0], ys[0], xs[-1] - xs[0] + 1, ys[-1] - ys[0] + 1)]
+        if "BOX_PARTLY_OUTSIDE" in codes:
+            row = int(self.table.ann_image[n])
+            right, bottom = min(x + w, float(self.table.widths[row])), min(y + h, float(self.table.heights[row]))
+            return [max(x, 0.0), max(y, 0.0), right - max(x, 0.0), bottom - max(y, 0.0)]
+        return [x, y, w, h] if "BOX_STRING" in codes else None
+
+    def _area(self, n: int, codes: dict[str, str], segmentation: Any) -> float | None:
+        stale = {"AREA_IS_BOX", "AREA_MISSING"} & self.whole
+        if not (AREA_FROM_MASK & set(codes) or stale or segmentation is not None):
+            return None
+        mask = self._mask(n, segmentation)
+        if mask is None:
+            return None
+        pixels, given = float(mask.sum()), float(self.table.area[n])
+        # A polygon's own area differs from its mask's by its outline: that is no reason for a change.
+        return None if np.isfinite(given) and abs(pixels - given) <= 0.1 * max(pixels, 20.0) else pixels
+
+    def _edit(
+        self,
+        fields: dict[str, msgspec.Raw],
+        values: dict[str, Any],
+        who: tuple[int | None, int | None],
+        codes: dict[str, str],
+    ) -> msgspec.Raw:
+        for name, value in values.items():
+            before = bytes(fields[name]) if name in fields else None
+            after = msgspec.json.encode(value)
+            if before != after:
+                shown = None if before is None else before[:200].decode("utf-8", "replace")
+                self._change(*who, name, shown, after[:200].decode(), list(codes) or sorted(self.whole))
+                fields[name] = msgspec.Raw(after)
+        return _raw(fields)
+
+    def _change(self, image: int | None, ann: int | None, what: str, before: Any, after: Any, codes: list[str]) -> None:
+        self.changes.append(Change(image, ann, what, before, after, codes))

@@ -1,0 +1,239 @@
+"""Segmentations: what each encloses, without drawing it, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from maskrcnn_coco.audit.catalogue import Reporter
+from maskrcnn_coco.audit.geometry import Rings, boxes_of_runs
+from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.masks import MAX_WALK, checked_runs, decode_mask
+
+CHUNK = 20_000
+CROSSING_SAMPLE = 60_000
+"""Most polygon parts that are examined for self-crossing: it costs points squared, and is only worth an info."""
+
+Polygons = list[list[float]]
+Segment = Polygons | dict[str, msgspec.Raw] | None
+_typed = msgspec.json.Decoder(list[Segment])
+_any = msgspec.json.Decoder()
+_RLE_CODES = (("size", "RLE_SIZE"), ("add up", "RLE_SUM"))
+
+
+@dataclass
+class Shapes:
+    """What each annotation's mask encloses: ``extent`` xyxy float64 (A, 4), clipped to the image, and ``area`` (A,), both
+    NaN where the segmentation is missing or bad. ``missing`` bool (A,). Counts for the findings about the whole set."""
+
+    extent: np.ndarray
+    area: np.ndarray
+    missing: np.ndarray
+    multipart: int = 0
+    rle_objects: int = 0
+    crossing_seen: int = 0
+    short_parts: dict[int, int] = field(default_factory=dict)
+
+
+def measure(table: CocoTable, report: Reporter) -> Shapes:
+    """Look at every segmentation; findings about single ones go to ``report``."""
+    count = len(table.ann_ids)
+    shapes = Shapes(np.full((count, 4), np.nan), np.full(count, np.nan), np.zeros(count, bool))
+    for start in range(0, count, CHUNK):
+        rows = np.arange(start, min(start + CHUNK, count))
+        polygons: list[tuple[int, Polygons]] = []
+        for ann, segment in _segments(table, rows):
+            if isinstance(segment, list) and segment:
+                polygons.append((ann, segment))
+            elif isinstance(segment, dict):
+                _rle(table, ann, segment, shapes, report)
+            elif segment is None or segment == []:
+                shapes.missing[ann] = True
+            else:
+                report.add("SEGMENTATION_BAD", f"it is {str(segment)[:40]!r}", ann=ann)
+        _polygons(table, polygons, shapes, report)
+    return shapes
+
+
+def _segments(table: CocoTable, rows: np.ndarray) -> Iterator[tuple[int, object]]:
+    texts = [table.segmentation_raw(r) or b"null" for r in rows.tolist()]
+    try:
+        yield from zip(rows.tolist(), _typed.decode(b"[" + b",".join(texts) + b"]"), strict=True)
+        return
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    for row, text in zip(rows.tolist(), texts, strict=True):
+        try:
+            yield row, _typed.decode(b"[" + text + b"]")[0]
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            yield row, _untyped(text)
+
+
+def _untyped(text: bytes) -> object:
+    """What is neither polygons of numbers nor RLE, decoded as far as it goes."""
+    try:
+        return _any.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        return [[f"{e}"]] if text[:1] == b"[" else str(e)
+
+
+def _image_size(table: CocoTable, ann: int) -> tuple[int, int] | None:
+    row = int(table.ann_image[ann])
+    if row < 0 or table.heights[row] <= 0 or table.widths[row] <= 0:
+        return None
+    return int(table.heights[row]), int(table.widths[row])
+
+
+def _rle(table: CocoTable, ann: int, segment: dict[str, msgspec.Raw], shapes: Shapes, report: Reporter) -> None:
+    size = _image_size(table, ann)
+    if size is None:
+        return
+    try:
+        value = {k: _any.decode(v) for k, v in segment.items() if k in ("size", "counts")}
+        runs = checked_runs(value, *size)
+    except (DataError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        text = str(e.what if isinstance(e, DataError) else e).removeprefix("the segmentation cannot be used: ")
+        report.add(next((c for word, c in _RLE_CODES if word in text), "RLE_BAD"), text, ann=ann)
+        return
+    shapes.rle_objects += not table.iscrowd[ann]
+    shapes.area[ann], shapes.extent[ann] = boxes_of_runs(runs, size[0])
+    if shapes.area[ann] == 0:
+        report.add("MASK_EMPTY", "the RLE has no foreground pixel", ann=ann)
+
+
+def _polygons(table: CocoTable, found: list[tuple[int, Polygons]], shapes: Shapes, report: Reporter) -> None:
+    parts: list[list[float]] = []
+    owner: list[int] = []
+    for ann, segment in found:
+        kept = _sound_parts(ann, segment, report)
+        shapes.multipart += len(kept) > 1
+        parts += kept
+        owner += [ann] * len(kept)
+    if not parts:
+        return
+    try:
+        rings = Rings.of(parts)
+    except (OverflowError, TypeError, ValueError):
+        # One number is beyond a double: take them one by one, the bad ones apart.
+        good = [i for i, p in enumerate(parts) if _numbers(p)]
+        for ann in sorted({owner[i] for i in set(range(len(parts))) - set(good)}):
+            report.add("POLYGON_NONFINITE", "a coordinate is too large", ann=ann)
+        if not good:
+            return
+        parts, owner = [parts[i] for i in good], [owner[i] for i in good]
+        rings = Rings.of(parts)
+    _judge(table, rings, np.array(owner), shapes, report)
+
+
+def _numbers(part: list[float]) -> bool:
+    try:
+        return bool(np.isfinite(np.array(part, np.float64)).all())
+    except (OverflowError, TypeError, ValueError):
+        return False
+
+
+def _sound_parts(ann: int, segment: Polygons, report: Reporter) -> list[list[float]]:
+    """The parts that enclose something; what is wrong with the others is reported."""
+    if all(type(p) is list and len(p) >= 6 and len(p) % 2 == 0 for p in segment) and _plain(segment):
+        return segment
+    for p in segment:
+        if not isinstance(p, list):
+            report.add("SEGMENTATION_BAD", f"a polygon is {str(p)[:40]!r}, expected a list of numbers", ann=ann)
+            return []
+        if not _numbers(p) or not _plain([p]):
+            report.add("POLYGON_NONFINITE", "a polygon holds something other than finite numbers", ann=ann)
+            return []
+        if len(p) % 2:
+            report.add("POLYGON_ODD", f"a polygon has {len(p)} coordinates", ann=ann)
+            return []
+    kept = [p for p in segment if len(p) >= 6]
+    if not kept:
+        report.add(
+            "POLYGON_SHORT", f"the longest of {len(segment)} parts has {max(map(len, segment)) // 2} points", ann=ann
+        )
+    elif len(kept) < len(segment):
+        report.add(
+            "POLYGON_PART_SHORT", f"{len(segment) - len(kept)} of {len(segment)} parts have under 3 points", ann=ann
+        )
+    return kept
+
+
+def _plain(segment: Polygons) -> bool:
+    # The typed decoder made them floats; only an untyped value can hold text, a bool or a list here.
+    return all(type(p[0]) is float or all(type(v) in (float, int) for v in p) for p in segment if p)
+
+
+def _judge(table: CocoTable, rings: Rings, owner: np.ndarray, shapes: Shapes, report: Reporter) -> None:
+    first = np.flatnonzero(np.concatenate([[True], owner[1:] != owner[:-1]]))
+    anns = owner[first]
+    extents = rings.extents()
+    extent = np.concatenate(
+        [np.minimum.reduceat(extents[:, :2], first, axis=0), np.maximum.reduceat(extents[:, 2:], first, axis=0)], axis=1
+    )
+    known = table.ann_image[anns] >= 0
+    rows = np.where(known, table.ann_image[anns], 0)
+    size = np.stack([table.widths[rows], table.heights[rows]], axis=1).astype(np.float64)
+    size[~known | (size <= 0).any(axis=1)] = np.nan
+    reach = 100 + 4 * size.sum(axis=1)
+    finite = np.logical_and.reduceat(rings.finite(), first)
+    with np.errstate(invalid="ignore"):
+        far = finite & ((extent.min(axis=1) < -reach) | (extent.max(axis=1) > reach))
+        over = np.maximum(-extent[:, :2], extent[:, 2:] - size).max(axis=1)
+    clipped = np.stack(
+        [*(np.clip(extent[:, i], 0, size[:, i % 2]) for i in range(4))], axis=1
+    )  # np.clip keeps NaN sizes out: they become NaN
+    area = np.add.reduceat(rings.areas(), first)
+    for i in np.flatnonzero(~finite).tolist():
+        report.add("POLYGON_NONFINITE", "a coordinate is not finite", ann=int(anns[i]))
+    for i in np.flatnonzero(far).tolist():
+        report.add("POLYGON_FAR", f"a polygon spans {_shown(extent[i])}", ann=int(anns[i]))
+    walk = np.add.reduceat(rings.outlines(), first)
+    for i in np.flatnonzero(finite & ~far & (walk > MAX_WALK)).tolist():
+        report.add("POLYGON_LONG", f"its outline is {walk[i]:.3g} pixels long", ann=int(anns[i]))
+    good = finite & ~far & (walk <= MAX_WALK)
+    for i in np.flatnonzero(good & (over >= 1)).tolist():
+        w, h = size[i].tolist()
+        report.add("POLYGON_OUTSIDE", f"it spans {_shown(extent[i])}, the image is {w:g}×{h:g}", ann=int(anns[i]))
+    shapes.extent[anns[good]] = clipped[good]
+    shapes.area[anns[good]] = area[good]
+    thin = (area < 4) | (np.minimum(clipped[:, 2] - clipped[:, 0], clipped[:, 3] - clipped[:, 1]) < 2)
+    for i in np.flatnonzero(good & thin).tolist():
+        _draw(table, int(anns[i]), shapes, report)
+    _crossings(rings, owner, shapes, report)
+
+
+def _crossings(rings: Rings, owner: np.ndarray, shapes: Shapes, report: Reporter) -> None:
+    room = CROSSING_SAMPLE - shapes.crossing_seen
+    if room <= 0:
+        return
+    count = min(room, len(rings.starts))
+    shapes.crossing_seen += count
+    some = Rings(rings.xy, rings.starts[:count], rings.lengths[:count])
+    with np.errstate(over="ignore", invalid="ignore"):
+        crossing = np.flatnonzero(some.crossing())
+    for ann in np.unique(owner[crossing]).tolist():
+        report.add("POLYGON_CROSSING", "two of its edges cross", ann=ann)
+
+
+def _draw(table: CocoTable, ann: int, shapes: Shapes, report: Reporter) -> None:
+    """Only a thin or tiny polygon can miss all pixel centres, so only those are drawn."""
+    size = _image_size(table, ann)
+    if size is None:
+        return
+    try:
+        pixels = int(decode_mask(table.segmentation_raw(ann), *size).sum())
+    except DataError as e:
+        report.add("POLYGON_FAR", e.what, ann=ann)
+        return
+    if pixels == 0:
+        shapes.area[ann] = 0
+        report.add("MASK_EMPTY", "the polygon covers no pixel of the image", ann=ann)
+
+
+def _shown(extent: np.ndarray) -> str:
+    x1, y1, x2, y2 = (f"{v:.6g}" for v in extent.tolist())
+    return f"x {x1} to {x2}, y {y1} to {y2}"
