@@ -87,6 +87,8 @@ class Console:
         rows = [(flag(n), _value(v), clean(reasons.get(n, "default"))) for n, v in values.items() if v is not None]
         if self.live and self.rich.width >= _TABLE_COLUMNS:
             self._print(_settings_table(rows))
+        elif self.live:
+            self._lines(["Settings:", *(f"   {a} {b} ({c})" for a, b, c in rows)])
         else:
             wide = [max((len(r[i]) for r in rows if len(r[i]) < 32), default=0) for i in (0, 1)]
             self._lines(["Settings:", *(f"   {a:<{wide[0]}}  {b:<{wide[1]}}  {c}" for a, b, c in rows)])

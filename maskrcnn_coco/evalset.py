@@ -1,0 +1,163 @@
+"""What evaluation reads: a COCO table, or any map-style data set with torchvision's targets, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+import torch
+
+from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.images import read_image
+from maskrcnn_coco.masks import encode_rle
+
+
+@dataclass
+class Example:
+    """One image to evaluate.
+
+    ``image``: float32 (3, H, W) in 0..1. ``height``, ``width``: the size the annotations speak of, pixels.
+    ``annotations``: COCO dicts (bbox xywh, pixels) with ``image_id`` = row and ``category_id`` = label.
+    """
+
+    row: int
+    image_id: int
+    file_name: str
+    image: torch.Tensor
+    height: int
+    width: int
+    annotations: list[dict[str, Any]]
+
+
+class EvalSet(Protocol):
+    """Images by row; ``names``: class names from label 1 on, None where unknown; ``category_ids`` likewise."""
+
+    names: list[str] | None
+    category_ids: list[int] | None
+    threads: int
+
+    def __len__(self) -> int: ...
+
+    def order(self, rows: Sequence[int]) -> list[int]:
+        """The rows in the order in which they batch best."""
+        ...
+
+    def load(self, row: int) -> Example:
+        """Raises DataError where the image cannot be read."""
+        ...
+
+
+def as_eval_set(source: Any, class_names: Sequence[str] | None = None) -> EvalSet:
+    """The rows of a `CocoTable`, of a data set that holds one as ``.table``, or of any map-style data set.
+
+    Args:
+        source: the validation data.
+        class_names: ("background", first class, …) for a data set of your own.
+    """
+    if isinstance(source, CocoTable):
+        return TableSet(source)
+    table = getattr(source, "table", None)
+    if isinstance(table, CocoTable):
+        return TableSet(table)
+    return UserSet(getattr(source, "dataset", source), class_names)
+
+
+class TableSet:
+    """A COCO table: images as stored, annotations as in the file."""
+
+    threads = 2
+
+    def __init__(self, table: CocoTable) -> None:
+        self.table = table
+        self.names: list[str] | None = list(table.class_names[1:])
+        self.category_ids: list[int] | None = [c.id for c in table.categories]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def order(self, rows: Sequence[int]) -> list[int]:
+        # Images of like shape side by side need less padding.
+        return sorted(rows, key=lambda r: (self.table.heights[r] / max(int(self.table.widths[r]), 1), r))
+
+    def load(self, row: int) -> Example:
+        name = self.table.file_name(row)
+        pixels = read_image(self.table.image_root, name)
+        image = torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255.0)
+        height = int(self.table.heights[row]) or pixels.shape[0]
+        width = int(self.table.widths[row]) or pixels.shape[1]
+        annotations = [self._annotation(row, int(a)) for a in self.table.annotations_of(row)]
+        return Example(row, int(self.table.image_ids[row]), name, image, height, width, annotations)
+
+    def _annotation(self, row: int, a: int) -> dict[str, Any]:
+        t = self.table
+        return {
+            "id": int(t.ann_ids[a]),
+            "image_id": row,
+            "category_id": int(t.labels[a]),
+            "bbox": t.boxes[a].tolist(),
+            "area": float(t.area[a]),
+            "iscrowd": bool(t.iscrowd[a]),
+            "segmentation": _json(t.segmentation_raw(a)),
+        }
+
+
+class UserSet:
+    """Any map-style data set of (image float32 (3, H, W), torchvision target dict)."""
+
+    threads = 0  # a stranger's data set need not be thread-safe
+
+    def __init__(self, dataset: Any, class_names: Sequence[str] | None = None) -> None:
+        self.dataset = dataset
+        names = class_names or getattr(dataset, "class_names", None)
+        self.names: list[str] | None = list(names[1:]) if names else None
+        self.category_ids: list[int] | None = list(range(1, len(names))) if names else None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def order(self, rows: Sequence[int]) -> list[int]:
+        return list(rows)
+
+    def load(self, row: int) -> Example:
+        image, target = self.dataset[row]
+        height, width = image.shape[-2:]
+        image_id = int(target.get("image_id", row))
+        boxes = torch.as_tensor(target["boxes"], dtype=torch.float64).reshape(-1, 4)
+        masks = target.get("masks")
+        crowd = target.get("iscrowd", [False] * len(boxes))
+        annotations = []
+        for n, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+            mask = np.asarray(torch.as_tensor(masks[n]).cpu()) if masks is not None else None
+            area = float((mask != 0).sum()) if mask is not None else (x1 - x0) * (y1 - y0)
+            annotations.append({
+                "id": n, "image_id": row, "category_id": int(target["labels"][n]), "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": area, "iscrowd": bool(crowd[n]),
+                "segmentation": encode_rle(mask) if mask is not None else None,
+            })  # fmt: skip
+        tensor = image.float().div(255.0) if image.dtype == torch.uint8 else image.float()
+        return Example(
+            row, image_id, str(target.get("file_name", f"image {image_id}")), tensor, height, width, annotations
+        )
+
+
+def _json(raw: bytes) -> Any:
+    if not raw:
+        return None
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return "not JSON"  # `ground_truth` names it as unusable
+
+
+def check_label(label: int, names: list[str] | None) -> None:
+    """Raise DataError where a model predicts a class that the data does not have."""
+    if names is not None and not 1 <= label <= len(names):
+        raise DataError(
+            f"the model predicts class {label}, but the data has {len(names)} classes",
+            expected=f"a model for {len(names) + 1} classes, background included",
+            fix="evaluate on data with the categories the model was trained on",
+        )

@@ -1,0 +1,225 @@
+"""COCO evaluation of a detector: boxes and masks in the original image's pixels, in any process, over any data set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from maskrcnn_coco.coco_metrics import GroundTruth, IouType, coco_metrics, ground_truth
+from maskrcnn_coco.detect import Prediction, infer
+from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.evalset import EvalSet, Example, as_eval_set, check_label
+
+
+@dataclass
+class EvalResult:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: ``bbox/AP`` … ``segm/ARl``: the twelve COCO numbers of each kind, 0..1, -1 where undefined.
+        per_class: class name → ``bbox/AP``, ``bbox/AP50``, ``segm/AP``, ``segm/AP50``, and ``objects``, their number.
+        detections: COCO results with the data set's image and category ids; boxes xywh and masks (RLE) in pixels.
+        left_out: images and annotations that could not be used, one sentence each.
+        seconds, seconds_metrics: wall time of the whole, and of the metric part.
+    """
+
+    metrics: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+    detections: list[dict[str, Any]]
+    left_out: list[str] = field(default_factory=list)
+    images: int = 0
+    seconds: float = 0.0
+    seconds_metrics: float = 0.0
+
+
+@dataclass
+class Shard:
+    """One process's part of an evaluation: plain data, ready to be sent. ``image_id`` is the row throughout."""
+
+    images: list[dict[str, Any]] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    masks: bool = False
+
+
+def evaluate_model(
+    model: nn.Module,
+    source: Any,
+    *,
+    device: torch.device | str,
+    precision: str = "fp32",
+    batch_size: int = 1,
+    class_names: Sequence[str] | None = None,
+    ranks: Any = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvalResult:
+    """COCO metrics of ``model`` on ``source``. The model's train or eval mode is left as it was found.
+
+    Args:
+        model: torchvision's detection contract: in eval mode a list of dicts ``boxes`` float (N, 4) xyxy pixels,
+            ``labels`` (N,), ``scores`` (N,), optionally ``masks`` (N, 1, H, W) in 0..1.
+        source: a `CocoTable`, a data set with one as ``.table``, or a map-style data set with torchvision's targets.
+        device, precision: where and in what ("fp32", "fp16", "bf16") the forward pass runs.
+        class_names: ("background", first class, …) for a data set of your own.
+        ranks: has ``rank`` and ``world``; every process then evaluates its share and all get the same result.
+        progress: called with (images done, images to do) of this process.
+
+    Raises:
+        DataError: the model predicts a class that the data does not have. Unreadable images are left out and named.
+    """
+    began = time.perf_counter()
+    data = as_eval_set(source, class_names)
+    rank, world = (ranks.rank, ranks.world) if ranks is not None else (0, 1)
+    rows = range(rank, len(data), world)
+    shard = detect(model, data, rows, device=device, precision=precision, batch_size=batch_size, progress=progress)
+    shards = _gather(shard, world)
+    result = score(shards, data)
+    result.seconds = time.perf_counter() - began
+    return result
+
+
+def detect(
+    model: nn.Module,
+    data: EvalSet,
+    rows: Sequence[int],
+    *,
+    device: torch.device | str,
+    precision: str = "fp32",
+    batch_size: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Shard:
+    """Run ``model`` over ``rows`` of ``data``; see `evaluate_model`."""
+    shard, done = Shard(), 0
+    for batch in _batches(data, data.order(rows), batch_size, shard):
+        for example, found in zip(batch, infer(model, batch, device=device, precision=precision), strict=True):
+            _keep(shard, example, found)
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(rows))
+    return shard
+
+
+def _batches(data: EvalSet, rows: list[int], batch_size: int, shard: Shard) -> Iterator[list[Example]]:
+    with _loaded(data, rows, ahead=2 * batch_size) as examples:
+        batch: list[Example] = []
+        for example in examples:
+            if isinstance(example, DataError):
+                shard.left_out.append(example.what)
+                continue
+            batch.append(example)
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+@contextmanager
+def _loaded(data: EvalSet, rows: list[int], ahead: int) -> Iterator[Iterator[Example | DataError]]:
+    """The examples in order, read ahead in threads where the data set allows it."""
+
+    def load(row: int) -> Example | DataError:
+        try:
+            return data.load(row)
+        except DataError as e:
+            return e
+
+    if data.threads == 0:
+        yield map(load, rows)
+        return
+    with ThreadPoolExecutor(data.threads, "evaluation") as pool:
+        try:
+            yield _read_ahead(pool, load, rows, ahead)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _read_ahead(
+    pool: ThreadPoolExecutor, load: Callable[[int], Example | DataError], rows: list[int], ahead: int
+) -> Iterator[Example | DataError]:
+    coming = [pool.submit(load, r) for r in rows[:ahead]]
+    for at in range(len(rows)):
+        if at + ahead < len(rows):
+            coming.append(pool.submit(load, rows[at + ahead]))
+        yield coming.pop(0).result()
+
+
+def _keep(shard: Shard, example: Example, found: Prediction) -> None:
+    shard.images.append(
+        {"id": example.row, "image_id": example.image_id, "height": example.height, "width": example.width}
+    )
+    shard.annotations += example.annotations
+    shard.masks |= found.has_masks
+    shard.results += found.results
+    if found.dropped:
+        shard.left_out.append(f"{example.file_name}: {found.dropped} detections are not finite and were dropped")
+
+
+def _gather(shard: Shard, world: int) -> list[Shard]:
+    if world == 1:
+        return [shard]
+    shards: list[Any] = [None] * world
+    torch.distributed.all_gather_object(shards, shard)
+    return shards
+
+
+def score(shards: Sequence[Shard], data: EvalSet) -> EvalResult:
+    """COCO metrics of gathered shards."""
+    images = sorted((i for s in shards for i in s.images), key=lambda i: i["id"])
+    results = sorted((r for s in shards for r in s.results), key=lambda r: r["image_id"])
+    annotations = [a for s in shards for a in s.annotations]
+    for label in {r["category_id"] for r in results}:
+        check_label(label, data.names)
+    labels = _labels(data, annotations, results)
+    began = time.perf_counter()
+    truth = ground_truth(images, [{"id": n, "name": name} for n, name in labels.items()], annotations)
+    metrics: dict[str, float] = {}
+    per_class: dict[str, dict[str, float]] = {name: {} for name in labels.values()}
+    kinds: tuple[IouType, ...] = ("bbox", "segm") if any(s.masks for s in shards) else ("bbox",)
+    for kind in kinds:
+        # Without the box a mask's own area decides whether it is small, medium or large.
+        given = results if kind == "bbox" else [{k: v for k, v in r.items() if k != "bbox"} for r in results]
+        scores = coco_metrics(truth, given, kind)
+        metrics |= {f"{kind}/{name}": value for name, value in scores.metrics.items()}
+        for label, values in scores.per_class.items():
+            per_class[labels[label]] |= {f"{kind}/{name}": value for name, value in values.items()}
+    seconds = time.perf_counter() - began
+    _count_objects(per_class, labels, truth)
+    left_out = [text for s in shards for text in s.left_out] + truth.left_out
+    detections = _with_users_ids(results, images, data)
+    return EvalResult(metrics, per_class, detections, left_out, len(images), seconds_metrics=seconds)
+
+
+def _labels(data: EvalSet, annotations: list[dict[str, Any]], results: list[dict[str, Any]]) -> dict[int, str]:
+    """Label → a name that is unique."""
+    if data.names is None:
+        seen = {int(x["category_id"]) for x in (*annotations, *results)}
+        return {n: f"class {n}" for n in sorted(seen - {0})}
+    twice = {name for name in data.names if data.names.count(name) > 1}
+    return {n: f"{name} ({n})" if name in twice else name for n, name in enumerate(data.names, 1)}
+
+
+def _count_objects(per_class: dict[str, dict[str, float]], labels: dict[int, str], truth: GroundTruth) -> None:
+    for values in per_class.values():
+        values["objects"] = 0.0
+    for annotation in truth.annotations:
+        per_class[labels[annotation["category_id"]]]["objects"] += 1.0
+
+
+def _with_users_ids(results: list[dict[str, Any]], images: list[dict[str, Any]], data: EvalSet) -> list[dict[str, Any]]:
+    ids = {i["id"]: i["image_id"] for i in images}
+    if len(set(ids.values())) != len(ids):  # a data set whose images share an id: the row is the only name left
+        ids = {row: row for row in ids}
+    categories = dict(enumerate(data.category_ids, 1)) if data.category_ids is not None else {}
+    return [
+        r | {"image_id": ids[r["image_id"]], "category_id": categories.get(r["category_id"], r["category_id"])}
+        for r in results
+    ]
