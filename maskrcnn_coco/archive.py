@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import stat
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import torch
@@ -121,5 +121,5 @@ def read(file: BinaryIO, path: Path, map_location: str | torch.device) -> Any:
     file.seek(0)
     try:
         return torch.load(file, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError, OSError) as e:
+    except (UnpicklingError, RuntimeError, ValueError, KeyError, EOFError, OSError) as e:
         raise _damaged(path, f"torch cannot read it ({str(e).splitlines()[0][:200]})") from e

@@ -5,10 +5,8 @@ Nothing compressed, only tensors and plain data, every tensor inside its storage
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import pickle
 import pickletools
 import re
 import struct
@@ -26,13 +24,15 @@ _DEPTH_LIMIT = 64
 _ENTRY = re.compile(
     r"[^/]+/(data\.pkl|byteorder|version|\.format_version|\.storage_alignment|data/\d+|\.data/serialization_id)"
 )
-# fmt: off
-_OPCODES = frozenset((
-    "PROTO", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "MARK", "BINUNICODE", "BINPUT", "LONG_BINPUT", "BINGET",
-    "LONG_BINGET", "GLOBAL", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "BINPERSID", "REDUCE", "NEWTRUE", "NEWFALSE",
-    "NONE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SETITEM", "SETITEMS", "APPEND", "APPENDS", "STOP",
-))
-# fmt: on
+_PUSH = frozenset(("BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"))
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+}
 DTYPES: dict[str, torch.dtype] = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -54,6 +54,10 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
     nbytes: int
+
+
+class _Name(NamedTuple):
+    text: str
 
 
 class _Storage(NamedTuple):
@@ -83,10 +87,10 @@ def inspect(file: BinaryIO, path: Path) -> Any:
         file.seek(0)
         with zipfile.ZipFile(file) as archive:
             sizes, data = _entries(archive, size, path)
-        return _Inspector(data, sizes, path, 2 * size + (64 << 20)).document()
+        return _Reader(data, sizes, path, 2 * size + (64 << 20)).document()
     except (zipfile.BadZipFile, struct.error, NotImplementedError, EOFError) as e:
         raise hostile(path, f"it is not a readable zip archive ({e})") from e
-    except (pickle.UnpicklingError, ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as e:
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise hostile(path, f"its table of contents is malformed ({type(e).__name__}: {e})") from e
 
 
@@ -113,58 +117,113 @@ def _entries(archive: zipfile.ZipFile, file_size: int, path: Path) -> tuple[dict
     return sizes, archive.read(f"{folder}/data.pkl")
 
 
-class _Inspector(pickle.Unpickler):
-    """Reads a pickle into `TensorSpec` and plain data. Its names lead to the harmless methods below, never to code."""
+class _Reader:
+    """Follows the few instructions that torch writes for plain data and tensors, building `TensorSpec` for the latter.
+
+    Not an unpickler: a name in the file is compared with the three that may stand there, and never looked up.
+    """
 
     def __init__(self, data: bytes, sizes: dict[str, int], path: Path, limit: int) -> None:
-        super().__init__(io.BytesIO(data))
         self._data, self._sizes, self._path, self._left = data, sizes, path, limit
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[Any, Any] = {}
 
     def document(self) -> Any:
-        self._scan()
-        value = self.load()
+        for op, argument, _ in pickletools.genops(self._data):
+            if op.name in _PUSH:
+                self._stack.append(argument)
+            elif op.name in _CONSTANTS:
+                self._stack.append(_CONSTANTS[op.name]())
+            else:
+                self._follow(op.name, argument)
+        (value,) = self._stack
         self._require_plain(value)
         return value
 
-    def _scan(self) -> None:
-        # Before the unpickler sees it: a single opcode with a huge memo index would make it allocate gigabytes.
-        for count, (op, argument, _) in enumerate(pickletools.genops(self._data)):
-            if op.name not in _OPCODES:
-                raise hostile(self._path, f"its pickle uses the instruction {op.name}")
-            if op.name in ("BINPUT", "LONG_BINPUT") and isinstance(argument, int) and argument > count:
-                raise hostile(self._path, "its pickle asks for a huge table")
-            if op.name == "GLOBAL":
-                self.find_class(*str(argument).split(" ", 1))
+    def _follow(self, name: str, argument: Any) -> None:
+        stack = self._stack
+        match name:
+            case "PROTO" | "STOP":
+                pass
+            case "MARK":
+                self._marks.append(len(stack))
+            case "BINPUT" | "LONG_BINPUT":
+                self._memo[argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(self._memo[argument])
+            case "TUPLE":
+                stack.append(tuple(self._since_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                items = [stack.pop() for _ in range(int(name[-1]))]
+                stack.append(tuple(reversed(items)))
+            case "APPEND":
+                self._extend([stack.pop()])
+            case "APPENDS":
+                self._extend(self._since_mark())
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                self._set([key, value])
+            case "SETITEMS":
+                self._set(self._since_mark())
+            case "GLOBAL":
+                stack.append(self._name(argument))
+            case "BINPERSID":
+                stack.append(self._storage(*stack.pop()))
+            case "REDUCE":
+                arguments, function = stack.pop(), stack.pop()
+                stack.append(self._reduce(function, arguments))
+            case _:
+                raise hostile(self._path, f"its pickle uses the instruction {name}")
 
-    def find_class(self, module_name: str, global_name: str, /) -> Callable[..., Any]:
-        if (module_name, global_name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self._tensor
-        if (module_name, global_name) == ("collections", "OrderedDict"):
-            return _empty_dict
-        if module_name == "torch" and global_name in DTYPES:
-            dtype = DTYPES[global_name]
-            return lambda: dtype
-        raise hostile(self._path, f"its pickle asks for {module_name}.{global_name}"[:300])
+    def _since_mark(self) -> list[Any]:
+        start = self._marks.pop()
+        items = self._stack[start:]
+        del self._stack[start:]
+        return items
 
-    def persistent_load(self, pid: Any, /) -> _Storage:
-        kind, dtype, key, _location, numel = pid
-        dtype = dtype()
-        known = self._sizes.get(key)
-        if kind != "storage" or type(numel) is not int or known != numel * dtype.itemsize:
+    def _extend(self, items: list[Any]) -> None:
+        if type(self._stack[-1]) is not list:
+            raise ValueError("items are added to what is no list")
+        self._stack[-1].extend(items)
+
+    def _set(self, items: list[Any]) -> None:
+        keys = items[::2]
+        if type(self._stack[-1]) is not dict or not all(
+            type(k) is str or (type(k) is int and abs(k) < 2**31) for k in keys
+        ):
+            raise ValueError("a dict with keys that are neither text nor small whole numbers")
+        self._stack[-1].update(zip(keys, items[1::2], strict=True))
+
+    def _name(self, name: str) -> _Name:
+        if name in ("torch._utils _rebuild_tensor_v2", "collections OrderedDict"):
+            return _Name(name)
+        module, _, kind = name.partition(" ")
+        if module == "torch" and kind in DTYPES:
+            return _Name(kind)
+        raise hostile(self._path, f"its pickle asks for {name.replace(' ', '.')}"[:300])
+
+    def _reduce(self, function: Any, arguments: Any) -> Any:
+        text = function.text if type(function) is _Name else ""
+        if text == "collections OrderedDict" and arguments == ():
+            return {}  # the hooks that torch gives each tensor; with content they would come with arguments
+        if text == "torch._utils _rebuild_tensor_v2":
+            return self._tensor(*arguments)
+        raise hostile(self._path, "its pickle calls something other than torch's rebuilding of a tensor")
+
+    def _storage(self, kind: Any, dtype_name: Any, key: Any, location: Any, numel: Any) -> _Storage:
+        del location
+        dtype = DTYPES[dtype_name.text]
+        if kind != "storage" or type(numel) is not int or self._sizes.get(key) != numel * dtype.itemsize:
             raise hostile(self._path, f"storage {str(key)[:40]!r} has not the size that its table of contents says")
         return _Storage(key, dtype, numel)
 
     def _tensor(self, storage: Any, offset: Any, shape: Any, stride: Any, grad: Any, hooks: Any) -> TensorSpec:
         del grad
-        whole = (
-            type(shape) is tuple and type(stride) is tuple and len(shape) == len(stride) and type(storage) is _Storage
-        )
-        if (
-            not whole
-            or hooks
-            or len(shape) > _DEPTH_LIMIT
-            or not all(type(n) is int and n >= 0 for n in (offset, *shape, *stride))
-        ):
+        plain = type(shape) is tuple and type(stride) is tuple and type(storage) is _Storage and hooks == {}
+        if not plain or not len(shape) == len(stride) <= _DEPTH_LIMIT:
+            raise hostile(self._path, "a tensor has no proper shape, or something hooked to it")
+        if not all(type(n) is int and 0 <= n < 2**63 for n in (offset, *shape, *stride)):
             raise hostile(self._path, "a tensor's shape is not a list of whole numbers")
         dense = 1
         for n, step in zip(reversed(shape), reversed(stride), strict=True):
@@ -192,10 +251,5 @@ class _Inspector(pickle.Unpickler):
             if depth > _DEPTH_LIMIT or (value and id(value) in seen):
                 raise hostile(self._path, "its data is nested too deep, or in itself")
             seen.add(id(value))
-            children = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+            children = value.values() if isinstance(value, dict) else value
             todo.extend((child, depth + 1) for child in children)
-
-
-def _empty_dict() -> dict[Any, Any]:
-    # torch gives each tensor an empty OrderedDict of hooks; one with content has arguments, and is refused.
-    return {}
