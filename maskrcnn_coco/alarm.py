@@ -1,0 +1,220 @@
+"""Divergence while everything is still finite: alarms calibrated on the run's own healthy steps. No tensors here.
+
+`isfinite` never sees Adam at a learning rate of 0.05 (loss 1e28 for ever) or an unclipped head at five times too much.
+A rule needs either an extreme value, or several steps in a row: a spike that falls back by itself is no incident.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from maskrcnn_coco.records import Symptom
+
+WINDOW = 50
+CALIBRATION = 5
+"""Healthy steps that make the first reference."""
+CALM = 3.0
+"""A step up to this many times the reference is healthy, and teaches the reference."""
+STREAKS = ((3, 30.0), (6, 8.0))
+"""(steps in a row, times the reference) that make an alarm. Early noise and single hard batches stay far below."""
+RAMP_STEPS, RAMP_LOSS, RAMP_NORM = 10, 3.0, 5.0
+DOUBLINGS, DOUBLED = 3, 10.0
+SUDDEN = 1e4
+SUDDEN_BOTH = 1e3
+SUDDEN_NORM = 1e7
+FLOOR = 0.3
+"""The reference never falls below this share of the first losses: a model that fits its data may spike back to them."""
+
+
+@dataclass
+class Verdict:
+    """Why a step is refused. ``onset_step`` None: this very step. ``fatal``: running it could kill the interpreter."""
+
+    symptom: Symptom
+    message: str
+    measured: dict[str, Any] = field(default_factory=dict)
+    onset_step: int | None = None
+    fatal: bool = False
+
+
+class Divergence:
+    """Judges each finite step against the median of the last healthy ones."""
+
+    def __init__(self) -> None:
+        self._losses: deque[float] = deque(maxlen=WINDOW)
+        self._norms: deque[float] = deque(maxlen=WINDOW)
+        self._groups: dict[str, deque[float]] = {}
+        self._first: list[float] = []
+        self._first_norms: list[float] = []
+        self._best = math.inf
+        self._recent: deque[tuple[int, float, float, float]] = deque(maxlen=WINDOW)
+
+    @property
+    def reference(self) -> float:
+        """The loss that counts as healthy: the lowest running median, not far below the first losses; 0: unknown."""
+        if not self._first:
+            return 0.0
+        return max(min(self._best, median(self._first)), FLOOR * median(self._first))
+
+    @property
+    def norm_reference(self) -> float:
+        """The same for the gradient norm, without the minimum: norms rise while the loss falls; 0: unknown."""
+        if not self._first_norms:
+            return 0.0
+        return max(median(self._norms), 0.1 * median(self._first_norms))
+
+    def judge(self, step: int, loss: float, norm: float, groups: dict[str, float]) -> Verdict | None:
+        """The verdict on a step whose loss and norms are finite. Remembers the step; `accept` makes it a lesson."""
+        r_loss, r_norm = self._ratios(loss, norm)
+        self._recent.append((step, loss, r_loss, r_norm))
+        why = self._why(r_loss, r_norm) or self._component(groups)
+        if why is None:
+            return None
+        onset = self._onset()
+        measured = {
+            "loss": loss,
+            "loss_reference": self.reference,
+            "grad_norm": norm,
+            "grad_norm_reference": self.norm_reference,
+            "losses": [[s, v] for s, v, _, _ in list(self._recent)[-12:]],
+            "group_grad_norm": groups,
+        }
+        text = f"loss {loss:.4g}, {r_loss:.3g} times the healthy {self.reference:.3g}; {why}; it began at step {onset}"
+        self._recent.clear()
+        return Verdict("diverged", text, measured, onset)
+
+    def accept(self, loss: float, norm: float, groups: dict[str, float]) -> None:
+        """Learn from an applied step, if it was calm."""
+        r_loss, _ = self._ratios(loss, norm)
+        if not (math.isfinite(loss) and math.isfinite(norm)) or (len(self._first) >= CALIBRATION and r_loss > CALM):
+            return
+        size = abs(loss)
+        if len(self._first) < CALIBRATION and size > 0:
+            self._first.append(size)
+        if len(self._first_norms) < CALIBRATION and norm > 0:
+            self._first_norms.append(norm)
+        self._losses.append(size)
+        self._norms.append(norm)
+        for name, value in groups.items():
+            self._groups.setdefault(name, deque(maxlen=WINDOW)).append(value)
+        if len(self._losses) >= 2 * CALIBRATION:
+            self._best = min(self._best, median(self._losses))
+
+    def reset(self) -> None:
+        """Forget the run-up, after a rollback or a repair; what is healthy stays known."""
+        self._recent.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "losses": list(self._losses),
+            "norms": list(self._norms),
+            "groups": {k: list(v) for k, v in self._groups.items()},
+            "first": list(self._first),
+            "first_norms": list(self._first_norms),
+            "best": self._best if math.isfinite(self._best) else None,
+            "recent": [list(r) for r in self._recent],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self._losses = deque(state["losses"], WINDOW)
+        self._norms = deque(state["norms"], WINDOW)
+        self._groups = {k: deque(v, WINDOW) for k, v in state["groups"].items()}
+        self._first, self._first_norms = list(state["first"]), list(state["first_norms"])
+        self._best = math.inf if state["best"] is None else state["best"]
+        self._recent = deque([(int(r[0]), r[1], r[2], r[3]) for r in state["recent"]], WINDOW)
+
+    def _ratios(self, loss: float, norm: float) -> tuple[float, float]:
+        reference, norm_reference = self.reference, self.norm_reference
+        r_norm = norm / norm_reference if norm_reference > 0 else 1.0
+        r_loss = abs(loss) / reference if reference > 0 else 1.0
+        # A likelihood may fall far below zero in good health; going down is a fault only if the gradient explodes too.
+        return (r_loss if loss >= 0 or r_norm > STREAKS[0][1] else min(r_loss, 1.0)), r_norm
+
+    def _why(self, r_loss: float, r_norm: float) -> str | None:
+        if r_loss > SUDDEN or (r_loss > SUDDEN_BOTH and r_norm > SUDDEN_BOTH):
+            return f"gradient norm {r_norm:.3g} times the healthy one"
+        last = list(self._recent)
+        for count, factor in STREAKS:
+            if len(last) >= count and all(r > factor for _, _, r, _ in last[-count:]):
+                return f"{count} steps in a row above {factor:g} times"
+        ramp = last[-RAMP_STEPS:]
+        if len(ramp) == RAMP_STEPS and all(r > RAMP_LOSS and g > RAMP_NORM for _, _, r, g in ramp):
+            return f"loss and gradient norm high for {RAMP_STEPS} steps in a row"
+        rises = [abs(v) for _, v, _, _ in last[-DOUBLINGS - 1 :]]
+        doubled = all(b > 2 * a for a, b in itertools.pairwise(rises))
+        if len(rises) == DOUBLINGS + 1 and doubled and r_loss > DOUBLED and r_norm > 1.0:
+            return f"loss more than doubled {DOUBLINGS} times in a row"
+        return None
+
+    def _component(self, groups: dict[str, float]) -> str | None:
+        for name, value in groups.items():
+            known = self._groups.get(name)
+            if known is not None and len(known) >= 2 * CALIBRATION:
+                healthy = median(known)
+                if healthy > 0 and value > SUDDEN_NORM * healthy and value > SUDDEN_NORM * self.norm_reference / 10:
+                    return f"gradient of {name} {value:.3g}, {value / healthy:.3g} times its healthy norm"
+        return None
+
+    def _onset(self) -> int:
+        """The first step of the unbroken run-up that ends now."""
+        onset = self._recent[-1][0]
+        for step, _, r_loss, _ in reversed(self._recent):
+            if r_loss <= 1.5:
+                break
+            onset = step
+        return onset
+
+
+STILL = 1e-9
+STILL_STEPS = 20
+
+
+class Stall:
+    """Weights that stand still although their gradients and learning rate do not."""
+
+    def __init__(self) -> None:
+        self._count: dict[str, int] = {}
+        self._lr: dict[str, float] = {}
+        self._norms: dict[str, deque[float]] = {}
+        self._onset: dict[str, int] = {}
+
+    @property
+    def watching(self) -> bool:
+        """Whether a component was seen standing still, so that the next step must be measured too."""
+        return any(self._count.values())
+
+    def judge(
+        self, step: int, ratio: dict[str, float], lr: dict[str, float], groups: dict[str, float]
+    ) -> Verdict | None:
+        """The verdict on a step whose update-to-weight ratio was measured."""
+        found = None
+        for name, value in ratio.items():
+            rate, norm = lr.get(name, 0.0), groups.get(name, 0.0)
+            self._lr[name] = max(self._lr.get(name, 0.0), rate)
+            known = self._norms.setdefault(name, deque(maxlen=WINDOW))
+            usual = median(known) if known else norm
+            still = value < STILL and rate >= 1e-3 * self._lr[name] > 0 and norm > 1e-3 * usual and norm > 1e-8
+            if not still:
+                known.append(norm)
+                self._count[name] = 0
+                continue
+            self._count[name] = self._count.get(name, 0) + 1
+            self._onset[name] = step if self._count[name] == 1 else self._onset[name]
+            if self._count[name] >= STILL_STEPS and found is None:
+                text = f"weights of {name} stand still for {STILL_STEPS} measured steps (update {value:.3g} of weight)"
+                measured = {"update_ratio": ratio, "group_grad_norm": groups, "lr": lr, "component": name}
+                found = Verdict("stalled", text, measured, self._onset[name])
+        if found is not None:
+            self._count.clear()
+        return found
+
+    def reset(self) -> None:
+        """Start counting anew."""
+        self._count.clear()

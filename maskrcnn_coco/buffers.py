@@ -1,0 +1,115 @@
+"""Buffers that a forward pass changes: copied before it, put back when the step is refused.
+
+One NaN image makes every running statistic of a trainable BatchNorm NaN during the forward pass, whether or not the
+optimizer steps afterwards; training then looks healthy, and evaluation finds nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_coco.measure import nonfinite_at, norms
+
+
+class Buffers:
+    """Protects the buffers of ``model``.
+
+    Running statistics of norm layers in train mode are copied before every forward pass (they are small). Any other
+    buffer is copied once, and again only after it was seen to change, so frozen norms cost nothing.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._slots: list[tuple[nn.Module, str, str]] = []
+        seen: set[int] = set()
+        for prefix, module in model.named_modules():
+            for name, buffer in module._buffers.items():
+                if isinstance(buffer, Tensor) and id(buffer) not in seen:
+                    seen.add(id(buffer))
+                    self._slots.append((module, name, f"{prefix}.{name}" if prefix else name))
+        self._kept: list[Tensor | None] = [None] * len(self._slots)
+        self._marks: list[tuple[int, int]] = [(0, -1)] * len(self._slots)
+        self._live: list[Tensor | None] = []
+        self._active: list[int] = []
+        self._changing: set[int] = set()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the copies held."""
+        return sum(t.numel() * t.element_size() for t in self._kept if t is not None)
+
+    def save(self) -> None:
+        """Copy what the coming forward pass may change."""
+        self._live, self._active = [], []
+        stale_live, stale_kept = [], []
+        for i, (module, name, _) in enumerate(self._slots):
+            live = module._buffers.get(name)
+            self._live.append(live)
+            if live is None:
+                continue
+            active = i in self._changing or (module.training and "running_mean" in module._buffers)
+            if active:
+                self._active.append(i)
+            if active or self._marks[i] != _mark(live):
+                kept = self._kept[i]
+                if kept is None or kept.shape != live.shape or kept.dtype != live.dtype:
+                    self._kept[i] = live.detach().clone()
+                else:
+                    stale_live.append(live)
+                    stale_kept.append(kept)
+                self._marks[i] = _mark(live)
+        if stale_kept:
+            with torch.no_grad():
+                torch._foreach_copy_(stale_kept, stale_live)  # pyright: ignore[reportPrivateImportUsage]
+
+    def changed(self) -> list[int]:
+        """Positions of the buffers that the forward pass changed, as far as can be seen without comparing values."""
+        for i, (module, name, _) in enumerate(self._slots):
+            now, live = module._buffers.get(name), self._live[i]
+            if i not in self._changing and (now is not live or (live is not None and self._marks[i] != _mark(live))):
+                self._changing.add(i)
+        return sorted(self._changing.union(self._active))
+
+    def floats(self) -> tuple[list[Tensor], list[str]]:
+        """The changed buffers that can be non-finite, and their names."""
+        found, names = [], []
+        for i in self.changed():
+            module, name, path = self._slots[i]
+            tensor = module._buffers.get(name)
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
+                found.append(tensor)
+                names.append(path)
+        return found, names
+
+    def nonfinite(self) -> list[str]:
+        """Names of the changed buffers that hold a NaN or an infinity now (or values whose squares overflow)."""
+        tensors, names = self.floats()
+        return [names[i] for i in nonfinite_at(norms(tensors))]
+
+    def restore(self) -> None:
+        """Put every changed buffer back, bit for bit and with the identity it had."""
+        with torch.no_grad():
+            for i in self.changed():
+                module, name, _ = self._slots[i]
+                kept, live = self._kept[i], self._live[i]
+                if kept is not None and live is not None:
+                    live.copy_(kept)
+                    self._marks[i] = _mark(live)
+                module._buffers[name] = live
+
+    def restore_where(self, bad: Tensor) -> None:
+        """The same without a host read: selected, never multiplied, by the flag ``bad`` (bool, ())."""
+        with torch.no_grad():
+            for i in self.changed():
+                module, name, _ = self._slots[i]
+                kept, live = self._kept[i], module._buffers.get(name)
+                if kept is not None and live is not None:
+                    live.copy_(torch.where(bad.to(live.device), kept, live))
+
+
+def _mark(tensor: Tensor) -> tuple[int, int]:
+    """Changes when the tensor object or, by in-place operations that autograd sees, its content changes.
+
+    Native batch norm writes without telling, which is why norm layers in train mode are always copied.
+    """
+    return (id(tensor), -1 if tensor.is_inference() else tensor._version)

@@ -1,0 +1,300 @@
+"""The guard: measures every step and refuses the bad ones; it never decides what to do about them.
+
+Order of a step: inputs and state → forward and backward → unscale → measure → verdict → clip and step, or put
+everything back. A refusal is a branch, never a product: `0 * NaN` is NaN.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from maskrcnn_coco import step as steps
+from maskrcnn_coco import targets
+from maskrcnn_coco.alarm import Divergence, Stall, Verdict
+from maskrcnn_coco.buffers import Buffers
+from maskrcnn_coco.errors import ConfigError, GuardStop
+from maskrcnn_coco.health import Health, update_ratio
+from maskrcnn_coco.measure import Components, Layout, nonfinite_at, norms, total
+from maskrcnn_coco.records import Alarm, StepRecord
+from maskrcnn_coco.scale import Scale
+
+Mode = Literal["recover", "stop", "observe", "off"]
+
+
+class Guard:
+    """Takes the place of zero_grad, backward, unscale, clip and step in any PyTorch training loop.
+
+    Args:
+        model: any module; its norm buffers are protected.
+        optimizer: any optimizer that steps without a closure.
+        scaler: a GradScaler where the forward pass runs in fp16.
+        max_grad_norm: clip the gradient to this 2-norm, after unscaling; 0 or None is off.
+        components: name → parameters, for norms and records; by default the four of a torchvision detector, the
+            top-level children of other models.
+        mode: "recover" and "stop" refuse bad steps alike (what follows is the loop's business); "observe" reports, and
+            takes the step that a plain loop would take; "off" is a plain loop.
+        precision: of the forward pass; only said in messages.
+        measure_every: steps between exact update-to-weight ratios.
+        check_every: steps between checks of the weights themselves.
+
+    Raises:
+        ConfigError: an optimizer that needs a closure, or holds no parameters.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        scaler: torch.amp.GradScaler | None = None,
+        max_grad_norm: float | None = 10.0,
+        components: Components | None = None,
+        mode: Mode = "recover",
+        precision: str = "fp32",
+        measure_every: int = 50,
+        check_every: int = 10,
+        max_crashes: int = 5,
+    ) -> None:
+        _refuse_closures(optimizer)
+        self.model = model
+        self.optimizer = optimizer
+        self.max_grad_norm = max_grad_norm
+        self.mode: Mode = mode
+        self.precision = precision
+        self.measure_every = measure_every
+        self.max_crashes = max_crashes
+        self.check_every = check_every
+        self._components = components
+        self._lay_out()
+        self.scale = Scale(scaler)
+        self.buffers = Buffers(model)
+        self.limits = targets.Limits.of(model)
+        self.divergence = Divergence()
+        self.stall = Stall()
+        self.alarm: Alarm | None = None
+        self.seconds = 0.0
+        self._next = 0
+        self._taken = 0
+        self._crashes = 0
+
+    def step(
+        self,
+        forward: steps.Forward,
+        batch: Any,
+        ids: Sequence[int] | None = None,
+        *,
+        step: int | None = None,
+        epoch: int = 0,
+        micro_batches: bool = False,
+    ) -> StepRecord:
+        """Take one planned step, or refuse it and leave everything bit for bit as it was.
+
+        Args:
+            forward: ``forward(batch)`` → a scalar loss tensor, or a dict of them whose sum is the loss.
+            batch: what ``forward`` takes; with ``micro_batches`` a list of them, whose gradients are averaged.
+            ids: image (sample) ids, for the record; by default those the batch carries.
+            step: number of the planned step; by default counted from 0.
+
+        Returns:
+            The record of the step. `alarm` holds the verdict, or None for an applied step and for a benign skip.
+
+        Raises:
+            GuardStop: the same crash came ``max_crashes`` times in a row: the code is wrong, not a batch.
+        """
+        if self.layout.outdated(self.optimizer):
+            self._lay_out()
+        step = self._next if step is None else step
+        self._next = step + 1
+        self.alarm = None
+        batches = list(batch) if micro_batches else [batch]
+        found = [int(i) for i in ids] if ids is not None else targets.image_ids(batches)
+        record = StepRecord(
+            step, epoch, {}, math.nan, math.nan, {}, self.health.lr(), self.scale.value, found, applied=False
+        )
+        if self.mode == "off":
+            return self._plain(forward, batches, record)
+        return self._guarded(forward, batches, record)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the guard holds between steps (copies of norm buffers)."""
+        return self.buffers.nbytes
+
+    def reset(self, step: int | None = None) -> None:
+        """After a rollback, a load or a repair: forget the run-up, look at the whole state before the next step."""
+        if step is not None:
+            self._next = step
+        self.alarm = None
+        self._crashes = 0
+        self.divergence.reset()
+        self.stall.reset()
+        self.health.reset()
+        self.layout.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data: what the alarms have learned."""
+        return {"divergence": self.divergence.state_dict(), "scale": self.scale.state_dict(), "taken": self._taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.divergence.load_state_dict(state["divergence"])
+        self.scale.load_state_dict(state["scale"])
+        self._taken = int(state["taken"])
+
+    def _lay_out(self) -> None:
+        self.layout = Layout(self.model, self.optimizer, self._components)
+        self.health = Health(self.layout, self.optimizer, every=self.check_every)
+
+    def _guarded(self, forward: steps.Forward, batches: list[Any], record: StepRecord) -> StepRecord:
+        began = time.perf_counter()
+        before = self._before(batches)
+        observing = self.mode == "observe"
+        if before is not None and (not observing or before.fatal):
+            return self._refuse(record, before, began, ran=False)
+        self.layout.zero_grad()
+        self.buffers.save()
+        self.seconds += time.perf_counter() - began
+        done = steps.run(forward, batches, self.scale.scaler, self.layout, catch=not observing)
+        began = time.perf_counter()
+        gradients, where = self._unscaled()
+        record.losses, record.loss = done.losses, done.loss
+        group_norms = self._measure(gradients, where, record)
+        verdict = before or self._verdict(done, record, group_norms)
+        if self.scale.scaler is not None and not math.isfinite(record.grad_norm) and (verdict is None or observing):
+            return self._overflow(record, verdict, began)
+        if (verdict is not None and not observing) or (done.hollow and math.isnan(record.loss)):
+            return self._refuse(record, verdict, began)
+        self._apply(gradients, group_norms, record, began)
+        if verdict is not None:
+            self._sound(record, verdict)
+        return record
+
+    def _before(self, batches: list[Any]) -> Verdict | None:
+        """What must be known before native code sees the batch."""
+        problems = targets.check(batches, self.limits)
+        if problems:
+            lines = "; ".join(p.message for p in problems[:3]) + (" …" if len(problems) > 3 else "")
+            measured = {"problems": [vars(p) for p in problems[:100]]}
+            fatal = any(p.kind in ("box", "label", "shape", "batch") for p in problems)
+            return Verdict("input_nonfinite", lines, measured, fatal=fatal)
+        return self.scale.check() or self.health.check()
+
+    def _unscaled(self) -> tuple[list[torch.Tensor], list[int]]:
+        gradients, where = self.layout.gradients()
+        if self.scale.scaler is not None and gradients:
+            self.scale.scaler.unscale_(self.optimizer)
+            gradients, where = self.layout.gradients()
+        return gradients, where
+
+    def _measure(self, gradients: list[torch.Tensor], where: list[int], record: StepRecord) -> list[float]:
+        self._tensor_norms, self._where = norms(gradients), where
+        groups = self.layout.totals(self._tensor_norms, where)
+        record.group_grad_norm = self.layout.by_component(groups)
+        record.grad_norm = total(groups)
+        return groups
+
+    def _verdict(self, done: steps.Pass, record: StepRecord, groups: list[float]) -> Verdict | None:
+        """None for a sound step, and for finite losses with an overflow of scaled gradients."""
+        measured: dict[str, Any] = {"losses": done.losses, "group_grad_norm": record.group_grad_norm}
+        if done.micro_batch is not None:
+            measured["micro_batch"] = done.micro_batch
+        if done.error is not None:
+            return self._crash(done.error, measured)
+        self._crashes = 0
+        if done.micro_batch is not None:
+            bad = [n for n, v in done.losses.items() if not math.isfinite(v) and n not in done.hollow]
+            return Verdict("loss_nonfinite", f"{', '.join(bad) or 'the total loss'} is not finite", measured)
+        buffers = self.buffers.nonfinite()
+        if not math.isfinite(record.grad_norm):
+            if self.scale.scaler is not None:
+                return None
+            bad = [self.layout.names[self._where[i]] for i in nonfinite_at(self._tensor_norms)]
+            measured |= {"parameters": bad, "buffers": buffers}
+            some = f"{len(bad)} of {len(self._where)} gradients" if bad else "the gradient's norm"
+            return Verdict("grad_nonfinite", f"{some} not finite, first {bad[:1]}, with finite losses", measured)
+        if buffers:
+            text = f"the forward pass made {buffers[0]} non-finite"
+            return Verdict("buffer_nonfinite", text, measured | {"buffers": buffers})
+        coefficient = steps.clip_coefficient(record.grad_norm, self.max_grad_norm)
+        leap = self.health.leap(groups, coefficient)
+        if leap is not None or math.isnan(record.loss):
+            return leap
+        return self.divergence.judge(record.step, record.loss, record.grad_norm, record.group_grad_norm)
+
+    def _crash(self, error: str, measured: dict[str, Any]) -> Verdict:
+        self._crashes += 1
+        if self._crashes >= self.max_crashes:
+            raise GuardStop(
+                f"the forward or backward pass failed {self._crashes} times in a row: {error}",
+                fix="this is more than one bad batch: run the step once outside the guard and read the traceback",
+            )
+        return Verdict("crash", error, measured | {"error": error})
+
+    def _overflow(self, record: StepRecord, verdict: Verdict | None, began: float) -> StepRecord:
+        """fp16 gradients beyond range: part of the search for a scale, until the scale says otherwise."""
+        verdict = self.scale.overflowed(record.step) or verdict
+        self.layout.zero_grad()
+        self.buffers.restore()
+        if verdict is not None:
+            verdict.measured |= {"losses": record.losses, "group_grad_norm": record.group_grad_norm}
+            self._sound(record, verdict)
+        self.seconds += time.perf_counter() - began
+        return record
+
+    def _refuse(self, record: StepRecord, verdict: Verdict | None, began: float, *, ran: bool = True) -> StepRecord:
+        self.layout.zero_grad()
+        if ran:
+            self.buffers.restore()
+            self.scale.refused(record.loss_scale)
+        if verdict is not None:
+            self._sound(record, verdict)
+        self.seconds += time.perf_counter() - began
+        return record
+
+    def _apply(self, gradients: list[torch.Tensor], groups: list[float], record: StepRecord, began: float) -> None:
+        coefficient = steps.clip_coefficient(record.grad_norm, self.max_grad_norm)
+        due = self._taken % self.measure_every == 0 or self.stall.watching
+        copies = [p.detach().clone() for p in self.layout.params] if due else []
+        self.seconds += time.perf_counter() - began
+        steps.apply(self.optimizer, gradients, coefficient)
+        began = time.perf_counter()
+        self.scale.applied(bool(gradients))
+        record.applied = True
+        self._taken += 1
+        self.health.finished(due=due)
+        self.divergence.accept(record.loss, record.grad_norm, record.group_grad_norm)
+        if due:
+            record.update_ratio = update_ratio(copies, self.layout, self.health.weight_norms())
+            verdict = self.stall.judge(record.step, record.update_ratio, record.lr, record.group_grad_norm)
+            if verdict is not None:
+                self._sound(record, verdict)
+        self.seconds += time.perf_counter() - began
+
+    def _sound(self, record: StepRecord, verdict: Verdict) -> None:
+        record.symptom = verdict.symptom
+        onset = record.step if verdict.onset_step is None else verdict.onset_step
+        self.alarm = Alarm(verdict.symptom, record.step, record.epoch, onset, verdict.message, verdict.measured)
+
+    def _plain(self, forward: steps.Forward, batches: list[Any], record: StepRecord) -> StepRecord:
+        record.losses, record.grad_norm = steps.plain(
+            forward, batches, self.optimizer, self.scale.scaler, list(self.model.parameters()), self.max_grad_norm
+        )
+        record.loss = sum(record.losses.values())
+        record.applied = True
+        return record
+
+
+def _refuse_closures(optimizer: torch.optim.Optimizer) -> None:
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"{type(optimizer).__name__} evaluates the loss several times within a step, so no step can be refused",
+            expected="an optimizer whose step() needs no closure, such as SGD or AdamW",
+        )

@@ -1,0 +1,182 @@
+"""Is the state fit for a step? Learning rate, optimizer state, weights, and whether someone changed them in between.
+
+A NaN in momentum, in the learning rate or in a weight that the loss does not see hides behind a healthy loss, and is
+spread or kept by the step; so it is looked for before the step.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskrcnn_coco.alarm import Verdict
+from maskrcnn_coco.measure import Layout, float_states, nonfinite_at, norms
+
+LEAP = 1e3
+"""A step that may move a component's weights by this many times their norm is a divergence, whatever the loss says."""
+SMALLEST_RMS = 0.1
+"""Weights that start at zero must be able to leave it: their norm counts as at least this root mean square."""
+OUTSIDE = 0.01
+"""Relative change of a component's weight norm between two steps that is an incident; smaller ones are only counted."""
+ZEROED = 0.01
+"""Share of Adam's entries with a first but no second moment that no healthy run has; a trip through fp16: 80 %."""
+
+
+class Health:
+    """Checks the state of one optimizer's parameters. ``every``: steps between looks at the weights themselves."""
+
+    def __init__(self, layout: Layout, optimizer: torch.optim.Optimizer, *, every: int) -> None:
+        self.layout = layout
+        self.optimizer = optimizer
+        self.every = every
+        self.changed_outside: list[dict[str, Any]] = []
+        self._weights: list[float] | None = None
+        self._after: list[float] | None = None
+        self._states: tuple[int, ...] = ()
+        self._moments: list[float] = []
+        self._due = 0
+
+    def check(self) -> Verdict | None:
+        """Before the step; a few numbers each time, the weights too when due."""
+        return self._check_lr() or self._check_states() or self._check_weights()
+
+    def leap(self, group_norms: list[float], coefficient: float) -> Verdict | None:
+        """Whether this step could throw weights away though every gradient is finite: a bound on ‖update‖ / ‖weights‖.
+
+        SGD: lr x (momentum ‖buffer‖ + ‖clipped gradient‖). Others (Adam and kin): lr for every weight.
+        """
+        bound = self.update_bound(group_norms, coefficient)
+        worst = max(bound, key=bound.__getitem__)
+        if bound[worst] <= LEAP:
+            return None
+        text = f"the update of {worst} may be {bound[worst]:.3g} times its weights"
+        return Verdict("diverged", text, {"update_bound": bound, "component": worst, "lr": self.lr()})
+
+    def update_bound(self, group_norms: list[float], coefficient: float) -> dict[str, float]:
+        """Component → upper bound of ‖update‖ / ‖weights‖."""
+        layout, rates = self.layout, list(self.lr().values())
+        weights = layout.totals(self._weights or [0.0] * len(layout.params))
+        scale = [max(w, SMALLEST_RMS * math.sqrt(n)) for w, n in zip(weights, layout.sizes, strict=True)]
+        if isinstance(self.optimizer, torch.optim.SGD):
+            momentum = max(float(g["momentum"]) for g in self.optimizer.param_groups)
+            # The update may use the gradient twice with Nesterov's momentum; 2 covers it.
+            sizes = [momentum * m + 2 * coefficient * g for m, g in zip(self._moments, group_norms, strict=True)]
+        else:
+            sizes = [math.sqrt(n) for n in layout.sizes]
+        return layout.by_component([r * s / w for r, s, w in zip(rates, sizes, scale, strict=True)])
+
+    def lr(self) -> dict[str, float]:
+        """Learning rate per component, in the layout's order."""
+        found = self.layout.lr(self.optimizer)
+        return {name: found[name] for name in self.layout.components}
+
+    def weight_norms(self) -> list[float]:
+        """Component norms of the weights, as last measured."""
+        return self.layout.totals(self._weights or self.layout.weight_norms())
+
+    def finished(self, *, due: bool) -> None:
+        """After an applied step. ``due``: the weights are measured now, to be compared before the next step."""
+        self._due += 1
+        self._states = self._marks()
+        self._after = None
+        if due or self._due % self.every == 0:
+            self._after = self._weights = self.layout.weight_norms()
+
+    def reset(self) -> None:
+        """Everything may have changed (a rollback, a load): look at all of it before the next step."""
+        self._weights = self._after = None
+        self._states = ()
+        self._due = 0
+
+    def _check_lr(self) -> Verdict | None:
+        bad = {}
+        for i, group in enumerate(self.optimizer.param_groups):
+            for key in ("lr", "momentum", "weight_decay", "eps"):
+                value = group.get(key)
+                if isinstance(value, (float, int, Tensor)) and not math.isfinite(float(value)):
+                    bad[f"param_groups[{i}].{key}"] = float(value)
+        if not bad:
+            return None
+        return Verdict("optimizer_nonfinite", f"{', '.join(bad)} is not finite", {"settings": bad, "lr": self.lr()})
+
+    def _check_states(self) -> Verdict | None:
+        layout = self.layout
+        tensors, where, keys = float_states(self.optimizer, layout)
+        values = norms(tensors)
+        bad = nonfinite_at(values)
+        if bad:
+            names = [f"{keys[i]} of {layout.names[where[i]]}" for i in bad]
+            component = layout.components[layout.component[where[bad[0]]]]
+            measured = {"optimizer_state": names, "component": component}
+            return Verdict("optimizer_nonfinite", f"optimizer state is not finite: {_some(names)}", measured)
+        momentum = [(v, w) for v, w, k in zip(values, where, keys, strict=True) if k == "momentum_buffer"]
+        self._moments = layout.totals([v for v, _ in momentum], [w for _, w in momentum])
+        if "exp_avg_sq" in keys and (self._marks() != self._states or self._due % (10 * self.every) == 0):
+            return self._check_moments()
+        return None
+
+    def _marks(self) -> tuple[int, ...]:
+        """Differs after Adam's state was replaced, or changed by in-place operations."""
+        states = (self.optimizer.state.get(p, {}).get("exp_avg_sq") for p in self.layout.params)
+        return tuple(v for t in states if isinstance(t, Tensor) for v in (id(t), 0 if t.is_inference() else t._version))
+
+    def _check_moments(self) -> Verdict | None:
+        """Adam's second moments, zeroed by a trip through half precision, make the next update enormous but finite."""
+        zeroed = {}
+        for p, name in zip(self.layout.params, self.layout.names, strict=True):
+            state = self.optimizer.state.get(p, {})
+            first, second = state.get("exp_avg"), state.get("exp_avg_sq")
+            if not isinstance(first, Tensor) or not isinstance(second, Tensor) or not first.numel():
+                continue
+            # Squares below float32's range are 0 in good health too, so only moments that had a square count.
+            count = int(((second == 0) & (first.abs() > 1e-15)).sum())
+            if count > ZEROED * first.numel():
+                zeroed[name] = count
+        if not zeroed:
+            return None
+        text = f"second moments are zero where first moments are not: {_some(list(zeroed))}"
+        return Verdict("optimizer_nonfinite", text, {"zeroed_moments": zeroed})
+
+    def _check_weights(self) -> Verdict | None:
+        layout = self.layout
+        if self._weights is not None and self._after is None:
+            return None
+        values = layout.weight_norms()
+        bad = nonfinite_at(values)
+        if bad:
+            names = [layout.names[i] for i in bad]
+            component = layout.components[layout.component[bad[0]]]
+            measured = {"parameters": names, "component": component}
+            return Verdict("param_nonfinite", f"weights are not finite: {_some(names)}", measured)
+        before, self._weights, self._after = self._after, values, None
+        return None if before is None or before == values else self._outside(before, values)
+
+    def _outside(self, before: list[float], now: list[float]) -> Verdict | None:
+        """Weights that are not what the last step left. Clamping them is a habit of some; a leap of them is a fault."""
+        layout = self.layout
+        names = [layout.names[i] for i, (a, b) in enumerate(zip(before, now, strict=True)) if a != b]
+        old, new = layout.totals(before), layout.totals(now)
+        self.changed_outside.append({"parameters": names, "before": old, "now": new})
+        del self.changed_outside[:-20]
+        for component, a, b in zip(layout.components, old, new, strict=True):
+            if abs(a - b) > OUTSIDE * max(a, b):
+                measured = {"changed_outside": names, "component": component, "norm_before": a, "norm": b}
+                text = f"weights changed outside the step: {_some(names)}; norm of {component} {a:.4g} -> {b:.4g}"
+                return Verdict("diverged", text, measured)
+        return None
+
+
+def update_ratio(before: list[Tensor], layout: Layout, weights: list[float]) -> dict[str, float]:
+    """‖update‖ / ‖weights‖ per component, exactly, from a copy of the weights before the step (which it uses up)."""
+    with torch.no_grad():
+        torch._foreach_sub_(before, [p.detach() for p in layout.params])  # pyright: ignore[reportPrivateImportUsage]
+    update = layout.totals(norms(before))
+    return layout.by_component([u / max(w, 1e-30) for u, w in zip(update, weights, strict=True)])
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

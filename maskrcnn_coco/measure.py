@@ -1,0 +1,144 @@
+"""Gradient, weight and optimizer-state norms per component, with one read for all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_coco.components import components as default_components
+from maskrcnn_coco.errors import ConfigError
+
+Components = Mapping[str, "Mapping[str, nn.Parameter] | Iterable[nn.Parameter]"]
+
+
+class Layout:
+    """The optimizer's parameters, flat, each with its component and its name."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, components: Components | None) -> None:
+        given = default_components(model) if components is None else components
+        owner = {id(p): name for name, group in given.items() for p in _values(group)}
+        names = {id(p): name for name, p in model.named_parameters()}
+        self.params: list[nn.Parameter] = []
+        self.groups: list[int] = []
+        owners: list[str] = []
+        for g, group in enumerate(optimizer.param_groups):
+            for p in group["params"]:
+                self.params.append(p)
+                self.groups.append(g)
+                owners.append(owner.get(id(p), str(group.get("component", "other"))))
+        if not self.params:
+            raise ConfigError("the optimizer holds no parameters", fix="pass model.parameters() to it")
+        order = [n for n in given if n in owners] + [n for n in dict.fromkeys(owners) if n not in given]
+        self.names = [names.get(id(p), f"param {i}") for i, p in enumerate(self.params)]
+        self.components: list[str] = order
+        self.component: list[int] = [order.index(o) for o in owners]
+        self.position = {id(p): i for i, p in enumerate(self.params)}
+        self.sizes = self.totals([p.numel() for p in self.params], squared=False)
+        self._pairs = list(dict.fromkeys(zip(self.component, self.groups, strict=True)))
+        inside = {id(p) for p in self.params}
+        self.outside = [p for p in model.parameters() if id(p) not in inside]
+
+    def lr(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        """Learning rate per component; the largest, where a component's groups differ."""
+        rates = [float(g["lr"]) for g in optimizer.param_groups]
+        found: dict[str, float] = {}
+        for c, g in self._pairs:
+            name, rate = self.components[c], rates[g]
+            # A NaN must not lose against a number, so the order of arguments is no detail: keep whichever is NaN.
+            known = found.get(name, rate)
+            found[name] = rate if rate > known or rate != rate else known
+        return found
+
+    def outdated(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether parameters were added to the optimizer, or taken away."""
+        return sum(len(g["params"]) for g in optimizer.param_groups) != len(self.params)
+
+    def zero_grad(self) -> None:
+        """Drop every gradient, also of parameters that the optimizer does not have."""
+        for p in self.params:
+            p.grad = None
+        for p in self.outside:
+            p.grad = None
+
+    def gradients(self) -> tuple[list[Tensor], list[int]]:
+        """The dense gradients that exist, with the flat position of each; a sparse one gives its coalesced values."""
+        tensors, where = [], []
+        for i, p in enumerate(self.params):
+            if p.grad is not None:
+                if p.grad.is_sparse:
+                    p.grad = p.grad.coalesce()
+                    tensors.append(p.grad._values())
+                else:
+                    tensors.append(p.grad)
+                where.append(i)
+        return tensors, where
+
+    def totals(
+        self, values: Sequence[float], where: Sequence[int] | None = None, *, squared: bool = True
+    ) -> list[float]:
+        """2-norms (or plain sums) per component from one value per tensor; tensors listed in ``where``, or all."""
+        out = [0.0] * len(self.components)
+        for v, i in zip(values, range(len(self.params)) if where is None else where, strict=True):
+            out[self.component[i]] += v * v if squared else v
+        return [math.sqrt(v) if v == v else v for v in out] if squared else out
+
+    def by_component(self, values: Sequence[float]) -> dict[str, float]:
+        """Component → value."""
+        return dict(zip(self.components, values, strict=True))
+
+    def weight_norms(self) -> list[float]:
+        """2-norm of each parameter, in flat order."""
+        return norms(self.params)
+
+
+def norms(tensors: Sequence[Tensor]) -> list[float]:
+    """2-norm of each tensor in at least single precision; one host read for all.
+
+    Finite values whose squares overflow float32 (above about 1e19) give inf.
+    """
+    if not tensors:
+        return []
+    return stacked_norms(tensors).tolist()
+
+
+def stacked_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """The same, (len(tensors),), left on the device of the first tensor."""
+    with torch.no_grad():
+        half = any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors)
+        plain = [t.detach() for t in tensors] if any(t.requires_grad for t in tensors) else list(tensors)
+        found = torch._foreach_norm(plain, 2, torch.float32 if half else None)  # pyright: ignore[reportPrivateImportUsage]
+        device = found[0].device
+        return torch.stack([n if n.device == device else n.to(device) for n in found])
+
+
+def float_states(optimizer: torch.optim.Optimizer, layout: Layout) -> tuple[list[Tensor], list[int], list[str]]:
+    """The optimizer's floating state tensors of more than bookkeeping size, flat positions, and their keys."""
+    tensors, where, keys = [], [], []
+    for i, p in enumerate(layout.params):
+        state = optimizer.state.get(p)
+        if not state:
+            continue
+        for key, value in state.items():
+            if key != "step" and isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+                tensors.append(value)
+                where.append(i)
+                keys.append(key)
+    return tensors, where, keys
+
+
+def nonfinite_at(values: Sequence[float]) -> list[int]:
+    """Positions of the values that are NaN or infinite."""
+    return [i for i, v in enumerate(values) if v - v != 0.0]
+
+
+def total(values: Iterable[float]) -> float:
+    """The 2-norm of 2-norms; NaN and inf go through."""
+    s = sum(v * v for v in values)
+    return math.sqrt(s) if s == s else s
+
+
+def _values(group: Mapping[str, nn.Parameter] | Iterable[nn.Parameter]) -> Iterable[nn.Parameter]:
+    return group.values() if isinstance(group, Mapping) else group

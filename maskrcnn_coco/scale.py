@@ -1,0 +1,92 @@
+"""The loss scale of fp16: its search at the start is no incident; a scale under its floor, or a streak of skips, is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from maskrcnn_coco.alarm import Verdict
+
+FLOOR = 1.0
+"""Below 1 the scale shrinks the very gradients that it exists to save from underflow, and from there it reaches 0."""
+SEARCH_SKIPS = 30
+"""Overflows in a row allowed before the first applied step; 2^16 reaches the floor after 16."""
+SKIPS = 4
+"""Overflows in a row allowed later: growth by 2 after long calm costs one, a changed network two or three."""
+
+
+class Scale:
+    """A GradScaler (or none), its floor and its streaks."""
+
+    def __init__(self, scaler: Any) -> None:
+        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self.floor = FLOOR
+        if self.scaler is not None:
+            start = self.scaler.get_scale()
+            self.floor = min(FLOOR, start) if math.isfinite(start) and start > 0 else FLOOR
+        self.streak = 0
+        self.before_streak: float | None = None
+        self.onset: int | None = None
+        self.found = False
+
+    @property
+    def value(self) -> float | None:
+        """The present scale; None without a scaler. A host read, free on the CPU."""
+        return None if self.scaler is None else float(self.scaler.get_scale())
+
+    def check(self) -> Verdict | None:
+        """Before the step: a scale that cannot work."""
+        value = self.value
+        if value is None or (math.isfinite(value) and value > 0):
+            return None
+        if value == 0:
+            return Verdict("scale_collapse", "the loss scale is 0", {"loss_scale": value})
+        return Verdict("optimizer_nonfinite", f"the loss scale is {value}", {"loss_scale": value})
+
+    def applied(self, had_gradients: bool) -> None:
+        """After an applied step: let the scale grow when it is time."""
+        if self.scaler is not None and had_gradients:
+            self.scaler.update()
+        self.streak, self.onset, self.found = 0, None, True
+
+    def refused(self, value: float | None) -> None:
+        """After a refusal that is not the scale's fault: as if the step had not been, for scale and growth counter."""
+        if self.scaler is not None and self.scaler._scale is not None:
+            # Given its own value, update() only forgets that gradients were unscaled.
+            self.scaler.update(value)
+
+    def overflowed(self, step: int) -> Verdict | None:
+        """After finite losses with non-finite gradients: halve, hold at the floor, and say when this is no search."""
+        assert self.scaler is not None
+        before = float(self.scaler.get_scale())
+        if self.streak == 0:
+            self.onset, self.before_streak = step, before
+        self.streak += 1
+        self.scaler.update()
+        after = float(self.scaler.get_scale())
+        limit = SKIPS if self.found else SEARCH_SKIPS
+        at_floor = after < self.floor
+        if at_floor:
+            self.scaler.update(self.floor)
+        if not at_floor and self.streak <= limit:
+            return None
+        measured = {
+            "loss_scale": before,
+            "floor": self.floor,
+            "skips_in_a_row": self.streak,
+            "loss_scale_before": self.before_streak,
+        }
+        why = f"reached its floor {self.floor:g}" if at_floor else f"fell {self.streak} times in a row"
+        text = f"the loss scale {why}, from {self.before_streak:g}; gradients overflow at every scale tried"
+        verdict = Verdict("scale_collapse", text, measured, self.onset)
+        self.streak = 0
+        return verdict
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"streak": self.streak, "onset": self.onset, "found": self.found, "before": self.before_streak}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.streak, self.onset, self.found = state["streak"], state["onset"], state["found"]
+        self.before_streak = state["before"]

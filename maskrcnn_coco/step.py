@@ -1,0 +1,182 @@
+"""One update or none: forward and backward of a step's micro-batches, and the clipped optimizer step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.measure import Layout
+
+Losses = Tensor | Mapping[str, Tensor]
+Forward = Callable[[Any], Losses]
+
+FAULTS = (RuntimeError, IndexError, AssertionError, ValueError, ArithmeticError)
+"""What a bad batch or a broken state makes a forward pass raise. Others are mistakes in code, and go through."""
+
+
+@dataclass
+class Pass:
+    """What forward and backward of one step gave. ``losses`` are means over the micro-batches.
+
+    ``hollow`` names loss terms that are NaN but reach no gradient, such as a mean over no elements: they do no harm.
+    ``error`` is the text of what the forward or backward pass raised.
+    """
+
+    losses: dict[str, float] = field(default_factory=dict)
+    hollow: list[str] = field(default_factory=list)
+    error: str | None = None
+    micro_batch: int | None = None
+
+    @property
+    def loss(self) -> float:
+        """The total, without terms that reach no gradient; NaN where there is none."""
+        terms = [v for k, v in self.losses.items() if k not in self.hollow]
+        return math.fsum(terms) if terms and all(map(math.isfinite, terms)) else sum(terms) if terms else math.nan
+
+
+def run(forward: Forward, batches: Sequence[Any], scaler: Any, layout: Layout, *, catch: bool = True) -> Pass:
+    """Forward and backward of every micro-batch, each loss divided by their number; gradients add up.
+
+    It stops at the first micro-batch with a non-finite loss: what comes after cannot change the verdict.
+    """
+    out = Pass()
+    for position, batch in enumerate(batches):
+        try:
+            terms = _as_terms(forward(batch))
+            values = _read(terms)
+            for name, value in values.items():
+                out.losses[name] = out.losses.get(name, 0.0) + value / len(batches)
+            bad = [n for n, v in values.items() if not math.isfinite(v)]
+            hollow = [n for n in bad if math.isnan(values[n]) and not _reaches(terms[n], layout)]
+            out.hollow += [n for n in hollow if n not in out.hollow]
+            if len(bad) > len(hollow):
+                out.micro_batch = position
+            _backward([t for n, t in terms.items() if n not in hollow], len(batches), scaler)
+        except FAULTS as error:
+            if not catch or is_fatal(error):
+                raise
+            out.error = f"{type(error).__name__}: {str(error).strip()[:2000]}"
+            out.micro_batch = position
+        if out.micro_batch is not None and catch:
+            break
+    return out
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Whether going on is pointless: out of memory, or a device whose context is gone."""
+    if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
+        return True
+    text = str(error)
+    return any(t in text for t in ("can't allocate memory", "out of memory", "CUDA error", "device-side assert"))
+
+
+def _as_terms(losses: Losses) -> dict[str, Tensor]:
+    terms = {"loss": losses} if isinstance(losses, Tensor) else losses
+    if not isinstance(terms, Mapping) or not all(isinstance(t, Tensor) and t.numel() == 1 for t in terms.values()):
+        kind = type(losses).__name__
+        raise ConfigError(
+            "forward(batch) must return a loss",
+            got=kind,
+            expected="a scalar tensor, or a dict of scalar tensors",
+            fix="call model.train() first; torchvision detectors return losses only in train mode",
+        )
+    return dict(terms)
+
+
+def _read(terms: Mapping[str, Tensor]) -> dict[str, float]:
+    """One host read for all terms."""
+    if not terms:
+        return {}
+    first = next(iter(terms.values()))
+    stacked = torch.stack([t.detach().reshape(()).to(first.device, torch.float32) for t in terms.values()])
+    return dict(zip(terms, stacked.tolist(), strict=True))
+
+
+def _backward(terms: Sequence[Tensor], parts: int, scaler: Any) -> None:
+    graphs = [t for t in terms if t.requires_grad]
+    if not graphs:
+        return
+    loss = sum_terms(graphs, parts)
+    (scaler.scale(loss) if scaler is not None else loss).backward()
+
+
+def sum_terms(terms: Sequence[Tensor], parts: int) -> Tensor:
+    """The loss of one micro-batch: the terms' sum over the number of micro-batches."""
+    loss = terms[0].reshape(())
+    for t in terms[1:]:
+        loss = loss + t.reshape(())
+    return loss / parts if parts > 1 else loss
+
+
+def _reaches(term: Tensor, layout: Layout) -> bool:
+    """Whether ``term`` has any gradient that is not exactly zero; the graph is kept for the backward pass to come."""
+    if not term.requires_grad:
+        return False
+    wanted = [p for p in layout.params if p.requires_grad]
+    found = torch.autograd.grad(term, wanted, retain_graph=True, allow_unused=True)
+    return any(g is not None and bool((g != 0).any()) for g in found)
+
+
+def clip_coefficient(norm: float, max_norm: float | None) -> float:
+    """What the gradients are multiplied by: 1 where nothing is clipped. torch's own formula otherwise."""
+    if not max_norm or norm <= max_norm:
+        return 1.0
+    return max_norm / (norm + 1e-6)
+
+
+def apply(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor], coefficient: float) -> None:
+    """Clip and step. A fused optimizer multiplies while it updates; others need a pass over the gradients."""
+    if coefficient == 1.0:
+        optimizer.step()
+    elif coefficient > 0 and _scales_itself(optimizer) and all(t.dtype == torch.float32 for t in gradients):
+        optimizer.grad_scale = torch.tensor(1.0 / coefficient, device=gradients[0].device)  # type: ignore[attr-defined]
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.grad_scale  # type: ignore[attr-defined]
+    else:
+        torch._foreach_mul_(list(gradients), coefficient)  # pyright: ignore[reportPrivateImportUsage]
+        optimizer.step()
+
+
+def _scales_itself(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether ``step()`` divides by ``optimizer.grad_scale``: torch's fused kernels do."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def plain(
+    forward: Forward,
+    batches: Sequence[Any],
+    optimizer: torch.optim.Optimizer,
+    scaler: Any,
+    parameters: Sequence[Tensor],
+    max_norm: float | None,
+) -> tuple[dict[str, float], float]:
+    """A plain PyTorch training step, as tutorials write it: losses, and the gradient norm (nan if not clipped)."""
+    optimizer.zero_grad(set_to_none=True)
+    kept: list[dict[str, Tensor]] = []
+    for batch in batches:
+        terms = _as_terms(forward(batch))
+        kept.append({n: t.detach() for n, t in terms.items()})
+        _backward(list(terms.values()), len(batches), scaler)
+    norm: Tensor | None = None
+    if scaler is not None and max_norm:
+        scaler.unscale_(optimizer)
+    if max_norm:
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    if scaler is not None:
+        scaler.step(optimizer)
+        scaler.update()
+    else:
+        optimizer.step()
+    losses: dict[str, float] = {}
+    for values in map(_read, kept):
+        for name, value in values.items():
+            losses[name] = losses.get(name, 0.0) + value / len(batches)
+    return losses, math.nan if norm is None else float(norm)
