@@ -16,7 +16,7 @@ class SampleKey(NamedTuple):
     """What a training sample is a function of, with the run's seed. ``index``: position in the data set."""
 
     epoch: int
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
     image_id: int
 
 
@@ -25,16 +25,13 @@ def mix(*numbers: int) -> bytes:
     return hashlib.blake2b(":".join(map(str, numbers)).encode(), digest_size=32).digest()
 
 
-def aspect_groups(widths: np.ndarray, heights: np.ndarray, *, k: int = 3) -> np.ndarray:
-    """Group of each image by its aspect ratio, int64 (N,), as torchvision's reference does.
+def aspect_groups(ratios: np.ndarray, *, k: int = 3) -> np.ndarray:
+    """Group of each image by its aspect ratio (width / height, (N,)), int64 (N,), as torchvision's reference does.
 
-    The bins are 2k + 1 edges at powers of two between 1/2 and 2, evenly spaced in the logarithm. Unknown sizes (0)
-    count as square.
+    The bins are 2k + 1 edges between 1/2 and 2, evenly spaced in the logarithm.
     """
-    known = (widths > 0) & (heights > 0)
-    ratio = np.where(known, widths, 1) / np.where(known, heights, 1)
     edges = 2.0 ** np.linspace(-1, 1, 2 * k + 1)
-    return np.searchsorted(edges, ratio, side="right").astype(np.int64)
+    return np.searchsorted(edges, ratios, side="right").astype(np.int64)
 
 
 class Plan:
@@ -49,8 +46,7 @@ class Plan:
         image_ids: int64 (N,), unique; key ``index`` is the position in it.
         batch_size: images of one micro-batch of one rank. accumulate: micro-batches of one step.
         rank, world: this process among how many.
-        groups: int64 (N,), see `aspect_groups`; None puts all images together.
-        provisional: the ids are only positions, until `rename` tells the true ones: a user's data set.
+        aspect_ratios: width / height, (N,); None puts all images together.
 
     Raises:
         DataError: no images.
@@ -65,8 +61,7 @@ class Plan:
         *,
         rank: int = 0,
         world: int = 1,
-        groups: np.ndarray | None = None,
-        provisional: bool = False,
+        aspect_ratios: np.ndarray | None = None,
     ) -> None:
         self.image_ids = np.array(image_ids, np.int64)
         if len(self.image_ids) == 0:
@@ -74,12 +69,12 @@ class Plan:
         if not (batch_size >= 1 and accumulate >= 1 and 0 <= rank < world):
             raise ValueError(f"batch_size {batch_size}, accumulate {accumulate}, rank {rank} of {world}")
         self.seed, self.batch_size, self.accumulate, self.rank, self.world = seed, batch_size, accumulate, rank, world
-        self.groups = np.zeros(len(self.image_ids), np.int64) if groups is None else np.asarray(groups, np.int64)
+        self.groups = aspect_groups(np.ones(len(self.image_ids)) if aspect_ratios is None else aspect_ratios)
         self.steps_per_epoch = math.ceil(len(self.image_ids) / (batch_size * accumulate * world))
         self._bad = np.zeros(len(self.image_ids), bool)
         self._unknown: set[int] = set()
-        self._index = {} if provisional else {int(i): n for n, i in enumerate(self.image_ids)}
-        self._named = np.full(len(self.image_ids), not provisional)
+        self._index = {int(i): n for n, i in enumerate(self.image_ids)}
+        self._named: np.ndarray | None = None
         self._orders: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -149,13 +144,24 @@ class Plan:
             )
         self._bad, self._unknown = bad, unknown
 
+    def expect_names(self) -> None:
+        """From now on the ids are only placeholders until `rename` tells the true ones: a user's data set.
+
+        Ids in quarantine were true ones (from an earlier part of the run, or a file) and wait for their images.
+        """
+        if self._named is None:
+            self._named = np.zeros(len(self.image_ids), bool)
+            self._unknown |= set(self.image_ids[self._bad].tolist())
+            self._bad[:] = False
+            self._index.clear()
+
     def rename(self, index: int, image_id: int) -> bool:
-        """Learn the id of the image at ``index``: a user's data set says it only when the image is read.
+        """Learn the id of the image at ``index``, which a user's data set tells only when the image is read.
 
         Returns:
             True where that id was waiting in quarantine: the image is now left out, and its step must be planned again.
         """
-        if self._named[index]:
+        if self._named is None or self._named[index]:
             return False
         self._named[index] = True
         self.image_ids[index] = image_id

@@ -180,7 +180,7 @@ def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _side(rng: np.random.Generator, size: int) -> float:
-    """Side of an object, pixels: a quarter small, the rest spread evenly in the logarithm up to almost half the image."""
+    """Side of an object, pixels: a quarter small, the rest up to almost half the image, even in the logarithm."""
     low, high = (0.095, 0.14) if rng.random() < 0.25 else (0.16, 0.46)
     return max(6.0, size * math.exp(rng.uniform(math.log(low), math.log(high))))
 

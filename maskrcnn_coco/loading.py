@@ -1,0 +1,188 @@
+"""Batches ahead of time, from worker processes that may die."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from maskrcnn_coco.batch import Batch, Source, make_batch
+from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.plan import Plan, SampleKey
+
+RESPAWNS = 3
+"""How often in a row dead or silent workers are replaced before the loader gives up."""
+TIMEOUT = 300.0
+"""Seconds a worker may take for one step."""
+Keys = list[list[SampleKey]]
+
+
+@dataclass
+class _Failure:
+    """An error on its way from a worker: DataErrors would lose their fields in the DataLoader's own transport."""
+
+    what: str
+    got: str | None
+    expected: str | None
+    fix: str | None
+
+
+class _Steps(Dataset):
+    """Keys of one step → its micro-batches. Holds the data set only: the plan stays in the main process."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __getitem__(self, keys: Keys) -> list[Batch] | _Failure:
+        try:
+            return [make_batch(self.source, micro) for micro in keys]
+        except DataError as e:
+            return _Failure(e.what, e.got, e.expected, e.fix)
+
+
+class _Coming(Sampler):
+    """The keys of the steps from ``start`` to ``end``."""
+
+    def __init__(self, plan: Plan, start: int, end: int) -> None:
+        self.plan, self.start, self.end = plan, start, end
+
+    def __iter__(self) -> Iterator[Keys]:
+        for step in range(self.start, self.end):
+            yield self.plan.step(step)[1]
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+class Loader:
+    """Iterates over the micro-batches of each step, to the end of the epoch. See `build_loader`."""
+
+    def __init__(
+        self, source: Source, plan: Plan, start: int, end: int, workers: int, pin: bool, timeout: float, method: str
+    ) -> None:
+        self.source, self.plan, self.next_step, self.end = source, plan, start, end
+        self.workers, self.pin, self.timeout, self.method = workers, pin, timeout, method
+        self.respawned = 0
+        self._iterator: Iterator[Any] | None = None
+        if source.provisional:
+            plan.expect_names()
+
+    def __iter__(self) -> Loader:
+        return self
+
+    def __len__(self) -> int:
+        return self.end - self.next_step
+
+    def __next__(self) -> list[Batch]:
+        """Micro-batches of the next step.
+
+        Raises:
+            DataError: a sample cannot be read, or workers keep dying.
+        """
+        while self.next_step < self.end:
+            batches = self._fetch()
+            if self._news(batches):
+                # An image turned out to be one in quarantine: the plan has changed.
+                self.restart(self.next_step)
+                continue
+            self.next_step += 1
+            return batches
+        self.close()
+        raise StopIteration
+
+    def restart(self, step: int) -> None:
+        """Go on at planned step ``step`` and forget what was made ahead: after a change of quarantine."""
+        self.close()
+        self.next_step = step
+
+    def close(self) -> None:
+        """Stop the workers."""
+        iterator, self._iterator = self._iterator, None
+        shutdown = getattr(iterator, "_shutdown_workers", None)
+        if shutdown is not None:
+            shutdown()
+
+    def _news(self, batches: list[Batch]) -> bool:
+        if not self.source.provisional:
+            return False
+        waiting = [self.plan.rename(key.index, key.image_id) for batch in batches for key in batch.keys]
+        return any(waiting)
+
+    def _fetch(self) -> list[Batch]:
+        for attempt in range(RESPAWNS + 1):
+            try:
+                if self._iterator is None:
+                    self._iterator = self._start()
+                made = next(self._iterator)
+            except RuntimeError as e:
+                if self.workers == 0 or "DataLoader" not in str(e):
+                    raise
+                self.close()
+                self.respawned += 1
+                if attempt == RESPAWNS:
+                    raise DataError(
+                        f"the loader processes died {RESPAWNS + 1} times in a row at step {self.next_step}",
+                        got=str(e).splitlines()[0],
+                        fix="most often memory ran out: try fewer --workers, or --workers 0 to see the error itself",
+                    ) from e
+                continue
+            if isinstance(made, _Failure):
+                self.close()
+                raise DataError(made.what, got=made.got, expected=made.expected, fix=made.fix)
+            return made
+        raise AssertionError("unreachable")
+
+    def _start(self) -> Iterator[Any]:
+        loader = DataLoader(
+            _Steps(self.source),
+            batch_size=None,
+            sampler=_Coming(self.plan, self.next_step, self.end),
+            num_workers=self.workers,
+            pin_memory=self.pin,
+            timeout=self.timeout if self.workers else 0,
+            multiprocessing_context=multiprocessing.get_context(self.method) if self.workers else None,
+            worker_init_fn=_begin_worker if self.workers else None,
+        )
+        with warnings.catch_warnings():
+            # Python warns of any fork while threads run. The children run numpy and single-threaded torch only.
+            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+            return iter(loader)
+
+
+def _begin_worker(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def build_loader(
+    source: Source,
+    plan: Plan,
+    epoch: int,
+    start_step: int,
+    *,
+    workers: int = 0,
+    pin: bool = False,
+    timeout: float = TIMEOUT,
+    method: str | None = None,
+) -> Loader:
+    """The micro-batches of each planned step, from ``start_step`` (counted over all epochs) to the end of ``epoch``.
+
+    What comes is the same for any number of workers. A worker that is killed is replaced, and the step made again.
+
+    Args:
+        workers: processes; 0 makes batches in this one.
+        pin: page-locked memory, for CUDA.
+        timeout: seconds a worker may take for one step.
+        method: how workers start, "fork" or "spawn"; fork shares the annotations' memory, and is the default on Linux.
+
+    Raises:
+        DataError: while iterating; a sample cannot be read (it names the file), or workers keep dying.
+    """
+    end = (epoch + 1) * plan.steps_per_epoch
+    method = method or ("fork" if sys.platform == "linux" else "spawn")
+    return Loader(source, plan, start_step, end, workers, pin, timeout, method)

@@ -1,0 +1,154 @@
+"""Augmentation: what is done to a sample, drawn from a counter; and how image, boxes and masks follow it.
+
+Sizes follow torchvision's detection transform exactly. Polygons are moved first and rasterised once, at the final size,
+instead of resizing dense masks; RLE is decoded inside the object's own columns only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import hotcoco.mask as native
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from maskrcnn_coco.plan import mix
+
+FLIP = 0.5
+"""Probability of a horizontal flip."""
+LIGHT = 0.2
+"""Brightness and contrast are each multiplied by 1 ± this at most."""
+SCALES = (0.8, 0.85, 0.9, 0.95, 1.0)
+"""Multi-scale training: the shorter side is one of these times min_size, as in torchvision's and detectron2's recipes
+(640 to 800 of 800). Never above 1, so that memory stays what min_size promises."""
+
+
+class Recipe(NamedTuple):
+    """What happens to one image. ``height``, ``width``: after resizing, pixels."""
+
+    height: int
+    width: int
+    flip: bool = False
+    brightness: float = 1.0
+    contrast: float = 1.0
+
+
+def draw_recipe(
+    seed: int, epoch: int, image_id: int, size: tuple[int, int], min_sizes: tuple[int, ...], max_size: int
+) -> Recipe:
+    """The recipe of a training image of ``size`` (height, width): a pure function of its arguments."""
+    a, b, c, d = (int.from_bytes(part, "little") / 2.0**64 for part in _quarters(mix(seed, epoch, image_id)))
+    height, width = output_size(*size, min_sizes[int(b * len(min_sizes))], max_size)
+    return Recipe(height, width, a < FLIP, 1 + LIGHT * (2 * c - 1), 1 + LIGHT * (2 * d - 1))
+
+
+def _quarters(data: bytes) -> list[bytes]:
+    return [data[at : at + 8] for at in range(0, 32, 8)]
+
+
+def output_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+    """Size after resizing, as torchvision's ``GeneralizedRCNNTransform`` computes it, and at least 1 pixel."""
+    scale = min(min_size / min(height, width), max_size / max(height, width))
+    return max(1, int(height * scale)), max(1, int(width * scale))
+
+
+def change_image(image: Tensor, recipe: Recipe) -> Tensor:
+    """``image`` uint8 (3, H, W) → uint8 (3, recipe.height, recipe.width).
+
+    Bilinear without antialiasing, because the model resizes so in evaluation.
+    """
+    if image.shape[-2:] != (recipe.height, recipe.width):
+        image = F.resize(image, [recipe.height, recipe.width], antialias=False)
+    if recipe.flip:
+        image = F.horizontal_flip(image)
+    if recipe.brightness != 1.0:
+        image = F.adjust_brightness(image, recipe.brightness)
+    if recipe.contrast != 1.0:
+        image = F.adjust_contrast(image, recipe.contrast)
+    return image.contiguous()
+
+
+def change_boxes(boxes: np.ndarray, size: tuple[int, int], recipe: Recipe) -> np.ndarray:
+    """COCO xywh float64 (N, 4) on an image of ``size`` → xyxy float32 (N, 4) on the changed one, clamped to it.
+
+    NaN stays NaN: bad numbers are for the guard to refuse, not for a transform to hide.
+    """
+    height, width = size
+    xyxy = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    xyxy *= np.array([recipe.width / width, recipe.height / height] * 2)
+    if recipe.flip:
+        xyxy[:, [0, 2]] = recipe.width - xyxy[:, [2, 0]]
+    return np.clip(xyxy, 0, [recipe.width, recipe.height] * 2).astype(np.float32)
+
+
+@dataclass
+class Runs:
+    """A checked RLE: run lengths int64, background first, in column order, over ``size`` (height, width)."""
+
+    counts: np.ndarray
+    size: tuple[int, int]
+
+
+Outline = list[np.ndarray] | Runs
+"""One object: the parts of a polygon, float64 (P, 2) xy in pixels of the source image each, or its RLE."""
+
+
+def draw_masks(outlines: list[Outline], size: tuple[int, int], recipe: Recipe) -> Tensor:
+    """Masks of objects on an image of ``size`` (height, width), after ``recipe``: uint8 (N, height, width), 0 or 1."""
+    masks = np.zeros((len(outlines), recipe.height, recipe.width), np.uint8)
+    for mask, outline in zip(masks, outlines, strict=True):
+        if isinstance(outline, Runs):
+            _draw_runs(mask, outline, recipe)
+        else:
+            _draw_polygon(mask, outline, size, recipe)
+    return torch.from_numpy(masks)
+
+
+def _draw_polygon(mask: np.ndarray, parts: list[np.ndarray], size: tuple[int, int], recipe: Recipe) -> None:
+    height, width = mask.shape
+    factor = np.array([width / size[1], height / size[0]])
+    moved = [part * factor for part in parts]
+    if recipe.flip:
+        for part in moved:
+            part[:, 0] = width - part[:, 0]
+    low = np.min([p.min(axis=0) for p in moved], axis=0)
+    high = np.max([p.max(axis=0) for p in moved], axis=0)
+    # Rasterised in a window around the object: shifts by whole pixels change nothing.
+    left, top = max(0, int(low[0]) - 1), max(0, int(low[1]) - 1)
+    right, bottom = min(width, int(high[0]) + 2), min(height, int(high[1]) + 2)
+    if left >= right or top >= bottom:
+        return
+    flat = [(p - (left, top)).ravel().tolist() for p in moved]
+    rles = native.fr_py_objects(flat, bottom - top, right - left)
+    mask[top:bottom, left:right] = native.decode(rles[0] if len(rles) == 1 else native.merge(rles))
+
+
+def _draw_runs(mask: np.ndarray, runs: Runs, recipe: Recipe) -> None:
+    """Decode and resize to the nearest pixel, as torchvision's transform does with dense masks."""
+    source_height, source_width = runs.size
+    height, width = mask.shape
+    stops = np.cumsum(runs.counts)
+    filled = np.flatnonzero(runs.counts[1::2]) * 2 + 1
+    if len(filled) == 0:
+        return
+    first = int(stops[filled[0]] - runs.counts[filled[0]]) // source_height
+    last = (int(stops[filled[-1]]) - 1) // source_height
+    low, high = first * source_height, (last + 1) * source_height
+    inside = np.diff(np.clip(stops, low, high), prepend=low)
+    bits = np.repeat((np.arange(len(inside)) % 2).astype(np.uint8), inside)
+    window = bits.reshape(last - first + 1, source_height)
+    rows, cols = _nearest(source_height, height), _nearest(source_width, width)
+    use = np.flatnonzero((cols >= first) & (cols <= last))
+    part = window[(cols[use] - first)[:, None], rows[None, :]].T
+    mask[:, width - 1 - use if recipe.flip else use] = part
+
+
+def _nearest(source: int, target: int) -> np.ndarray:
+    """The source pixel of each target pixel, int64 (target,), as ``interpolate(mode="nearest")``: in float32."""
+    if source == target:
+        return np.arange(target)
+    ratio = np.float32(source) / np.float32(target)
+    return np.minimum((np.arange(target, dtype=np.float32) * ratio).astype(np.int64), source - 1)
