@@ -1,0 +1,293 @@
+"""Several processes as one run, started by ``torchrun``; with one process everything here does nothing.
+
+Gradients are averaged in buckets that are the same at every step, so that a resumed run adds in the same order and gets
+the same bits (DistributedDataParallel rebuilds its buckets after the first step, which does not, from three processes
+on). They are averaged only after `Ranks.all_flags` has let every process see what the others measured: so all take the
+same branch, and one process's NaN is named before the sum hides it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from maskrcnn_coco.errors import ConfigError, MaskRCNNError
+
+TIMEOUT_SECONDS = 600.0
+"""How long a process waits for the others by default. A first step may be slow; an evaluation's shares are uneven."""
+_BUCKET_BYTES = 32 << 20
+_ROLL_CALL_SECONDS = 3.0
+
+
+class Ranks:
+    """This process among those of the run. ``rank`` 0 is the main one: it alone writes files."""
+
+    def __init__(self, rank: int, world: int, local_rank: int, device: torch.device, timeout: float) -> None:
+        """Use `start`, which also connects the processes."""
+        self.rank = rank
+        self.world = world
+        self.local_rank = local_rank
+        self.device = device
+        self.timeout = timeout
+        self._buckets: dict[tuple[Any, ...], list[Tensor]] = {}
+        self._calls = 0
+
+    @classmethod
+    def start(cls, device: str | torch.device = "auto", *, timeout: float = TIMEOUT_SECONDS) -> Ranks:
+        """Connect to the other processes, if ``torchrun`` (or SLURM through it) started more than one.
+
+        Args:
+            device: "auto", "cpu", "cuda" …; nccl carries CUDA tensors, gloo all others.
+            timeout: seconds to wait for the slowest process in any exchange.
+
+        Raises:
+            ConfigError: RANK, WORLD_SIZE … are not set as torchrun sets them, or there are fewer GPUs than processes.
+            MaskRCNNError: the other processes did not come.
+        """
+        world, rank, local_rank = _number("WORLD_SIZE", 1), _number("RANK", 0), _number("LOCAL_RANK", 0)
+        where = _device(str(device), local_rank, world)
+        ranks = cls(rank, world, local_rank, where, timeout)
+        if world > 1 and not dist.is_initialized():
+            if where.type == "cuda":
+                torch.cuda.set_device(where)
+            with ranks._exchange("the start"):
+                backend = "nccl" if where.type == "cuda" else "gloo"
+                dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        return ranks
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks."""
+        return self.rank == 0
+
+    def all_flags(self, local: dict[str, float | int]) -> list[dict[str, float]]:
+        """What every process measured, in order of rank, the same list everywhere: one small exchange.
+
+        Args:
+            local: numbers by name, the same names on every process; NaN, infinities and whole numbers below 2⁵³ arrive
+                as they are.
+
+        Raises:
+            MaskRCNNError: a process did not answer in time, or the processes are at different places of the program.
+        """
+        if self.world == 1:
+            return [{k: float(v) for k, v in local.items()}]
+        names = sorted(local)
+        place = zlib.crc32("\n".join(names).encode())
+        mine = torch.tensor([float(place), *(float(local[n]) for n in names)], dtype=torch.float64, device=self.device)
+        rows = self._gather_rows(mine, "the exchange of verdicts")
+        odd = [r for r, row in enumerate(rows) if row[0] != place]
+        if odd:
+            raise MaskRCNNError(
+                f"process {self.rank} and process {odd[0]} are at different places of the program",
+                expected=f"an exchange of {', '.join(names)}",
+                fix="start all processes with the same command, settings and version",
+            )
+        return [dict(zip(names, row[1:], strict=True)) for row in rows]
+
+    def average_gradients(self, params: Iterable[Tensor]) -> None:
+        """Replace each ``.grad`` by its mean over the processes, the same bits on every process.
+
+        A parameter without gradient counts as zeros; if it has none on any process it stays without. The order of
+        additions depends on the parameters alone, not on earlier steps.
+
+        Raises:
+            MaskRCNNError: a process did not answer in time.
+        """
+        if self.world == 1:
+            return
+        params = list(params)
+        for group in _by_kind(params):
+            self._average(group)
+
+    def _average(self, params: list[Tensor]) -> None:
+        buckets = self._buckets_for(params)
+        shares = list(_in_buckets(params))
+        presence = torch.zeros(len(params), dtype=torch.int32, device=params[0].device)
+        with self._exchange("the averaging of gradients"), torch.no_grad():
+            presence.copy_(torch.tensor([p.grad is not None for p in params]))
+            works = [dist.all_reduce(presence, async_op=True)]
+            for bucket, share in zip(buckets, shares, strict=True):
+                _fill(bucket, share)
+                works.append(dist.all_reduce(bucket, async_op=True))  # runs while the next one is filled
+            for work in works:
+                if work is not None:
+                    work.wait()
+            for bucket in buckets:
+                bucket.div_(self.world)
+        present = dict(zip(map(id, params), presence.tolist(), strict=True))
+        for bucket, share in zip(buckets, shares, strict=True):
+            _empty(bucket, share, present)
+
+    def _buckets_for(self, params: list[Tensor]) -> list[Tensor]:
+        key = (params[0].dtype, params[0].device, *(p.numel() for p in params))
+        if key not in self._buckets:
+            self._buckets[key] = [share[0].new_empty(sum(p.numel() for p in share)) for share in _in_buckets(params)]
+        return self._buckets[key]
+
+    def broadcast_tensors(self, tensors: Iterable[Tensor], *, source: int = 0) -> None:
+        """Overwrite ``tensors`` in place with those of process ``source``. Raises MaskRCNNError."""
+        if self.world == 1:
+            return
+        with self._exchange("the distribution of weights"), torch.no_grad():
+            for tensor in tensors:
+                sent = tensor.detach().contiguous()
+                dist.broadcast(sent, source)
+                tensor.copy_(sent)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """``value`` of every process, in order of rank: plain data (msgpack: tuples arrive as lists).
+
+        Raises:
+            MaskRCNNError: a process did not answer in time.
+        """
+        if self.world == 1:
+            return [value]
+        payload = torch.frombuffer(bytearray(msgspec.msgpack.encode(value)), dtype=torch.uint8).to(self.device)
+        sizes = [int(f["bytes"]) for f in self.all_flags({"bytes": payload.numel()})]
+        padded = payload.new_zeros(max(sizes))
+        padded[: payload.numel()] = payload
+        parts = [torch.empty_like(padded) for _ in sizes]
+        with self._exchange("the gathering of results"):
+            dist.all_gather(parts, padded)
+        raw = [bytes(part[:size].cpu().numpy()) for part, size in zip(parts, sizes, strict=True)]
+        return [msgspec.msgpack.decode(r, strict=False) for r in raw]
+
+    def broadcast_object(self, value: Any, *, source: int = 0) -> Any:
+        """``value`` of process ``source``, on every process: plain data. Raises MaskRCNNError."""
+        return self.gather_objects(value if self.rank == source else None)[source]
+
+    def same_everywhere(self, name: str, value: Any) -> None:
+        """Raise MaskRCNNError, naming the process that differs, unless ``value`` (plain data) is the same on all."""
+        values = self.gather_objects(value)
+        odd = [r for r, other in enumerate(values) if other != values[0]]
+        if odd:
+            raise MaskRCNNError(
+                f"{name} is not the same on every process: process {odd[0]} differs from process 0",
+                got=str(values[odd[0]])[:200],
+                expected=str(values[0])[:200],
+                fix="give every machine the same data, settings, version and checkpoints",
+            )
+
+    def barrier(self, name: str) -> None:
+        """Wait until every process is here. Raises MaskRCNNError, with ``name``, if one does not come in time."""
+        if self.world > 1:
+            self._gather_rows(torch.zeros(1, dtype=torch.float64, device=self.device), name)
+
+    def close(self) -> None:
+        """Leave the group; a second call does nothing."""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _gather_rows(self, mine: Tensor, name: str) -> list[list[float]]:
+        rows = [torch.empty_like(mine) for _ in range(self.world)]
+        with self._exchange(name):
+            dist.all_gather(rows, mine)
+        return [row.tolist() for row in rows]
+
+    @contextlib.contextmanager
+    def _exchange(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        self._calls += 1
+        try:
+            yield
+        except RuntimeError as e:  # torch.distributed has no narrower class for a lost or late peer
+            waited = time.monotonic() - began
+            silent = self._roll_call() if dist.is_initialized() else []
+            who = f"process {', '.join(map(str, silent))}" if silent else "another process"
+            raise MaskRCNNError(
+                f"{who} of {self.world} did not answer in {name} (process {self.rank} waited {waited:.0f} s)",
+                got=str(e).splitlines()[0][:200],
+                expected=f"an answer within {self.timeout:.0f} s",
+                fix="look at that process's own output; torchrun --max-restarts with --resume auto goes on by itself",
+            ) from e
+
+    def _roll_call(self) -> list[int]:
+        """Ranks that do not report within a few seconds to the store, which torchrun's agent holds."""
+        missing: list[int] = []
+        with contextlib.suppress(RuntimeError):
+            store = dist.distributed_c10d._get_default_store()
+            store.set(f"alive/{self._calls}/{self.rank}", "1")
+            deadline = time.monotonic() + _ROLL_CALL_SECONDS
+            for rank in range(self.world):
+                while not store.check([f"alive/{self._calls}/{rank}"]):
+                    if time.monotonic() > deadline:
+                        missing.append(rank)
+                        break
+                    time.sleep(0.05)
+        return missing
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"the environment variable {name} is not a number", got=text, fix="start with torchrun")
+    return int(text)
+
+
+def _device(name: str, local_rank: int, world: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cuda" or world == 1:
+        return torch.device(name)
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local_rank} of this machine has no GPU",
+            got=f"{torch.cuda.device_count()} GPUs",
+            fix="torchrun --nproc-per-node with at most as many processes as GPUs, or --device cpu",
+        )
+    return torch.device("cuda", local_rank)
+
+
+def _by_kind(params: list[Tensor]) -> list[list[Tensor]]:
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for p in params:
+        if p.requires_grad:
+            kinds.setdefault((p.dtype, p.device), []).append(p)
+    return list(kinds.values())
+
+
+def _in_buckets(params: list[Tensor]) -> Iterator[list[Tensor]]:
+    share: list[Tensor] = []
+    size = 0
+    for p in params:
+        if share and size + p.nbytes > _BUCKET_BYTES:
+            yield share
+            share, size = [], 0
+        share.append(p)
+        size += p.nbytes
+    yield share
+
+
+def _fill(bucket: Tensor, share: list[Tensor]) -> None:
+    start = 0
+    for p in share:
+        part = bucket[start : start + p.numel()].view_as(p)
+        if p.grad is None:
+            part.zero_()
+        else:
+            part.copy_(p.grad)
+        start += p.numel()
+
+
+def _empty(bucket: Tensor, share: list[Tensor], present: dict[int, int]) -> None:
+    start = 0
+    for p in share:
+        part = bucket[start : start + p.numel()].view_as(p)
+        if p.grad is not None:
+            p.grad.copy_(part)
+        elif present[id(p)]:
+            p.grad = part.clone()
+        start += p.numel()
