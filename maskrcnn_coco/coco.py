@@ -6,15 +6,20 @@ audit (bad numbers are NaN in the columns, unknown categories label 0). What is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from maskrcnn_coco.cocoentries import CategoryEntry, Entries, ImageEntry, Problem
+from maskrcnn_coco.cocoentries import AnnotationEntry, CategoryEntry, Entries, ImageEntry, Problem
 from maskrcnn_coco.cocofile import SHAPE, read_text
 from maskrcnn_coco.cocoparse import parse
+from maskrcnn_coco.cocoshare import SharedArrays
 from maskrcnn_coco.errors import DataError
 
 
@@ -28,7 +33,7 @@ class Category:
 
 @dataclass(frozen=True)
 class Texts:
-    """Many short byte strings in one array, so that worker processes share them: ``data`` uint8, ``spans`` int64 (N, 2)."""
+    """Many byte strings in one array, so that worker processes share them: ``data`` uint8, ``spans`` int64 (N, 2)."""
 
     data: np.ndarray
     spans: np.ndarray
@@ -38,16 +43,16 @@ class Texts:
         return self.data[start:stop].tobytes()
 
     @staticmethod
-    def of(items: list[bytes]) -> Texts:
-        """The strings of ``items``, joined."""
-        stops = np.cumsum(np.fromiter(map(len, items), np.int64, len(items)), dtype=np.int64)
-        spans = np.stack([np.concatenate([stops[:0], [0], stops[:-1]])[: len(items)], stops], axis=1)
-        return Texts(np.frombuffer(b"".join(items), np.uint8), spans.astype(np.int64))
+    def of(items: Sequence[Any]) -> Texts:
+        """The strings of ``items`` (bytes or `msgspec.Raw`), joined."""
+        lengths = np.fromiter(map(len, map(memoryview, items)), np.int64, len(items))
+        stops = np.cumsum(lengths)
+        return Texts(np.frombuffer(b"".join(items), np.uint8), np.stack([stops - lengths, stops], axis=1))
 
 
 @dataclass(frozen=True)
 class CocoTable:
-    """A COCO file in columns; I images, A annotations. Never changed after `load_coco`; ``row`` is a position in a column.
+    """A COCO file in columns; I images, A annotations. Never changed after `load_coco`; a row is a place in a column.
 
     Attributes:
         image_ids: int64 (I,), unique. heights, widths: int32 (I,), pixels as the file says, 0 where it does not.
@@ -90,8 +95,22 @@ class CocoTable:
         """Classes with background."""
         return 1 + len(self.categories)
 
+    @cached_property
+    def _shared(self) -> SharedArrays:
+        arrays = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), np.ndarray)}
+        for name in ("names", "segmentations"):
+            texts: Texts = getattr(self, name)
+            arrays |= {f"{name}.data": texts.data, f"{name}.spans": texts.spans}
+        return SharedArrays(arrays)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Worker processes that are spawned map one file of the columns instead of getting a copy each."""
+        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self._shared.arrays}
+        del rest["names"], rest["segmentations"]
+        return _restored, (rest, self._shared)
+
     def file_name(self, row: int) -> str:
-        """The file name of an image, relative to ``image_root``, as the file says: not checked, see `images.read_image`."""
+        """The file name of an image, relative to ``image_root``, as the file says: not checked, `images` does that."""
         return self.names[row].decode("utf-8", "replace")
 
     def segmentation_raw(self, ann_row: int) -> bytes:
@@ -165,6 +184,12 @@ class CocoTable:
         return replace(self, labels=table[self.labels], categories=categories)
 
 
+def _restored(rest: dict[str, Any], shared: SharedArrays) -> CocoTable:
+    arrays = dict(shared.arrays)
+    texts = {n: Texts(arrays.pop(f"{n}.data"), arrays.pop(f"{n}.spans")) for n in ("names", "segmentations")}
+    return CocoTable(**rest, **texts, **arrays)
+
+
 def load_coco(json_path: str | Path, image_root: str | Path) -> CocoTable:
     """Read a COCO annotation file (plain or gzip, BOM or not) whose ``file_name`` are relative to ``image_root``.
 
@@ -172,7 +197,12 @@ def load_coco(json_path: str | Path, image_root: str | Path) -> CocoTable:
         DataError: no such file, not a regular file, not JSON, not COCO, no `images`, no `categories`, no image at all.
     """
     path = Path(json_path)
-    return _table(parse(read_text(path), path), path, Path(image_root))
+    text = read_text(path)
+    entries = parse(text, path)
+    try:
+        return _table(entries, path, Path(image_root))
+    except OverflowError:  # an id beyond 64 bits: rare, so it is not looked for before
+        return _table(parse(text, path, patient=True), path, Path(image_root))
 
 
 def _table(entries: Entries, path: Path, root: Path) -> CocoTable:
@@ -180,10 +210,9 @@ def _table(entries: Entries, path: Path, root: Path) -> CocoTable:
     images = _unique_images(entries.images, problems)
     if not images:
         raise DataError(f"{path} has no images", expected=SHAPE, fix="name a file whose `images` list has entries")
-    anns = entries.annotations
-    n = len(anns)
     image_ids = np.array([i.id for i in images], np.int64)
-    category_ids = np.fromiter((a.category_id for a in anns), np.int64, n)
+    columns = _columns(entries.annotations)
+    category_ids = columns["category_ids"]
     categories, dropped = _categories(entries.categories, category_ids, path, problems)
     return CocoTable(
         json_path=path,
@@ -191,19 +220,29 @@ def _table(entries: Entries, path: Path, root: Path) -> CocoTable:
         image_ids=image_ids,
         heights=np.array([i.height for i in images], np.int32),
         widths=np.array([i.width for i in images], np.int32),
-        ann_ids=np.fromiter((a.id for a in anns), np.int64, n),
-        ann_image=_rows_in(image_ids, np.fromiter((a.image_id for a in anns), np.int64, n)),
-        boxes=np.array([a.bbox for a in anns], np.float64).reshape(n, 4),
+        ann_image=_rows_in(image_ids, columns.pop("image_ids")),
         labels=_rows_in(np.array([c.id for c in categories], np.int64), category_ids) + 1,
-        iscrowd=np.fromiter((bool(a.iscrowd) for a in anns), bool, n),
-        area=np.fromiter((a.area for a in anns), np.float64, n),
-        category_ids=category_ids,
         categories=tuple(Category(c.id, c.name) for c in categories),
         names=Texts.of([i.file_name.encode("utf-8", "replace") for i in images]),
-        segmentations=Texts.of([bytes(a.segmentation) for a in anns]),
+        segmentations=Texts.of(list(map(attrgetter("segmentation"), entries.annotations))),
         problems=tuple(problems),
         dropped_category=dropped,
+        **columns,
     )
+
+
+def _columns(entries: list[AnnotationEntry]) -> dict[str, np.ndarray]:
+    """The numbers of the annotations, a column each. map and attrgetter keep a million calls out of the interpreter."""
+    n = len(entries)
+    numbers = (("ann_ids", "id"), ("image_ids", "image_id"), ("category_ids", "category_id"), ("area", "area"))
+    columns = {
+        name: np.fromiter(map(attrgetter(attr), entries), np.float64 if attr == "area" else np.int64, n)
+        for name, attr in numbers
+    }
+    boxes = chain.from_iterable(map(attrgetter("bbox"), entries))
+    columns["boxes"] = np.fromiter(boxes, np.float64, 4 * n).reshape(n, 4)
+    columns["iscrowd"] = np.fromiter(map(attrgetter("iscrowd"), entries), np.int64, n) != 0
+    return columns
 
 
 def _unique_images(images: list[ImageEntry], problems: list[Problem]) -> list[ImageEntry]:
@@ -216,7 +255,7 @@ def _unique_images(images: list[ImageEntry], problems: list[Problem]) -> list[Im
                 Problem("IMAGE_ENTRY_REPEATED", image.id, None, "the same entry is there again; it is read once")
             )
         elif kept is not image:
-            text = f"the id is used again, for {image.file_name!r}; the first entry, {first[image.id].file_name!r}, is kept"
+            text = f"the id is used again, for {image.file_name!r}; the first, {kept.file_name!r}, is kept"
             problems.append(Problem("IMAGE_ID_DUPLICATE", image.id, None, text))
     return list(first.values())
 
@@ -246,6 +285,12 @@ def _categories(
 
 def _rows_in(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """The position of each of ``wanted`` in ``ids`` (unique), -1 where it is not there. int64."""
+    low, high = int(ids.min()), int(ids.max())
+    if high - low < 16 * len(ids) + 1_000_000:
+        # Dense ids, as COCO's: a table is five times as fast as a search.
+        table = np.full(high - low + 2, -1, np.int64)  # the last entry stays -1
+        table[ids - low] = np.arange(len(ids))
+        return table[np.where((wanted >= low) & (wanted <= high), wanted - low, -1)]
     order = np.argsort(ids, kind="stable")
     at = np.minimum(np.searchsorted(ids[order], wanted), len(ids) - 1)
     return np.where(ids[order][at] == wanted, order[at], -1)

@@ -102,7 +102,7 @@ _BAD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class LooseReader:
-    """Decodes one entry at a time; what does not fit is mended where the meaning is plain, and noted in ``problems``."""
+    """Decodes one entry at a time; what does not fit is mended where its meaning is plain, and noted."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
@@ -232,7 +232,7 @@ class LooseReader:
 
 
 def _value(raw: msgspec.Raw | None) -> Any:
-    """The JSON value, by the standard library, which takes 1e400, lone surrogates and long digits; text if it cannot."""
+    """The JSON value, by the standard library, which takes 1e400 and lone surrogates; text if it cannot."""
     if raw is None:
         return None
     text = bytes(raw)

@@ -1,7 +1,7 @@
 """JSON text → the three lists of a COCO file, checked: nothing in the file is trusted.
 
-Two ways through. A well-formed file is decoded straight into typed records (the segmentation stays raw JSON). As soon as
-one entry does not fit, each entry is decoded by itself, so that one bad annotation costs one annotation.
+Two ways through. A well-formed file is decoded straight into typed records (the segmentation stays raw JSON). As
+soon as one entry does not fit, each entry is decoded by itself, so that one bad annotation costs one annotation.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import msgspec
 import numpy as np
 
 from maskrcnn_coco.cocoentries import (
-    INT_LIMIT,
     SIDE_LIMIT,
     AnnotationEntry,
     CategoryEntry,
@@ -39,12 +38,14 @@ class _Top(msgspec.Struct, gc=False):
 _strict_decoder = msgspec.json.Decoder(_Strict)
 
 
-def parse(text: bytes, path: Path) -> Entries:
-    """The entries in JSON ``text``; ``path`` is named in errors.
+def parse(text: bytes, path: Path, *, patient: bool = False) -> Entries:
+    """The entries in JSON ``text``; ``path`` is named in errors. ``patient``: one by one from the start.
 
     Raises:
         DataError: not JSON, nested too deep, not COCO, no `images`, no `categories`.
     """
+    if patient:
+        return _parse_loose(text, path)
     try:
         top = _strict_decoder.decode(text)
     except RecursionError:
@@ -52,16 +53,11 @@ def parse(text: bytes, path: Path) -> Entries:
     except (msgspec.DecodeError, UnicodeDecodeError):
         return _parse_loose(text, path)  # one entry does not fit: take them one by one
     entries = Entries(top.images, top.annotations, top.categories)
-    return entries if _in_range(entries) else _parse_loose(text, path)
+    return entries if _sized(entries) else _parse_loose(text, path)
 
 
-def _in_range(entries: Entries) -> bool:
-    ids: list[list[int]] = [[i.id for i in entries.images], [c.id for c in entries.categories]]
-    a = entries.annotations
-    ids += [[e.id for e in a], [e.image_id for e in a], [e.category_id for e in a]]
-    sides = [e.height for e in entries.images] + [e.width for e in entries.images]
-    fits = all(not g or (min(g) > -INT_LIMIT and max(g) < INT_LIMIT) for g in ids)
-    return fits and (not sides or (min(sides) > 0 and max(sides) <= SIDE_LIMIT))
+def _sized(entries: Entries) -> bool:
+    return all(0 < i.height <= SIDE_LIMIT and 0 < i.width <= SIDE_LIMIT for i in entries.images)
 
 
 def _parse_loose(text: bytes, path: Path) -> Entries:
@@ -105,7 +101,7 @@ def _too_deep(path: Path) -> DataError:
 
 
 def quote_constants(text: bytes) -> bytes:
-    """``NaN``, ``Infinity`` and ``-Infinity`` outside strings, put in quotes: Python writes them, strict JSON has none."""
+    """``NaN`` and ``Infinity`` outside strings, put in quotes: Python writes them, strict JSON has neither."""
     spots: list[tuple[int, int]] = []
     for word in (b"NaN", b"Infinity"):
         at = text.find(word)

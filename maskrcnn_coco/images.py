@@ -39,12 +39,12 @@ _DECODE_ERRORS += (OverflowError, MemoryError, ZeroDivisionError, RuntimeError, 
 def read_image(root: str | Path, file_name: str) -> np.ndarray:
     """The image ``root``/``file_name`` as uint8 (H, W, 3) RGB, turned as its EXIF orientation says.
 
-    Grey and palette images are spread to RGB, transparency is dropped (not blended), 16-bit images are scaled to 8 bits,
-    of animations the first frame is taken.
+    Grey and palette images are spread to RGB, transparency is dropped (not blended), 16-bit images are scaled to 8
+    bits, of animations the first frame is taken.
 
     Raises:
-        DataError: the name leaves ``root`` (``..``, absolute, through a symbolic link), no such file, not a regular file,
-            not an image, truncated, more than `MAX_PIXELS`.
+        DataError: the name leaves ``root`` (``..``, absolute, through a symbolic link), no such file, not a regular
+            file, not an image, truncated, more than `MAX_PIXELS`.
     """
     with open_inside(root, file_name) as file:
         return _decode(file, Path(root) / file_name)
@@ -90,16 +90,14 @@ def probe(root: str | Path, file_name: str, *, decode: bool) -> ImageFacts:
                 orientation = image.getexif().get(0x0112, 1)
                 if decode:
                     image.load()
-                    extrema = image.getextrema()
-                    pairs = extrema if isinstance(extrema[0], tuple) else (extrema,)
-                    constant = image.mode != "P" and all(low == high for low, high in pairs[:3])
+                    pairs = np.array(image.getextrema(), np.float64).reshape(-1, 2)[:3]
+                    constant = image.mode != "P" and bool((pairs[:, 0] == pairs[:, 1]).all())
         except (Image.DecompressionBombError, *_DECODE_ERRORS) as e:
             raise _damaged(path, e) from e
     orientation = orientation if orientation in range(1, 9) else 1
-    stored = (image.height, image.width)
-    shown = stored[::-1] if orientation >= 5 else stored
+    height, width = (image.width, image.height) if orientation >= 5 else (image.height, image.width)
     deep = image.mode.startswith("I") or image.mode == "F" or _png_is_deep(image)
-    return ImageFacts(*shown, *stored, orientation, image.mode, deep, constant, size)
+    return ImageFacts(height, width, image.height, image.width, orientation, image.mode, deep, constant, size)
 
 
 def _png_is_deep(image: Image.Image) -> bool:
@@ -108,7 +106,7 @@ def _png_is_deep(image: Image.Image) -> bool:
 
 
 def open_inside(root: str | Path, file_name: str) -> BinaryIO:
-    """``root``/``file_name`` opened for reading; a name that leads out of ``root`` is never opened. Raises DataError."""
+    """``root``/``file_name`` opened for reading; a name that leads out of it is never opened. Raises DataError."""
     path = _confined(Path(root), file_name)
     try:
         # O_NONBLOCK: a FIFO must not wait for a writer; it is refused below.

@@ -29,7 +29,7 @@ _PROBES = 24
 
 @dataclass
 class DataSource:
-    """What `find_data` found. ``val`` is None where there is no validation set; ``notes`` say what was chosen and why."""
+    """What `find_data` found. ``val`` is None where there is no validation set; ``notes`` say what was chosen."""
 
     train: CocoTable
     val: CocoTable | None
@@ -50,8 +50,7 @@ def find_data(
     the file names that the json holds. Validation labels are numbered as the training categories, by name.
 
     Raises:
-        DataError: no such folder; no annotations in it, or several (the candidates are named); the images are not found;
-            a json that `load_coco` refuses; validation categories that training lacks.
+        DataError: no such folder; no annotations in it, or several (they are named); the images are not found; a json that `load_coco` refuses; validation categories that training lacks.
     """
     del seed  # nothing here is random: `split` takes the seed
     path = Path(data)
@@ -60,7 +59,7 @@ def find_data(
     notes = [f"training data: {train_json}, {len(train)} images in {train.image_root}"]
     if train.dropped_category is not None:
         notes.append(
-            f"category 0, {train.dropped_category.name!r}, is left out: it stands above the others and has no annotations"
+            f"category 0, {train.dropped_category.name!r}, is left out: a parent of the others without annotations"
         )
     val_path = Path(val) if val is not None else _val_beside(train_json)
     if val_path is None:
@@ -72,7 +71,7 @@ def find_data(
 
 
 def split(table: CocoTable, fraction: float, seed: int) -> tuple[CocoTable, CocoTable]:
-    """(train, val): ``fraction`` of the images held back, chosen by a hash of file name and seed, so always the same ones.
+    """(train, val): ``fraction`` of the images held back, by a hash of seed and file name, so always the same ones.
 
     Raises:
         DataError: fewer than two images.

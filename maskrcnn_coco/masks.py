@@ -33,7 +33,7 @@ def decode_mask(segmentation: object, height: int, width: int) -> np.ndarray:
         DataError: no segmentation, a number that is not finite or far outside the image, an odd number of coordinates,
             RLE of another size or with another sum, more pixels than `MAX_PIXELS`.
     """
-    if not (0 < height and 0 < width and height * width <= MAX_PIXELS):
+    if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
         raise DataError(
             "the image size cannot be right", got=f"{width} × {height}", expected=f"1 to {MAX_PIXELS} pixels"
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from maskrcnn_coco.audit.catalogue import Reporter
+from maskrcnn_coco.audit.geometry import overlap
 from maskrcnn_coco.audit.shapes import Shapes
 from maskrcnn_coco.coco import CocoTable
-from maskrcnn_coco.audit.geometry import overlap
 
 SLACK = 3.0
 """Pixels by which box sides may differ from the mask's before overlap counts: rounding, half-pixel conventions."""

@@ -61,7 +61,7 @@ def check_boxes(table: CocoTable, report: Reporter) -> None:
     if share is not None:
         report.add(
             "BOX_XYXY",
-            f"{share:.0%} of the boxes leave their image if read as [x, y, width, height], and all fit as [x1, y1, x2, y2]",
+            f"{share:.0%} of the boxes leave their image if read as [x, y, width, height]; all fit as [x1, y1, x2, y2]",
         )
 
 
@@ -154,7 +154,7 @@ def check_sizes(table: CocoTable, report: Reporter, min_size: int, max_size: int
         share = small / len(table.ann_ids)
         report.add(
             "OBJECT_SMALL",
-            f"{small} of {len(table.ann_ids)} objects ({share:.1%}) are smaller than half the smallest anchor, {anchor} px, "
-            f"after resizing to {min_size}–{max_size} px",
+            f"{small} of {len(table.ann_ids)} objects ({share:.1%}) are smaller than half the smallest anchor, "
+            f"{anchor} px, after resizing to {min_size}–{max_size} px",
             severity="warning" if share >= 0.1 else "info",
         )

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from maskrcnn_coco.audit.pixels import file_state
 from maskrcnn_coco.audit.run import audit
@@ -41,7 +42,7 @@ def fingerprint(table: CocoTable, *, files: bool = True) -> str:
         total.update(getattr(table, name).tobytes())
     for texts in (table.names, table.segmentations):
         total.update(texts.spans.tobytes())
-        total.update(memoryview(texts.data))
+        total.update(np.ascontiguousarray(texts.data).data)
     if files:
         for row in range(len(table)):
             total.update(b"%d %d;" % file_state(table.image_root, table.file_name(row)))

@@ -1,12 +1,12 @@
-"""Every finding that a check can make: its code, severity, one-line title and the fix. Codes never change their meaning."""
+"""Every finding that a check can make: code, severity, one-line title and fix. Codes never change their meaning."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from maskrcnn_coco.cocoentries import Problem
 from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.cocoentries import Problem
 from maskrcnn_coco.records import DataFinding
 
 Severity = Literal["error", "warning", "info"]
@@ -135,7 +135,7 @@ class Reporter:
         self.findings: list[DataFinding] = []
 
     def add(self, code: str, text: str, *, image: int = -1, ann: int = -1, severity: Severity | None = None) -> None:
-        """One finding; ``image`` and ``ann`` are rows, -1 where it is about the whole set. The annotation's image is known."""
+        """One finding; ``image`` and ``ann`` are rows, both -1 where it is about the whole set."""
         t = self.table
         if ann >= 0 and image < 0:
             image = int(t.ann_image[ann])

@@ -6,7 +6,7 @@ Point = tuple[float, float]
 
 
 def clip_polygon(coordinates: list[float], width: float, height: float) -> list[float]:
-    """The part of a polygon [x1, y1, x2, y2, …] inside 0..width, 0..height, in the same form; [] where nothing is left."""
+    """The part of a polygon [x1, y1, x2, y2, …] inside 0..width, 0..height, as such a list; [] for nothing."""
     points: list[Point] = list(zip(coordinates[::2], coordinates[1::2], strict=True))
     for axis, limit, keep_above in (
         (0, 0.0, True),

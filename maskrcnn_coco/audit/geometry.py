@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Rings:
-    """P polygon parts: ``xy`` float64 (points, 2), ``starts`` int64 (P,), ``lengths`` int64 (P,), points of each part."""
+    """P polygon parts: ``xy`` float64 (points, 2); ``starts`` and ``lengths`` int64 (P,), in points."""
 
     xy: np.ndarray
     starts: np.ndarray
@@ -52,7 +52,7 @@ class Rings:
         return np.logical_and.reduceat(np.isfinite(self.xy).all(axis=1), self.starts)
 
     def crossing(self, limit: int = 300) -> np.ndarray:
-        """bool (P,): two edges of the part cross in their interiors. Parts of more than ``limit`` points are not examined."""
+        """bool (P,): two edges of the part cross inside. Parts of more than ``limit`` points are not examined."""
         found = np.zeros(len(self.starts), bool)
         for n in np.unique(self.lengths).tolist():
             if not 4 <= n <= limit:
@@ -103,4 +103,4 @@ def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         low, high = np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:], b[:, 2:])
         inter = np.prod(np.clip(high - low, 0, None), axis=1)
         union = np.prod(a[:, 2:] - a[:, :2], axis=1) + np.prod(b[:, 2:] - b[:, :2], axis=1) - inter
-        return np.where(union > 0, inter / union, 0.0)
+        return np.where(union > 0, np.divide(inter, union), np.zeros(len(a)))

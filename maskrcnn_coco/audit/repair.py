@@ -40,7 +40,7 @@ _raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 @dataclass
 class Change:
-    """One change of the repaired copy: ``what`` is "removed" or the name of the field, ``codes`` the findings behind it."""
+    """One change of the copy: ``what`` is "removed" or the name of the field, ``codes`` the findings behind it."""
 
     image_id: int | None
     annotation_id: int | None

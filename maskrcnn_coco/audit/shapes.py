@@ -27,7 +27,7 @@ _RLE_CODES = (("size", "RLE_SIZE"), ("add up", "RLE_SUM"))
 
 @dataclass
 class Shapes:
-    """What each annotation's mask encloses: ``extent`` xyxy float64 (A, 4), clipped to the image, and ``area`` (A,), both
+    """What each mask encloses: ``extent`` xyxy float64 (A, 4), clipped to the image, and ``area`` (A,), both
     NaN where the segmentation is missing or bad. ``missing`` bool (A,). Counts for the findings about the whole set."""
 
     extent: np.ndarray
