@@ -26,6 +26,7 @@ class EvalResult:
         metrics: ``bbox/AP`` … ``segm/ARl``: the twelve COCO numbers of each kind, 0..1, -1 where undefined.
         per_class: class name → ``bbox/AP``, ``bbox/AP50``, ``segm/AP``, ``segm/AP50``, and ``objects``, their number.
         detections: COCO results with the data set's image and category ids; boxes xywh and masks (RLE) in pixels.
+        truth, found: ground truth and results as scored, with rows for image ids and labels for category ids.
         left_out: images and annotations that could not be used, one sentence each.
         seconds, seconds_metrics: wall time of the whole, and of the metric part.
     """
@@ -33,6 +34,8 @@ class EvalResult:
     metrics: dict[str, float]
     per_class: dict[str, dict[str, float]]
     detections: list[dict[str, Any]]
+    truth: GroundTruth
+    found: list[dict[str, Any]]
     left_out: list[str] = field(default_factory=list)
     images: int = 0
     seconds: float = 0.0
@@ -195,7 +198,7 @@ def score(shards: Sequence[Shard], data: EvalSet) -> EvalResult:
     _count_objects(per_class, labels, truth)
     left_out = [text for s in shards for text in s.left_out] + truth.left_out
     detections = _with_users_ids(results, images, data)
-    return EvalResult(metrics, per_class, detections, left_out, len(images), seconds_metrics=seconds)
+    return EvalResult(metrics, per_class, detections, truth, results, left_out, len(images), seconds_metrics=seconds)
 
 
 def _labels(data: EvalSet, annotations: list[dict[str, Any]], results: list[dict[str, Any]]) -> dict[int, str]:
