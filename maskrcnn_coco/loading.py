@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +24,13 @@ RESPAWNS = 3
 """How often in a row dead or silent workers are replaced before the loader gives up."""
 TIMEOUT = 300.0
 """Seconds a worker may take for one step."""
+POLL = 2.0
+"""Seconds between two looks at the workers' health while waiting for them."""
 Keys = list[list[SampleKey]]
+
+
+class _WorkersLostError(Exception):
+    """Workers died, or were silent for too long."""
 
 
 @dataclass
@@ -101,9 +111,12 @@ class Loader:
         self.close()
         self.next_step = step
 
-    def close(self) -> None:
-        """Stop the workers."""
+    def close(self, *, now: bool = False) -> None:
+        """Stop the workers. ``now``: do not wait for what they are doing."""
         iterator, self._iterator = self._iterator, None
+        if now:
+            for worker in getattr(iterator, "_workers", ()):
+                worker.kill()
         shutdown = getattr(iterator, "_shutdown_workers", None)
         if shutdown is not None:
             shutdown()
@@ -117,17 +130,13 @@ class Loader:
     def _fetch(self) -> list[Batch]:
         for attempt in range(RESPAWNS + 1):
             try:
-                if self._iterator is None:
-                    self._iterator = self._start()
-                made = next(self._iterator)
-            except RuntimeError as e:
-                if self.workers == 0 or "DataLoader" not in str(e):
-                    raise
-                self.close()
+                made = self._next()
+            except _WorkersLostError as e:
+                self.close(now=True)
                 self.respawned += 1
                 if attempt == RESPAWNS:
                     raise DataError(
-                        f"the loader processes died {RESPAWNS + 1} times in a row at step {self.next_step}",
+                        f"the loader processes failed {RESPAWNS + 1} times in a row at step {self.next_step}",
                         got=str(e).splitlines()[0],
                         fix="most often memory ran out: try fewer --workers, or --workers 0 to see the error itself",
                     ) from e
@@ -138,6 +147,22 @@ class Loader:
             return made
         raise AssertionError("unreachable")
 
+    def _next(self) -> list[Batch] | _Failure:
+        """The next item; asks every few seconds whether the workers still live."""
+        if self._iterator is None:
+            self._iterator = self._start()
+        patience = time.monotonic() + self.timeout
+        while True:
+            try:
+                return next(self._iterator)
+            except RuntimeError as e:
+                lost = self.workers > 0 and "DataLoader" in str(e)
+                if lost and "timed out" in str(e) and time.monotonic() < patience:
+                    continue
+                if lost:
+                    raise _WorkersLostError(str(e)) from e
+                raise
+
     def _start(self) -> Iterator[Any]:
         loader = DataLoader(
             _Steps(self.source),
@@ -145,17 +170,37 @@ class Loader:
             sampler=_Coming(self.plan, self.next_step, self.end),
             num_workers=self.workers,
             pin_memory=self.pin,
-            timeout=self.timeout if self.workers else 0,
+            timeout=min(POLL, self.timeout) if self.workers else 0,
             multiprocessing_context=multiprocessing.get_context(self.method) if self.workers else None,
             worker_init_fn=_begin_worker if self.workers else None,
         )
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _no_child_signals():
             # Python warns of any fork while threads run. The children run numpy and single-threaded torch only.
             warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
             return iter(loader)
 
 
+@contextmanager
+def _no_child_signals() -> Iterator[None]:
+    """Keep torch from installing its SIGCHLD handler.
+
+    It raises in the main thread wherever that is when a worker dies: in the middle of an optimizer step, say. We
+    ask for the workers' health instead, while waiting for them.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+
+
 def _begin_worker(_: int) -> None:
+    # Ctrl-C reaches the whole process group, but the main process decides when to stop; it stops workers by SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
 
 

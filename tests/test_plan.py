@@ -1,0 +1,144 @@
+"""The plan is a pure function: of step, seed and quarantine, and of nothing that happened before."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.plan import Plan, aspect_groups
+
+
+def ids(plan: Plan, step: int) -> list[int]:
+    return [key.image_id for micro in plan.step(step)[1] for key in micro]
+
+
+def plan(n: int = 50, batch: int = 4, accumulate: int = 1, **more) -> Plan:
+    return Plan(7, np.arange(100, 100 + n), batch, accumulate, **more)
+
+
+def test_any_step_is_the_same_in_any_order_of_questions():
+    one, other = plan(), plan()
+    asked = [one.step(s) for s in range(60)]
+    assert [other.step(s) for s in reversed(range(60))] == asked[::-1]
+
+
+def test_an_epoch_has_each_image_and_full_batches_of_the_asked_size():
+    p = plan(50, 4, 3)
+    assert p.steps_per_epoch == 5
+    epoch, micros = p.step(4)
+    assert epoch == 0 and [len(m) for m in micros] == [4, 4, 4]
+    seen = [i for s in range(5) for i in ids(p, s)]
+    assert set(seen) == set(range(100, 150))
+    assert len(seen) == 60
+    assert p.step(5)[0] == 1
+
+
+def test_epochs_and_seeds_differ():
+    p = plan()
+    first = [ids(p, s) for s in range(p.steps_per_epoch)]
+    assert first != [ids(p, s + p.steps_per_epoch) for s in range(p.steps_per_epoch)]
+    assert first != [ids(Plan(8, p.image_ids, 4), s) for s in range(p.steps_per_epoch)]
+
+
+def test_fewer_images_than_a_batch_are_repeated():
+    p = plan(3, 8)
+    assert p.steps_per_epoch == 1
+    assert sorted(set(ids(p, 0))) == [100, 101, 102] and len(ids(p, 0)) == 8
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_the_batch_of_one_process_with_as_many_images(world: int):
+    alone = plan(61, 4, world)
+    ranks = [plan(61, 4, 1, rank=r, world=world) for r in range(world)]
+    assert {r.steps_per_epoch for r in ranks} == {alone.steps_per_epoch}
+    for step in range(alone.steps_per_epoch * 2):
+        shares = [ids(r, step) for r in ranks]
+        assert sorted(i for s in shares for i in s) == sorted(ids(alone, step))
+    whole = [i for s in range(alone.steps_per_epoch) for r in ranks for i in ids(r, s)]
+    assert set(whole) == set(range(100, 161))
+
+
+def test_batches_hold_images_of_like_shape():
+    rng = np.random.default_rng(0)
+    ratios = np.exp2(rng.uniform(-1.5, 1.5, 400))
+    p = Plan(0, np.arange(400), 8, aspect_ratios=ratios)
+    groups = aspect_groups(ratios)
+    mixed = sum(len({groups[k.index] for k in p.step(s)[1][0]}) > 1 for s in range(p.steps_per_epoch))
+    assert mixed <= len(set(groups)) - 1
+    order = [groups[p.step(s)[1][0][0].index] for s in range(p.steps_per_epoch)]
+    assert order != sorted(order), "batches of one shape must not all come together"
+
+
+def test_groups_are_those_of_torchvision():
+    # edges of its create_aspect_ratio_groups(k=3): 2 ** linspace(-1, 1, 7), bisect_right
+    edges = [0.5, 0.63, 0.79, 1.0, 1.26, 1.59, 2.0]
+    middle = [0.4, 0.55, 0.7, 0.9, 1.1, 1.4, 1.8, 2.5]
+    assert aspect_groups(np.array(middle)).tolist() == list(range(len(edges) + 1))
+    assert aspect_groups(np.array([1.0])).tolist() == [4]
+
+
+def test_quarantine_replaces_only_what_is_in_it():
+    p, q = plan(), plan()
+    bad = {103, 117, 140}
+    q.quarantine(bad)
+    assert q.steps_per_epoch == p.steps_per_epoch and q.quarantined == sorted(bad)
+    for step in range(2 * p.steps_per_epoch):
+        for a, b in zip(ids(p, step), ids(q, step), strict=True):
+            assert a == b if a not in bad else (b not in bad)
+
+
+def test_quarantine_does_not_depend_on_when_and_in_which_order():
+    together, apart = plan(), plan()
+    together.quarantine([103, 117, 140])
+    apart.step(3)
+    apart.quarantine([140])
+    apart.step(9)
+    apart.quarantine([117])
+    apart.quarantine([103])
+    assert [together.step(s) for s in range(40)] == [apart.step(s) for s in range(40)]
+
+
+def test_substitutes_have_the_same_shape_where_there_are_some():
+    ratios = np.where(np.arange(40) < 20, 0.6, 1.7)
+    p = Plan(0, np.arange(40), 4, aspect_ratios=ratios)
+    p.quarantine(range(15))
+    for step in range(p.steps_per_epoch):
+        assert len({ratios[k.index] for k in p.step(step)[1][0]}) == 1
+    p.quarantine(range(20))
+    assert all(i >= 20 for s in range(p.steps_per_epoch) for i in ids(p, s))
+
+
+def test_a_quarantine_that_leaves_nothing_is_refused_and_changes_nothing():
+    p = plan(5, 2)
+    before = p.step(0)
+    with pytest.raises(DataError, match="no training image is left"):
+        p.quarantine(range(100, 105))
+    assert p.step(0) == before and p.quarantined == []
+
+
+def test_no_images_is_an_error():
+    with pytest.raises(DataError):
+        Plan(0, [], 2)
+
+
+def test_names_that_come_late_are_honoured():
+    p = Plan(0, np.arange(4), 2)
+    p.quarantine([17, 2])  # 2 is a true id here, not a position
+    p.expect_names()
+    assert {k.index for s in range(2) for k in p.step(s)[1][0]} == {0, 1, 2, 3}
+    assert not p.rename(2, 15)
+    assert p.rename(1, 17)
+    assert not p.rename(1, 17)
+    assert p.quarantined == [2, 17]
+    assert all(k.index != 1 for s in range(8) for k in p.step(s)[1][0])
+    assert {k.image_id for s in range(2) for k in p.step(s)[1][0] if k.index == 2} <= {15}
+
+
+def test_the_last_step_of_a_long_run_is_planned_at_once():
+    p = Plan(0, np.arange(118_000), 16, aspect_ratios=np.exp2(np.random.default_rng(0).uniform(-1, 1, 118_000)))
+    began = time.perf_counter()
+    p.step(20 * p.steps_per_epoch - 1)
+    assert time.perf_counter() - began < 2.0
