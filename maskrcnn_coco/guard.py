@@ -21,7 +21,7 @@ from maskrcnn_coco.alarm import Divergence, Stall, Verdict
 from maskrcnn_coco.buffers import Buffers
 from maskrcnn_coco.errors import ConfigError, GuardStop
 from maskrcnn_coco.health import Health, update_ratio
-from maskrcnn_coco.measure import Components, Layout, nonfinite_at, norms, total
+from maskrcnn_coco.measure import Components, Layout, nonfinite_at, stacked_norms
 from maskrcnn_coco.records import Alarm, StepRecord
 from maskrcnn_coco.scale import Scale
 
@@ -194,10 +194,12 @@ class Guard:
         return gradients, where
 
     def _measure(self, gradients: list[torch.Tensor], where: list[int], record: StepRecord) -> list[float]:
-        self._tensor_norms, self._where = norms(gradients), where
+        stacked = stacked_norms(gradients)
+        # The total as torch's clip_grad_norm_ has it, to the last bit, so that both clip alike.
+        *self._tensor_norms, record.grad_norm = torch.cat([stacked, stacked.norm().reshape(1)]).tolist()
+        self._where = where
         groups = self.layout.totals(self._tensor_norms, where)
         record.group_grad_norm = self.layout.by_component(groups)
-        record.grad_norm = total(groups)
         return groups
 
     def _verdict(self, done: steps.Pass, record: StepRecord, groups: list[float]) -> Verdict | None:

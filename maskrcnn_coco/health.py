@@ -111,7 +111,11 @@ class Health:
             names = [f"{keys[i]} of {layout.names[where[i]]}" for i in bad]
             component = layout.components[layout.component[where[bad[0]]]]
             measured = {"optimizer_state": names, "component": component}
-            return Verdict("optimizer_nonfinite", f"optimizer state is not finite: {_some(names)}", measured)
+            return Verdict(
+                "optimizer_nonfinite",
+                f"optimizer state is not finite, or too large for float32: {_some(names)}",
+                measured,
+            )
         momentum = [(v, w) for v, w, k in zip(values, where, keys, strict=True) if k == "momentum_buffer"]
         self._moments = layout.totals([v for v, _ in momentum], [w for _, w in momentum])
         if "exp_avg_sq" in keys and (self._marks() != self._states or self._due % (10 * self.every) == 0):
@@ -145,7 +149,7 @@ class Health:
         if self._weights is not None and self._after is None:
             return None
         values = layout.weight_norms()
-        bad = nonfinite_at(values)
+        bad = [i for i in nonfinite_at(values) if not bool(layout.params[i].isfinite().all())]
         if bad:
             names = [layout.names[i] for i in bad]
             component = layout.components[layout.component[bad[0]]]
@@ -162,7 +166,8 @@ class Health:
         self.changed_outside.append({"parameters": names, "before": old, "now": new})
         del self.changed_outside[:-20]
         for component, a, b in zip(layout.components, old, new, strict=True):
-            if abs(a - b) > OUTSIDE * max(a, b):
+            # Written so that the infinite norm of huge but finite weights counts as a leap.
+            if not abs(a - b) <= OUTSIDE * max(a, b) or b == math.inf:
                 measured = {"changed_outside": names, "component": component, "norm_before": a, "norm": b}
                 text = f"weights changed outside the step: {_some(names)}; norm of {component} {a:.4g} -> {b:.4g}"
                 return Verdict("diverged", text, measured)

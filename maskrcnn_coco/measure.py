@@ -15,7 +15,7 @@ Components = Mapping[str, "Mapping[str, nn.Parameter] | Iterable[nn.Parameter]"]
 
 
 class Layout:
-    """The optimizer's parameters, flat, each with its component and its name."""
+    """The optimizer's trainable parameters, flat, each with its component and its name."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, components: Components | None) -> None:
         given = default_components(model) if components is None else components
@@ -25,12 +25,12 @@ class Layout:
         self.groups: list[int] = []
         owners: list[str] = []
         for g, group in enumerate(optimizer.param_groups):
-            for p in group["params"]:
+            for p in _trainable(group["params"]):
                 self.params.append(p)
                 self.groups.append(g)
                 owners.append(owner.get(id(p), str(group.get("component", "other"))))
         if not self.params:
-            raise ConfigError("the optimizer holds no parameters", fix="pass model.parameters() to it")
+            raise ConfigError("the optimizer holds no trainable parameters", fix="pass model.parameters() to it")
         order = [n for n in given if n in owners] + [n for n in dict.fromkeys(owners) if n not in given]
         self.names = [names.get(id(p), f"param {i}") for i, p in enumerate(self.params)]
         self.components: list[str] = order
@@ -53,8 +53,8 @@ class Layout:
         return found
 
     def outdated(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether parameters were added to the optimizer, or taken away."""
-        return sum(len(g["params"]) for g in optimizer.param_groups) != len(self.params)
+        """Whether parameters were added to the optimizer, frozen or thawed since."""
+        return sum(len(_trainable(g["params"])) for g in optimizer.param_groups) != len(self.params)
 
     def zero_grad(self) -> None:
         """Drop every gradient, also of parameters that the optimizer does not have."""
@@ -99,13 +99,13 @@ def norms(tensors: Sequence[Tensor]) -> list[float]:
 
     Finite values whose squares overflow float32 (above about 1e19) give inf.
     """
-    if not tensors:
-        return []
     return stacked_norms(tensors).tolist()
 
 
 def stacked_norms(tensors: Sequence[Tensor]) -> Tensor:
     """The same, (len(tensors),), left on the device of the first tensor."""
+    if not tensors:
+        return torch.zeros(0)
     with torch.no_grad():
         half = any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors)
         plain = [t.detach() for t in tensors] if any(t.requires_grad for t in tensors) else list(tensors)
@@ -134,10 +134,8 @@ def nonfinite_at(values: Sequence[float]) -> list[int]:
     return [i for i, v in enumerate(values) if v - v != 0.0]
 
 
-def total(values: Iterable[float]) -> float:
-    """The 2-norm of 2-norms; NaN and inf go through."""
-    s = sum(v * v for v in values)
-    return math.sqrt(s) if s == s else s
+def _trainable(params: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return [p for p in params if p.requires_grad]
 
 
 def _values(group: Mapping[str, nn.Parameter] | Iterable[nn.Parameter]) -> Iterable[nn.Parameter]:

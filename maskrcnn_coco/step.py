@@ -127,7 +127,8 @@ def clip_coefficient(norm: float, max_norm: float | None) -> float:
     """What the gradients are multiplied by: 1 where nothing is clipped. torch's own formula otherwise."""
     if not max_norm or norm <= max_norm:
         return 1.0
-    return max_norm / (norm + 1e-6)
+    # In float32, as torch computes it.
+    return float(max_norm / (torch.tensor(norm, dtype=torch.float32) + 1e-6))
 
 
 def apply(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor], coefficient: float) -> None:
