@@ -139,7 +139,7 @@ class CocoDataset(Dataset):
         masks = None
         if self.masks:
             masks = draw_masks([self._outline(index, row, size) for row in rows], size, recipe)
-            seen = masks.flatten(1).any(dim=1).numpy() if len(rows) else np.zeros(0, bool)
+            seen = masks.numpy().any(axis=(1, 2))
             if not seen.all():
                 rows, boxes, masks = rows[seen], boxes[seen], masks[torch.from_numpy(seen)]
         factor = (recipe.height * recipe.width) / (size[0] * size[1])
@@ -179,7 +179,7 @@ class CocoDataset(Dataset):
 
 
 class seeded:  # noqa: N801
-    """Inside, the global generators of torch, numpy and Python are seeded from ``numbers``; after, they are as before."""
+    """The global generators of torch, numpy and Python, seeded from ``numbers`` inside, as before after."""
 
     def __init__(self, *numbers: int) -> None:
         self.seed = int.from_bytes(mix(*numbers)[:8], "little") >> 1
@@ -241,20 +241,20 @@ class UserData(Dataset):
                     f"the data set failed at item {index}: {type(e).__name__}: {e}",
                     fix=f"look at dataset[{index}]; --debug shows where it was raised",
                 ) from e
-        if not (
-            isinstance(item, (tuple, list))
-            and len(item) == 2
-            and isinstance(item[0], Tensor)
-            and isinstance(item[1], dict)
-        ):
-            raise DataError(
-                f"the data set yields something else at item {index}",
-                got=f"{type(item).__name__} of {[type(i).__name__ for i in item] if isinstance(item, (tuple, list)) else item}",
-                expected="(image float32 tensor (3, H, W) in 0..1, target dict)",
-                fix="return what torchvision's detection models take",
-            )
-        image, target = item[0], dict(item[1])
+        image, target = _checked_item(item, index)
         if self._left_out and "annotation_ids" in target:
             batch = Batch([image], [target], [SampleKey(epoch, index, index)])
             target = batch.drop_annotations(0, self._left_out).targets[0]
         return image, target
+
+
+def _checked_item(item: Any, index: int) -> tuple[Tensor, Target]:
+    if isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], Tensor) and isinstance(item[1], dict):
+        return item[0], dict(item[1])
+    parts = [type(i).__name__ for i in item] if isinstance(item, (tuple, list)) else type(item).__name__
+    raise DataError(
+        f"the data set yields something else at item {index}",
+        got=str(parts),
+        expected="(image float32 tensor (3, H, W) in 0..1, target dict)",
+        fix="return what torchvision's detection models take",
+    )
