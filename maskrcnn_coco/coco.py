@@ -42,6 +42,15 @@ class Texts:
         start, stop = self.spans[row].tolist()
         return self.data[start:stop].tobytes()
 
+    def between(self, start: int, stop: int) -> list[bytes]:
+        """The strings ``start`` to ``stop`` - 1."""
+        if stop <= start:
+            return []
+        spans = self.spans[start:stop]
+        low = int(spans.min())
+        text = self.data[low : int(spans.max())].tobytes()
+        return [text[a:b] for a, b in (spans - low).tolist()]
+
     @staticmethod
     def of(items: Sequence[Any]) -> Texts:
         """The strings of ``items`` (bytes or `msgspec.Raw`), joined."""
@@ -185,9 +194,10 @@ class CocoTable:
 
 
 def _restored(rest: dict[str, Any], shared: SharedArrays) -> CocoTable:
-    arrays = dict(shared.arrays)
-    texts = {n: Texts(arrays.pop(f"{n}.data"), arrays.pop(f"{n}.spans")) for n in ("names", "segmentations")}
-    return CocoTable(**rest, **texts, **arrays)
+    arrays: dict[str, Any] = dict(shared.arrays)
+    for name in ("names", "segmentations"):
+        rest[name] = Texts(arrays.pop(f"{name}.data"), arrays.pop(f"{name}.spans"))
+    return CocoTable(**rest, **arrays)
 
 
 def load_coco(json_path: str | Path, image_root: str | Path) -> CocoTable:
@@ -211,7 +221,7 @@ def _table(entries: Entries, path: Path, root: Path) -> CocoTable:
     if not images:
         raise DataError(f"{path} has no images", expected=SHAPE, fix="name a file whose `images` list has entries")
     image_ids = np.array([i.id for i in images], np.int64)
-    columns = _columns(entries.annotations)
+    columns: dict[str, Any] = _columns(entries.annotations)
     category_ids = columns["category_ids"]
     categories, dropped = _categories(entries.categories, category_ids, path, problems)
     return CocoTable(
@@ -231,7 +241,7 @@ def _table(entries: Entries, path: Path, root: Path) -> CocoTable:
     )
 
 
-def _columns(entries: list[AnnotationEntry]) -> dict[str, np.ndarray]:
+def _columns(entries: list[AnnotationEntry]) -> dict[str, Any]:
     """The numbers of the annotations, a column each. map and attrgetter keep a million calls out of the interpreter."""
     n = len(entries)
     numbers = (("ann_ids", "id"), ("image_ids", "image_id"), ("category_ids", "category_id"), ("area", "area"))

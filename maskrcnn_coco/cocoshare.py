@@ -1,4 +1,4 @@
-"""Columns for worker processes that do not share the parent's memory (spawn): written once to a file, mapped by each."""
+"""Columns for worker processes that do not share the parent's memory (spawn): written once, mapped by each."""
 
 from __future__ import annotations
 

@@ -10,9 +10,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Rings:
-    """P polygon parts: ``xy`` float64 (points, 2); ``starts`` and ``lengths`` int64 (P,), in points."""
+    """P polygon parts: ``x`` and ``y`` float64 (points,); ``starts`` and ``lengths`` int64 (P,), in points."""
 
-    xy: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
 
@@ -21,35 +22,36 @@ class Rings:
         """Rings of parts with 6 or an even number more of coordinates."""
         lengths = np.fromiter(map(len, parts), np.int64, len(parts))
         flat = np.fromiter(chain.from_iterable(parts), np.float64, int(lengths.sum()))
-        return Rings(flat.reshape(-1, 2), (np.cumsum(lengths) - lengths) // 2, lengths // 2)
+        return Rings(flat[::2].copy(), flat[1::2].copy(), (np.cumsum(lengths) - lengths) // 2, lengths // 2)
 
-    def following(self) -> np.ndarray:
-        """For each point the index of the next one of its ring."""
-        after = np.arange(1, len(self.xy) + 1)
-        after[self.starts + self.lengths - 1] = self.starts
+    def _after(self, values: np.ndarray) -> np.ndarray:
+        """For each point the value of the next one of its ring."""
+        after = np.empty_like(values)
+        after[:-1] = values[1:]
+        after[self.starts + self.lengths - 1] = values[self.starts]
         return after
 
     def areas(self) -> np.ndarray:
         """Enclosed area of each part, float64 (P,), square pixels; parts of a self-crossing ring may cancel."""
-        after = self.xy[self.following()]
         with np.errstate(over="ignore", invalid="ignore"):
-            cross = self.xy[:, 0] * after[:, 1] - self.xy[:, 1] * after[:, 0]
+            cross = self.x * self._after(self.y) - self.y * self._after(self.x)
             return np.abs(np.add.reduceat(cross, self.starts)) / 2
 
     def outlines(self) -> np.ndarray:
         """Outline of each part, float64 (P,), in steps of the rasteriser: the longer of |dx| and |dy|, summed."""
         with np.errstate(over="ignore", invalid="ignore"):
-            steps = np.abs(self.xy[self.following()] - self.xy).max(axis=1)
+            steps = np.maximum(np.abs(self._after(self.x) - self.x), np.abs(self._after(self.y) - self.y))
             return np.add.reduceat(steps, self.starts)
 
     def extents(self) -> np.ndarray:
         """x1, y1, x2, y2 of each part, float64 (P, 4)."""
-        low = np.minimum.reduceat(self.xy, self.starts, axis=0)
-        return np.concatenate([low, np.maximum.reduceat(self.xy, self.starts, axis=0)], axis=1)
+        low, high = np.minimum.reduceat, np.maximum.reduceat
+        return np.stack([f(v, self.starts) for f in (low, high) for v in (self.x, self.y)], axis=1)
 
     def finite(self) -> np.ndarray:
         """bool (P,): all coordinates of the part are finite."""
-        return np.logical_and.reduceat(np.isfinite(self.xy).all(axis=1), self.starts)
+        good = np.isfinite(self.x) & np.isfinite(self.y)
+        return np.ones(len(self.starts), bool) if good.all() else np.logical_and.reduceat(good, self.starts)
 
     def crossing(self, limit: int = 300) -> np.ndarray:
         """bool (P,): two edges of the part cross inside. Parts of more than ``limit`` points are not examined."""
@@ -61,7 +63,8 @@ class Rings:
             step = max(1, 1_000_000 // (n * n))
             for at in range(0, len(rows), step):
                 some = rows[at : at + step]
-                found[some] = _crossing(self.xy[self.starts[some, None] + np.arange(n)])
+                points = self.starts[some, None] + np.arange(n)
+                found[some] = _crossing(np.stack([self.x[points], self.y[points]], axis=2))
         return found
 
 
@@ -78,7 +81,7 @@ def _crossing(rings: np.ndarray) -> np.ndarray:
 
     at_start = side(a)
     split = at_start * np.roll(at_start, -1, axis=2) < 0  # the ends of edge j are the points j and j + 1
-    return (split & split.transpose(0, 2, 1)).any(axis=(1, 2))
+    return np.asarray((split & split.transpose(0, 2, 1)).any(axis=(1, 2)))
 
 
 def boxes_of_runs(runs: np.ndarray, height: int) -> tuple[float, np.ndarray]:

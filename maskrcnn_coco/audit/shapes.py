@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 
 import msgspec
 import numpy as np
@@ -20,7 +20,8 @@ CROSSING_SAMPLE = 60_000
 
 Polygons = list[list[float]]
 Segment = Polygons | dict[str, msgspec.Raw] | None
-_typed = msgspec.json.Decoder(list[Segment])
+_polygon_lists = msgspec.json.Decoder(list[Polygons])
+_segment = msgspec.json.Decoder(Segment)
 _any = msgspec.json.Decoder()
 _RLE_CODES = (("size", "RLE_SIZE"), ("add up", "RLE_SUM"))
 
@@ -36,7 +37,6 @@ class Shapes:
     multipart: int = 0
     rle_objects: int = 0
     crossing_seen: int = 0
-    short_parts: dict[int, int] = field(default_factory=dict)
 
 
 def measure(table: CocoTable, report: Reporter) -> Shapes:
@@ -44,33 +44,36 @@ def measure(table: CocoTable, report: Reporter) -> Shapes:
     count = len(table.ann_ids)
     shapes = Shapes(np.full((count, 4), np.nan), np.full(count, np.nan), np.zeros(count, bool))
     for start in range(0, count, CHUNK):
-        rows = np.arange(start, min(start + CHUNK, count))
-        polygons: list[tuple[int, Polygons]] = []
-        for ann, segment in _segments(table, rows):
-            if isinstance(segment, list) and segment:
-                polygons.append((ann, segment))
-            elif isinstance(segment, dict):
-                _rle(table, ann, segment, shapes, report)
-            elif segment is None or segment == []:
-                shapes.missing[ann] = True
-            else:
-                report.add("SEGMENTATION_BAD", f"it is {str(segment)[:40]!r}", ann=ann)
-        _polygons(table, polygons, shapes, report)
+        rows = range(start, min(start + CHUNK, count))
+        texts = [t or b"null" for t in table.segmentations.between(rows.start, rows.stop)]
+        try:
+            segments = _polygon_lists.decode(b"[" + b",".join(texts) + b"]")
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            _one_by_one(table, list(zip(rows, texts, strict=True)), shapes, report)
+        else:
+            _polygons(table, list(rows), segments, shapes, report)
     return shapes
 
 
-def _segments(table: CocoTable, rows: np.ndarray) -> Iterator[tuple[int, object]]:
-    texts = [table.segmentation_raw(r) or b"null" for r in rows.tolist()]
-    try:
-        yield from zip(rows.tolist(), _typed.decode(b"[" + b",".join(texts) + b"]"), strict=True)
-        return
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass
-    for row, text in zip(rows.tolist(), texts, strict=True):
+def _one_by_one(table: CocoTable, texts: list[tuple[int, bytes]], shapes: Shapes, report: Reporter) -> None:
+    """A chunk that holds something else than polygons of numbers: RLE, nothing, or what does not fit."""
+    owners: list[int] = []
+    polygons: list[Polygons] = []
+    for ann, text in texts:
         try:
-            yield row, _typed.decode(b"[" + text + b"]")[0]
+            segment: object = _segment.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            yield row, _untyped(text)
+            segment = _untyped(text)
+        if isinstance(segment, dict):
+            _rle(table, ann, segment, shapes, report)
+        elif isinstance(segment, list):
+            owners.append(ann)
+            polygons.append(segment)
+        elif segment is None:
+            shapes.missing[ann] = True
+        else:
+            report.add("SEGMENTATION_BAD", f"it is {str(segment)[:40]!r}", ann=ann)
+    _polygons(table, owners, polygons, shapes, report)
 
 
 def _untyped(text: bytes) -> object:
@@ -105,31 +108,32 @@ def _rle(table: CocoTable, ann: int, segment: dict[str, msgspec.Raw], shapes: Sh
         report.add("MASK_EMPTY", "the RLE has no foreground pixel", ann=ann)
 
 
-def _polygons(table: CocoTable, found: list[tuple[int, Polygons]], shapes: Shapes, report: Reporter) -> None:
-    parts: list[list[float]] = []
-    owner: list[int] = []
-    for ann, segment in found:
+def _polygons(table: CocoTable, anns: list[int], found: list[Polygons], shapes: Shapes, report: Reporter) -> None:
+    """Judge polygons; where all are plain, which is the rule, none is looked at one by one."""
+    parts = list(chain.from_iterable(found))
+    owner = np.repeat(np.array(anns, np.int64), np.fromiter(map(len, found), np.int64, len(found)))
+    if len(np.unique(owner)) == len(anns) and all(type(p) is list for p in parts):
+        lengths = np.fromiter(map(len, parts), np.int64, len(parts))
+        if ((lengths >= 6) & (lengths % 2 == 0)).all():
+            try:
+                return _judge(table, Rings.of(parts), owner, shapes, report)
+            except (OverflowError, TypeError, ValueError):
+                pass  # a coordinate that is no number, or beyond a double
+    parts, owners = [], []
+    for ann, segment in zip(anns, found, strict=True):
+        if not segment:
+            shapes.missing[ann] = True
         kept = _sound_parts(ann, segment, report)
-        shapes.multipart += len(kept) > 1
         parts += kept
-        owner += [ann] * len(kept)
-    if not parts:
-        return
-    try:
-        rings = Rings.of(parts)
-    except (OverflowError, TypeError, ValueError):
-        # One number is beyond a double: take them one by one, the bad ones apart.
-        good = [i for i, p in enumerate(parts) if _numbers(p)]
-        for ann in sorted({owner[i] for i in set(range(len(parts))) - set(good)}):
-            report.add("POLYGON_NONFINITE", "a coordinate is too large", ann=ann)
-        if not good:
-            return
-        parts, owner = [parts[i] for i in good], [owner[i] for i in good]
-        rings = Rings.of(parts)
-    _judge(table, rings, np.array(owner), shapes, report)
+        owners += [ann] * len(kept)
+    if parts:
+        _judge(table, Rings.of(parts), np.array(owners), shapes, report)
+    return None
 
 
 def _numbers(part: list[float]) -> bool:
+    if not all(type(v) is float or type(v) is int for v in part):
+        return False
     try:
         return bool(np.isfinite(np.array(part, np.float64)).all())
     except (OverflowError, TypeError, ValueError):
@@ -138,13 +142,11 @@ def _numbers(part: list[float]) -> bool:
 
 def _sound_parts(ann: int, segment: Polygons, report: Reporter) -> list[list[float]]:
     """The parts that enclose something; what is wrong with the others is reported."""
-    if all(type(p) is list and len(p) >= 6 and len(p) % 2 == 0 for p in segment) and _plain(segment):
-        return segment
     for p in segment:
         if not isinstance(p, list):
             report.add("SEGMENTATION_BAD", f"a polygon is {str(p)[:40]!r}, expected a list of numbers", ann=ann)
             return []
-        if not _numbers(p) or not _plain([p]):
+        if not _numbers(p):
             report.add("POLYGON_NONFINITE", "a polygon holds something other than finite numbers", ann=ann)
             return []
         if len(p) % 2:
@@ -162,14 +164,10 @@ def _sound_parts(ann: int, segment: Polygons, report: Reporter) -> list[list[flo
     return kept
 
 
-def _plain(segment: Polygons) -> bool:
-    # The typed decoder made them floats; only an untyped value can hold text, a bool or a list here.
-    return all(type(p[0]) is float or all(type(v) in (float, int) for v in p) for p in segment if p)
-
-
 def _judge(table: CocoTable, rings: Rings, owner: np.ndarray, shapes: Shapes, report: Reporter) -> None:
     first = np.flatnonzero(np.concatenate([[True], owner[1:] != owner[:-1]]))
     anns = owner[first]
+    shapes.multipart += int((np.diff(first, append=len(owner)) > 1).sum())
     extents = rings.extents()
     extent = np.concatenate(
         [np.minimum.reduceat(extents[:, :2], first, axis=0), np.maximum.reduceat(extents[:, 2:], first, axis=0)], axis=1
@@ -212,7 +210,7 @@ def _crossings(rings: Rings, owner: np.ndarray, shapes: Shapes, report: Reporter
         return
     count = min(room, len(rings.starts))
     shapes.crossing_seen += count
-    some = Rings(rings.xy, rings.starts[:count], rings.lengths[:count])
+    some = Rings(rings.x, rings.y, rings.starts[:count], rings.lengths[:count])
     with np.errstate(over="ignore", invalid="ignore"):
         crossing = np.flatnonzero(some.crossing())
     for ann in np.unique(owner[crossing]).tolist():
