@@ -14,6 +14,7 @@ from torch import nn
 
 from maskrcnn_coco.coco_metrics import GroundTruth, IouType, coco_metrics, ground_truth
 from maskrcnn_coco.detect import Prediction, infer
+from maskrcnn_coco.distributed import Ranks
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evalset import EvalSet, Example, as_eval_set, check_label
 
@@ -61,7 +62,7 @@ def evaluate_model(
     precision: str = "fp32",
     batch_size: int = 1,
     class_names: Sequence[str] | None = None,
-    ranks: Any = None,
+    ranks: Ranks | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvalResult:
     """COCO metrics of ``model`` on ``source``. The model's train or eval mode is left as it was found.
@@ -72,7 +73,7 @@ def evaluate_model(
         source: a `CocoTable`, a data set with one as ``.table``, or a map-style data set with torchvision's targets.
         device, precision: where and in what ("fp32", "fp16", "bf16") the forward pass runs.
         class_names: ("background", first class, …) for a data set of your own.
-        ranks: has ``rank`` and ``world``; every process then evaluates its share and all get the same result.
+        ranks: the run's processes: each then evaluates its share, and all get the same result.
         progress: called with (images done, images to do) of this process.
 
     Raises:
@@ -80,11 +81,9 @@ def evaluate_model(
     """
     began = time.perf_counter()
     data = as_eval_set(source, class_names)
-    rank, world = (ranks.rank, ranks.world) if ranks is not None else (0, 1)
-    rows = range(rank, len(data), world)
+    rows = range(len(data)) if ranks is None else range(ranks.rank, len(data), ranks.world)
     shard = detect(model, data, rows, device=device, precision=precision, batch_size=batch_size, progress=progress)
-    shards = _gather(shard, world)
-    result = score(shards, data)
+    result = score([shard] if ranks is None or ranks.world == 1 else ranks.gather_objects(shard), data)
     result.seconds = time.perf_counter() - began
     return result
 
@@ -164,14 +163,6 @@ def _keep(shard: Shard, example: Example, found: Prediction) -> None:
     shard.results += found.results
     if found.dropped:
         shard.left_out.append(f"{example.file_name}: {found.dropped} detections are not finite and were dropped")
-
-
-def _gather(shard: Shard, world: int) -> list[Shard]:
-    if world == 1:
-        return [shard]
-    shards: list[Any] = [None] * world
-    torch.distributed.all_gather_object(shards, shard)
-    return shards
 
 
 def score(shards: Sequence[Shard], data: EvalSet) -> EvalResult:

@@ -20,6 +20,8 @@ from typing import Any
 from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, StepRecord, number, to_json
 
 METRICS = "metrics.jsonl"
+UNDONE = "metrics_undone.jsonl"
+"""Step lines that a roll-back or resume took out of `METRICS`: what those steps looked like the first time."""
 _FLUSH_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
@@ -223,6 +225,10 @@ def _truncate(path: Path, resume_step: int | None) -> None:
     clean = b"".join(line + b"\n" for line, _ in kept)
     if clean == raw:
         return
+    gone = [line for line, d in entries if d.get("kind") == "step" and d.get("step", 0) >= (resume_step or 0)]
+    if resume_step is not None and gone:
+        with path.with_name(UNDONE).open("ab") as f:
+            f.write(b"".join(line + b"\n" for line in gone))
     part = path.with_name(path.name + ".part")
     with part.open("wb") as f:
         f.write(clean)

@@ -106,6 +106,8 @@ def test_resume_leaves_no_gap_and_no_double(tmp_path: Path) -> None:
         run(folder, min(resume, 14), 16, min(resume, 14))
         assert summary(folder) == summary(tmp_path / "whole"), resume
         assert [s for s, _ in points(folder)["loss/total"]] == list(range(16)), resume
+        undone = [d["step"] for d in read_metrics(folder / "metrics_undone.jsonl")]
+        assert undone == list(range(resume, 14)), resume
 
 
 def test_torn_last_line_is_repaired(tmp_path: Path) -> None:
