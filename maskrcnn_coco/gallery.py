@@ -1,0 +1,179 @@
+"""The findings of a check, drawn: one self-contained HTML page that opens offline."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment
+from PIL import Image, ImageDraw
+
+from maskrcnn_coco.audit.catalogue import CATALOGUE
+from maskrcnn_coco.audit.run import summary
+from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.images import read_image
+from maskrcnn_coco.masks import decode_mask
+from maskrcnn_coco.records import DataFinding
+
+SIDE = 280
+"""Longest side of a picture, pixels."""
+PER_KIND = 6
+LISTED = 200
+"""Pictures and messages of each kind; the counts cover all."""
+_BOX, _MASK = (255, 176, 0), (0, 200, 255)
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Check of {{ name }}</title>
+<style>
+:root { color-scheme: light dark; --line: #8884; --dim: #888; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 2.5rem 0 .3rem;
+  border-top: 1px solid var(--line); padding-top: 1rem; }
+table { border-collapse: collapse; } td, th { text-align: left; padding: .2rem .9rem .2rem 0; }
+td.n { text-align: right; font-variant-numeric: tabular-nums; }
+.error { color: #d33; } .warning { color: #b80; } .info { color: #39c; } .dim { color: var(--dim); }
+code { font-family: ui-monospace, monospace; font-size: .9em; }
+.grid { display: flex; flex-wrap: wrap; gap: 1rem; margin: .8rem 0; }
+figure { margin: 0; width: {{ side }}px; } figure img { display: block; max-width: 100%; border-radius: 4px; }
+figcaption, li { font-size: .85rem; overflow-wrap: anywhere; } details { margin: .5rem 0; }
+</style></head><body>
+<h1>Check of {{ name }}</h1>
+<p>{{ images }} images, {{ annotations }} annotations, {{ classes }} classes.
+{% if not kinds %}Nothing to report.{% else %}The box is drawn in orange, the mask in blue.{% endif %}</p>
+{% if kinds %}<table><tr><th>severity</th><th>code</th><th>count</th><th></th></tr>
+{% for k in kinds %}<tr><td class="{{ k.severity }}">{{ k.severity }}</td>
+<td><a href="#{{ k.code }}-{{ k.severity }}"><code>{{ k.code }}</code></a></td>
+<td class="n">{{ k.count }}</td><td>{{ k.title }}</td></tr>
+{% endfor %}</table>{% endif %}
+{% for k in kinds %}<h2 id="{{ k.code }}-{{ k.severity }}">
+<span class="{{ k.severity }}">{{ k.code }}</span> · {{ k.title }} · {{ k.count }}</h2>
+<p class="dim">{{ k.fix }}</p>
+{% if k.pictures %}<div class="grid">{% for p in k.pictures %}<figure><img alt="" src="data:image/jpeg;base64,{{ p.data }}">
+<figcaption>{{ p.text }}</figcaption></figure>{% endfor %}</div>{% endif %}
+<details{% if not k.pictures %} open{% endif %}>
+<summary>{{ k.texts|length }} of {{ k.count }} listed</summary>
+<ul>{% for t in k.texts %}<li>{{ t }}</li>{% endfor %}</ul></details>
+{% endfor %}
+</body></html>
+"""
+
+
+@dataclass(frozen=True)
+class _Picture:
+    data: str
+    text: str
+
+
+@dataclass(frozen=True)
+class _Kind:
+    severity: str
+    code: str
+    count: int
+    title: str
+    fix: str
+    pictures: list[_Picture]
+    texts: list[str]
+
+
+def write_gallery(table: CocoTable, findings: list[DataFinding], path: str | Path) -> None:
+    """Write the page: counts first, then each kind with up to `PER_KIND` pictures and `LISTED` messages.
+
+    Everything from the data is escaped, nothing is loaded from outside. DataError where ``path`` cannot be written.
+    """
+    by_kind: defaultdict[tuple[str, str], list[DataFinding]] = defaultdict(list)
+    for f in findings:
+        by_kind[f.severity, f.code].append(f)
+    rows = _AnnotationRows(table)
+    kinds = [
+        _Kind(severity, code, count, title, CATALOGUE[code].fix, _pictures(table, by_kind[severity, code], rows), texts)
+        for severity, code, count, title in summary(findings)
+        for texts in [[printable(f.message) for f in by_kind[severity, code][:LISTED]]]
+    ]
+    page = Environment(autoescape=True).from_string(_PAGE)
+    text = page.render(
+        name=printable(table.json_path.name),
+        images=len(table),
+        annotations=len(table.ann_ids),
+        classes=len(table.categories),
+        kinds=kinds,
+        side=SIDE,
+    )
+    try:
+        Path(path).write_text(text, encoding="utf-8", errors="replace")
+    except OSError as e:
+        raise DataError(f"cannot write {path}: {e.strerror}", fix="choose a folder that can be written") from e
+
+
+def printable(text: str) -> str:
+    """``text`` with control and direction-changing characters made visible: inert in terminals and pages."""
+    return "".join(c if c.isprintable() or c == " " else f"\\u{ord(c):04x}" for c in text)
+
+
+class _AnnotationRows:
+    """Annotation id → row, built once."""
+
+    def __init__(self, table: CocoTable) -> None:
+        self.order = np.argsort(table.ann_ids, kind="stable")
+        self.ids = table.ann_ids[self.order]
+
+    def __getitem__(self, ann_id: int) -> int:
+        return int(self.order[np.searchsorted(self.ids, ann_id)])
+
+
+def _pictures(table: CocoTable, findings: list[DataFinding], rows: _AnnotationRows) -> list[_Picture]:
+    """Pictures of the first findings whose image can be read, no image twice."""
+    found: list[_Picture] = []
+    seen: set[int] = set()
+    for f in findings[: 5 * PER_KIND]:
+        if f.image_id is None or f.image_id in seen or len(found) == PER_KIND:
+            continue
+        seen.add(f.image_id)
+        try:
+            row = table.row_of(f.image_id)
+            image = read_image(table.image_root, table.file_name(row))
+        except (DataError, KeyError):
+            continue
+        ann = rows[f.annotation_id] if f.annotation_id is not None else None
+        found.append(_Picture(_jpeg(_drawn(table, image, ann)), printable(f.message)))
+    return found
+
+
+def _drawn(table: CocoTable, image: np.ndarray, ann: int | None) -> Image.Image:
+    height, width = image.shape[:2]
+    if ann is not None:
+        image = _with_mask(image, table.segmentation_raw(ann))
+    scale = min(SIDE / max(height, width), 4.0)
+    small = Image.fromarray(image).resize((max(round(width * scale), 1), max(round(height * scale), 1)))
+    if ann is not None and np.isfinite(table.boxes[ann]).all():
+        x, y, w, h = (table.boxes[ann] * scale).clip(-1e6, 1e6).tolist()
+        corners = (min(x, x + w), min(y, y + h), max(x, x + w), max(y, y + h))
+        edge = (0.0, 0.0, small.width - 1.0, small.height - 1.0)
+        # A box off the picture is drawn at its border, so that something shows where it points.
+        x1, x2 = (float(np.clip(v, edge[0], edge[2])) for v in corners[::2])
+        y1, y2 = (float(np.clip(v, edge[1], edge[3])) for v in corners[1::2])
+        ImageDraw.Draw(small).rectangle((x1, y1, x2, y2), outline=_BOX, width=2)
+    return small
+
+
+def _with_mask(image: np.ndarray, segmentation: bytes) -> np.ndarray:
+    try:
+        mask = decode_mask(segmentation, *image.shape[:2]) > 0
+    except DataError:
+        return image
+    tinted = image.copy()
+    tinted[mask] = (0.5 * tinted[mask] + 0.5 * np.array(_MASK)).astype(np.uint8)
+    return tinted
+
+
+def _jpeg(image: Image.Image) -> str:
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=80)
+    return base64.b64encode(out.getvalue()).decode("ascii")
