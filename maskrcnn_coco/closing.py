@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from maskrcnn_coco.saving import save_now
-from maskrcnn_coco.durable import write_text
+from maskrcnn_coco.saving import save_now, weights_finite
+from maskrcnn_coco.folders import write_text
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.evaluate import evaluate_model
 from maskrcnn_coco.records import EvalRecord, Result, to_json
@@ -30,6 +30,7 @@ def evaluate_session(session: Session, epoch: int) -> EvalRecord | None:
         device=session.device,
         precision=session.precision,
         batch_size=session.config.batch_size or 1,
+        class_names=session.data.class_names,
         ranks=session.ranks,
     )
     session.evaluation = result
@@ -51,12 +52,6 @@ def keep_best(session: Session, record: EvalRecord) -> bool:
         return False
     session.progress.best, session.progress.best_epoch = value, record.epoch
     return True
-
-
-def weights_finite(model: torch.nn.Module) -> bool:
-    """Every parameter and buffer of ``model`` is finite."""
-    tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
-    return bool(torch.stack([torch.isfinite(t).all() for t in tensors]).all()) if tensors else True
 
 
 def finished(session: Session) -> Result:
@@ -92,7 +87,7 @@ def _end(session: Session, status: str, code: int, finite: bool) -> Result:
     result = _result(session, status, code, finite)
     if not session.ranks.is_main:
         return result
-    session.tracker.close()
+    session.close_tracker()
     write_text(session.logdir / "result.json", to_json(result, indent=1))
     report = write_report(session.logdir)
     session.console.end(result, report=report, checkpoints=Path(session.config.checkpoint_dir))
@@ -128,3 +123,7 @@ def peak_memory(device: torch.device) -> int:
     return used if sys.platform == "darwin" else used * 1024
 
 
+
+
+def draw_predictions(session: Session) -> None:
+    """The worst and the most typical predictions beside the truth, for the report."""

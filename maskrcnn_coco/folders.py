@@ -8,6 +8,7 @@ import os
 from datetime import datetime
 from pathlib import Path
 
+from maskrcnn_coco.durable import write_atomically
 from maskrcnn_coco.errors import ConfigError
 
 
@@ -73,3 +74,12 @@ def _unusable(path: Path, e: OSError) -> ConfigError:
         expected="a folder that this user may write to",
         fix="free some space, change its permissions, or choose others with --logdir and --checkpoint-dir",
     )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file ``path`` by ``text`` (UTF-8), whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; the old content stays.
+    """
+    write_atomically(path, lambda sink: sink.write(text.encode()))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from maskrcnn_coco.precision import autocast
 
@@ -54,8 +54,11 @@ class Forward:
         """The same for any copy of the model, at any step; ``precision`` overrides the run's (for replays)."""
         batch = batch.to(self.device, non_blocking=True)
         torch.manual_seed(step_seed(self.seed, step, micro, self.rank))
-        with ExitStack() as stack:
-            stack.enter_context(autocast(precision or self.precision, self.device))
+        transform = getattr(model, "transform", None)
+        if isinstance(transform, GeneralizedRCNNTransform):
+            # Our own data sets resize (multi-scale) themselves; torchvision's transform then only normalises and pads.
+            transform._skip_resize = batch.resized
+        with autocast(precision or self.precision, self.device):
             losses = model(batch.images, batch.targets)
         return {name: value.float() for name, value in losses.items()}
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 import torch
 from torch import nn
 
 from maskrcnn_coco import recipes
-from maskrcnn_coco.checkpoint import Saver, run_lock
+from maskrcnn_coco.checkpoint import Saver
 from maskrcnn_coco.components import components
 from maskrcnn_coco.config import Config, dump_config
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.data import CocoDataset, UserData
 from maskrcnn_coco.datasets import RunData, check_data, open_data, read_quarantine
 from maskrcnn_coco.distributed import Ranks
-from maskrcnn_coco.durable import write_text
+from maskrcnn_coco.folders import write_text
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.folders import fresh_folder, keep_folder, started_at
 from maskrcnn_coco.forward import Forward
@@ -28,10 +28,10 @@ from maskrcnn_coco.model import build_model
 from maskrcnn_coco.optim import Schedule, build_optimizer
 from maskrcnn_coco.plan import Plan
 from maskrcnn_coco.precision import amp_warning, make_scaler, resolve_amp
+from maskrcnn_coco.runlock import require_free, run_lock
 from maskrcnn_coco.resume import find_resume, restore_run, with_saved_settings
 from maskrcnn_coco.session import Observer, Session
 from maskrcnn_coco.snapshot import Ring
-from maskrcnn_coco.tracking import Tracker
 
 
 def open_session(
@@ -245,8 +245,7 @@ def assemble(
         max_grad_norm=config.max_grad_norm,
         components=components(model),
         mode=config.guard,
-        num_classes=data.num_classes,
-        ranks=ranks,
+        precision=precision,
     )
     return Session(
         config=config,
@@ -265,7 +264,7 @@ def assemble(
         train_source=train_source,
         val_source=val_source,
         plan=plan,
-        tracker=Tracker.__new__(Tracker),
+        tracker=None,
         console=console,
         saver=Saver.__new__(Saver),
         quick=quick,
@@ -275,7 +274,11 @@ def assemble(
 
 def snapshot_budget() -> int:
     """Most bytes for in-memory snapshots: a quarter of the memory that is free now."""
-    return psutil.virtual_memory().available // 4
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        free = 4 << 30  # not said by this system: enough for ResNet-50 three times over
+    return free // 4
 
 
 def prepare_folders(session: Session, *, resuming: bool, dry_run: bool) -> None:
@@ -283,6 +286,7 @@ def prepare_folders(session: Session, *, resuming: bool, dry_run: bool) -> None:
     config, console = session.config, session.console
     logdir, checkpoints = Path(config.logdir), Path(config.checkpoint_dir)
     if session.ranks.is_main and not dry_run:
+        require_free(checkpoints)
         if resuming:
             keep_folder(logdir)
             keep_folder(checkpoints)
@@ -296,7 +300,8 @@ def prepare_folders(session: Session, *, resuming: bool, dry_run: bool) -> None:
         write_text(logdir / "config.yaml", dump_config(config))
     session.ranks.barrier("folders")
     session.saver = Saver(checkpoints)
-    session.tracker = Tracker(logdir, warn=console.warn)
+    if not dry_run:
+        session.open_tracker()
 
 
 def introduce(session: Session, resolved: recipes.Resolved, *, resuming: bool) -> None:

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from maskrcnn_coco import recovery
-from maskrcnn_coco.checkpoint import load, newest_intact
+from maskrcnn_coco.store import load, newest_intact
 from maskrcnn_coco.diagnosis import investigate
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.forward import keep_fp32

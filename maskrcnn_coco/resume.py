@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from maskrcnn_coco import environment
-from maskrcnn_coco.checkpoint import load, load_newest
+from maskrcnn_coco.store import load, load_newest
 from maskrcnn_coco.config import Config
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.forward import keep_fp32
@@ -88,7 +88,7 @@ def restore_run(session: Session, found: Found) -> None:
     """
     assert found.state is not None
     load_state(session, found.state, str(found.path))
-    session.tracker.rewind(session.progress.step)
+    session.open_tracker(session.progress.step)
     session.first_step = session.progress.step
     session.history = [
         record_from(StepRecord, line)
@@ -96,7 +96,7 @@ def restore_run(session: Session, found: Found) -> None:
         if line["kind"] == "step" and line["step"] < session.progress.step
     ][-2 * session.plan.steps_per_epoch :]
     session.incidents = read_incidents(session.logdir / "incidents")
-    differences = environment.differs(found.state["environment"], environment.fingerprint(session.ranks.world))
+    differences = environment.differs(found.state["environment"], environment.fingerprint(session.ranks.world, device=session.device))
     if differences:
         session.console.warn("this resume is inexact, the last bits may differ: " + "; ".join(differences))
     session.console.note(f"going on from {found.path}: step {session.progress.step} of {session.total_steps}")

@@ -6,44 +6,39 @@ import time
 from typing import Any
 
 import msgspec
+import torch
 
 from maskrcnn_coco import environment
-from maskrcnn_coco.checkpoint import FORMAT
 from maskrcnn_coco.session import Session
 
 
 def state_of(session: Session) -> dict[str, Any]:
     """Everything from which the run goes on as if it had never stopped. Tensors are the live ones; the saver copies."""
     return {
-        "format": FORMAT,
-        "model": session.bare_model.state_dict(),
+        "model": session.model.state_dict(),
         "optimizer": session.optimizer.state_dict(),
         "scaler": None if session.scaler is None else session.scaler.state_dict(),
         "guard": session.guard.state_dict(),
-        "loop": session.progress_dict(),
+        "loop": {**session.progress.plain(), "epoch": session.epoch_of(session.progress.step)},
         "config": msgspec.to_builtins(session.config),
         "classes": list(session.data.class_names),
         "quick": session.quick,
-        "environment": environment.fingerprint(session.ranks.world),
+        "environment": environment.fingerprint(session.ranks.world, device=session.device),
     }
 
 
 def save_epoch(session: Session, epoch: int, *, better: bool) -> None:
     """``epoch_NNN.pth``, ``last.pth`` and, after the best epoch so far, ``best.pth``."""
-    if not session.ranks.is_main:
-        return
-    with session.saving():
+    if session.ranks.is_main and may_save(session):
         session.saver.save_epoch(epoch + 1, state_of(session), best=better)
-    session.saved(session.saver.wait() if session.last_epoch(epoch) else None)
+        after(session)
 
 
 def save_now(session: Session) -> None:
     """``last.pth`` now, and wait until it is on the disk."""
-    if not session.ranks.is_main:
-        return
-    with session.saving():
+    if session.ranks.is_main and may_save(session):
         session.saver.save_last(state_of(session))
-        session.saver.wait()
+        after(session, session.saver.wait())
 
 
 def save_if_due(session: Session) -> None:
@@ -55,6 +50,27 @@ def save_if_due(session: Session) -> None:
         due = time.monotonic() - session.last_save >= float(every[:-1])
     else:
         due = session.progress.step % int(every) == 0
-    if due:
-        with session.saving():
-            session.saver.save_last(state_of(session))
+    if due and may_save(session):
+        session.saver.save_last(state_of(session))
+        after(session)
+
+
+def may_save(session: Session) -> bool:
+    """Nothing non-finite is ever written: with the guard off the weights may have died."""
+    if session.config.guard in ("recover", "stop") or weights_finite(session.model):
+        return True
+    session.console.warn("the weights are not finite: no checkpoint is written, the older ones stay as they are")
+    return False
+
+
+def after(session: Session, warnings: list[str] | None = None) -> None:
+    """Note the time, and say what went wrong with saves (a full disk, say); the run goes on."""
+    session.last_save = time.monotonic()
+    for sentence in session.saver.warnings() if warnings is None else warnings:
+        session.console.warn(sentence)
+
+
+def weights_finite(model: torch.nn.Module) -> bool:
+    """Every parameter and buffer of ``model`` is finite."""
+    tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    return bool(torch.stack([torch.isfinite(t).all() for t in tensors]).all()) if tensors else True

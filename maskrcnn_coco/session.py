@@ -26,7 +26,7 @@ from maskrcnn_coco.guard import Guard
 from maskrcnn_coco.incidents import write_incident
 from maskrcnn_coco.optim import Schedule, apply_lr
 from maskrcnn_coco.plan import Plan
-from maskrcnn_coco.records import Incident, StepRecord
+from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, StepRecord
 from maskrcnn_coco.recovery import Limits
 from maskrcnn_coco.snapshot import Ring, Snapshot, Tape, take
 from maskrcnn_coco.tracking import Tracker
@@ -79,7 +79,7 @@ class Session:
     train_source: CocoDataset | UserData
     val_source: CocoDataset | UserData | None
     plan: Plan
-    tracker: Tracker
+    tracker: Tracker | None
     console: Console
     saver: Saver
     quick: bool = False
@@ -102,7 +102,7 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.saver.wait()
-        self.tracker.close()
+        self.close_tracker()
         self.lock.close()
 
     @property
@@ -130,8 +130,30 @@ class Session:
         apply_lr(self.optimizer, lr)
         return lr
 
-    def notify(self, record: Any) -> None:
-        """Show one record to the caller's observers; they look and never change training."""
+    def open_tracker(self, resume_step: int | None = None) -> None:
+        """Begin writing records (rank 0 only); what was written from ``resume_step`` on is dropped."""
+        self.close_tracker()
+        if self.ranks.is_main:
+            self.tracker = Tracker(self.logdir, resume_step, warn=self.console.warn)
+
+    def close_tracker(self) -> None:
+        """Flush and close the record files."""
+        if self.tracker is not None:
+            self.tracker.close()
+            self.tracker = None
+
+    def write(self, record: StepRecord | EpochRecord | EvalRecord | Incident) -> None:
+        """One record to the files and to the caller's observers; they look and never change training."""
+        if self.tracker is not None:
+            match record:
+                case StepRecord():
+                    self.tracker.step(record)
+                case EpochRecord():
+                    self.tracker.epoch(record)
+                case EvalRecord():
+                    self.tracker.eval(record)
+                case Incident():
+                    self.tracker.incident(record)
         for observer in self.observers:
             observer(record)
 
@@ -168,7 +190,7 @@ class Session:
         self.tape.drop_from(step)
         self.ring.drop_after(step)
         self.history = [r for r in self.history if r.step < step]
-        self.tracker.rewind(step)
+        self.open_tracker(step)
 
     def leave_out(self, image_ids: Sequence[int], annotation_ids: Sequence[int], why: str) -> None:
         """Quarantine images and annotations from now on, and write ``quarantine.json``."""
@@ -186,8 +208,7 @@ class Session:
         self.incidents.append(incident)
         self.progress.incidents.append(incident.id)
         self.console.incident(incident)
-        self.tracker.incident(incident)
-        self.notify(incident)
+        self.write(incident)
         if self.ranks.is_main:
             write_incident(self.logdir / "incidents", incident)
 

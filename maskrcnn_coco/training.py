@@ -156,8 +156,7 @@ def keep_record(session: Session, record: StepRecord) -> None:
     if not session.history:
         session.console.first_batch(record)
     session.history.append(record)
-    session.tracker.step(record)
-    session.notify(record)
+    session.write(record)
 
 
 def end_epoch(session: Session) -> None:
@@ -165,13 +164,11 @@ def end_epoch(session: Session) -> None:
     step = session.progress.step
     epoch = session.epoch_of(step - 1)
     record = epoch_record(session, epoch)
-    session.tracker.epoch(record)
-    session.notify(record)
+    session.write(record)
     evaluation = closing.evaluate_session(session, epoch)
     better = False
     if evaluation is not None:
-        session.tracker.eval(evaluation)
-        session.notify(evaluation)
+        session.write(evaluation)
         better = closing.keep_best(session, evaluation)
     session.console.epoch(record, evaluation, epochs=session.epochs, time_left=session.time_left())
     save_epoch(session, epoch, better=better)

@@ -42,7 +42,7 @@ def one(words: Sequence[str], what: str, default: str | None = None) -> str:
 
 def train(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco train``."""
-    from maskrcnn_coco.session import preview
+    from maskrcnn_coco.opening import preview
     from maskrcnn_coco.training import train as run
 
     config = as_config(args)

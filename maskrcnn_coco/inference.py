@@ -1,0 +1,115 @@
+"""``evaluate`` and ``predict``: a checkpoint, used."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskrcnn_coco.coco import CocoTable, load_coco
+from maskrcnn_coco.console import Console
+from maskrcnn_coco.datasets import shapes_folder
+from maskrcnn_coco.evaluate import EvalResult, evaluate_model
+from maskrcnn_coco.folders import write_text
+from maskrcnn_coco.layouts import find_data
+from maskrcnn_coco.model import load_for_inference
+from maskrcnn_coco.precision import resolve_amp
+from maskrcnn_coco.predict import image_paths, predict_images
+from maskrcnn_coco.records import to_json
+from maskrcnn_coco.shapes import write_shapes
+
+
+def pick_device(name: str) -> torch.device:
+    """The device to use; see `opening.resolve_device`."""
+    from maskrcnn_coco.distributed import Ranks
+    from maskrcnn_coco.opening import resolve_device
+
+    return resolve_device(name, Ranks.start(name))
+
+
+def evaluation_table(data: str | None, images: str | None) -> CocoTable:
+    """The annotations to evaluate on: the validation part of a data set that has one, else all of it."""
+    if data is None:
+        json_path = write_shapes(shapes_folder())[1]
+        return load_coco(json_path, Path(json_path).parent)
+    found = find_data(data, images=images)
+    # A json is meant as it stands; a folder's training part is what the checkpoint has seen.
+    return found.train if found.val is None or Path(data).is_file() else found.val
+
+
+def evaluate_checkpoint(
+    checkpoint: Path, data: str | None, images: str | None, *, device: str, out: str | None, json_mode: bool
+) -> int:
+    """``maskrcnn-coco evaluate``: prints the COCO metrics and the per-class table; returns the exit code.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as their names say.
+    """
+    console = Console(json_mode=json_mode)
+    table = evaluation_table(data, images)
+    where = pick_device(device)
+    model, _ = load_for_inference(checkpoint, num_classes=table.num_classes)
+    model.to(where)
+    result = evaluate_model(model, table, device=where, precision=resolve_amp("auto", where))
+    if out is not None:
+        write_text(Path(out), to_json(result.detections))
+    for sentence in result.left_out:
+        console.warn(sentence)
+    if json_mode:
+        sys.stdout.write(to_json(_summary(checkpoint, table, result)) + "\n")
+    else:
+        _print(console, table, result)
+    return 0
+
+
+def _summary(checkpoint: Path, table: CocoTable, result: EvalResult) -> dict[str, Any]:
+    return {
+        "checkpoint": str(checkpoint),
+        "data": str(table.json_path),
+        "images": result.images,
+        "metrics": result.metrics,
+        "per_class": result.per_class,
+        "seconds": result.seconds,
+    }
+
+
+def _print(console: Console, table: CocoTable, result: EvalResult) -> None:
+    rows = [[name, f"{value:.4f}" if value >= 0 else "-"] for name, value in result.metrics.items()]
+    console.bars(f"{result.images} images of {table.json_path}", rows, ["metric", "value"])
+    names = ["bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50", "objects"]
+    shown = [n for n in names if any(n in figures for figures in result.per_class.values())]
+    cells = [
+        [name, *(f"{figures[n]:.3f}" if n != "objects" else f"{figures[n]:.0f}" for n in shown if n in figures)]
+        for name, figures in result.per_class.items()
+    ]
+    console.bars("per class", cells, ["class", *shown])
+
+
+def predict_checkpoint(
+    checkpoint: Path, images: list[Path], out: Path, *, score: float, device: str, json_mode: bool
+) -> int:
+    """``maskrcnn-coco predict``: draws and writes COCO results; returns the exit code."""
+    console = Console(json_mode=json_mode)
+    where = pick_device(device)
+    paths = image_paths(images)
+    model, contents = load_for_inference(checkpoint)
+    model.to(where)
+    classes = contents.get("classes")
+    count = int(model.state_dict()["roi_heads.box_predictor.cls_score.weight"].shape[0])
+    names = [str(c) for c in classes] if isinstance(classes, (list, tuple)) else [f"class {i}" for i in range(count)]
+    out.mkdir(parents=True, exist_ok=True)
+    result = predict_images(
+        model, paths, out, names, device=where, precision=resolve_amp("auto", where), min_score=score
+    )
+    for sentence in result.failed:
+        console.warn(sentence)
+    drawn = sum(d["score"] >= score for d in result.detections)
+    if json_mode:
+        summary = {"images": [str(p) for p in result.drawn], "results": str(result.results_json), "objects": drawn}
+        sys.stdout.write(to_json({**summary, "failed": result.failed}) + "\n")
+    else:
+        console.note(f"{drawn} objects of score {score:g} or more on {len(result.drawn)} images: {out}")
+        console.note(f"all detections, as COCO results: {result.results_json}")
+    return 0

@@ -1,0 +1,62 @@
+"""A whole run, small enough for a test: the tiny shapes at 64 pixels, the small network, a dozen steps an epoch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskrcnn_coco import Config, train
+from maskrcnn_coco.model import build_model
+from maskrcnn_coco.records import Result
+
+
+def small_model(seed: int = 0, classes: int = 4) -> torch.nn.Module:
+    """The quick network at 64 pixels, from random weights."""
+    torch.manual_seed(seed)
+    return build_model("maskrcnn_resnet18_fpn", classes, small=True, min_size=64, max_size=64)
+
+
+def config(data: Path, out: Path, **changes: Any) -> Config:
+    """Settings of a small run that writes below ``out``."""
+    settings: dict[str, Any] = {
+        "data": str(data),
+        "model": "maskrcnn_resnet18_fpn",
+        "weights": "none",
+        "min_size": 64,
+        "max_size": 64,
+        "batch_size": 4,
+        "epochs": 1,
+        "lr": 2e-3,
+        "head_lr_multiplier": 2.0,
+        "warmup_steps": 2,
+        "amp": "off",
+        "workers": 0,
+        "device": "cpu",
+        "logdir": str(out / "run"),
+        "checkpoint_dir": str(out / "checkpoints"),
+    }
+    return Config(**(settings | changes))
+
+
+def run(data: Path, out: Path, *, model: torch.nn.Module | None = None, observers: Any = (), **changes: Any) -> Result:
+    """Train a small run; see `config`."""
+    return train(config(data, out, **changes), model=model or small_model(), observers=observers)
+
+
+def lines(out: Path, kind: str = "step") -> list[dict[str, Any]]:
+    """The records of one kind in ``metrics.jsonl``."""
+    text = (out / "run" / "metrics.jsonl").read_text(encoding="utf-8")
+    return [d for d in map(json.loads, text.splitlines()) if d["kind"] == kind]
+
+
+def incidents(out: Path) -> list[dict[str, Any]]:
+    """All incidents of a run, in order."""
+    return [json.loads(p.read_text(encoding="utf-8")) for p in sorted((out / "run" / "incidents").glob("*.json"))]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """The model weights of a checkpoint, as anybody would read them."""
+    return torch.load(path, weights_only=True)["model"]

@@ -1,0 +1,219 @@
+"""The loop: files, resume to the bit, interruption, the guard's modes, a user's own data and model."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from runs import config, incidents, lines, run, small_model, weights
+
+from maskrcnn_coco import Config, train, train_one_epoch
+from maskrcnn_coco.errors import CheckpointError, ConfigError, DataError
+from maskrcnn_coco.records import EvalRecord, StepRecord
+
+
+@pytest.fixture(scope="module")
+def done(tiny_shapes, tmp_path_factory):
+    """One undisturbed run of two epochs: its folder and result."""
+    out = tmp_path_factory.mktemp("done")
+    seen: list[object] = []
+    result = run(tiny_shapes.root, out, epochs=2, observers=[seen.append])
+    return out, result, seen
+
+
+def test_a_run_writes_everything_the_contract_names(done):
+    out, result, _ = done
+    assert (result.status, result.exit_code, result.finite) == ("finished", 0, True)
+    for name in ("config.yaml", "metrics.jsonl", "result.json", "report.html"):
+        assert (out / "run" / name).is_file(), name
+    assert list((out / "run").glob("events.out.tfevents.*"))
+    assert {p.name for p in (out / "checkpoints").glob("*.pth")} >= {"epoch_001.pth", "epoch_002.pth", "last.pth"}
+    written = json.loads((out / "run" / "result.json").read_text())
+    assert written["steps"] == result.steps == 12
+    assert set(written) == set(vars(result))
+
+
+def test_records_have_every_field_and_no_gap(done):
+    out, _, _ = done
+    steps = lines(out)
+    assert [s["step"] for s in steps] == list(range(12))
+    for s in steps:
+        assert s["applied"] is True
+        assert set(s["lr"]) == set(s["group_grad_norm"]) == {"backbone", "rpn", "box_head", "mask_head"}
+        assert s["loss"] == pytest.approx(sum(s["losses"].values()), rel=1e-4)
+        assert len(s["image_ids"]) == 4
+    assert [e["epoch"] for e in lines(out, "epoch")] == [0, 1]
+    assert len(lines(out, "eval")) == 2
+
+
+def test_losses_fall(done):
+    _, result, _ = done
+    assert result.last_loss < 0.8 * result.first_loss
+
+
+def test_observers_see_every_record(done):
+    _, _, seen = done
+    assert sum(isinstance(r, StepRecord) for r in seen) == 12
+    assert sum(isinstance(r, EvalRecord) for r in seen) == 2
+
+
+def test_checkpoints_are_plain_and_finite(done):
+    out, _, _ = done
+    for path in (out / "checkpoints").glob("*.pth"):
+        assert all(torch.isfinite(t).all() for t in weights(path).values() if t.is_floating_point())
+
+
+def test_a_resumed_run_ends_in_the_same_bits(done, tiny_shapes, tmp_path):
+    out, _, _ = done
+    stop_at = 7
+
+    def interrupt(record):
+        if isinstance(record, StepRecord) and record.step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    first = run(tiny_shapes.root, tmp_path, epochs=2, observers=[interrupt])
+    assert (first.status, first.exit_code) == ("interrupted", 143)
+    second = run(tiny_shapes.root, tmp_path, epochs=2, resume="auto", model=small_model(seed=99))
+    assert second.exit_code == 0
+    whole, resumed = weights(out / "checkpoints" / "last.pth"), weights(tmp_path / "checkpoints" / "last.pth")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    strip = lambda records: [{k: v for k, v in r.items() if k != "seconds"} for r in records]  # noqa: E731
+    assert strip(lines(tmp_path)) == strip(lines(out))
+
+
+def test_resume_takes_the_saved_settings_and_needs_none_again(done, tiny_shapes, tmp_path):
+    run(tiny_shapes.root, tmp_path, epochs=1)
+    again = train(
+        Config(
+            resume="auto", epochs=2, logdir=str(tmp_path / "run"), checkpoint_dir=str(tmp_path / "checkpoints")
+        ),
+        model=small_model(),
+    )
+    assert (again.steps, again.exit_code) == (12, 0)
+
+
+def test_resume_auto_without_a_checkpoint_starts_anew(tiny_shapes, tmp_path):
+    assert run(tiny_shapes.root, tmp_path, resume="auto").steps == 6
+
+
+def test_resume_of_a_missing_file_is_exit_5(tiny_shapes, tmp_path):
+    with pytest.raises(CheckpointError, match="nothing.pth") as e:
+        run(tiny_shapes.root, tmp_path, resume=str(tmp_path / "nothing.pth"))
+    assert e.value.exit_code == 5
+
+
+def test_a_damaged_newest_checkpoint_falls_back_and_is_said(tiny_shapes, tmp_path):
+    run(tiny_shapes.root, tmp_path, epochs=2)
+    folder = tmp_path / "checkpoints"
+    for name in ("last.pth", "epoch_002.pth"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-1000])
+    result = run(tiny_shapes.root, tmp_path, epochs=2, resume=str(folder / "last.pth"))
+    assert (result.exit_code, result.steps) == (0, 12)
+    assert any(i["cause"] == "POISONED_STATE" and "last.pth" in i["culprit"]["checkpoint"] for i in incidents(tmp_path))
+
+
+def test_an_older_run_is_kept_under_its_start_time(tiny_shapes, tmp_path):
+    run(tiny_shapes.root, tmp_path)
+    run(tiny_shapes.root, tmp_path)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert len(names) == 4
+    assert names[0].startswith("checkpoints")
+    assert names[2] == "run"
+    assert names[3].startswith("run_20")
+
+
+def test_with_the_guard_off_a_divergence_is_reported_and_no_dead_checkpoint_is_written(tiny_shapes, tmp_path):
+    result = run(tiny_shapes.root, tmp_path, guard="off", lr=1.0, max_grad_norm=0, warmup_steps=0)
+    assert (result.finite, result.exit_code) == (False, 4)
+    assert list((tmp_path / "checkpoints").glob("*.pth")) == []
+
+
+def test_guard_stop_writes_its_verdict_and_exits_4(tiny_shapes, tmp_path):
+    result = run(tiny_shapes.root, tmp_path, guard="stop", lr=1.0, max_grad_norm=0, warmup_steps=0)
+    assert (result.status, result.exit_code, result.finite) == ("stopped", 4, True)
+    assert incidents(tmp_path)[0]["outcome"] == "stopped"
+
+
+class OwnData(torch.utils.data.Dataset):
+    """A user's own data set: one bright square an image; ``bad`` images hold one NaN pixel."""
+
+    def __init__(self, count: int = 12, bad: tuple[int, ...] = ()) -> None:
+        self.count, self.bad = count, bad
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int):
+        image = torch.full((3, 64, 64), 0.2)
+        x, y = 5 + 3 * (i % 8), 10 + 2 * (i % 10)
+        image[:, y : y + 20, x : x + 24] = 0.9
+        if i in self.bad:
+            image[0, 3, 3] = math.nan
+        mask = torch.zeros(1, 64, 64, dtype=torch.uint8)
+        mask[0, y : y + 20, x : x + 24] = 1
+        box = torch.tensor([[x, y, x + 24, y + 20]], dtype=torch.float32)
+        return image, {"boxes": box, "labels": torch.tensor([1]), "masks": mask, "image_id": 100 + i}
+
+
+def own(out: Path, **changes):
+    base = {
+        "num_classes": 2,
+        "batch_size": 4,
+        "epochs": 2,
+        "lr": 1e-3,
+        "warmup_steps": 2,
+        "amp": "off",
+        "workers": 0,
+        "device": "cpu",
+        "logdir": str(out / "run"),
+        "checkpoint_dir": str(out / "checkpoints"),
+    }
+    return Config(**(base | changes))
+
+
+def test_a_users_own_data_set_and_model(tmp_path):
+    result = train(own(tmp_path), model=small_model(classes=2), train_data=OwnData(), val_data=OwnData(4))
+    assert (result.exit_code, result.steps) == (0, 6)
+    assert "segm/AP" in result.metrics
+    assert {i for s in lines(tmp_path) for i in s["image_ids"]} == set(range(100, 112))
+
+
+def test_an_image_with_a_nan_is_named_left_out_and_costs_one_incident(tmp_path):
+    result = train(own(tmp_path, epochs=3), model=small_model(classes=2), train_data=OwnData(bad=(5,)))
+    assert (result.exit_code, result.finite, result.steps) == (0, True, 9)
+    (incident,) = incidents(tmp_path)
+    assert incident["cause"] == "DATA_PIXEL"
+    assert incident["culprit"]["image_ids"] == [105]
+    assert incident["action"]["kind"] == "quarantine"
+    quarantine = json.loads((tmp_path / "run" / "quarantine.json").read_text())
+    assert [q["id"] for q in quarantine["images"]] == [105]
+    steps = lines(tmp_path)
+    assert [s["step"] for s in steps] == list(range(9))
+    assert all(s["applied"] for s in steps)
+
+
+def test_own_data_needs_the_number_of_classes(tmp_path):
+    with pytest.raises(ConfigError, match="num_classes"):
+        train(own(tmp_path, num_classes=None), train_data=OwnData())
+
+
+def test_nothing_is_touched_when_the_data_is_missing(tmp_path, tiny_shapes):
+    with pytest.raises(DataError):
+        train(config(tmp_path / "nowhere", tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_one_epoch_returns_the_mean_loss_and_refuses_a_bad_batch(capsys):
+    model = small_model(classes=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    data = OwnData(8, bad=(5,))
+    loader = [tuple(zip(*[data[i] for i in range(b, b + 4)], strict=True)) for b in (0, 4)]
+    loss = train_one_epoch(model, loader, optimizer, "cpu")
+    assert math.isfinite(loss)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert "step 1 refused" in capsys.readouterr().err
