@@ -6,10 +6,15 @@ optimizer steps afterwards; training then looks healthy, and evaluation finds no
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.measure import nonfinite_at, norms
+
+LEAP = 1e6
+"""Growth of a buffer's norm within one step (or from ones) that no healthy data gives: huge but finite activations."""
 
 
 class Buffers:
@@ -32,6 +37,7 @@ class Buffers:
         self._live: list[Tensor | None] = []
         self._active: list[int] = []
         self._changing: set[int] = set()
+        self._sizes: dict[int, float] = {}
 
     @property
     def nbytes(self) -> int:
@@ -70,21 +76,24 @@ class Buffers:
                 self._changing.add(i)
         return sorted(self._changing.union(self._active))
 
-    def floats(self) -> tuple[list[Tensor], list[str]]:
-        """The changed buffers that can be non-finite, and their names."""
-        found, names = [], []
-        for i in self.changed():
-            module, name, path = self._slots[i]
-            tensor = module._buffers.get(name)
-            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
-                found.append(tensor)
-                names.append(path)
-        return found, names
+    def wrong(self, *, whole: bool = False) -> list[str]:
+        """Names of buffers that are not finite now, or leapt by `LEAP` since they were last seen sound.
 
-    def nonfinite(self) -> list[str]:
-        """Names of the changed buffers that hold a NaN or an infinity now (or values whose squares overflow)."""
-        tensors, names = self.floats()
-        return [names[i] for i in nonfinite_at(norms(tensors))]
+        Args:
+            whole: look at every buffer; otherwise at those that forward passes change.
+        """
+        looked = range(len(self._slots)) if whole else sorted(self._changing.union(self._active))
+        found = [(i, self._slots[i][0]._buffers.get(self._slots[i][1])) for i in looked]
+        floats = [(i, t) for i, t in found if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
+        sizes = norms([t for _, t in floats])
+        bad = set(nonfinite_at(sizes))
+        for j, (i, t) in enumerate(floats):
+            known = self._sizes.get(i, math.sqrt(t.numel()))
+            if sizes[j] > LEAP * max(known, 1e-3 * math.sqrt(t.numel())):
+                bad.add(j)
+        if not bad:
+            self._sizes.update((i, s) for (i, _), s in zip(floats, sizes, strict=True))
+        return [self._slots[floats[j][0]][2] for j in sorted(bad)]
 
     def restore(self) -> None:
         """Put every changed buffer back, bit for bit and with the identity it had."""

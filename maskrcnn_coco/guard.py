@@ -6,7 +6,6 @@ everything back. A refusal is a branch, never a product: `0 * NaN` is NaN.
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from maskrcnn_coco import step as steps
 from maskrcnn_coco import targets
 from maskrcnn_coco.alarm import Divergence, Stall, Verdict
 from maskrcnn_coco.buffers import Buffers
-from maskrcnn_coco.errors import ConfigError, GuardStop
+from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.health import Health, update_ratio
 from maskrcnn_coco.measure import Components, Layout, nonfinite_at, stacked_norms
 from maskrcnn_coco.records import Alarm, StepRecord
@@ -62,7 +61,7 @@ class Guard:
         check_every: int = 10,
         max_crashes: int = 5,
     ) -> None:
-        _refuse_closures(optimizer)
+        steps.refuse_closures(optimizer)
         self.model = model
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
@@ -138,6 +137,10 @@ class Guard:
         self.health.reset()
         self.layout.zero_grad()
 
+    def inspect(self) -> Verdict | None:
+        """Look at the whole state now, between steps: call it before anything is saved. None: it is sound."""
+        return self.scale.check() or self.health.check(whole=True) or self._check_buffers(whole=True)
+
     def state_dict(self) -> dict[str, Any]:
         """Plain data: what the alarms have learned."""
         return {"divergence": self.divergence.state_dict(), "scale": self.scale.state_dict(), "taken": self._taken}
@@ -184,7 +187,14 @@ class Guard:
             measured = {"problems": [vars(p) for p in problems[:100]]}
             fatal = any(p.kind in ("box", "label", "shape", "batch") for p in problems)
             return Verdict("input_nonfinite", lines, measured, fatal=fatal)
-        return self.scale.check() or self.health.check()
+        return (
+            self.scale.check() or self.health.check() or self._check_buffers(whole=self._taken % self.check_every == 0)
+        )
+
+    def _check_buffers(self, *, whole: bool) -> Verdict | None:
+        bad = self.buffers.wrong(whole=whole)
+        text = f"buffers are not finite, or changed outside the step: {', '.join(bad[:3])}"
+        return Verdict("buffer_nonfinite", text, {"buffers": bad}) if bad else None
 
     def _unscaled(self) -> tuple[list[torch.Tensor], list[int]]:
         gradients, where = self.layout.gradients()
@@ -213,7 +223,8 @@ class Guard:
         if done.micro_batch is not None:
             bad = [n for n, v in done.losses.items() if not math.isfinite(v) and n not in done.hollow]
             return Verdict("loss_nonfinite", f"{', '.join(bad) or 'the total loss'} is not finite", measured)
-        buffers = self.buffers.nonfinite()
+        self.buffers.changed()
+        buffers = self.buffers.wrong()
         if not math.isfinite(record.grad_norm):
             if self.scale.scaler is not None:
                 return None
@@ -222,7 +233,7 @@ class Guard:
             some = f"{len(bad)} of {len(self._where)} gradients" if bad else "the gradient's norm"
             return Verdict("grad_nonfinite", f"{some} not finite, first {bad[:1]}, with finite losses", measured)
         if buffers:
-            text = f"the forward pass made {buffers[0]} non-finite"
+            text = f"the forward pass made {buffers[0]} non-finite or enormous"
             return Verdict("buffer_nonfinite", text, measured | {"buffers": buffers})
         coefficient = steps.clip_coefficient(record.grad_norm, self.max_grad_norm)
         leap = self.health.leap(groups, coefficient)
@@ -291,12 +302,3 @@ class Guard:
         record.loss = sum(record.losses.values())
         record.applied = True
         return record
-
-
-def _refuse_closures(optimizer: torch.optim.Optimizer) -> None:
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise ConfigError(
-            f"{type(optimizer).__name__} evaluates the loss several times within a step, so no step can be refused",
-            expected="an optimizer whose step() needs no closure, such as SGD or AdamW",
-        )

@@ -39,9 +39,9 @@ class Health:
         self._moments: list[float] = []
         self._due = 0
 
-    def check(self) -> Verdict | None:
-        """Before the step; a few numbers each time, the weights too when due."""
-        return self._check_lr() or self._check_states() or self._check_weights()
+    def check(self, *, whole: bool = False) -> Verdict | None:
+        """Before the step: settings and optimizer state each time, the weights when due, or all with ``whole``."""
+        return self._check_lr() or self._check_states() or self._check_weights(whole=whole)
 
     def leap(self, group_norms: list[float], coefficient: float) -> Verdict | None:
         """Whether this step could throw weights away though every gradient is finite: a bound on ‖update‖ / ‖weights‖.
@@ -144,9 +144,9 @@ class Health:
         text = f"second moments are zero where first moments are not: {_some(list(zeroed))}"
         return Verdict("optimizer_nonfinite", text, {"zeroed_moments": zeroed})
 
-    def _check_weights(self) -> Verdict | None:
+    def _check_weights(self, *, whole: bool) -> Verdict | None:
         layout = self.layout
-        if self._weights is not None and self._after is None:
+        if self._weights is not None and self._after is None and not whole:
             return None
         values = layout.weight_norms()
         bad = [i for i in nonfinite_at(values) if not bool(layout.params[i].isfinite().all())]
@@ -155,19 +155,25 @@ class Health:
             component = layout.components[layout.component[bad[0]]]
             measured = {"parameters": names, "component": component}
             return Verdict("param_nonfinite", f"weights are not finite: {_some(names)}", measured)
-        before, self._weights, self._after = self._after, values, None
-        return None if before is None or before == values else self._outside(before, values)
+        before = self._after if self._after is not None else values
+        huge = any(v == math.inf for v in values)
+        if before != values or huge:
+            return self._outside(before, values)
+        self._weights = values
+        return None
 
     def _outside(self, before: list[float], now: list[float]) -> Verdict | None:
         """Weights that are not what the last step left. Clamping them is a habit of some; a leap of them is a fault."""
         layout = self.layout
-        names = [layout.names[i] for i, (a, b) in enumerate(zip(before, now, strict=True)) if a != b]
+        names = [n for n, a, b in zip(layout.names, before, now, strict=True) if a != b or b == math.inf]
         old, new = layout.totals(before), layout.totals(now)
         self.changed_outside.append({"parameters": names, "before": old, "now": new})
         del self.changed_outside[:-20]
+        # Said once: a loop that goes on regardless is not refused for ever.
+        self._weights, self._after = now, now
         for component, a, b in zip(layout.components, old, new, strict=True):
-            # Written so that the infinite norm of huge but finite weights counts as a leap.
-            if not abs(a - b) <= OUTSIDE * max(a, b) or b == math.inf:
+            # Huge but finite weights have an infinite norm.
+            if b == math.inf or abs(a - b) > OUTSIDE * max(a, b):
                 measured = {"changed_outside": names, "component": component, "norm_before": a, "norm": b}
                 text = f"weights changed outside the step: {_some(names)}; norm of {component} {a:.4g} -> {b:.4g}"
                 return Verdict("diverged", text, measured)

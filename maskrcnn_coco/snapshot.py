@@ -60,7 +60,7 @@ def take(
     """Copy the state before planned step ``step`` and verify the copy.
 
     Args:
-        guard: a `Guard`, whose alarm statistics are part of the state; None leaves them out.
+        guard: a `Guard`: what its alarms have learned is part of the state, and it must find the state sound.
         extra: the loop's own plain data (learning-rate factors, quarantined images …), copied deeply.
     """
     memo: dict[int, Tensor] = {}
@@ -74,7 +74,7 @@ def take(
         extra=copy.deepcopy(extra) if extra else {},
         rng=rng_state(),
     )
-    snapshot.verified = not is_finite(snapshot)
+    snapshot.verified = not is_finite(snapshot) and (guard is None or guard.inspect() is None)
     return snapshot
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -181,3 +182,13 @@ def plain(
         for name, value in values.items():
             losses[name] = losses.get(name, 0.0) + value / len(batches)
     return losses, math.nan if norm is None else float(norm)
+
+
+def refuse_closures(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ConfigError for an optimizer whose step() needs a closure."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"{type(optimizer).__name__} evaluates the loss several times within a step, so no step can be refused",
+            expected="an optimizer whose step() needs no closure, such as SGD or AdamW",
+        )
