@@ -1,0 +1,57 @@
+"""A refused step with everything that is needed to run it again: `Rig` says how, `Case` says what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_coco.records import Alarm, StepRecord
+from maskrcnn_coco.snapshot import Snapshot, TapeEntry
+
+
+@dataclass
+class Rig:
+    """What it takes to run a step away from the run.
+
+    Attributes:
+        model: the run's model (it is deep-copied at first use, never run), or a function that builds a private one.
+        build_optimizer: as the run's; every group has "component".
+        forward: (model, batch, step, micro, precision or None for the run's own) → losses with a graph. Seeds torch
+            from (seed, step, micro); does the autocast of ``precision`` itself.
+        make_batch: keys of one micro-batch → Batch; None where the data is not at hand.
+        components: model → component → parameter name → parameter.
+        reference: builds the same architecture as plain eager code on the CPU, or None where there is none.
+    """
+
+    model: nn.Module | Callable[[], nn.Module]
+    build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    forward: Callable[[nn.Module, Any, int, int, str | None], dict[str, Tensor]]
+    components: Callable[[nn.Module], dict[str, dict[str, nn.Parameter]]]
+    make_batch: Callable[[list[Any]], Any] | None = None
+    precision: str = "fp32"
+    max_grad_norm: float = 10.0
+    device: torch.device | str = "cpu"
+    fp32_modules: list[str] = field(default_factory=list)
+    reference: Callable[[], nn.Module] | None = None
+
+
+@dataclass
+class Case:
+    """A refused or diverged step and all that is needed to run it again.
+
+    ``now`` is the state before the failing step, ``earlier`` older states, newest first; ``batches`` are the failing
+    step's micro-batches; ``tape`` the last steps in order; ``settings`` plain values for the explanation.
+    """
+
+    alarm: Alarm
+    now: Snapshot
+    earlier: list[Snapshot]
+    tape: list[TapeEntry]
+    batches: list[Any] | None
+    history: list[StepRecord]
+    settings: dict[str, Any]
+    rig: Rig

@@ -1,0 +1,224 @@
+"""From an alarm to ranked findings: scans first, then the replays that still separate the causes, cheapest first.
+
+Importing this module does not import torch: what needs tensors is in `experiments`, loaded when a case is investigated.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
+
+from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.records import Culprit, Finding, StepRecord
+from maskrcnn_coco.rules import (
+    accumulation,
+    anchors,
+    backend,
+    data_box,
+    data_label,
+    data_mask,
+    data_pixel,
+    fp16_overflow,
+    loss_math,
+    lr_too_high,
+    norm_state,
+    poisoned_state,
+    rank_local,
+    scale_collapse,
+    transient,
+    unknown,
+)
+from maskrcnn_coco.rules.common import PROVED, cured, nonfinite
+
+if TYPE_CHECKING:
+    from maskrcnn_coco.replay import Case
+
+RULES: tuple[ModuleType, ...] = (
+    rank_local,
+    poisoned_state,
+    norm_state,
+    data_box,
+    data_label,
+    data_pixel,
+    data_mask,
+    anchors,
+    fp16_overflow,
+    scale_collapse,
+    accumulation,
+    transient,
+    lr_too_high,
+    backend,
+    loss_math,
+    unknown,
+)
+"""All rules. Between findings of equal confidence the earlier one is named first: scans before replays."""
+
+OUTER = {"RANK_LOCAL", "SCALE_COLLAPSE"}
+"""They say how the step failed, and have an inner cause that is looked for too."""
+
+DECISION_TREE = """Where to look first (a prior that orders the tests, never the verdict):
+  NaN in the first epoch            → learning rate, warm-up, normalisation, weights that were not loaded
+  NaN after several epochs          → slow divergence, accumulation, a rare image, a resumed checkpoint
+  NaN only sometimes                → data: one image or annotation; then hardware
+  loss finite, gradients NaN        → the maths of a loss (sqrt, where, 0/0), half precision
+  only with --amp fp16              → half-precision overflow, loss scale"""
+
+
+class Tests(Protocol):
+    """What an investigation needs: `experiments.Lab`, or a stand-in."""
+
+    facts: Facts
+
+    @property
+    def spent(self) -> float: ...
+
+    def scan_all(self) -> Facts: ...
+
+    def run(self, name: str) -> None: ...
+
+
+def investigate(case: Case | None, *, budget_seconds: float = 60.0, lab: Tests | None = None) -> list[Finding]:
+    """Findings for the alarm of ``case``, best first; never empty, the last is always UNKNOWN.
+
+    Tests are made until one cause is proved, nothing is left to ask, or ``budget_seconds`` of wall time are spent.
+    """
+    if lab is None:
+        from maskrcnn_coco.experiments import Lab
+
+        assert case is not None
+        lab = Lab(case)
+    deadline = time.monotonic() + budget_seconds
+    facts = lab.scan_all()
+    while not settled(facts) and time.monotonic() < deadline:
+        test = next_test(facts)
+        if test is None:
+            break
+        lab.run(test)
+    return rank(facts)
+
+
+def settled(facts: Facts) -> bool:
+    """Whether an inner cause is proved, and everything that its proof wants has been asked."""
+    proved = [f for f in judge(facts) if f.confidence >= PROVED and f.cause not in OUTER]
+    return bool(proved) and not any(t in facts.can and t not in facts.done for t in _confirm(facts))
+
+
+def next_test(facts: Facts) -> str | None:
+    """The cheapest test that still separates the causes left; None where nothing is left to ask."""
+    return next((t for t in wanted(facts) if t in facts.can and t not in facts.done), None)
+
+
+def wanted(f: Facts) -> Iterator[str]:
+    """The tests in the order that costs least, given what is known so far."""
+    yield from _confirm(f)
+    if f.lethal() or _state_proved(f):
+        return
+    yield "same"
+    if f.good("same"):
+        yield from _not_repeated(f)
+        return
+    if f.anchors or any(s.where == "norm" for s in f.state):
+        yield "other"
+    if f.suspects():
+        yield from ("earlier", "repaired", "without", "peek")
+        if cured(f):
+            return
+    if f.precision == "fp16" and "same" in f.outcomes and not f.outcomes["same"].finite:
+        yield "fp32"
+        if f.good("fp32") or ("fp32" in f.outcomes and f.outcomes["fp32"].finite and not f.reference.count):
+            yield from ("locate", "module_fp32")
+            return
+    if _maths_sign(f) and not f.growing:
+        yield from ("locate", "earlier")
+    # The prior: a norm that climbed speaks for divergence, anything sudden for data.
+    yield from (("earlier", "other") if f.growing else ("other", "earlier"))
+    if f.good("earlier"):
+        yield from ("retrace", "lr", "locate", "again", "reference")
+        return
+    if f.good("other"):
+        yield from ("bisect",)
+        if f.guilty_images:
+            yield "annotations"
+        yield from ("locate",) if f.guilty_images else ("locate", "again", "reference", "retrace")
+        return
+    yield from ("again", "locate", "reference", "retrace", "lr")
+
+
+def _confirm(f: Facts) -> Iterator[str]:
+    """Cheap replays that turn what a scan found into a proof."""
+    if f.lethal():
+        yield from ("peek", "without")
+    elif (any(s.where == "norm" for s in f.state) and not _state_proved(f)) or f.anchors:
+        yield from ("same", "other")
+
+
+def _state_proved(f: Facts) -> bool:
+    return any(s.where != "norm" for s in f.certain_state())
+
+
+def _not_repeated(f: Facts) -> Iterator[str]:
+    """The replay is normal: look at what differs from the run."""
+    if f.symptom == "scale_collapse" or any(s.where == "scaler" for s in f.state):
+        yield "rescaled"
+        return
+    yield from ("again", "retrace")
+    if not nonfinite(f):
+        yield from ("lr",)
+
+
+def _maths_sign(f: Facts) -> bool:
+    same = f.outcomes.get("same")
+    if same is None or same.error or same.finite:
+        return False
+    return not same.bad_losses or (len(same.bad_losses) == 1 and len(same.losses) > 1)
+
+
+def judge(facts: Facts) -> list[Finding]:
+    """What each rule says, in the order of `RULES`."""
+    return [found for rule in RULES if (found := rule.judge(facts)) is not None]
+
+
+def rank(facts: Facts) -> list[Finding]:
+    """All findings, most certain first. A RANK_LOCAL or SCALE_COLLAPSE leads, with its inner cause right after it."""
+    findings = sorted(judge(facts), key=lambda f: -f.confidence)
+    inner = next((f for f in findings if f.cause not in OUTER and f.cause != "UNKNOWN"), None)
+    top = next((f for f in findings if f.cause == "RANK_LOCAL"), None)
+    if top is None:
+        return findings
+    if inner is not None and inner.confidence >= PROVED:
+        merged = Culprit(**{**vars(inner.culprit), "rank": top.culprit.rank})
+        top.culprit, top.fix = merged, inner.fix
+        top.evidence = top.evidence + inner.evidence
+        top.detail = {**inner.detail, **top.detail, "inner": inner.cause}
+    return [top, *[f for f in findings if f is not top]]
+
+
+def codes() -> list[str]:
+    """Every cause code, in the order of the rules."""
+    return [rule.CODE for rule in RULES]
+
+
+def explain(code: str) -> str:
+    """What ``explain CODE`` prints: the rule's own text and the prior.
+
+    Raises:
+        ConfigError: no such code; the message lists those there are.
+    """
+    rule = next((r for r in RULES if code.strip().upper() == r.CODE), None)
+    if rule is None:
+        listed = ", ".join(sorted(codes()))
+        raise ConfigError(
+            f"there is no cause {code!r}", got=code, expected=listed, fix="maskrcnn-coco explain LR_TOO_HIGH"
+        )
+    return f"{rule.CODE}: {inspect.cleandoc(rule.__doc__ or '')}\n\n{DECISION_TREE}\n"
+
+
+def chain(
+    history: Sequence[StepRecord], *, max_grad_norm: float | None = None, component: str | None = None
+) -> list[str]:
+    """The chain from learning rate to NaN with the run's own figures: one line a link, last steps of ``history``."""
+    return lr_too_high.chain(list(history), max_grad_norm, component)

@@ -1,0 +1,377 @@
+"""The tests that diagnosis may ask for, each by name: scans and replays of one case, written down as `Facts`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from maskrcnn_coco import scan
+from maskrcnn_coco.components import component_of
+from maskrcnn_coco.facts import Facts, Location, LrVerdict, Outcome, onset_of, reference_of
+from maskrcnn_coco.readings import (
+    between,
+    dict_of,
+    differences,
+    drift,
+    num_classes,
+    optimizer_names,
+    ratios,
+    record_of,
+    repair,
+)
+from maskrcnn_coco.records import Evidence
+from maskrcnn_coco.replay import Case, Replay, ReplayImpossible
+from maskrcnn_coco.search import lr_search, smallest_culprits
+from maskrcnn_coco.snapshot import Snapshot
+
+WALK = 20
+"""Most steps of a walk over the tape."""
+NORMAL_SCALE = 2.0**12
+OLDER = 3
+"""Most older states on which the failing batch is tried."""
+GAP = 3.0
+"""A component whose update-to-weight ratio is this many times another's is the more likely culprit of the two."""
+MODULES = 4
+"""Most modules that are put into float32 one after the other."""
+
+
+class Lab:
+    """Makes the tests of one case. ``facts`` is filled by `scan_all` and then by `run`."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.replay = Replay(case)
+        self.facts = Facts(case.alarm.symptom, case.alarm.step, case.alarm.epoch, case.alarm.onset_step)
+        self._healthy: Snapshot | None = None
+
+    @property
+    def spent(self) -> float:
+        """Seconds spent in replays."""
+        return self.replay.spent
+
+    def scan_all(self) -> Facts:
+        """What is known before any replay: records and scans."""
+        self._from_records()
+        f, case, model = self.facts, self.case, self.replay.model
+        names = optimizer_names(model, self.replay.optimizer)
+        f.state = scan.scan_state(case.now, model, names, component_of)
+        f.anchors = scan.scan_anchors(model)
+        classes = num_classes(model, f.settings)
+        for batch in case.batches or []:
+            f.image_ids += list(batch.image_ids)
+            f.targets += scan.scan_targets(batch, classes)
+            f.inputs += scan.scan_images(batch, getattr(model, "transform", None))
+            pairs = zip(batch.image_ids, batch.targets, strict=True)
+            f.empty_images += [i for i, t in pairs if "boxes" in t and not len(t["boxes"])]
+        # Every image of the batch has a data fault: then it is the data set, not one image.
+        f.widespread = len(f.image_ids) > 1 and f.suspects() == f.image_ids
+        f.done.add("scan")
+        f.can = self._possible()
+        return f
+
+    def run(self, name: str) -> None:
+        """Make the test ``name``; what it found is in ``facts`` afterwards. A test that cannot be made is noted."""
+        self.facts.done.add(name)
+        try:
+            getattr(self, f"_{name}")()
+        except ReplayImpossible as e:
+            self.facts.tried.append(Evidence(f"replay: {name}", f"could not be made: {str(e)[:160]}"))
+        self.facts.replays, self.facts.replay_steps = self.replay.count, self.replay.steps
+
+    def _from_records(self) -> None:
+        f, case = self.facts, self.case
+        f.settings = {**case.settings, **dict_of(case.settings.get("config"))}
+        f.measured = dict(case.alarm.measured)
+        f.precision = case.rig.precision
+        f.accumulate = max(1, len(case.batches or []))
+        f.components = list(case.rig.components(self.replay.model))
+        before = [r for r in case.history if r.step < f.step]
+        onset = min(f.onset_step, onset_of(before, f.step))
+        f.reference = reference_of(case.history, onset)
+        if f.reference.count == 0:
+            f.reference = reference_of(case.history, f.onset_step)
+        f.growing = onset < f.step
+        f.onset_step = onset
+        failing = record_of(case, f.step)
+        if failing is not None:
+            f.recorded_loss, f.recorded_norm, f.loss_scale = failing.loss, failing.grad_norm, failing.loss_scale
+            f.lr = dict(failing.lr)
+        f.refused_before = bool(before) and not before[-1].applied
+        f.update_ratio = ratios(before, onset)
+        older = [s for s in case.earlier if s.step < f.step]
+        f.earlier_steps = [s.step for s in older]
+        self._healthy = next((s for s in older if s.step <= onset), older[-1] if older else None)
+
+    def _possible(self) -> set[str]:
+        case, f = self.case, self.facts
+        can: set[str] = set()
+        if not case.batches:
+            return can
+        can |= {"same", "again", "without", "repaired", "locate", "bisect", "annotations"}
+        if case.rig.precision == "fp16":
+            can |= {"fp32", "module_fp32", "rescaled"}
+        if case.rig.make_batch and self._other_entry() is not None:
+            can |= {"other", "peek"}
+        elif len(f.image_ids) > 1:
+            can.add("other")
+        if self._healthy is not None:
+            can.add("earlier")
+            if self._walkable():
+                can |= {"retrace", "lr"}
+        if case.rig.reference is not None:
+            can.add("reference")
+        if f.lethal():
+            can &= {"without", "peek"}
+        return can
+
+    def _walkable(self) -> list[Snapshot]:
+        older = [s for s in self.case.earlier if s.step < self.facts.step]
+        return [s for s in older if self.facts.step - s.step <= WALK and self.replay.covers(s.step)]
+
+    def _other_entry(self) -> Any:
+        mine = set(self.facts.image_ids)
+        applied = [e for e in self.case.tape if e.applied and e.step < self.case.alarm.step]
+        strange = [e for e in applied if not mine & {k.image_id for keys in e.keys for k in keys}]
+        return (strange or applied or [None])[-1]
+
+    def _same(self) -> None:
+        self.facts.outcomes["same"] = self.replay.run("same batch, same weights", digest=True)
+
+    def _again(self) -> None:
+        self.facts.outcomes["again"] = self.replay.run("same batch, same weights, once more", digest=True)
+
+    def _peek(self) -> None:
+        entry = self._other_entry()
+        model, mine = self.replay.model, self.facts
+        codes = {t.code for t in mine.targets}
+        classes = num_classes(model, mine.settings)
+        for batch in self.replay.batches_of(entry):
+            found = {t.code for t in scan.scan_targets(batch, classes)}
+            images = bool(mine.inputs) and bool(scan.scan_images(batch, getattr(model, "transform", None)))
+            mine.widespread |= images or bool(codes & found)
+
+    def _other(self) -> None:
+        entry = self._other_entry()
+        if entry is None:
+            self._other_half()
+            return
+        batches = self.replay.batches_of(entry)
+        test = f"another batch (step {entry.step}), same weights"
+        self.facts.outcomes["other"] = self.replay.run(test, batches=batches, step=entry.step)
+
+    def _other_half(self) -> None:
+        """No step was taken yet: the first and the last image of the batch, each alone, stand for other batches."""
+        count = len(self.facts.image_ids)
+        for position in (0, count - 1):
+            test = f"image {self.facts.image_ids[position]} alone, same weights"
+            batches = self._keep([p == position for p in range(count)])
+            self.facts.outcomes["other"] = self.replay.run(test, batches=batches)
+            if self.facts.good("other"):
+                return
+
+    def _earlier(self) -> None:
+        """On older weights, and on still older ones where those are not healthy either."""
+        assert self._healthy is not None
+        older = [s for s in self.case.earlier if s.step <= self._healthy.step]
+        for snapshot in older[:OLDER]:
+            test = f"same batch, weights of step {snapshot.step}, learning rate 0"
+            self.facts.outcomes["earlier"] = self.replay.run(test, snapshot=snapshot)
+            self._healthy = snapshot
+            if self.facts.good("earlier"):
+                return
+
+    def _fp32(self) -> None:
+        self.facts.outcomes["fp32"] = self.replay.run("same batch, same weights, float32", precision="fp32")
+
+    def _rescaled(self) -> None:
+        test = f"same batch, same weights, loss scale {NORMAL_SCALE:g}"
+        self.facts.outcomes["rescaled"] = self.replay.run(test, loss_scale=NORMAL_SCALE)
+
+    def _reference(self) -> None:
+        self.facts.outcomes["reference"] = self.replay.run(
+            "same batch, same weights, eager on the CPU", precision="fp32", reference=True
+        )
+
+    def _without(self) -> None:
+        suspects = set(self.facts.suspects())
+        kept = self._keep([i not in suspects for b in self.case.batches or [] for i in b.image_ids])
+        if not kept:
+            return
+        named = ", ".join(map(str, sorted(suspects)))
+        snapshot = self._where_healthy()
+        test = f"the batch without image {named}{self._weights(snapshot)}"
+        self.facts.outcomes["without"] = self.replay.run(test, batches=kept, snapshot=snapshot)
+
+    def _repaired(self) -> None:
+        repaired = [repair(b, self.facts) for b in self.case.batches or []]
+        snapshot = self._where_healthy()
+        test = f"same batch with pixels scaled and masks binary{self._weights(snapshot)}"
+        self.facts.outcomes["repaired"] = self.replay.run(test, batches=repaired, snapshot=snapshot)
+
+    def _locate(self) -> None:
+        outcome = self.replay.run("every module and op watched", locate=True)
+        module, op = outcome.first_bad_module, outcome.first_bad_op
+        if module is None and op is None and not outcome.bad_grads:
+            return
+        name = module or (outcome.bad_grads[0].rpartition(".")[0] if outcome.bad_grads else None)
+        value = outcome.max_abs
+        if module and self.facts.precision == "fp16":
+            value = self._largest_in_fp32(module)
+        component = component_of(name) if name else None
+        self.facts.location = Location(name, component, outcome.phase, op, None, value)
+
+    def _largest_in_fp32(self, module: str) -> float | None:
+        return self.replay.run(f"values of {module} in float32", precision="fp32", locate=True, watch=module).max_abs
+
+    def _module_fp32(self) -> None:
+        modules: list[str] = []
+        for _ in range(MODULES):
+            where = self.facts.location if not modules else self._next_bad(modules)
+            if where is None or where.module is None or where.module in modules:
+                return
+            modules.append(where.module)
+            test = f"same batch, same weights, {', '.join(modules)} in float32"
+            outcome = self.replay.run(test, fp32_modules=modules)
+            self.facts.outcomes["module_fp32"] = outcome
+            if outcome.finite:
+                self.facts.fp32_modules = modules
+                return
+
+    def _next_bad(self, modules: list[str]) -> Location | None:
+        outcome = self.replay.run("every module and op watched", locate=True, fp32_modules=modules)
+        return Location(outcome.first_bad_module) if outcome.first_bad_module else None
+
+    def _bisect(self) -> None:
+        f = self.facts
+        ids = f.image_ids
+        snapshot = self._where_healthy()
+
+        def bad(positions: Sequence[int], test: str) -> bool:
+            keep = [p in set(positions) for p in range(len(ids))]
+            f.outcomes[test] = self.replay.run(
+                f"images {', '.join(str(ids[p]) for p in positions)} only{self._weights(snapshot)}",
+                batches=self._keep(keep),
+                snapshot=snapshot,
+            )
+            return f.bad(test)
+
+        found = smallest_culprits(list(range(len(ids))), bad)
+        f.guilty_images = [ids[p] for p in found]
+
+    def _annotations(self) -> None:
+        f = self.facts
+        for batch in self.case.batches or []:
+            for position, image_id in enumerate(batch.image_ids):
+                if image_id in (f.guilty_images or []):
+                    self._annotations_of(batch.subset([position]), image_id)
+
+    def _annotations_of(self, single: Any, image_id: int) -> None:
+        f, snapshot = self.facts, self._where_healthy()
+        given = single.targets[0].get("annotation_ids")
+        every = [int(a) for a in given] if given is not None else []
+        if len(every) < 2:
+            f.guilty_annotations += every if len(every) == 1 and "loss" in str(f.outcomes) else []
+            return
+
+        def bad(kept: Sequence[int], test: str) -> bool:
+            gone = [a for a in every if a not in set(kept)]
+            what = f"image {image_id} with annotations {', '.join(map(str, kept)) or 'none'}{self._weights(snapshot)}"
+            f.outcomes[test] = self.replay.run(what, batches=[single.drop_annotations(0, gone)], snapshot=snapshot)
+            return f.bad(test)
+
+        if not bad([], "empty"):
+            f.guilty_annotations += smallest_culprits(every, bad)
+
+    def _retrace(self) -> None:
+        f = self.facts
+        start = self._start()
+        if start is None:
+            return
+        differing: list[tuple[float, str]] = []
+
+        def compare(model: nn.Module) -> None:
+            differing.extend(differences(model, self.case.now))
+
+        test = f"steps {start.step} to {f.step} taken again as they were"
+        outcome = self.replay.walk(test, start, visit=compare)
+        f.outcomes["retrace"] = outcome
+        entry = next((e for e in self.replay.entries(start.step)), None)
+        if entry is not None and entry.record is not None and outcome.path:
+            recorded, replayed = entry.record.grad_norm, outcome.path[0][2]
+            if math.isfinite(recorded) and replayed > 0:
+                f.norm_ratio = recorded / replayed
+        f.drift = drift(differing, start.step)
+
+    def _lr(self) -> None:
+        """From the newest healthy state; from an older one too where the answer is none, or doubtful."""
+        f = self.facts
+        first = self._start()
+        starts = [s for s in self._walkable() if first and s.step <= first.step][:2]
+        for start in starts:
+            verdict = lr_search(self._walker(start), self._order(), start.step)
+            verdict.doubtful = self._doubtful(verdict)
+            known = f.lr_verdict
+            if known is None or not known.sufficient or (verdict.sufficient and known.doubtful > verdict.doubtful):
+                f.lr_verdict = verdict
+            if f.lr_verdict is not None and f.lr_verdict.sufficient and not f.lr_verdict.doubtful:
+                return
+
+    def _doubtful(self, verdict: LrVerdict) -> bool:
+        ratio = self.facts.update_ratio
+        named = max((ratio.get(c, 0.0) for c in verdict.components), default=0.0)
+        return not verdict.necessary or max(ratio.values(), default=0.0) > GAP * named > 0
+
+    def _walker(self, start: Snapshot) -> Callable[[Sequence[str], float], tuple[bool, Outcome]]:
+        f = self.facts
+        loss, norm = self._bounds()
+
+        def over(o: Outcome) -> bool:
+            return not o.finite or abs(o.loss) > loss or o.grad_norm > norm
+
+        def walk(lowered: Sequence[str], factor: float) -> tuple[bool, Outcome]:
+            test = f"steps {start.step} to {f.step}, lr of {', '.join(lowered)} × {factor:g}"
+            outcome = self.replay.walk(test, start, lr_factor=dict.fromkeys(lowered, factor), stop=over)
+            return not over(outcome), outcome
+
+        return walk
+
+    def _bounds(self) -> tuple[float, float]:
+        """(loss, norm) between the healthy medians and what the run reached, on a logarithmic scale."""
+        f = self.facts
+        if f.reference.count == 0:
+            start = f.outcomes.get("earlier") or f.outcomes.get("same")
+            loss, norm = (abs(start.loss), start.grad_norm) if start and start.finite else (math.inf, math.inf)
+        else:
+            loss, norm = f.reference.loss, f.reference.norm
+        base = f.outcomes.get("retrace")
+        peak_loss = max([abs(v) for _, v, _ in base.path] or [math.inf]) if base and base.finite else math.inf
+        peak_norm = max([v for _, _, v in base.path] or [math.inf]) if base and base.finite else math.inf
+        return between(loss, peak_loss, 4.0), between(norm, peak_norm, 8.0)
+
+    def _order(self) -> list[str]:
+        ratio, lr = self.facts.update_ratio, self.facts.lr
+        return sorted(self.facts.components, key=lambda c: (-ratio.get(c, 0.0), -lr.get(c, 0.0)))
+
+    def _start(self) -> Snapshot | None:
+        """Newest walkable snapshot from before the onset, else the oldest walkable one."""
+        walkable = self._walkable()
+        latest = self.facts.onset_step if self._healthy is None else min(self._healthy.step, self.facts.onset_step)
+        return next((s for s in walkable if s.step <= latest), walkable[-1] if walkable else None)
+
+    def _where_healthy(self) -> Snapshot | None:
+        return self._healthy
+
+    def _weights(self, snapshot: Snapshot | None) -> str:
+        return "" if snapshot is None else f", weights of step {snapshot.step}"
+
+    def _keep(self, keep: Sequence[bool]) -> list[Any]:
+        kept, at = [], 0
+        for batch in self.case.batches or []:
+            positions = [p for p in range(len(batch)) if keep[at + p]]
+            at += len(batch)
+            if positions:
+                kept.append(batch.subset(positions))
+        return kept

@@ -1,0 +1,277 @@
+"""What the scans and replays established, as plain numbers and names: all that a rule may look at. No torch.
+
+A rule never sees a tensor. It reads `Facts`, which the tests in `experiments.py` fill one after the other.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass, field
+from typing import Any
+
+from maskrcnn_coco.records import Evidence, StepRecord
+
+LOSS_FACTOR = 5.0
+NORM_FACTOR = 10.0
+"""A replay is abnormal above this many times the run's own healthy median; measured healthy spread is below 3 and 5."""
+NO_HISTORY_LOSS = 100.0
+"""Where the run has no healthy step yet: every healthy detector measured starts below 20, the broken ones above 400."""
+
+
+@dataclass
+class StateFault:
+    """One bad entry of weights, buffers, optimizer, scaler or lr. ``certain``: no healthy run can hold it."""
+
+    where: str  # parameter | buffer | optimizer | scaler | lr | norm
+    name: str
+    what: str
+    component: str | None = None
+    module: str | None = None
+    certain: bool = True
+
+
+@dataclass
+class TargetFault:
+    """One bad label, box or mask. ``lethal``: it must not be replayed, native code may crash on it."""
+
+    code: str
+    image_id: int
+    annotation_id: int | None
+    what: str
+    lethal: bool
+    repairable: bool = False
+
+
+@dataclass
+class InputFault:
+    """One bad image. ``when``: "before" or "after" the model's own transform. ``scale``: divide by it to repair."""
+
+    image_id: int
+    what: str
+    when: str
+    lethal: bool
+    scale: float | None = None
+
+
+@dataclass
+class AnchorFault:
+    """An anchor of no size, or anchors that do not fit the feature maps."""
+
+    what: str
+    fix: str
+
+
+@dataclass
+class Outcome:
+    """One replay: what was changed and what came out. Norms are true 2-norms, unscaled, before clipping."""
+
+    test: str
+    finite: bool
+    losses: dict[str, float] = field(default_factory=dict)
+    loss: float = math.nan
+    grad_norm: float = math.nan
+    group_grad_norm: dict[str, float] = field(default_factory=dict)
+    bad_losses: list[str] = field(default_factory=list)
+    bad_grads: list[str] = field(default_factory=list)
+    bad_grad_count: int = 0
+    error: str | None = None
+    first_bad_module: str | None = None
+    first_bad_op: str | None = None
+    max_abs: float | None = None
+    phase: str = "forward"
+    digest: str | None = None
+    steps: float = 1.0
+    path: list[tuple[int, float, float]] = field(default_factory=list)
+    """(step, loss, grad_norm) of each step of a walk over the tape."""
+
+    def describe(self) -> str:
+        """One phrase for the evidence table."""
+        if self.error:
+            return f"raised {self.error}"
+        if not self.finite:
+            if self.bad_losses:
+                return "non-finite: " + ", ".join(self.bad_losses)
+            return f"loss {self.loss:.4g} finite, {self.bad_grad_count} gradients non-finite"
+        return f"finite, loss {self.loss:.4g}, gradient norm {self.grad_norm:.4g}"
+
+
+@dataclass
+class LrTrial:
+    """A walk over the tape with the learning rate of some components multiplied by ``factor``."""
+
+    lowered: tuple[str, ...]
+    factor: float
+    bounded: bool
+    outcome: Outcome
+
+
+@dataclass
+class LrVerdict:
+    """What the walks proved: the components to lower, and whether each is needed and enough."""
+
+    components: list[str]
+    from_step: int
+    factor: float
+    sufficient: bool
+    necessary: bool
+    doubtful: bool = False
+    """Another component moved much more than the one the walks name."""
+    trials: list[LrTrial] = field(default_factory=list)
+
+
+@dataclass
+class Drift:
+    """Weights that are not what the recorded steps lead to: changed outside the step."""
+
+    name: str
+    component: str | None
+    module: str | None
+    relative: float
+    from_step: int
+
+
+@dataclass
+class Location:
+    """Where non-finite numbers appear first. ``max_abs``: largest finite magnitude seen there, computed in fp32."""
+
+    module: str | None = None
+    component: str | None = None
+    phase: str = "forward"
+    op: str | None = None
+    line: str | None = None
+    max_abs: float | None = None
+
+
+@dataclass
+class Reference:
+    """The run's healthy medians before the onset; ``count`` steps went into them."""
+
+    loss: float = math.nan
+    norm: float = math.nan
+    count: int = 0
+
+
+@dataclass
+class Facts:
+    """Everything known about one alarm. Fields are None (or empty with their scan not in ``done``) until tested."""
+
+    symptom: str
+    step: int
+    epoch: int
+    onset_step: int
+    measured: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    precision: str = "fp32"
+    accumulate: int = 1
+    components: list[str] = field(default_factory=list)
+    image_ids: list[int] = field(default_factory=list)
+    empty_images: list[int] = field(default_factory=list)
+    reference: Reference = field(default_factory=Reference)
+    growing: bool = False
+    update_ratio: dict[str, float] = field(default_factory=dict)
+    lr: dict[str, float] = field(default_factory=dict)
+    recorded_loss: float | None = None
+    recorded_norm: float | None = None
+    norm_ratio: float | None = None
+    """Recorded gradient norm of the first walked step over the replayed one: 1 where both did the same."""
+    refused_before: bool = False
+    loss_scale: float | None = None
+    earlier_steps: list[int] = field(default_factory=list)
+    can: set[str] = field(default_factory=set)
+    """Tests that this case has the material for."""
+
+    state: list[StateFault] = field(default_factory=list)
+    targets: list[TargetFault] = field(default_factory=list)
+    inputs: list[InputFault] = field(default_factory=list)
+    anchors: list[AnchorFault] = field(default_factory=list)
+    widespread: bool = False
+    """Another batch shows the same data fault: the data set, not one image."""
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    guilty_images: list[int] | None = None
+    guilty_annotations: list[int] = field(default_factory=list)
+    guilty_micro: list[int] = field(default_factory=list)
+    location: Location | None = None
+    fp32_modules: list[str] = field(default_factory=list)
+    drift: Drift | None = None
+    lr_verdict: LrVerdict | None = None
+    done: set[str] = field(default_factory=set)
+    tried: list[Evidence] = field(default_factory=list)
+    replays: int = 0
+    replay_steps: float = 0.0
+
+    def abnormal(self, outcome: Outcome) -> bool:
+        """Non-finite, raised, or far outside the run's own healthy figures."""
+        if not outcome.finite or outcome.error:
+            return True
+        if self.reference.count == 0:
+            return abs(outcome.loss) > NO_HISTORY_LOSS
+        loss, norm = self.limits()
+        return outcome.loss > loss or outcome.loss < -loss or outcome.grad_norm > norm or self._negative(outcome)
+
+    @staticmethod
+    def _negative(outcome: Outcome) -> bool:
+        # Every loss of a detector is a mean of non-negative terms: below zero is a fault (masks not 0/1).
+        return any(v < -1e-3 for k, v in outcome.losses.items() if k.startswith("loss"))
+
+    def limits(self) -> tuple[float, float]:
+        """(loss, gradient norm) above which a replay counts as diverged."""
+        return self.reference.loss * LOSS_FACTOR, self.reference.norm * NORM_FACTOR
+
+    def good(self, name: str) -> bool:
+        """The replay ``name`` was made and is normal."""
+        return name in self.outcomes and not self.abnormal(self.outcomes[name])
+
+    def bad(self, name: str) -> bool:
+        """The replay ``name`` was made and is abnormal."""
+        return name in self.outcomes and self.abnormal(self.outcomes[name])
+
+    def lethal(self) -> bool:
+        """A target or image that must not go through the model again."""
+        return any(t.lethal for t in self.targets) or any(i.lethal for i in self.inputs)
+
+    def suspects(self) -> list[int]:
+        """Image ids with any data finding, in batch order."""
+        named = {t.image_id for t in self.targets} | {i.image_id for i in self.inputs}
+        return [i for i in self.image_ids if i in named]
+
+    def certain_state(self) -> list[StateFault]:
+        return [s for s in self.state if s.certain]
+
+    def say(self, name: str, supports: str | None) -> Evidence:
+        """The outcome of the replay ``name`` as evidence."""
+        outcome = self.outcomes[name]
+        text = outcome.describe()
+        if outcome.finite and not outcome.error and self.abnormal(outcome):
+            text += (
+                f" (healthy: {self.reference.loss:.3g})" if self.reference.count else " (far above any healthy start)"
+            )
+        return Evidence(f"replay: {outcome.test}", text, supports)
+
+    def says(self, code: str, *names: str) -> list[Evidence]:
+        """Evidence of those of ``names`` that were made."""
+        return [self.say(n, code) for n in names if n in self.outcomes]
+
+
+def reference_of(history: list[StepRecord], before: int, window: int = 50) -> Reference:
+    """Healthy medians over the last ``window`` applied, finite steps before step ``before``."""
+    kept = [
+        r for r in history if r.applied and r.step < before and math.isfinite(r.loss) and math.isfinite(r.grad_norm)
+    ]
+    kept = kept[-window:]
+    if not kept:
+        return Reference()
+    loss = statistics.median(abs(r.loss) for r in kept)
+    return Reference(loss, statistics.median(r.grad_norm for r in kept), len(kept))
+
+
+def onset_of(history: list[StepRecord], step: int) -> int:
+    """The first step of the unbroken run-up to ``step``: losses or norms well above the run's median."""
+    before = [r for r in history if r.applied and r.step < step]
+    reference = reference_of(before, step)
+    onset = step
+    for r in reversed(before if reference.count > 2 else []):
+        if abs(r.loss) <= 2 * reference.loss and r.grad_norm <= 4 * reference.norm:
+            break
+        onset = r.step
+    return onset

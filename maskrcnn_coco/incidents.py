@@ -1,0 +1,281 @@
+"""Incident files: NNNN.json says what happened, NNNN.pt beside it replays the step on another machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maskrcnn_coco.errors import CheckpointError, DataError
+from maskrcnn_coco.records import Action, Alarm, Incident, StepRecord, record_from, to_json
+
+if TYPE_CHECKING:
+    from maskrcnn_coco.replay import Case, Rig
+    from maskrcnn_coco.snapshot import Snapshot, TapeEntry
+
+FORMAT = 1
+MAX_BYTES = 2 * 1024**3
+
+
+def write_incident(folder: str | Path, incident: Incident) -> Path:
+    """Write ``incident`` as ``<folder>/<id>.json``, whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{incident.id}.json"
+    partial = path.with_suffix(".json.partial")
+    partial.write_text(to_json(incident, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def read_incident(path: str | Path) -> Incident:
+    """One incident from its JSON file.
+
+    Raises:
+        DataError: no such file, or not an incident.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return record_from(Incident, data)
+    except OSError as e:
+        raise DataError(f"cannot read {path}: {e.strerror}", fix="give an incident file or a run folder") from e
+    except (ValueError, TypeError, AttributeError) as e:
+        raise DataError(
+            f"{path} is not an incident file: {e}", expected="a file NNNN.json of an incidents folder"
+        ) from e
+
+
+def read_incidents(folder: str | Path) -> list[Incident]:
+    """All incidents of a folder, by id; an empty list where there is no such folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return []
+    return [read_incident(p) for p in sorted(folder.glob("[0-9]*.json"))]
+
+
+def incident_text(incident: Incident) -> list[str]:
+    """Five lines for the console: cause, proof, what was done, what makes it permanent, where to read on."""
+    c = incident.culprit
+    who = [c.component, c.module]
+    who += [f"image {', '.join(map(str, c.image_ids[:5]))}"] if c.image_ids else []
+    who += [f"annotation {', '.join(map(str, c.annotation_ids[:5]))}"] if c.annotation_ids else []
+    who += [c.checkpoint] if c.checkpoint else []
+    who += [f"rank {c.rank}"] if c.rank is not None else []
+    named = ", ".join(str(w) for w in dict.fromkeys(who) if w)
+    sure = "proved" if incident.confidence >= 0.9 else f"confidence {incident.confidence:.2f}"
+    return [
+        f"Incident {incident.id}, step {incident.step}: {incident.cause}{f' ({named})' if named else ''}, {sure}",
+        f"  proof: {_proof(incident)}",
+        f"  done: {_done(incident.action)}",
+        f"  for good: {incident.fix or 'nothing to change; the incident file lists every test that was made'}",
+        f"  more: {incident.explain}",
+    ]
+
+
+def _proof(incident: Incident) -> str:
+    supporting = [e for e in incident.evidence if e.supports == incident.cause] or incident.evidence
+    # The last tests are the ones that decided.
+    shown = supporting[-2:] if incident.cause == "LR_TOO_HIGH" else supporting[:2]
+    return "; ".join(f"{e.test}: {e.outcome}" for e in shown) or incident.detail.get("message", "none")
+
+
+def _done(action: Action) -> str:
+    d = action.detail
+    match action.kind:
+        case "skip":
+            return "the step was skipped; weights, buffers and optimizer state are as before"
+        case "rollback":
+            return f"back to the verified state of step {d.get('to_step')}"
+        case "quarantine":
+            return (
+                f"image {', '.join(map(str, d.get('image_ids', [])))} left out for the rest of the run; no rate changed"
+            )
+        case "lower_lr":
+            names = ", ".join(d.get("components") or [str(d.get("component"))])
+            start = d.get("to_step")
+            return f"learning rate of {names} × {d.get('factor', 0):.3g} from step {start} on, all others as planned"
+        case "precision" if "module" in d:
+            return f"{', '.join(d.get('modules') or [d['module']])} runs in float32 from now on"
+        case "precision":
+            return f"loss scale set to {d.get('loss_scale', 0):g} and held above its floor"
+        case "reload":
+            return f"state reloaded from {d.get('checkpoint') or 'the newest verified state'}"
+        case _:
+            return f"stopped: {d.get('why', 'the guard was told to')}"
+
+
+def save_case(folder: str | Path, id: str, case: Case, *, max_bytes: int = MAX_BYTES) -> Path:
+    """Write ``case`` as ``<folder>/<id>.pt``: plain data and tensors that ``torch.load(weights_only=True)`` reads.
+
+    The failing state and batch always go in. The newest state from before the onset, and the batches of the steps since
+    then, go in as far as ``max_bytes`` allows; without them learning rates cannot be replayed elsewhere.
+    """
+    import torch
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    room = max_bytes - case.now.nbytes
+    earlier: list[Snapshot] = []
+    for snapshot in _useful(case):
+        if snapshot.nbytes <= room:
+            earlier.append(snapshot)
+            room -= snapshot.nbytes
+    first = min((s.step for s in earlier), default=case.alarm.step)
+    tape = [e for e in case.tape if first <= e.step]
+    state = {
+        "format": FORMAT,
+        "alarm": dataclasses.asdict(case.alarm),
+        "now": _pack_snapshot(case.now),
+        "earlier": [_pack_snapshot(s) for s in earlier],
+        "tape": [_pack_entry(e) for e in tape],
+        "tape_batches": _tape_batches(case, tape, room),
+        "batches": [_pack_batch(b) for b in case.batches or []],
+        "history": [dataclasses.asdict(r) for r in case.history],
+        "settings": _plain(case.settings),
+    }
+    path = folder / f"{id}.pt"
+    partial = path.with_suffix(".pt.partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+    return path
+
+
+def load_case(path: str | Path, build_rig: Callable[[dict[str, Any]], Rig]) -> Case:
+    """The case that `save_case` wrote; batches of its tape come from the file itself.
+
+    Args:
+        build_rig: settings of the case → rig on this machine.
+
+    Raises:
+        CheckpointError: no such file, damaged, or not a case.
+    """
+    import pickle
+    import zipfile
+
+    import torch
+
+    from maskrcnn_coco.replay import Case
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{path} is not a case of an incident", expected="a file NNNN.pt of an incidents folder"
+            )
+        rig = build_rig(state["settings"])
+        batches = {int(s): [_unpack_batch(b) for b in made] for s, made in state["tape_batches"].items()}
+        if batches:
+            by_keys = {_keys_of(b.keys): b for made in batches.values() for b in made}
+            # Steps that did not fit into the file cannot be asked for: their entries are left out below.
+            rig = dataclasses.replace(rig, make_batch=lambda keys: by_keys[_keys_of(keys)])
+        return Case(
+            alarm=Alarm(**state["alarm"]),
+            now=_unpack_snapshot(state["now"]),
+            earlier=[_unpack_snapshot(s) for s in state["earlier"]],
+            tape=[_unpack_entry(e) for e in state["tape"] if int(e["step"]) in batches],
+            batches=[_unpack_batch(b) for b in state["batches"]] or None,
+            history=[StepRecord(**r) for r in state["history"]],
+            settings=state["settings"],
+            rig=rig,
+        )
+    except OSError as e:
+        raise CheckpointError(f"cannot read {path}: {e.strerror}", fix="check the path") from e
+    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as e:
+        raise CheckpointError(f"{path} is damaged, or not a case: {str(e).splitlines()[0][:200]}") from e
+
+
+def _useful(case: Case) -> list[Snapshot]:
+    """The newest state from before the onset first, then one older one."""
+    older = [s for s in case.earlier if s.step < case.alarm.step]
+    before = [s for s in older if s.step <= case.alarm.onset_step]
+    return before[:2] or older[-1:]
+
+
+def _tape_batches(case: Case, tape: list[TapeEntry], room: int) -> dict[int, list[dict[str, Any]]]:
+    if case.rig.make_batch is None or not case.earlier:
+        return {}
+    packed: dict[int, list[dict[str, Any]]] = {}
+    # Newest first: a walk needs the steps up to the failing one without a gap.
+    for entry in sorted((e for e in tape if e.step < case.alarm.step), key=lambda e: -e.step):
+        made = [_pack_batch(case.rig.make_batch(list(keys))) for keys in entry.keys]
+        size = sum(_size(b) for b in made)
+        if size > room:
+            break
+        room -= size
+        packed[entry.step] = made
+    return packed
+
+
+def _size(packed: dict[str, Any]) -> int:
+    tensors = [*packed["images"], *(v for t in packed["targets"] for v in t.values() if hasattr(v, "nbytes"))]
+    return sum(int(t.nbytes) for t in tensors)
+
+
+def _pack_batch(batch: Any) -> dict[str, Any]:
+    return {
+        "images": [i.detach().cpu() for i in batch.images],
+        "targets": [_plain(t) for t in batch.targets],
+        "keys": [list(k) for k in batch.keys],
+        "resized": bool(getattr(batch, "resized", False)),
+    }
+
+
+def _unpack_batch(packed: dict[str, Any]) -> Any:
+    from maskrcnn_coco.batch import Batch
+    from maskrcnn_coco.plan import SampleKey
+
+    keys = [SampleKey(*k) for k in packed["keys"]]
+    return Batch(list(packed["images"]), list(packed["targets"]), keys, resized=packed["resized"])
+
+
+def _keys_of(keys: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(int(v) for v in key) for key in keys)
+
+
+def _pack_entry(entry: TapeEntry) -> dict[str, Any]:
+    packed = {f.name: getattr(entry, f.name) for f in dataclasses.fields(entry)}
+    packed["keys"] = [[list(k) for k in keys] for keys in entry.keys]
+    packed["record"] = None if entry.record is None else dataclasses.asdict(entry.record)
+    return packed
+
+
+def _unpack_entry(packed: dict[str, Any]) -> TapeEntry:
+    from maskrcnn_coco.plan import SampleKey
+    from maskrcnn_coco.snapshot import TapeEntry
+
+    keys = [[SampleKey(*k) for k in keys] for keys in packed["keys"]]
+    record = None if packed["record"] is None else StepRecord(**packed["record"])
+    return TapeEntry(**{**packed, "keys": keys, "record": record})
+
+
+def _pack_snapshot(snapshot: Snapshot) -> dict[str, Any]:
+    packed = {f.name: getattr(snapshot, f.name) for f in dataclasses.fields(snapshot)}
+    packed["rng"] = {}
+    return _plain(packed)
+
+
+def _unpack_snapshot(packed: dict[str, Any]) -> Snapshot:
+    from maskrcnn_coco.snapshot import Snapshot
+
+    return Snapshot(**packed)
+
+
+def _plain(value: Any) -> Any:
+    """Dicts, lists, scalars, strings and CPU tensors only: what a weights-only load accepts."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {k if isinstance(k, (str, int)) else str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if hasattr(value, "item") and getattr(value, "size", 2) == 1:
+        return value.item()
+    return str(value)

@@ -1,0 +1,180 @@
+"""Where the first non-finite number appears: module and op of the forward pass, op of the backward pass.
+
+Used only during a replay: every module gets a hook and every op is checked, which costs several times the step.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from maskrcnn_coco.measure import Layout
+from maskrcnn_coco.step import Forward, Pass
+from maskrcnn_coco.step import run as step_run
+
+# Their outputs are memory not yet written, not results.
+_UNWRITTEN = ("empty", "new_empty", "empty_like", "empty_strided", "resize_", "set_", "set_data")
+
+
+class Watch:
+    """The first module, by order of completion, with finite inputs and a non-finite output; and the op inside it.
+
+    Children complete before their parents, so this is the deepest such module.
+    """
+
+    def __init__(self) -> None:
+        self.module: str | None = None
+        self.start = 0
+        self.largest: dict[str, float] = {}
+
+
+class _Ops(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bad: list[str] = []
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[-1]
+        # In-place ops overwrite their inputs: look before.
+        clean = len(self.bad) < 32 and name not in _UNWRITTEN and _any_float(args) and _finite(args)
+        result = func(*args, **(kwargs or {}))
+        if clean and not _finite(result):
+            self.bad.append(f"{name}{_where()}")
+        return result
+
+
+@dataclass
+class Located:
+    """A pass and where it went wrong first; ``phase`` is forward or backward."""
+
+    taken: Pass
+    module: str | None
+    op: str | None
+    max_abs: float | None
+    phase: str
+    largest: dict[str, float]
+
+
+def located_run(forward: Forward, batches: Sequence[Any], scaler: Any, layout: Layout) -> Located:
+    """`step.run` with every module and op watched. ``forward.model`` is the model whose modules are named."""
+    watched = Watch()
+    ops = _Ops()
+
+    def seen(batch: Any) -> Any:
+        with hooks(forward.model, watched, ops), ops:  # type: ignore[attr-defined]
+            return forward(batch)
+
+    with _anomaly() as log:
+        taken = step_run(seen, batches, scaler, layout)
+    found = re.search(r"Function '(\w+)' returned nan", taken.error or "")
+    if found:
+        # Anomaly mode stops at the first NaN gradient: what it raised is a finding, not an error of the model.
+        taken.error = None
+    if watched.module is not None:
+        op = ops.bad[watched.start] if len(ops.bad) > watched.start else None
+        return Located(taken, watched.module, op, watched.largest.get(watched.module), "forward", watched.largest)
+    if found and not _bad(taken):
+        return Located(taken, None, found.group(1) + _line_in("\n".join(log)), None, "backward", watched.largest)
+    return Located(taken, None, ops.bad[0] if ops.bad and _bad(taken) else None, None, "forward", watched.largest)
+
+
+def _bad(taken: Pass) -> bool:
+    return any(v - v != 0.0 for k, v in taken.losses.items() if k not in taken.hollow)
+
+
+@contextmanager
+def hooks(model: nn.Module, seen: Watch, ops: _Ops) -> Iterator[None]:
+    """Watch the modules of ``model`` inside the block. Hooks are gone afterwards."""
+    began: dict[str, list[int]] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if not name:
+            continue
+
+        def before(_m: nn.Module, _args: Any, name: str = name) -> None:
+            began.setdefault(name, []).append(len(ops.bad))
+
+        def after(_m: nn.Module, args: Any, output: Any, name: str = name) -> None:
+            start = began[name].pop() if began.get(name) else 0
+            if seen.module is None and not _finite(output) and _finite(args):
+                seen.module, seen.start = name, start
+            seen.largest[name] = max(seen.largest.get(name, 0.0), largest((args, output)))
+
+        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _anomaly() -> Iterator[list[str]]:
+    """Autograd's anomaly mode inside the block; the list receives its warnings, which name the forward line."""
+    log: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with torch.autograd.set_detect_anomaly(True, check_nan=True):
+            yield log
+        log += [str(w.message) for w in caught]
+
+
+def largest(value: Any) -> float:
+    """Largest finite magnitude in all float tensors inside ``value``; 0.0 where there is none."""
+    best = 0.0
+    for tensor in _tensors(value):
+        if tensor.is_floating_point() and tensor.numel():
+            kept = torch.nan_to_num(tensor.detach().float().abs(), nan=0.0, posinf=0.0)
+            best = max(best, float(kept.max()))
+    return best
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from _tensors(v)
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            yield from _tensors(v)
+    elif isinstance(getattr(value, "tensors", None), Tensor):
+        yield value.tensors
+
+
+def _finite(value: Any) -> bool:
+    return all(
+        bool(torch.isfinite(t).all()) for t in _tensors(value) if t.is_floating_point() and t.layout == torch.strided
+    )
+
+
+def _any_float(value: Any) -> bool:
+    return any(t.is_floating_point() and t.numel() for t in _tensors(value))
+
+
+def _where() -> str:
+    """The innermost line outside torch and this file, as " (file.py:12, function)"."""
+    for frame in reversed(traceback.extract_stack(limit=60)):
+        name = frame.filename.replace("\\", "/")
+        if "/torch/" not in name and not name.endswith("maskrcnn_coco/locate.py"):
+            return f" ({name.rsplit('/', 1)[-1]}:{frame.lineno}, {frame.name})"
+    return ""
+
+
+def _line_in(text: str) -> str:
+    lines = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', text)
+    own = [x for x in lines if "/torch/" not in x[0].replace("\\", "/")]
+    if not own:
+        return ""
+    file, line, function = own[-1]
+    return f" ({file.replace(chr(92), '/').rsplit('/', 1)[-1]}:{line}, {function})"

@@ -1,0 +1,85 @@
+"""Small measurements for `experiments`: what differs, what was recorded, what a repaired batch looks like."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_coco.case import Case
+from maskrcnn_coco.components import component_of
+from maskrcnn_coco.facts import Drift, Facts
+from maskrcnn_coco.records import StepRecord
+from maskrcnn_coco.snapshot import Snapshot
+
+
+def between(low: float, high: float, most: float) -> float:
+    """``low`` times the square root of high / low, at most ``most`` times."""
+    return low * min(most, math.sqrt(max(high / low, 1.0))) if low > 0 and math.isfinite(low) else math.inf
+
+
+def repair(batch: Any, facts: Facts) -> Any:
+    copy = batch.subset(list(range(len(batch))))
+    scales = {i.image_id: i.scale for i in facts.inputs if i.scale}
+    copy.images = [im / scales[i] if scales.get(i) else im for im, i in zip(copy.images, batch.image_ids, strict=True)]
+    copy.targets = [
+        {**t, "masks": (t["masks"] > 0).to(torch.uint8)} if isinstance(t.get("masks"), Tensor) else t
+        for t in copy.targets
+    ]
+    return copy
+
+
+def differences(model: nn.Module, now: Snapshot) -> list[tuple[float, str]]:
+    found = []
+    for name, parameter in model.named_parameters():
+        other = now.model.get(name.replace("_orig_mod.", ""))
+        if other is None:
+            continue
+        here, there = parameter.detach().double(), other.detach().double()
+        size = max(float(there.norm()), float(here.norm()), 1e-12)
+        difference = float((here - there).norm()) / size
+        found.append((difference if difference == difference else math.inf, name))
+    return found
+
+
+def drift(differing: list[tuple[float, str]], from_step: int) -> Drift | None:
+    """The one tensor that is off, where nearly all others are as they should be."""
+    if not differing:
+        return None
+    ordered = sorted(differing, reverse=True)
+    worst, name = ordered[0]
+    median = ordered[len(ordered) // 2][0]
+    # Non-determinism moves every tensor a little; a changed weight moves one, by far.
+    if worst < 1e-2 or median > 1e-3 or (len(ordered) > 8 and ordered[len(ordered) // 8][0] > worst / 10):
+        return None
+    return Drift(name, component_of(name), name.rpartition(".")[0] or None, worst, from_step)
+
+
+def ratios(before: list[StepRecord], onset: int) -> dict[str, float]:
+    """Update-to-weight ratio per component from the last measured step before the onset, else the last measured one."""
+    measured = [r for r in before if r.update_ratio]
+    early = [r for r in measured if r.step < onset]
+    return dict((early or measured)[-1].update_ratio) if measured else {}
+
+
+def record_of(case: Case, step: int) -> StepRecord | None:
+    return next((r for r in reversed(case.history) if r.step == step), None)
+
+
+def optimizer_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    names = {id(p): n for n, p in model.named_parameters()}
+    return [names.get(id(p), "?") for group in optimizer.param_groups for p in group["params"]]
+
+
+def num_classes(model: nn.Module, settings: dict[str, Any]) -> int | None:
+    predictor = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
+    score = getattr(predictor, "cls_score", None)
+    found = getattr(score, "out_features", None)
+    given = settings.get("num_classes") or len(settings.get("classes") or []) or None
+    return int(found) if isinstance(found, int) else given
+
+
+def dict_of(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

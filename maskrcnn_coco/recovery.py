@@ -1,0 +1,196 @@
+"""From findings to an action: policy only. Pure functions of what was found and what was done before; no torch.
+
+Principles: data is left out only where it is proved bad on healthy weights; a learning rate is lowered only for the
+components that the replays name; nothing non-finite is ever papered over; and a run that cannot go on says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from maskrcnn_coco.records import Action, Finding, Incident
+
+PROVED = 0.9
+DATA = ("DATA_BOX", "DATA_LABEL", "DATA_PIXEL", "DATA_MASK")
+MIN_FACTOR, MAX_FACTOR = 0.01, 0.5
+AGAIN = 0.5
+"""Each further incident of the same component lowers its rate by this much more."""
+HOLD_STEPS = 200
+"""A lowered rate is raised again after so many steps without an incident; each earlier one doubles the wait."""
+RAISE = 1.5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Budgets of one run. Beyond them it stops with its verdict instead of going in circles."""
+
+    max_incidents: int = 30
+    max_rollbacks: int = 10
+    max_quarantine_share: float = 0.2
+    skips: int = 3
+    """So many skipped steps within ``skip_window`` steps lead to a roll-back, and after that to a stop."""
+    skip_window: int = 50
+    max_retries: int = 2
+
+
+@dataclass(frozen=True)
+class History:
+    """What happened before: incidents with their actions, the step of the alarm, the number of training images."""
+
+    incidents: Sequence[Incident] = field(default_factory=tuple)
+    step: int = 0
+    images: int = 0
+
+
+def decide(findings: Sequence[Finding], history: History, limits: Limits | None = None) -> Action:
+    """The action for the best finding. Pure: the same arguments give the same action."""
+    limits = limits or Limits()
+    top = _acting(findings)
+    if top is None:
+        return Action("stop", {"why": "no finding at all"})
+    spent = _spent(top, history, limits)
+    if spent is not None:
+        return Action("stop", {"why": spent})
+    if top.cause in DATA and top.confidence >= PROVED:
+        return _quarantine(top, history, limits)
+    match top.cause:
+        case "LR_TOO_HIGH":
+            return _lower(top, history)
+        case "POISONED_STATE" | "NORM_STATE":
+            return _restore(top, history, limits)
+        case "FP16_OVERFLOW" if top.confidence >= PROVED:
+            return _precision(top, history, limits)
+        case "SCALE_COLLAPSE":
+            return _hold_scale(top, history, limits)
+        case "TRANSIENT":
+            return _retry(top, history, limits)
+        case "ANCHORS" if top.confidence >= PROVED:
+            return Action("stop", {"why": "the anchors of this model have no size: no batch can be trained on"})
+    if top.detail.get("proved_on_healthy_weights") and top.culprit.image_ids:
+        return _quarantine(top, history, limits)
+    return _skip(top, history, limits)
+
+
+def maybe_raise(history: History, factors: Mapping[str, float]) -> dict[str, float]:
+    """Component → new factor, for lowered rates that have held long enough; empty where there is nothing to change.
+
+    Args:
+        factors: component → what its planned rate is multiplied by at present.
+    """
+    raised: dict[str, float] = {}
+    for component, factor in factors.items():
+        lowered = [i for i in history.incidents if component in _lowered(i.action)]
+        if factor >= 1.0 or not lowered:
+            continue
+        wait = HOLD_STEPS * 2 ** (len(lowered) - 1)
+        since = history.step - max(i.step for i in lowered)
+        # The rate that diverged is not tried again: at most half of what was taken away comes back.
+        ceiling = min(1.0, 0.5 / 2 ** (len(lowered) - 1))
+        if since > 0 and since % wait == 0 and factor < ceiling:
+            raised[component] = min(ceiling, factor * RAISE)
+    return raised
+
+
+def _acting(findings: Sequence[Finding]) -> Finding | None:
+    """The finding that says what to do: the inner cause, where the first only says on which rank it happened."""
+    if not findings:
+        return None
+    if findings[0].cause != "RANK_LOCAL":
+        return findings[0]
+    inner = [f for f in findings[1:] if f.cause != "UNKNOWN"]
+    return inner[0] if inner else findings[0]
+
+
+def _spent(top: Finding, history: History, limits: Limits) -> str | None:
+    if len(history.incidents) >= limits.max_incidents:
+        return f"{len(history.incidents)} incidents in one run: it cannot be kept healthy"
+    back = sum(1 for i in history.incidents if i.lost_steps > 0)
+    needs = top.cause in ("LR_TOO_HIGH", "POISONED_STATE", "NORM_STATE", "TRANSIENT")
+    if needs and back >= limits.max_rollbacks:
+        return f"{back} roll-backs in one run did not keep it healthy"
+    return None
+
+
+def _quarantine(top: Finding, history: History, limits: Limits) -> Action:
+    gone = {i for incident in history.incidents for i in incident.action.detail.get("image_ids", [])}
+    images = [i for i in top.culprit.image_ids if i not in gone]
+    if not images:
+        # Left out already and met again: the data set hands it out under another key.
+        return _skip(top, history, limits)
+    if top.detail.get("widespread"):
+        return Action("stop", {"why": f"every batch has the fault {top.cause}: it is the data set, not one image"})
+    share = (len(gone) + len(images)) / max(history.images, 1)
+    if share > limits.max_quarantine_share:
+        return Action("stop", {"why": f"{share:.0%} of the images would be left out: repair the data set first"})
+    return Action("quarantine", {"image_ids": images, "annotation_ids": list(top.culprit.annotation_ids)})
+
+
+def _lower(top: Finding, history: History) -> Action:
+    components = list(top.detail.get("components") or ([top.culprit.component] if top.culprit.component else []))
+    to_step = history.step if top.onset_step is None else top.onset_step
+    if not components:
+        # Divergence without a proved component: back to health, with every rate lowered once.
+        components = list(top.detail.get("lr", {}))
+        if not components:
+            return Action("rollback", {"to_step": to_step})
+    before = sum(1 for i in history.incidents if set(components) & set(_lowered(i.action)))
+    factor = float(top.detail.get("factor", 0.3)) * AGAIN**before
+    factor = max(MIN_FACTOR, min(MAX_FACTOR, factor))
+    if before:
+        # The last snapshot did not hold: go further back each time.
+        to_step = max(0, to_step - 10 * before)
+    detail = {"component": components[0], "components": components, "factor": factor, "to_step": to_step}
+    return Action("lower_lr", detail)
+
+
+def _restore(top: Finding, history: History, limits: Limits) -> Action:
+    same = [i for i in history.incidents if i.cause == top.cause and i.step >= history.step - limits.skip_window]
+    if len(same) >= limits.max_retries:
+        return Action("stop", {"why": f"the state is bad again after {len(same)} roll-backs: {top.fix}"})
+    if top.cause == "NORM_STATE" and top.detail.get("at_load"):
+        return Action("stop", {"why": f"the model was built this way: {top.fix}"})
+    if top.detail.get("at_load"):
+        return Action("reload", {"checkpoint": None})
+    return Action("rollback", {"to_step": history.step})
+
+
+def _precision(top: Finding, history: History, limits: Limits) -> Action:
+    modules = list(top.detail.get("fp32_modules") or [])
+    if not modules:
+        return _skip(top, history, limits)
+    return Action("precision", {"module": modules[0], "modules": modules, "dtype": "fp32"})
+
+
+def _hold_scale(top: Finding, history: History, limits: Limits) -> Action:
+    held = [i for i in history.incidents if "loss_scale" in i.action.detail]
+    if len(held) >= limits.max_retries:
+        return _skip(top, history, limits)
+    return Action("precision", {"loss_scale": float(top.detail.get("loss_scale", 2.0**12))})
+
+
+def _retry(top: Finding, history: History, limits: Limits) -> Action:
+    tries = sum(1 for i in history.incidents if i.cause == "TRANSIENT" and i.step == history.step)
+    if tries >= limits.max_retries:
+        return _skip(top, history, limits)
+    return Action("rollback", {"to_step": history.step, "retry": True})
+
+
+def _skip(top: Finding, history: History, limits: Limits) -> Action:
+    """Skip; after several skips close together go back once; after that stop."""
+    recent = [i for i in history.incidents if i.step > history.step - limits.skip_window]
+    skips = [i for i in recent if i.action.kind == "skip"]
+    if len(skips) < limits.skips:
+        return Action("skip", {})
+    if not any(i.action.detail.get("after_skips") for i in recent):
+        # Before the first of the skipped steps the run was healthy.
+        return Action("rollback", {"to_step": max(0, min(i.step for i in skips) - 1), "after_skips": True})
+    return Action("stop", {"why": f"{len(skips)} steps skipped within {limits.skip_window}, again after a roll-back"})
+
+
+def _lowered(action: Action) -> list[str]:
+    detail: dict[str, Any] = action.detail
+    if action.kind != "lower_lr":
+        return []
+    return list(detail.get("components") or [str(detail.get("component"))])

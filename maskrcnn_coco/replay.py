@@ -1,0 +1,333 @@
+"""Run a step again, away from the run, with one thing changed.
+
+The run is never touched: replays work on a private deep copy of the model with its own optimizer, inside forked
+random generators (torch, CUDA, numpy, python). Bit-exact where the device's kernels are.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_coco.case import Case, Rig
+from maskrcnn_coco.facts import Outcome
+from maskrcnn_coco.forward import keep_fp32
+from maskrcnn_coco.locate import Located, located_run
+from maskrcnn_coco.measure import Layout, stacked_norms
+from maskrcnn_coco.snapshot import Snapshot, TapeEntry, restore
+from maskrcnn_coco.step import FAULTS, apply, clip_coefficient
+from maskrcnn_coco.step import run as step_run
+
+
+class ReplayImpossible(Exception):  # noqa: N818 - says that a test could not be made, not that something broke
+    """A replay could not be made, for example for want of memory: no evidence either way."""
+
+
+class Replay:
+    """Replays of one case. ``spent`` counts seconds, ``count`` replays, ``steps`` their cost in whole steps."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.rig = case.rig
+        self.spent = 0.0
+        self.count = 0
+        self.steps = 0.0
+        self._model: nn.Module | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._layout: Layout | None = None
+        self._made: dict[int, list[Any]] = {}
+
+    @property
+    def model(self) -> nn.Module:
+        """The private copy, in train mode; made at first use."""
+        if self._model is None:
+            source = self.rig.model
+            built = copy.deepcopy(source) if isinstance(source, nn.Module) else source()
+            self._model = own(built, self.rig.fp32_modules)
+            self._model.zero_grad(set_to_none=True)
+        return self._model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The private model's optimizer."""
+        if self._optimizer is None:
+            self._optimizer = self.rig.build_optimizer(self.model)
+        return self._optimizer
+
+    def batches_of(self, entry: TapeEntry) -> list[Any]:
+        """The micro-batches of a recorded step, made again from their keys and kept."""
+        assert self.rig.make_batch is not None
+        if entry.step not in self._made:
+            self._made[entry.step] = [self.rig.make_batch(list(keys)) for keys in entry.keys]
+        return self._made[entry.step]
+
+    def run(
+        self,
+        test: str,
+        *,
+        snapshot: Snapshot | None = None,
+        batches: Sequence[Any] | None = None,
+        step: int | None = None,
+        precision: str | None = None,
+        fp32_modules: Sequence[str] = (),
+        loss_scale: float | None = None,
+        locate: bool = False,
+        digest: bool = False,
+        reference: bool = False,
+        watch: str | None = None,
+    ) -> Outcome:
+        """Forward and backward without an update (learning rate 0).
+
+        Args:
+            test: what is changed, in words; it heads the evidence.
+            snapshot: the weights; None for those before the failing step.
+            batches: micro-batches; None for the failing step's own.
+            step: whose random numbers to use; None for the failing step's.
+            precision: fp32, fp16 or bf16; None for the run's.
+            fp32_modules: modules to run in float32 inside autocast.
+            loss_scale: multiply the loss by this for backward; None for the recorded one in fp16.
+            locate: watch every module and op; slow.
+            digest: hash losses and gradients.
+            reference: on `Rig.reference` instead of the copy.
+            watch: with ``locate``, report the largest value in this module whether or not it is the first bad one.
+        """
+        case = self.case
+        batches = list(batches if batches is not None else case.batches or [])
+        with self._away(_share(batches, case.batches)):
+            model = self.rig.reference() if reference and self.rig.reference else self.model
+            model.train()
+            restore(snapshot or case.now, model, rng=False)
+            scale = self._scale(precision, loss_scale)
+            step = case.alarm.step if step is None else step
+            with _kept_fp32(model, fp32_modules):
+                outcome = self._measure(model, test, batches, step, precision, scale, locate, watch)
+            if digest:
+                outcome.digest = _digest(model, outcome)
+            model.zero_grad(set_to_none=True)
+        outcome.steps = _share(batches, case.batches)
+        return outcome
+
+    def walk(
+        self,
+        test: str,
+        snapshot: Snapshot,
+        *,
+        lr_factor: dict[str, float] | None = None,
+        stop: Callable[[Outcome], bool] | None = None,
+        visit: Callable[[nn.Module], None] | None = None,
+    ) -> Outcome:
+        """Train again from ``snapshot`` over the tape to the failing step, which is evaluated and not applied.
+
+        Each step uses its recorded batches, random numbers and learning rates, times ``lr_factor`` per component.
+        ``stop`` ends the walk early; ``visit`` sees the private model before the failing step.
+        """
+        factors = lr_factor or {}
+        path: list[tuple[int, float, float]] = []
+        with self._away(0):
+            model, optimizer = self.model, self.optimizer
+            model.train()
+            restore(snapshot, model, optimizer, rng=False)
+            outcome = Outcome(test, True)
+            for entry in [*self.entries(snapshot.step), None]:
+                step = self.case.alarm.step if entry is None else entry.step
+                batches = self.batches_of(entry) if entry else list(self.case.batches or [])
+                if entry is None and visit:
+                    visit(model)
+                scale = self._scale(None, entry.loss_scale if entry else None)
+                outcome = self._measure(model, test, batches, step, None, scale, False)
+                path.append((step, outcome.loss, outcome.grad_norm))
+                self.steps += 1
+                if entry is None or outcome.error or not outcome.finite or (stop and stop(outcome)):
+                    break
+                self._update(outcome, entry.lr, factors)
+            model.zero_grad(set_to_none=True)
+        outcome.path, outcome.steps = path, float(len(path))
+        return outcome
+
+    def entries(self, from_step: int) -> list[TapeEntry]:
+        """Applied steps of the tape from ``from_step`` up to, not with, the failing one; the last take of each."""
+        latest = {e.step: e for e in self.case.tape if from_step <= e.step < self.case.alarm.step}
+        return [latest[s] for s in sorted(latest) if latest[s].applied]
+
+    def covers(self, from_step: int) -> bool:
+        """Whether the tape holds every step from ``from_step`` on, so that a walk is possible."""
+        have = {e.step for e in self.case.tape}
+        return self.rig.make_batch is not None and all(s in have for s in range(from_step, self.case.alarm.step))
+
+    def _scale(self, precision: str | None, loss_scale: float | None) -> float:
+        if (precision or self.rig.precision) != "fp16":
+            return 1.0
+        scaler = self.case.now.scaler or {}
+        scale = loss_scale if loss_scale is not None else scaler.get("scale", 1.0)
+        return float(scale) if scale and math.isfinite(scale) else 1.0
+
+    def _measure(
+        self,
+        model: nn.Module,
+        test: str,
+        batches: list[Any],
+        step: int,
+        precision: str | None,
+        scale: float,
+        locate: bool,
+        watch: str | None = None,
+    ) -> Outcome:
+        layout = self._layout_of(model)
+        layout.zero_grad()
+        outcome = Outcome(test, True)
+        forward = _Counted(self.rig, model, step, precision)
+        run = located_run if locate else step_run
+        try:
+            out = run(forward, batches, _FixedScale(scale), layout)
+        except FAULTS as e:
+            # The guard's own step lets through what it is pointless to go on after; a replay is then no evidence.
+            raise ReplayImpossible(f"{test}: {type(e).__name__}: {e}") from e
+        if isinstance(out, Located):
+            outcome.first_bad_module, outcome.first_bad_op, outcome.max_abs = out.module, out.op, out.max_abs
+            outcome.phase = out.phase
+            outcome.finite = out.module is None and out.op is None
+            if watch is not None:
+                outcome.max_abs = out.largest.get(watch)
+            out = out.taken
+        if out.error is not None:
+            outcome.error = out.error.splitlines()[0][:160]
+            outcome.finite = False
+        outcome.losses, outcome.loss = out.losses, out.loss
+        outcome.bad_losses = sorted(k for k, v in out.losses.items() if not math.isfinite(v) and k not in out.hollow)
+        self._norms(layout, outcome, scale)
+        return outcome
+
+    def _norms(self, layout: Layout, outcome: Outcome, scale: float) -> None:
+        """Per-component norms, computed as the guard does: clipping must come out the same to the last bit."""
+        gradients, where = layout.gradients()
+        if scale != 1.0 and gradients:
+            torch._foreach_div_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
+        if not gradients:
+            outcome.finite = outcome.finite and not outcome.bad_losses
+            return
+        stacked = stacked_norms(gradients)
+        *each, outcome.grad_norm = torch.cat([stacked, stacked.norm().reshape(1)]).tolist()
+        for i in [i for i, v in enumerate(each) if not math.isfinite(v)]:
+            if _finite(gradients[i]):
+                # Only the square of a huge norm overflowed.
+                each[i] = float(gradients[i].double().norm())
+            else:
+                outcome.bad_grads.append(layout.names[where[i]])
+        outcome.bad_grad_count = len(outcome.bad_grads)
+        outcome.group_grad_norm = layout.by_component(layout.totals(each, where))
+        if not math.isfinite(outcome.grad_norm):
+            outcome.grad_norm = _total(outcome.group_grad_norm.values())
+        outcome.finite = outcome.finite and not outcome.bad_losses and outcome.bad_grad_count == 0
+
+    def _update(self, outcome: Outcome, lr: dict[str, float], factors: dict[str, float]) -> None:
+        for group in self.optimizer.param_groups:
+            component = group.get("component", "")
+            group["lr"] = float(lr.get(component, group["lr"]) or 0.0) * factors.get(component, 1.0)
+        gradients, _ = self._layout_of(self.model).gradients()
+        apply(self.optimizer, gradients, clip_coefficient(outcome.grad_norm, self.rig.max_grad_norm))
+
+    def _layout_of(self, model: nn.Module) -> Layout:
+        if model is not self._model:
+            return Layout(model, self.rig.build_optimizer(model), self.rig.components(model))
+        if self._layout is None:
+            self._layout = Layout(model, self.optimizer, self.rig.components(model))
+        return self._layout
+
+    @contextmanager
+    def _away(self, steps: float) -> Iterator[None]:
+        began = time.monotonic()
+        self.count += 1
+        self.steps += steps
+        states = random.getstate(), np.random.get_state()
+        on_cuda = torch.device(self.rig.device).type == "cuda"
+        devices = list(range(torch.cuda.device_count())) if on_cuda else []
+        try:
+            with torch.random.fork_rng(devices=devices), torch.enable_grad():
+                yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            self.spent += time.monotonic() - began
+
+
+class _FixedScale:
+    """Stands in for a GradScaler in a replay: the recorded scale, never searched."""
+
+    def __init__(self, scale: float) -> None:
+        self.value = scale
+
+    def scale(self, loss: Tensor) -> Tensor:
+        return loss if self.value == 1.0 else loss * self.value
+
+
+class _Counted:
+    """The rig's forward for the micro-batches of one step, in order."""
+
+    def __init__(self, rig: Rig, model: nn.Module, step: int, precision: str | None) -> None:
+        self.rig, self.model, self.step, self.precision = rig, model, step, precision
+        self.micro = 0
+
+    def __call__(self, batch: Any) -> dict[str, Tensor]:
+        losses = self.rig.forward(self.model, batch, self.step, self.micro, self.precision)
+        self.micro += 1
+        return losses
+
+
+def own(model: nn.Module, fp32_modules: Sequence[str] = ()) -> nn.Module:
+    """``model`` without patched forwards that point into the run's model; ``fp32_modules`` are kept in float32 anew."""
+    kept = [name for name, m in model.named_modules() if m.__dict__.pop("_kept_fp32", False)]
+    for name in kept:
+        model.get_submodule(name).__dict__.pop("forward", None)
+    for name in dict.fromkeys([*kept, *fp32_modules]):
+        keep_fp32(model, name)
+    return model
+
+
+@contextmanager
+def _kept_fp32(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    new = [n for n in names if not getattr(model.get_submodule(n), "_kept_fp32", False)]
+    for name in new:
+        keep_fp32(model, name)
+    try:
+        yield
+    finally:
+        for name in new:
+            module = model.get_submodule(name)
+            module.__dict__.pop("forward", None)
+            module.__dict__.pop("_kept_fp32", None)
+
+
+def _share(batches: Sequence[Any], whole: Sequence[Any] | None) -> float:
+    """Cost of a replay as a share of the failing step, in images."""
+    total = sum(len(b) for b in whole or []) or sum(len(b) for b in batches) or 1
+    return sum(len(b) for b in batches) / total
+
+
+def _total(values: Iterable[float]) -> float:
+    squares = sum(v * v for v in values)
+    return math.sqrt(squares) if squares == squares else squares
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def _digest(model: nn.Module, outcome: Outcome) -> str:
+    h = hashlib.sha256(repr(sorted(outcome.losses.items())).encode())
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            h.update(parameter.grad.detach().float().cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()
+
+
+__all__ = ["Case", "Replay", "ReplayImpossible", "Rig", "own"]

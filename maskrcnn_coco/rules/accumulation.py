@@ -1,0 +1,45 @@
+"""Gradients of several micro-batches are summed wrongly.
+
+What happens: with `--accumulate k` the gradient is k times too large, so the learning rate is k times too
+  large; or a NaN gradient of a refused step is never cleared, and every later step is refused although all
+  losses are finite.
+Why: the loss is not divided by k; gradients are only cleared when the step was taken; one micro-batch of k is
+  bad.
+How it is proved: the recorded gradient norm is k times the norm of the same micro-batches replayed; or the
+  recorded gradients are non-finite and the replay of the whole step is finite. Micro-batches are also replayed
+  one at a time.
+What the guard does: skips the step and clears the gradients.
+How to fix it: divide each loss by the number of micro-batches; call zero_grad whether or not the step was
+  taken.
+"""
+
+from __future__ import annotations
+
+import math
+
+from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.records import Culprit, Evidence, Finding
+
+CODE = "ACCUMULATION"
+
+
+def judge(facts: Facts) -> Finding | None:
+    k = facts.accumulate
+    if k < 2:
+        return None
+    ratio = facts.norm_ratio
+    if ratio is not None and abs(ratio / k - 1) < 0.1:
+        what = f"{ratio:.2f} times the norm of the same {k} micro-batches replayed and averaged"
+        return _finding(0.95, Evidence("recorded gradient norm", what, CODE), facts, "divide each loss by --accumulate")
+    same = facts.outcomes.get("same")
+    if same is None or facts.abnormal(same) or facts.recorded_norm is None:
+        return None
+    finite_loss = facts.recorded_loss is not None and math.isfinite(facts.recorded_loss)
+    if math.isfinite(facts.recorded_norm) or not finite_loss or not facts.refused_before:
+        return None
+    what = "recorded gradients non-finite, losses and replayed gradients finite; the step before was refused"
+    return _finding(0.92, Evidence("gradients left over", what, CODE), facts, "call zero_grad after every refused step")
+
+
+def _finding(confidence: float, evidence: Evidence, facts: Facts, fix: str) -> Finding:
+    return Finding(CODE, confidence, Culprit(), [evidence, *facts.says(CODE, "same", "retrace")], facts.onset_step, fix)

@@ -1,0 +1,28 @@
+"""Anchors of no size, or anchors that do not fit the feature pyramid.
+
+What happens: loss_rpn_box_reg is NaN at step 0 on every batch while the other losses are finite. With extreme
+  aspect ratios it comes late and at random, when such an anchor is matched for the first time.
+Why: AnchorGenerator rounds an anchor of one pixel to width 0; box targets divide by the anchor's width. A wrong
+  number of sizes or strides fits no level.
+How it is proved: the anchors are built and measured; loss_rpn_box_reg is non-finite on another batch too.
+What the guard does: stops and names the size to use, because no batch can be trained on.
+How to fix it: anchor sizes of 2 pixels or more after rounding, one tuple for each level of the pyramid.
+"""
+
+from __future__ import annotations
+
+from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.records import Culprit, Evidence, Finding
+
+CODE = "ANCHORS"
+
+
+def judge(facts: Facts) -> Finding | None:
+    if not facts.anchors:
+        return None
+    evidence = [Evidence("scan: anchors", a.what, CODE) for a in facts.anchors]
+    evidence += facts.says(CODE, "same", "other")
+    same = facts.outcomes.get("same")
+    hit = same is not None and not same.finite and (same.error is not None or "loss_rpn_box_reg" in same.bad_losses)
+    culprit = Culprit(component="rpn", module="rpn.anchor_generator")
+    return Finding(CODE, 0.97 if hit else 0.4, culprit, evidence, facts.step, facts.anchors[0].fix)

@@ -1,0 +1,78 @@
+"""What several rules share: findings about data, and the check that a repair cured the step."""
+
+from __future__ import annotations
+
+from maskrcnn_coco.facts import Facts, InputFault, TargetFault
+from maskrcnn_coco.records import Culprit, Evidence, Finding
+
+PROVED = 0.9
+CURE_LOSS, CURE_NORM = 3.0, 5.0
+"""A repaired batch cures if loss or gradient norm falls by such a factor; batches of one run differ by less."""
+
+
+def healthy(facts: Facts) -> str:
+    """The replay of the failing batch on the healthiest weights known."""
+    return "earlier" if "earlier" in facts.outcomes else "same"
+
+
+def cured_by(facts: Facts, test: str) -> bool:
+    """Whether the repaired or reduced batch is normal where the whole one, on the same weights, is not."""
+    whole, repaired = facts.outcomes.get(healthy(facts)), facts.outcomes.get(test)
+    if whole is None or repaired is None or facts.abnormal(repaired):
+        return False
+    if facts.abnormal(whole):
+        return True
+    return abs(whole.loss) > CURE_LOSS * abs(repaired.loss) or whole.grad_norm > CURE_NORM * repaired.grad_norm
+
+
+def cured(facts: Facts) -> str | None:
+    """The repair that cured the step, if one did."""
+    return next((t for t in ("repaired", "without") if cured_by(facts, t)), None)
+
+
+def data_finding(
+    facts: Facts, code: str, hits: list[TargetFault] | list[InputFault], scan: str, fix: str
+) -> Finding | None:
+    """The finding of a data rule whose scan has ``hits``; lethal ones are proved by the scan itself."""
+    if not hits:
+        return None
+    evidence = [Evidence(f"scan: {scan}, image {h.image_id}{_annotation(h)}", h.what, code) for h in hits[:8]]
+    test = cured(facts)
+    if any(h.lethal for h in hits):
+        # A batch that stays bad without the named image has a second fault; then the scan alone is no proof.
+        confidence = 0.6 if facts.bad("without") and facts.suspects() != facts.image_ids else 0.98
+        evidence += facts.says(code, "without")
+    elif test is not None or facts.symptom == "input_nonfinite":
+        # An alarm of the input check is this very scan; otherwise a replay must show that the fault matters.
+        confidence = 0.95
+        evidence += facts.says(code, healthy(facts), test or "")
+    else:
+        confidence = 0.2
+    images = list(dict.fromkeys(h.image_id for h in hits))
+    annotations = [a for a in dict.fromkeys(getattr(h, "annotation_id", None) for h in hits) if a is not None]
+    detail = {"widespread": facts.widespread, "proved_on_healthy_weights": confidence >= PROVED}
+    culprit = Culprit(image_ids=images, annotation_ids=annotations)
+    return Finding(code, confidence, culprit, evidence, facts.step, fix, detail)
+
+
+def _annotation(hit: TargetFault | InputFault) -> str:
+    annotation = getattr(hit, "annotation_id", None)
+    return "" if annotation is None else f", annotation {annotation}"
+
+
+def replayed_data(facts: Facts, code: str, terms: tuple[str, ...], fix: str) -> Finding | None:
+    """A clean scan, but replays name one annotation, and only the losses in ``terms`` are bad with it."""
+    if not facts.guilty_images or not facts.guilty_annotations or facts.targets or facts.inputs:
+        return None
+    bad = set(facts.outcomes[healthy(facts)].bad_losses)
+    if not bad or not bad <= set(terms):
+        return None
+    culprit = Culprit(image_ids=facts.guilty_images, annotation_ids=facts.guilty_annotations)
+    evidence = facts.says(code, healthy(facts), "other", "alone", "others")
+    detail = {"widespread": False, "proved_on_healthy_weights": True}
+    return Finding(code, 0.8, culprit, evidence, facts.step, fix, detail)
+
+
+def nonfinite(facts: Facts) -> bool:
+    """The alarm was about non-finite numbers, not about large ones."""
+    return facts.symptom.endswith("_nonfinite") or facts.symptom in ("crash", "scale_collapse")

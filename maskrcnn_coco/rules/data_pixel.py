@@ -1,0 +1,35 @@
+"""Pixels that are not finite, not scaled, or not finite after normalisation.
+
+What happens: a NaN or infinite pixel makes every loss NaN at once; 0..255 or 16-bit values where 0..1 is
+  expected make the first loss a hundred to a hundred thousand times too large; a constant image divided by its
+  own range, or an image_std of 0, is finite before the model's transform and NaN after it.
+Why: a data set that forgets `/ 255`, a division by max - min of a black frame, a missing value in a float TIFF.
+How it is proved: images are scanned before and after the transform. The rest of the batch, or the same batch
+  with the pixels divided by their range, replays normal on the same weights.
+What the guard does: leaves the image out; where every batch has the fault it stops and says so.
+How to fix it: scale to 0..1 in the data set; correct or delete the files that `maskrcnn-coco check --data PATH`
+  names.
+"""
+
+from __future__ import annotations
+
+from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.records import Finding
+from maskrcnn_coco.rules.common import data_finding
+
+CODE = "DATA_PIXEL"
+
+
+def judge(facts: Facts) -> Finding | None:
+    after = [i for i in facts.inputs if i.when == "after"]
+    scaled = [i for i in facts.inputs if i.scale]
+    fix = "maskrcnn-coco check --data PATH"
+    if after and "image_std" in after[0].what:
+        fix = "give the model's transform an image_std above 0"
+    elif scaled:
+        fix = f"divide the pixels by {scaled[0].scale:g} in the data set"
+    found = data_finding(facts, CODE, facts.inputs, "images", fix)
+    if found and after and len(after) == len(facts.image_ids):
+        found.culprit.module = "transform"
+        found.detail["widespread"] = True
+    return found

@@ -1,0 +1,42 @@
+"""A value passes 65504, the largest that half precision holds.
+
+What happens: one block of the network computes inf in float16, and the loss is NaN a few layers later. Weights
+  are healthy.
+Why: activations of a badly scaled block, an attention or a sum over many pixels, an epsilon that rounds to 0 in
+  half precision (1e-8).
+How it is proved: the same batch on the same weights in float32 is finite and normal; the first bad module and
+  its largest value are named; the same step with that module alone in float32 is finite again. A loss that is
+  far too large in float32 as well is divergence, not this.
+What the guard does: runs that module in float32 from here on.
+How to fix it: `--amp bf16` where the device has it, else `--amp off`.
+"""
+
+from __future__ import annotations
+
+from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.records import Culprit, Evidence, Finding
+
+CODE = "FP16_OVERFLOW"
+LARGEST = 65504.0
+
+
+def judge(facts: Facts) -> Finding | None:
+    same, full = facts.outcomes.get("same"), facts.outcomes.get("fp32")
+    if facts.precision != "fp16" or same is None or full is None or same.finite or not full.finite:
+        return None
+    # Far too large in float32 as well: divergence, where the run has a healthy past to compare with.
+    if facts.abnormal(full) and facts.reference.count:
+        return None
+    evidence = facts.says(CODE, "same", "fp32")
+    location = facts.location
+    culprit = Culprit()
+    confidence = 0.9 if "module_fp32" in facts.done else 0.8
+    if location and location.module:
+        culprit = Culprit(component=location.component, module=location.module)
+        value = "" if location.max_abs is None else f", largest value in float32 {location.max_abs:.4g}"
+        evidence.append(Evidence("locate: first bad module", f"{location.module} ({location.op}){value}", CODE))
+    if facts.good("module_fp32"):
+        confidence = 0.97
+        evidence += facts.says(CODE, "module_fp32")
+    detail = {"fp32_modules": facts.fp32_modules, "largest": LARGEST}
+    return Finding(CODE, confidence, culprit, evidence, facts.step, "--amp bf16", detail)

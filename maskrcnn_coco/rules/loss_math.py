@@ -1,0 +1,58 @@
+"""The loss itself, or its derivative, divides by zero.
+
+What happens: one loss term is NaN while the others are finite; or the loss is finite and healthy and gradients
+  are NaN.
+Why: a mean over nothing (0/0) when a batch has no objects, the derivative of sqrt at 0, `where(x > 0, f(x), 0)`
+  whose unused branch still sends NaN backwards, log(0), a class weight of 1/0 for an absent class.
+How it is proved: targets, images and state are sound; the step fails again in float32 and on other weights;
+  autograd's anomaly mode names the op and the line.
+What the guard does: skips the step. A lower learning rate does not help.
+How to fix it: `max(count, 1)`; mask the input of the op, not its output; add an epsilon inside the root; floor
+  the class counts.
+"""
+
+from __future__ import annotations
+
+from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.records import Culprit, Evidence, Finding
+from maskrcnn_coco.rules.common import healthy, nonfinite
+
+CODE = "LOSS_MATH"
+PRODUCTS = ("addmm", "mm ", "bmm", "linear", "conv", "matmul", "_scaled", "thnn", "mkldnn", "cudnn")
+
+
+def judge(facts: Facts) -> Finding | None:
+    same = facts.outcomes.get("same")
+    if same is None or same.finite or same.error or not nonfinite(facts):
+        return None
+    if facts.certain_state() or facts.lethal() or facts.anchors or facts.good("fp32") or facts.good("reference"):
+        return None
+    gradient_only = not same.bad_losses and same.bad_grad_count > 0
+    one_term = len(same.bad_losses) == 1 and len(same.losses) > 1
+    if not gradient_only and not one_term:
+        return None
+    located = facts.location is not None and facts.location.op is not None
+    # Finite on other weights, however large, is divergence; so is an overflow in a product of large numbers.
+    if located and facts.location is not None and facts.location.op is not None:
+        located = not facts.location.op.startswith(PRODUCTS) or gradient_only
+    earlier = facts.outcomes.get("earlier")
+    everywhere = earlier is not None and not earlier.finite
+    everywhere = everywhere or (not facts.earlier_steps and (_nonfinite(facts, "other") or bool(facts.empty_images)))
+    normal_loss = gradient_only and not facts.growing and located
+    confidence = 0.93 if located and (everywhere or normal_loss) else 0.6 if everywhere or located else 0.3
+    evidence = facts.says(CODE, "same", "earlier", "other", "fp32")
+    culprit = Culprit()
+    if facts.location is not None and located:
+        culprit = Culprit(component=facts.location.component, module=facts.location.module)
+        evidence.append(Evidence(f"locate: first bad op, {facts.location.phase}", str(facts.location.op), CODE))
+    if facts.guilty_images:
+        culprit.image_ids = facts.guilty_images
+    term = same.bad_losses[0] if same.bad_losses else None
+    detail = {"term": term, "empty_images": facts.empty_images, "weights": healthy(facts)}
+    fix = f"look at {facts.location.op}" if located and facts.location else f"look at the maths of {term or 'the loss'}"
+    return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)
+
+
+def _nonfinite(facts: Facts, name: str) -> bool:
+    outcome = facts.outcomes.get(name)
+    return outcome is not None and not outcome.finite

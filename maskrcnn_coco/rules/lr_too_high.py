@@ -1,0 +1,127 @@
+"""The learning rate of one component (or of all) is too high: the training diverges.
+
+What happens: learning rate too high → large updates → extreme activations → overflow to inf in the forward pass
+  → NaN in the loss → NaN gradients → every weight NaN. It may also stay finite for ever, with a loss of 1e28.
+  Usually the gradient norm grows for several steps before.
+Why: `--lr` or a head multiplier above what the curvature allows, no or short warm-up, a batch size changed
+  without the lr, momentum of 1 or more, a weight decay whose product with the lr passes 2. Clipping helps
+  against an explosion: a norm of 1000 scaled to 10 keeps the direction. It does not help against an inf or a
+  NaN: scaling those gives NaN again.
+How it is proved: the same batch is normal on the weights of some steps before. Those steps are taken again with
+  the learning rate of one component lowered: it stays bounded; with all others lowered and this one as it was,
+  it diverges again. The component whose loss grew most is the wrong one half the time; the order of the tests
+  comes from the update-to-weight ratio before the onset.
+What the guard does: goes back to the snapshot before the onset, lowers that component alone, and raises it
+  again later if it holds.
+How to fix it: `--head-lr-multiplier`, `--rpn-lr-multiplier`, `--lr`, `--warmup-steps`; `maskrcnn-coco advise
+  --data PATH` measures the largest stable values.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from maskrcnn_coco.facts import Facts, LrVerdict
+from maskrcnn_coco.records import Culprit, Evidence, Finding, StepRecord
+
+CODE = "LR_TOO_HIGH"
+STEP_DOWN = 0.3
+"""The lasting fix multiplies by this: above it, most divergences measured came back."""
+
+
+def judge(facts: Facts) -> Finding | None:
+    verdict = facts.lr_verdict
+    if verdict is None or not verdict.sufficient:
+        if facts.good("earlier") and facts.growing and verdict is None:
+            evidence = facts.says(CODE, "same", "earlier")
+            return Finding(CODE, 0.5, Culprit(), evidence, facts.onset_step, "--lr (lower)", {"components": []})
+        return None
+    every = len(verdict.components) == len(facts.components) and len(facts.components) > 1
+    culprit = Culprit(component=None if every else verdict.components[0])
+    evidence = facts.says(CODE, "same", "earlier", "retrace")
+    for trial in verdict.trials:
+        which = ", ".join(trial.lowered)
+        outcome = f"{'stays bounded' if trial.bounded else 'diverges'}: {trial.outcome.describe()}"
+        evidence.append(
+            Evidence(
+                f"replay: steps {verdict.from_step} to {facts.step}, lr of {which} × {trial.factor:g}", outcome, CODE
+            )
+        )
+    detail: dict[str, Any] = {
+        "components": verdict.components,
+        "factor": STEP_DOWN * verdict.factor / 0.1,
+        "update_ratio": facts.update_ratio,
+        "lr": facts.lr,
+    }
+    return Finding(CODE, _confidence(verdict), culprit, evidence, verdict.from_step, fix_of(facts, verdict), detail)
+
+
+def _confidence(verdict: LrVerdict) -> float:
+    return 0.75 if not verdict.necessary else 0.8 if verdict.doubtful else 0.97
+
+
+def fix_of(facts: Facts, verdict: LrVerdict) -> str:
+    """The flags that make the cure permanent, from the run's own values."""
+    s = facts.settings
+    factor = STEP_DOWN * verdict.factor / 0.1
+    lr, head, rpn = (_value(s, k, d) for k, d in (("lr", 0.0), ("head_lr_multiplier", 1.0), ("rpn_lr_multiplier", 1.0)))
+    if _value(s, "momentum", 0.9) >= 0.98:
+        return "--momentum 0.9"
+    decay = _value(s, "weight_decay", 0.0)
+    if decay * max([lr, *facts.lr.values()]) > 0.5:
+        return "--weight-decay 0.0001"
+    named = set(verdict.components)
+    flags = []
+    if "backbone" in named or not named & {"rpn", "box_head", "mask_head"}:
+        flags.append(f"--lr {lr * factor:.2g}" if lr else "--lr (lower)")
+        # The other rates are multiples of --lr: keep those that were not to blame.
+        if "backbone" in named and not named & {"box_head", "mask_head"} and "box_head" in facts.components:
+            flags.append(f"--head-lr-multiplier {head / factor:.3g}")
+        if "backbone" in named and "rpn" not in named and "rpn" in facts.components:
+            flags.append(f"--rpn-lr-multiplier {rpn / factor:.3g}")
+    else:
+        if named & {"box_head", "mask_head"}:
+            flags.append(f"--head-lr-multiplier {max(head * factor, 0.01):.3g}")
+        if "rpn" in named:
+            flags.append(f"--rpn-lr-multiplier {max(rpn * factor, 0.01):.3g}")
+    if s.get("max_grad_norm") == 0:
+        flags.append("--max-grad-norm 10")
+    return " ".join(flags)
+
+
+def _value(settings: dict[str, Any], key: str, default: float) -> float:
+    value = settings.get(key)
+    return float(value) if isinstance(value, (int, float)) else default
+
+
+def chain(history: list[StepRecord], max_grad_norm: float | None, component: str | None) -> list[str]:
+    """One line a link of the chain from learning rate to NaN, with the figures of the last records of ``history``."""
+    if not history:
+        return []
+    last = history[-1]
+    named = component or max(last.lr, key=lambda c: last.lr[c], default=None)
+    ratio = next((r.update_ratio[named] for r in reversed(history) if named in r.update_ratio), None) if named else None
+    rate = f"{last.lr[named]:.3g}" if named in last.lr else "unknown"
+    lines = [f"learning rate of {named or 'the model'}: {rate}"]
+    if ratio is not None:
+        lines.append(f"update-to-weight ratio of {named}: {ratio:.2g} a step (healthy training stays near 1e-3)")
+    tail = history[-6:]
+    lines.append("gradient norm: " + " → ".join(f"{r.grad_norm:.3g}" for r in tail))
+    lines.append("loss: " + " → ".join(f"{r.loss:.3g}" for r in tail))
+    if max_grad_norm:
+        clipped = [r for r in tail if max_grad_norm < r.grad_norm < math.inf]
+        if clipped:
+            worst = max(clipped, key=lambda r: r.grad_norm)
+            lines.append(
+                f"clipping: the norm of {worst.grad_norm:.3g} at step {worst.step} was scaled to {max_grad_norm:g}, "
+                "direction kept; an inf or a NaN cannot be scaled"
+            )
+    elif max_grad_norm == 0:
+        lines.append("clipping: off (--max-grad-norm 0); at 10 the direction would be kept and the size bounded")
+    bad = [name for name, value in last.losses.items() if not math.isfinite(value)]
+    if bad:
+        lines.append(f"overflow: {', '.join(bad)} non-finite at step {last.step} → NaN gradients → every weight NaN")
+    if not last.applied:
+        lines.append(f"step {last.step} was refused: no weight took it")
+    return lines

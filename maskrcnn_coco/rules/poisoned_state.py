@@ -1,0 +1,39 @@
+"""Weights, optimizer state, learning rate or loss scale that are already broken before the step.
+
+What happens: the state that the step starts from holds a NaN, an infinity or an impossible zero. It may hide: a
+  NaN in the background row of the box predictor leaves the loss exactly as healthy; NaN momentum shows only
+  after the next update; Adam's second moments that went through fp16 are zeros, and the first updates are
+  enormous but finite.
+Why: a checkpoint that was written after the damage, an optimizer state saved in half precision, a scheduler
+  that returned NaN.
+How it is proved: weights, buffers, optimizer state, learning rates and loss scale are scanned, at load and
+  after every roll-back.
+What the guard does: goes back to the newest verified state, in memory first, then on disk, and says what was
+  lost.
+How to fix it: `--resume auto` takes the newest intact checkpoint; never save state in half precision.
+"""
+
+from __future__ import annotations
+
+from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.records import Culprit, Evidence, Finding
+
+CODE = "POISONED_STATE"
+
+
+def judge(facts: Facts) -> Finding | None:
+    hits = [s for s in facts.state if s.where in ("parameter", "buffer", "optimizer", "lr", "scaler")]
+    certain = [s for s in hits if s.certain]
+    if not hits or (not certain and all(s.where == "scaler" for s in hits)):
+        return None
+    first = (certain or hits)[0]
+    confidence = 0.97 if certain else 0.6 if facts.settings.get("resume_path") else 0.3
+    evidence = [
+        Evidence(f"scan: state before the step, {s.where} {s.name}", s.what, CODE) for s in (certain or hits)[:8]
+    ]
+    culprit = Culprit(component=first.component, module=first.module, checkpoint=facts.settings.get("resume_path"))
+    fix = "--resume auto" if facts.settings.get("resume_path") else "go back to a verified checkpoint: --resume auto"
+    if first.where == "lr":
+        fix = f"correct the schedule: {first.what}"
+    detail = {"entries": [f"{s.where} {s.name}" for s in hits[:50]], "at_load": not facts.earlier_steps}
+    return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)

@@ -1,0 +1,35 @@
+"""The loss scale fell so far that gradients are lost, and no longer recovers.
+
+What happens: GradScaler halves the scale at every refused step and has no floor: after 166 of them it is
+  exactly 0, and the next good batch gives NaN. Before that, small gradients round to zero and training stands
+  still with a normal loss.
+Why: something makes every step non-finite whatever the scale (NaN input, overflow in the forward pass), or
+  gradients are clipped before they are unscaled.
+How it is proved: the scale is below its floor; the same batch and weights at a normal scale give finite, normal
+  gradients.
+What the guard does: puts the scale back to a normal value and holds it above a floor; the inner cause is named
+  where there is one.
+How to fix it: `--amp bf16` needs no loss scale.
+"""
+
+from __future__ import annotations
+
+from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.records import Culprit, Evidence, Finding
+
+CODE = "SCALE_COLLAPSE"
+NORMAL_SCALE = 2.0**12
+
+
+def judge(facts: Facts) -> Finding | None:
+    hits = [s for s in facts.state if s.where == "scaler"]
+    if facts.symptom != "scale_collapse" and not hits:
+        return None
+    evidence = [Evidence("scan: loss scale", s.what, CODE) for s in hits]
+    if facts.symptom == "scale_collapse":
+        shown = "unknown" if facts.loss_scale is None else f"{facts.loss_scale:.3g}"
+        evidence.append(Evidence("guard: loss scale below its floor while weights stand still", shown, CODE))
+    evidence += facts.says(CODE, "rescaled")
+    confidence = 0.95 if facts.good("rescaled") else 0.6
+    detail = {"loss_scale": NORMAL_SCALE}
+    return Finding(CODE, confidence, Culprit(), evidence, facts.onset_step, "--amp bf16", detail)

@@ -1,0 +1,48 @@
+"""The step fails once and not again: hardware, or weights changed outside the step.
+
+What happens: the same weights, batch and random numbers replay finite, or the weights before the step are not
+  those that the recorded steps lead to.
+Why: a flipped bit in memory, an overheating or overclocked device, a kernel that reads unwritten memory, other
+  code that writes into the weights.
+How it is proved: the step is replayed twice from the same state and both replays are finite and equal bit for
+  bit; or the last steps are walked again from an older verified state and end in other weights than the run
+  has. The differing tensor is named.
+What the guard does: goes back to the verified state before the damage and takes the step again.
+How to fix it: if it comes back, test the device (memory test, another card, lower clocks); look for code that
+  changes weights between steps.
+"""
+
+from __future__ import annotations
+
+from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.records import Culprit, Evidence, Finding
+from maskrcnn_coco.rules.common import nonfinite
+
+CODE = "TRANSIENT"
+FIX = "maskrcnn-coco doctor"
+
+
+def judge(facts: Facts) -> Finding | None:
+    outside = facts.measured.get("changed_outside")
+    if outside:
+        before, now = facts.measured.get("norm_before"), facts.measured.get("norm")
+        what = f"{', '.join(map(str, outside[:3]))}: norm {before} → {now}"
+        evidence = [Evidence("guard: weights between two steps", what, CODE)]
+        module = str(outside[0]).rpartition(".")[0] if len(outside) == 1 else None
+        culprit = Culprit(component=facts.measured.get("component"), module=module)
+        return Finding(CODE, 0.95, culprit, evidence, facts.step, FIX, {"changed": list(outside)[:50]})
+    drift = facts.drift
+    if drift is not None:
+        what = f"{drift.name} differs by {drift.relative:.3g} of its norm from what steps {drift.from_step}.. lead to"
+        evidence = [Evidence(f"replay: steps {drift.from_step} to {facts.step - 1} taken again", what, CODE)]
+        culprit = Culprit(component=drift.component, module=drift.module)
+        return Finding(
+            CODE, 0.95, culprit, evidence + facts.says(CODE, "retrace"), facts.step, FIX, {"changed": drift.name}
+        )
+    if facts.symptom in ("input_nonfinite", "scale_collapse", "stalled") or not facts.good("same"):
+        return None
+    if facts.certain_state() or facts.lethal():
+        return None
+    equal = "again" in facts.outcomes and facts.outcomes["again"].digest == facts.outcomes["same"].digest
+    confidence = 0.93 if equal and nonfinite(facts) else 0.6
+    return Finding(CODE, confidence, Culprit(), facts.says(CODE, "same", "again"), facts.step, FIX)

@@ -1,0 +1,33 @@
+"""None of the other causes could be proved.
+
+What happens: a step was refused, and neither the scans nor the replays separate one cause from the others.
+Why: the evidence was not there (no older weights kept, the batch could not be made again, the time budget was
+  spent), or the cause is one that this program does not know.
+How it is proved: it is not, and the incident says so: it lists every scan and replay that was made and what
+  came out.
+What the guard does: skips the step; leaves an image out where replays on healthy weights name it; goes back if
+  it repeats; stops when its budget is spent.
+How to fix it: read the list of tests in the incident; `maskrcnn-coco diagnose INCIDENT.json` replays it again,
+  with more time.
+"""
+
+from __future__ import annotations
+
+from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.records import Culprit, Evidence, Finding
+from maskrcnn_coco.rules.common import healthy
+
+CODE = "UNKNOWN"
+
+
+def judge(facts: Facts) -> Finding | None:
+    evidence = [facts.say(name, None) for name in facts.outcomes]
+    evidence += facts.tried or [Evidence("scans of state, targets, images and anchors", "clean", None)]
+    culprit = Culprit()
+    detail: dict[str, object] = {"replays": facts.replays}
+    if facts.location is not None:
+        culprit.module, culprit.component = facts.location.module, facts.location.component
+    if facts.guilty_images and facts.bad(healthy(facts)):
+        culprit.image_ids, culprit.annotation_ids = facts.guilty_images, facts.guilty_annotations
+        detail["proved_on_healthy_weights"] = True
+    return Finding(CODE, 0.1, culprit, evidence, facts.onset_step, "", detail)

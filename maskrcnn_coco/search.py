@@ -1,0 +1,101 @@
+"""Searches that ask as few replays as they can: which images are guilty, which component's learning rate. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from maskrcnn_coco.facts import LrTrial, LrVerdict, Outcome
+
+Walk = Callable[[Sequence[str], float], tuple[bool, Outcome]]
+"""(components to lower, factor) → (stays bounded, what came out)."""
+FACTORS = (0.1, 0.01)
+"""A rate far above the limit needs the second."""
+
+
+def smallest_culprits(items: Sequence[int], bad: Callable[[Sequence[int], str], bool], *, most: int = 3) -> list[int]:
+    """The members of ``items`` that make a subset bad, each found with at most ⌈log2 n⌉ + 1 tests.
+
+    Empty if none fails alone. ``bad(subset, name)`` runs one test under a name of its own. The whole of ``items`` is
+    known to be bad.
+    """
+    found: list[int] = []
+    left = list(items)
+    while left and len(found) < most:
+        one = _one(left, bad, tag=f"{len(found)}")
+        if one is None:
+            return found
+        found.append(one)
+        left = [i for i in left if i != one]
+        if not left or not bad(left, "others"):
+            return found
+    return found
+
+
+def _one(items: Sequence[int], bad: Callable[[Sequence[int], str], bool], tag: str) -> int | None:
+    group = list(items)
+    depth = 0
+    while len(group) > 1:
+        half = group[: (len(group) + 1) // 2]
+        depth += 1
+        # Known bad as a whole: if the first half is sound, the fault is in the second.
+        group = half if bad(half, f"half{tag}.{depth}") else group[len(half) :]
+    if len(items) == 1:
+        return group[0]
+    return group[0] if bad(group, "alone") else None
+
+
+def lr_search(walk: Walk, order: Sequence[str], from_step: int) -> LrVerdict:
+    """Which components' learning rates must be lowered for the walk to stay bounded.
+
+    ``order`` is the prior, most suspicious first. A single component is proved when lowering it alone is enough and
+    lowering all the others is not; several when no single one is enough and each of the set is needed.
+    """
+    trials: list[LrTrial] = []
+
+    def bounded(lowered: Sequence[str], factor: float) -> bool:
+        ok, outcome = walk(list(lowered), factor)
+        trials.append(LrTrial(tuple(lowered), factor, ok, outcome))
+        return ok
+
+    for factor in FACTORS:
+        if bounded(order[:1], factor):
+            return _single(order, order[0], factor, bounded, from_step, trials)
+        if len(order) > 1 and bounded(order, factor):
+            for component in order[1:]:
+                if bounded([component], factor):
+                    # The first one is left as it was here, and it alone did not help: this one is needed.
+                    return _single(order, component, factor, bounded, from_step, trials)
+            chosen = _needed(order, factor, bounded)
+            return LrVerdict(chosen, from_step, factor, True, True, trials=trials)
+    return LrVerdict([], from_step, FACTORS[-1], False, False, trials=trials)
+
+
+def _single(
+    order: Sequence[str],
+    component: str,
+    factor: float,
+    bounded: Callable[[Sequence[str], float], bool],
+    from_step: int,
+    trials: list[LrTrial],
+) -> LrVerdict:
+    def diverges_with(kept: str) -> bool:
+        others = [c for c in order if c != kept]
+        return not others or not bounded(others, factor)
+
+    if diverges_with(component):
+        return LrVerdict([component], from_step, factor, True, True, trials=trials)
+    # Lowering it helps, but is not needed: look for one that is.
+    for other in order:
+        if other != component and diverges_with(other) and bounded([other], factor):
+            return LrVerdict([other], from_step, factor, True, True, trials=trials)
+    return LrVerdict([component], from_step, factor, True, False, trials=trials)
+
+
+def _needed(order: Sequence[str], factor: float, bounded: Callable[[Sequence[str], float], bool]) -> list[str]:
+    """All lowered is enough, no single one is: leave out what is not needed, least suspicious first."""
+    kept = list(order)
+    for component in reversed(order):
+        fewer = [c for c in kept if c != component]
+        if len(fewer) > 1 and bounded(fewer, factor):
+            kept = fewer
+    return kept
