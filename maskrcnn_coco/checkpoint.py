@@ -117,7 +117,7 @@ class Saver:
 
     def _run(self, job: _Job) -> None:
         if self._serial is None:
-            self._serial = max((h.serial for h in map(_peek_or_none, checkpoints(self.folder)) if h), default=0)
+            self._serial = _highest_serial(self.folder)
         self._serial += 1
         job.serial = self._serial
         earlier, self._unwritten = self._unwritten, None
@@ -193,7 +193,12 @@ def _identity(path: Path) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _peek_or_none(path: Path) -> Header | None:
-    with contextlib.suppress(CheckpointError):
-        return peek(path)
-    return None
+def _highest_serial(folder: Path) -> int:
+    highest, unknown = 0, False
+    for path in checkpoints(folder):
+        try:
+            highest = max(highest, peek(path).serial)
+        except CheckpointError:
+            unknown = True
+    # A disk that fails now may give the file back later: the saves from here on must still count as newer.
+    return highest + 1_000_000 if unknown else highest

@@ -44,8 +44,8 @@ def fingerprint(world: int = 1, *, device: str | torch.device | None = None) -> 
     cuda = torch.cuda.is_available()
     where = torch.device(device) if device is not None else torch.device("cuda" if cuda else "cpu")
     return {
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
         "numpy": numpy.__version__,
         "pillow": PIL.__version__,
         "python": platform.python_version(),

@@ -12,7 +12,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import torch
 
@@ -92,13 +92,27 @@ def load(path: str | Path, *, map_location: str | torch.device = "cpu") -> dict[
     """
     path = Path(path)
     with _reading(path), archive.open_regular(path) as file:
-        archive.verify(file, path)
+        try:
+            archive.verify(file, path)
+        except CheckpointError as e:
+            raise _with_wound(e, file, path) from e
         header_of(inspect(file, path), path)
         state = archive.read(file, path, map_location)
     bad = nonfinite(state)
     if bad:
         raise CheckpointError(f"the checkpoint {path} holds non-finite values: {few(bad)}", fix="use an older one")
     return state
+
+
+def _with_wound(error: CheckpointError, file: BinaryIO, path: Path) -> CheckpointError:
+    """``error``, and what is non-finite in the file where it can be read all the same: somebody changed the weights."""
+    try:
+        document = inspect(file, path)
+        header_of(document, path)
+        bad = nonfinite(archive.read(file, path, "cpu"))
+    except CheckpointError:
+        return error
+    return CheckpointError(f"{error.what}; it holds non-finite values: {few(bad)}", fix=error.fix) if bad else error
 
 
 def peek(path: str | Path) -> Header:
@@ -133,11 +147,11 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 
 def newest_intact(folder: str | Path) -> tuple[Path | None, list[Skipped]]:
-    """The newest checkpoint of ``folder`` that is intact, and what was passed over on the way to it.
+    """The newest checkpoint of ``folder`` that is intact and finite, and what was passed over on the way to it.
 
     Newest by what is written inside (count of saves, then step), never by file time. (None, []) where there is none.
     """
-    path, _, skipped = _newest(Path(folder), verify)
+    path, _, skipped = _newest(Path(folder), load)
     return path, skipped
 
 
@@ -171,7 +185,7 @@ def _newest(folder: Path, use: Callable[[Path], _T]) -> tuple[Path | None, _T | 
 def _why(path: Path, seen: CheckpointError) -> str:
     """The better reason for a file whose header cannot be read: most often it is damaged, not hostile."""
     try:
-        verify(path)
+        load(path)
     except CheckpointError as e:
         return e.what
     return seen.what
