@@ -48,7 +48,12 @@ class Level:
 
 @dataclass
 class Chart:
-    """What to draw. ``log``: None chooses a logarithmic axis where values span two powers of ten or more."""
+    """What to draw.
+
+    ``log``: None chooses a logarithmic axis where values span two powers of ten or more. ``zero``: the axis starts at 0.
+    ``smooth``: a running median over the raw values. ``whole``: steps that were taken back are shown to their top;
+    otherwise they leave the picture, which belongs to the curve that was kept.
+    """
 
     title: str
     series: list[Series]
@@ -58,6 +63,7 @@ class Chart:
     log: bool | None = None
     zero: bool = False
     smooth: bool = False
+    whole: bool = False
     width: int = 640
     height: int = 250
 
@@ -127,6 +133,9 @@ class _Frame:
 def _frame(chart: Chart, series: Sequence[Series]) -> _Frame | None:
     xs = [x for s in series for x, _ in s.points]
     ys = sorted(y for s in series for _, y in s.points if math.isfinite(y))
+    kept = [y for s in series if not s.undone for _, y in s.points if math.isfinite(y)]
+    if kept and not chart.whole:
+        ys = [y for y in ys if y <= 2.5 * max(kept)]
     if not ys:
         return None
     low, high = ys[0], ys[-1]
@@ -196,7 +205,7 @@ def _path(f: _Frame, points: Sequence[tuple[float, float]]) -> str:
             pen = "M"  # a gap, not a line through what is not there
             continue
         out.append(f"{pen}{f.x(x):g} {f.y(y):g}")
-        pen = "L"
+        pen = "L" if y <= f.y1 else "M"
     return "".join(out)
 
 
