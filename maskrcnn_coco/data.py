@@ -115,12 +115,11 @@ class CocoDataset(Dataset):
         pixels = read_image(self.table.image_root, self.table.file_name(index))
         size = (pixels.shape[0], pixels.shape[1])
         image_id = int(self.table.image_ids[index])
-        image = torch.from_numpy(pixels).permute(2, 0, 1)
         if self.train:
             recipe = draw_recipe(self.seed, epoch, image_id, size, self.min_sizes, self.max_size)
         else:
             recipe = Recipe(*size)
-        image, target = change_image(image, recipe), self._target(index, size, recipe)
+        image, target = change_image(pixels, recipe), self._target(index, size, recipe)
         if self.transform is None:
             return image, target
         with seeded(self.seed, epoch, image_id, 2):
@@ -138,8 +137,7 @@ class CocoDataset(Dataset):
         rows, boxes = rows[large], boxes[large]
         masks = None
         if self.masks:
-            masks = draw_masks([self._outline(index, row, size) for row in rows], size, recipe)
-            seen = masks.numpy().any(axis=(1, 2))
+            masks, seen = draw_masks([self._outline(index, row, size) for row in rows], size, recipe)
             if not seen.all():
                 rows, boxes, masks = rows[seen], boxes[seen], masks[torch.from_numpy(seen)]
         factor = (recipe.height * recipe.width) / (size[0] * size[1])

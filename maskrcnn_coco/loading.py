@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from maskrcnn_coco.batch import Batch, Source, make_batch
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.parcel import Parcel, pack
 from maskrcnn_coco.plan import Plan, SampleKey
 
 RESPAWNS = 3
@@ -49,9 +50,10 @@ class _Steps(Dataset):
     def __init__(self, source: Source) -> None:
         self.source = source
 
-    def __getitem__(self, keys: Keys) -> list[Batch] | _Failure:
+    def __getitem__(self, keys: Keys) -> list[Batch] | Parcel | _Failure:
         try:
-            return [make_batch(self.source, micro) for micro in keys]
+            batches = [make_batch(self.source, micro) for micro in keys]
+            return batches if get_worker_info() is None else pack(batches)
         except DataError as e:
             return _Failure(e.what, e.got, e.expected, e.fix)
 
@@ -144,10 +146,10 @@ class Loader:
             if isinstance(made, _Failure):
                 self.close()
                 raise DataError(made.what, got=made.got, expected=made.expected, fix=made.fix)
-            return made
+            return made.open() if isinstance(made, Parcel) else made
         raise AssertionError("unreachable")
 
-    def _next(self) -> list[Batch] | _Failure:
+    def _next(self) -> list[Batch] | Parcel | _Failure:
         """The next item; asks every few seconds whether the workers still live."""
         if self._iterator is None:
             self._iterator = self._start()

@@ -55,20 +55,34 @@ def output_size(height: int, width: int, min_size: int, max_size: int) -> tuple[
     return max(1, int(height * scale)), max(1, int(width * scale))
 
 
-def change_image(image: Tensor, recipe: Recipe) -> Tensor:
-    """``image`` uint8 (3, H, W) → uint8 (3, recipe.height, recipe.width).
+def change_image(pixels: np.ndarray, recipe: Recipe) -> Tensor:
+    """``pixels`` uint8 (H, W, 3) RGB → uint8 (3, recipe.height, recipe.width), contiguous.
 
-    Bilinear without antialiasing, because the model resizes so in evaluation.
+    Bilinear without antialiasing, because the model resizes so in evaluation. Light and flip come first: most images
+    grow, and both cost by the pixel.
     """
-    if image.shape[-2:] != (recipe.height, recipe.width):
-        image = F.resize(image, [recipe.height, recipe.width], antialias=False)
+    if recipe.brightness != 1.0 or recipe.contrast != 1.0:
+        pixels = _relight(pixels, recipe.brightness, recipe.contrast)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
     if recipe.flip:
         image = F.horizontal_flip(image)
-    if recipe.brightness != 1.0:
-        image = F.adjust_brightness(image, recipe.brightness)
-    if recipe.contrast != 1.0:
-        image = F.adjust_contrast(image, recipe.contrast)
+    height, width = image.shape[-2:]
+    if (height, width) != (recipe.height, recipe.width):
+        # Where an image grows, antialiasing changes nothing, and torch's path with it is several times faster.
+        grows = recipe.height >= height and recipe.width >= width
+        image = F.resize(image, [recipe.height, recipe.width], antialias=grows)
     return image.contiguous()
+
+
+def _relight(pixels: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
+    """Times ``brightness``, then spread by ``contrast`` around the mean of all channels: one table look-up a byte."""
+    bright = np.minimum(np.arange(256) * brightness, 255.0)
+    flat = np.ascontiguousarray(pixels).reshape(-1)
+    # 13 has no factor in common with 3 channels; 70,000 of 920,000 values give the mean of a photo to a tenth.
+    mean = bright[flat[::13]].mean()
+    table = np.clip(np.rint(contrast * bright + (1 - contrast) * mean), 0, 255).astype(np.uint8)
+    changed = bytearray(flat.data).translate(table.tobytes())
+    return np.frombuffer(changed, np.uint8).reshape(pixels.shape)
 
 
 def change_boxes(boxes: np.ndarray, size: tuple[int, int], recipe: Recipe) -> np.ndarray:
@@ -96,18 +110,24 @@ Outline = list[np.ndarray] | Runs
 """One object: the parts of a polygon, float64 (P, 2) xy in pixels of the source image each, or its RLE."""
 
 
-def draw_masks(outlines: list[Outline], size: tuple[int, int], recipe: Recipe) -> Tensor:
-    """Masks of objects on an image of ``size`` (height, width), after ``recipe``: uint8 (N, height, width), 0 or 1."""
+def draw_masks(outlines: list[Outline], size: tuple[int, int], recipe: Recipe) -> tuple[Tensor, np.ndarray]:
+    """Masks of objects on an image of ``size`` (height, width), after ``recipe``.
+
+    Returns:
+        uint8 (N, recipe.height, recipe.width), 0 or 1; and bool (N,): whether anything of the object is left.
+    """
+    # Untouched pages of zeros cost nothing: only the windows of the objects are written and looked at.
     masks = np.zeros((len(outlines), recipe.height, recipe.width), np.uint8)
-    for mask, outline in zip(masks, outlines, strict=True):
+    seen = np.zeros(len(outlines), bool)
+    for n, outline in enumerate(outlines):
         if isinstance(outline, Runs):
-            _draw_runs(mask, outline, recipe)
+            seen[n] = _draw_runs(masks[n], outline, recipe)
         else:
-            _draw_polygon(mask, outline, size, recipe)
-    return torch.from_numpy(masks)
+            seen[n] = _draw_polygon(masks[n], outline, size, recipe)
+    return torch.from_numpy(masks), seen
 
 
-def _draw_polygon(mask: np.ndarray, parts: list[np.ndarray], size: tuple[int, int], recipe: Recipe) -> None:
+def _draw_polygon(mask: np.ndarray, parts: list[np.ndarray], size: tuple[int, int], recipe: Recipe) -> bool:
     height, width = mask.shape
     factor = np.array([width / size[1], height / size[0]])
     moved = [part * factor for part in parts]
@@ -120,20 +140,22 @@ def _draw_polygon(mask: np.ndarray, parts: list[np.ndarray], size: tuple[int, in
     left, top = max(0, int(low[0]) - 1), max(0, int(low[1]) - 1)
     right, bottom = min(width, int(high[0]) + 2), min(height, int(high[1]) + 2)
     if left >= right or top >= bottom:
-        return
+        return False
     flat = [(p - (left, top)).ravel().tolist() for p in moved]
     rles = native.fr_py_objects(flat, bottom - top, right - left)
-    mask[top:bottom, left:right] = native.decode(rles[0] if len(rles) == 1 else native.merge(rles))
+    window = native.decode(rles[0] if len(rles) == 1 else native.merge(rles))
+    mask[top:bottom, left:right] = window
+    return bool(window.any())
 
 
-def _draw_runs(mask: np.ndarray, runs: Runs, recipe: Recipe) -> None:
+def _draw_runs(mask: np.ndarray, runs: Runs, recipe: Recipe) -> bool:
     """Decode and resize to the nearest pixel, as torchvision's transform does with dense masks."""
     source_height, source_width = runs.size
     height, width = mask.shape
     stops = np.cumsum(runs.counts)
     filled = np.flatnonzero(runs.counts[1::2]) * 2 + 1
     if len(filled) == 0:
-        return
+        return False
     first = int(stops[filled[0]] - runs.counts[filled[0]]) // source_height
     last = (int(stops[filled[-1]]) - 1) // source_height
     low, high = first * source_height, (last + 1) * source_height
@@ -144,6 +166,7 @@ def _draw_runs(mask: np.ndarray, runs: Runs, recipe: Recipe) -> None:
     use = np.flatnonzero((cols >= first) & (cols <= last))
     part = window[(cols[use] - first)[:, None], rows[None, :]].T
     mask[:, width - 1 - use if recipe.flip else use] = part
+    return bool(part.any())
 
 
 def _nearest(source: int, target: int) -> np.ndarray:

@@ -26,6 +26,12 @@ from maskrcnn_coco.transforms import (
 SIZES = [(97, 140), (128, 128), (333, 91), (64, 250)]
 
 
+def masks_of(outlines: list, size: tuple[int, int], recipe: Recipe) -> torch.Tensor:
+    masks, seen = draw_masks(outlines, size, recipe)
+    assert seen.tolist() == masks.flatten(1).any(1).bool().tolist()
+    return masks
+
+
 def blob(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
     cy, cx = rng.uniform(0.2, 0.8, 2) * (height, width)
@@ -69,12 +75,15 @@ def test_sizes_are_those_of_the_models_own_transform():
 @pytest.mark.parametrize("size", SIZES)
 def test_images_are_resized_as_by_the_model(size: tuple[int, int]):
     torch.manual_seed(0)
-    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (*size, 3), dtype=torch.uint8)
+    image = pixels.permute(2, 0, 1)
     transform = GeneralizedRCNNTransform(100, 170, [0.0] * 3, [1.0] * 3).train()
     expected, _ = transform.resize(image.float() / 255, None)
-    changed = change_image(image, Recipe(*output_size(*size, 100, 170)))
+    changed = change_image(pixels.numpy(), Recipe(*output_size(*size, 100, 170)))
     assert changed.dtype == torch.uint8 and changed.is_contiguous()
     assert (changed.float() / 255 - expected).abs().max() <= 1.01 / 255
+    flipped = change_image(pixels.numpy(), Recipe(*output_size(*size, 100, 170), flip=True))
+    assert (flipped.int() - changed.flip(-1).int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -108,13 +117,13 @@ def test_rle_is_resized_exactly_as_torchvision_resizes_the_dense_mask(size, targ
     outlines = [Runs(checked_runs(encode_rle(m), *size), size) for m in masks]
     dense = torch.nn.functional.interpolate(torch.from_numpy(masks)[:, None].float(), size=target)[:, 0].byte()
     expected = dense.flip(-1) if flip else dense
-    got = draw_masks(list(outlines), size, Recipe(*target, flip))
+    got = masks_of(list(outlines), size, Recipe(*target, flip))
     assert got.dtype == torch.uint8 and torch.equal(got, expected)
 
 
 def test_an_rle_without_foreground_stays_empty():
     runs = Runs(checked_runs({"size": [8, 9], "counts": [72]}, 8, 9), (8, 9))
-    assert draw_masks([runs], (8, 9), Recipe(16, 18)).sum() == 0
+    assert masks_of([runs], (8, 9), Recipe(16, 18)).sum() == 0
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -126,7 +135,7 @@ def test_polygons_that_stay_where_they_are_are_cocos_own_masks(size: tuple[int, 
         [ring(rng, *size) - 40],
         [ring(rng, *size) + 60],
     ]
-    got = draw_masks(list(shapes), size, Recipe(*size))
+    got = masks_of(list(shapes), size, Recipe(*size))
     for mask, parts in zip(got.numpy(), shapes, strict=True):
         assert np.array_equal(mask, decode_mask([p.ravel().tolist() for p in parts], *size))
 
@@ -139,7 +148,7 @@ def test_moved_polygons_agree_with_resized_dense_masks(flip: bool):
     dense = np.stack([decode_mask([p.ravel().tolist() for p in s], *size) for s in shapes])
     expected = torch.nn.functional.interpolate(torch.from_numpy(dense)[:, None].float(), size=target)[:, 0].bool()
     expected = expected.flip(-1) if flip else expected
-    got = draw_masks(list(shapes), size, Recipe(*target, flip)).bool()
+    got = masks_of(list(shapes), size, Recipe(*target, flip)).bool()
     iou = (got & expected).sum((1, 2)) / (got | expected).sum((1, 2))
     assert iou.min() > 0.95
 
@@ -151,12 +160,25 @@ def test_boxes_and_masks_stay_together(flip: bool):
     shapes = [ring(rng, *size) for _ in range(10)]
     boxes = np.array([[*s.min(0), *(s.max(0) - s.min(0))] for s in shapes])
     moved = change_boxes(boxes, size, recipe)
-    for mask, box in zip(draw_masks([[s] for s in shapes], size, recipe).numpy(), moved, strict=True):
+    for mask, box in zip(masks_of([[s] for s in shapes], size, recipe).numpy(), moved, strict=True):
         rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         assert np.abs(np.array([cols[0], rows[0], cols[-1] + 1, rows[-1] + 1]) - box).max() <= 1.5
 
 
-def test_light_changes_pixels_only():
-    image = torch.full((3, 8, 8), 100, dtype=torch.uint8)
-    assert change_image(image, Recipe(8, 8, brightness=1.1)).unique().tolist() == [110]
-    assert torch.equal(change_image(image, Recipe(8, 8)), image)
+@pytest.mark.parametrize(("brightness", "contrast"), [(0.8, 1.0), (1.2, 1.0), (1.0, 0.8), (1.0, 1.2), (1.15, 0.9)])
+def test_light_changes_as_torchvision_v2_changes_it(brightness: float, contrast: float):
+    rng = np.random.default_rng(6)
+    # grey: torchvision weighs the channels of the mean by luminance, this project equally
+    pixels = np.repeat(rng.integers(0, 256, (60, 90, 1), dtype=np.uint8), 3, axis=2)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    expected = F.adjust_contrast(F.adjust_brightness(image, brightness), contrast)
+    got = change_image(pixels, Recipe(60, 90, brightness=brightness, contrast=contrast))
+    assert (got.int() - expected.int()).abs().max() <= 2
+
+
+def test_without_changes_the_image_stays():
+    pixels = np.random.default_rng(7).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    before = pixels.copy()
+    assert np.array_equal(change_image(pixels, Recipe(8, 9)).permute(1, 2, 0).numpy(), pixels)
+    change_image(pixels, Recipe(8, 9, True, 1.1, 0.9))
+    assert np.array_equal(pixels, before)
