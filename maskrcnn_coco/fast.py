@@ -1,23 +1,43 @@
-"""torchvision's detector with the same numbers, faster: see `accelerate`."""
+"""torchvision's detectors with the same numbers, faster: see `accelerate`."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from maskrcnn_coco.fast_pool import FastPool
+from maskrcnn_coco.fast_roi import FastRoIHeads
+from maskrcnn_coco.fast_rpn import FastRPN
+from maskrcnn_coco.fast_sampler import FastMatcher
+from maskrcnn_coco.fast_transform import FastTransform
+
+FASTER: dict[type, type] = {
+    MultiScaleRoIAlign: FastPool,
+    RoIHeads: FastRoIHeads,
+    RegionProposalNetwork: FastRPN,
+    GeneralizedRCNNTransform: FastTransform,
+}
+"""torchvision's class → the subclass that replaces it. Subclasses of a user's own are left as they are."""
 
 
 def accelerate(model: nn.Module, *, channels_last: bool = True) -> nn.Module:
-    """Replace the slow parts of a torchvision detector in place, and return it.
+    """Replace the slow parts of a torchvision two-stage detector in place, and return it.
 
     Outputs, gradients, random draws, parameter names and weights stay torchvision's; a model of another kind is
-    returned as it is. Works on modules that already exist, so it can be called before or after weights are loaded.
+    returned as it is. It can be called before or after weights are loaded. Modules keep their identity (hooks and
+    references stay valid): only their class changes, to a subclass without state of its own.
     """
+    if not any(type(m) is RoIHeads for m in model.modules()):
+        return model
     for module in model.modules():
-        if type(module) is MultiScaleRoIAlign:
-            module.__class__ = FastPool
-    if channels_last and any(isinstance(m, FastPool) for m in model.modules()):
+        module.__class__ = FASTER.get(type(module), type(module))
+        if isinstance(module, FastRPN) and type(module.proposal_matcher) is Matcher:
+            module.proposal_matcher.__class__ = FastMatcher
+    if channels_last:
         model.to(memory_format=torch.channels_last)
     return model

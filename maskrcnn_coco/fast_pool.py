@@ -32,7 +32,10 @@ class Pyramid(NamedTuple):
 def flatten(levels: dict[str, Tensor], names: tuple[str, ...]) -> Pyramid:
     """The levels called ``names``, each (B, C, H, W), flattened; a channels-last level is copied once."""
     maps = [levels[n] for n in names]
-    rows = torch.cat([m.permute(0, 2, 3, 1).reshape(-1, m.shape[1]) for m in maps]).float()
+    rows = torch.cat([m.permute(0, 2, 3, 1).reshape(-1, m.shape[1]) for m in maps])
+    if rows.dtype in (torch.bfloat16, torch.float16):
+        # As torchvision does under autocast: interpolation in float32.
+        rows = rows.float()
     pixels = [m.shape[0] * m.shape[2] * m.shape[3] for m in maps]
     starts = [sum(pixels[:i]) for i in range(len(maps))]
     heights, widths, first = torch.tensor([[m.shape[2] for m in maps], [m.shape[3] for m in maps], starts]).to(

@@ -1,0 +1,66 @@
+"""Mask targets on the CPU: each positive box's mask resampled to the head's resolution.
+
+torchvision copies every full-size mask to float32 and samples it point by point. Both interpolation and averaging are
+separable, so a target is ``R · crop · Cᵀ`` with two small matrices: only the box's part of the mask is ever read, and
+the numbers are the same.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.roi_heads import project_masks_on_boxes
+
+_GROUP = 16
+
+
+def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, resolution: int) -> Tensor:
+    """What torchvision's `project_masks_on_boxes` gives: float (P, M, M) in 0..1.
+
+    Args:
+        masks: (N, H, W), 0 or 1, any dtype. boxes: float (P, 4), xyxy, pixels. matched: (P,) mask of each box.
+        resolution: M.
+    """
+    if masks.device.type != "cpu" or len(boxes) == 0:
+        return project_masks_on_boxes(masks, boxes, matched, resolution)
+    boxes = boxes if boxes.dtype == torch.float64 else boxes.float()
+    out = boxes.new_empty((len(boxes), resolution, resolution))
+    # Boxes of about one size together: the weight matrices of a group are as wide as its largest box.
+    for group in (boxes[:, 2:] - boxes[:, :2]).amax(1).argsort().split(_GROUP):
+        _resample_group(masks, boxes[group], matched[group].tolist(), out, group.tolist())
+    return out
+
+
+def _resample_group(masks: Tensor, boxes: Tensor, matched: list[int], out: Tensor, places: list[int]) -> None:
+    extent = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1.0)
+    tops, row_weights = _resampling(boxes[:, 1], extent[:, 1], masks.shape[1], out.shape[1])
+    lefts, column_weights = _resampling(boxes[:, 0], extent[:, 0], masks.shape[2], out.shape[2])
+    height, width = row_weights.shape[2], column_weights.shape[2]
+    corners = zip(places, matched, tops.tolist(), lefts.tolist(), strict=True)
+    for rows, columns, (place, mask, top, left) in zip(row_weights, column_weights, corners, strict=True):
+        crop = masks[mask, top : top + height, left : left + width].to(boxes.dtype)
+        torch.mm(rows[:, : crop.shape[0]] @ crop, columns[:, : crop.shape[1]].T, out=out[place])
+
+
+def _resampling(start: Tensor, extent: Tensor, size: int, bins: int) -> tuple[Tensor, Tensor]:
+    """First pixel (P,) of each box along one axis, and the weights (P, bins, pixels) of the pixels from there on."""
+    samples = torch.ceil(extent / bins)
+    most = int(samples.max())
+    step = (extent / bins)[:, None, None]
+    which = torch.arange(most, dtype=start.dtype)
+    at = start[:, None, None] + torch.arange(bins)[None, :, None] * step
+    at = at + (which + 0.5) * (step / samples[:, None, None])
+    share = ((which < samples[:, None, None]) & (at >= -1.0) & (at <= size)) / samples[:, None, None]
+    at = at.clamp(0.0, size - 1)
+    low = at.long()
+    high = (low + 1).clamp(max=size - 1)
+    part = at - low
+    first = low[:, 0, 0]
+    # The samples that a smaller box does not have lie past its end: their weight is 0, their place is kept inside.
+    used = share > 0
+    pixels = int(torch.where(used, high, 0).amax((1, 2)).sub(first).max()) + 1
+    weights = start.new_zeros((len(start), bins, max(1, pixels)))
+    for pixel, weight in ((low, (1.0 - part) * share), (high, part * share)):
+        place = (pixel - first[:, None, None]).clamp(0, weights.shape[2] - 1)
+        weights.scatter_add_(2, place, weight)
+    return first, weights

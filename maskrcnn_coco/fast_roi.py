@@ -1,0 +1,103 @@
+"""RoI heads in training with few reads by the host: one for sampling, none for losses and pooling of masks.
+
+Same proposals, same random draws, same losses as torchvision's `RoIHeads`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models.detection.roi_heads import RoIHeads
+
+from maskrcnn_coco.fast_masks import mask_targets
+from maskrcnn_coco.fast_pool import FastPool, Pyramid, flatten
+from maskrcnn_coco.fast_sampler import Sample, draw
+
+Target = dict[str, Tensor]
+
+
+class FastRoIHeads(RoIHeads):
+    """`RoIHeads` with the same parameters and calls; training of box and mask heads is batched over images."""
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[Target] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """As torchvision's: (detections, losses). Evaluation and keypoint models take torchvision's own path."""
+        if not self.training or self.has_keypoint():
+            return super().forward(features, proposals, image_shapes, targets)
+        self._check(targets)
+        assert targets is not None
+        boxes, matched, labels, regression, sample = self._training_samples(proposals, targets)
+        levels = self._levels(features)
+        pooled = self.box_roi_pool(levels, list(boxes.split(sample.sizes)), image_shapes)
+        logits, deltas = self.box_predictor(self.box_head(pooled))
+        losses = _box_losses(logits, deltas, labels, regression, sample.positives)
+        if self.has_mask():
+            assert self.mask_roi_pool is not None and self.mask_head is not None and self.mask_predictor is not None
+            positive = list(boxes[sample.positives].split(sample.positive_sizes))
+            masks = self.mask_predictor(self.mask_head(self.mask_roi_pool(levels, positive, image_shapes)))
+            which = matched[sample.positives].split(sample.positive_sizes)
+            losses["loss_mask"] = _mask_loss(masks, labels[sample.positives], positive, list(which), targets)
+        return [], losses
+
+    def _check(self, targets: list[Target] | None) -> None:
+        self.check_targets(targets)
+        for t in targets or []:
+            if t["boxes"].dtype not in (torch.float, torch.double, torch.half):
+                raise TypeError(f"target boxes must be of float type, instead got {t['boxes'].dtype}")
+            if t["labels"].dtype != torch.int64:
+                raise TypeError(f"target labels must be of int64 type, instead got {t['labels'].dtype}")
+
+    def _levels(self, features: dict[str, Tensor]) -> dict[str, Tensor] | Pyramid:
+        """The pyramid flattened once for both poolers, where both would flatten it."""
+        if isinstance(self.box_roi_pool, FastPool) and next(iter(features.values())).device.type == "cpu":
+            return flatten(features, tuple(n for n in features if n in self.box_roi_pool.featmap_names))
+        return features
+
+    def _training_samples(
+        self, proposals: list[Tensor], targets: list[Target]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Sample]:
+        """Sampled boxes (N, 4), matched ground truth (N,), labels (N,), regression targets (N, 4), over all images."""
+        dtype = proposals[0].dtype
+        truth = [t["boxes"].to(dtype) for t in targets]
+        proposals = self.add_gt_proposals(proposals, truth)
+        matched, labels = self.assign_targets_to_proposals(proposals, truth, [t["labels"] for t in targets])
+        sampler = self.fg_bg_sampler
+        flat_labels = torch.cat(labels)
+        sizes = [len(p) for p in proposals]
+        sample = draw(flat_labels, sizes, sampler.batch_size_per_image, sampler.positive_fraction)
+        boxes = torch.cat(proposals)[sample.indices]
+        flat_matched = torch.cat(matched)[sample.indices]
+        # Row of each image's first box in the concatenated ground truth; an image without any has one box of zeros.
+        padded = [t if len(t) else t.new_zeros((1, 4)) for t in truth]
+        reference = torch.cat(
+            [p[m] for p, m in zip(padded, flat_matched.split(sample.sizes), strict=True)],
+        )
+        regression = self.box_coder.encode_single(reference, boxes)
+        return boxes, flat_matched, flat_labels[sample.indices], regression, sample
+
+
+def _box_losses(
+    logits: Tensor, deltas: Tensor, labels: Tensor, regression: Tensor, positives: Tensor
+) -> dict[str, Tensor]:
+    """torchvision's `fastrcnn_loss` with the positives' places (P,) already known."""
+    deltas = deltas.reshape(len(labels), -1, 4)
+    box = F.smooth_l1_loss(deltas[positives, labels[positives]], regression[positives], beta=1 / 9, reduction="sum")
+    return {"loss_classifier": F.cross_entropy(logits, labels), "loss_box_reg": box / labels.numel()}
+
+
+def _mask_loss(
+    logits: Tensor, labels: Tensor, boxes: list[Tensor], matched: list[Tensor], targets: list[Target]
+) -> Tensor:
+    """torchvision's `maskrcnn_loss`: logits (P, K, M, M), labels (P,), boxes and matches per image."""
+    if len(labels) == 0:
+        return logits.sum() * 0
+    size = logits.shape[-1]
+    wanted = [mask_targets(t["masks"], b, m, size) for t, b, m in zip(targets, boxes, matched, strict=True)]
+    chosen = logits[torch.arange(len(labels), device=labels.device), labels]
+    return F.binary_cross_entropy_with_logits(chosen, torch.cat(wanted))
