@@ -22,7 +22,7 @@ CALM = 3.0
 """A step up to this many times the reference is healthy, and teaches the reference."""
 STREAKS = ((3, 30.0), (6, 8.0))
 """(steps in a row, times the reference) that make an alarm. Early noise and single hard batches stay far below."""
-RAMP_STEPS, RAMP_LOSS, RAMP_NORM = 10, 3.0, 5.0
+RAMP_STEPS, RAMP_LOSS, RAMP_NORM = 10, 5.0, 5.0
 DOUBLINGS, DOUBLED = 3, 10.0
 SUDDEN = 1e4
 SUDDEN_BOTH = 1e3
@@ -91,12 +91,13 @@ class Divergence:
     def accept(self, loss: float, norm: float, groups: dict[str, float]) -> None:
         """Learn from an applied step, if it was calm."""
         r_loss, _ = self._ratios(loss, norm)
-        if not (math.isfinite(loss) and math.isfinite(norm)) or (len(self._first) >= CALIBRATION and r_loss > CALM):
+        known = len(self._first) >= CALIBRATION
+        # A step without loss or gradient (an empty batch) says nothing about healthy ones.
+        if not (math.isfinite(loss) and math.isfinite(norm)) or loss == 0 or norm == 0 or (known and r_loss > CALM):
             return
         size = abs(loss)
-        if len(self._first) < CALIBRATION and size > 0:
+        if not known:
             self._first.append(size)
-        if len(self._first_norms) < CALIBRATION and norm > 0:
             self._first_norms.append(norm)
         self._losses.append(size)
         self._norms.append(norm)
@@ -149,7 +150,7 @@ class Divergence:
             return f"loss and gradient norm high for {RAMP_STEPS} steps in a row"
         rises = [abs(v) for _, v, _, _ in last[-DOUBLINGS - 1 :]]
         doubled = all(b > 2 * a for a, b in itertools.pairwise(rises))
-        if len(rises) == DOUBLINGS + 1 and doubled and r_loss > DOUBLED and r_norm > 1.0:
+        if len(rises) == DOUBLINGS + 1 and doubled and r_loss > DOUBLED and r_norm > 1.0 and last[-2][2] > CALM:
             return f"loss more than doubled {DOUBLINGS} times in a row"
         return None
 

@@ -1,0 +1,186 @@
+"""Divergence: seen early in real runaways, never in the noise of healthy ones."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import nn
+
+from maskrcnn_coco.alarm import Divergence, Stall, Verdict
+from maskrcnn_coco.guard import Guard
+
+
+def play(losses: Iterable[float], norms: Iterable[float] | None = None) -> tuple[int, Verdict] | None:
+    """Feed a run to the alarm; the first step that it stops at, and its verdict."""
+    alarm = Divergence()
+    losses = list(losses)
+    for step, (loss, norm) in enumerate(zip(losses, norms or [10.0 * x for x in losses], strict=False)):
+        verdict = alarm.judge(step, loss, norm, {"a": norm})
+        if verdict is not None:
+            return step, verdict
+        alarm.accept(loss, norm, {"a": norm})
+    return None
+
+
+def healthy(steps: int, seed: int, start: float = 3.7, end: float = 0.8, noise: float = 0.25) -> list[float]:
+    rng = random.Random(seed)
+    return [(end + (start - end) * math.exp(-i / 30)) * math.exp(rng.gauss(0, noise)) for i in range(steps)]
+
+
+# Runs as measured on a tiny Mask R-CNN: losses and gradient norms until the first non-finite value.
+RUNAWAYS = {
+    "batch 1, lr 0.02": ([3.6, 68, 1.0e8], [68, 986, 1.2e9], 2),
+    "lr 0.1": ([3.7, 1.7e4], [57, 2e5], 1),
+    "momentum 1.2": ([4, 4, 3.9, 4.2, 5, 8, 26, 123, 361, 5e7], [57, 50, 50, 60, 80, 200, 800, 2e3, 9e3, 1e9], 8),
+    "Adam lr 0.05": ([3.7, 4e5, 1e9, 1e14, 1e28], [57, 1e7, 1e12, 1e15, 1e19], 1),
+    "long ramp": (
+        [*healthy(22, 0, 3.7, 1.8, 0.1), 3.1, 6, 8.8, 12, 17, 22, 27, 30, 35, 40, 60, 110],
+        [*([20.0] * 22), 22, 50, 85, 120, 203, 250, 322, 400, 500, 900, 2e3, 5e3],
+        33,
+    ),
+    "plateau at 20 times": ([*healthy(60, 1), *([18.0] * 20)], [*([12.0] * 60), *([150.0] * 20)], 66),
+}
+
+
+@pytest.mark.parametrize("name", RUNAWAYS)
+def test_runaways_are_seen_while_finite(name: str) -> None:
+    losses, norms, latest = RUNAWAYS[name]
+    found = play(losses, norms)
+    assert found is not None
+    step, verdict = found
+    assert step <= latest
+    assert verdict.symptom == "diverged"
+    assert verdict.onset_step is not None
+    assert verdict.onset_step <= step
+
+
+def test_onset_is_the_first_step_of_the_run_up() -> None:
+    found = play([*healthy(60, 1, noise=0.05), *([18.0] * 20)])
+    assert found is not None
+    assert found[1].onset_step == 60
+    assert found[0] == 65
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_noise_warm_up_spikes_and_empty_batches_are_healthy(seed: int) -> None:
+    rng = random.Random(seed)
+    base = healthy(400, seed, noise=0.5)
+    for i in range(20, 400, 37):  # single spikes, up to 1000 times, that fall back by themselves
+        base[i] *= 10 ** rng.uniform(1, 3)
+    for i in range(5, 400, 23):  # images without objects
+        base[i] = 0.02
+    norms = [rng.uniform(20, 500) for _ in base]
+    assert play(base, norms) is None
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_classifier_that_fits_its_data_may_meet_hard_batches(seed: int) -> None:
+    rng = random.Random(seed)
+    losses = [2.3 * math.exp(-i / 40) + (rng.expovariate(1.0) if rng.random() < 0.2 else 1e-4) for i in range(3000)]
+    norms = [5 * x + 1e-3 for x in losses]
+    assert play(losses, norms) is None
+
+
+def test_a_rise_during_warm_up_and_a_step_of_the_schedule_are_healthy() -> None:
+    up = [2.0 + 3.0 * i / 100 for i in range(100)]
+    assert play([*up, *healthy(100, 0, 5.0, 1.0, 0.1), *healthy(100, 1, 0.4, 0.3, 0.1)]) is None
+
+
+def test_a_likelihood_may_fall_below_zero() -> None:
+    assert play([10.0 - 5.0 * i for i in range(400)], [30.0] * 400) is None
+    assert play([3.7, 3.6, -1.8e31], [50.0, 50.0, 1e30]) is not None
+
+
+def test_a_zero_loss_proves_nothing() -> None:
+    assert play([0.0] * 30 + [0.5] * 30, [0.0] * 30 + [3.0] * 30) is None
+
+
+def test_one_component_exploding_is_seen() -> None:
+    alarm = Divergence()
+    for step in range(30):
+        groups = {"a": 10.0, "b": 1.0}
+        assert alarm.judge(step, 1.0, 10.0, groups) is None
+        alarm.accept(1.0, 10.0, groups)
+    assert alarm.judge(30, 1.0, 1e12, {"a": 10.0, "b": 1e12}) is not None
+
+
+def test_state_comes_back() -> None:
+    alarm = Divergence()
+    for step, loss in enumerate(healthy(60, 0)):
+        alarm.judge(step, loss, loss, {"a": loss})
+        alarm.accept(loss, loss, {"a": loss})
+    other = Divergence()
+    other.load_state_dict(alarm.state_dict())
+    for step in range(60, 80):
+        a, b = (x.judge(step, 18.0, 50.0, {"a": 1.0}) for x in (alarm, other))
+        assert a == b
+    assert Divergence().state_dict() != other.state_dict()
+
+
+def test_weights_that_stand_still_are_seen_and_converged_ones_are_not() -> None:
+    lr = {"a": 0.01}
+    stall = Stall()
+    found = [stall.judge(i, {"a": 1e-12}, lr, {"a": 5.0}) for i in range(20)]
+    assert found[:19] == [None] * 19
+    assert found[19] is not None
+    assert found[19].symptom == "stalled"
+    assert found[19].onset_step == 0
+    ended = Stall()
+    for i in range(100):  # the schedule's end
+        assert ended.judge(i, {"a": 1e-3 * 0.7**i}, {"a": 0.01 * 0.7**i}, {"a": 5.0}) is None
+    fitted = Stall()
+    for i in range(100):  # nothing left to learn
+        assert fitted.judge(i, {"a": 1e-3 * 0.7**i}, lr, {"a": 5.0 * 0.7**i}) is None
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
+
+
+def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(16, 8, generator=g)
+    return x, x.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lr", "clip"), [("adam", 2.0, 10.0), ("adam", 30.0, 10.0), ("sgd", 1.0, 0.0), ("sgd", 3.0, 0.0)]
+)
+def test_a_real_runaway_is_refused_before_anything_is_non_finite(kind: str, lr: float, clip: float) -> None:
+    model = net()
+    make = torch.optim.Adam if kind == "adam" else torch.optim.SGD
+    optimizer = make(model.parameters(), lr=0.001)
+    guard = Guard(model, optimizer, max_grad_norm=clip)
+    for i in range(30):
+        assert guard.step(lambda b: (model(b[0]) - b[1]).square().mean(), batch(i)).applied
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    for i in range(30, 45):
+        record = guard.step(lambda b: (model(b[0]) - b[1]).square().mean(), batch(i))
+        if guard.alarm is not None:
+            break
+    assert guard.alarm is not None
+    assert guard.alarm.symptom == "diverged"
+    assert math.isfinite(record.loss)
+    assert guard.alarm.onset_step >= 30
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def test_updates_lost_to_precision_are_seen() -> None:
+    """bfloat16 weights of 256 that updates of 1e-6 cannot move, though gradients and learning rate are alive."""
+    model = nn.Linear(4, 1).to(torch.bfloat16)
+    nn.init.constant_(model.weight, 256.0)
+    nn.init.constant_(model.bias, 256.0)
+    guard = Guard(model, torch.optim.SGD(model.parameters(), lr=1e-6), measure_every=1, max_grad_norm=1.0)
+    x = torch.ones(2, 4, dtype=torch.bfloat16)
+    alarms = []
+    for _ in range(25):
+        guard.step(lambda b: model(b).float().mean(), x)
+        alarms.append(guard.alarm.symptom if guard.alarm else None)
+    assert alarms[19] == "stalled"
+    assert alarms[:19] == [None] * 19
