@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,6 +152,7 @@ def _try(path: Path, damaged: Damaged, outcome: Outcome, *, whole: bool) -> None
 
 def _torch_takes(content: bytes) -> bool:
     """Whether plain torch.load reads the damaged file without a word; for comparison."""
+    warnings.simplefilter("ignore")
     try:
         torch.load(io.BytesIO(content), weights_only=True)
     except Exception:
