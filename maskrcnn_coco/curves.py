@@ -50,7 +50,7 @@ class Level:
 class Chart:
     """What to draw.
 
-    ``log``: None chooses a logarithmic axis where values span two powers of ten or more. ``zero``: the axis starts at 0.
+    ``log``: None chooses a logarithmic axis where values span two powers of ten or more. ``zero``: from 0 on.
     ``smooth``: a running median over the raw values. ``whole``: steps that were taken back are shown to their top;
     otherwise they leave the picture, which belongs to the curve that was kept.
     """
@@ -135,7 +135,7 @@ def _frame(chart: Chart, series: Sequence[Series]) -> _Frame | None:
     ys = sorted(y for s in series for _, y in s.points if math.isfinite(y))
     kept = [y for s in series if not s.undone for _, y in s.points if math.isfinite(y)]
     if kept and not chart.whole:
-        ys = [y for y in ys if y <= 2.5 * max(kept)]
+        ys = [y for y in ys if y <= max(kept) + 1.5 * abs(max(kept))]
     if not ys:
         return None
     low, high = ys[0], ys[-1]

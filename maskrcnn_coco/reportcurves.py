@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -35,9 +36,13 @@ def run_charts(run: RunFiles) -> dict[str, list[str]]:
         ],
         "health": [
             Chart(
-                "Gradient norm, before clipping", _by_component(run, "group_grad_norm"), markers=marks, levels=levels
+                "Gradient norm, before clipping",
+                _by_component(run, "group_grad_norm"),
+                markers=marks,
+                levels=levels,
+                smooth=True,
             ),
-            Chart("Learning rate", _by_component(run, "lr", undone=False), markers=marks, zero=True),
+            Chart("Learning rate", _by_component(run, "lr", undone=False), markers=marks, zero=True, log=False),
             Chart("Update to weight ratio", _by_component(run, "update_ratio"), markers=marks),
             Chart("Loss scale", _curve(run, "scale", lambda d: d.get("loss_scale"), undone=False), markers=marks),
         ],
@@ -62,7 +67,19 @@ def _by_component(run: RunFiles, key: str, *, undone: bool = True) -> list[Serie
     series = []
     for slot, name in enumerate(names):
         series += _curve(run, name, lambda d, n=name: (d.get(key) or {}).get(n), slot, undone=undone)
-    return series
+    return _merged(series)
+
+
+def _merged(series: list[Series]) -> list[Series]:
+    """Curves that lie on each other, such as the rates of both heads, as one that names both."""
+    out: list[Series] = []
+    for s in series:
+        twin = next((n for n, o in enumerate(out) if o.points == s.points and o.undone == s.undone and s.points), None)
+        if twin is None:
+            out.append(s)
+        else:
+            out[twin] = replace(out[twin], name=f"{out[twin].name}, {s.name}")
+    return out
 
 
 def _points(lines: Sequence[dict[str, Any]], value: Any) -> list[tuple[float, float]]:
@@ -111,7 +128,7 @@ def timeline(run: RunFiles) -> str:
     if not run.incidents:
         return ""
     last = max([d["step"] for d in run.steps] + [i.step for i in run.incidents] + [1])
-    width, height = 1000, 46
+    width, height = 760, 46
     parts = [f'<path class="bar" d="M8 30H{width - 8}"/>']
     for incident in run.incidents:
         x = round(8 + incident.step / last * (width - 16), 1)
