@@ -223,6 +223,11 @@ def _table(entries: Entries, path: Path, root: Path) -> CocoTable:
     image_ids = np.array([i.id for i in images], np.int64)
     columns: dict[str, Any] = _columns(entries.annotations)
     category_ids = columns["category_ids"]
+    flags = columns["iscrowd"]
+    for n in np.flatnonzero((flags != 0) & (flags != 1)).tolist():
+        entry = entries.annotations[n]
+        problems.append(Problem("ISCROWD_BAD", entry.image_id, entry.id, f"annotations[{n}].iscrowd is {flags[n]}"))
+    columns["iscrowd"] = flags == 1
     categories, dropped = _categories(entries.categories, category_ids, path, problems)
     return CocoTable(
         json_path=path,
@@ -251,7 +256,7 @@ def _columns(entries: list[AnnotationEntry]) -> dict[str, Any]:
     }
     boxes = chain.from_iterable(map(attrgetter("bbox"), entries))
     columns["boxes"] = np.fromiter(boxes, np.float64, 4 * n).reshape(n, 4)
-    columns["iscrowd"] = np.fromiter(map(attrgetter("iscrowd"), entries), np.int64, n) != 0
+    columns["iscrowd"] = np.fromiter(map(attrgetter("iscrowd"), entries), np.int64, n)
     return columns
 
 

@@ -72,27 +72,31 @@ class Entries:
     problems: list[Problem] = field(default_factory=list)
 
 
+ABSENT = msgspec.Raw(b"")
+"""A field that the entry does not have."""
+
+
 class _RawImage(msgspec.Struct, gc=False):
-    id: msgspec.Raw | None = None
-    file_name: msgspec.Raw | None = None
-    height: msgspec.Raw | None = None
-    width: msgspec.Raw | None = None
+    id: msgspec.Raw = ABSENT
+    file_name: msgspec.Raw = ABSENT
+    height: msgspec.Raw = ABSENT
+    width: msgspec.Raw = ABSENT
 
 
 class _RawAnnotation(msgspec.Struct, gc=False):
-    id: msgspec.Raw | None = None
-    image_id: msgspec.Raw | None = None
-    category_id: msgspec.Raw | None = None
-    bbox: msgspec.Raw | None = None
-    segmentation: msgspec.Raw = msgspec.Raw(b"")
-    area: msgspec.Raw | None = None
-    iscrowd: msgspec.Raw | None = None
+    id: msgspec.Raw = ABSENT
+    image_id: msgspec.Raw = ABSENT
+    category_id: msgspec.Raw = ABSENT
+    bbox: msgspec.Raw = ABSENT
+    segmentation: msgspec.Raw = ABSENT
+    area: msgspec.Raw = ABSENT
+    iscrowd: msgspec.Raw = ABSENT
 
 
 class _RawCategory(msgspec.Struct, gc=False):
-    id: msgspec.Raw | None = None
-    name: msgspec.Raw | None = None
-    supercategory: msgspec.Raw | None = None
+    id: msgspec.Raw = ABSENT
+    name: msgspec.Raw = ABSENT
+    supercategory: msgspec.Raw = ABSENT
 
 
 _image, _raw_image = msgspec.json.Decoder(ImageEntry), msgspec.json.Decoder(_RawImage)
@@ -130,11 +134,15 @@ class LooseReader:
         sides = [self._side(getattr(fields, side), identity, f"images[{n}].{side}") for side in ("height", "width")]
         return ImageEntry(identity, name, *sides)
 
-    def _side(self, raw: msgspec.Raw | None, image_id: int, where: str) -> int:
-        number = _number(_value(raw))
+    def _side(self, raw: msgspec.Raw, image_id: int, where: str) -> int:
+        value = _value(raw)
+        number = _number(value)
+        if isinstance(value, str):
+            self._note("IMAGE_SIZE_INVALID", image_id, None, f"{where} is text, {_shown(raw)}")
         if 0 < number <= SIDE_LIMIT and number == int(number):
             return int(number)
-        self._note("IMAGE_SIZE_INVALID", image_id, None, f"{where} is {_shown(raw)}")
+        if not isinstance(value, str):
+            self._note("IMAGE_SIZE_INVALID", image_id, None, f"{where} is {_shown(raw)}")
         return 0
 
     def category(self, n: int, raw: msgspec.Raw) -> CategoryEntry | None:
@@ -182,9 +190,9 @@ class LooseReader:
             self._crowd(fields.iscrowd, where, who),
         )
 
-    def _box(self, raw: msgspec.Raw | None, where: str, who: tuple[int | None, int]) -> Box:
+    def _box(self, raw: msgspec.Raw, where: str, who: tuple[int | None, int]) -> Box:
         values = _value(raw)
-        if raw is None or values is None:
+        if values is None:
             self._note("BOX_MISSING", *who, f"{where} has no bbox")
             return NO_BOX
         if not isinstance(values, list) or len(values) != 4:
@@ -198,7 +206,7 @@ class LooseReader:
             self._note("BOX_STRING", *who, f"{where}.bbox holds text where numbers belong: {_shown(raw)}")
         return (numbers[0], numbers[1], numbers[2], numbers[3])
 
-    def _area(self, raw: msgspec.Raw | None, where: str, who: tuple[int | None, int]) -> float:
+    def _area(self, raw: msgspec.Raw, where: str, who: tuple[int | None, int]) -> float:
         value = _value(raw)
         if value is None:
             return math.nan
@@ -207,16 +215,14 @@ class LooseReader:
             self._note("AREA_BAD", *who, f"{where}.area is {_shown(raw)}")
         return number if math.isfinite(number) else math.nan
 
-    def _crowd(self, raw: msgspec.Raw | None, where: str, who: tuple[int | None, int]) -> int:
+    def _crowd(self, raw: msgspec.Raw, where: str, who: tuple[int | None, int]) -> int:
         value = _value(raw)
         if value is None or value in (0, 1, "0", "1"):
             return int(value or 0)
         self._note("ISCROWD_BAD", *who, f"{where}.iscrowd is {_shown(raw)}")
         return 0
 
-    def _integer(
-        self, raw: msgspec.Raw | None, code: str, where: str, who: tuple[int | None, int | None]
-    ) -> int | None:
+    def _integer(self, raw: msgspec.Raw, code: str, where: str, who: tuple[int | None, int | None]) -> int | None:
         value = _value(raw)
         number = _number(value)
         if math.isfinite(number) and abs(number) < INT_LIMIT and number == int(number):
@@ -224,18 +230,18 @@ class LooseReader:
                 self._note("ID_STRING", *who, f"{where} is text, {_shown(raw)}, where a whole number belongs")
                 return int(number)
             return int(value)  # not through float: ids above 2**53 must stay exact
-        self._note(code, *who, f"{where} is missing" if raw is None else f"{where} is {_shown(raw)}")
+        self._note(code, *who, f"{where} is {_shown(raw)}")
         return None
 
     def _note(self, code: str, image_id: int | None, annotation_id: int | None, text: str) -> None:
         self.problems.append(Problem(code, image_id, annotation_id, text))
 
 
-def _value(raw: msgspec.Raw | None) -> Any:
+def _value(raw: msgspec.Raw) -> Any:
     """The JSON value, by the standard library, which takes 1e400 and lone surrogates; text if it cannot."""
-    if raw is None:
-        return None
     text = bytes(raw)
+    if not text:
+        return None
     if len(text) > 2000:
         return text[:40].decode("utf-8", "replace")
     try:
@@ -253,8 +259,6 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def _shown(raw: msgspec.Raw | None) -> str:
-    if raw is None:
-        return "missing"
-    text = bytes(raw)
+def _shown(raw: msgspec.Raw) -> str:
+    text = bytes(raw) or b"missing"
     return (text if len(text) <= 60 else text[:57] + b"...").decode("utf-8", "replace")

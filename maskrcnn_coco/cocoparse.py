@@ -6,12 +6,14 @@ soon as one entry does not fit, each entry is decoded by itself, so that one bad
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from maskrcnn_coco.cocoentries import (
+    ABSENT,
     SIDE_LIMIT,
     AnnotationEntry,
     CategoryEntry,
@@ -30,9 +32,9 @@ class _Strict(msgspec.Struct, gc=False):
 
 
 class _Top(msgspec.Struct, gc=False):
-    images: msgspec.Raw | None = None
-    annotations: msgspec.Raw | None = None
-    categories: msgspec.Raw | None = None
+    images: msgspec.Raw = ABSENT
+    annotations: msgspec.Raw = ABSENT
+    categories: msgspec.Raw = ABSENT
 
 
 _strict_decoder = msgspec.json.Decoder(_Strict)
@@ -61,7 +63,7 @@ def _sized(entries: Entries) -> bool:
 
 
 def _parse_loose(text: bytes, path: Path) -> Entries:
-    text = quote_constants(text)
+    text = mended(text)
     try:
         top = msgspec.json.decode(text, type=_Top)
         lists = {n: _raw_list(getattr(top, n), n, path) for n in ("images", "annotations", "categories")}
@@ -78,8 +80,8 @@ def _parse_loose(text: bytes, path: Path) -> Entries:
     return Entries(images, annotations, categories, reader.problems)
 
 
-def _raw_list(raw: msgspec.Raw | None, name: str, path: Path) -> list[msgspec.Raw]:
-    if raw is None or bytes(raw) == b"null":
+def _raw_list(raw: msgspec.Raw, name: str, path: Path) -> list[msgspec.Raw]:
+    if bytes(raw) in (b"", b"null"):
         if name == "annotations":
             return []
         raise DataError(
@@ -98,6 +100,16 @@ def _raw_list(raw: msgspec.Raw | None, name: str, path: Path) -> list[msgspec.Ra
 
 def _too_deep(path: Path) -> DataError:
     return DataError(f"{path} is nested too deep to be a COCO file", expected=SHAPE, fix="check --data")
+
+
+_SURROGATE = re.compile(rb"\\\\|\\u[dD][89abAB]..(?:\\u[dD][c-fC-F]..)?|\\u[dD][c-fC-F]..")
+
+
+def mended(text: bytes) -> bytes:
+    """JSON as Python writes it → strict JSON: NaN and infinities in quotes, lone surrogates replaced."""
+    if b"\\ud" in text or b"\\uD" in text:
+        text = _SURROGATE.sub(lambda m: b"\\ufffd" if len(m[0]) == 6 else m[0], text)
+    return quote_constants(text)
 
 
 def quote_constants(text: bytes) -> bytes:

@@ -56,7 +56,8 @@ figcaption, li { font-size: .85rem; overflow-wrap: anywhere; } details { margin:
 {% for k in kinds %}<h2 id="{{ k.code }}-{{ k.severity }}">
 <span class="{{ k.severity }}">{{ k.code }}</span> · {{ k.title }} · {{ k.count }}</h2>
 <p class="dim">{{ k.fix }}</p>
-{% if k.pictures %}<div class="grid">{% for p in k.pictures %}<figure><img alt="" src="data:image/jpeg;base64,{{ p.data }}">
+{% if k.pictures %}<div class="grid">{% for p in k.pictures %}
+<figure><img alt="" src="data:image/jpeg;base64,{{ p.data }}">
 <figcaption>{{ p.text }}</figcaption></figure>{% endfor %}</div>{% endif %}
 <details{% if not k.pictures %} open{% endif %}>
 <summary>{{ k.texts|length }} of {{ k.count }} listed</summary>
@@ -153,7 +154,7 @@ def _drawn(table: CocoTable, image: np.ndarray, ann: int | None) -> Image.Image:
     scale = min(SIDE / max(height, width), 4.0)
     small = Image.fromarray(image).resize((max(round(width * scale), 1), max(round(height * scale), 1)))
     if ann is not None and np.isfinite(table.boxes[ann]).all():
-        x, y, w, h = (table.boxes[ann] * scale).clip(-1e6, 1e6).tolist()
+        x, y, w, h = (table.boxes[ann].clip(-1e6, 1e6) * scale).tolist()
         corners = (min(x, x + w), min(y, y + h), max(x, x + w), max(y, y + h))
         edge = (0.0, 0.0, small.width - 1.0, small.height - 1.0)
         # A box off the picture is drawn at its border, so that something shows where it points.

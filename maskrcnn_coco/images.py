@@ -120,16 +120,15 @@ def open_inside(root: str | Path, file_name: str) -> BinaryIO:
         ) from e
     except OSError as e:
         raise DataError(f"cannot open the image {path}: {e.strerror}", fix="check the file and its permissions") from e
-    file = os.fdopen(fd, "rb")
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_BYTES:
-        file.close()
+        os.close(fd)
         if stat.S_ISREG(info.st_mode):
             raise DataError(
                 f"the image file {path} is too large", got=f"{info.st_size} bytes", expected=f"at most {MAX_BYTES}"
             )
         raise DataError(f"{path} is not a regular file", expected="an image file", fix="remove it from the annotations")
-    return file
+    return os.fdopen(fd, "rb")
 
 
 def _confined(root: Path, file_name: str) -> Path:

@@ -37,7 +37,8 @@ def check_agreement(table: CocoTable, shapes: Shapes, report: Reporter) -> None:
         disagree = measured & apart & (overlap(boxes, shapes.extent) < 0.5)
     for ann in np.flatnonzero(disagree).tolist():
         x1, y1, x2, y2 = (f"{v:.6g}" for v in shapes.extent[ann].tolist())
-        text = f"the box is {table.boxes[ann].round(2).tolist()}, the mask spans x {x1} to {x2}, y {y1} to {y2}"
+        box = [float(f"{v:.6g}") for v in table.boxes[ann].tolist()]
+        text = f"the box is {box}, the mask spans x {x1} to {x2}, y {y1} to {y2}"
         report.add("MASK_BOX_DISAGREE", text, ann=ann)
     _check_area(table, shapes, report, measured)
     count = len(table.ann_ids)
@@ -62,8 +63,8 @@ def _check_missing(table: CocoTable, shapes: Shapes, report: Reporter) -> None:
 
 
 def _check_area(table: CocoTable, shapes: Shapes, report: Reporter, measured: np.ndarray) -> None:
-    boxed = table.boxes[:, 2] * table.boxes[:, 3]
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        boxed = table.boxes[:, 2] * table.boxes[:, 3]
         is_box = measured & (np.abs(table.area - boxed) <= 0.01 * boxed) & (shapes.area < 0.9 * boxed)
         ratio = table.area / shapes.area
         off = measured & ~is_box & ((ratio < 0.5) | (ratio > 2)) & (np.abs(table.area - shapes.area) > 20)

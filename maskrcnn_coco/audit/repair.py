@@ -15,7 +15,7 @@ from maskrcnn_coco.audit.boxes import repeated, xyxy_share
 from maskrcnn_coco.audit.clip import clip_polygon
 from maskrcnn_coco.coco import CocoTable
 from maskrcnn_coco.cocofile import read_text
-from maskrcnn_coco.cocoparse import quote_constants
+from maskrcnn_coco.cocoparse import mended
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.masks import decode_mask
 from maskrcnn_coco.records import DataFinding, to_json
@@ -64,7 +64,7 @@ def repair(table: CocoTable, findings: list[DataFinding], out_json: str | Path) 
     if out.exists() or out.is_symlink():
         raise DataError(f"{out} exists already, and nothing is overwritten", fix="name a new file: --fix OUT.json")
     try:
-        top = _raw_object.decode(quote_constants(read_text(table.json_path)))
+        top = _raw_object.decode(mended(read_text(table.json_path)))
         annotations = (
             msgspec.json.decode(top.get("annotations", msgspec.Raw(b"[]")), type=list[msgspec.Raw] | None) or []
         )

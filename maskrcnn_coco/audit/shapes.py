@@ -57,23 +57,24 @@ def measure(table: CocoTable, report: Reporter) -> Shapes:
 
 def _one_by_one(table: CocoTable, texts: list[tuple[int, bytes]], shapes: Shapes, report: Reporter) -> None:
     """A chunk that holds something else than polygons of numbers: RLE, nothing, or what does not fit."""
-    owners: list[int] = []
-    polygons: list[Polygons] = []
+    plain: list[tuple[int, Polygons]] = []
+    odd: list[tuple[int, Polygons]] = []
     for ann, text in texts:
+        into = plain
         try:
             segment: object = _segment.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            segment = _untyped(text)
+            segment, into = _untyped(text), odd
         if isinstance(segment, dict):
             _rle(table, ann, segment, shapes, report)
         elif isinstance(segment, list):
-            owners.append(ann)
-            polygons.append(segment)
+            into.append((ann, segment))
         elif segment is None:
             shapes.missing[ann] = True
         else:
             report.add("SEGMENTATION_BAD", f"it is {str(segment)[:40]!r}", ann=ann)
-    _polygons(table, owners, polygons, shapes, report)
+    _polygons(table, [a for a, _ in plain], [s for _, s in plain], shapes, report)
+    _polygons_apart(table, odd, shapes, report)
 
 
 def _untyped(text: bytes) -> object:
@@ -109,26 +110,28 @@ def _rle(table: CocoTable, ann: int, segment: dict[str, msgspec.Raw], shapes: Sh
 
 
 def _polygons(table: CocoTable, anns: list[int], found: list[Polygons], shapes: Shapes, report: Reporter) -> None:
-    """Judge polygons; where all are plain, which is the rule, none is looked at one by one."""
+    """Judge lists of numbers; where all have the right lengths, which is the rule, none is looked at one by one."""
     parts = list(chain.from_iterable(found))
-    owner = np.repeat(np.array(anns, np.int64), np.fromiter(map(len, found), np.int64, len(found)))
-    if len(np.unique(owner)) == len(anns) and all(type(p) is list for p in parts):
-        lengths = np.fromiter(map(len, parts), np.int64, len(parts))
-        if ((lengths >= 6) & (lengths % 2 == 0)).all():
-            try:
-                return _judge(table, Rings.of(parts), owner, shapes, report)
-            except (OverflowError, TypeError, ValueError):
-                pass  # a coordinate that is no number, or beyond a double
-    parts, owners = [], []
-    for ann, segment in zip(anns, found, strict=True):
+    counts = np.fromiter(map(len, found), np.int64, len(found))
+    lengths = np.fromiter(map(len, parts), np.int64, len(parts))
+    if len(parts) and (counts > 0).all() and ((lengths >= 6) & (lengths % 2 == 0)).all():
+        _judge(table, Rings.of(parts), np.repeat(np.array(anns, np.int64), counts), shapes, report)
+    else:
+        _polygons_apart(table, list(zip(anns, found, strict=True)), shapes, report)
+
+
+def _polygons_apart(table: CocoTable, found: list[tuple[int, Polygons]], shapes: Shapes, report: Reporter) -> None:
+    """Judge polygons of which some have faults: those are reported, the rest is judged as usual."""
+    parts: list[list[float]] = []
+    owners: list[int] = []
+    for ann, segment in found:
         if not segment:
             shapes.missing[ann] = True
-        kept = _sound_parts(ann, segment, report)
+        kept = _sound_parts(ann, segment, report) if segment else []
         parts += kept
         owners += [ann] * len(kept)
     if parts:
         _judge(table, Rings.of(parts), np.array(owners), shapes, report)
-    return None
 
 
 def _numbers(part: list[float]) -> bool:
@@ -198,7 +201,9 @@ def _judge(table: CocoTable, rings: Rings, owner: np.ndarray, shapes: Shapes, re
         report.add("POLYGON_OUTSIDE", f"it spans {_shown(extent[i])}, the image is {w:g}×{h:g}", ann=int(anns[i]))
     shapes.extent[anns[good]] = clipped[good]
     shapes.area[anns[good]] = area[good]
-    thin = (area < 4) | (np.minimum(clipped[:, 2] - clipped[:, 0], clipped[:, 3] - clipped[:, 1]) < 2)
+    inside = np.minimum(clipped[:, 2] - clipped[:, 0], clipped[:, 3] - clipped[:, 1])
+    # Only what is small, thin as a sliver, or over the border can miss all pixel centres: the rest is not drawn.
+    thin = (area < np.maximum(walk, 4)) | (inside < 2) | (over > 0)
     for i in np.flatnonzero(good & thin).tolist():
         _draw(table, int(anns[i]), shapes, report)
     _crossings(rings, owner, shapes, report)
@@ -218,7 +223,7 @@ def _crossings(rings: Rings, owner: np.ndarray, shapes: Shapes, report: Reporter
 
 
 def _draw(table: CocoTable, ann: int, shapes: Shapes, report: Reporter) -> None:
-    """Only a thin or tiny polygon can miss all pixel centres, so only those are drawn."""
+    """Draw one mask to see whether it is empty, and count its pixels."""
     size = _image_size(table, ann)
     if size is None:
         return
@@ -227,8 +232,8 @@ def _draw(table: CocoTable, ann: int, shapes: Shapes, report: Reporter) -> None:
     except DataError as e:
         report.add("POLYGON_FAR", e.what, ann=ann)
         return
+    shapes.area[ann] = pixels
     if pixels == 0:
-        shapes.area[ann] = 0
         report.add("MASK_EMPTY", "the polygon covers no pixel of the image", ann=ann)
 
 
