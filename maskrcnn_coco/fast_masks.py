@@ -25,9 +25,11 @@ def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, resolution: int)
         return project_masks_on_boxes(masks, boxes, matched, resolution)
     boxes = boxes if boxes.dtype == torch.float64 else boxes.float()
     out = boxes.new_empty((len(boxes), resolution, resolution))
-    # Boxes of about one size together: the weight matrices of a group are as wide as its largest box.
-    for group in (boxes[:, 2:] - boxes[:, :2]).amax(1).argsort().split(_GROUP):
-        _resample_group(masks, boxes[group], matched[group].tolist(), out, group.tolist())
+    # Boxes of about one size together: the weight matrices of a group are as wide as its largest box. Autocast would
+    # round the weights to half precision: a target that is not exact is a wrong label.
+    with torch.autocast("cpu", enabled=False):
+        for group in (boxes[:, 2:] - boxes[:, :2]).amax(1).argsort().split(_GROUP):
+            _resample_group(masks, boxes[group], matched[group].tolist(), out, group.tolist())
     return out
 
 
