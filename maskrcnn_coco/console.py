@@ -161,13 +161,17 @@ class Console:
         self._lines([*facts[1:], *where])
 
     def table(self, title: str, rows: Iterable[Sequence[str]], header: Sequence[str]) -> None:
-        """A small table: ``header``, then ``rows`` of cells; all cells are cleaned."""
+        """A small table: ``header``, then ``rows`` of cells; all cells are cleaned, columns of numbers end flush."""
+        cells = [[clean(cell) for cell in row] for row in rows]
         table = Table(title=Text(clean(title)), box=box.SIMPLE_HEAD if self.live else box.ASCII2, title_justify="left")
         for i, name in enumerate(header):
-            table.add_column(Text(clean(name)), justify="left" if i == 0 else "right", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(clean(cell)) for cell in row))
+            numbers = all(row[i][:1].isdigit() or row[i][:1] in "–-" for row in cells if i < len(row))
+            table.add_column(Text(clean(name)), justify="right" if numbers else "left", overflow="fold")
+        for row in cells:
+            table.add_row(*(Text(cell) for cell in row))
         self._print(table)
+
+    bars = table
 
     def _lines(self, lines: Iterable[str], style: str = "") -> None:
         self._print(Text("\n".join(lines), style=style), soft_wrap=not self.live)
