@@ -1,0 +1,57 @@
+"""Mask targets without full-size masks are torchvision's, except at outlines."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torchvision.models.detection.roi_heads import project_masks_on_boxes
+
+from maskrcnn_coco.mask_targets import outline_targets
+from maskrcnn_coco.masks import checked_runs, encode_rle
+from maskrcnn_coco.transforms import Recipe, Runs, draw_masks
+from tests.test_transforms import blob, ring
+
+SIZE = (300, 400)
+
+
+def proposals(masks: torch.Tensor, each: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes around each mask, moved and stretched, clipped to the image as a region proposal network does."""
+    height, width = masks.shape[-2:]
+    boxes, matched = [], []
+    for n, mask in enumerate(masks):
+        y, x = np.nonzero(mask.numpy())
+        box = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1], np.float64)
+        side = np.tile(box[2:] - box[:2], 2)
+        boxes += [box + rng.normal(0, 0.15, 4) * side for _ in range(each)]
+        matched += [n] * each
+    clipped = np.clip(np.array(boxes), 0, [width, height, width, height])
+    order = rng.permutation(len(boxes))
+    return torch.tensor(clipped[order], dtype=torch.float32), torch.tensor(np.array(matched)[order])
+
+
+def test_they_differ_from_torchvisions_at_outlines_only():
+    rng = np.random.default_rng(1)
+    rles = [Runs(checked_runs(encode_rle(blob(rng, *SIZE)), *SIZE), SIZE) for _ in range(3)]
+    outlines = [*([ring(rng, *SIZE)] for _ in range(5)), *rles, [ring(rng, *SIZE), ring(rng, *SIZE)]]
+    masks, _ = draw_masks(outlines, SIZE, Recipe(*SIZE))
+    boxes, matched = proposals(masks, 12, rng)
+    expected = project_masks_on_boxes(masks, boxes, matched, 28) >= 0.5
+    got = outline_targets(outlines, SIZE, boxes, matched)
+    assert got.shape == (len(boxes), 28, 28) and set(got.unique().tolist()) == {0.0, 1.0}
+    assert (got.bool() != expected).float().mean() <= 0.012
+    coded = matched.ge(5) & matched.lt(8)
+    # 1e-3: a value of one half may fall on either side
+    assert (got[coded].bool() != expected[coded]).float().mean() <= 1e-3
+
+
+def test_bad_boxes_never_reach_native_code():
+    rng = np.random.default_rng(2)
+    outlines = [[ring(rng, *SIZE)], Runs(checked_runs(encode_rle(blob(rng, *SIZE)), *SIZE), SIZE)]
+    bad = [[float("nan"), 0, 9, 9], [0, 0, float("inf"), 9], [-1e30, 0, 5, 5]]
+    boxes = torch.tensor([*bad, *bad, [50, 50, 50, 50]])
+    got = outline_targets(outlines, SIZE, boxes, torch.tensor([0, 0, 0, 1, 1, 1, 0]))
+    assert got[:6].sum() == 0 and got.isfinite().all()
+
+
+def test_no_proposals():
+    assert outline_targets([], SIZE, torch.zeros(0, 4), torch.zeros(0).long()).shape == (0, 28, 28)
