@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import struct
 import urllib.error
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +20,9 @@ from maskrcnn_coco.errors import CheckpointError, ConfigError
 StateDict = Mapping[str, Tensor]
 PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
 """The layers whose size depends on the number of classes."""
+
+_UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, struct.error)
+"""What torch's own unpickler raises on bytes that are no weights file."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not a file of weights only", got=str(e).splitlines()[0], fix="save model.state_dict() instead"
         ) from e
-    except (RuntimeError, EOFError, OSError, ValueError) as e:
+    except _UNREADABLE as e:
         first = (str(e).splitlines() or [type(e).__name__])[0]
         raise CheckpointError(f"{path} cannot be read: it is damaged or cut short", got=first) from e
     if not isinstance(state, Mapping):
@@ -129,17 +134,19 @@ def load_detector(model: nn.Module, state: StateDict, source: str | Path) -> lis
         ConfigError: weights of another architecture.
     """
     own = model.state_dict()
+    state = _renamed(state)
     fit = {k: v for k, v in state.items() if not _other_classes(k, v, own)}
-    missing, unexpected = model.load_state_dict(fit, strict=False)
-    missing = [k for k in missing if not k.startswith(PREDICTORS)]
-    unexpected = [k for k in unexpected if not k.endswith("num_batches_tracked")]
-    if missing or unexpected:
+    known = {k for k, v in fit.items() if k in own and own[k].shape == v.shape}
+    missing = [k for k in own if k not in known and not k.startswith(PREDICTORS)]
+    unknown = [k for k in fit if k not in known and not k.endswith("num_batches_tracked")]
+    if missing or unknown:
         found = describe(state)
         raise ConfigError(
             f"the weights in {source} are of another model",
-            got=f"{len(unexpected)} unknown and {len(missing)} missing names, first {(unexpected + missing)[0]}",
+            got=f"{len(unknown)} unknown and {len(missing)} missing names or shapes, first {(unknown + missing)[0]}",
             fix=f"use --model {found.model}" if found else "check --weights",
         )
+    model.load_state_dict({k: fit[k] for k in known}, strict=False)
     replaced = sorted({k.rsplit(".", 1)[0] for k in state if k not in fit})
     if not replaced:
         return []
@@ -147,6 +154,19 @@ def load_detector(model: nn.Module, state: StateDict, source: str | Path) -> lis
     has = own["roi_heads.box_predictor.cls_score.weight"].shape[0]
     names = ", ".join(replaced)
     return [f"{source} has {had} classes with background, the data {has}: {names} start at random"]
+
+
+def _renamed(state: StateDict) -> dict[str, Tensor]:
+    """Names of torchvision's first detector files (mask_fcn1, a single RPN convolution) as they are now."""
+    renamed = {}
+    for name, value in state.items():
+        name = re.sub(
+            r"roi_heads\.mask_head\.mask_fcn(\d)\.", lambda m: f"roi_heads.mask_head.{int(m[1]) - 1}.0.", name
+        )
+        name = re.sub(r"rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1", name)
+        name = re.sub(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$", r"\1.0.\2", name)
+        renamed[name] = value
+    return renamed
 
 
 def _other_classes(name: str, value: Tensor, own: StateDict) -> bool:
