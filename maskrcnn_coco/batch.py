@@ -95,7 +95,7 @@ def _per_object(value: Any, count: int) -> bool:
 
 
 def _unit(image: Tensor) -> Tensor:
-    return image.float().div_(255) if image.dtype == torch.uint8 else image
+    return image / 255 if image.dtype == torch.uint8 else image
 
 
 def _moved(target: Target, device: torch.device | str, non_blocking: bool) -> Target:

@@ -77,6 +77,8 @@ class CocoDataset(Dataset):
         self.resized = train
         self.epoch = 0
         self._left_out = np.zeros(0, np.int64)
+        if len(table):
+            table.annotations_of(0)  # its index is made once here, and shared by the workers that are forked later
 
     def __len__(self) -> int:
         return len(self.table)
@@ -104,7 +106,7 @@ class CocoDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         """Image float32 (3, H, W) in 0..1, and its target."""
         image, target = self.sample(self.epoch, index)
-        return image.float() / 255, target
+        return image / 255, target
 
     def sample(self, epoch: int, index: int) -> tuple[Tensor, Target]:
         """Image uint8 (3, H, W) and target (see `Batch`): a pure function of (seed, epoch, image id).
