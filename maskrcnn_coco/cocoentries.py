@@ -165,7 +165,7 @@ class LooseReader:
         """The ``n``-th annotation. Unknown ids become `UNKNOWN`, a missing own id -(n + 1), bad numbers NaN."""
         try:
             entry = _annotation.decode(raw)
-            if max(abs(entry.id), abs(entry.image_id), abs(entry.category_id)) < INT_LIMIT:
+            if max(abs(entry.id), abs(entry.image_id), abs(entry.category_id), abs(entry.iscrowd)) < INT_LIMIT:
                 return entry
         except _BAD:
             pass

@@ -59,7 +59,7 @@ def _bad(what: str, expected: str | None = None) -> DataError:
 
 def _decoded(segmentation: object) -> object:
     if isinstance(segmentation, (bytes, memoryview, msgspec.Raw, str)):
-        text = segmentation.encode() if isinstance(segmentation, str) else bytes(segmentation)
+        text = segmentation.encode("utf-8", "replace") if isinstance(segmentation, str) else bytes(segmentation)
         if not text:
             return None
         try:
