@@ -251,9 +251,10 @@ def main() -> None:
     if args.out:
         args.out.write_text(
             "# Faults injected under the guard\n\n"
-            "A tiny Mask R-CNN (trainable batch norm, four components), one bad value (NaN, inf, -inf, 1e30) in one\n"
-            "place, at the first step, in the middle, or in one of three micro-batches; fused SGD and fused AdamW with\n"
-            "GradScaler, for-loop SGD without. Judged by SHA-256 over weights, buffers, optimizer state, loss scale.\n\n"
+            "A tiny Mask R-CNN (trainable batch norm, four components), one bad value (NaN, inf, -inf, 1e30) in\n"
+            "one place, at the first step, in the middle, or in one of three micro-batches; fused SGD and fused AdamW\n"
+            "with GradScaler, for-loop SGD without. Judged by SHA-256 over weights, buffers, optimizer state and\n"
+            "loss scale.\n\n"
             f"{text}\n\n{judge.__doc__ and judge.__doc__.strip()}\n\n"
             "Run: `python bench/guard_faults.py --out bench/results/guard_faults.md`\n"
         )
