@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from maskrcnn_coco import durable, store
 from maskrcnn_coco.content import (
     BEST,
@@ -75,6 +77,7 @@ class Saver:
         self._running: Future[None] | None = None
         self._unwritten: _Job | None = None
         self._warnings: list[str] = []
+        self._spare: dict[str, torch.Tensor] = {}
         self._intact: dict[tuple[int, int, int], bool] = {}
 
     @property
@@ -111,7 +114,9 @@ class Saver:
     def _submit(self, names: list[str], state: dict[str, Any]) -> None:
         self._warnings = self.wait()  # one in flight; its warnings are kept for the caller who asks
         began = time.perf_counter()
-        job = _Job(names, plain_copy(state), 0)
+        if self._unwritten is not None:
+            self._spare = {}  # the last copy is still to be written
+        job = _Job(names, plain_copy(state, self._spare), 0)
         self.blocked_seconds += time.perf_counter() - began
         self._running = self._worker.submit(self._run, job)
 

@@ -39,15 +39,24 @@ def epoch_name(number: int) -> str:
     return f"epoch_{number:03d}.pth"
 
 
-def plain_copy(state: dict[str, Any]) -> dict[str, Any]:
+def plain_copy(state: dict[str, Any], spare: dict[str, torch.Tensor] | None = None) -> dict[str, Any]:
     """``state`` as a file holds it, and as later steps of training cannot change it: all containers and tensors new.
 
     Tensors are compact and on the CPU; NumPy numbers become Python ones.
 
+    Args:
+        spare: tensors of an earlier copy that nobody needs any more, by name; they are overwritten where they fit, and
+            replaced by those of this copy. Fresh memory costs several times what copying does.
+
     Raises:
         CheckpointError: something in it is neither plain data nor a dense tensor; names where.
     """
-    return {str(k): _plain(v, str(k), 1) for k, v in state.items()}
+    copier = _Copier(spare if spare is not None else {})
+    copied = {str(k): copier.copy(v, str(k), 1) for k, v in state.items()}
+    if spare is not None:
+        spare.clear()
+        spare.update(copier.made)
+    return copied
 
 
 def to_document(state: dict[str, Any], *, names: tuple[str, ...], serial: int) -> dict[str, Any]:
@@ -159,41 +168,49 @@ def _missing(document: dict[str, Any]) -> list[str]:
     return missing
 
 
-def _plain(value: Any, name: str, depth: int) -> Any:
-    if depth > 60:
-        raise CheckpointError(f"{name} is nested too deep for a checkpoint")
-    if isinstance(value, torch.Tensor):
-        return _compact(value, name)
-    if isinstance(value, dict):
-        return {_key(k, name): _plain(v, f"{name}.{k}", depth + 1) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [_plain(v, f"{name}[{i}]", depth + 1) for i, v in enumerate(value)]
-        return tuple(items) if isinstance(value, tuple) else items
-    if value is None or isinstance(value, (bool, str)):
-        return value if value is None or isinstance(value, bool) else str(value)
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value)
-    raise CheckpointError(
-        f"{name} cannot be in a checkpoint", got=type(value).__name__, expected="plain data or a tensor"
-    )
+class _Copier:
+    def __init__(self, spare: dict[str, torch.Tensor]) -> None:
+        self.spare = spare
+        self.made: dict[str, torch.Tensor] = {}
+
+    def copy(self, value: Any, name: str, depth: int) -> Any:
+        if depth > 60:
+            raise CheckpointError(f"{name} is nested too deep for a checkpoint")
+        if isinstance(value, torch.Tensor):
+            return self.tensor(value, name)
+        if isinstance(value, dict):
+            return {_key(k, name): self.copy(v, f"{name}.{k}", depth + 1) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            items = [self.copy(v, f"{name}[{i}]", depth + 1) for i, v in enumerate(value)]
+            return tuple(items) if isinstance(value, tuple) else items
+        if value is None or isinstance(value, bool):
+            return value
+        # Subclasses, such as NumPy's float64, would be read back as their own kind, or not at all.
+        if isinstance(value, str):
+            return str(value)
+        if isinstance(value, numbers.Integral):
+            return int(value)
+        if isinstance(value, numbers.Real):
+            return float(value)
+        kind = type(value).__name__
+        raise CheckpointError(f"{name} cannot be in a checkpoint", got=kind, expected="plain data or a tensor")
+
+    def tensor(self, value: torch.Tensor, name: str) -> torch.Tensor:
+        if value.layout != torch.strided or value.is_quantized or value.dtype not in _DTYPES:
+            kind = f"{value.layout} {value.dtype}"
+            raise CheckpointError(f"{name} cannot be in a checkpoint", got=kind, expected="a dense tensor")
+        target = self.spare.get(name)
+        if target is None or target.shape != value.shape or target.dtype != value.dtype or name in self.made:
+            target = torch.empty(value.shape, dtype=value.dtype)
+        self.made[name] = target.copy_(value.detach())
+        return target
 
 
 def _key(key: Any, name: str) -> str | int:
     if type(key) not in (str, int):
-        raise CheckpointError(
-            f"a key of {name} cannot be in a checkpoint", got=repr(key)[:80], expected="text or a whole number"
-        )
+        got, expected = repr(key)[:80], "text or a whole number"
+        raise CheckpointError(f"a key of {name} cannot be in a checkpoint", got=got, expected=expected)
     return key
-
-
-def _compact(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in _DTYPES:
-        raise CheckpointError(
-            f"{name} cannot be in a checkpoint", got=f"{tensor.layout} {tensor.dtype}", expected="a dense tensor"
-        )
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def few(items: list[str], most: int = 5) -> str:

@@ -108,8 +108,8 @@ def _saves(report: dict[str, Any]) -> list[str]:
         "## A fault at every I/O call of a save",
         f"**{report['points']} points, {report['points'] - bad} survived.** Survived: the newest checkpoint found is "
         "the last acknowledged one or a later one, equal by SHA-256 of its state; no damaged file is visible; two "
-        "intact states remain where there were two; the next save works (in the same process after an error, in a new one "
-        "after a kill), and nothing is left over.",
+        "intact states remain where there were two; the next save works (in the same process after an error, in a new "
+        "one after a kill), and nothing is left over.",
         table(["saved", *faults, "all"], rows),
         *(f"- {f}" for f in report["failures"]),
     ]
