@@ -154,6 +154,11 @@ def _confirm(f: Facts) -> Iterator[str]:
         yield from ("peek", "without")
     elif (any(s.where == "norm" for s in f.state) and not _state_proved(f)) or f.anchors:
         yield from ("same", "other")
+    elif _maths_sign(f) and f.location is not None and f.location.op:
+        # Does one image bring it about, or every batch?
+        yield "other"
+        if f.good("other") and len(f.image_ids) > 1 and not f.growing:
+            yield "bisect"
 
 
 def _state_proved(f: Facts) -> bool:

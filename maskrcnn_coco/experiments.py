@@ -138,7 +138,10 @@ class Lab:
         return (strange or applied or [None])[-1]
 
     def _same(self) -> None:
-        self.facts.outcomes["same"] = self.replay.run("same batch, same weights", digest=True)
+        f = self.facts
+        same = f.outcomes["same"] = self.replay.run("same batch, same weights", digest=True)
+        if f.recorded_norm is not None and math.isfinite(f.recorded_norm) and same.finite and same.grad_norm > 0:
+            f.norm_ratio = f.recorded_norm / same.grad_norm
 
     def _again(self) -> None:
         self.facts.outcomes["again"] = self.replay.run("same batch, same weights, once more", digest=True)
@@ -298,19 +301,16 @@ class Lab:
         test = f"steps {start.step} to {f.step} taken again as they were"
         outcome = self.replay.walk(test, start, visit=compare)
         f.outcomes["retrace"] = outcome
-        entry = next((e for e in self.replay.entries(start.step)), None)
-        if entry is not None and entry.record is not None and outcome.path:
-            recorded, replayed = entry.record.grad_norm, outcome.path[0][2]
-            if math.isfinite(recorded) and replayed > 0:
-                f.norm_ratio = recorded / replayed
         f.drift = drift(differing, start.step)
 
     def _lr(self) -> None:
         """From the newest healthy state; from an older one too where the answer is none, or doubtful."""
         f = self.facts
         first = self._start()
-        starts = [s for s in self._walkable() if first and s.step <= first.step][:2]
-        for start in starts:
+        older = [s for s in self._walkable() if first and s.step <= first.step]
+        # Where in doubt, from as far back as the tape goes: there the state is surely not part of the trouble.
+        for start in dict.fromkeys([older[0].step, older[-1].step]) if older else []:
+            start = next(s for s in older if s.step == start)
             verdict = lr_search(self._walker(start), self._order(), start.step)
             verdict.doubtful = self._doubtful(verdict)
             known = f.lr_verdict

@@ -174,7 +174,7 @@ class Facts:
     recorded_loss: float | None = None
     recorded_norm: float | None = None
     norm_ratio: float | None = None
-    """Recorded gradient norm of the first walked step over the replayed one: 1 where both did the same."""
+    """Recorded gradient norm of the failing step over the replayed one: 1 where both did the same."""
     refused_before: bool = False
     loss_scale: float | None = None
     earlier_steps: list[int] = field(default_factory=list)
@@ -244,7 +244,9 @@ class Facts:
         text = outcome.describe()
         if outcome.finite and not outcome.error and self.abnormal(outcome):
             text += (
-                f" (healthy: {self.reference.loss:.3g})" if self.reference.count else " (far above any healthy start)"
+                f" (healthy loss {self.reference.loss:.3g}, norm {self.reference.norm:.3g})"
+                if self.reference.count
+                else " (far above any healthy start)"
             )
         return Evidence(f"replay: {outcome.test}", text, supports)
 

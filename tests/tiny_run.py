@@ -1,4 +1,4 @@
-"""A whole guarded training in miniature, for tests of replay and diagnosis: real detector, guard, snapshots and tape."""
+"""A guarded training in miniature, for tests of replay and diagnosis: real detector, guard, snapshots and tape."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ class TinyRun:
             build_optimizer=lambda m: build_optimizer(
                 m, kind=self.kind, momentum=self.momentum, weight_decay=self.weight_decay
             ),
-            forward=self.forward.losses,
+            forward=Forward(nn.Identity(), device=torch.device("cpu"), precision=self.precision, seed=0).losses,
             components=components,
             make_batch=self.make_batch,
             precision=self.precision,

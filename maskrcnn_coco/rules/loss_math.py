@@ -47,8 +47,11 @@ def judge(facts: Facts) -> Finding | None:
         evidence.append(Evidence(f"locate: first bad op, {facts.location.phase}", str(facts.location.op), CODE))
     if facts.guilty_images:
         culprit.image_ids = facts.guilty_images
+        evidence += facts.says(CODE, "alone", "others")
     term = same.bad_losses[0] if same.bad_losses else None
     detail = {"term": term, "empty_images": facts.empty_images, "weights": healthy(facts)}
+    # An image that brings it about on healthy weights too is left out: it would come back every epoch.
+    detail["proved_on_healthy_weights"] = bool(facts.guilty_images) and facts.bad(healthy(facts))
     fix = f"look at {facts.location.op}" if located and facts.location else f"look at the maths of {term or 'the loss'}"
     return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)
 

@@ -30,4 +30,6 @@ def judge(facts: Facts) -> Finding | None:
     if facts.guilty_images and facts.bad(healthy(facts)):
         culprit.image_ids, culprit.annotation_ids = facts.guilty_images, facts.guilty_annotations
         detail["proved_on_healthy_weights"] = True
-    return Finding(CODE, 0.1, culprit, evidence, facts.onset_step, "", detail)
+    return Finding(
+        CODE, 0.5 if detail.get("proved_on_healthy_weights") else 0.1, culprit, evidence, facts.onset_step, "", detail
+    )

@@ -1,0 +1,127 @@
+"""Every recipe of a real report, on a real detector in miniature: the cause and the culprit must come out."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from tiny_faults import BAD, FAULTS, pixels, put
+from tiny_run import TinyRun, rates
+
+from maskrcnn_coco.diagnosis import investigate, next_test
+from maskrcnn_coco.experiments import Lab
+from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.snapshot import digest
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_cause_and_culprit(name: str):
+    make, cause, culprit = FAULTS[name]
+    case = make().until_alarm()
+    lab = Lab(case)
+    findings = investigate(case, budget_seconds=60, lab=lab)
+    top = findings[0]
+    assert top.cause == cause, [(f.cause, f.confidence) for f in findings]
+    assert {k: getattr(top.culprit, k) for k in culprit} == culprit
+    assert top.confidence >= (0.5 if cause == "UNKNOWN" else 0.9)
+    assert all(f.confidence < 0.9 for f in findings[1:]), "two causes cannot both be proved here"
+    assert top.evidence
+    if cause.startswith("DATA_"):
+        assert lab.replay.steps <= 4, "a fault that a scan names needs next to no replays"
+
+
+def test_an_investigation_leaves_the_run_as_it_was():
+    run = TinyRun(lr=rates(box_head=0.3), max_grad_norm=0)
+    case = run.until_alarm()
+
+    def state():
+        return (
+            digest(run.model, run.optimizer),
+            torch.get_rng_state().numpy().tobytes(),
+            random.getstate(),
+            np.random.get_state()[1].tobytes(),
+            run.model.training,
+            [h for m in run.model.modules() for h in m._forward_hooks],
+            [p.grad is None for p in run.model.parameters()],
+        )
+
+    before = state()
+    now = {k: v.clone() for k, v in case.now.model.items()}
+    assert investigate(case)[0].cause == "LR_TOO_HIGH"
+    assert state() == before
+    assert all(torch.equal(v, now[k]) for k, v in case.now.model.items())
+
+
+def test_a_run_goes_on_as_if_nothing_had_been_replayed():
+    """Twin runs with a NaN image, one of them investigated: the steps after it are equal bit for bit."""
+
+    def go(look: bool) -> str:
+        run = TinyRun(spoil=pixels(put((0, 3, 4), float("nan"))))
+        for step in range(8):
+            alarm, batches = run.step(step)
+            if alarm is not None and look:
+                assert investigate(run.case(alarm, batches))[0].cause == "DATA_PIXEL"
+        return digest(run.model, run.optimizer)
+
+    assert go(True) == go(False)
+
+
+def test_a_budget_of_nothing_still_gives_a_finding():
+    case = TinyRun(lr=rates(box_head=0.3), max_grad_norm=0).until_alarm()
+    findings = investigate(case, budget_seconds=0)
+    assert findings[-1].cause == "UNKNOWN" and all(f.confidence < 0.9 for f in findings)
+
+
+def test_without_a_batch_the_scans_still_speak():
+    make, cause, _ = FAULTS["H1 background row"]
+    case = make().until_alarm()
+    case.batches, case.earlier, case.tape = None, [], []
+    assert investigate(case)[0].cause == cause
+
+
+def test_scans_come_before_replays_and_lethal_samples_are_never_replayed():
+    case = FAULTS["B6 inf"][0]().until_alarm()
+    lab = Lab(case)
+    seen: list[list[int]] = []
+    inner = lab.replay.rig.forward
+    lab.replay.rig.forward = lambda m, b, s, i, p: (seen.append(b.image_ids), inner(m, b, s, i, p))[1]
+    investigate(case, lab=lab)
+    assert seen and all(BAD not in ids for ids in seen)
+
+
+def test_the_prior_orders_the_tests_and_is_no_verdict():
+    facts = Facts("loss_nonfinite", 50, 3, 50, can={"same", "earlier", "other"}, image_ids=[1, 2])
+    assert next_test(facts) == "same"
+    facts.done |= {"same"}
+    facts.growing = True
+    assert next_test(facts) == "earlier"
+    facts.growing = False
+    assert next_test(facts) == "other"
+
+
+class Sick:
+    """A laboratory in which every test fails to find anything."""
+
+    def __init__(self) -> None:
+        self.facts = Facts("loss_nonfinite", 1, 0, 1, can={"same", "locate", "again"})
+        self.asked: list[str] = []
+
+    @property
+    def spent(self) -> float:
+        return 0.0
+
+    def scan_all(self) -> Facts:
+        return self.facts
+
+    def run(self, name: str) -> None:
+        self.asked.append(name)
+        self.facts.done.add(name)
+
+
+def test_every_test_is_asked_at_most_once_and_unknown_is_honest():
+    lab = Sick()
+    findings = investigate(None, lab=lab)
+    assert [f.cause for f in findings] == ["UNKNOWN"] and findings[0].confidence < 0.5
+    assert len(lab.asked) == len(set(lab.asked)) > 0

@@ -1,0 +1,132 @@
+"""Incident files: strict JSON, a case that replays on another machine, five lines for a person."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from tiny_faults import FAULTS
+from tiny_run import TinyRun, rates
+
+from maskrcnn_coco.case import Rig
+from maskrcnn_coco.diagnosis import investigate
+from maskrcnn_coco.errors import CheckpointError, DataError
+from maskrcnn_coco.incidents import incident_text, load_case, read_incidents, save_case, write_incident
+from maskrcnn_coco.records import Action, Culprit, Evidence, Incident
+from maskrcnn_coco.replay import Replay
+
+
+def incident(cause: str = "DATA_BOX", action: Action | None = None) -> Incident:
+    return Incident(
+        id="0001",
+        step=41,
+        epoch=0,
+        onset_step=38,
+        symptom="loss_nonfinite",
+        cause=cause,
+        confidence=0.97,
+        culprit=Culprit(component="box_head", image_ids=[17], annotation_ids=[203]),
+        evidence=[Evidence("replay: same batch, weights of step 30", "finite", cause)],
+        action=action or Action("quarantine", {"image_ids": [17]}),
+        outcome="recovered",
+        lost_steps=0,
+        fix="--head-lr-multiplier 3.0",
+        explain=f"maskrcnn-coco explain {cause}",
+        detail={"loss": math.nan},
+    )
+
+
+def test_json_round_trip_is_strict(tmp_path):
+    path = write_incident(tmp_path / "incidents", incident())
+    data = json.loads(path.read_text(), parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
+    assert list(data)[:6] == ["id", "step", "epoch", "onset_step", "symptom", "cause"]
+    (back,) = read_incidents(tmp_path / "incidents")
+    assert back.culprit == incident().culprit and back.evidence == incident().evidence
+    assert read_incidents(tmp_path / "nothing here") == []
+
+
+def test_a_damaged_incident_names_its_file(tmp_path):
+    (tmp_path / "0002.json").write_text("{")
+    with pytest.raises(DataError, match=r"0002\.json"):
+        read_incidents(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        Action("skip"),
+        Action("rollback", {"to_step": 30}),
+        Action("quarantine", {"image_ids": [17]}),
+        Action("lower_lr", {"component": "box_head", "components": ["box_head"], "factor": 0.3, "to_step": 30}),
+        Action("precision", {"module": "backbone", "dtype": "fp32"}),
+        Action("precision", {"loss_scale": 4096.0}),
+        Action("reload", {"checkpoint": None}),
+        Action("stop", {"why": "budget spent"}),
+    ],
+)
+def test_five_lines_cause_first_then_proof_action_command(action: Action):
+    lines = incident_text(incident("LR_TOO_HIGH", action))
+    assert len(lines) == 5
+    assert "LR_TOO_HIGH" in lines[0] and "box_head" in lines[0] and "step 41" in lines[0]
+    assert "weights of step 30" in lines[1]
+    assert lines[2].startswith("  done: ") and len(lines[2]) > 12
+    assert "--head-lr-multiplier 3.0" in lines[3]
+    assert "explain LR_TOO_HIGH" in lines[4]
+
+
+def rig_of(settings) -> Rig:
+    """Another machine: nothing of the failed run, no data."""
+    fresh = TinyRun(max_grad_norm=settings["config"]["max_grad_norm"])
+    rig = fresh.rig()
+    rig.make_batch = None
+    return rig
+
+
+def test_a_saved_case_gives_the_same_verdict_elsewhere(tmp_path):
+    case = TinyRun(lr=rates(box_head=0.3), max_grad_norm=0).until_alarm()
+    here = investigate(case)[0]
+    path = save_case(tmp_path, "0001", case)
+    torch.load(path, weights_only=True)
+    loaded = load_case(path, rig_of)
+    there = investigate(loaded)[0]
+    assert (there.cause, there.culprit, there.confidence) == (here.cause, here.culprit, here.confidence)
+    assert Replay(loaded).run("same", digest=True).digest == Replay(case).run("same", digest=True).digest
+
+
+@pytest.mark.parametrize("name", ["B3 NaN", "H1 background row", "G1 mean of nothing"])
+def test_other_causes_elsewhere(name: str, tmp_path):
+    make, cause, _ = FAULTS[name]
+    run = make()
+    case = run.until_alarm()
+    here = investigate(case)[0]
+
+    def build(settings) -> Rig:
+        rig = make().rig()
+        rig.make_batch = None
+        return rig
+
+    there = investigate(load_case(save_case(tmp_path, "0001", case), build))[0]
+    assert (there.cause, there.culprit) == (here.cause, here.culprit) == (cause, here.culprit)
+
+
+def test_the_size_is_bounded_and_the_failing_step_is_always_there(tmp_path):
+    case = TinyRun(lr=rates(box_head=0.3), max_grad_norm=0).until_alarm()
+    whole = save_case(tmp_path, "0001", case).stat().st_size
+    small = save_case(tmp_path, "0002", case, max_bytes=case.now.nbytes + 1000)
+    assert small.stat().st_size < 0.7 * whole
+    loaded = load_case(small, rig_of)
+    assert (loaded.earlier == [] and not Replay(loaded).run("same").finite) or Replay(loaded).run("same").loss > 100
+
+
+def test_a_damaged_case_is_a_checkpoint_error(tmp_path):
+    path = save_case(tmp_path, "0001", TinyRun(lr=rates(box_head=0.3), max_grad_norm=0).until_alarm())
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=r"0001\.pt"):
+        load_case(path, rig_of)
+    with pytest.raises(CheckpointError, match="missing"):
+        load_case(tmp_path / "missing.pt", rig_of)
+    torch.save({"format": 99}, tmp_path / "0003.pt")
+    with pytest.raises(CheckpointError, match="not a case"):
+        load_case(tmp_path / "0003.pt", rig_of)

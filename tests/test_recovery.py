@@ -1,0 +1,221 @@
+"""The policy: pure, and never the wrong medicine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_faults import BAD, target
+from tiny_run import TinyRun, rates
+
+from maskrcnn_coco.diagnosis import investigate
+from maskrcnn_coco.records import CAUSES, Action, Culprit, Finding, Incident
+from maskrcnn_coco.recovery import HOLD_STEPS, History, Limits, decide, maybe_raise
+from maskrcnn_coco.snapshot import is_finite, restore, take
+
+
+def finding(cause: str, confidence: float = 0.97, **rest) -> Finding:
+    return Finding(cause, confidence, **rest)
+
+
+def incident(number: int, step: int, cause: str, action: Action, lost: int = 0) -> Incident:
+    return Incident(
+        f"{number:04d}", step, 0, step, "diverged", cause, 0.97, Culprit(), [], action, "recovered", lost, "", "explain"
+    )
+
+
+LR = finding(
+    "LR_TOO_HIGH",
+    culprit=Culprit(component="box_head"),
+    onset_step=30,
+    detail={"components": ["box_head"], "factor": 0.3, "lr": rates()},
+)
+BOX = finding("DATA_BOX", culprit=Culprit(image_ids=[17], annotation_ids=[171]), detail={"widespread": False})
+UNKNOWN = finding("UNKNOWN", 0.1)
+
+
+def test_bad_data_is_left_out_and_no_rate_is_touched():
+    action = decide([BOX, LR], History(step=41, images=1000))
+    assert action == Action("quarantine", {"image_ids": [17], "annotation_ids": [171]})
+
+
+def test_one_component_is_lowered_and_the_run_goes_back_before_the_onset():
+    action = decide([LR, UNKNOWN], History(step=41, images=1000))
+    assert action.kind == "lower_lr"
+    assert action.detail == {"component": "box_head", "components": ["box_head"], "factor": 0.3, "to_step": 30}
+
+
+def test_a_second_time_lowers_more_and_goes_back_further():
+    first = decide([LR], History(step=41, images=1000))
+    history = History([incident(1, 41, "LR_TOO_HIGH", first, lost=11)], step=60, images=1000)
+    again = decide([LR], history)
+    assert again.detail["factor"] < first.detail["factor"]
+    assert again.detail["to_step"] < first.detail["to_step"]
+
+
+def test_another_component_starts_afresh():
+    other = Action("lower_lr", {"component": "rpn", "components": ["rpn"], "factor": 0.3, "to_step": 1})
+    action = decide([LR], History([incident(1, 20, "LR_TOO_HIGH", other)], step=41, images=1000))
+    assert action.detail["factor"] == 0.3
+
+
+def test_fault_of_the_whole_data_set_stops_with_its_name():
+    every = finding("DATA_PIXEL", culprit=Culprit(image_ids=[1, 2]), detail={"widespread": True})
+    action = decide([every], History(step=0, images=1000))
+    assert action.kind == "stop" and "DATA_PIXEL" in action.detail["why"]
+
+
+def test_the_quarantine_has_a_budget():
+    gone = [incident(i, i, "DATA_BOX", Action("quarantine", {"image_ids": [100 + i]})) for i in range(20)]
+    assert decide([BOX], History(gone, step=50, images=1000)).kind == "quarantine"
+    assert decide([BOX], History(gone, step=50, images=100)).kind == "stop"
+
+
+def test_an_image_that_is_left_out_already_is_not_left_out_twice():
+    gone = [incident(1, 3, "DATA_BOX", Action("quarantine", {"image_ids": [17]}))]
+    assert decide([BOX], History(gone, step=50, images=1000)).kind == "skip"
+
+
+def test_half_proved_data_is_not_left_out():
+    assert (
+        decide([finding("DATA_MASK", 0.6, culprit=Culprit(image_ids=[17]))], History(step=9, images=100)).kind == "skip"
+    )
+
+
+def test_an_image_that_fails_on_healthy_weights_is_left_out_whatever_the_cause():
+    proved = finding("UNKNOWN", 0.5, culprit=Culprit(image_ids=[17]), detail={"proved_on_healthy_weights": True})
+    assert decide([proved], History(step=9, images=100)).kind == "quarantine"
+
+
+def test_skips_then_back_then_stop():
+    history: list[Incident] = []
+    kinds = []
+    for step in range(100, 112):
+        action = decide([UNKNOWN], History(history, step=step, images=100))
+        kinds.append(action.kind)
+        history.append(incident(step, step, "UNKNOWN", action))
+    assert kinds[:5] == ["skip", "skip", "skip", "rollback", "stop"]
+
+
+def test_rare_skips_go_on_for_ever():
+    history = [incident(i, i * 100, "LOSS_MATH", Action("skip", {})) for i in range(10)]
+    assert decide([finding("LOSS_MATH")], History(history, step=1000, images=100)).kind == "skip"
+
+
+@pytest.mark.parametrize(
+    ("cause", "detail", "kind"),
+    [
+        ("POISONED_STATE", {"at_load": True}, "reload"),
+        ("POISONED_STATE", {"at_load": False}, "rollback"),
+        ("NORM_STATE", {"at_load": True}, "stop"),
+        ("NORM_STATE", {"at_load": False}, "rollback"),
+        ("FP16_OVERFLOW", {"fp32_modules": ["a.b"]}, "precision"),
+        ("SCALE_COLLAPSE", {}, "precision"),
+        ("TRANSIENT", {}, "rollback"),
+        ("ANCHORS", {}, "stop"),
+        ("BACKEND", {}, "skip"),
+        ("ACCUMULATION", {}, "skip"),
+        ("LOSS_MATH", {}, "skip"),
+        ("UNKNOWN", {}, "skip"),
+    ],
+)
+def test_first_action_of_each_cause(cause: str, detail: dict, kind: str):
+    assert decide([finding(cause, detail=detail)], History(step=10, images=100)).kind == kind
+
+
+def test_a_transient_is_tried_again_twice_then_skipped():
+    retry = decide([finding("TRANSIENT")], History(step=10, images=100))
+    assert retry == Action("rollback", {"to_step": 10, "retry": True})
+    tried = [incident(i, 10, "TRANSIENT", retry) for i in range(2)]
+    assert decide([finding("TRANSIENT")], History(tried, step=10, images=100)).kind == "skip"
+
+
+def test_budgets_stop_the_run():
+    many = [incident(i, i * 60, "UNKNOWN", Action("skip", {})) for i in range(30)]
+    assert decide([LR], History(many, step=5000, images=100)).kind == "stop"
+    back = [incident(i, i * 60, "LR_TOO_HIGH", Action("rollback", {}), lost=5) for i in range(10)]
+    assert decide([LR], History(back, step=5000, images=100), Limits()).kind == "stop"
+    assert decide([BOX], History(back, step=5000, images=100)).kind == "quarantine"
+    assert decide([], History()).kind == "stop"
+
+
+def test_rank_local_acts_on_its_inner_cause():
+    outer = finding("RANK_LOCAL", culprit=Culprit(rank=1, image_ids=[17]))
+    assert decide([outer, BOX], History(step=3, images=100)).kind == "quarantine"
+    assert decide([outer, UNKNOWN], History(step=3, images=100)).kind == "skip"
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_never_a_rate_for_what_is_not_a_rate_and_always_the_same_answer(cause: str):
+    found = [
+        finding(cause, culprit=Culprit(component="rpn", image_ids=[1]), detail={"components": ["rpn"]}, onset_step=4)
+    ]
+    history = History(step=10, images=100)
+    first = decide(found, history)
+    assert first == decide(found, history)
+    assert (first.kind == "lower_lr") == (cause == "LR_TOO_HIGH")
+
+
+def test_a_rate_is_raised_again_after_it_has_held_but_not_to_where_it_diverged():
+    lowered = decide([LR], History(step=41, images=100))
+    history = [incident(1, 41, "LR_TOO_HIGH", lowered, lost=11)]
+    factor = {"box_head": 0.3}
+    assert maybe_raise(History(history, step=41 + HOLD_STEPS - 1), factor) == {}
+    raised = maybe_raise(History(history, step=41 + HOLD_STEPS), factor)
+    assert 0.3 < raised["box_head"] <= 0.5
+    assert maybe_raise(History(history, step=41 + 2 * HOLD_STEPS), {"box_head": 0.5}) == {}
+    assert maybe_raise(History(history, step=41 + HOLD_STEPS), {"rpn": 0.3}) == {}
+
+
+def recover(run: TinyRun, steps: int) -> list[Incident]:
+    """The loop's response in miniature: restore, lower, leave out; no step count is lost."""
+    history: list[Incident] = []
+    factors = dict.fromkeys(run.lr, 1.0)
+    planned = run.lr_at or (lambda step: dict(run.lr))
+    run.lr_at = lambda step: {c: v * factors[c] for c, v in planned(step).items()}
+    gone: set[int] = set()
+    make = run.make_batch
+    run.make_batch = lambda keys: make([k._replace(image_id=1) if k.image_id in gone else k for k in keys])  # type: ignore[method-assign]
+    step = 0
+    while step < steps:
+        alarm, batches = run.step(step)
+        if alarm is None:
+            step += 1
+            continue
+        action = decide(investigate(run.case(alarm, batches)), History(history, step=step, images=run.images))
+        assert action.kind != "stop", action
+        back = step
+        if action.kind in ("lower_lr", "rollback"):
+            snapshot = run.ring.newest(action.detail["to_step"])
+            assert snapshot is not None
+            restore(snapshot, run.model, run.optimizer, run.scaler, guard=run.guard)
+            back = snapshot.step
+            run.ring.drop_after(back)
+            run.tape.drop_from(back)
+            run.history = [r for r in run.history if r.step < back]
+        for component in action.detail.get("components", []):
+            factors[component] *= action.detail["factor"]
+        gone |= set(action.detail.get("image_ids", []))
+        history.append(incident(len(history), step, "?", action, lost=step - back))
+        step = step + 1 if action.kind == "skip" else back
+    return history
+
+
+@pytest.mark.parametrize(
+    "change", [{"box_head": 0.3}, {"mask_head": 3.0}, {"backbone": 0.3}, {"box_head": 0.5, "mask_head": 0.5}]
+)
+def test_a_diverging_run_is_brought_back_and_finishes(change: dict[str, float]):
+    run = TinyRun(lr=rates(**change), max_grad_norm=0)
+    history = recover(run, 40)
+    assert 1 <= len(history) <= 6
+    assert {c for i in history for c in i.action.detail["components"]} <= set(change) | {"backbone", "box_head"}
+    assert is_finite(take(run.model, run.optimizer, None, step=40, epoch=0)) == []
+    last = [r.loss for r in run.history[-5:]]
+    assert sum(last) / 5 < run.history[0].loss
+
+
+def test_a_bad_image_costs_one_incident_not_one_an_epoch():
+    run = TinyRun(spoil=target("boxes", lambda b: b * torch.nan))
+    history = recover(run, 24)
+    assert [i.action.kind for i in history] == ["quarantine"]
+    assert history[0].action.detail["image_ids"] == [BAD]
+    assert all(r.applied for r in run.history[-12:])

@@ -1,0 +1,152 @@
+"""Replays: bit for bit where nothing is changed, private always."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_faults import BAD, pixels, put
+from tiny_run import TinyRun, rates, tiny_model
+
+from maskrcnn_coco.forward import keep_fp32
+from maskrcnn_coco.records import Alarm
+from maskrcnn_coco.replay import Replay, own
+
+
+@pytest.fixture(scope="module")
+def healthy():
+    """A healthy run of ten steps, with a made-up alarm at step 9."""
+    run = TinyRun()
+    for step in range(9):
+        run.step(step)
+    return run, run.case(Alarm("diverged", 9, 0, 9, "made up"), run.batches(9))
+
+
+def test_the_same_step_again_is_equal_bit_for_bit(healthy):
+    _, case = healthy
+    replay = Replay(case)
+    first = replay.run("same", digest=True)
+    second = replay.run("same", digest=True)
+    assert first.digest == second.digest is not None
+    assert first.finite and first.losses == second.losses
+
+
+def test_a_replay_gives_what_the_run_then_gets(healthy):
+    run, case = healthy
+    replayed = Replay(case).run("same")
+    record = TinyRun()
+    for step in range(10):
+        record.step(step)
+    taken = record.history[9]
+    assert replayed.losses == taken.losses
+    assert replayed.grad_norm == taken.grad_norm
+    assert replayed.group_grad_norm == taken.group_grad_norm
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_walk_over_the_tape_ends_in_the_run_s_own_weights(kind: str):
+    run = TinyRun(kind=kind, lr=dict.fromkeys(rates(), 1e-3), max_grad_norm=5.0, accumulate=2, batch_size=2)
+    for step in range(7):
+        run.step(step)
+    case = run.case(Alarm("diverged", 7, 0, 7, "made up"), run.batches(7))
+    start = next(s for s in case.earlier if s.step == 0)
+    ends: list[bool] = []
+
+    def visit(model):
+        ends.extend(torch.equal(p, case.now.model[n]) for n, p in model.named_parameters())
+
+    outcome = Replay(case).walk("again", start, visit=visit)
+    assert all(ends) and len(outcome.path) == 8
+    assert [p[1] for p in outcome.path[:7]] == [r.loss for r in run.history]
+
+
+def test_lowering_one_component_changes_only_what_it_should(healthy):
+    _, case = healthy
+    start = next(s for s in case.earlier if s.step == 8)
+    moved: dict[str, set[str]] = {}
+
+    def moves(name):
+        def visit(model):
+            moved[name] = {n for n, p in model.named_parameters() if not torch.equal(p, start.model[n])}
+
+        return visit
+
+    replay = Replay(case)
+    replay.walk("frozen box head", start, lr_factor={"box_head": 0.0}, visit=moves("frozen"))
+    replay.walk("as it was", start, visit=moves("all"))
+    still = moved["all"] - moved["frozen"]
+    assert still and all(n.startswith("roi_heads.box_") for n in still)
+
+
+def test_weights_of_steps_before(healthy):
+    _, case = healthy
+    old = next(s for s in case.earlier if s.step == 0)
+    replay = Replay(case)
+    assert replay.run("old", snapshot=old).loss > replay.run("now").loss
+
+
+def test_what_the_model_raises_is_an_outcome():
+    run = TinyRun()
+    for step in range(3):
+        run.step(step)
+    batches = run.batches(3)
+    batches[0].targets[1] = {**batches[0].targets[1], "labels": torch.tensor([1, 99])}
+    outcome = Replay(run.case(Alarm("crash", 3, 0, 3, "made up"), batches)).run("same")
+    assert not outcome.finite and "IndexError" in (outcome.error or "")
+
+
+def test_locate_names_module_op_and_line():
+    model = tiny_model()
+    model.roi_heads.mask_head.register_forward_hook(lambda m, a, o: o / torch.zeros(()))
+    case = TinyRun(model=model).until_alarm()
+    outcome = Replay(case).run("watched", locate=True)
+    assert outcome.first_bad_module == "roi_heads.mask_head"
+    assert (outcome.first_bad_op or "").startswith("div (test_replay.py:")
+    assert not any(m._forward_hooks for m in Replay(case).model.roi_heads.mask_head.children())
+
+
+def test_locate_names_the_backward_op():
+    from tiny_faults import WithLosses, sqrt_at_zero
+
+    case = TinyRun(model=WithLosses(sqrt_at_zero)).until_alarm()
+    outcome = Replay(case).run("watched", locate=True)
+    assert outcome.phase == "backward" and "Backward" in (outcome.first_bad_op or "")
+    assert "tiny_faults.py" in (outcome.first_bad_op or "")
+
+
+def test_a_module_in_float32_under_autocast(healthy):
+    run = TinyRun(precision="fp16")
+    for step in range(3):
+        run.step(step)
+    case = run.case(Alarm("diverged", 3, 0, 3, "made up"), run.batches(3))
+    replay = Replay(case)
+    half = replay.run("half")
+    mixed = replay.run("box head in float32", fp32_modules=["roi_heads.box_head"])
+    full = replay.run("full", precision="fp32")
+    assert half.losses["loss_classifier"] != mixed.losses["loss_classifier"]
+    assert full.loss == pytest.approx(half.loss, rel=0.05)
+    # The change does not stay.
+    assert replay.run("half").losses == half.losses
+
+
+def test_a_private_copy_does_not_call_into_the_run_s_model():
+    """`keep_fp32` patches `forward` with a closure over the original module; a copy must not follow it."""
+    import copy
+
+    model = tiny_model()
+    keep_fp32(model, "roi_heads.box_head")
+    twin = own(copy.deepcopy(model))
+    with torch.no_grad():
+        for p in model.roi_heads.box_head.parameters():
+            p.fill_(float("nan"))
+    out = twin.roi_heads.box_head(torch.ones(2, 16, 7, 7))
+    assert bool(torch.isfinite(out).all())
+    assert twin.roi_heads.box_head._kept_fp32
+
+
+def test_cost_is_counted_in_steps():
+    case = TinyRun(spoil=pixels(put((0, 3, 4), float("nan")))).until_alarm()
+    replay = Replay(case)
+    replay.run("one of four", batches=[case.batches[0].subset([0])])
+    replay.run("all", batches=[case.batches[0].subset([0, 2, 3, 0])])
+    assert replay.count == 2 and replay.steps == pytest.approx(1.25) and replay.spent > 0
+    assert BAD in case.batches[0].image_ids

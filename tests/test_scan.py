@@ -1,0 +1,140 @@
+"""Scans: every impossible value is found and named, and no possible one is called certain."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tiny_run import CLASSES, SIZE, TinyRun, sample, tiny_model
+from torch import nn
+
+from maskrcnn_coco.batch import Batch
+from maskrcnn_coco.components import component_of
+from maskrcnn_coco.plan import SampleKey
+from maskrcnn_coco.scan import scan_anchors, scan_images, scan_state, scan_targets
+from maskrcnn_coco.snapshot import take
+
+
+def batch_of(*ids: int) -> Batch:
+    pairs = [sample(i) for i in ids]
+    return Batch([i for i, _ in pairs], [t for _, t in pairs], [SampleKey(0, i, i) for i in ids])
+
+
+def state_of(run: TinyRun):
+    names = {id(p): n for n, p in run.model.named_parameters()}
+    order = [names[id(p)] for g in run.optimizer.param_groups for p in g["params"]]
+    return scan_state(take(run.model, run.optimizer, run.scaler, step=0, epoch=0), run.model, order, component_of)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_healthy_run_has_no_fault(kind: str):
+    run = TinyRun(kind=kind, lr=dict.fromkeys(("backbone", "rpn", "box_head", "mask_head"), 1e-3))
+    for step in range(3):
+        run.step(step)
+        assert state_of(run) == []
+    assert scan_anchors(run.model) == []
+    batch = run.batches(3)[0]
+    assert scan_targets(batch, CLASSES) == [] and scan_images(batch, run.model.transform) == []
+
+
+def test_decoys_are_no_faults():
+    batch = batch_of(1, 2, 3)
+    batch.targets[0]["boxes"] = batch.targets[0]["boxes"] + 500
+    batch.targets[1]["boxes"] = torch.tensor([[5.0, 5.0, 5.0 + 1e-4, 5.001], [1, 1, 9, 9]])
+    batch.images[2], batch.targets[2] = sample(3, objects=0)
+    assert scan_targets(batch, CLASSES) == []
+
+
+@pytest.mark.parametrize(
+    ("box", "word"),
+    [
+        ([math.nan, 0, 5, 5], "not finite"),
+        ([0, 0, math.inf, 5], "not finite"),
+        ([9, 9, 3, 12], "inverted"),
+        ([3, 3, 3, 9], "empty"),
+        ([0, 0, 1e9, 5], "outside any image"),
+    ],
+)
+def test_boxes(box: list[float], word: str):
+    batch = batch_of(4, 5)
+    batch.targets[1]["boxes"][1] = torch.tensor(box)
+    (fault,) = scan_targets(batch, CLASSES)
+    assert (fault.code, fault.image_id, fault.annotation_id, fault.lethal) == ("DATA_BOX", 5, 51, True)
+    assert word in fault.what
+
+
+@pytest.mark.parametrize(("label", "lethal"), [(0, False), (-1, False), (CLASSES, True), (99, True)])
+def test_labels(label: int, lethal: bool):
+    batch = batch_of(4)
+    batch.targets[0]["labels"][0] = label
+    (fault,) = scan_targets(batch, CLASSES)
+    assert (fault.code, fault.annotation_id, fault.lethal) == ("DATA_LABEL", 40, lethal)
+
+
+def test_masks():
+    batch = batch_of(4, 5, 6)
+    batch.targets[0]["masks"] = batch.targets[0]["masks"] * 255
+    batch.targets[1]["masks"][1] = 0
+    batch.targets[2]["masks"] = torch.zeros(2, SIZE, SIZE // 2, dtype=torch.uint8)
+    found = scan_targets(batch, CLASSES)
+    assert [(f.image_id, f.annotation_id, f.repairable) for f in found] == [
+        (4, 40, True),
+        (4, 41, True),
+        (5, 51, False),
+        (6, None, False),
+    ]
+    assert not any(f.lethal for f in found)
+
+
+def test_images_before_and_after_the_transform():
+    model = tiny_model()
+    batch = batch_of(4, 5, 6)
+    batch.images[0][1, 2, 3] = math.inf
+    batch.images[1] *= 255
+    found = scan_images(batch, model.transform)
+    assert [(f.image_id, f.when, f.lethal, f.scale) for f in found] == [
+        (4, "before", True, None),
+        (5, "before", False, 255.0),
+    ]
+    model.transform.image_std = [0.2, 0.2, 0.0]
+    after = scan_images(batch_of(7), model.transform)
+    assert after[0].when == "after" and "image_std" in after[0].what
+
+
+def test_uint8_images_are_scaled_by_nature():
+    batch = batch_of(4)
+    batch.images[0] = torch.full((3, SIZE, SIZE), 255, dtype=torch.uint8)
+    assert scan_images(batch, tiny_model().transform) == []
+
+
+def test_anchors():
+    assert len(scan_anchors(tiny_model(anchors=((1,), (32,))))) == 1
+    assert scan_anchors(tiny_model(anchors=((2,), (32,)))) == []
+    assert scan_anchors(nn.Linear(2, 2)) == []
+
+
+def test_norm_statistics_by_sign_and_eps():
+    model = tiny_model()
+    model.backbone.body["layer2"][1].running_var[3] = -2e-5
+    (fault,) = state_of(TinyRun(model=model))
+    assert (fault.where, fault.module, fault.component, fault.certain) == (
+        "norm",
+        "backbone.body.layer2.1",
+        "backbone",
+        True,
+    )
+
+
+def test_norm_buffers_that_a_nan_image_left_behind():
+    model = tiny_model(norm=nn.BatchNorm2d)
+    model.backbone.body["layer2"][1].running_mean[:] = math.nan
+    (fault,) = state_of(TinyRun(model=model))
+    assert fault.where == "norm" and fault.certain and "16 of 16" in fault.what
+
+
+def test_a_zero_kernel_is_suspicious_and_not_certain():
+    model = tiny_model()
+    nn.init.zeros_(model.rpn.head.cls_logits.weight)
+    (fault,) = state_of(TinyRun(model=model))
+    assert (fault.component, fault.certain) == ("rpn", False)

@@ -1,0 +1,78 @@
+"""The searches: at most ⌈log2 n⌉ + 1 tests name one image; a component is named only if it is needed and enough."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from maskrcnn_coco.facts import Outcome
+from maskrcnn_coco.search import lr_search, smallest_culprits
+
+ORDER = ["backbone", "rpn", "box_head", "mask_head"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8, 16, 33])
+def test_one_image_is_named_within_the_bound(count: int):
+    for guilty in range(count):
+        asked: list[str] = []
+
+        def bad(group: Sequence[int], name: str, guilty: int = guilty, asked: list[str] = asked) -> bool:
+            asked.append(name)
+            return guilty in group
+
+        assert smallest_culprits(range(count), bad) == [guilty]
+        naming = [a for a in asked if a != "others"]
+        assert len(naming) <= math.ceil(math.log2(count)) + 1
+
+
+def test_two_guilty_images_are_both_named():
+    found = smallest_culprits(range(8), lambda group, name: bool({2, 5} & set(group)))
+    assert found == [2, 5]
+
+
+def test_no_image_is_named_where_only_all_together_fail():
+    assert smallest_culprits(range(4), lambda group, name: len(group) == 4) == []
+
+
+def walker(rule):
+    def walk(lowered: Sequence[str], factor: float):
+        return rule(set(lowered), factor), Outcome("walk", True)
+
+    return walk
+
+
+@pytest.mark.parametrize("guilty", ORDER)
+def test_a_single_component_is_proved_whatever_the_prior(guilty: str):
+    verdict = lr_search(walker(lambda lowered, _: guilty in lowered), ORDER, 7)
+    assert (verdict.components, verdict.sufficient, verdict.necessary) == ([guilty], True, True)
+    assert verdict.from_step == 7 and len(verdict.trials) <= 6
+
+
+def test_both_needed():
+    both = {"box_head", "mask_head"}
+    verdict = lr_search(walker(lambda lowered, _: both <= lowered), ORDER, 0)
+    assert set(verdict.components) == both and verdict.necessary
+
+
+def test_any_of_them_helps_goes_by_the_prior_with_less_confidence():
+    verdict = lr_search(walker(lambda lowered, _: len(lowered) > 0), ORDER, 0)
+    assert verdict.components == ["backbone"] and verdict.sufficient and not verdict.necessary
+
+
+def test_the_needed_one_is_preferred_over_one_that_merely_helps():
+    """Lowering the backbone damps it, but the box head alone is what cannot stay as it is."""
+    rule = walker(lambda lowered, _: "box_head" in lowered or lowered == {"backbone"})
+    verdict = lr_search(rule, ORDER, 0)
+    assert verdict.components == ["box_head"] and verdict.necessary
+
+
+def test_a_far_too_high_rate_needs_the_second_factor():
+    verdict = lr_search(walker(lambda lowered, factor: "rpn" in lowered and factor <= 0.01), ORDER, 0)
+    assert verdict.components == ["rpn"] and verdict.factor == 0.01
+
+
+def test_not_a_learning_rate():
+    verdict = lr_search(walker(lambda lowered, factor: False), ORDER, 0)
+    assert not verdict.sufficient and verdict.components == []
