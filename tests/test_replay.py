@@ -31,7 +31,7 @@ def test_the_same_step_again_is_equal_bit_for_bit(healthy):
 
 
 def test_a_replay_gives_what_the_run_then_gets(healthy):
-    run, case = healthy
+    _, case = healthy
     replayed = Replay(case).run("same")
     record = TinyRun()
     for step in range(10):

@@ -53,6 +53,7 @@ def judge(facts: Facts) -> Finding | None:
         "factor": STEP_DOWN * verdict.factor / 0.1,
         "update_ratio": facts.update_ratio,
         "lr": facts.lr,
+        "snapshots": facts.earlier_steps,
     }
     return Finding(CODE, _confidence(verdict), culprit, evidence, verdict.from_step, fix_of(facts, verdict), detail)
 
