@@ -49,6 +49,8 @@ def respond(session: Session, alarm: Alarm, batches: list[Any]) -> int:
         action = recovery.decide(findings, history, session.limits)
     incident = compose(session, alarm, findings, action)
     next_step = alarm.step if action.kind == "stop" else act(session, alarm, action, incident)
+    if next_step == alarm.step and action.kind != "stop":
+        session.rewind(next_step)  # the refused try is in the incident; the records will hold the step that is taken
     incident.lost_steps = max(0, alarm.step - next_step)
     incident.outcome = "stopped" if action.kind == "stop" else "recovered"
     session.keep_incident(incident)
@@ -68,7 +70,7 @@ def build_case(session: Session, alarm: Alarm, batches: list[Any]) -> Case:
         alarm=alarm,
         now=session.snapshot(alarm.step),
         earlier=[s for s in session.ring.items if s.step <= alarm.step],
-        tape=session.tape.entries,
+        tape=list(session.tape),
         batches=batches,
         history=session.history[-300:],
         settings=settings_of(session),
@@ -153,9 +155,9 @@ def restore_session(session: Session, snapshot: Snapshot) -> int:
 
 def change_precision(session: Session, alarm: Alarm, detail: dict[str, Any]) -> int:
     """Keep one module in fp32, or hold the loss scale."""
-    if "module" in detail:
-        keep_fp32(session.model, detail["module"])
-        session.progress.fp32_modules.append(detail["module"])
+    for name in detail.get("modules") or ([detail["module"]] if "module" in detail else []):
+        keep_fp32(session.model, name)
+        session.progress.fp32_modules.append(name)
     if "loss_scale" in detail and session.scaler is not None:
         session.scaler.update(float(detail["loss_scale"]))
     return go_back(session, detail["to_step"]) if "to_step" in detail else alarm.step

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from maskrcnn_coco import recipes
 from maskrcnn_coco.components import components
 from maskrcnn_coco.config import Config
 from maskrcnn_coco.data import make_batch
 from maskrcnn_coco.forward import Forward
+from maskrcnn_coco.model import build_from_state
 from maskrcnn_coco.optim import build_optimizer
 from maskrcnn_coco.replay import Rig
 from maskrcnn_coco.session import Session
@@ -39,7 +41,7 @@ def settings_of(session: Session) -> dict[str, Any]:
         "lr": recipes.component_lrs(session.config),
         "lr_factors": dict(session.progress.lr_factors),
         "classes": list(session.data.class_names),
-        "quick": session.quick,
+        "frozen": [n for n, p in session.model.named_parameters() if not p.requires_grad],
         "precision": session.precision,
         "rank": session.ranks.rank,
         "world": session.ranks.world,
@@ -49,16 +51,32 @@ def settings_of(session: Session) -> dict[str, Any]:
     }
 
 
-def rig_from_settings(settings: dict[str, Any]) -> Rig:
-    """A rig on this machine's CPU for a case that was saved elsewhere; batches come from the case itself."""
-    from maskrcnn_coco.opening import make_model
+def rig_from_settings(settings: dict[str, Any], state: Mapping[str, Tensor]) -> Rig:
+    """A rig on this machine's CPU for a case that was saved elsewhere; batches come from the case itself.
 
+    Args:
+        state: weights by name, from which the architecture is read; may be filled after the call, before the first
+            replay.
+    """
     config = msgspec.convert(settings["config"], type=Config, strict=False)
-    # The case brings the weights: nothing is downloaded to overwrite.
-    bare = msgspec.structs.replace(config, weights="none", backbone_weights=None)
+
+    def build() -> nn.Module:
+        return build_from_state(
+            state,
+            min_size=config.min_size or 800,
+            max_size=config.max_size or 1333,
+            source="the case",
+        )
+
+    def build_frozen() -> nn.Module:
+        model = build()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in settings["frozen"])
+        return model
+
     return make_rig(
         config,
-        lambda: make_model(bare, len(settings["classes"]), quick=settings["quick"]),
+        build_frozen,
         torch.device("cpu"),
         settings["precision"],
         rank=settings["rank"],

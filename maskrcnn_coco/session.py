@@ -187,6 +187,7 @@ class Session:
     def rewind(self, step: int) -> None:
         """Forget what was recorded from planned step ``step`` on: the run goes on from there."""
         self.progress.step = step
+        self.progress.skipped_steps -= sum(r.step >= step and not r.applied for r in self.history)
         self.tape.drop_from(step)
         self.ring.drop_after(step)
         self.history = [r for r in self.history if r.step < step]

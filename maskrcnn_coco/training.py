@@ -147,14 +147,14 @@ def train_step(session: Session, batches: list[Any]) -> bool:
 def keep_record(session: Session, record: StepRecord) -> None:
     """Write one step down, everywhere."""
     progress = session.progress
+    if not session.history and not session.incidents:
+        session.console.first_batch(record)
     if record.applied:
         if progress.first_loss is None:
             progress.first_loss = record.loss
         progress.last_loss = record.loss
     else:
         progress.skipped_steps += 1
-    if not session.history:
-        session.console.first_batch(record)
     session.history.append(record)
     session.write(record)
 

@@ -1,0 +1,127 @@
+"""``diagnose``: the verdict, again, from what is on disk: an incident, a run folder, or a checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from maskrcnn_coco.console import Console
+from maskrcnn_coco.diagnosis import investigate, judge
+from maskrcnn_coco.errors import CheckpointError, DataError
+from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.incidents import load_case, read_incident, read_incidents
+from maskrcnn_coco.records import Culprit, Evidence, Finding, Incident, to_json
+
+SECONDS = 300.0
+"""Most time for the replays of one incident."""
+
+
+def diagnose_path(path: Path, *, json_mode: bool) -> int:
+    """Print the findings for ``path``, best first; returns the exit code.
+
+    Raises:
+        DataError: nothing that can be diagnosed. CheckpointError: no such checkpoint.
+    """
+    console = Console(json_mode=json_mode)
+    if path.is_dir():
+        found = [_incident(p, console) for p in _incidents_of(path)]
+    elif path.suffix == ".json":
+        found = [_incident(path, console)]
+    elif path.suffix == ".pt":
+        found = [_incident(path.with_suffix(".json"), console)]
+    else:
+        found = [{"checkpoint": str(path), "findings": diagnose_checkpoint(path)}]
+        _say(console, f"{path}:", found[0]["findings"])
+    if json_mode:
+        sys.stdout.write(to_json(found[0] if len(found) == 1 else {"incidents": found}) + "\n")
+    elif not found:
+        console.note(f"{path}: no incidents")
+    return 0
+
+
+def _incidents_of(folder: Path) -> list[Path]:
+    inside = folder / "incidents" if (folder / "incidents").is_dir() else folder
+    known = [inside / f"{i.id}.json" for i in read_incidents(inside)]
+    if not known and not (folder / "config.yaml").is_file():
+        raise DataError(
+            f"{folder} is not the folder of a run", expected="runs/maskrcnn, its incidents folder, or 0001.json"
+        )
+    return known
+
+
+def _incident(path: Path, console: Console) -> dict[str, Any]:
+    incident = read_incident(path)
+    case = path.with_suffix(".pt")
+    findings = replay_case(case) if case.is_file() else [_recorded(incident)]
+    how = "replayed here" if case.is_file() else "as recorded; there is no case file to replay"
+    _say(console, f"incident {incident.id}, step {incident.step}, {incident.symptom} ({how}):", findings)
+    return {"incident": incident, "findings": findings, "replayed": case.is_file()}
+
+
+def replay_case(path: Path, *, seconds: float = SECONDS) -> list[Finding]:
+    """Investigate a case file: on this machine's CPU, from the file alone.
+
+    Raises:
+        CheckpointError: damaged, or not a case.
+    """
+    from maskrcnn_coco.rigging import rig_from_settings
+
+    state: dict[str, Any] = {}
+    case = load_case(path, lambda settings: rig_from_settings(settings, state))
+    state.update(case.now.model)
+    return investigate(case, budget_seconds=seconds)
+
+
+def _recorded(i: Incident) -> Finding:
+    return Finding(i.cause, i.confidence, i.culprit, i.evidence, i.onset_step, i.fix, i.detail)
+
+
+def diagnose_checkpoint(path: Path) -> list[Finding]:
+    """What is wrong with a checkpoint: damage, non-finite or impossible numbers; an empty list for a healthy one.
+
+    Raises:
+        CheckpointError: no such file.
+    """
+    from maskrcnn_coco.components import component_of
+    from maskrcnn_coco.model import build_from_state
+    from maskrcnn_coco.scan import scan_state
+    from maskrcnn_coco.snapshot import Snapshot
+    from maskrcnn_coco.weights import detector_state, read_weights
+
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}", fix="name a checkpoint, an incident or a run folder")
+    try:
+        contents = read_weights(path)
+        weights = detector_state(contents, path)
+        model = build_from_state(weights, source=path)
+    except CheckpointError as e:
+        evidence = [Evidence(f"scan: {path.name} at load", e.render(), "POISONED_STATE")]
+        culprit = Culprit(checkpoint=str(path))
+        return [Finding("POISONED_STATE", 1.0, culprit, evidence, fix="maskrcnn-coco train --resume auto")]
+    loop = contents.get("loop") or {}
+    optimizer = contents.get("optimizer") or {}
+    snapshot = Snapshot(int(loop.get("step", 0)), int(loop.get("epoch", 0)), weights, optimizer, contents.get("scaler"))
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    facts = Facts("param_nonfinite", snapshot.step, snapshot.epoch, snapshot.step)
+    facts.state = [f for f in scan_state(snapshot, model, trained, component_of) if f.certain]
+    facts.settings = {"resume_path": str(path)}
+    return [f for f in judge(facts) if f.cause != "UNKNOWN"] if facts.state else []
+
+
+def _say(console: Console, title: str, findings: list[Finding]) -> None:
+    console.note(title)
+    if not findings:
+        console.note("   healthy: finite, whole, variances above zero")
+    for number, finding in enumerate(findings):
+        c = finding.culprit
+        who = [c.component, c.module, c.checkpoint] + [f"image {i}" for i in c.image_ids[:5]]
+        named = ", ".join(str(w) for w in who if w)
+        sure = "proved" if finding.confidence >= 0.9 else f"confidence {finding.confidence:.2f}"
+        console.note(f"   {finding.cause}{f' ({named})' if named else ''}: {sure}")
+        if number == 0:
+            for e in finding.evidence:
+                console.note(f"      {e.test}: {e.outcome}")
+            if finding.fix:
+                console.note(f"      for good: {finding.fix}")
+            console.note(f"      maskrcnn-coco explain {finding.cause}")
