@@ -19,7 +19,7 @@ MAX_PIXELS = 2**26
 """Largest image, pixels (8192 × 8192): beyond, decoding alone would take half a gigabyte."""
 MAX_BYTES = 512 << 20
 """Largest image file, bytes."""
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "MPO")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """What is decoded. No format that starts another program or a script (EPS, PDF)."""
 _DECODE_ERRORS = (
     OSError,

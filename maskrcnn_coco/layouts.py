@@ -50,7 +50,8 @@ def find_data(
     the file names that the json holds. Validation labels are numbered as the training categories, by name.
 
     Raises:
-        DataError: no such folder; no annotations in it, or several (they are named); the images are not found; a json that `load_coco` refuses; validation categories that training lacks.
+        DataError: no such folder; no annotations in it, or several (they are named); the images are not found;
+            a json that `load_coco` refuses; validation categories that training lacks.
     """
     del seed  # nothing here is random: `split` takes the seed
     path = Path(data)

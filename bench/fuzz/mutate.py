@@ -116,7 +116,7 @@ def _places(value: Any, found: list[tuple[Any, Any]]) -> None:
 def _near(rng: Random, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return value
-    if isinstance(value, float) and not math.isfinite(value) or abs(value) > 1e300:
+    if (isinstance(value, float) and not math.isfinite(value)) or abs(value) > 1e300:
         return 0
     return rng.choice(
         (value + 1, value - 1, -value, value * 2, value / 3, value + rng.uniform(-40, 40), str(value), [value])

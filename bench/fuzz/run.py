@@ -2,8 +2,8 @@
 
     python bench/fuzz/run.py --cases 1000000
 
-Cases run in a child process; its death by a signal, a hang, an exception other than DataError, or something that the
-check let pass but that cannot be used, is a failure, printed with the seed that makes it again (--first SEED --cases 1).
+Cases run in a child process. Its death by a signal, a hang, an exception other than DataError, or something that the
+check let pass but that cannot be used is a failure, printed with its seed: --first SEED --cases 1 makes it again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every curated hostile input ends in one clear error or finding: no signal, no hang, no memory, nothing unusable passed."""
+"""Every curated hostile input ends in one clear error or finding: no signal, no hang, nothing unusable passed on."""
 
 from __future__ import annotations
 
