@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 
@@ -34,11 +35,9 @@ def draw(labels: Tensor, sizes: list[int], batch: int, fraction: float) -> Sampl
     Args:
         labels: (A,) of all images; ≥ 1 positive, 0 negative, < 0 ignored. sizes: elements of each image.
     """
-    kinds = torch.stack((labels >= 1, labels == 0))
-    running = kinds.cumsum(1)
-    ends = torch.tensor(sizes).cumsum(0)
-    bounds = torch.cat((running.new_zeros((2, 1)), running[:, ends.to(labels.device) - 1]), 1)
-    positive_bounds, negative_bounds = bounds.tolist()
+    running = torch.stack((labels >= 1, labels == 0)).cumsum(1)
+    starts = torch.tensor([0, *sizes]).cumsum(0).to(labels.device)
+    positive_bounds, negative_bounds = F.pad(running, (1, 0))[:, starts].tolist()
     ranks: tuple[list[Tensor], list[Tensor]] = ([], [])
     taken: list[int] = []
     for i in range(len(sizes)):

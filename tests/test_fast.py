@@ -88,12 +88,20 @@ def test_mask_targets_equal_torchvision():
     torch.testing.assert_close(mask_targets(masks, boxes, matched, 28), wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_mask_targets_do_not_lose_precision_under_autocast():
+    masks = (torch.rand(1, 40, 40) < 0.5).to(torch.uint8)
+    boxes = torch.tensor([[3.3, 4.4, 31.7, 29.1]])
+    wanted = mask_targets(masks, boxes, torch.tensor([0]), 28)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(mask_targets(masks, boxes, torch.tensor([0]), 28), wanted)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_sampler_draws_what_torchvision_draws(seed):
     g = torch.Generator().manual_seed(seed)
-    sizes = [200, 40, 300]
+    sizes = [0, 200, 40, 0, 300]
     labels = [torch.randint(-1, 4, (n,), generator=g) for n in sizes]
-    labels[1].zero_()
+    labels[2].zero_()
     slow = BalancedPositiveNegativeSampler(64, 0.25)
     torch.manual_seed(seed)
     positives, negatives = (torch.cat(m).nonzero()[:, 0] for m in slow(labels))

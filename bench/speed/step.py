@@ -1,0 +1,153 @@
+"""One training step against torchvision's reference recipe, side by side.
+
+    python bench/speed/step.py [--threads 2 4] [--models resnet50 shapes] [--rounds 8]
+
+The reference restates the loop of torchvision's detection references on released torchvision: SGD as torch makes it by
+default, the loss read by the host and tested, no clipping. Every variant has the same weights, samplers, batch and
+random numbers; the learning rate is so small that they stay the same, so each round is the same work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+from collections.abc import Callable
+
+import common
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import maskrcnn_resnet50_fpn
+
+from maskrcnn_coco.fast import accelerate
+from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.model import build_model
+from maskrcnn_coco.optim import apply_lr, build_optimizer
+from maskrcnn_coco.precision import autocast, bf16_is_native
+
+Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+LR = 1e-9
+CLASSES = 4
+MODELS = {"resnet50": (256, 2, 5), "shapes": (128, 4, 4)}
+"""Name → side of the images, batch size, objects an image."""
+
+
+def make_model(name: str) -> nn.Module:
+    """The reference's network, random weights."""
+    torch.manual_seed(0)
+    size = MODELS[name][0]
+    if name == "shapes":
+        return build_model("maskrcnn_resnet18_fpn", CLASSES, small=True, min_size=size, max_size=size, fast=False)
+    return maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES, min_size=size, max_size=size)
+
+
+def make_batch(size: int, images: int, objects: int) -> Batch:
+    """Ellipses on noise."""
+    g = torch.Generator().manual_seed(0)
+    ys, xs = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    pictures, targets = [], []
+    for _ in range(images):
+        center = size * (0.2 + 0.6 * torch.rand(objects, 2, generator=g))
+        half = size * (0.05 + 0.15 * torch.rand(objects, 2, generator=g))
+        unit = (torch.stack((xs, ys), -1)[None] - center[:, None, None]) / half[:, None, None]
+        masks = (unit.square().sum(-1) <= 1).to(torch.uint8)
+        colours = torch.rand(objects, 3, 1, 1, generator=g)
+        picture = 0.3 * torch.rand(3, size, size, generator=g) + 0.6 * (colours * masks[:, None]).amax(0)
+        boxes = torch.cat((center - half, center + half), 1).clamp(0, size)
+        labels = torch.randint(1, CLASSES, (objects,), generator=g)
+        pictures.append(picture.clamp(0, 1))
+        targets.append({"boxes": boxes, "labels": labels, "masks": masks})
+    return pictures, targets
+
+
+def reference_step(net: nn.Module, batch: Batch) -> Callable[[int], None]:
+    """torchvision's references/detection/engine.py, one iteration, without logging."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=LR, momentum=0.9, weight_decay=1e-4)
+
+    def step(seed: int) -> None:
+        torch.manual_seed(seed)
+        losses = net(*batch)
+        total = sum(losses.values(), torch.zeros(()))
+        if not math.isfinite(total.item()):
+            raise SystemExit("loss is not finite")
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+
+    return step
+
+
+def own_step(net: nn.Module, batch: Batch, precision: str, *, guarded: bool) -> Callable[[int], None]:
+    """This project's step: fused optimizer; with the guard (which clips) or the same bare loop as the reference."""
+    optimizer = build_optimizer(net)
+    apply_lr(optimizer, {"backbone": LR})
+    guard = Guard(net, optimizer, precision="bf16" if precision == "bf16" else "fp32")
+
+    def forward(pair: Batch) -> dict[str, Tensor]:
+        with autocast(precision, "cpu"):
+            losses = net(*pair)
+        return {name: value.float() for name, value in losses.items()}
+
+    def step(seed: int) -> None:
+        torch.manual_seed(seed)
+        if guarded:
+            assert guard.step(forward, batch).applied
+            return
+        total = sum(forward(batch).values(), torch.zeros(()))
+        if not math.isfinite(total.item()):
+            raise SystemExit("loss is not finite")
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+
+    return step
+
+
+def variants(name: str) -> dict[str, Callable[[int], None]]:
+    """Reference first, then one lever more in each row."""
+    net = make_model(name).train()
+    batch = make_batch(*MODELS[name])
+
+    def copied(fast: bool = True, channels_last: bool = True) -> nn.Module:
+        own = copy.deepcopy(net)
+        return accelerate(own, channels_last=channels_last) if fast else own
+
+    rows = {
+        "torchvision's reference": reference_step(net, batch),
+        "fused optimizer": own_step(copied(fast=False), batch, "fp32", guarded=False),
+        "+ accelerate": own_step(copied(channels_last=False), batch, "fp32", guarded=False),
+        "+ channels-last (float32 default)": own_step(copied(), batch, "fp32", guarded=False),
+        "+ guard and clipping": own_step(copied(), batch, "fp32", guarded=True),
+    }
+    if bf16_is_native("cpu"):
+        rows["bf16 on the reference alone"] = own_step(copied(fast=False), batch, "bf16", guarded=False)
+        rows["accelerate, channels-last, bf16"] = own_step(copied(), batch, "bf16", guarded=False)
+        rows["+ guard and clipping (bf16 default)"] = own_step(copied(), batch, "bf16", guarded=True)
+    return rows
+
+
+def main() -> None:
+    """Measure every model at every thread count, print and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--rounds", type=int, default=8)
+    args = parser.parse_args()
+    parts = [
+        "`python bench/speed/step.py`: forward, backward and update of one batch, in one process. Variants take turns "
+        f"within each of {args.rounds} rounds; a ratio is the median over rounds, quartiles in brackets. CPU time is "
+        "the process's, over all its threads; it is the steadier one where other programs run."
+    ]
+    for name in args.models:
+        size, images, objects = MODELS[name]
+        for threads in args.threads:
+            torch.set_num_threads(threads)
+            times = common.take_turns(variants(name), args.rounds)
+            title = f"## {name}, {size} px, batch {images}, {objects} objects an image, {threads} threads"
+            parts.append(f"{title}\n\n{common.table(times, next(iter(times)))}")
+            print(parts[-1], flush=True)
+    print(common.write("step", "One training step against torchvision's reference", parts))
+
+
+if __name__ == "__main__":
+    main()
