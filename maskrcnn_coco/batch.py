@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.plan import SampleKey
 
 Target = dict[str, Any]
@@ -102,13 +103,26 @@ def _moved(target: Target, device: torch.device | str, non_blocking: bool) -> Ta
     return {k: v.to(device, non_blocking=non_blocking) if isinstance(v, Tensor) else v for k, v in target.items()}
 
 
+class SampleError(DataError):
+    """A sample that cannot be made. ``key`` says which: its image may be left out, and the run go on."""
+
+    def __init__(self, error: DataError, key: SampleKey) -> None:
+        super().__init__(error.what, got=error.got, expected=error.expected, fix=error.fix)
+        self.key = key
+
+
 def make_batch(source: Source, keys: Sequence[SampleKey]) -> Batch:
     """The batch of these samples: the same one each time, in any process.
 
     Raises:
-        DataError: a sample cannot be read.
+        SampleError: a sample cannot be read.
     """
-    samples = [source.sample(key.epoch, key.index) for key in keys]
+    samples: list[tuple[Tensor, Target]] = []
+    for key in keys:
+        try:
+            samples.append(source.sample(key.epoch, key.index))
+        except DataError as e:
+            raise SampleError(e, key) from e
     if source.provisional:
         keys = [key._replace(image_id=image_id(t, key.index)) for key, (_, t) in zip(keys, samples, strict=True)]
     return Batch([i for i, _ in samples], [t for _, t in samples], list(keys), resized=source.resized)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from maskrcnn_coco.batch import Batch, Source, Target, make_batch
+from maskrcnn_coco.batch import Batch, SampleError, Source, Target, make_batch
 from maskrcnn_coco.coco import CocoTable
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.images import read_image
@@ -34,7 +34,18 @@ from maskrcnn_coco.transforms import (
     draw_recipe,
 )
 
-__all__ = ["Batch", "CocoDataset", "Loader", "Plan", "SampleKey", "Source", "UserData", "build_loader", "make_batch"]
+__all__ = [
+    "Batch",
+    "CocoDataset",
+    "Loader",
+    "Plan",
+    "SampleError",
+    "SampleKey",
+    "Source",
+    "UserData",
+    "build_loader",
+    "make_batch",
+]
 
 Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
 MIN_SIDE = 1.0

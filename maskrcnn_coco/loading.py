@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from maskrcnn_coco.batch import Batch, Source, make_batch
+from maskrcnn_coco.batch import Batch, SampleError, Source, make_batch
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.parcel import Parcel, pack
 from maskrcnn_coco.plan import Plan, SampleKey
@@ -36,12 +36,17 @@ class _WorkersLostError(Exception):
 
 @dataclass
 class _Failure:
-    """An error on its way from a worker: DataErrors would lose their fields in the DataLoader's own transport."""
+    """An error on its way from a worker: it would lose its fields in the DataLoader's own transport."""
 
     what: str
     got: str | None
     expected: str | None
     fix: str | None
+    key: SampleKey
+
+    def error(self) -> SampleError:
+        """The error again."""
+        return SampleError(DataError(self.what, got=self.got, expected=self.expected, fix=self.fix), self.key)
 
 
 class _Steps(Dataset):
@@ -54,8 +59,8 @@ class _Steps(Dataset):
         try:
             batches = [make_batch(self.source, micro) for micro in keys]
             return batches if get_worker_info() is None else pack(batches)
-        except DataError as e:
-            return _Failure(e.what, e.got, e.expected, e.fix)
+        except SampleError as e:
+            return _Failure(e.what, e.got, e.expected, e.fix, e.key)
 
 
 class _Coming(Sampler):
@@ -95,7 +100,8 @@ class Loader:
         """Micro-batches of the next step.
 
         Raises:
-            DataError: a sample cannot be read, or workers keep dying.
+            SampleError: a sample cannot be read.
+            DataError: workers keep dying.
         """
         while self.next_step < self.end:
             batches = self._fetch()
@@ -145,7 +151,7 @@ class Loader:
                 continue
             if isinstance(made, _Failure):
                 self.close()
-                raise DataError(made.what, got=made.got, expected=made.expected, fix=made.fix)
+                raise made.error()
             return made.open() if isinstance(made, Parcel) else made
         raise AssertionError("unreachable")
 
@@ -228,7 +234,8 @@ def build_loader(
         method: how workers start, "fork" or "spawn"; fork shares the annotations' memory, and is the default on Linux.
 
     Raises:
-        DataError: while iterating; a sample cannot be read (it names the file), or workers keep dying.
+        SampleError: while iterating; a sample cannot be read (it names the file; ``key`` tells the image).
+        DataError: while iterating; workers keep dying.
     """
     end = (epoch + 1) * plan.steps_per_epoch
     method = method or ("fork" if sys.platform == "linux" else "spawn")

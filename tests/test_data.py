@@ -255,3 +255,21 @@ def test_a_users_data_set_that_fails_is_named_by_item(item):
 
     with pytest.raises(DataError, match="item 2"):
         UserData(Bad()).sample(0, 2)
+
+
+@pytest.mark.parametrize("name", ["dsb2018/train/_annotations.coco.json", "car_damage/annotations/parts_train.json"])
+def test_real_sets_give_sound_samples(shared_data: Path, name: str):
+    path = shared_data / name
+    root = path.parent if path.name.startswith("_") else path.parents[1]
+    table = load_coco(path, root)
+    data = CocoDataset(table.subset(np.arange(0, len(table), 9)), train=True, min_size=256, max_size=426)
+    objects = 0
+    for index in range(len(data)):
+        image, target = data.sample(0, index)
+        assert 204 <= min(image.shape[1:]) <= 256 or max(image.shape[1:]) in range(340, 427)
+        objects += len(target["boxes"])
+        for mask, box in zip(target["masks"].numpy(), target["boxes"].numpy(), strict=True):
+            rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            found = np.array([cols[0], rows[0], cols[-1] + 1, rows[-1] + 1])
+            assert np.abs(found - box).max() <= 4
+    assert objects > 20

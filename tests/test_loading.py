@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from maskrcnn_coco.batch import Batch
-from maskrcnn_coco.data import CocoDataset, UserData, build_loader
+from maskrcnn_coco.data import CocoDataset, SampleError, UserData, build_loader
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.plan import Plan
 from tests.test_data import Own, same_batch
@@ -61,9 +61,11 @@ def test_an_unreadable_image_is_named(tiny_table, workers: int):
     from dataclasses import replace
 
     dataset = CocoDataset(replace(tiny_table, image_root=Path("/nowhere")), train=True)
-    with pytest.raises(DataError, match=r"\.png") as caught:
-        next(build_loader(dataset, plan_of(dataset), 0, 0, workers=workers))
+    plan = plan_of(dataset)
+    with pytest.raises(SampleError, match=r"\.png") as caught:
+        next(build_loader(dataset, plan, 0, 0, workers=workers))
     assert "Traceback" not in str(caught.value) and caught.value.fix
+    assert caught.value.key == plan.step(0)[1][0][0]
 
 
 class Deadly(UserData):

@@ -226,7 +226,7 @@ def report(found: dict[int, dict[str, list[float]]], images: int, objects: int, 
 def main() -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--images", type=int, default=80)
+    parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--objects", type=int, default=7)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
