@@ -1,0 +1,266 @@
+"""From measured limits to settings: candidates are trained side by side, briefly, and the best safe one is advised."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from maskrcnn_coco.ladder import HEADS, Rung
+from maskrcnn_coco.limits import Limit, Settled, Verdict, judge, own_level, rising
+from maskrcnn_coco.recipes import CLIP_GUIDE, GUIDELINE
+from maskrcnn_coco.records import COMPONENTS
+from maskrcnn_coco.trials import Lab, State, Trial
+
+SAFETY = 4.0
+"""A component is advised at most its limit divided by this: networks get sharper as they train, and limits interact."""
+MARGIN = 2.0
+"""All advised rates together must also train stably at this many times themselves."""
+HEAD_RANGE, RPN_RANGE = (1.0, 10.0), (0.5, 2.0)
+"""Multipliers outside these are not advised, whatever the limits allow."""
+HALVINGS = 5
+BETTER = 0.95
+"""Another candidate replaces the recipe's rates only if its loss ends below this share of theirs."""
+
+Rates = dict[str, float]
+
+
+@dataclass
+class Advice:
+    """What `advise` recommends. Rates per step; ``max_stable_lr`` and ``interval`` per component, others kept safe.
+
+    ``memory_bytes`` is the highest use seen while measuring; ``expected_minutes`` is for the whole run on this machine.
+    """
+
+    lr: float
+    head_lr_multiplier: float
+    rpn_lr_multiplier: float
+    warmup_steps: int
+    max_grad_norm: float
+    batch_size: int
+    epochs: int
+    max_stable_lr: dict[str, float]
+    interval: dict[str, tuple[float, float]]
+    reasons: list[str]
+    command: str
+    expected_minutes: float
+    memory_bytes: int
+    seconds: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+    limits: dict[str, Limit] = field(default_factory=dict)
+    ladder: list[Rung] = field(default_factory=list)
+    ladder_svg: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Learning rates as the flags express them, and where they come from."""
+
+    name: str
+    lr: float
+    head: float
+    rpn: float
+
+    @property
+    def rates(self) -> Rates:
+        """Learning rate per component."""
+        return dict(
+            zip(COMPONENTS, (self.lr, self.lr * self.rpn, self.lr * self.head, self.lr * self.head), strict=True)
+        )
+
+    def times(self, factor: float, name: str | None = None) -> Choice:
+        """All rates multiplied by ``factor``."""
+        return Choice(name or self.name, two_digits(self.lr * factor), self.head, self.rpn)
+
+
+@dataclass
+class Tried:
+    """One candidate, trained with all components at its rates."""
+
+    choice: Choice
+    trial: Trial
+    verdicts: dict[str, Verdict]
+
+    @property
+    def safe(self) -> bool:
+        """Whether every component was stable."""
+        return all(v.stable for v in self.verdicts.values())
+
+    @property
+    def worst(self) -> str:
+        """The component whose own losses jumped most."""
+        return max(self.verdicts, key=lambda c: self.verdicts[c].peak)
+
+
+def two_digits(value: float) -> float:
+    """``value`` with two significant digits: more would claim a precision that no limit has."""
+    return float(f"{value:.1e}")
+
+
+def cap(limit: Limit, component: str, *, pretrained: bool) -> float:
+    """Highest rate to advise for one component: its limit over `SAFETY`; for loaded weights not past the guideline."""
+    guide = GUIDELINE.get(component)
+    top = guide.aggressive[1] if pretrained and guide else math.inf
+    return min(limit.stable / SAFETY, top)
+
+
+def candidates(
+    limits: Mapping[str, Limit], recipe: Choice, fixed: Mapping[str, float], *, pretrained: bool
+) -> list[Choice]:
+    """The recipe's rates (lowered to the caps where they pass them), the measured ones, and the middle.
+
+    ``fixed`` holds settings that the user gave, by Config's field names; they are never changed.
+    """
+    caps = {c: cap(limit, c, pretrained=pretrained) for c, limit in limits.items()}
+    backbone = caps.get("backbone", min(caps.values()))
+    lr = fixed.get("lr", two_digits(backbone))
+    heads = [caps[c] for c in HEADS if c in caps]
+    head = fixed.get("head_lr_multiplier", _clamp(min(heads, default=backbone) / lr, HEAD_RANGE))
+    rpn = fixed.get("rpn_lr_multiplier", _clamp(caps.get("rpn", backbone) / lr, RPN_RANGE))
+    # A multiplier of at least 1 may push a sensitive head past its cap: then everything goes down together.
+    over = max([1.0, *(rate / caps[c] for c, rate in Choice("", lr, head, rpn).rates.items() if c in caps)])
+    measured = (
+        Choice("measured", lr, head, rpn) if "lr" in fixed else Choice("measured", two_digits(lr / over), head, rpn)
+    )
+    over = max([1.0, *(rate / (caps[c] * SAFETY / MARGIN) for c, rate in recipe.rates.items() if c in caps)])
+    first = recipe if over == 1.0 or "lr" in fixed else recipe.times(1 / over, "recipe, lowered to the measured limits")
+    if "lr" in fixed:
+        return [first, measured]
+    middle = [math.sqrt(getattr(first, n) * getattr(measured, n)) for n in ("lr", "head", "rpn")]
+    return [first, Choice("between recipe and measured", *(two_digits(v) for v in middle)), measured]
+
+
+def _clamp(value: float, span: tuple[float, float]) -> float:
+    return two_digits(min(max(value, span[0]), span[1]))
+
+
+class Joint:
+    """Trains all components together at the rates of a choice, from the settled state."""
+
+    def __init__(self, lab: Lab, settled: Settled, steps: int) -> None:
+        self.lab, self.settled, self.steps = lab, settled, steps
+        self.levels = {c: own_level(settled.trial.records, c) for c in lab.components}
+
+    def train(self, choice: Choice, factor: float = 1.0) -> Tried:
+        """One trial at ``factor`` times the choice's rates."""
+        self.lab.load(self.settled.state)
+        rates = {c: choice.rates.get(c, choice.lr) * factor for c in self.lab.components}
+        trial = self.lab.run(rates, self.steps, first_step=self.settled.state.step, ramp=rising(self.steps // 2))
+        return Tried(choice, trial, {c: judge(trial, c, level) for c, level in self.levels.items()})
+
+
+def choose(joint: Joint, choices: Sequence[Choice], *, deadline: float, fixed_lr: bool) -> tuple[Tried, list[str]]:
+    """The candidate to advise, and what was seen: trained together, then checked at `MARGIN` times its rates.
+
+    The first candidate (the recipe's) wins unless another ends clearly lower. What is unsafe, or has no margin, is
+    halved and tried again, at most `HALVINGS` times; with ``fixed_lr`` it stays and the reasons say so.
+    """
+    reasons = []
+    tried = []
+    for choice in choices:
+        if tried and time.monotonic() > deadline:
+            break
+        tried.append(joint.train(choice))
+        reasons.append(_seen(tried[-1]))
+    safe = [t for t in tried if t.safe]
+    best = min(safe or tried[-1:], key=lambda t: t.trial.final_loss)
+    if tried[0].safe and best.trial.final_loss > BETTER * tried[0].trial.final_loss:
+        best = tried[0]
+    for _ in range(HALVINGS):
+        wide = joint.train(best.choice, MARGIN)
+        if best.safe and wide.safe:
+            return best, [*reasons, f"all components together also train stably at {MARGIN:g} times the advised rates"]
+        broken, factor = (wide, MARGIN) if best.safe else (best, 1.0)
+        text = f"at {factor:g} times {_rates(best.choice)} together {_broke(broken)}"
+        if fixed_lr:
+            return best, [*reasons, f"{text}; --lr was given and is kept"]
+        reasons.append(f"{text}: halved")
+        best = joint.train(best.choice.times(0.5))
+    return best, [*reasons, f"no rates with a margin were found down to {_rates(best.choice)}"]
+
+
+def _seen(tried: Tried) -> str:
+    what = f"ends at loss {tried.trial.final_loss:.3g}" if tried.safe else _broke(tried)
+    return f"{tried.choice.name}, {_rates(tried.choice)}: {what} after {tried.trial.steps} steps"
+
+
+def _broke(tried: Tried) -> str:
+    v = tried.verdicts[tried.worst]
+    how = f", and the guard's alarm goes off ({tried.trial.symptom})" if v.alarm else ""
+    return f"{tried.worst} breaks: its losses jump to {v.peak:.1f} times their level{how}"
+
+
+def _rates(choice: Choice) -> str:
+    return f"lr {choice.lr:g} × (1, rpn {choice.rpn:g}, heads {choice.head:g})"
+
+
+def clip_from(norms: Sequence[float], current: float) -> tuple[float, str]:
+    """A clip norm from true gradient norms of healthy steps: above almost all of them, no higher than measured with."""
+    ordered = sorted(v for v in norms if math.isfinite(v))
+    if not ordered:
+        return current, "no gradient norm was measured"
+    p50, p95 = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+    seen = f"gradient norms: median {p50:.2g}, 95th percentile {p95:.2g}"
+    steps = [v for v, _ in CLIP_GUIDE]
+    wanted = next((v for v in steps if v >= 2 * p95), steps[-1])
+    if current == 0:
+        return wanted, f"{seen}; clipping is off, {wanted:g} would stop an explosion and touch no healthy step"
+    if p95 > current:
+        return (
+            current,
+            f"{seen}; --max-grad-norm {current:g} clips many healthy steps, and the limits hold with it only",
+        )
+    chosen = min(wanted, current)
+    return chosen, f"{seen}; --max-grad-norm {chosen:g} leaves nearly all healthy steps alone"
+
+
+def compare(limits: Mapping[str, Limit], choice: Choice, *, pretrained: bool) -> list[str]:
+    """One sentence a component: limit, advised rate, and the guideline, with the difference explained."""
+    sentences = []
+    for component, limit in limits.items():
+        rate, guide = choice.rates.get(component, choice.lr), GUIDELINE.get(component)
+        if math.isinf(limit.high):
+            text = f"{component}: stable up to {limit.low:.2g}, the highest rate tried ({limit.how})"
+        else:
+            text = f"{component}: breaks above {limit.value:.2g} ({limit.low:.2g} to {limit.high:.2g}; {limit.how})"
+            text += f"; {limit.value / rate:.2g} times the advised {rate:.2g}"
+        if guide:
+            text += f"; guideline for {guide.state} weights: {_place(rate, guide)}"
+            random = component in ("backbone", "rpn") and not pretrained
+            text += ", but these start at random" if random and rate > guide.safe[1] else ""
+        sentences.append(text)
+    return sentences
+
+
+def _place(rate: float, guide: Any) -> str:
+    (low, high), (_, top) = guide.safe, guide.aggressive
+    span = f"{low:g} to {high:g}"
+    if rate < low:
+        return f"below the safe range {span}"
+    if rate <= high:
+        return f"in the safe range {span}"
+    return f"in the aggressive range up to {top:g}" if rate <= top else f"past the aggressive range (up to {top:g})"
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """What the advised rates do from the first weights, without a warm-up: which components break, within ``steps``."""
+
+    broken: tuple[str, ...]
+    steps: int
+
+    def sentence(self, warmup: int) -> str:
+        """Why ``warmup`` steps of warm-up."""
+        if self.broken:
+            return f"without a warm-up {', '.join(self.broken)} breaks within {self.steps} steps: {warmup} steps of it"
+        return f"the advised rates also stand a cold start of {self.steps} steps; a warm-up of {warmup} costs little"
+
+
+def cold_start(lab: Lab, fresh: State, choice: Choice, levels: Mapping[str, float], steps: int) -> ColdStart:
+    """Train ``steps`` steps from ``fresh`` at the full rates from the first step on."""
+    lab.load(fresh)
+    trial = lab.run({c: choice.rates.get(c, choice.lr) for c in lab.components}, max(1, steps))
+    broken = tuple(c for c, level in levels.items() if not judge(trial, c, level).stable)
+    return ColdStart(broken, trial.steps)

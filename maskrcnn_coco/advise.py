@@ -1,0 +1,212 @@
+"""Measured advice before a run: the stable learning rate of each component, and the settings that follow from it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from maskrcnn_coco import recipes
+from maskrcnn_coco.advice import (
+    Advice,
+    Choice,
+    ColdStart,
+    Joint,
+    Tried,
+    candidates,
+    choose,
+    clip_from,
+    cold_start,
+    compare,
+)
+from maskrcnn_coco.config import Config, flag, validate
+from maskrcnn_coco.console import Console
+from maskrcnn_coco.datasets import RunData, open_data
+from maskrcnn_coco.distributed import Ranks
+from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.ladder import ladder as climb
+from maskrcnn_coco.ladder import svg, table
+from maskrcnn_coco.limits import Limit, Say, Settled, limits_from, measure_limits, settle
+from maskrcnn_coco.opening import is_quick, quarantine_first, resolve_run
+from maskrcnn_coco.quickcheck import fingerprint, quick_check, remember
+from maskrcnn_coco.trend import early_warning
+from maskrcnn_coco.workbench import Bench, memory_use, open_bench
+
+__all__ = ["Advice", "advise_data", "advise_run", "early_warning", "measure_limits", "quick_check", "settle_lr"]
+
+BUDGET_SECONDS = {"cuda": 60.0, "cpu": 110.0, "mps": 90.0}
+SETTLE_STEPS = 10
+MOST_STEPS, FEWEST_STEPS = 20, 10
+TRIALS = 4
+"""Full-length trainings that one component takes, about: diverging ones end early."""
+ADVISED = ("lr", "head_lr_multiplier", "rpn_lr_multiplier", "warmup_steps", "max_grad_norm", "batch_size", "epochs")
+
+
+def advise_data(config: Config, console: Console, *, ladder: bool = False) -> Advice:
+    """Measure on the data and model that ``config`` names, print the advice, and return it.
+
+    Raises:
+        ConfigError, DataError: as `train` does, for settings and data that cannot be used.
+    """
+    validate(config)
+    wanted = msgspec.structs.replace(config, lr=None) if config.lr == "auto" else config
+    ranks = Ranks.start(config.device)
+    data = open_data(wanted)
+    quarantine_first(data, wanted)
+    resolved = resolve_run(wanted, data, None, device=ranks.device, ranks=ranks)
+    advice = advise_run(resolved, data, ranks, say=console.note, ladder=ladder)
+    show(advice, console)
+    return advice
+
+
+def settle_lr(resolved: recipes.Resolved, data: RunData) -> recipes.Resolved:
+    """``--lr auto``: measure, and put the advised rate and multipliers where they were not given.
+
+    Raises:
+        ConfigError: the data set is the caller's own, which cannot be opened here.
+    """
+    if data.train is None:
+        raise ConfigError(
+            "--lr auto needs the data as a COCO folder or file", got="a data set of your own", fix="give a number"
+        )
+    config = msgspec.structs.replace(resolved.config, lr=None)
+    ranks = Ranks.start(config.device)
+    again = resolve_run(config, data, None, device=ranks.device, ranks=ranks)
+    reasons = {k: v for k, v in resolved.reasons.items() if k != "lr"}
+    advice = advise_run(recipes.Resolved(again.config, {**again.reasons, **reasons}), data, ranks)
+    names = [n for n in ("lr", "head_lr_multiplier", "rpn_lr_multiplier") if reasons.get(n) != "given"]
+    values = {n: getattr(advice, n) for n in names}
+    why = f"measured before the run in {advice.seconds:.0f} s"
+    settled = msgspec.structs.replace(again.config, **values)
+    warnings = [*resolved.warnings, *recipes.lr_warnings(settled, builtin=is_quick(settled, data))]
+    return recipes.Resolved(settled, {**again.reasons, **reasons, **dict.fromkeys(names, why)}, warnings)
+
+
+def advise_run(
+    resolved: recipes.Resolved,
+    data: RunData,
+    ranks: Ranks,
+    *,
+    say: Say | None = None,
+    ladder: bool = False,
+    budget_seconds: float | None = None,
+) -> Advice:
+    """Measure and recommend for a resolved configuration; the model and optimizer are private to this call."""
+    began = time.monotonic()
+    budget = budget_seconds or BUDGET_SECONDS.get(ranks.device.type, 110.0)
+    bench = open_bench(resolved, data, ranks)
+    lab, config = bench.lab, bench.config
+    fresh = lab.save(0)
+    recipe = Choice("recipe", *(_number(getattr(config, n)) for n in ADVISED[:3]))
+    settled = settle(lab, _safe(recipe, config.optimizer), SETTLE_STEPS, seconds=budget * 0.15, say=say)
+    steps = _affordable(settled, len(lab.components), budget)
+    if say:
+        say(f"trials of {steps} steps, at most {budget:.0f} s in all")
+    left = 0.65 * budget - (time.monotonic() - began)
+    limits = limits_from(lab, settled, steps=steps, budget_seconds=left, say=say)
+    remember(fingerprint(config, data), limits)
+    joint = Joint(lab, settled, steps)
+    fixed = {n: _number(v) for n, v in bench.given.items() if n in ADVISED[:3]}
+    choices = candidates(limits, recipe, fixed, pretrained=bench.pretrained)
+    best, seen = choose(joint, choices, deadline=began + 0.8 * budget, fixed_lr="lr" in fixed)
+    seen = [*settled.notes, *compare(limits, best.choice, pretrained=bench.pretrained), *seen]
+    advice = assemble(bench, limits, best, seen, cold_start(lab, fresh, best.choice, joint.levels, steps // 2))
+    advice.warnings = over_limit(recipe.rates, advice, "the given" if "lr" in fixed else "the recipe's")
+    if ladder:
+        advice.ladder = climb(lab, settled, best.choice.rates, steps=steps, say=say)
+        advice.ladder_svg = svg(advice.ladder)
+    advice.seconds = time.monotonic() - began
+    return advice
+
+
+def assemble(bench: Bench, limits: dict[str, Limit], best: Tried, seen: list[str], cold: ColdStart) -> Advice:
+    """The advice from what was measured; settings that were given stay."""
+    config, given = bench.config, bench.given
+    clip, why_clip = clip_from([r.grad_norm for r in best.trial.records if r.applied], config.max_grad_norm)
+    warmup = config.warmup_steps or 0
+    if cold.broken and warmup < SETTLE_STEPS and "warmup_steps" not in given:
+        warmup = min(max(SETTLE_STEPS, bench.total_steps // 20), bench.total_steps)
+    memory, fits = memory_use(bench)
+    reasons = [*seen, f"advised: {best.choice.name}", why_clip, cold.sentence(warmup), fits]
+    advice = Advice(
+        lr=best.choice.lr,
+        head_lr_multiplier=best.choice.head,
+        rpn_lr_multiplier=best.choice.rpn,
+        warmup_steps=warmup,
+        max_grad_norm=config.max_grad_norm if "max_grad_norm" in given else clip,
+        batch_size=config.batch_size or 1,
+        epochs=config.epochs or 1,
+        max_stable_lr={c: limit.stable for c, limit in limits.items()},
+        interval={c: (limit.low, limit.high) for c, limit in limits.items()},
+        reasons=[*reasons, f"epochs {config.epochs}: {bench.reasons.get('epochs', 'given')}"],
+        command="",
+        expected_minutes=best.trial.seconds / max(1, best.trial.steps) * bench.total_steps / 60,
+        memory_bytes=memory,
+        limits=limits,
+    )
+    advice.command = command_line(advice, given)
+    return advice
+
+
+def _affordable(settled: Settled, components: int, budget: float) -> int:
+    pace = settled.trial.seconds / settled.trial.steps
+    return int(min(max(0.6 * budget / (pace * TRIALS * components), FEWEST_STEPS), MOST_STEPS))
+
+
+def _safe(recipe: Choice, optimizer: str) -> dict[str, float]:
+    """Where to begin: well below the recipe; Adam's steps do not shrink with the gradient, so lower still."""
+    return {c: v / (5 if optimizer == "sgd" else 50) for c, v in recipe.rates.items()}
+
+
+def over_limit(rates: Mapping[str, float], advice: Advice, whose: str) -> list[str]:
+    """A sentence for each component whose rate is above its measured limit, with the flag that sets it."""
+    flags = {"backbone": "--lr", "rpn": "--rpn-lr-multiplier"}
+    return [
+        f"{c}: {whose} learning rate {rates[c]:.2g} is above the measured limit {limit:.2g} "
+        f"({advice.interval[c][0]:.2g} to {advice.interval[c][1]:.2g}); lower {flags.get(c, '--head-lr-multiplier')}"
+        for c, limit in advice.max_stable_lr.items()
+        if rates.get(c, 0.0) > limit and math.isfinite(advice.interval[c][1])
+    ]
+
+
+def command_line(advice: Advice, given: Mapping[str, Any]) -> str:
+    """The command that trains with the advice; flags that were given and are not advised are kept."""
+    words = ["maskrcnn-coco", "train"]
+    for name, value in given.items():
+        if name not in ADVISED and value is not None and value is not False:
+            words += [flag(name)] if value is True else [flag(name), str(value)]
+    for name in ADVISED:
+        words += [flag(name), f"{getattr(advice, name):g}"]
+    return shlex.join(words)
+
+
+def show(advice: Advice, console: Console) -> None:
+    """Print the advice: limits, reasons, the ladder, the command."""
+    rates = Choice("", advice.lr, advice.head_lr_multiplier, advice.rpn_lr_multiplier).rates
+    rows = []
+    for component, value in advice.max_stable_lr.items():
+        low, high = advice.interval[component]
+        span = f"{low:.2g} to {high:.2g}" if math.isfinite(high) else f"{low:.2g} or more"
+        rows.append([component, f"{value:.2g}", span, f"{rates.get(component, advice.lr):.2g}"])
+    console.table("Largest stable learning rate", rows, ["component", "limit", "interval", "advised"])
+    for reason in advice.reasons:
+        console.note(f"- {reason}")
+    for warning in advice.warnings:
+        console.warn(warning)
+    if advice.ladder:
+        header, cells = table(advice.ladder)
+        console.table("Ladder of head multipliers", cells, header)
+    console.note(
+        f"about {advice.expected_minutes:.0f} min for {advice.epochs} epochs; measured in {advice.seconds:.0f} s"
+    )
+    console.note(advice.command)
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, (int, float)):
+        raise ConfigError("a learning rate is not settled yet", got=value, fix="call recipes.resolve first")
+    return float(value)

@@ -1,0 +1,144 @@
+"""At the start of a run: is a learning rate above what this model stands? At most a hundredth of the run's steps.
+
+Limits that `advise` measured for the same data and settings are remembered in the user's cache folder and cost nothing.
+Otherwise the run's first steps are tried on a private copy of the model at the full rates. Only where that breaks is
+each component tried alone, which may take more than a hundredth: the run itself would not have survived.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maskrcnn_coco.batch import make_batch
+from maskrcnn_coco.folders import write_text
+from maskrcnn_coco.limits import Limit, judge, own_level, rising, settle
+from maskrcnn_coco.optim import build_optimizer
+from maskrcnn_coco.precision import make_scaler
+from maskrcnn_coco.trend import FLAGS
+from maskrcnn_coco.trials import Lab, Task
+
+if TYPE_CHECKING:
+    from maskrcnn_coco.config import Config
+    from maskrcnn_coco.datasets import RunData
+    from maskrcnn_coco.session import Session
+
+SHARE = 100
+"""One step in so many may be spent."""
+FEWEST = 10
+"""Fewer steps than this show nothing."""
+MATTERS = (
+    *("model", "weights", "backbone_weights", "optimizer", "momentum", "weight_decay", "batch_size", "accumulate"),
+    *("max_grad_norm", "amp", "min_size", "max_size", "freeze_stages", "seed"),
+)
+"""Settings that change a limit."""
+
+Spans = dict[str, tuple[float, float, float]]
+"""Component → (limit, low, high)."""
+
+
+def fingerprint(config: Config, data: RunData) -> str | None:
+    """A name for this model on these data with these settings; None for a data set of the caller's own."""
+    if data.train is None:
+        return None
+    facts: dict[str, Any] = {name: getattr(config, name) for name in MATTERS}
+    try:
+        seen = os.stat(data.train.json_path)
+    except OSError:
+        return None
+    facts |= {"json": str(Path(data.train.json_path).resolve()), "bytes": seen.st_size, "changed": seen.st_mtime_ns}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _file(key: str) -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "maskrcnn_coco" / "limits" / f"{key}.json"
+
+
+def remember(key: str | None, limits: Mapping[str, Limit]) -> None:
+    """Keep measured limits; where the cache folder cannot be written, they are simply not kept."""
+    if key is None:
+        return
+    spans = {c: [limit.stable, limit.low, min(limit.high, 1e30)] for c, limit in limits.items()}
+    try:
+        _file(key).parent.mkdir(parents=True, exist_ok=True)
+        write_text(_file(key), json.dumps(spans))
+    except OSError:
+        return
+
+
+def recall(key: str | None) -> Spans:
+    """Limits that were measured before; empty where there are none, or the file is damaged."""
+    if key is None:
+        return {}
+    try:
+        found = json.loads(_file(key).read_text(encoding="utf-8"))
+        return {str(c): (float(v[0]), float(v[1]), float(v[2])) for c, v in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError, IndexError):
+        return {}
+
+
+def above(rates: Mapping[str, float], spans: Spans) -> list[str]:
+    """A warning for each component whose rate is above its limit: component, limit and flag."""
+    return [
+        f"{c}: learning rate {rates[c]:.2g} is above the measured limit {value:.2g} ({low:.2g} to {high:.2g}): "
+        f"lower {FLAGS.get(c, '--lr')}"
+        for c, (value, low, high) in spans.items()
+        if rates.get(c, 0.0) > value and high < 1e30
+    ]
+
+
+def quick_check(session: Session) -> list[str]:
+    """Warnings about learning rates of a run that is about to start; the session is not changed."""
+    rates = dict(session.schedule.lr)
+    spans = recall(fingerprint(session.config, session.data))
+    if spans:
+        return above(rates, spans)
+    steps = min(session.total_steps // SHARE, 20)
+    return [] if steps < FEWEST else try_rates(Lab(_task(session, steps)), rates, steps)
+
+
+def try_rates(lab: Lab, rates: Mapping[str, float], steps: int) -> list[str]:
+    """Train ``steps`` steps at ``rates``; where that breaks, each component alone, to name the one that breaks."""
+    few = max(3, steps // 4)
+    all_rates = {c: rates.get(c, rates.get("backbone", 0.0)) for c in lab.components}
+    settled = settle(lab, {c: v / 20 for c, v in all_rates.items()}, few)
+    levels = {c: own_level(settled.trial.records, c) for c in lab.components}
+
+    def breaks(lr: dict[str, float], named: list[str]) -> list[str]:
+        lab.load(settled.state)
+        trial = lab.run(lr, steps - few, first_step=settled.state.step, ramp=rising((steps - few) // 2))
+        return [c for c in named if not judge(trial, c, levels[c]).stable]
+
+    if not breaks(all_rates, lab.components):
+        return []
+    guilty = [c for c in lab.components if breaks(settled.lr | {c: all_rates[c]}, [c])]
+    if not guilty:
+        return [f"the learning rates together break within {steps} steps, none alone: lower --lr, or use --lr auto"]
+    return [
+        f"{c}: learning rate {all_rates[c]:.2g} breaks training within {steps} steps: lower {FLAGS.get(c, '--lr')}; "
+        "maskrcnn-coco advise measures its limit"
+        for c in guilty
+    ]
+
+
+def _task(session: Session, steps: int) -> Task:
+    """The session's training, on a private copy of its model."""
+    config = session.config
+    micro = [[make_batch(session.train_source, keys) for keys in session.plan.step(s)[1]] for s in range(min(steps, 8))]
+    return Task(
+        lambda: copy.deepcopy(session.model),
+        lambda model: build_optimizer(
+            model, kind=config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay or 0.0
+        ),
+        session.forward.losses,
+        [m if len(m) > 1 else m[0] for m in micro],
+        max_grad_norm=config.max_grad_norm,
+        precision=session.precision,
+        make_scaler=lambda: make_scaler(session.precision, session.device),
+    )

@@ -1,0 +1,148 @@
+"""How far one update may go: the critical learning rate along it, and exact curvature of a component.
+
+The critical learning rate is where the loss after the update exceeds the loss before it; 2 divided by it is the
+critical sharpness (arXiv 2601.16979), here for one component at a time. It costs a few forward passes and no second
+derivative. It leaves out momentum's build-up, noise between batches and time, so `limits` uses it only as the place to
+start. Exact Hessian-vector products need double backward, which torchvision's ``roi_align`` does not have: they work
+for ``rpn``, ``box_head`` and ``mask_head``, whose gradients do not pass through it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_coco.trials import Lab, State
+
+
+@dataclass(frozen=True)
+class Critical:
+    """``lr``: largest learning rate at which one update does not raise the loss. ``sharpness`` is 2 / ``lr``."""
+
+    lr: float
+    forwards: int
+
+    @property
+    def sharpness(self) -> float:
+        """Critical sharpness, 2 / lr."""
+        return 2.0 / self.lr if self.lr > 0 else math.inf
+
+
+def line_search(
+    loss_at: Callable[[float], float], start: float, *, ratio: float = 1.3, max_forwards: int = 12, top: float = 1e4
+) -> Critical:
+    """Largest ``t`` with ``loss_at(t) <= loss_at(0)``, to within ``ratio``: doubling or halving, then bisection.
+
+    ``loss_at`` may return a non-finite number: that counts as a raised loss. 0 if no step tried lowers the loss;
+    ``top`` if none raises it.
+    """
+    before = loss_at(0.0)
+    forwards = 1
+
+    def lowers(t: float) -> bool:
+        nonlocal forwards
+        forwards += 1
+        return loss_at(t) <= before
+
+    good, bad, t = 0.0, math.inf, start
+    while forwards < max_forwards and (good == 0.0 or bad > good * ratio) and good < top:
+        if lowers(t):
+            good = t
+        else:
+            bad = t
+        if math.isinf(bad):
+            t = good * 4
+        elif good == 0.0:
+            t = bad / 4
+        else:
+            t = math.sqrt(good * bad)
+    if good == 0.0 or math.isinf(bad):
+        return Critical(good, forwards)
+    return Critical(math.sqrt(good * bad), forwards)
+
+
+def real_update(lab: Lab, component: str, step: int, *, fresh: bool) -> list[Tensor]:
+    """What the optimizer would subtract at learning rate 1 from each parameter of ``component``.
+
+    It is taken from the optimizer itself, so clipping, weight decay, momentum and Adam's scaling are in it. ``fresh``
+    empties the momentum first: the update along this batch's gradient alone. Weights, buffers and state are put back.
+    """
+    state = lab.save(step)
+    parameters = lab.parameters_of(component)
+    if fresh:
+        for value in lab.optimizer.state.values():
+            for name in ("momentum_buffer", "exp_avg"):
+                if isinstance(value.get(name), Tensor):
+                    value[name].zero_()
+    before = [p.detach().clone() for p in parameters]
+    lab.set_lr(dict.fromkeys(lab.components, 0.0) | {component: 1.0})
+    lab.step(step)
+    update = [b - p.detach() for b, p in zip(before, parameters, strict=True)]
+    lab.load(state)
+    return update
+
+
+def critical_lr(
+    lab: Lab,
+    state: State,
+    component: str,
+    *,
+    start: float,
+    losses: Sequence[str] = (),
+    fresh: bool = True,
+    max_forwards: int = 12,
+) -> Critical:
+    """`line_search` along the real update of ``component`` from ``state``, on the batch of that step.
+
+    ``losses`` names the component's own (none: all). An update of the RPN moves the proposals, so the losses of the
+    heads change by chance with it, which hides where its own begin to rise.
+    """
+    lab.load(state)
+    parameters = lab.parameters_of(component)
+    update = real_update(lab, component, state.step, fresh=fresh)
+    origin = [p.detach().clone() for p in parameters]
+
+    @torch.no_grad()
+    def loss_at(lr: float) -> float:
+        for p, o, u in zip(parameters, origin, update, strict=True):
+            p.copy_(o - lr * u)
+        return lab.loss(state.step, losses)
+
+    try:
+        return line_search(loss_at, start, max_forwards=max_forwards)
+    finally:
+        lab.load(state)
+
+
+def top_eigenvalue(
+    loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter], *, iterations: int = 20, seed: int = 0
+) -> tuple[float, float]:
+    """Largest absolute Hessian eigenvalue by power iteration with exact products, and the last relative change.
+
+    Args:
+        loss: builds the scalar loss anew or returns one graph; called once.
+        parameters: those the Hessian is taken over; the graph to them must be twice differentiable.
+    """
+    gradients = torch.autograd.grad(loss(), list(parameters), create_graph=True, allow_unused=True)
+    used = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None and g.requires_grad]
+    wanted = [p for p, _ in used]
+    flat = torch.cat([g.reshape(-1) for _, g in used])
+    generator = torch.Generator().manual_seed(seed)
+    vector = torch.randn(flat.numel(), generator=generator).to(flat)
+    vector /= vector.norm()
+    value, change = 0.0, math.inf
+    for _ in range(iterations):
+        product = torch.autograd.grad(flat @ vector, wanted, retain_graph=True, allow_unused=True)
+        parts = [torch.zeros_like(p) if h is None else h for p, h in zip(wanted, product, strict=True)]
+        image = torch.cat([h.reshape(-1) for h in parts])
+        new, norm = float(vector @ image), float(image.norm())
+        change = abs(new - value) / max(abs(new), 1e-30)
+        value = new
+        if norm == 0.0:
+            break
+        vector = image / norm
+    return abs(value), change

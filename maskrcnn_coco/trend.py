@@ -1,0 +1,98 @@
+"""Early warning during a run: update-to-weight ratio and gradient-norm trend, from the records alone. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import median
+
+from maskrcnn_coco.records import StepRecord
+
+WINDOW = 10
+"""Steps over which a trend is fitted."""
+HISTORY = 40
+"""Applied steps before the window that say what is usual."""
+STEADY_RISE = 0.7
+"""Share of all pairs of steps in the window that must rise: chance gives 0.5 ± 0.13, divergence nearly 1."""
+GROWTH = 3.0
+"""Fitted growth over the window, and level above the usual, that are worth a warning."""
+RATIO = 0.05
+"""An update of 5 % of the weights, seen again and again, is far above what trains well (about 0.1 %)."""
+RATIO_JUMP = 5.0
+
+FLAGS = {"backbone": "--lr", "rpn": "--rpn-lr-multiplier", "box_head": "--head-lr-multiplier"}
+FLAGS["mask_head"] = FLAGS["box_head"]
+
+
+@dataclass(frozen=True)
+class EarlyWarning:
+    """One component that heads for trouble while everything is still finite. ``what``: "norm" or "ratio"."""
+
+    step: int
+    component: str
+    what: str
+    value: float
+    usual: float
+    message: str
+    fix: str
+
+
+def early_warning(records: Sequence[StepRecord]) -> list[EarlyWarning]:
+    """Warnings as of the last record; call it after each step with the newest `HISTORY` + `WINDOW` records or more.
+
+    A warning is no alarm: nothing is to be refused for it. At most one per component, the update ratio's first.
+    """
+    applied = [r for r in records[-(HISTORY + WINDOW) :] if r.applied]
+    if len(applied) < WINDOW + 2:
+        return []
+    found = []
+    for component in applied[-1].group_grad_norm:
+        warning = _ratio_warning(applied, component) or _norm_warning(applied, component)
+        if warning is not None:
+            found.append(warning)
+    return found
+
+
+def _ratio_warning(records: Sequence[StepRecord], component: str) -> EarlyWarning | None:
+    measured = [(r.step, r.update_ratio[component]) for r in records if component in r.update_ratio]
+    if not measured or measured[-1][0] != records[-1].step:
+        return None
+    last, before = measured[-1][1], [v for _, v in measured[:-1]]
+    usual = median(before) if before else RATIO
+    if not last > RATIO or (before and last < RATIO_JUMP * usual and max(before[-2:]) <= RATIO):
+        return None
+    text = f"{component}: each step moves its weights by {last:.1%} of their norm (about 0.1 % trains well)"
+    return _warning(records, component, "ratio", last, usual, text)
+
+
+def _norm_warning(records: Sequence[StepRecord], component: str) -> EarlyWarning | None:
+    norms = [r.group_grad_norm.get(component, math.nan) for r in records]
+    window, before = norms[-WINDOW:], norms[:-WINDOW]
+    if len(before) < 2 or not all(math.isfinite(v) and v > 0 for v in window):
+        return None
+    usual = median(before)
+    growth, rising = trend([math.log(v) for v in window])
+    level = median(window[-3:])
+    if usual <= 0 or rising < STEADY_RISE or math.exp(growth * (WINDOW - 1)) < GROWTH or level < GROWTH * usual:
+        return None
+    text = (
+        f"{component}: gradient norm rises {math.exp(growth) - 1:.0%} a step over {WINDOW} steps and is "
+        f"{level / usual:.1f} times its usual {usual:.3g}"
+    )
+    return _warning(records, component, "norm", level, usual, text)
+
+
+def trend(values: Sequence[float]) -> tuple[float, float]:
+    """Theil-Sen slope per step, and the share of pairs that rise: one outlier moves neither much."""
+    pairs = list(combinations(range(len(values)), 2))
+    slopes = [(values[j] - values[i]) / (j - i) for i, j in pairs]
+    return median(slopes), sum(s > 0 for s in slopes) / len(slopes)
+
+
+def _warning(
+    records: Sequence[StepRecord], component: str, what: str, value: float, usual: float, text: str
+) -> EarlyWarning:
+    flag = FLAGS.get(component, "--lr")
+    return EarlyWarning(records[-1].step, component, what, value, usual, text, f"lower {flag}, or maskrcnn-coco advise")

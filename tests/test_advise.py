@@ -1,0 +1,219 @@
+"""Measured advice: limits against closed forms, the choice of settings, early warning, the check at run start."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from maskrcnn_coco.advice import SAFETY, Choice, Joint, candidates, cap, choose, clip_from, cold_start
+from maskrcnn_coco.config import Config
+from maskrcnn_coco.console import Console
+from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.limits import Limit, bracket, describe, interval, judge, measure_limits, own_level, rising, settle
+from maskrcnn_coco.quickcheck import above, recall, remember, try_rates
+from maskrcnn_coco.records import COMPONENTS, StepRecord
+from maskrcnn_coco.trend import early_warning, trend
+from maskrcnn_coco.trials import Lab
+from tests.toy import quadratic
+
+CURVES = {"backbone": 4.0, "rpn": 1.0, "box_head": 100.0, "mask_head": 20.0}
+
+
+def limit(value: float, high: float | None = None) -> Limit:
+    return Limit(value, value / 1.4, value * 1.4 if high is None else high, "for a test", 0, 0.0)
+
+
+def test_measured_limit_is_the_closed_form():
+    found = measure_limits(quadratic(CURVES), base_lr=dict.fromkeys(CURVES, 1e-4), steps=30)
+    for component, curvature in CURVES.items():
+        assert found[component].low <= 2 / curvature <= found[component].high, describe(found[component])
+        assert found[component].width <= 2.0 + 1e-9
+
+
+@pytest.mark.parametrize(("momentum", "clip", "kind"), [(0.9, 0.0, "sgd"), (0.9, 1.0, "sgd"), (0.9, 0.0, "adamw")])
+def test_measured_limit_predicts_a_longer_training(momentum: float, clip: float, kind: str):
+    task = quadratic(CURVES, momentum=momentum, clip=clip, kind=kind, noise=1.0)
+    base = dict.fromkeys(CURVES, 1e-4)
+    found = measure_limits(task, base_lr=base, components=["box_head"])["box_head"]
+    lab = Lab(task)
+    fresh = lab.save(0)
+    level = own_level(settle(lab, base, 10).trial.records, "box_head")
+    for factor, stable in ((0.4, True), (2.5, False)):
+        lab.load(fresh)
+        trial = lab.run(base | {"box_head": found.value * factor}, 60, ramp=rising(15))
+        assert judge(trial, "box_head", level).stable is stable
+
+
+def test_clipping_raises_the_measured_limit():
+    """What a curvature alone cannot know: with clipping the same bowl stands far more."""
+    plain = measure_limits(quadratic({"backbone": 100.0}), base_lr={"backbone": 1e-4})["backbone"]
+    clipped = measure_limits(quadratic({"backbone": 100.0}, clip=1.0), base_lr={"backbone": 1e-4})["backbone"]
+    assert clipped.value > 5 * plain.value
+
+
+def test_a_base_rate_that_diverges_is_lowered():
+    lab = Lab(quadratic({"backbone": 1.0, "box_head": 100.0}))
+    said: list[str] = []
+    settled = settle(lab, {"backbone": 1.0, "box_head": 1.0}, 12, say=said.append)
+    assert settled.lr["box_head"] <= 1 / 16
+    assert said and "quarter" in said[0]
+
+
+def test_data_that_fail_at_every_rate_are_not_a_matter_of_learning_rate():
+    task = quadratic({"backbone": 1.0})
+    broken = dataclasses.replace(task, batches=[torch.tensor(math.nan)])
+    with pytest.raises(DataError, match="every learning rate"):
+        settle(Lab(broken), {"backbone": 0.1}, 5)
+
+
+def test_a_lab_returns_to_its_state_bit_for_bit():
+    lab = Lab(quadratic(CURVES, momentum=0.9, kind="adamw"))
+    lr = dict.fromkeys(CURVES, 1e-2)
+    lab.run(lr, 3)
+    state = lab.save(3)
+    first = lab.run(lr, 5, first_step=3)
+    lab.load(state)
+    second = lab.run(lr, 5, first_step=3)
+    assert first.losses == second.losses
+    assert [r.grad_norm for r in first.records] == [r.grad_norm for r in second.records]
+
+
+@pytest.mark.parametrize("truth", [0.011, 0.3, 7.0])
+@pytest.mark.parametrize("guess", [0.002, 0.5, 20.0])
+def test_bracket_closes_on_the_truth(truth: float, guess: float):
+    calls: list[float] = []
+    low, high = bracket(lambda r: calls.append(r) or r < truth, 1e-3, math.inf, guess, math.inf)
+    assert low < truth <= high and high / low <= 1.5
+    assert len(calls) <= 11
+    value, wide_low, wide_high = interval(low, high)
+    assert wide_high / wide_low == pytest.approx(2.0) and wide_low < value < wide_high
+
+
+def test_bracket_says_so_when_nothing_breaks_or_time_is_up():
+    low, high = bracket(lambda r: True, 1e-3, math.inf, 0.1, math.inf)
+    assert math.isinf(high) and low > 5
+    assert bracket(lambda r: True, 1e-3, math.inf, 0.1, time.monotonic() - 1) == (1e-3, math.inf)
+
+
+def test_candidates_stay_below_the_limits_and_keep_what_was_given():
+    limits = {"backbone": limit(0.1), "rpn": limit(4.0), "box_head": limit(0.2), "mask_head": limit(2.0)}
+    recipe = Choice("recipe", 5e-3, 5.0, 1.0)
+    for choice in candidates(limits, recipe, {}, pretrained=False):
+        for component, rate in choice.rates.items():
+            assert rate <= limits[component].value / 2 * 1.05, (choice, component)
+    measured = candidates(limits, recipe, {}, pretrained=False)[-1]
+    assert measured.rates["backbone"] == pytest.approx(0.1 / SAFETY, rel=0.1)
+    hot = candidates(limits, Choice("recipe", 0.5, 10.0, 1.0), {}, pretrained=False)[0]
+    assert "lowered" in hot.name and hot.rates["box_head"] <= 0.2 / 2 * 1.05
+    assert all(c.lr == 0.3 for c in candidates(limits, recipe, {"lr": 0.3}, pretrained=False)[1:])
+    assert cap(limit(50.0), "backbone", pretrained=True) == 1e-2
+
+
+def test_choice_is_verified_with_all_components_together():
+    lab = Lab(quadratic(CURVES, momentum=0.9))
+    settled = settle(lab, dict.fromkeys(CURVES, 1e-3), 6)
+    joint = Joint(lab, settled, 20)
+    unsafe = Choice("recipe", 0.02, 10.0, 1.0)  # the box head's limit is 0.038
+    best, reasons = choose(joint, [unsafe], deadline=math.inf, fixed_lr=False)
+    assert best.safe and best.choice.rates["box_head"] * 2 <= 0.038
+    assert any("box_head breaks" in r for r in reasons)
+    kept, reasons = choose(joint, [unsafe], deadline=math.inf, fixed_lr=True)
+    assert kept.choice.lr == 0.02 and any("is kept" in r for r in reasons)
+
+
+def test_the_recipe_wins_unless_another_is_clearly_better():
+    lab = Lab(quadratic({"backbone": 1.0, "rpn": 1.0, "box_head": 1.0, "mask_head": 1.0}))
+    joint = Joint(lab, settle(lab, dict.fromkeys(CURVES, 1e-3), 6), 20)
+    slow, fast = Choice("recipe", 0.0101, 1.0, 1.0), Choice("measured", 0.1, 1.0, 1.0)
+    assert choose(joint, [slow, fast], deadline=math.inf, fixed_lr=False)[0].choice.name == "measured"
+    near = Choice("measured", 0.0102, 1.0, 1.0)
+    assert choose(joint, [slow, near], deadline=math.inf, fixed_lr=False)[0].choice.name == "recipe"
+
+
+def test_cold_start_tells_whether_a_warm_up_is_needed():
+    lab = Lab(quadratic(CURVES))
+    fresh = lab.save(0)
+    levels = dict.fromkeys(CURVES, 100.0)
+    assert not cold_start(lab, fresh, Choice("", 0.1, 0.1, 1.0), levels, 10).broken
+    assert "backbone" in cold_start(lab, fresh, Choice("", 0.9, 0.01, 0.1), levels, 10).broken
+
+
+def test_clip_norm_comes_from_the_runs_own_gradient_norms():
+    assert clip_from([0.1] * 99 + [3.0], 10.0)[0] == 1.0
+    assert clip_from([2.0] * 50, 10.0)[0] == 5.0
+    assert clip_from([30.0] * 50, 10.0)[0] == 10.0
+    assert "clips many" in clip_from([30.0] * 50, 10.0)[1]
+    assert clip_from([2.0] * 50, 0.0)[0] == 5.0
+    assert clip_from([math.inf], 10.0)[0] == 10.0
+
+
+def record(step: int, norm: float, ratio: float | None = None, component: str = "box_head") -> StepRecord:
+    groups = {"backbone": 1.0, component: norm}
+    ratios = {} if ratio is None else {component: ratio}
+    return StepRecord(step, 0, {}, 1.0, norm, groups, {}, None, [], True, update_ratio=ratios)
+
+
+def test_early_warning_sees_a_norm_that_grows_steadily():
+    quiet = [record(s, 1.0 + 0.3 * math.sin(3 * s)) for s in range(30)]
+    assert early_warning(quiet) == []
+    rising = quiet + [record(30 + s, 1.3**s) for s in range(10)]
+    found = early_warning(rising)
+    assert [w.component for w in found] == ["box_head"] and found[0].what == "norm"
+    assert "--head-lr-multiplier" in found[0].fix
+
+
+def test_early_warning_ignores_a_single_spike_and_a_fall():
+    spike = [record(s, 50.0 if s == 27 else 1.0) for s in range(30)]
+    assert early_warning(spike) == []
+    assert early_warning([record(s, 0.8**s) for s in range(30)]) == []
+
+
+def test_early_warning_sees_updates_that_are_too_large():
+    records = [record(s, 1.0, 1e-3 if s % 10 == 0 else None) for s in range(30)]
+    assert early_warning([*records, record(30, 1.0, 2e-3)]) == []
+    found = early_warning([*records, record(30, 1.0, 0.3)])
+    assert [w.what for w in found] == ["ratio"] and "30" in found[0].message
+
+
+def test_trend_is_robust():
+    slope, rising = trend([0.1 * i for i in range(10)])
+    assert slope == pytest.approx(0.1) and rising == 1.0
+    assert abs(trend([0.0] * 5 + [100.0] + [0.0] * 4)[0]) < 1e-9
+
+
+def test_quick_check_names_the_component_and_the_flag():
+    lab = Lab(quadratic(CURVES, momentum=0.9))
+    assert try_rates(lab, dict.fromkeys(CURVES, 1e-3), 20) == []
+    lab = Lab(quadratic(CURVES, momentum=0.9))
+    found = try_rates(lab, {"backbone": 0.01, "rpn": 0.01, "box_head": 0.3, "mask_head": 0.01}, 20)
+    assert len(found) == 1 and found[0].startswith("box_head") and "--head-lr-multiplier" in found[0]
+
+
+def test_limits_are_remembered_and_a_damaged_file_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    remember("abc", {"backbone": limit(0.1), "rpn": limit(1.0, math.inf)})
+    spans = recall("abc")
+    assert spans["backbone"][0] == 0.1
+    assert [w.split(":")[0] for w in above({"backbone": 0.2, "rpn": 50.0}, spans)] == ["backbone"]
+    next(tmp_path.rglob("abc.json")).write_text("{")
+    assert recall("abc") == {} and recall(None) == {}
+
+
+@pytest.mark.slow
+def test_advice_on_the_built_in_shapes(monkeypatch: pytest.MonkeyPatch):
+    from maskrcnn_coco import advise
+
+    monkeypatch.setitem(advise.BUDGET_SECONDS, "cpu", 12.0)
+    config = Config(device="cpu", amp="off", min_size=64, max_size=64, batch_size=1, lr="auto")
+    advice = advise.advise_data(config, Console(quiet=True), ladder=True)
+    assert set(advice.max_stable_lr) == set(COMPONENTS)
+    for component, rate in Choice("", advice.lr, advice.head_lr_multiplier, advice.rpn_lr_multiplier).rates.items():
+        assert 0 < rate < advice.interval[component][1]
+    assert advice.command.startswith("maskrcnn-coco train ") and f"--lr {advice.lr:g}" in advice.command
+    assert [r.multiplier for r in advice.ladder] == [3.0, 5.0, 7.0, 10.0]
+    assert advice.seconds < 60 and advice.expected_minutes > 0
