@@ -34,7 +34,9 @@ def check_agreement(table: CocoTable, shapes: Shapes, report: Reporter) -> None:
     with np.errstate(invalid="ignore"):
         measured = np.isfinite(shapes.extent).all(axis=1) & (shapes.area > 0) & (table.boxes[:, 2:] > 0).all(axis=1)
         apart = np.abs(boxes - shapes.extent).max(axis=1) > SLACK
-        disagree = measured & apart & (overlap(boxes, shapes.extent) < 0.5)
+        fit = overlap(boxes, shapes.extent)
+        disagree = measured & apart & (fit < 0.5)
+    _check_corners(table, fit, shapes.extent, measured, report)
     for ann in np.flatnonzero(disagree).tolist():
         x1, y1, x2, y2 = (f"{v:.6g}" for v in shapes.extent[ann].tolist())
         box = [float(f"{v:.6g}") for v in table.boxes[ann].tolist()]
@@ -46,6 +48,19 @@ def check_agreement(table: CocoTable, shapes: Shapes, report: Reporter) -> None:
         report.add("POLYGON_MULTIPART", f"{shapes.multipart} of {count} objects have several parts")
     if shapes.rle_objects:
         report.add("RLE_NOT_CROWD", f"{shapes.rle_objects} of {count} objects that are not crowds have RLE masks")
+
+
+def _check_corners(
+    table: CocoTable, fit: np.ndarray, extent: np.ndarray, measured: np.ndarray, report: Reporter
+) -> None:
+    """Where nearly all boxes fit their masks better as [x1, y1, x2, y2], the whole set is written that way."""
+    as_corners = overlap(table.boxes, extent)
+    better = int((measured & (as_corners > 0.8) & (as_corners > fit + 0.1)).sum())
+    count = int(measured.sum())
+    if better >= max(5, 0.9 * count) and not any(f.code == "BOX_XYXY" for f in report.findings):
+        report.add(
+            "BOX_XYXY", f"{better} of {count} boxes fit their masks as [x1, y1, x2, y2], not as [x, y, width, height]"
+        )
 
 
 def _check_missing(table: CocoTable, shapes: Shapes, report: Reporter) -> None:

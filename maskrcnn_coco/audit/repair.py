@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from maskrcnn_coco.audit.boxes import repeated, xyxy_share
+from maskrcnn_coco.audit.boxes import repeated
 from maskrcnn_coco.audit.clip import clip_polygon
 from maskrcnn_coco.coco import CocoTable
 from maskrcnn_coco.cocofile import read_text
@@ -109,7 +109,7 @@ class _Repair:
                 self.of_annotation[f.annotation_id][f.code] = f.severity
             elif f.image_id is not None:
                 self.of_image[f.image_id][f.code] = f.severity
-        self.xyxy = xyxy_share(table) is not None and "BOX_XYXY" in self.whole
+        self.xyxy = "BOX_XYXY" in self.whole
         self.next_id = int(max(table.ann_ids.max(initial=0), 0)) + 1
         self.repeated = set(repeated(table).tolist())
         self.used_ids: set[int] = set()
