@@ -8,8 +8,9 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
+from maskrcnn_coco.fast_norm import FastFrozenNorm
 from maskrcnn_coco.fast_pool import FastPool
 from maskrcnn_coco.fast_roi import FastRoIHeads
 from maskrcnn_coco.fast_rpn import FastRPN
@@ -21,6 +22,7 @@ FASTER: dict[type, type] = {
     RoIHeads: FastRoIHeads,
     RegionProposalNetwork: FastRPN,
     GeneralizedRCNNTransform: FastTransform,
+    FrozenBatchNorm2d: FastFrozenNorm,
 }
 """torchvision's class → the subclass that replaces it. Subclasses of a user's own are left as they are."""
 

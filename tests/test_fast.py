@@ -11,10 +11,11 @@ import torchvision
 from torch.overrides import TorchFunctionMode
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from maskrcnn_coco.fast import accelerate
 from maskrcnn_coco.fast_masks import mask_targets
+from maskrcnn_coco.fast_norm import FastFrozenNorm
 from maskrcnn_coco.fast_pool import FastPool
 from maskrcnn_coco.fast_sampler import FastMatcher, draw
 from maskrcnn_coco.model import build_model
@@ -189,6 +190,23 @@ def test_resizing_equals_torchvision():
     for x, y in zip(ta, tb, strict=True):
         torch.testing.assert_close(y["boxes"], x["boxes"])
         assert torch.equal(y["masks"], x["masks"])
+
+
+def test_frozen_norm_equals_torchvision_and_stays_in_half_precision():
+    slow = FrozenBatchNorm2d(8)
+    for buffer in slow.buffers():
+        buffer.uniform_(0.1, 2.0)
+    fast = FastFrozenNorm(8)
+    fast.load_state_dict(slow.state_dict())
+    x = torch.randn(2, 8, 5, 5)
+    grads = []
+    for norm in (slow, fast):
+        own = x.clone().requires_grad_()
+        norm(own).square().sum().backward()
+        grads.append(own.grad)
+    torch.testing.assert_close(fast(x), slow(x))
+    torch.testing.assert_close(grads[1], grads[0])
+    assert fast(x.bfloat16()).dtype == torch.bfloat16
 
 
 class HostReads(TorchFunctionMode):
