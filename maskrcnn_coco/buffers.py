@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_coco.alarm import Verdict
 from maskrcnn_coco.measure import nonfinite_at, norms
 
 LEAP = 1e6
@@ -94,6 +95,17 @@ class Buffers:
         if not bad:
             self._sizes.update((i, s) for (i, _), s in zip(floats, sizes, strict=True))
         return [self._slots[floats[j][0]][2] for j in sorted(bad)]
+
+    def verdict(self, *, whole: bool) -> Verdict | None:
+        """The same between steps, as a verdict."""
+        bad = self.wrong(whole=whole)
+        text = f"buffers are not finite, or changed outside the step: {', '.join(bad[:3])}"
+        return Verdict("buffer_nonfinite", text, {"buffers": bad}) if bad else None
+
+    def active_floats(self) -> list[Tensor]:
+        """The floating buffers that forward passes change, live."""
+        found = (self._slots[i][0]._buffers.get(self._slots[i][1]) for i in sorted(self._changing.union(self._active)))
+        return [t for t in found if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
 
     def restore(self) -> None:
         """Put every changed buffer back, bit for bit and with the identity it had."""

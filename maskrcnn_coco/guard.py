@@ -18,6 +18,7 @@ from maskrcnn_coco import step as steps
 from maskrcnn_coco import targets
 from maskrcnn_coco.alarm import Divergence, Stall, Verdict
 from maskrcnn_coco.buffers import Buffers
+from maskrcnn_coco.deferred import Deferred
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.health import Health, update_ratio
 from maskrcnn_coco.measure import Components, Layout, nonfinite_at, stacked_norms
@@ -42,6 +43,9 @@ class Guard:
         precision: of the forward pass; only said in messages.
         measure_every: steps between exact update-to-weight ratios.
         check_every: steps between checks of the weights themselves.
+        max_crashes: crashes in a row after which the code is to blame.
+        deferred: for CUDA, with a fused optimizer: nothing is read within a step. The device refuses; a record is
+            filled in a step or two later, when it is listed in ``completed``, and its alarm is raised then.
 
     Raises:
         ConfigError: an optimizer that needs a closure, or holds no parameters.
@@ -60,6 +64,7 @@ class Guard:
         measure_every: int = 50,
         check_every: int = 10,
         max_crashes: int = 5,
+        deferred: bool = False,
     ) -> None:
         steps.refuse_closures(optimizer)
         self.model = model
@@ -82,6 +87,8 @@ class Guard:
         self._next = 0
         self._taken = 0
         self._crashes = 0
+        self.completed: list[StepRecord] = []
+        self._deferred = Deferred(self) if deferred and mode in ("recover", "stop") else None
 
     def step(
         self,
@@ -114,9 +121,11 @@ class Guard:
         self.alarm = None
         batches = list(batch) if micro_batches else [batch]
         found = [int(i) for i in ids] if ids is not None else targets.image_ids(batches)
-        record = StepRecord(
-            step, epoch, {}, math.nan, math.nan, {}, self.health.lr(), self.scale.value, found, applied=False
-        )
+        scale = None if self._deferred else self.scale.value
+        record = StepRecord(step, epoch, {}, math.nan, math.nan, {}, self.health.lr(), scale, found, applied=False)
+        if self._deferred is not None:
+            return self._deferred.step(forward, batches, record)
+        self.completed = [record]
         if self.mode == "off":
             return self._plain(forward, batches, record)
         return self._guarded(forward, batches, record)
@@ -137,9 +146,14 @@ class Guard:
         self.health.reset()
         self.layout.zero_grad()
 
+    def flush(self) -> None:
+        """With ``deferred``: wait for the steps under way, so that every record is complete."""
+        if self._deferred is not None:
+            self._deferred.flush()
+
     def inspect(self) -> Verdict | None:
         """Look at the whole state now, between steps: call it before anything is saved. None: it is sound."""
-        return self.scale.check() or self.health.check(whole=True) or self._check_buffers(whole=True)
+        return self.scale.check() or self.health.check(whole=True) or self.buffers.verdict(whole=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data: what the alarms have learned."""
@@ -160,7 +174,7 @@ class Guard:
         before = self._before(batches)
         observing = self.mode == "observe"
         if before is not None and (not observing or before.fatal):
-            return self._refuse(record, before, began, ran=False)
+            return self.refuse(record, before, began, ran=False)
         self.layout.zero_grad()
         self.buffers.save()
         self.seconds += time.perf_counter() - began
@@ -173,28 +187,16 @@ class Guard:
         if self.scale.scaler is not None and not math.isfinite(record.grad_norm) and (verdict is None or observing):
             return self._overflow(record, verdict, began)
         if (verdict is not None and not observing) or (done.hollow and math.isnan(record.loss)):
-            return self._refuse(record, verdict, began)
+            return self.refuse(record, verdict, began)
         self._apply(gradients, group_norms, record, began)
         if verdict is not None:
-            self._sound(record, verdict)
+            self.sound(record, verdict)
         return record
 
     def _before(self, batches: list[Any]) -> Verdict | None:
         """What must be known before native code sees the batch."""
-        problems = targets.check(batches, self.limits)
-        if problems:
-            lines = "; ".join(p.message for p in problems[:3]) + (" …" if len(problems) > 3 else "")
-            measured = {"problems": [vars(p) for p in problems[:100]]}
-            fatal = any(p.kind in ("box", "label", "shape", "batch") for p in problems)
-            return Verdict("input_nonfinite", lines, measured, fatal=fatal)
-        return (
-            self.scale.check() or self.health.check() or self._check_buffers(whole=self._taken % self.check_every == 0)
-        )
-
-    def _check_buffers(self, *, whole: bool) -> Verdict | None:
-        bad = self.buffers.wrong(whole=whole)
-        text = f"buffers are not finite, or changed outside the step: {', '.join(bad[:3])}"
-        return Verdict("buffer_nonfinite", text, {"buffers": bad}) if bad else None
+        found = targets.verdict_on(batches, self.limits) or self.scale.check() or self.health.check()
+        return found or self.buffers.verdict(whole=self._taken % self.check_every == 0)
 
     def _unscaled(self) -> tuple[list[torch.Tensor], list[int]]:
         gradients, where = self.layout.gradients()
@@ -218,7 +220,7 @@ class Guard:
         if done.micro_batch is not None:
             measured["micro_batch"] = done.micro_batch
         if done.error is not None:
-            return self._crash(done.error, measured)
+            return self.crash(done.error, measured)
         self._crashes = 0
         if done.micro_batch is not None:
             bad = [n for n, v in done.losses.items() if not math.isfinite(v) and n not in done.hollow]
@@ -241,7 +243,8 @@ class Guard:
             return leap
         return self.divergence.judge(record.step, record.loss, record.grad_norm, record.group_grad_norm)
 
-    def _crash(self, error: str, measured: dict[str, Any]) -> Verdict:
+    def crash(self, error: str, measured: dict[str, Any]) -> Verdict:
+        """The verdict on a forward or backward pass that raised ``error``."""
         self._crashes += 1
         if self._crashes >= self.max_crashes:
             raise GuardStop(
@@ -257,17 +260,18 @@ class Guard:
         self.buffers.restore()
         if verdict is not None:
             verdict.measured |= {"losses": record.losses, "group_grad_norm": record.group_grad_norm}
-            self._sound(record, verdict)
+            self.sound(record, verdict)
         self.seconds += time.perf_counter() - began
         return record
 
-    def _refuse(self, record: StepRecord, verdict: Verdict | None, began: float, *, ran: bool = True) -> StepRecord:
+    def refuse(self, record: StepRecord, verdict: Verdict | None, began: float, *, ran: bool = True) -> StepRecord:
+        """Put everything back. ``ran``: the forward pass was begun. ``verdict`` None: no incident."""
         self.layout.zero_grad()
         if ran:
             self.buffers.restore()
             self.scale.refused(record.loss_scale)
         if verdict is not None:
-            self._sound(record, verdict)
+            self.sound(record, verdict)
         self.seconds += time.perf_counter() - began
         return record
 
@@ -287,18 +291,18 @@ class Guard:
             record.update_ratio = update_ratio(copies, self.layout, self.health.weight_norms())
             verdict = self.stall.judge(record.step, record.update_ratio, record.lr, record.group_grad_norm)
             if verdict is not None:
-                self._sound(record, verdict)
+                self.sound(record, verdict)
         self.seconds += time.perf_counter() - began
 
-    def _sound(self, record: StepRecord, verdict: Verdict) -> None:
+    def sound(self, record: StepRecord, verdict: Verdict) -> None:
+        """Raise the alarm for ``record``."""
         record.symptom = verdict.symptom
         onset = record.step if verdict.onset_step is None else verdict.onset_step
         self.alarm = Alarm(verdict.symptom, record.step, record.epoch, onset, verdict.message, verdict.measured)
 
     def _plain(self, forward: steps.Forward, batches: list[Any], record: StepRecord) -> StepRecord:
-        record.losses, record.grad_norm = steps.plain(
-            forward, batches, self.optimizer, self.scale.scaler, list(self.model.parameters()), self.max_grad_norm
-        )
-        record.loss = sum(record.losses.values())
-        record.applied = True
+        parameters = list(self.model.parameters())
+        found = steps.plain(forward, batches, self.optimizer, self.scale.scaler, parameters, self.max_grad_norm)
+        record.losses, record.grad_norm = found
+        record.loss, record.applied = sum(record.losses.values()), True
         return record

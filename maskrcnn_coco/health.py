@@ -41,7 +41,7 @@ class Health:
 
     def check(self, *, whole: bool = False) -> Verdict | None:
         """Before the step: settings and optimizer state each time, the weights when due, or all with ``whole``."""
-        return self._check_lr() or self._check_states() or self._check_weights(whole=whole)
+        return self.check_lr() or self._check_states() or self._check_weights(whole=whole)
 
     def leap(self, group_norms: list[float], coefficient: float) -> Verdict | None:
         """Whether this step could throw weights away though every gradient is finite: a bound on ‖update‖ / ‖weights‖.
@@ -91,7 +91,8 @@ class Health:
         self._states = ()
         self._due = 0
 
-    def _check_lr(self) -> Verdict | None:
+    def check_lr(self) -> Verdict | None:
+        """The optimizer's settings: learning rate, momentum, weight decay, eps."""
         bad = {}
         for i, group in enumerate(self.optimizer.param_groups):
             for key in ("lr", "momentum", "weight_decay", "eps"):

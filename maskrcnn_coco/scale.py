@@ -55,21 +55,24 @@ class Scale:
         """After a refusal that is not the scale's fault: as if the step had not been, for scale and growth counter."""
         if self.scaler is not None and self.scaler._scale is not None:
             # Given its own value, update() only forgets that gradients were unscaled.
-            self.scaler.update(value)
+            self.scaler.update(self.value if value is None else value)
 
     def overflowed(self, step: int) -> Verdict | None:
         """After finite losses with non-finite gradients: halve, hold at the floor, and say when this is no search."""
         assert self.scaler is not None
         before = float(self.scaler.get_scale())
+        self.scaler.update()
+        if float(self.scaler.get_scale()) < self.floor:
+            self.scaler.update(self.floor)
+        return self.judge(step, before)
+
+    def judge(self, step: int, before: float) -> Verdict | None:
+        """The verdict on one more overflow, at scale ``before``."""
         if self.streak == 0:
             self.onset, self.before_streak = step, before
         self.streak += 1
-        self.scaler.update()
-        after = float(self.scaler.get_scale())
         limit = SKIPS if self.found else SEARCH_SKIPS
-        at_floor = after < self.floor
-        if at_floor:
-            self.scaler.update(self.floor)
+        at_floor = before <= self.floor
         if not at_floor and self.streak <= limit:
             return None
         measured = {

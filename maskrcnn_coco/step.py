@@ -49,7 +49,7 @@ def run(forward: Forward, batches: Sequence[Any], scaler: Any, layout: Layout, *
     out = Pass()
     for position, batch in enumerate(batches):
         try:
-            terms = _as_terms(forward(batch))
+            terms = as_terms(forward(batch))
             values = _read(terms)
             for name, value in values.items():
                 out.losses[name] = out.losses.get(name, 0.0) + value / len(batches)
@@ -77,7 +77,8 @@ def is_fatal(error: BaseException) -> bool:
     return any(t in text for t in ("can't allocate memory", "out of memory", "CUDA error", "device-side assert"))
 
 
-def _as_terms(losses: Losses) -> dict[str, Tensor]:
+def as_terms(losses: Losses) -> dict[str, Tensor]:
+    """What ``forward`` returned as a dict of scalar tensors; ConfigError for anything else."""
     terms = {"loss": losses} if isinstance(losses, Tensor) else losses
     if not isinstance(terms, Mapping) or not all(isinstance(t, Tensor) and t.numel() == 1 for t in terms.values()):
         kind = type(losses).__name__
@@ -164,7 +165,7 @@ def plain(
     optimizer.zero_grad(set_to_none=True)
     kept: list[dict[str, Tensor]] = []
     for batch in batches:
-        terms = _as_terms(forward(batch))
+        terms = as_terms(forward(batch))
         kept.append({n: t.detach() for n, t in terms.items()})
         _backward(list(terms.values()), len(batches), scaler)
     norm: Tensor | None = None

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_coco.alarm import Verdict
+
 MAX_COORDINATE = 1e6
 """Pixels. roi_align's sampling grid grows with the box; beyond this it fails or dies."""
 MAX_DEVIATIONS = 50.0
@@ -61,6 +63,16 @@ def check(batches: Sequence[Any], limits: Limits) -> list[Problem]:
         elif not _sound(*pair, limits):
             problems += _explain(*pair, limits)
     return problems
+
+
+def verdict_on(batches: Sequence[Any], limits: Limits) -> Verdict | None:
+    """The same as a verdict; "fatal" where native code could take the interpreter down."""
+    problems = check(batches, limits)
+    if not problems:
+        return None
+    lines = "; ".join(p.message for p in problems[:3]) + (" …" if len(problems) > 3 else "")
+    fatal = any(p.kind in ("box", "label", "shape", "batch") for p in problems)
+    return Verdict("input_nonfinite", lines, {"problems": [vars(p) for p in problems[:100]]}, fatal=fatal)
 
 
 def detection_pair(batch: Any) -> tuple[Sequence[Tensor], Sequence[Mapping[str, Any]]] | None:

@@ -1,0 +1,228 @@
+"""The guard without a host read: the device refuses the bad update itself, the numbers are read when they arrive.
+
+For CUDA, where reading one number makes the host wait for everything before it. Losses, norms and one flag stay on the
+device; the fused optimizer takes the flag as ``found_inf`` and the clipping as ``grad_scale``, as GradScaler uses them.
+All of it also runs on the CPU, where the tests compare it with the immediate guard.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from maskrcnn_coco import step as steps
+from maskrcnn_coco.alarm import Verdict
+from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.measure import float_states, stacked_norms
+from maskrcnn_coco.records import StepRecord
+from maskrcnn_coco.targets import verdict_on
+
+if TYPE_CHECKING:
+    from maskrcnn_coco.guard import Guard
+
+DEPTH = 2
+"""Steps that may be under way; the step after them waits for the oldest, which is long done."""
+
+
+@dataclass
+class Pending:
+    """A step whose numbers are on their way: [refused, optimizer state bad, buffers bad, scale, losses…, norms…]."""
+
+    record: StepRecord
+    names: list[str]
+    numbers: Tensor
+    arrived: Any
+
+
+class Deferred:
+    """The step of a guard with ``deferred=True``."""
+
+    def __init__(self, guard: Guard) -> None:
+        if not getattr(guard.optimizer, "_step_supports_amp_scaling", False):
+            raise ConfigError(
+                f"{type(guard.optimizer).__name__} cannot refuse a step on the device",
+                expected="SGD, Adam or AdamW with fused=True",
+                fix="build the optimizer with fused=True, or the guard with deferred=False",
+            )
+        self.guard = guard
+        self.pending: deque[Pending] = deque()
+        self._index: Tensor | None = None
+        self._zero_momentum()
+
+    def step(self, forward: steps.Forward, batches: Sequence[Any], record: StepRecord) -> StepRecord:
+        """Take the step; its record is filled in when the numbers arrive (see ``guard.completed``)."""
+        guard, began = self.guard, time.perf_counter()
+        guard.completed = []
+        self.collect(wait=len(self.pending) >= DEPTH)
+        problem = verdict_on(batches, guard.limits) or guard.health.check_lr()
+        if problem is not None:
+            guard.completed.append(guard.refuse(record, problem, began, ran=False))
+            return record
+        guard.layout.zero_grad()
+        guard.buffers.save()
+        guard.seconds += time.perf_counter() - began
+        try:
+            names, losses = _run(forward, batches, guard.scale.scaler)
+        except steps.FAULTS as error:
+            if steps.is_fatal(error):
+                raise
+            self.collect(wait=True, everything=True)
+            verdict = guard.crash(f"{type(error).__name__}: {str(error).strip()[:2000]}", {})
+            guard.completed.append(guard.refuse(record, verdict, time.perf_counter()))
+            return record
+        began = time.perf_counter()
+        numbers = self._update(losses)
+        self.pending.append(Pending(record, names, *_send(numbers)))
+        guard.seconds += time.perf_counter() - began
+        return record
+
+    def flush(self) -> None:
+        """Wait for every step under way; before a snapshot, a checkpoint or the end of the run."""
+        self.guard.completed = []
+        self.collect(wait=True, everything=True)
+
+    def collect(self, *, wait: bool, everything: bool = False) -> None:
+        """Read what has arrived, in order; with ``wait`` at least the oldest."""
+        while self.pending:
+            first = self.pending[0]
+            if first.arrived is not None and not first.arrived.query():
+                if not wait:
+                    return
+                first.arrived.synchronize()
+            wait = wait and everything
+            self.pending.popleft()
+            self._complete(first)
+
+    def _update(self, losses: Tensor) -> Tensor:
+        """Unscale, measure, and let the device decide; returns the numbers, still on the device."""
+        guard, optimizer, scaler = self.guard, self.guard.optimizer, self.guard.scale.scaler
+        gradients, where = guard.layout.gradients()
+        scale = torch.ones((), device=losses.device)
+        if scaler is not None and gradients:
+            scale = scaler._scale.clone()
+            scaler.unscale_(optimizer)
+        norms = stacked_norms(gradients).to(losses.device)
+        groups = torch.zeros(len(guard.layout.components), device=losses.device)
+        components = torch.tensor([guard.layout.component[i] for i in where], dtype=torch.long)
+        groups = groups.index_add(0, _to(components, losses.device), norms.float().square()).sqrt()
+        total = norms.norm() if gradients else groups.sum()
+        states = self._sum(float_states(optimizer, guard.layout)[0], losses.device)
+        guard.buffers.changed()
+        buffers = self._sum(guard.buffers.active_floats(), losses.device)
+        sound = total.isfinite() & losses.isfinite().all() & states.isfinite() & buffers.isfinite()
+        if gradients:
+            self._step(~sound, total)
+            self._scale(~losses.isfinite().all())
+        guard.buffers.restore_where(~sound)
+        head = torch.stack([(~sound).float(), states.float(), buffers.float(), scale, total.float()])
+        return torch.cat([head, losses, groups])
+
+    def _step(self, bad: Tensor, total: Tensor) -> None:
+        optimizer: Any = self.guard.optimizer
+        optimizer.found_inf = bad.float()
+        if self.guard.max_grad_norm:
+            # Where the norm is not finite nothing is applied, whatever is divided by.
+            optimizer.grad_scale = ((total.float() + 1e-6) / self.guard.max_grad_norm).clamp(min=1.0)
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.found_inf
+            if self.guard.max_grad_norm:
+                del optimizer.grad_scale
+
+    def _scale(self, loss_bad: Tensor) -> None:
+        """Halve or grow as GradScaler does, unless the loss itself was bad: that is no fault of the scale."""
+        scaler = self.guard.scale.scaler
+        if scaler is None:
+            return
+        scale, growth = scaler._scale.clone(), scaler._growth_tracker.clone()
+        scaler.update()
+        scaler._scale.copy_(torch.where(loss_bad, scale, scaler._scale.clamp(min=self.guard.scale.floor)))
+        scaler._growth_tracker.copy_(torch.where(loss_bad, growth, scaler._growth_tracker))
+
+    def _complete(self, item: Pending) -> None:
+        """Fill in the record, and judge what the host has to judge: one step late, the state is already safe."""
+        guard, record = self.guard, item.record
+        bad, states, buffers, scale, total, *rest = item.numbers.tolist()
+        record.losses = dict(zip(item.names, rest[: len(item.names)], strict=True))
+        record.loss = sum(record.losses.values())
+        record.grad_norm = total
+        record.group_grad_norm = guard.layout.by_component(rest[len(item.names) :])
+        record.loss_scale = scale if guard.scale.scaler is not None else None
+        record.applied = not bad
+        verdict = self._verdict(record, states, buffers)
+        if verdict is not None:
+            guard.sound(record, verdict)
+        elif record.applied:
+            guard.divergence.accept(record.loss, record.grad_norm, record.group_grad_norm)
+        guard.completed.append(record)
+
+    def _verdict(self, record: StepRecord, states: float, buffers: float) -> Verdict | None:
+        guard = self.guard
+        measured = {"losses": record.losses, "group_grad_norm": record.group_grad_norm}
+        if record.applied:
+            guard.scale.streak, guard.scale.found = 0, True
+            return guard.divergence.judge(record.step, record.loss, record.grad_norm, record.group_grad_norm)
+        bad = [n for n, v in record.losses.items() if not math.isfinite(v)]
+        if bad and math.isfinite(record.grad_norm) and all(math.isnan(record.losses[n]) for n in bad):
+            # A mean over nothing: it reached no gradient. The device skipped the step, which costs nothing.
+            return None
+        if bad:
+            return Verdict("loss_nonfinite", f"{', '.join(bad)} is not finite", measured)
+        if not math.isfinite(states):
+            return Verdict("optimizer_nonfinite", "optimizer state is not finite", measured)
+        if not math.isfinite(record.grad_norm):
+            if guard.scale.scaler is not None:
+                return guard.scale.judge(record.step, record.loss_scale or 1.0)
+            return Verdict("grad_nonfinite", "gradients are not finite, with finite losses", measured)
+        return Verdict("buffer_nonfinite", "the forward pass made buffers non-finite", measured)
+
+    @staticmethod
+    def _sum(tensors: list[Tensor], device: torch.device) -> Tensor:
+        return stacked_norms(tensors).to(device).sum() if tensors else torch.zeros((), device=device)
+
+    def _zero_momentum(self) -> None:
+        """Fused SGD makes its buffers with `empty_like`: skipped on the device at first, they would stay garbage."""
+        optimizer = self.guard.optimizer
+        for group in optimizer.param_groups:
+            if not isinstance(optimizer, torch.optim.SGD) or not group["momentum"]:
+                continue
+            if group["dampening"]:
+                raise ConfigError("a deferred guard needs SGD without dampening", got=group["dampening"], expected="0")
+            for p in group["params"]:
+                optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p, requires_grad=False))
+
+
+def _run(forward: steps.Forward, batches: Sequence[Any], scaler: Any) -> tuple[list[str], Tensor]:
+    """Forward and backward of every micro-batch; loss names, and their means float32 (n,) on the device."""
+    sums: dict[str, Tensor] = {}
+    for batch in batches:
+        terms: Mapping[str, Tensor] = steps.as_terms(forward(batch))
+        for name, term in terms.items():
+            value = term.detach().reshape(()).float() / len(batches)
+            sums[name] = sums[name] + value if name in sums else value
+        steps._backward(list(terms.values()), len(batches), scaler)
+    return list(sums), torch.stack(list(sums.values()))
+
+
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    """To the device without a wait: from pinned memory."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _send(numbers: Tensor) -> tuple[Tensor, Any]:
+    """One non-blocking copy to the host, and the event that says it has arrived (None: it is there)."""
+    if numbers.device.type != "cuda":
+        return numbers.cpu(), None
+    host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+    host.copy_(numbers, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return host, event
