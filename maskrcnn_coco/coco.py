@@ -6,7 +6,6 @@ audit (bad numbers are NaN in the columns, unknown categories label 0). What is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import chain
@@ -19,8 +18,9 @@ import numpy as np
 from maskrcnn_coco.cocoentries import AnnotationEntry, CategoryEntry, Entries, ImageEntry, Problem
 from maskrcnn_coco.cocofile import SHAPE, read_text
 from maskrcnn_coco.cocoparse import parse
-from maskrcnn_coco.cocoshare import SharedArrays
+from maskrcnn_coco.cocoshare import SharedArrays, Texts
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.texts import printable
 
 
 @dataclass(frozen=True)
@@ -29,34 +29,6 @@ class Category:
 
     id: int
     name: str
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Many byte strings in one array, so that worker processes share them: ``data`` uint8, ``spans`` int64 (N, 2)."""
-
-    data: np.ndarray
-    spans: np.ndarray
-
-    def __getitem__(self, row: int) -> bytes:
-        start, stop = self.spans[row].tolist()
-        return self.data[start:stop].tobytes()
-
-    def between(self, start: int, stop: int) -> list[bytes]:
-        """The strings ``start`` to ``stop`` - 1."""
-        if stop <= start:
-            return []
-        spans = self.spans[start:stop]
-        low = int(spans.min())
-        text = self.data[low : int(spans.max())].tobytes()
-        return [text[a:b] for a, b in (spans - low).tolist()]
-
-    @staticmethod
-    def of(items: Sequence[Any]) -> Texts:
-        """The strings of ``items`` (bytes or `msgspec.Raw`), joined."""
-        lengths = np.fromiter(map(len, map(memoryview, items)), np.int64, len(items))
-        stops = np.cumsum(lengths)
-        return Texts(np.frombuffer(b"".join(items), np.uint8), np.stack([stops - lengths, stops], axis=1))
 
 
 @dataclass(frozen=True)
@@ -185,8 +157,8 @@ class CocoTable:
         if strange:
             raise DataError(
                 f"{self.json_path} has annotations of categories that the training data does not have",
-                got=", ".join(strange),
-                expected=", ".join(c.name for c in categories),
+                got=printable(", ".join(strange)),
+                expected=printable(", ".join(c.name for c in categories)),
                 fix="use the same category names in both files",
             )
         table = np.array([0, *(label_of.get(c.name, 0) for c in self.categories)], np.int64)

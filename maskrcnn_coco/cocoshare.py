@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 COPY_LIMIT = 1 << 20
 """Up to this many bytes are simply copied to each worker."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Many byte strings in one array, so that worker processes share them: ``data`` uint8, ``spans`` int64 (N, 2)."""
+
+    data: np.ndarray
+    spans: np.ndarray
+
+    def __getitem__(self, row: int) -> bytes:
+        start, stop = self.spans[row].tolist()
+        return self.data[start:stop].tobytes()
+
+    def between(self, start: int, stop: int) -> list[bytes]:
+        """The strings ``start`` to ``stop`` - 1."""
+        if stop <= start:
+            return []
+        spans = self.spans[start:stop]
+        low = int(spans.min())
+        text = self.data[low : int(spans.max())].tobytes()
+        return [text[a:b] for a, b in (spans - low).tolist()]
+
+    @staticmethod
+    def of(items: Sequence[Any]) -> Texts:
+        """The strings of ``items`` (bytes or `msgspec.Raw`), joined."""
+        lengths = np.fromiter(map(len, map(memoryview, items)), np.int64, len(items))
+        stops = np.cumsum(lengths)
+        return Texts(np.frombuffer(b"".join(items), np.uint8), np.stack([stops - lengths, stops], axis=1))
 
 
 class SharedArrays:
@@ -25,10 +57,15 @@ class SharedArrays:
             return SharedArrays, (self.arrays,)
         if self._folder is None:
             self._folder = tempfile.mkdtemp(prefix="maskrcnn_coco_")
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            weakref.finalize(self, _remove, self._folder, os.getpid())
             for name, array in self.arrays.items():
                 np.save(Path(self._folder) / f"{name}.npy", array, allow_pickle=False)
         return _mapped, (self._folder, tuple(self.arrays))
+
+
+def _remove(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # a forked worker has this finalizer too
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _mapped(folder: str, names: tuple[str, ...]) -> SharedArrays:

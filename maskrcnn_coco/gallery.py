@@ -19,6 +19,7 @@ from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.images import read_image
 from maskrcnn_coco.masks import decode_mask
 from maskrcnn_coco.records import DataFinding
+from maskrcnn_coco.texts import printable
 
 SIDE = 280
 """Longest side of a picture, pixels."""
@@ -111,11 +112,6 @@ def write_gallery(table: CocoTable, findings: list[DataFinding], path: str | Pat
         Path(path).write_text(text, encoding="utf-8", errors="replace")
     except OSError as e:
         raise DataError(f"cannot write {path}: {e.strerror}", fix="choose a folder that can be written") from e
-
-
-def printable(text: str) -> str:
-    """``text`` with control and direction-changing characters made visible: inert in terminals and pages."""
-    return "".join(c if c.isprintable() or c == " " else f"\\u{ord(c):04x}" for c in text)
 
 
 class _AnnotationRows:

@@ -10,7 +10,8 @@ from PIL import Image
 
 from maskrcnn_coco.audit import audit
 from maskrcnn_coco.coco import load_coco
-from maskrcnn_coco.gallery import printable, write_gallery
+from maskrcnn_coco.gallery import write_gallery
+from maskrcnn_coco.texts import printable
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=y>{{ 7*7 }}\x1b[2J\u202e"
 

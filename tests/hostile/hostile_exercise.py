@@ -26,11 +26,12 @@ def exercise(json_path: Path, root: Path, *, images: bool = True, out: Path | No
     try:
         table = load_coco(json_path, root)
     except DataError as e:
+        assert all(line.isprintable() for line in str(e).splitlines()), repr(str(e))
         return [f"DataError: {e}"]
     findings = audit(table, images=images)
     for f in findings:
         assert f.message and f.fix, f
-        f.message.encode("utf-8", "replace")
+        assert f.message.isprintable(), f.message
     bad_images, bad_annotations = to_quarantine(findings)
     if not {"NO_MASKS"} & {f.code for f in findings}:
         _use(table, bad_images, bad_annotations, images)
