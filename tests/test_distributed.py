@@ -159,8 +159,9 @@ def test_a_killed_process_ends_the_wait_with_its_name(killed):
 
 
 @pytest.mark.slow
-def test_a_stopped_process_is_noticed_in_time():
-    _, last, seconds = launch("SIGSTOP")
+def test_a_stopped_process_is_noticed_in_time_and_new_processes_get_the_same_bits(killed):
+    first, last, seconds = launch("SIGSTOP")
+    assert first[0]["digests"] == killed[0][0]["digests"]
     for answer in last:
         assert "process 2" in answer["lost"]
     assert seconds < 40

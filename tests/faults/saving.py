@@ -129,6 +129,7 @@ class Sweep:
         self.shim.shim_kinds.restype = ctypes.c_char_p
         self.failures: list[str] = []
         self.digests = {digest(state_at(step)): step for step in range(100)}
+        self.intact: dict[str, int] = {}
         self.counts: Counter[tuple[str, str]] = Counter()
 
     def points(self, name: str) -> Iterator[Point]:
@@ -167,7 +168,9 @@ class Sweep:
         folder = self.root / "point"
         clone(self.root / point.scenario, folder)
         mode, error = FAULTS[point.fault]
-        intact = len(self._intact(folder))
+        if point.scenario not in self.intact:
+            self.intact[point.scenario] = len(self._intact(folder))
+        intact = self.intact[point.scenario]
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
