@@ -10,17 +10,18 @@ from pathlib import Path
 
 import torch
 
-from maskrcnn_coco.saving import save_now, weights_finite
-from maskrcnn_coco.folders import write_text
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.evaluate import evaluate_model
+from maskrcnn_coco.folders import write_text
 from maskrcnn_coco.records import EvalRecord, Result, to_json
 from maskrcnn_coco.report import write_report
+from maskrcnn_coco.saving import save_now, weights_finite
 from maskrcnn_coco.session import Session
+from maskrcnn_coco.showcase import save_gallery
 
 
 def evaluate_session(session: Session, epoch: int) -> EvalRecord | None:
-    """COCO metrics of the current weights on the validation data; None where there are none or weights are not finite."""
+    """COCO metrics of the current weights on the validation data; None where there is none, or no finite weights."""
     if session.val_source is None or not weights_finite(session.model):
         return None
     began = time.monotonic()
@@ -72,7 +73,9 @@ def stopped(session: Session, stop: GuardStop) -> Result:
 def interrupted(session: Session, number: int) -> Result:
     """A signal ended the run after the checkpoint was saved."""
     last = Path(session.config.checkpoint_dir) / "last.pth"
-    session.console.note(f"interrupted at step {session.progress.step}; {last} is saved; --resume auto goes on from there")
+    session.console.note(
+        f"interrupted at step {session.progress.step}; {last} is saved; --resume auto goes on from there"
+    )
     return _end(session, "interrupted", 128 + number, weights_finite(session.model))
 
 
@@ -123,7 +126,11 @@ def peak_memory(device: torch.device) -> int:
     return used if sys.platform == "darwin" else used * 1024
 
 
-
-
 def draw_predictions(session: Session) -> None:
     """The worst and the most typical predictions beside the truth, for the report."""
+    if session.evaluation is None or session.val_source is None or not session.ranks.is_main:
+        return
+    try:
+        save_gallery(session.logdir, session.val_source, session.evaluation)
+    except OSError as e:
+        session.console.warn(f"the predictions were not drawn: {e}")

@@ -25,7 +25,11 @@ def documented(kind: type) -> dict[str, str]:
             body = ast.parse(inspect.getsource(cls)).body[0]
             assert isinstance(body, ast.ClassDef)
             for field, text in zip(body.body, body.body[1:], strict=False):
-                if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(field.target, ast.Name):
+                if (
+                    isinstance(field, ast.AnnAssign)
+                    and isinstance(text, ast.Expr)
+                    and isinstance(field.target, ast.Name)
+                ):
                     texts[field.target.id] = ast.literal_eval(text.value)
     return texts
 

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import nn
 
 from maskrcnn_coco import recipes
 from maskrcnn_coco.checkpoint import Saver
 from maskrcnn_coco.components import components
-from maskrcnn_coco.config import Config, dump_config
+from maskrcnn_coco.config import Config
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.data import CocoDataset, UserData
 from maskrcnn_coco.datasets import RunData, check_data, open_data, read_quarantine
 from maskrcnn_coco.distributed import Ranks
-from maskrcnn_coco.folders import write_text
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.folders import fresh_folder, keep_folder, started_at
 from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.introduction import introduce, prepare_folders
 from maskrcnn_coco.model import build_model
 from maskrcnn_coco.optim import Schedule, build_optimizer
 from maskrcnn_coco.plan import Plan
 from maskrcnn_coco.precision import amp_warning, make_scaler, resolve_amp
-from maskrcnn_coco.runlock import require_free, run_lock
 from maskrcnn_coco.resume import find_resume, restore_run, with_saved_settings
 from maskrcnn_coco.session import Observer, Session
 from maskrcnn_coco.snapshot import Ring
@@ -117,7 +113,9 @@ def own_data(config: Config, train_data: Any) -> RunData:
     try:
         size = len(train_data)
     except TypeError as e:
-        raise ConfigError("train_data has no length", got=type(train_data).__name__, expected="a map-style data set") from e
+        raise ConfigError(
+            "train_data has no length", got=type(train_data).__name__, expected="a map-style data set"
+        ) from e
     if size == 0:
         raise ConfigError("train_data is empty", expected="at least one (image, target)")
     names = ("background", *(f"class {i}" for i in range(1, config.num_classes)))
@@ -190,7 +188,9 @@ def sources(
 ) -> tuple[CocoDataset | UserData, CocoDataset | UserData | None]:
     """Training and validation source of samples."""
     if data.train is None:
-        return UserData(train_data, seed=config.seed), None if val_data is None else UserData(val_data, seed=config.seed)
+        return UserData(train_data, seed=config.seed), None if val_data is None else UserData(
+            val_data, seed=config.seed
+        )
     assert config.min_size and config.max_size
     train = CocoDataset(
         data.train,
@@ -202,7 +202,9 @@ def sources(
     train.quarantine(sorted(data.bad_annotations))
     if data.val is None:
         return train, None
-    return train, CocoDataset(data.val, train=False, seed=config.seed, min_size=config.min_size, max_size=config.max_size)
+    return train, CocoDataset(
+        data.val, train=False, seed=config.seed, min_size=config.min_size, max_size=config.max_size
+    )
 
 
 def make_plan(source: CocoDataset | UserData, data: RunData, config: Config, ranks: Ranks) -> Plan:
@@ -279,52 +281,3 @@ def snapshot_budget() -> int:
     except (ValueError, OSError):
         free = 4 << 30  # not said by this system: enough for ResNet-50 three times over
     return free // 4
-
-
-def prepare_folders(session: Session, *, resuming: bool, dry_run: bool) -> None:
-    """Make the run's folders; older ones are renamed with their start time, and that is said."""
-    config, console = session.config, session.console
-    logdir, checkpoints = Path(config.logdir), Path(config.checkpoint_dir)
-    if session.ranks.is_main and not dry_run:
-        require_free(checkpoints)
-        if resuming:
-            keep_folder(logdir)
-            keep_folder(checkpoints)
-        else:
-            stamp = started_at(logdir) if logdir.is_dir() else None
-            for folder in (logdir, checkpoints):
-                moved = fresh_folder(folder, stamp)
-                if moved is not None:
-                    console.note(f"{folder} held an older run; it is now {moved}")
-        session.lock.enter_context(run_lock(checkpoints))
-        write_text(logdir / "config.yaml", dump_config(config))
-    session.ranks.barrier("folders")
-    session.saver = Saver(checkpoints)
-    if not dry_run:
-        session.open_tracker()
-
-
-def introduce(session: Session, resolved: recipes.Resolved, *, resuming: bool) -> None:
-    """Say what will be trained, with what, and why."""
-    console, data = session.console, session.data
-    for note in (*data.notes, *getattr(session.model, "notes", ())):
-        console.note(note)
-    errors = [f for f in data.findings if f.severity == "error"]
-    if errors:
-        console.warn(
-            f"{len(errors)} data errors: {len(data.bad_images)} images and {len(data.bad_annotations)} annotations are "
-            f"left out; the first: {errors[0].message}"
-        )
-    if not resuming:
-        console.settings(
-            msgspec.structs.asdict(session.config), resolved.reasons, lr=recipes.component_lrs(session.config)
-        )
-    for warning in resolved.warnings:
-        console.warn(warning)
-    console.note(
-        f"{len(session.plan)} training images, {data.num_classes - 1} classes, "
-        f"{session.plan.steps_per_epoch} steps an epoch, {session.total_steps} in all; "
-        f"{session.device}, {session.precision}, {torch.get_num_threads()} threads"
-    )
-
-

@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 
 from maskrcnn_coco import environment
-from maskrcnn_coco.store import load, load_newest
 from maskrcnn_coco.config import Config
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.forward import keep_fp32
 from maskrcnn_coco.incidents import read_incidents
 from maskrcnn_coco.records import Action, Culprit, Evidence, Incident, StepRecord, record_from
 from maskrcnn_coco.session import Progress, Session
+from maskrcnn_coco.snapshot import restore_optimizer
+from maskrcnn_coco.store import load, load_newest
 from maskrcnn_coco.tracking import read_metrics
 
 
@@ -96,7 +97,9 @@ def restore_run(session: Session, found: Found) -> None:
         if line["kind"] == "step" and line["step"] < session.progress.step
     ][-2 * session.plan.steps_per_epoch :]
     session.incidents = read_incidents(session.logdir / "incidents")
-    differences = environment.differs(found.state["environment"], environment.fingerprint(session.ranks.world, device=session.device))
+    differences = environment.differs(
+        found.state["environment"], environment.fingerprint(session.ranks.world, device=session.device)
+    )
     if differences:
         session.console.warn("this resume is inexact, the last bits may differ: " + "; ".join(differences))
     session.console.note(f"going on from {found.path}: step {session.progress.step} of {session.total_steps}")
@@ -108,7 +111,7 @@ def load_state(session: Session, state: dict[str, Any], source: str) -> None:
     """Weights, optimizer, scaler, guard and progress of ``state`` into the session."""
     try:
         session.model.load_state_dict(state["model"])
-        session.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(session.optimizer, state["optimizer"])
     except (RuntimeError, ValueError, KeyError) as e:
         raise CheckpointError(
             f"{source} is a checkpoint of another model or optimizer",

@@ -99,7 +99,7 @@ def restore(
         for name, tensor in live.items():
             tensor.copy_(snapshot.model[name])
         if optimizer is not None:
-            _restore_optimizer(optimizer, snapshot.optimizer)
+            restore_optimizer(optimizer, snapshot.optimizer)
     if scaler is not None and scaler.is_enabled() and snapshot.scaler is not None:
         scaler.load_state_dict(snapshot.scaler)
     if guard is not None:
@@ -227,8 +227,16 @@ class Tape:
         return iter(self._entries)
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Not `load_state_dict`: that one casts state to the parameters' dtype and gives every tensor a new identity."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Put a saved optimizer state back in place, bit for bit.
+
+    Not `load_state_dict`: that one casts state to the parameters' dtype and gives every tensor a new identity and the
+    file's memory layout. Fused kernels walk parameter and momentum side by side in memory: with weights in channels_last
+    and momentum as it came from the file, they would pair the wrong numbers.
+
+    Raises:
+        KeyError: the state is of an optimizer with other groups.
+    """
     groups: Sequence[dict[str, Any]] = saved["param_groups"]
     if [len(g["params"]) for g in groups] != [len(g["params"]) for g in optimizer.param_groups]:
         raise KeyError("not the optimizer of this snapshot: its parameter groups differ")

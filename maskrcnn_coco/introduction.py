@@ -1,0 +1,88 @@
+"""The first minute of a run: its folders, and what it says about itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import torch
+
+from maskrcnn_coco import environment, recipes
+from maskrcnn_coco.checkpoint import Saver
+from maskrcnn_coco.config import dump_config
+from maskrcnn_coco.folders import fresh_folder, keep_folder, started_at, write_text
+from maskrcnn_coco.runfiles import write_run_info
+from maskrcnn_coco.runlock import require_free, run_lock
+from maskrcnn_coco.session import Session
+
+
+def prepare_folders(session: Session, *, resuming: bool, dry_run: bool) -> None:
+    """Make the run's folders; older ones are renamed with their start time, and that is said."""
+    config, console = session.config, session.console
+    logdir, checkpoints = Path(config.logdir), Path(config.checkpoint_dir)
+    if session.ranks.is_main and not dry_run:
+        require_free(checkpoints)
+        if resuming:
+            keep_folder(logdir)
+            keep_folder(checkpoints)
+        else:
+            stamp = started_at(logdir) if logdir.is_dir() else None
+            for folder in (logdir, checkpoints):
+                moved = fresh_folder(folder, stamp)
+                if moved is not None:
+                    console.note(f"{folder} held an older run; it is now {moved}")
+        session.lock.enter_context(run_lock(checkpoints))
+        write_text(logdir / "config.yaml", dump_config(config))
+    session.ranks.barrier("folders")
+    session.saver = Saver(checkpoints)
+    if not dry_run:
+        session.open_tracker()
+
+
+def introduce(session: Session, resolved: recipes.Resolved, *, resuming: bool) -> None:
+    """Say what will be trained, with what, and why."""
+    console, data = session.console, session.data
+    for note in (*data.notes, *getattr(session.model, "notes", ())):
+        console.note(note)
+    errors = [f for f in data.findings if f.severity == "error"]
+    if errors:
+        console.warn(
+            f"{len(errors)} data errors: {len(data.bad_images)} images and {len(data.bad_annotations)} annotations are "
+            f"left out; the first: {errors[0].message}"
+        )
+    if not resuming:
+        console.settings(
+            msgspec.structs.asdict(session.config), resolved.reasons, lr=recipes.component_lrs(session.config)
+        )
+    for warning in resolved.warnings:
+        console.warn(warning)
+    if session.ranks.is_main and session.tracker is not None:
+        describe(session, resolved)
+    console.note(
+        f"{len(session.plan)} training images, {data.num_classes - 1} classes, "
+        f"{session.plan.steps_per_epoch} steps an epoch, {session.total_steps} in all; "
+        f"{session.device}, {session.precision}, {torch.get_num_threads()} threads"
+    )
+
+
+def describe(session: Session, resolved: recipes.Resolved) -> None:
+    """``run.json``: what the report shows beside settings and curves."""
+    data = session.data
+    facts: dict[str, object] = {
+        "training images": len(session.plan),
+        "steps an epoch": session.plan.steps_per_epoch,
+        "classes": list(data.class_names[1:]),
+    }
+    if data.train is not None:
+        facts["train"] = str(data.train.json_path)
+    if data.val is not None:
+        facts |= {"val": str(data.val.json_path), "validation images": len(data.val)}
+    write_run_info(
+        session.logdir,
+        reasons=resolved.reasons,
+        environment=environment.fingerprint(session.ranks.world, device=session.device),
+        data=facts,
+        lr=recipes.component_lrs(session.config),
+        notes=[*data.notes, *getattr(session.model, "notes", ()), *resolved.warnings],
+        findings=data.findings,
+    )
