@@ -124,7 +124,9 @@ def candidates(
     measured = (
         Choice("measured", lr, head, rpn) if "lr" in fixed else Choice("measured", two_digits(lr / over), head, rpn)
     )
-    over = max([1.0, *(rate / (caps[c] * SAFETY / MARGIN) for c, rate in recipe.rates.items() if c in caps)])
+    # Where no rate broke, nothing speaks against the recipe.
+    broke = {c: limit.value / MARGIN for c, limit in limits.items() if not math.isinf(limit.high)}
+    over = max([1.0, *(rate / broke[c] for c, rate in recipe.rates.items() if c in broke)])
     first = recipe if over == 1.0 or "lr" in fixed else recipe.times(1 / over, "recipe, lowered to the measured limits")
     if "lr" in fixed:
         return [first, measured]

@@ -21,7 +21,7 @@ def test_first_unsafe_multiplier_is_marked_and_blamed():
     assert [r.multiplier for r in rungs] == [3, 5.5, 7, 10] and len(said) == 4
     assert [r.safe for r in rungs] == [True, False, False, False]
     worst = first_unsafe(rungs)
-    assert worst is rungs[1] and worst.blame == "box_head"
+    assert worst is rungs[1] and rungs[1].blame == "box_head"
     header, rows = table(rungs)
     assert all(len(row) == len(header) for row in rows)
     assert [("first" in row[1]) for row in rows] == [False, True, False, False]

@@ -1,4 +1,4 @@
-"""Does the measured limit predict what training does? 28 settings, five rates each, trained from the start.
+"""Does the measured limit predict what training does? 24 settings, five rates each, trained from the start.
 
     python bench/advise/run.py [--out bench/results/advise.json] [--only NAME]
 
@@ -138,8 +138,11 @@ def prove(setting: Setting, say: Callable[[str], None]) -> list[dict[str, Any]]:
     settled = settle(lab, base, 10)
     for component, limit in limits.items():
         level = own_level(settled.trial.records, component)
+        began = time.monotonic()
         runs = {f: train_at(lab, fresh, setting, component, limit.value * f, level) for f in FACTORS}
-        rows.append({"setting": setting.name, "component": component, **plain(limit), "runs": runs})
+        checked = time.monotonic() - began
+        row = {"setting": setting.name, "component": component, **plain(limit), "runs": runs, "check_seconds": checked}
+        rows.append(plain(row))
         marks = " ".join(
             f"{f}:{'ok' if r['stable'] else 'ALARM' if r['alarm'] else 'jump'}@{r['steps']}/{r['peak']:.1f}"
             for f, r in runs.items()
@@ -158,11 +161,14 @@ def main() -> None:
     parser.add_argument("--only")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    began, rows = time.monotonic(), []
+    began = time.monotonic()
+    # --only renews one setting and keeps the others.
+    rows = json.loads(Path(args.out).read_text()) if args.only and Path(args.out).exists() else []
     for setting in SETTINGS:
         if args.only and args.only not in setting.name:
             continue
         print(setting.name, f"({time.monotonic() - began:.0f} s)", flush=True)
+        rows = [r for r in rows if r["setting"] != setting.name]
         rows += prove(setting, lambda line: print("  ", line, flush=True))
         Path(args.out).write_text(json.dumps(rows, indent=1))
 
