@@ -66,7 +66,13 @@ def find_data(
     if val_path is None:
         return DataSource(train, None, notes)
     val_json = val_path if _is_file(val_path, "--val") else _val_json(val_path)
-    found = _load(val_json, val_images, "--val-images", images)
+    try:
+        found = _load(val_json, val_images, "--val-images", images)
+    except DataError as e:
+        if val is not None:
+            raise
+        notes.append(f"{val_json} is not used for validation: {e.what}")
+        return DataSource(train, None, notes)
     notes.append(f"validation data: {val_json}, {len(found)} images in {found.image_root}")
     return DataSource(train, found.with_categories(train.categories), notes)
 
@@ -121,7 +127,7 @@ def _train_json(folder: Path) -> Path:
     for place in (folder / "train", folder):
         if (place / ROBOFLOW).is_file():
             return place / ROBOFLOW
-    found = _jsons(folder)
+    found = _jsons(folder) or _jsons(folder / "train")
     train = [p for p in found if _TRAIN.search(_spaced(p))]
     rest = [p for p in found if not _VAL.search(_spaced(p)) and not _TEST.search(_spaced(p))]
     return _only(train or rest, folder, "training", "--data")
@@ -164,10 +170,11 @@ def _only(found: list[Path], folder: Path, what: str, flag: str) -> Path:
 
 def _val_beside(train_json: Path) -> Path | None:
     """The validation file that goes with a training file, by its name or its folder's; None where there is none."""
-    if train_json.name == ROBOFLOW:
-        names = ("valid", "val", "validation") if train_json.parent.name == "train" else ("valid", "val")
+    if train_json.parent.name == "train" or train_json.name == ROBOFLOW:
         base = train_json.parent.parent if train_json.parent.name == "train" else train_json.parent
-        return next((base / n / ROBOFLOW for n in names if (base / n / ROBOFLOW).is_file()), None)
+        places = [base / n / train_json.name for n in ("valid", "val", "validation")]
+        if beside := next((p for p in places if p.is_file()), None):
+            return beside
     for word in ("val", "valid", "validation"):
         name = re.sub(r"(?<![A-Za-z])train(?:ing)?(?![A-Za-z])", word, train_json.name)
         if name != train_json.name and train_json.with_name(name).is_file():

@@ -16,6 +16,7 @@ from maskrcnn_coco.audit import (
     audit,
     audit_cached,
     fingerprint,
+    print_findings,
     repair,
     require_usable,
     summary,
@@ -335,3 +336,17 @@ def test_clipping_keeps_what_is_inside():
     cut = clip_polygon([-20, 10, 60, 10, 60, 60, -20, 60], 100, 80)
     assert np.array_equal(decode_mask([cut], 80, 100), decode_mask([[0, 10, 60, 10, 60, 60, 0, 60]], 80, 100))
     assert clip_polygon([200, 10, 260, 10, 260, 60], 100, 80) == []
+
+
+def test_the_terminal_shows_counts_first_and_nothing_that_a_terminal_obeys(data, capsys):
+    data.categories.append({"id": 5, "name": "\x1b[2J[bold]x[/bold]"})
+    for ann in data.annotations:
+        ann["bbox"] = [1, 1, -5, 5]
+    data.images[0]["file_name"] = "\x1b]0;title\x07.png"
+    table = data.table()
+    print_findings(table, audit(table, images=False))
+    text = capsys.readouterr().out
+    assert text.index("BOX_INVERTED") < text.index("annotation 2")
+    assert "\x1b" not in text and "\x07" not in text and "[bold]x[/bold]" in text
+    print_findings(table, [], fixed="out.json")
+    assert "Nothing to report" in (text := capsys.readouterr().out) and "out.json" in text

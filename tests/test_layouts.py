@@ -87,6 +87,24 @@ def test_json_with_images_whose_names_repeat_the_folder(tmp_path):
     assert found.val is not None and found.val.json_path.name == "parts_val.json" and found.val.image_root == tmp_path
 
 
+def test_a_json_in_each_part(tmp_path):
+    for part in ("train", "val"):
+        write_set(tmp_path / part / "labels.json", tmp_path / part / "images")
+    found = find_data(tmp_path)
+    assert found.train.image_root == tmp_path / "train/images"
+    assert found.val is not None and found.val.image_root == tmp_path / "val/images"
+
+
+def test_a_validation_set_without_images_is_used_only_if_it_was_asked_for(tmp_path):
+    for part in ("train", "val"):
+        write_set(tmp_path / f"annotations/instances_{part}.json", tmp_path / part)
+    shutil.rmtree(tmp_path / "val")
+    found = find_data(tmp_path)
+    assert found.val is None and "instances_val.json is not used" in found.notes[-1]
+    with pytest.raises(DataError, match="none of the images"):
+        find_data(tmp_path, val=tmp_path / "annotations/instances_val.json")
+
+
 def test_several_candidates_are_named_with_a_command(tmp_path):
     for name in ("parts", "damage"):
         write_set(tmp_path / f"annotations/{name}_train.json", tmp_path / "train")

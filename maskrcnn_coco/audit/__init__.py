@@ -7,6 +7,7 @@ from maskrcnn_coco.audit.catalogue import CATALOGUE, Kind
 from maskrcnn_coco.audit.quarantine import require_usable, to_quarantine
 from maskrcnn_coco.audit.repair import repair
 from maskrcnn_coco.audit.run import audit, summary
+from maskrcnn_coco.audit.show import print_findings
 
 __all__ = [
     "CATALOGUE",
@@ -14,6 +15,7 @@ __all__ = [
     "audit",
     "audit_cached",
     "fingerprint",
+    "print_findings",
     "repair",
     "require_usable",
     "summary",

@@ -1,0 +1,70 @@
+"""Findings in a terminal: counts first, then what and where."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from maskrcnn_coco.audit.catalogue import CATALOGUE
+from maskrcnn_coco.audit.run import summary
+from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.records import DataFinding
+
+PER_KIND = 5
+"""Findings shown of each kind; --json and --html list more."""
+_STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+
+
+def print_findings(
+    table: CocoTable,
+    findings: Sequence[DataFinding],
+    fixed: object = None,
+    html: object = None,
+    *,
+    file: TextIO | None = None,
+) -> None:
+    """Print the counts of each kind, its first `PER_KIND` places, and its fix. Names from the data are shown inert.
+
+    Args:
+        fixed, html: the repaired copy and the page, where they were written. file: stdout where None.
+    """
+    console = Console(file=file or sys.stdout, markup=False, highlight=False, emoji=False)
+    size = f"{len(table)} images, {len(table.ann_ids)} annotations, {len(table.categories)} classes"
+    console.print(Text(f"{table.json_path}: {size}"))
+    if not findings:
+        console.print(Text("Nothing to report.", "green"))
+    else:
+        console.print(_counts(list(findings)))
+        _places(console, findings)
+    for what, path in (("repaired copy", fixed), ("pictures", html)):
+        if path is not None:
+            console.print(Text(f"{what}: {path}"))
+
+
+def _counts(findings: list[DataFinding]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("severity", "code", "count", "what"):
+        table.add_column(name, justify="right" if name == "count" else "left", no_wrap=name != "what")
+    for severity, code, count, title in summary(findings):
+        table.add_row(Text(severity, _STYLES[severity]), Text(code), Text(str(count)), Text(title))
+    return table
+
+
+def _places(console: Console, findings: Sequence[DataFinding]) -> None:
+    by_kind: defaultdict[tuple[str, str], list[DataFinding]] = defaultdict(list)
+    for f in findings:
+        by_kind[f.severity, f.code].append(f)
+    for severity, code, count, title in summary(list(findings)):
+        console.print()
+        console.print(Text.assemble((code, _STYLES[severity]), f" · {title}"))
+        for f in by_kind[severity, code][:PER_KIND]:
+            console.print(Text(f"  {f.message}"), soft_wrap=True)
+        if count > PER_KIND:
+            console.print(Text(f"  … and {count - PER_KIND} more (--json lists all)", "dim"))
+        console.print(Text(f"  what to do: {CATALOGUE[code].fix}", "dim"), soft_wrap=True)
