@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import time
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,8 +101,9 @@ class Saver:
     def wait(self) -> list[str]:
         """Wait until everything asked for is on the disk or has failed; returns `warnings`."""
         began = time.perf_counter()
-        running, self._running = self._running, None
-        if running is not None:
+        if self._running is not None:
+            futures.wait([self._running])  # if Ctrl-C ends this wait, the next one finds the save still running
+            running, self._running = self._running, None
             running.result()
         self.blocked_seconds += time.perf_counter() - began
         return self.warnings()

@@ -332,6 +332,22 @@ def test_saving_does_not_hold_up_the_caller(tmp_path: Path, monkeypatch: pytest.
     assert not saver.busy and step_of(tmp_path / "last.pth") == 1
 
 
+def test_ctrl_c_in_a_wait_does_not_lose_sight_of_the_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from concurrent import futures
+
+    saver = Saver(tmp_path)
+    saver.save_last(state_at(1))
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(futures, "wait", interrupted)
+        saver.wait()
+    assert saver.wait() == []
+    assert step_of(tmp_path / "last.pth") == 1
+
+
 def test_another_model_is_named(tmp_path: Path):
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     other = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 5))
