@@ -91,7 +91,8 @@ def write_set(path: Path) -> None:
         out.write(
             ",".join(
                 f'{{"license":3,"file_name":"{i:012d}.jpg","coco_url":"{url}/{i:012d}.jpg","height":480,"width":640,'
-                f'"date_captured":"2013-11-14 16:28:13","flickr_url":"http://farm9.staticflickr.com/8186/{i}_z.jpg","id":{4 * i + 9}}}'
+                f'"date_captured":"2013-11-14 16:28:13","flickr_url":"http://farm9.staticflickr.com/8186/{i}_z.jpg",'
+                f'"id":{4 * i + 9}}}'
                 for i in range(IMAGES)
             )
         )
