@@ -88,6 +88,15 @@ class Divergence:
         self._recent.clear()
         return Verdict("diverged", text, measured, onset)
 
+    def wild(self, step: int, loss: float) -> Verdict | None:
+        """The verdict on a finite loss whose gradient is not finite: divergence, if the loss has left all bounds."""
+        if self.reference == 0 or abs(loss) <= SUDDEN_BOTH * self.reference:
+            return None
+        self._recent.append((step, loss, abs(loss) / self.reference, math.inf))
+        onset = self._onset()
+        text = f"loss {loss:.4g}, healthy is {self.reference:.3g}; its gradient overflows; it began at step {onset}"
+        return Verdict("diverged", text, {"loss": loss, "loss_reference": self.reference}, onset)
+
     def accept(self, loss: float, norm: float, groups: dict[str, float]) -> None:
         """Learn from an applied step, if it was calm."""
         r_loss, _ = self._ratios(loss, norm)

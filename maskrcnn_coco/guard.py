@@ -215,7 +215,7 @@ class Guard:
         return groups
 
     def _verdict(self, done: steps.Pass, record: StepRecord, groups: list[float]) -> Verdict | None:
-        """None for a sound step, and for finite losses with an overflow of scaled gradients."""
+        """None for a sound step, and for an overflow of scaled gradients at a sound loss."""
         measured: dict[str, Any] = {"losses": done.losses, "group_grad_norm": record.group_grad_norm}
         if done.micro_batch is not None:
             measured["micro_batch"] = done.micro_batch
@@ -228,8 +228,9 @@ class Guard:
         self.buffers.changed()
         buffers = self.buffers.wrong()
         if not math.isfinite(record.grad_norm):
-            if self.scale.scaler is not None:
-                return None
+            wild = self.divergence.wild(record.step, record.loss)
+            if wild is not None or self.scale.scaler is not None:
+                return wild
             bad = [self.layout.names[self._where[i]] for i in nonfinite_at(self._tensor_norms)]
             measured |= {"parameters": bad, "buffers": buffers}
             some = f"{len(bad)} of {len(self._where)} gradients" if bad else "the gradient's norm"

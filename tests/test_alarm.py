@@ -171,6 +171,17 @@ def test_a_real_runaway_is_refused_before_anything_is_non_finite(kind: str, lr: 
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
+def test_an_overflow_of_the_gradient_at_a_wild_loss_is_divergence() -> None:
+    model = net()
+    guard = Guard(model, torch.optim.Adam(model.parameters(), lr=1e-3))
+    forward = lambda b: (model(b[0]) - b[1]).square().mean()  # noqa: E731
+    for i in range(3):
+        guard.step(forward, batch(i))
+    guard.step(lambda b: (forward(b) * 1e18) * 1e18, batch(3))
+    assert guard.alarm is not None
+    assert guard.alarm.symptom == "diverged"
+
+
 def test_updates_lost_to_precision_are_seen() -> None:
     """bfloat16 weights of 256 that updates of 1e-6 cannot move, though gradients and learning rate are alive."""
     model = nn.Linear(4, 1).to(torch.bfloat16)
