@@ -25,6 +25,7 @@ class Rig:
         make_batch: keys of one micro-batch → Batch; None where the data is not at hand.
         components: model → component → parameter name → parameter.
         reference: builds the same architecture as plain eager code on the CPU, or None where there is none.
+        reference_forward: as ``forward``, for that model, on the CPU; None where ``forward`` does it.
     """
 
     model: nn.Module | Callable[[], nn.Module]
@@ -37,6 +38,7 @@ class Rig:
     device: torch.device | str = "cpu"
     fp32_modules: list[str] = field(default_factory=list)
     reference: Callable[[], nn.Module] | None = None
+    reference_forward: Callable[[nn.Module, Any, int, int, str | None], dict[str, Tensor]] | None = None
 
 
 @dataclass

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-from torch import nn
 
 from maskrcnn_coco import scan
 from maskrcnn_coco.components import component_of
-from maskrcnn_coco.facts import Facts, Location, LrVerdict, Outcome, onset_of, reference_of
+from maskrcnn_coco.facts import Facts, Location, onset_of, reference_of
 from maskrcnn_coco.readings import (
-    between,
     dict_of,
-    differences,
-    drift,
     num_classes,
     optimizer_names,
     ratios,
@@ -24,16 +19,13 @@ from maskrcnn_coco.readings import (
 )
 from maskrcnn_coco.records import Evidence
 from maskrcnn_coco.replay import Case, Replay, ReplayImpossible
-from maskrcnn_coco.search import lr_search, smallest_culprits
+from maskrcnn_coco.search import smallest_culprits
 from maskrcnn_coco.snapshot import Snapshot
+from maskrcnn_coco.walks import Walks
 
-WALK = 20
-"""Most steps of a walk over the tape."""
 NORMAL_SCALE = 2.0**12
 OLDER = 3
 """Most older states on which the failing batch is tried."""
-GAP = 3.0
-"""A component whose update-to-weight ratio is this many times another's is the more likely culprit of the two."""
 MODULES = 4
 """Most modules that are put into float32 one after the other."""
 
@@ -45,7 +37,7 @@ class Lab:
         self.case = case
         self.replay = Replay(case)
         self.facts = Facts(case.alarm.symptom, case.alarm.step, case.alarm.epoch, case.alarm.onset_step)
-        self._healthy: Snapshot | None = None
+        self.walks = Walks(case, self.replay, self.facts)
 
     @property
     def spent(self) -> float:
@@ -103,7 +95,7 @@ class Lab:
         f.update_ratio = ratios(before, onset)
         older = [s for s in case.earlier if s.step < f.step]
         f.earlier_steps = [s.step for s in older]
-        self._healthy = next((s for s in older if s.step <= onset), older[-1] if older else None)
+        self.walks.healthy = next((s for s in older if s.step <= onset), older[-1] if older else None)
 
     def _possible(self) -> set[str]:
         case, f = self.case, self.facts
@@ -117,19 +109,15 @@ class Lab:
             can |= {"other", "peek"}
         elif len(f.image_ids) > 1:
             can.add("other")
-        if self._healthy is not None:
+        if self.walks.healthy is not None:
             can.add("earlier")
-            if self._walkable():
+            if self.walks.walkable():
                 can |= {"retrace", "lr"}
         if case.rig.reference is not None:
             can.add("reference")
         if f.lethal():
             can &= {"without", "peek"}
         return can
-
-    def _walkable(self) -> list[Snapshot]:
-        older = [s for s in self.case.earlier if s.step < self.facts.step]
-        return [s for s in older if self.facts.step - s.step <= WALK and self.replay.covers(s.step)]
 
     def _other_entry(self) -> Any:
         mine = set(self.facts.image_ids)
@@ -177,12 +165,12 @@ class Lab:
 
     def _earlier(self) -> None:
         """On older weights, and on still older ones where those are not healthy either."""
-        assert self._healthy is not None
-        older = [s for s in self.case.earlier if s.step <= self._healthy.step]
+        assert self.walks.healthy is not None
+        older = [s for s in self.case.earlier if s.step <= self.walks.healthy.step]
         for snapshot in older[:OLDER]:
             test = f"same batch, weights of step {snapshot.step}, learning rate 0"
             self.facts.outcomes["earlier"] = self.replay.run(test, snapshot=snapshot)
-            self._healthy = snapshot
+            self.walks.healthy = snapshot
             if self.facts.good("earlier"):
                 return
 
@@ -289,80 +277,13 @@ class Lab:
             f.guilty_annotations += smallest_culprits(every, bad)
 
     def _retrace(self) -> None:
-        f = self.facts
-        start = self._start()
-        if start is None:
-            return
-        differing: list[tuple[float, str]] = []
-
-        def compare(model: nn.Module) -> None:
-            differing.extend(differences(model, self.case.now))
-
-        test = f"steps {start.step} to {f.step} taken again as they were"
-        outcome = self.replay.walk(test, start, visit=compare)
-        f.outcomes["retrace"] = outcome
-        f.drift = drift(differing, start.step)
+        self.walks.retrace()
 
     def _lr(self) -> None:
-        """From the newest healthy state; from an older one too where the answer is none, or doubtful."""
-        f = self.facts
-        first = self._start()
-        older = [s for s in self._walkable() if first and s.step <= first.step]
-        # Where in doubt, from as far back as the tape goes: there the state is surely not part of the trouble.
-        for start in dict.fromkeys([older[0].step, older[-1].step]) if older else []:
-            start = next(s for s in older if s.step == start)
-            verdict = lr_search(self._walker(start), self._order(), start.step)
-            verdict.doubtful = self._doubtful(verdict)
-            known = f.lr_verdict
-            if known is None or not known.sufficient or (verdict.sufficient and known.doubtful > verdict.doubtful):
-                f.lr_verdict = verdict
-            if f.lr_verdict is not None and f.lr_verdict.sufficient and not f.lr_verdict.doubtful:
-                return
-
-    def _doubtful(self, verdict: LrVerdict) -> bool:
-        ratio = self.facts.update_ratio
-        named = max((ratio.get(c, 0.0) for c in verdict.components), default=0.0)
-        return not verdict.necessary or max(ratio.values(), default=0.0) > GAP * named > 0
-
-    def _walker(self, start: Snapshot) -> Callable[[Sequence[str], float], tuple[bool, Outcome]]:
-        f = self.facts
-        loss, norm = self._bounds()
-
-        def over(o: Outcome) -> bool:
-            return not o.finite or abs(o.loss) > loss or o.grad_norm > norm
-
-        def walk(lowered: Sequence[str], factor: float) -> tuple[bool, Outcome]:
-            test = f"steps {start.step} to {f.step}, lr of {', '.join(lowered)} × {factor:g}"
-            outcome = self.replay.walk(test, start, lr_factor=dict.fromkeys(lowered, factor), stop=over)
-            return not over(outcome), outcome
-
-        return walk
-
-    def _bounds(self) -> tuple[float, float]:
-        """(loss, norm) between the healthy medians and what the run reached, on a logarithmic scale."""
-        f = self.facts
-        if f.reference.count == 0:
-            start = f.outcomes.get("earlier") or f.outcomes.get("same")
-            loss, norm = (abs(start.loss), start.grad_norm) if start and start.finite else (math.inf, math.inf)
-        else:
-            loss, norm = f.reference.loss, f.reference.norm
-        base = f.outcomes.get("retrace")
-        peak_loss = max([abs(v) for _, v, _ in base.path] or [math.inf]) if base and base.finite else math.inf
-        peak_norm = max([v for _, _, v in base.path] or [math.inf]) if base and base.finite else math.inf
-        return between(loss, peak_loss, 4.0), between(norm, peak_norm, 8.0)
-
-    def _order(self) -> list[str]:
-        ratio, lr = self.facts.update_ratio, self.facts.lr
-        return sorted(self.facts.components, key=lambda c: (-ratio.get(c, 0.0), -lr.get(c, 0.0)))
-
-    def _start(self) -> Snapshot | None:
-        """Newest walkable snapshot from before the onset, else the oldest walkable one."""
-        walkable = self._walkable()
-        latest = self.facts.onset_step if self._healthy is None else min(self._healthy.step, self.facts.onset_step)
-        return next((s for s in walkable if s.step <= latest), walkable[-1] if walkable else None)
+        self.walks.lr()
 
     def _where_healthy(self) -> Snapshot | None:
-        return self._healthy
+        return self.walks.healthy
 
     def _weights(self, snapshot: Snapshot | None) -> str:
         return "" if snapshot is None else f", weights of step {snapshot.step}"

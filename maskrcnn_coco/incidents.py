@@ -78,8 +78,7 @@ def incident_text(incident: Incident) -> list[str]:
 
 def _proof(incident: Incident) -> str:
     supporting = [e for e in incident.evidence if e.supports == incident.cause] or incident.evidence
-    # The last tests are the ones that decided.
-    shown = supporting[-2:] if incident.cause == "LR_TOO_HIGH" else supporting[:2]
+    shown = supporting[:2]
     return "; ".join(f"{e.test}: {e.outcome}" for e in shown) or incident.detail.get("message", "none")
 
 
@@ -153,39 +152,37 @@ def load_case(path: str | Path, build_rig: Callable[[dict[str, Any]], Rig]) -> C
     Raises:
         CheckpointError: no such file, damaged, or not a case.
     """
-    import pickle
-    import zipfile
+    from maskrcnn_coco.archive import open_regular, read
 
-    import torch
-
-    from maskrcnn_coco.replay import Case
-
+    path = Path(path)
+    with open_regular(path) as file:
+        state = read(file, path, "cpu")
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a case of an incident", expected="a file NNNN.pt of an incidents folder")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{path} is not a case of an incident", expected="a file NNNN.pt of an incidents folder"
-            )
-        rig = build_rig(state["settings"])
-        batches = {int(s): [_unpack_batch(b) for b in made] for s, made in state["tape_batches"].items()}
-        if batches:
-            by_keys = {_keys_of(b.keys): b for made in batches.values() for b in made}
-            # Steps that did not fit into the file cannot be asked for: their entries are left out below.
-            rig = dataclasses.replace(rig, make_batch=lambda keys: by_keys[_keys_of(keys)])
-        return Case(
-            alarm=Alarm(**state["alarm"]),
-            now=_unpack_snapshot(state["now"]),
-            earlier=[_unpack_snapshot(s) for s in state["earlier"]],
-            tape=[_unpack_entry(e) for e in state["tape"] if int(e["step"]) in batches],
-            batches=[_unpack_batch(b) for b in state["batches"]] or None,
-            history=[StepRecord(**r) for r in state["history"]],
-            settings=state["settings"],
-            rig=rig,
-        )
-    except OSError as e:
-        raise CheckpointError(f"cannot read {path}: {e.strerror}", fix="check the path") from e
-    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as e:
-        raise CheckpointError(f"{path} is damaged, or not a case: {str(e).splitlines()[0][:200]}") from e
+        return _case_of(state, build_rig(state["settings"]))
+    except (KeyError, TypeError, ValueError) as e:
+        raise CheckpointError(f"{path} is damaged, or not a case: {str(e)[:200]}") from e
+
+
+def _case_of(state: dict[str, Any], rig: Rig) -> Case:
+    from maskrcnn_coco.case import Case
+
+    batches = {int(s): [_unpack_batch(b) for b in made] for s, made in state["tape_batches"].items()}
+    if batches:
+        by_keys = {_keys_of(b.keys): b for made in batches.values() for b in made}
+        rig = dataclasses.replace(rig, make_batch=lambda keys: by_keys[_keys_of(keys)])
+    return Case(
+        alarm=Alarm(**state["alarm"]),
+        now=_unpack_snapshot(state["now"]),
+        earlier=[_unpack_snapshot(s) for s in state["earlier"]],
+        # Steps whose batches did not fit into the file cannot be asked for.
+        tape=[_unpack_entry(e) for e in state["tape"] if int(e["step"]) in batches],
+        batches=[_unpack_batch(b) for b in state["batches"]] or None,
+        history=[StepRecord(**r) for r in state["history"]],
+        settings=state["settings"],
+        rig=rig,
+    )
 
 
 def _useful(case: Case) -> list[Snapshot]:

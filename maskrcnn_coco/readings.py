@@ -14,6 +14,9 @@ from maskrcnn_coco.facts import Drift, Facts
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.snapshot import Snapshot
 
+RATIOS = 20
+"""Most measured steps that go into a mean update-to-weight ratio."""
+
 
 def between(low: float, high: float, most: float) -> float:
     """``low`` times the square root of high / low, at most ``most`` times."""
@@ -58,10 +61,15 @@ def drift(differing: list[tuple[float, str]], from_step: int) -> Drift | None:
 
 
 def ratios(before: list[StepRecord], onset: int) -> dict[str, float]:
-    """Update-to-weight ratio per component from the last measured step before the onset, else the last measured one."""
+    """Update-to-weight ratio per component: geometric mean over the steps measured before the onset, else over all.
+
+    The last one alone misleads: once one component runs wild, the others move too.
+    """
     measured = [r for r in before if r.update_ratio]
-    early = [r for r in measured if r.step < onset]
-    return dict((early or measured)[-1].update_ratio) if measured else {}
+    early = [r for r in measured if r.step < onset] or measured
+    names = early[-1].update_ratio if early else {}
+    logs = {c: [math.log(max(r.update_ratio.get(c, 0.0), 1e-12)) for r in early[-RATIOS:]] for c in names}
+    return {c: math.exp(sum(v) / len(v)) for c, v in logs.items()}
 
 
 def record_of(case: Case, step: int) -> StepRecord | None:

@@ -9,27 +9,25 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.case import Case, Rig
 from maskrcnn_coco.facts import Outcome
-from maskrcnn_coco.forward import keep_fp32
 from maskrcnn_coco.locate import Located, located_run
 from maskrcnn_coco.measure import Layout, stacked_norms
+from maskrcnn_coco.private import Counted, FixedScale, forked_random, kept_fp32, own
 from maskrcnn_coco.snapshot import Snapshot, TapeEntry, restore
 from maskrcnn_coco.step import FAULTS, apply, clip_coefficient
 from maskrcnn_coco.step import run as step_run
 
 
-class ReplayImpossible(Exception):  # noqa: N818 - says that a test could not be made, not that something broke
+class ReplayImpossible(Exception):
     """A replay could not be made, for example for want of memory: no evidence either way."""
 
 
@@ -109,7 +107,7 @@ class Replay:
             restore(snapshot or case.now, model, rng=False)
             scale = self._scale(precision, loss_scale)
             step = case.alarm.step if step is None else step
-            with _kept_fp32(model, fp32_modules):
+            with kept_fp32(model, fp32_modules):
                 outcome = self._measure(model, test, batches, step, precision, scale, locate, watch)
             if digest:
                 outcome.digest = _digest(model, outcome)
@@ -185,10 +183,10 @@ class Replay:
         layout = self._layout_of(model)
         layout.zero_grad()
         outcome = Outcome(test, True)
-        forward = _Counted(self.rig, model, step, precision)
+        forward = Counted(self.rig, model, step, precision, reference=model is not self._model)
         run = located_run if locate else step_run
         try:
-            out = run(forward, batches, _FixedScale(scale), layout)
+            out = run(forward, batches, FixedScale(scale), layout)
         except FAULTS as e:
             # The guard's own step lets through what it is pointless to go on after; a replay is then no evidence.
             raise ReplayImpossible(f"{test}: {type(e).__name__}: {e}") from e
@@ -248,63 +246,11 @@ class Replay:
         began = time.monotonic()
         self.count += 1
         self.steps += steps
-        states = random.getstate(), np.random.get_state()
-        on_cuda = torch.device(self.rig.device).type == "cuda"
-        devices = list(range(torch.cuda.device_count())) if on_cuda else []
         try:
-            with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            with forked_random(torch.device(self.rig.device).type == "cuda"), torch.enable_grad():
                 yield
         finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
             self.spent += time.monotonic() - began
-
-
-class _FixedScale:
-    """Stands in for a GradScaler in a replay: the recorded scale, never searched."""
-
-    def __init__(self, scale: float) -> None:
-        self.value = scale
-
-    def scale(self, loss: Tensor) -> Tensor:
-        return loss if self.value == 1.0 else loss * self.value
-
-
-class _Counted:
-    """The rig's forward for the micro-batches of one step, in order."""
-
-    def __init__(self, rig: Rig, model: nn.Module, step: int, precision: str | None) -> None:
-        self.rig, self.model, self.step, self.precision = rig, model, step, precision
-        self.micro = 0
-
-    def __call__(self, batch: Any) -> dict[str, Tensor]:
-        losses = self.rig.forward(self.model, batch, self.step, self.micro, self.precision)
-        self.micro += 1
-        return losses
-
-
-def own(model: nn.Module, fp32_modules: Sequence[str] = ()) -> nn.Module:
-    """``model`` without patched forwards that point into the run's model; ``fp32_modules`` are kept in float32 anew."""
-    kept = [name for name, m in model.named_modules() if m.__dict__.pop("_kept_fp32", False)]
-    for name in kept:
-        model.get_submodule(name).__dict__.pop("forward", None)
-    for name in dict.fromkeys([*kept, *fp32_modules]):
-        keep_fp32(model, name)
-    return model
-
-
-@contextmanager
-def _kept_fp32(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    new = [n for n in names if not getattr(model.get_submodule(n), "_kept_fp32", False)]
-    for name in new:
-        keep_fp32(model, name)
-    try:
-        yield
-    finally:
-        for name in new:
-            module = model.get_submodule(name)
-            module.__dict__.pop("forward", None)
-            module.__dict__.pop("_kept_fp32", None)
 
 
 def _share(batches: Sequence[Any], whole: Sequence[Any] | None) -> float:

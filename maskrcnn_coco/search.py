@@ -44,11 +44,12 @@ def _one(items: Sequence[int], bad: Callable[[Sequence[int], str], bool], tag: s
     return group[0] if bad(group, "alone") else None
 
 
-def lr_search(walk: Walk, order: Sequence[str], from_step: int) -> LrVerdict:
+def lr_search(walk: Walk, order: Sequence[str], from_step: int, *, quick: bool = False) -> LrVerdict:
     """Which components' learning rates must be lowered for the walk to stay bounded.
 
     ``order`` is the prior, most suspicious first. A single component is proved when lowering it alone is enough and
-    lowering all the others is not; several when no single one is enough and each of the set is needed.
+    lowering all the others is not; several when no single one is enough and each of the set is needed. ``quick``: where
+    the one that is enough is not needed, do not look for one that is.
     """
     trials: list[LrTrial] = []
 
@@ -59,12 +60,12 @@ def lr_search(walk: Walk, order: Sequence[str], from_step: int) -> LrVerdict:
 
     for factor in FACTORS:
         if bounded(order[:1], factor):
-            return _single(order, order[0], factor, bounded, from_step, trials)
+            return _single(order, order[0], factor, bounded, from_step, trials, quick)
         if len(order) > 1 and bounded(order, factor):
             for component in order[1:]:
                 if bounded([component], factor):
                     # The first one is left as it was here, and it alone did not help: this one is needed.
-                    return _single(order, component, factor, bounded, from_step, trials)
+                    return _single(order, component, factor, bounded, from_step, trials, quick)
             chosen = _needed(order, factor, bounded)
             return LrVerdict(chosen, from_step, factor, True, True, trials=trials)
     return LrVerdict([], from_step, FACTORS[-1], False, False, trials=trials)
@@ -77,6 +78,7 @@ def _single(
     bounded: Callable[[Sequence[str], float], bool],
     from_step: int,
     trials: list[LrTrial],
+    quick: bool,
 ) -> LrVerdict:
     def diverges_with(kept: str) -> bool:
         others = [c for c in order if c != kept]
@@ -85,7 +87,7 @@ def _single(
     if diverges_with(component):
         return LrVerdict([component], from_step, factor, True, True, trials=trials)
     # Lowering it helps, but is not needed: look for one that is.
-    for other in order:
+    for other in [] if quick else order:
         if other != component and diverges_with(other) and bounded([other], factor):
             return LrVerdict([other], from_step, factor, True, True, trials=trials)
     return LrVerdict([component], from_step, factor, True, False, trials=trials)

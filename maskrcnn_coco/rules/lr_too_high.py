@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from maskrcnn_coco.facts import Facts, LrVerdict
+from maskrcnn_coco.facts import Facts, LrTrial, LrVerdict
 from maskrcnn_coco.records import Culprit, Evidence, Finding, StepRecord
 
 CODE = "LR_TOO_HIGH"
@@ -39,15 +39,11 @@ def judge(facts: Facts) -> Finding | None:
         return None
     every = len(verdict.components) == len(facts.components) and len(facts.components) > 1
     culprit = Culprit(component=None if every else verdict.components[0])
-    evidence = facts.says(CODE, "same", "earlier", "retrace")
-    for trial in verdict.trials:
-        which = ", ".join(trial.lowered)
-        outcome = f"{'stays bounded' if trial.bounded else 'diverges'}: {trial.outcome.describe()}"
-        evidence.append(
-            Evidence(
-                f"replay: steps {verdict.from_step} to {facts.step}, lr of {which} × {trial.factor:g}", outcome, CODE
-            )
-        )
+    # The walks that decided come first: a person reads the first two.
+    trials = verdict.trials
+    evidence = [_evidence(t, verdict, facts.step) for t in trials if _decides(t, verdict)]
+    evidence += facts.says(CODE, "earlier", "same", "retrace")
+    evidence += [_evidence(t, verdict, facts.step) for t in trials if not _decides(t, verdict)]
     detail: dict[str, Any] = {
         "components": verdict.components,
         "factor": STEP_DOWN * verdict.factor / 0.1,
@@ -58,6 +54,18 @@ def judge(facts: Facts) -> Finding | None:
     return Finding(CODE, _confidence(verdict), culprit, evidence, verdict.from_step, fix_of(facts, verdict), detail)
 
 
+def _decides(trial: LrTrial, verdict: LrVerdict) -> bool:
+    """Lowering the named ones alone, or all but them, at the factor that decided."""
+    named, lowered = set(verdict.components), set(trial.lowered)
+    return trial.factor == verdict.factor and (named == lowered or (not named & lowered and not trial.bounded))
+
+
+def _evidence(trial: LrTrial, verdict: LrVerdict, step: int) -> Evidence:
+    test = f"replay: steps {verdict.from_step} to {step}, lr of {', '.join(trial.lowered)} × {trial.factor:g}"
+    outcome = f"{'stays bounded' if trial.bounded else 'diverges'}: {trial.outcome.describe()}"
+    return Evidence(test, outcome, CODE)
+
+
 def _confidence(verdict: LrVerdict) -> float:
     return 0.75 if not verdict.necessary else 0.8 if verdict.doubtful else 0.97
 
@@ -65,7 +73,9 @@ def _confidence(verdict: LrVerdict) -> float:
 def fix_of(facts: Facts, verdict: LrVerdict) -> str:
     """The flags that make the cure permanent, from the run's own values."""
     s = facts.settings
-    factor = STEP_DOWN * verdict.factor / 0.1
+    # What recovery took away before is part of the rate that diverged now.
+    lowered = s.get("lr_factors") or {}
+    factor = STEP_DOWN * verdict.factor / 0.1 * min([1.0, *(float(lowered.get(c, 1.0)) for c in verdict.components)])
     lr, head, rpn = (_value(s, k, d) for k, d in (("lr", 0.0), ("head_lr_multiplier", 1.0), ("rpn_lr_multiplier", 1.0)))
     if _value(s, "momentum", 0.9) >= 0.98:
         return "--momentum 0.9"

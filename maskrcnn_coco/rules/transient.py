@@ -43,6 +43,13 @@ def judge(facts: Facts) -> Finding | None:
         return None
     if facts.certain_state() or facts.lethal():
         return None
-    equal = "again" in facts.outcomes and facts.outcomes["again"].digest == facts.outcomes["same"].digest
-    confidence = 0.93 if equal and nonfinite(facts) else 0.6
-    return Finding(CODE, confidence, Culprit(), facts.says(CODE, "same", "again"), facts.step, FIX)
+    same, again = facts.outcomes["same"], facts.outcomes.get("again")
+    exact = again is not None and again.digest == same.digest
+    # Some CUDA kernels add in any order: then equal to a thousandth is all that can be asked, and it is said.
+    close = again is not None and again.finite and abs(again.loss - same.loss) <= 1e-3 * abs(same.loss)
+    confidence = 0.93 if (exact or close) and nonfinite(facts) else 0.6
+    evidence = facts.says(CODE, "same", "again")
+    evidence.append(
+        Evidence("the two replays", "equal bit for bit" if exact else "equal to a thousandth" if close else "differ")
+    )
+    return Finding(CODE, confidence, Culprit(), evidence, facts.step, FIX)

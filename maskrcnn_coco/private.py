@@ -1,0 +1,78 @@
+"""What keeps a replay private: its own module patches, its own micro-batch counter, forked random generators."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_coco.case import Rig
+from maskrcnn_coco.forward import keep_fp32
+
+
+class FixedScale:
+    """Stands in for a GradScaler in a replay: the recorded scale, never searched."""
+
+    def __init__(self, scale: float) -> None:
+        self.value = scale
+
+    def scale(self, loss: Tensor) -> Tensor:
+        return loss if self.value == 1.0 else loss * self.value
+
+
+class Counted:
+    """The rig's forward for the micro-batches of one step, in order."""
+
+    def __init__(
+        self, rig: Rig, model: nn.Module, step: int, precision: str | None, *, reference: bool = False
+    ) -> None:
+        self.model, self.step, self.precision = model, step, precision
+        self.forward = (rig.reference_forward if reference else None) or rig.forward
+        self.micro = 0
+
+    def __call__(self, batch: Any) -> dict[str, Tensor]:
+        losses = self.forward(self.model, batch, self.step, self.micro, self.precision)
+        self.micro += 1
+        return losses
+
+
+def own(model: nn.Module, fp32_modules: Sequence[str] = ()) -> nn.Module:
+    """``model`` without patched forwards that point into the run's model; ``fp32_modules`` are kept in float32 anew."""
+    kept = [name for name, m in model.named_modules() if m.__dict__.pop("_kept_fp32", False)]
+    for name in kept:
+        model.get_submodule(name).__dict__.pop("forward", None)
+    for name in dict.fromkeys([*kept, *fp32_modules]):
+        keep_fp32(model, name)
+    return model
+
+
+@contextmanager
+def kept_fp32(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    new = [n for n in names if not getattr(model.get_submodule(n), "_kept_fp32", False)]
+    for name in new:
+        keep_fp32(model, name)
+    try:
+        yield
+    finally:
+        for name in new:
+            module = model.get_submodule(name)
+            module.__dict__.pop("forward", None)
+            module.__dict__.pop("_kept_fp32", None)
+
+
+@contextmanager
+def forked_random(cuda: bool) -> Iterator[None]:
+    """Every random generator that training may draw from is, after the block, as it was before."""
+    states = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if cuda else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

@@ -1,0 +1,116 @@
+"""The tests of a divergence: the last steps taken again, as they were and with learning rates lowered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from maskrcnn_coco.case import Case
+from maskrcnn_coco.facts import Facts, LrVerdict, Outcome
+from maskrcnn_coco.readings import between, differences, drift
+from maskrcnn_coco.replay import Replay
+from maskrcnn_coco.search import lr_search
+from maskrcnn_coco.snapshot import Snapshot
+
+WALK = 20
+"""Most steps of a walk over the tape."""
+GAP = 3.0
+"""A component whose update-to-weight ratio is this many times another's is the more likely culprit of the two."""
+LR_GAP = 15.0
+"""The same for learning rates; heads at ten times the backbone's rate are usual."""
+
+
+class Walks:
+    """Walks over the tape of one case. ``healthy``: the newest state on which the failing batch is normal."""
+
+    def __init__(self, case: Case, replay: Replay, facts: Facts) -> None:
+        self.case, self.replay, self.facts = case, replay, facts
+        self.healthy: Snapshot | None = None
+
+    def retrace(self) -> None:
+        f = self.facts
+        start = self._start()
+        if start is None:
+            return
+        differing: list[tuple[float, str]] = []
+
+        def compare(model: nn.Module) -> None:
+            differing.extend(differences(model, self.case.now))
+
+        test = f"steps {start.step} to {f.step} taken again as they were"
+        outcome = self.replay.walk(test, start, visit=compare)
+        f.outcomes["retrace"] = outcome
+        f.drift = drift(differing, start.step)
+
+    def lr(self) -> None:
+        """From the newest healthy state; from an older one too where the answer is none, or doubtful."""
+        f = self.facts
+        first = self._start()
+        older = [s for s in self.walkable() if first and s.step <= first.step]
+        # Where in doubt, from as far back as the tape goes: there the state is surely not part of the trouble.
+        for start in dict.fromkeys([older[0].step, older[-1].step]) if older else []:
+            start = next(s for s in older if s.step == start)
+            order, known = self._order(), f.lr_verdict
+            verdict = lr_search(self._walker(start), order, start.step, quick=known is not None)
+            verdict.doubtful = self._doubtful(verdict)
+            if known is None or not known.sufficient or (verdict.sufficient and self._better(verdict, known, order)):
+                f.lr_verdict = verdict
+            if f.lr_verdict is not None and f.lr_verdict.sufficient and not f.lr_verdict.doubtful:
+                return
+
+    def _better(self, older: LrVerdict, known: LrVerdict, order: Sequence[str]) -> bool:
+        """Two doubtful answers: the one that the prior expects, if one of them is."""
+        if older.doubtful != known.doubtful:
+            return known.doubtful
+        return older.components == list(order[:1]) and known.components != older.components
+
+    def _doubtful(self, verdict: LrVerdict) -> bool:
+        """Not needed, or another component moved much more, or learns at a rate out of all proportion to this one's."""
+        for values, gap in ((self.facts.update_ratio, GAP), (self.facts.lr, LR_GAP)):
+            named = max((values.get(c, 0.0) for c in verdict.components), default=0.0)
+            if max(values.values(), default=0.0) > gap * named > 0:
+                return True
+        return not verdict.necessary
+
+    def _walker(self, start: Snapshot) -> Callable[[Sequence[str], float], tuple[bool, Outcome]]:
+        f = self.facts
+        loss, norm = self._bounds()
+
+        def over(o: Outcome) -> bool:
+            return not o.finite or abs(o.loss) > loss or o.grad_norm > norm
+
+        def walk(lowered: Sequence[str], factor: float) -> tuple[bool, Outcome]:
+            test = f"steps {start.step} to {f.step}, lr of {', '.join(lowered)} × {factor:g}"
+            outcome = self.replay.walk(test, start, lr_factor=dict.fromkeys(lowered, factor), stop=over)
+            return not over(outcome), outcome
+
+        return walk
+
+    def _bounds(self) -> tuple[float, float]:
+        """(loss, norm) between the healthy medians and what the run reached, on a logarithmic scale."""
+        f = self.facts
+        if f.reference.count == 0:
+            start = f.outcomes.get("earlier") or f.outcomes.get("same")
+            loss, norm = (abs(start.loss), start.grad_norm) if start and start.finite else (math.inf, math.inf)
+        else:
+            loss, norm = f.reference.loss, f.reference.norm
+        base = f.outcomes.get("retrace")
+        peak_loss = max([abs(v) for _, v, _ in base.path] or [math.inf]) if base and base.finite else math.inf
+        peak_norm = max([v for _, _, v in base.path] or [math.inf]) if base and base.finite else math.inf
+        return between(loss, peak_loss, 4.0), between(norm, peak_norm, 8.0)
+
+    def _order(self) -> list[str]:
+        ratio, lr = self.facts.update_ratio, self.facts.lr
+        return sorted(self.facts.components, key=lambda c: (-ratio.get(c, 0.0), -lr.get(c, 0.0)))
+
+    def _start(self) -> Snapshot | None:
+        """Newest walkable snapshot from before the onset, else the oldest walkable one."""
+        walkable = self.walkable()
+        latest = self.facts.onset_step if self.healthy is None else min(self.healthy.step, self.facts.onset_step)
+        return next((s for s in walkable if s.step <= latest), walkable[-1] if walkable else None)
+
+    def walkable(self) -> list[Snapshot]:
+        older = [s for s in self.case.earlier if s.step < self.facts.step]
+        return [s for s in older if self.facts.step - s.step <= WALK and self.replay.covers(s.step)]
