@@ -36,7 +36,7 @@ OWN_LOSSES = {
     "box_head": ("loss_classifier", "loss_box_reg"),
     "mask_head": ("loss_mask",),
 }
-CEILING = 300.0
+CEILING = 30.0
 """No rate above this is tried: a component that stands it has no limit of interest."""
 
 Say = Callable[[str], None]
