@@ -273,6 +273,17 @@ def test_repair_leaves_the_source_and_unknown_fields_alone(data):
     assert not [f for f in again if f.severity == "error"]
 
 
+def test_repair_keeps_apart_what_shares_an_id(data):
+    data.annotations[0]["segmentation"] = [[10, 10, 130, 10, 130, 60, 10, 60]]
+    data.annotations[1] |= {"id": 1, "segmentation": {"size": [80, 100], "counts": [1000, 500, 6500]}}
+    table = data.table()
+    repair(table, audit(table, images=False), data.folder / "out.json")
+    fixed = load_coco(data.folder / "out.json", data.folder)
+    assert len(set(fixed.ann_ids.tolist())) == 4
+    assert fixed.segmentation_raw(1) == table.segmentation_raw(1)
+    assert decode_mask(fixed.segmentation_raw(0), 80, 100).sum() == 90 * 50
+
+
 @pytest.mark.parametrize("out", ["a.json", "link.json", "1.png"])
 def test_repair_overwrites_nothing(data, out):
     table = data.table()

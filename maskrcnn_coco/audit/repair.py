@@ -189,7 +189,10 @@ class _Repair:
         if not {"POLYGON_OUTSIDE", "POLYGON_PART_SHORT"} & set(codes):
             return None
         row = int(self.table.ann_image[n])
-        parts = [p for p in msgspec.json.decode(self.table.segmentation_raw(n)) if len(p) >= 6]
+        value = msgspec.json.decode(self.table.segmentation_raw(n) or b"null")
+        if not isinstance(value, list):
+            return None  # findings go by id, and another annotation has the same
+        parts = [p for p in value if len(p) >= 6]
         if "POLYGON_OUTSIDE" in codes:
             parts = [clip_polygon(p, int(self.table.widths[row]), int(self.table.heights[row])) for p in parts]
         return [p for p in parts if len(p) >= 6]
