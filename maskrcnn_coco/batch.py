@@ -23,9 +23,11 @@ class Source(Protocol):
     ``resized``: images have their final size, the model must not resize them again.
     """
 
-    image_ids: np.ndarray
     provisional: bool
     resized: bool
+
+    @property
+    def image_ids(self) -> np.ndarray: ...
 
     def __len__(self) -> int: ...
 

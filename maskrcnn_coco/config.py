@@ -30,7 +30,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     data: str | None = None
-    """Folder in COCO, Roboflow, CVAT or "images + one json" layout, or a json with --images (default: built-in shapes)."""
+    """Folder in COCO, Roboflow, CVAT or "images + one json" layout, or a json with --images. None: built-in shapes."""
     images: str | None = None
     """Folder of the images, where --data is a json file."""
     val: str | None = None

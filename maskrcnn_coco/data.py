@@ -225,8 +225,13 @@ class UserData(Dataset):
 
     def __init__(self, dataset: Any, *, seed: int = 0) -> None:
         self.dataset, self.seed = dataset, seed
-        self.image_ids = np.arange(len(dataset), dtype=np.int64)
+        self._positions = np.arange(len(dataset), dtype=np.int64)
         self._left_out: set[int] = set()
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """int64 (N,): positions, until samples tell the true ids."""
+        return self._positions
 
     def __len__(self) -> int:
         return len(self.dataset)

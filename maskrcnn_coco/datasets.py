@@ -125,7 +125,7 @@ def read_quarantine(path: str | Path) -> dict[str, Any]:
 
 
 def write_quarantine(path: Path, images: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]]) -> None:
-    """Write ``quarantine.json`` atomically: what is left out of training, each entry with the incident that says why."""
+    """Write ``quarantine.json`` atomically: what is left out of training, each with the incident that says why."""
     from maskrcnn_coco.folders import write_text
 
     write_text(path, json.dumps({"images": list(images), "annotations": list(annotations)}, indent=1, allow_nan=False))

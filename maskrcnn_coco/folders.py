@@ -8,7 +8,7 @@ import os
 from datetime import datetime
 from pathlib import Path
 
-from maskrcnn_coco.durable import write_atomically
+from maskrcnn_coco.durable import Sink, write_atomically
 from maskrcnn_coco.errors import ConfigError
 
 
@@ -82,4 +82,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; the old content stays.
     """
-    write_atomically(path, lambda sink: sink.write(text.encode()))
+
+    def put(sink: Sink) -> None:
+        sink.write(text.encode())
+
+    write_atomically(path, put)

@@ -39,6 +39,7 @@ def open_session(
     observers: Sequence[Observer] = (),
     json_mode: bool = False,
     dry_run: bool = False,
+    quiet: bool = False,
 ) -> Session:
     """Build everything; raises before any folder is touched where something is unusable.
 
@@ -46,7 +47,7 @@ def open_session(
         ConfigError, DataError, CheckpointError: as their names say.
     """
     ranks = Ranks.start(config.device)
-    console = Console(json_mode=json_mode, quiet=not ranks.is_main)
+    console = Console(json_mode=json_mode, quiet=quiet or not ranks.is_main)
     found = find_resume(config)
     for sentence in found.notes:
         console.warn(sentence)

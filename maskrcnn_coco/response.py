@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from maskrcnn_coco import recovery
-from maskrcnn_coco.store import load, newest_intact
+from maskrcnn_coco.batch import SampleError
 from maskrcnn_coco.diagnosis import investigate
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.forward import keep_fp32
 from maskrcnn_coco.incidents import save_case
-from maskrcnn_coco.records import Action, Alarm, Evidence, Finding, Incident
+from maskrcnn_coco.records import Action, Alarm, Culprit, Evidence, Finding, Incident
 from maskrcnn_coco.replay import Case
-from maskrcnn_coco.session import Session
 from maskrcnn_coco.resume import load_state
 from maskrcnn_coco.rigging import rig_of, settings_of
+from maskrcnn_coco.session import Session
 from maskrcnn_coco.snapshot import Snapshot, restore
+from maskrcnn_coco.store import load, newest_intact
 
 INVESTIGATION_SECONDS = 120.0
 """Most time for one investigation; on small data it is bounded further by the price of twenty steps or so."""
@@ -62,6 +64,36 @@ def respond(session: Session, alarm: Alarm, batches: list[Any]) -> int:
             fix=incident.fix or f"maskrcnn-coco explain {incident.cause}",
         )
     return next_step
+
+
+def readable(session: Session, loader: Iterable[list[Any]]) -> Iterator[list[Any]]:
+    """The loader's steps; an image that cannot be read is left out with an incident, and the loop fetches anew.
+
+    Raises:
+        DataError: too many images cannot be read.
+    """
+    try:
+        yield from loader
+    except SampleError as e:
+        if session.config.guard not in ("recover", "observe"):
+            raise
+        leave_out_unreadable(session, e)
+
+
+def leave_out_unreadable(session: Session, error: SampleError) -> None:
+    """Quarantine the image of ``error``: there is nothing to replay, the file itself is the proof."""
+    step, image_id = session.progress.step, error.key.image_id
+    evidence = [Evidence(f"read: image {image_id}", error.what, "DATA_PIXEL")]
+    culprit = Culprit(image_ids=[image_id])
+    finding = Finding("DATA_PIXEL", 1.0, culprit, evidence, fix="repair the file: maskrcnn-coco check --data …")
+    history = recovery.History(incidents=session.incidents, step=step, images=len(session.plan))
+    action = recovery.decide([finding], history, session.limits)
+    if action.kind == "stop":
+        raise error
+    alarm = Alarm("input_nonfinite", step, session.epoch_of(step), step, error.what)
+    incident = compose(session, alarm, [finding], action)
+    session.leave_out([image_id], [], incident.id)
+    session.keep_incident(incident)
 
 
 def build_case(session: Session, alarm: Alarm, batches: list[Any]) -> Case:

@@ -93,6 +93,7 @@ class Session:
     evaluation: EvalResult | None = None
     started: float = field(default_factory=time.monotonic)
     first_step: int = 0
+    max_steps: int | None = None
     last_save: float = field(default_factory=time.monotonic)
     epoch_began_seconds: float = 0.0
     lock: ExitStack = field(default_factory=ExitStack)
@@ -119,6 +120,11 @@ class Session:
     def total_steps(self) -> int:
         """Planned optimizer steps of the whole run."""
         return self.plan.steps_per_epoch * self.epochs
+
+    @property
+    def out_of_steps(self) -> bool:
+        """Whether a run that was to be short has had its steps."""
+        return self.max_steps is not None and self.progress.step - self.first_step >= self.max_steps
 
     def epoch_of(self, step: int) -> int:
         """Epoch, from 0, of planned step ``step``."""

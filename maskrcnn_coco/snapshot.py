@@ -230,9 +230,9 @@ class Tape:
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Put a saved optimizer state back in place, bit for bit.
 
-    Not `load_state_dict`: that one casts state to the parameters' dtype and gives every tensor a new identity and the
-    file's memory layout. Fused kernels walk parameter and momentum side by side in memory: with weights in channels_last
-    and momentum as it came from the file, they would pair the wrong numbers.
+    Not `load_state_dict`: that one casts state to the parameters' dtype and gives every tensor a new identity and
+    the file's memory layout. Fused kernels walk parameter and momentum side by side in memory: with weights in
+    channels_last and momentum as it came from the file, they would pair the wrong numbers.
 
     Raises:
         KeyError: the state is of an optimizer with other groups.

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from maskrcnn_coco import closing, response
-from maskrcnn_coco.saving import save_epoch, save_if_due, save_now
 from maskrcnn_coco.config import Config, validate
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.guard import Guard
 from maskrcnn_coco.interrupt import Interrupts
 from maskrcnn_coco.opening import open_session
 from maskrcnn_coco.records import EpochRecord, Result, StepRecord
+from maskrcnn_coco.saving import save_epoch, save_if_due, save_now
 from maskrcnn_coco.session import Observer, Session
 from maskrcnn_coco.snapshot import TapeEntry
 
@@ -30,6 +30,8 @@ def train(
     observers: Sequence[Observer] = (),
     dry_run: bool = False,
     json_mode: bool = False,
+    quiet: bool = False,
+    stop_after: int | Literal["epoch"] | None = None,
 ) -> Result:
     """Fine-tune a detector; refuse, explain and repair every bad step.
 
@@ -42,7 +44,9 @@ def train(
             (N, H, W), ``image_id`` int, optionally ``annotation_ids``. ``config.num_classes`` is then needed.
         observers: called with each record as it is written; they look and never change training.
         dry_run: stop before the first step, after everything is built and shown.
-        json_mode: keep stdout clean.
+        json_mode: keep stdout clean. quiet: print nothing.
+        stop_after: end after so many planned steps, or after one epoch; the learning rates stay those of the whole
+            plan, and the epoch is not evaluated.
 
     Returns:
         How the run ended, as in ``result.json``. A run that the guard stopped returns too (status "stopped").
@@ -60,7 +64,9 @@ def train(
             observers=observers,
             json_mode=json_mode,
             dry_run=dry_run,
+            quiet=quiet,
         )
+        session.max_steps = session.plan.steps_per_epoch if stop_after == "epoch" else stop_after
         with session:
             if dry_run:
                 return closing.dry(session)
@@ -79,7 +85,7 @@ def run(session: Session, interrupts: Interrupts) -> None:
     session.model.train()
     while session.progress.step < session.total_steps:
         train_epoch(session, interrupts)
-        if interrupts.received:
+        if interrupts.received or session.out_of_steps:
             return
         if session.progress.step % session.plan.steps_per_epoch == 0:
             end_epoch(session)
@@ -96,11 +102,11 @@ def train_epoch(session: Session, interrupts: Interrupts) -> None:
     end = (epoch + 1) * session.plan.steps_per_epoch
     with session.console.progress(epoch, session.epochs, session.plan.steps_per_epoch) as bar:
         while session.progress.step < end and session.epoch_of(session.progress.step) == epoch:
-            for batches in session.batches(epoch):
+            for batches in response.readable(session, session.batches(epoch)):
                 again = train_step(session, batches)
                 bar.update(session.history[-1] if session.history else None, session.progress.step)
                 save_if_due(session)
-                if interrupts.received:
+                if interrupts.received or session.out_of_steps:
                     return
                 if again:
                     # The plan of the coming batches changed, or the step went back: fetch anew.

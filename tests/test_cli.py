@@ -24,7 +24,9 @@ def test_every_verb_has_help(capsys):
 
 
 def test_help_does_not_import_torch():
-    code = "import sys; from maskrcnn_coco.cli import main; main(['train', '--help']); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from maskrcnn_coco.cli import main; main(['train', '--help']); assert 'torch' not in sys.modules"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
 
 

@@ -89,9 +89,7 @@ def test_a_resumed_run_ends_in_the_same_bits(done, tiny_shapes, tmp_path):
 def test_resume_takes_the_saved_settings_and_needs_none_again(done, tiny_shapes, tmp_path):
     run(tiny_shapes.root, tmp_path, epochs=1)
     again = train(
-        Config(
-            resume="auto", epochs=2, logdir=str(tmp_path / "run"), checkpoint_dir=str(tmp_path / "checkpoints")
-        ),
+        Config(resume="auto", epochs=2, logdir=str(tmp_path / "run"), checkpoint_dir=str(tmp_path / "checkpoints")),
         model=small_model(),
     )
     assert (again.steps, again.exit_code) == (12, 0)
@@ -102,7 +100,7 @@ def test_resume_auto_without_a_checkpoint_starts_anew(tiny_shapes, tmp_path):
 
 
 def test_resume_of_a_missing_file_is_exit_5(tiny_shapes, tmp_path):
-    with pytest.raises(CheckpointError, match="nothing.pth") as e:
+    with pytest.raises(CheckpointError, match=r"nothing\.pth") as e:
         run(tiny_shapes.root, tmp_path, resume=str(tmp_path / "nothing.pth"))
     assert e.value.exit_code == 5
 
@@ -217,3 +215,21 @@ def test_train_one_epoch_returns_the_mean_loss_and_refuses_a_bad_batch(capsys):
     assert math.isfinite(loss)
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert "step 1 refused" in capsys.readouterr().err
+
+
+def test_an_image_that_cannot_be_read_is_left_out_and_the_run_goes_on(tiny_shapes, tmp_path):
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(tiny_shapes.root, data)
+    victim = sorted((data / "train").glob("*.png"))[3]
+
+    def vanish(record):
+        if isinstance(record, StepRecord) and record.step == 0:
+            victim.unlink()
+
+    result = run(data, tmp_path, observers=[vanish], epochs=2)
+    assert (result.exit_code, result.steps) == (0, 12)
+    (incident,) = incidents(tmp_path)
+    assert (incident["cause"], incident["action"]["kind"]) == ("DATA_PIXEL", "quarantine")
+    assert victim.name in incident["evidence"][0]["outcome"]

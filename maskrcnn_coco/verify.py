@@ -1,0 +1,158 @@
+"""``verify``: whether a fix holds. The recorded failing steps again, with the new settings; then a short training."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from maskrcnn_coco import checklist, recipes
+from maskrcnn_coco.checklist import Check
+from maskrcnn_coco.config import Config, flag, load_config, validate
+from maskrcnn_coco.console import Console
+from maskrcnn_coco.datasets import read_quarantine
+from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.facts import LOSS_FACTOR, NO_HISTORY_LOSS, Outcome
+from maskrcnn_coco.incidents import load_case, read_incidents
+from maskrcnn_coco.optim import Schedule
+from maskrcnn_coco.records import Incident, Result, StepRecord, to_json
+from maskrcnn_coco.recovery import DATA
+from maskrcnn_coco.replay import Case, Replay
+from maskrcnn_coco.rigging import rig_from_settings
+
+
+def verify_run(
+    run_dir: Path, *, changes: dict[str, Any], steps: int | None = None, json_mode: bool = False, model: Any = None
+) -> int:
+    """Print the checklist for the run's settings with ``changes``; returns 0 where the fix holds, else 4.
+
+    Args:
+        steps: length of the short training; None: one epoch.
+        model: a function that builds the caller's own model, where the run had one.
+
+    Raises:
+        DataError: not the folder of a run. ConfigError: settings that cannot be used.
+    """
+    console = Console(json_mode=json_mode)
+    if not (run_dir / "config.yaml").is_file():
+        raise DataError(
+            f"{run_dir} is not the folder of a run", expected="config.yaml in it", fix="name the run's logdir"
+        )
+    config = msgspec.structs.replace(load_config(run_dir / "config.yaml"), resume="none", **changes)
+    validate(config)
+    shown = ", ".join(f"{flag(k)} {v}" for k, v in changes.items()) or "the settings as they are"
+    console.note(f"verifying {run_dir} with {shown}")
+    checks = [replay_incident(i, run_dir, config, bool(changes)) for i in read_incidents(run_dir / "incidents")]
+    checks += train_briefly(config, run_dir, steps, model)
+    holds = all(c.ok for c in checks)
+    if json_mode:
+        sys.stdout.write(to_json({"holds": holds, "changes": changes, "checks": checks}) + "\n")
+    for c in checks:
+        (console.note if c.ok else console.warn)(f"{'✓' if c.ok else '✗'} {c.name}: {c.message}")
+    console.note(
+        "the fix holds" if holds else "the fix does not hold: " + "; ".join(c.name for c in checks if not c.ok)
+    )
+    return 0 if holds else 4
+
+
+def replay_incident(incident: Incident, run_dir: Path, config: Config, changed: bool) -> Check:
+    """One recorded failing step again, with the new settings (and without the images that were left out)."""
+    name = f"incident {incident.id} ({incident.cause}, step {incident.step})"
+    path = run_dir / "incidents" / f"{incident.id}.pt"
+    if not path.is_file():
+        return Check(name, True, "no case file to replay; the short training has to tell")
+    state: dict[str, Any] = {}
+    case = load_case(path, lambda settings: rig_from_settings(settings, state))
+    state.update(case.now.model)
+    case.rig.max_grad_norm = config.max_grad_norm
+    if incident.cause in DATA:
+        outcome = _without_images(case, set(incident.culprit.image_ids))
+    else:
+        outcome = _with_new_rates(case, config)
+    if outcome is None:
+        return Check(name, True, "nothing is left of that step once its images are left out")
+    limit = _healthy(case)
+    ok = outcome.finite and outcome.error is None and outcome.loss <= limit
+    if not ok and not changed:
+        return Check(name, False, f"{outcome.describe()}: the settings are unchanged; {incident.fix}")
+    return Check(name, ok, f"{outcome.describe()} (healthy is below {limit:.3g})")
+
+
+def _without_images(case: Case, bad: set[int]) -> Outcome | None:
+    kept = []
+    for batch in case.batches or []:
+        positions = [p for p, image_id in enumerate(batch.image_ids) if image_id not in bad]
+        if positions:
+            kept.append(batch.subset(positions))
+    return Replay(case).run("verify: without the images left out", batches=kept) if kept else None
+
+
+def _with_new_rates(case: Case, config: Config) -> Outcome:
+    """From the oldest state the case holds, over the recorded batches, with the new schedule, to the failing step."""
+    total = case.settings["steps_per_epoch"] * (config.epochs or 1)
+    schedule = Schedule(recipes.component_lrs(config), config.warmup_steps or 0, total)
+    case.tape = [dataclasses.replace(entry, lr=schedule.at(entry.step)) for entry in case.tape]
+    replay = Replay(case)
+    starts = [s for s in sorted(case.earlier, key=lambda s: s.step) if replay.covers(s.step)]
+    if not starts:
+        return replay.run("verify: the failing step alone")
+    return replay.walk("verify: the recorded steps at the new rates", starts[0])
+
+
+def _healthy(case: Case) -> float:
+    """The loss above which the replayed step counts as diverged: measured on the run's own steps before the onset."""
+    before = [r.loss for r in case.history if r.applied and r.step <= case.alarm.onset_step]
+    usual = sorted(before)[len(before) // 2] if before else NO_HISTORY_LOSS / LOSS_FACTOR
+    return LOSS_FACTOR * usual
+
+
+def train_briefly(config: Config, run_dir: Path, steps: int | None, model: Any) -> list[Check]:
+    """The first epoch (or ``steps`` of it) with the new settings, in a folder of its own."""
+    from maskrcnn_coco.training import train
+
+    records: list[StepRecord] = []
+
+    def keep(record: Any) -> None:
+        if isinstance(record, StepRecord):
+            records.append(record)
+
+    quarantined = run_dir / "quarantine.json"
+    left_out = len(read_quarantine(quarantined)["image_ids"]) if quarantined.is_file() else 0
+    with tempfile.TemporaryDirectory(prefix="verify-") as folder:
+        short = msgspec.structs.replace(
+            config,
+            logdir=str(Path(folder) / "run"),
+            checkpoint_dir=str(Path(folder) / "checkpoints"),
+            checkpoint_every=None,
+            quarantine=str(quarantined) if left_out else config.quarantine,
+            guard="stop",
+        )
+        result = train(
+            short,
+            model=None if model is None else model(),
+            observers=[keep],
+            stop_after=steps or "epoch",
+            quiet=True,
+        )
+    return judge(records, result, config, left_out)
+
+
+def judge(records: Sequence[StepRecord], result: Result, config: Config, left_out: int) -> list[Check]:
+    """The checklist of a short training."""
+    images = len({i for r in records for i in r.image_ids})
+    no_incidents = Check("no incidents", not result.incidents, f"{len(result.incidents)} in {result.steps} steps")
+    return [
+        checklist.finite(records),
+        no_incidents,
+        checklist.falling(records),
+        checklist.no_spikes(records),
+        checklist.norms_bounded(records),
+        checklist.weights_move(records),
+        checklist.clipping_leaves_something(records, config.max_grad_norm),
+        checklist.enough_images(left_out, images + left_out),
+    ]

@@ -1,0 +1,91 @@
+"""The checklist of `verify`: each check passes a healthy run and fails its own fault, by name."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from maskrcnn_coco import checklist
+from maskrcnn_coco.records import StepRecord
+
+
+def records(losses, norms=None, *, applied=True, ratio=None):
+    return [
+        StepRecord(
+            i, 0, {"loss": v}, v, (norms or [5.0] * len(losses))[i], {}, {}, None, [i], applied,
+            update_ratio={"backbone": ratio} if ratio is not None else {},
+        )
+        for i, v in enumerate(losses)
+    ]  # fmt: skip
+
+
+def falling(n=40, noise=0.3, seed=0):
+    rng = random.Random(seed)
+    return [4 * math.exp(-i / 20) + 1 + noise * rng.random() for i in range(n)]
+
+
+def test_a_healthy_run_passes_everything():
+    run = records(falling(), ratio=1e-4)
+    for check in (
+        checklist.finite(run),
+        checklist.falling(run),
+        checklist.no_spikes(run),
+        checklist.norms_bounded(run),
+        checklist.weights_move(run),
+        checklist.clipping_leaves_something(run, 10.0),
+        checklist.enough_images(1, 100),
+    ):
+        assert check.ok, check
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_non_finite_loss_is_named_by_step(bad):
+    losses = falling()
+    losses[7] = bad
+    check = checklist.finite(records(losses))
+    assert not check.ok
+    assert "7" in check.message
+
+
+def test_no_records_at_all_is_not_finite():
+    assert not checklist.finite([]).ok
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_without_a_trend_is_not_falling(seed):
+    rng = random.Random(seed)
+    assert not checklist.falling(records([2 + rng.random() for _ in range(40)])).ok
+
+
+def test_rising_losses_are_not_falling():
+    assert not checklist.falling(records(falling()[::-1])).ok
+
+
+def test_one_spike_does_not_hide_the_trend_but_is_found():
+    losses = falling()
+    losses[30] = 60.0
+    assert checklist.falling(records(losses)).ok
+    check = checklist.no_spikes(records(losses))
+    assert not check.ok
+    assert "step 30" in check.message
+
+
+def test_growing_norms_are_found():
+    assert not checklist.norms_bounded(records(falling(), [2.0 * 1.2**i for i in range(40)])).ok
+
+
+def test_a_learning_rate_too_low_to_move_anything_fails_by_name():
+    check = checklist.weights_move(records(falling(), ratio=1e-10))
+    assert not check.ok
+    assert "raise --lr" in check.message
+
+
+def test_clipping_that_stops_learning_fails():
+    assert not checklist.clipping_leaves_something(records(falling(), [1e6] * 40), 1.0).ok
+    assert checklist.clipping_leaves_something(records(falling(), [1e6] * 40), 0).ok
+
+
+def test_images_left_out_until_little_is_left_fails():
+    assert not checklist.enough_images(30, 100).ok
