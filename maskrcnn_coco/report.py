@@ -123,8 +123,8 @@ def tiles(run: RunFiles) -> list[dict[str, str]]:
 
 
 def _subtitle(run: RunFiles) -> str:
-    data = run.info.get("data", {})
-    parts = [run.config.get("model"), data.get("train") or run.config.get("data") or "built-in shapes"]
+    data = run.config.get("data") or ("built-in shapes" if run.config else run.info.get("data", {}).get("train"))
+    parts = [run.config.get("model"), data]
     parts.append(run.info.get("environment", {}).get("device") or run.config.get("device"))
     return " · ".join(clean(p) for p in parts if p)
 

@@ -59,7 +59,8 @@ def test_has_every_section(html: str) -> None:
     text = " ".join(Page(html).text.split())
     for part in ("finished", "segm/AP", "0.6010", "Incidents", "LR_TOO_HIGH", "DATA_BOX", "around the onset",
                  "--head-lr-multiplier 2.5", "How it unfolded", "replay: same batch, weights of step 160",
-                 "Images it names", "Curves", "Total loss", "loss_mask", "Learning rate", "Gradient norm, before clipping", "AP by epoch",
+                 "Images it names", "Curves", "Total loss", "loss_mask", "Learning rate",
+                 "Gradient norm, before clipping", "AP by epoch",
                  "Worst predictions", "Typical predictions", "Classes", "triangle", "Settings", "given", "--lr",
                  "Data and machine", "BOX_NAN", "torchvision", "What happens"):  # fmt: skip
         assert part in text, part

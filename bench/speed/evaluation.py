@@ -146,7 +146,7 @@ def document(lines: list[str], rounds: int) -> str:
         "# COCO metrics: time against pycocotools",
         "",
         "`RAYON_NUM_THREADS=1 python bench/speed/evaluation.py`: load results, match, accumulate, summarise, on one",
-        f"thread each; equal within 1e-6, which every round checks. Medians of {rounds} rounds in which both take turns;",
+        f"thread each; equal within 1e-6, which every round checks. Medians of {rounds} rounds, both taking turns;",
         "processor time. This project's time includes the check of every value.",
         "",
         "| set (480 × 640) | IoU | pycocotools | this project | ratio |",
