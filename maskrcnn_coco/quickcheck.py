@@ -32,6 +32,8 @@ SHARE = 100
 """One step in so many may be spent."""
 FEWEST = 10
 """Fewer steps than this show nothing."""
+KEPT_WIDTH = 4.0
+"""Intervals wider than this factor (time ran out) are measured again rather than remembered."""
 MATTERS = (
     *("model", "weights", "backbone_weights", "optimizer", "momentum", "weight_decay", "batch_size", "accumulate"),
     *("max_grad_norm", "amp", "min_size", "max_size", "freeze_stages", "seed"),
@@ -61,10 +63,10 @@ def _file(key: str) -> Path:
 
 
 def remember(key: str | None, limits: Mapping[str, Limit]) -> None:
-    """Keep measured limits; where the cache folder cannot be written, they are simply not kept."""
-    if key is None:
+    """Keep measured limits if all were found and are narrow; where the cache cannot be written, they are not kept."""
+    if key is None or any(limit.width > KEPT_WIDTH for limit in limits.values()):
         return
-    spans = {c: [limit.stable, limit.low, min(limit.high, 1e30)] for c, limit in limits.items()}
+    spans = {c: [limit.value, limit.low, limit.high] for c, limit in limits.items()}
     try:
         _file(key).parent.mkdir(parents=True, exist_ok=True)
         write_text(_file(key), json.dumps(spans))
@@ -89,7 +91,7 @@ def above(rates: Mapping[str, float], spans: Spans) -> list[str]:
         f"{c}: learning rate {rates[c]:.2g} is above the measured limit {value:.2g} ({low:.2g} to {high:.2g}): "
         f"lower {FLAGS.get(c, '--lr')}"
         for c, (value, low, high) in spans.items()
-        if rates.get(c, 0.0) > value and high < 1e30
+        if rates.get(c, 0.0) > value
     ]
 
 

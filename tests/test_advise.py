@@ -196,7 +196,9 @@ def test_quick_check_names_the_component_and_the_flag():
 
 def test_limits_are_remembered_and_a_damaged_file_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    remember("abc", {"backbone": limit(0.1), "rpn": limit(1.0, math.inf)})
+    remember("wide", {"backbone": limit(0.1), "rpn": limit(1.0, math.inf)})
+    assert recall("wide") == {}
+    remember("abc", {"backbone": limit(0.1), "rpn": limit(100.0)})
     spans = recall("abc")
     assert spans["backbone"][0] == 0.1
     assert [w.split(":")[0] for w in above({"backbone": 0.2, "rpn": 50.0}, spans)] == ["backbone"]
