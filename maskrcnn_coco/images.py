@@ -148,6 +148,8 @@ def _confined(root: Path, file_name: str) -> Path:
     elif ".." in parts:
         problem = "leaves the image folder"
     if problem is None:
+        if not _has_link(root, parts):
+            return root / file_name
         try:
             real_root = root.resolve(strict=True)
             real = (root / file_name).resolve()
@@ -163,6 +165,16 @@ def _confined(root: Path, file_name: str) -> Path:
         expected=f"a path inside {root}",
         fix="write file names relative to the image folder, and copy linked images into it",
     )
+
+
+def _has_link(root: Path, parts: list[str]) -> bool:
+    """Whether a folder or file below ``root`` is a symbolic link: without one, a path without ``..`` stays inside."""
+    path = str(root)
+    for part in parts:
+        path = os.path.join(path, part)
+        if os.path.islink(path):
+            return True
+    return False
 
 
 def _open(file: BinaryIO, path: Path) -> Image.Image:
