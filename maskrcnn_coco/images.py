@@ -88,7 +88,9 @@ def probe(root: str | Path, file_name: str, *, decode: bool) -> ImageFacts:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                orientation = image.getexif().get(0x0112, 1)
+                # For the tag of a PNG Pillow decodes all of it, because the tag may stand at the end: rare, and dear.
+                header_only = image.format == "PNG" and not decode and "exif" not in image.info
+                orientation = 1 if header_only else image.getexif().get(0x0112, 1)
                 if decode:
                     image.load()
                     pairs = np.array(image.getextrema(), np.float64).reshape(-1, 2)[:3]
