@@ -86,12 +86,12 @@ def investigate(case: Case | None, *, budget_seconds: float = 60.0, lab: Tests |
 
     Tests are made until one cause is proved, nothing is left to ask, or ``budget_seconds`` of wall time are spent.
     """
+    deadline = time.monotonic() + budget_seconds
     if lab is None:
         from maskrcnn_coco.experiments import Lab
 
         assert case is not None
-        lab = Lab(case)
-    deadline = time.monotonic() + budget_seconds
+        lab = Lab(case, deadline=deadline)
     facts = lab.scan_all()
     while not settled(facts) and time.monotonic() < deadline:
         test = next_test(facts)
@@ -171,7 +171,7 @@ def _not_repeated(f: Facts) -> Iterator[str]:
         yield "rescaled"
         return
     yield from ("again", "retrace")
-    if not nonfinite(f):
+    if not nonfinite(f) and f.symptom != "stalled":
         yield from ("lr",)
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+
 from maskrcnn_coco import scan
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.facts import Facts, Location, onset_of, reference_of
@@ -16,11 +18,12 @@ from maskrcnn_coco.readings import (
     ratios,
     record_of,
     repair,
+    reported,
+    weights,
 )
 from maskrcnn_coco.records import Evidence
 from maskrcnn_coco.replay import Case, Replay, ReplayImpossible
 from maskrcnn_coco.search import smallest_culprits
-from maskrcnn_coco.snapshot import Snapshot
 from maskrcnn_coco.walks import Walks
 
 NORMAL_SCALE = 2.0**12
@@ -33,9 +36,9 @@ MODULES = 4
 class Lab:
     """Makes the tests of one case. ``facts`` is filled by `scan_all` and then by `run`."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, *, deadline: float | None = None) -> None:
         self.case = case
-        self.replay = Replay(case)
+        self.replay = Replay(case, deadline=deadline)
         self.facts = Facts(case.alarm.symptom, case.alarm.step, case.alarm.epoch, case.alarm.onset_step)
         self.walks = Walks(case, self.replay, self.facts)
 
@@ -46,9 +49,16 @@ class Lab:
 
     def scan_all(self) -> Facts:
         """What is known before any replay: records and scans."""
-        self._from_records()
-        f, case, model = self.facts, self.case, self.replay.model
-        names = optimizer_names(model, self.replay.optimizer)
+        f, case = self.facts, self.case
+        try:
+            model = self.replay.model
+            names = optimizer_names(model, self.replay.optimizer)
+        except ReplayImpossible as e:
+            f.tried.append(Evidence("replays", str(e)))
+            model, names = case.rig.model, []
+            if not isinstance(model, nn.Module):
+                return f
+        self._from_records(model)
         f.state = scan.scan_state(case.now, model, names, component_of)
         f.anchors = scan.scan_anchors(model)
         classes = num_classes(model, f.settings)
@@ -58,28 +68,33 @@ class Lab:
             f.inputs += scan.scan_images(batch, getattr(model, "transform", None))
             pairs = zip(batch.image_ids, batch.targets, strict=True)
             f.empty_images += [i for i, t in pairs if "boxes" in t and not len(t["boxes"])]
+        targets, inputs = reported(f.measured.get("problems") or [], f.targets, f.inputs)
+        f.targets, f.inputs = f.targets + targets, f.inputs + inputs
         # Every image of the batch has a data fault: then it is the data set, not one image.
         f.widespread = len(f.image_ids) > 1 and f.suspects() == f.image_ids
         f.done.add("scan")
-        f.can = self._possible()
+        f.can = self._possible() if names else set()
         return f
 
     def run(self, name: str) -> None:
         """Make the test ``name``; what it found is in ``facts`` afterwards. A test that cannot be made is noted."""
         self.facts.done.add(name)
         try:
-            getattr(self, f"_{name}")()
+            if name in ("retrace", "lr"):
+                getattr(self.walks, name)()
+            else:
+                getattr(self, f"_{name}")()
         except ReplayImpossible as e:
             self.facts.tried.append(Evidence(f"replay: {name}", f"could not be made: {str(e)[:160]}"))
         self.facts.replays, self.facts.replay_steps = self.replay.count, self.replay.steps
 
-    def _from_records(self) -> None:
+    def _from_records(self, model: nn.Module) -> None:
         f, case = self.facts, self.case
         f.settings = {**case.settings, **dict_of(case.settings.get("config"))}
         f.measured = dict(case.alarm.measured)
         f.precision = case.rig.precision
         f.accumulate = max(1, len(case.batches or []))
-        f.components = list(case.rig.components(self.replay.model))
+        f.components = list(case.rig.components(model))
         before = [r for r in case.history if r.step < f.step]
         onset = min(f.onset_step, onset_of(before, f.step))
         f.reference = reference_of(case.history, onset)
@@ -192,14 +207,14 @@ class Lab:
         if not kept:
             return
         named = ", ".join(map(str, sorted(suspects)))
-        snapshot = self._where_healthy()
-        test = f"the batch without image {named}{self._weights(snapshot)}"
+        snapshot = self.walks.healthy
+        test = f"the batch without image {named}{weights(snapshot)}"
         self.facts.outcomes["without"] = self.replay.run(test, batches=kept, snapshot=snapshot)
 
     def _repaired(self) -> None:
         repaired = [repair(b, self.facts) for b in self.case.batches or []]
-        snapshot = self._where_healthy()
-        test = f"same batch with pixels scaled and masks binary{self._weights(snapshot)}"
+        snapshot = self.walks.healthy
+        test = f"same batch with pixels scaled and masks binary{weights(snapshot)}"
         self.facts.outcomes["repaired"] = self.replay.run(test, batches=repaired, snapshot=snapshot)
 
     def _locate(self) -> None:
@@ -238,12 +253,12 @@ class Lab:
     def _bisect(self) -> None:
         f = self.facts
         ids = f.image_ids
-        snapshot = self._where_healthy()
+        snapshot = self.walks.healthy
 
         def bad(positions: Sequence[int], test: str) -> bool:
             keep = [p in set(positions) for p in range(len(ids))]
             f.outcomes[test] = self.replay.run(
-                f"images {', '.join(str(ids[p]) for p in positions)} only{self._weights(snapshot)}",
+                f"images {', '.join(str(ids[p]) for p in positions)} only{weights(snapshot)}",
                 batches=self._keep(keep),
                 snapshot=snapshot,
             )
@@ -260,7 +275,7 @@ class Lab:
                     self._annotations_of(batch.subset([position]), image_id)
 
     def _annotations_of(self, single: Any, image_id: int) -> None:
-        f, snapshot = self.facts, self._where_healthy()
+        f, snapshot = self.facts, self.walks.healthy
         given = single.targets[0].get("annotation_ids")
         every = [int(a) for a in given] if given is not None else []
         if len(every) < 2:
@@ -269,24 +284,12 @@ class Lab:
 
         def bad(kept: Sequence[int], test: str) -> bool:
             gone = [a for a in every if a not in set(kept)]
-            what = f"image {image_id} with annotations {', '.join(map(str, kept)) or 'none'}{self._weights(snapshot)}"
+            what = f"image {image_id} with annotations {', '.join(map(str, kept)) or 'none'}{weights(snapshot)}"
             f.outcomes[test] = self.replay.run(what, batches=[single.drop_annotations(0, gone)], snapshot=snapshot)
             return f.bad(test)
 
         if not bad([], "empty"):
             f.guilty_annotations += smallest_culprits(every, bad)
-
-    def _retrace(self) -> None:
-        self.walks.retrace()
-
-    def _lr(self) -> None:
-        self.walks.lr()
-
-    def _where_healthy(self) -> Snapshot | None:
-        return self.walks.healthy
-
-    def _weights(self, snapshot: Snapshot | None) -> str:
-        return "" if snapshot is None else f", weights of step {snapshot.step}"
 
     def _keep(self, keep: Sequence[bool]) -> list[Any]:
         kept, at = [], 0

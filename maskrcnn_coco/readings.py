@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from maskrcnn_coco.case import Case
 from maskrcnn_coco.components import component_of
-from maskrcnn_coco.facts import Drift, Facts
+from maskrcnn_coco.facts import Drift, Facts, InputFault, TargetFault
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.snapshot import Snapshot
 
@@ -72,6 +72,30 @@ def ratios(before: list[StepRecord], onset: int) -> dict[str, float]:
     return {c: math.exp(sum(v) / len(v)) for c, v in logs.items()}
 
 
+_KINDS = {"box": "DATA_BOX", "label": "DATA_LABEL", "mask": "DATA_MASK", "shape": "DATA_MASK", "batch": "DATA_BOX"}
+
+
+def reported(
+    problems: list[dict[str, Any]], targets: list[TargetFault], inputs: list[InputFault]
+) -> tuple[list[TargetFault], list[InputFault]]:
+    """What the guard's own input check reported and the scans here did not: no alarm of it goes unexplained."""
+    known = {(t.code, t.image_id) for t in targets} | {("DATA_PIXEL", i.image_id) for i in inputs}
+    more_targets: list[TargetFault] = []
+    more_inputs: list[InputFault] = []
+    for problem in problems:
+        kind, image_id, what = problem.get("kind"), problem.get("image_id"), str(problem.get("message"))
+        code = _KINDS.get(str(kind), "DATA_PIXEL")
+        if kind == "shape" and "mask" not in what:
+            code = "DATA_BOX"
+        if image_id is None or (code, image_id) in known:
+            continue
+        if code == "DATA_PIXEL":
+            more_inputs.append(InputFault(int(image_id), what, "before", True))
+        else:
+            more_targets.append(TargetFault(code, int(image_id), problem.get("annotation_id"), what, True))
+    return more_targets, more_inputs
+
+
 def record_of(case: Case, step: int) -> StepRecord | None:
     return next((r for r in reversed(case.history) if r.step == step), None)
 
@@ -91,3 +115,8 @@ def num_classes(model: nn.Module, settings: dict[str, Any]) -> int | None:
 
 def dict_of(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def weights(snapshot: Snapshot | None) -> str:
+    """Which weights a replay used, where they are not the failing step's own."""
+    return "" if snapshot is None else f", weights of step {snapshot.step}"

@@ -32,10 +32,14 @@ class ReplayImpossible(Exception):
 
 
 class Replay:
-    """Replays of one case. ``spent`` counts seconds, ``count`` replays, ``steps`` their cost in whole steps."""
+    """Replays of one case. ``spent`` counts seconds, ``count`` replays, ``steps`` their cost in whole steps.
 
-    def __init__(self, case: Case) -> None:
+    After ``deadline`` (of `time.monotonic`) no further replay is begun: `ReplayImpossible`.
+    """
+
+    def __init__(self, case: Case, *, deadline: float | None = None) -> None:
         self.case = case
+        self.deadline = deadline
         self.rig = case.rig
         self.spent = 0.0
         self.count = 0
@@ -50,7 +54,10 @@ class Replay:
         """The private copy, in train mode; made at first use."""
         if self._model is None:
             source = self.rig.model
-            built = copy.deepcopy(source) if isinstance(source, nn.Module) else source()
+            try:
+                built = copy.deepcopy(source) if isinstance(source, nn.Module) else source()
+            except torch.OutOfMemoryError as e:
+                raise ReplayImpossible("no memory for a private copy of the model") from e
             self._model = own(built, self.rig.fp32_modules)
             self._model.zero_grad(set_to_none=True)
         return self._model
@@ -244,6 +251,8 @@ class Replay:
     @contextmanager
     def _away(self, steps: float) -> Iterator[None]:
         began = time.monotonic()
+        if self.deadline is not None and began > self.deadline:
+            raise ReplayImpossible("the time for replays is spent")
         self.count += 1
         self.steps += steps
         try:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from maskrcnn_coco.case import Case
-from maskrcnn_coco.facts import Facts, LrVerdict, Outcome
+from maskrcnn_coco.facts import Facts, LrTrial, LrVerdict, Outcome
 from maskrcnn_coco.readings import between, differences, drift
-from maskrcnn_coco.replay import Replay
+from maskrcnn_coco.replay import Replay, ReplayImpossible
 from maskrcnn_coco.search import lr_search
 from maskrcnn_coco.snapshot import Snapshot
 
@@ -53,12 +53,30 @@ class Walks:
         for start in dict.fromkeys([older[0].step, older[-1].step]) if older else []:
             start = next(s for s in older if s.step == start)
             order, known = self._order(), f.lr_verdict
-            verdict = lr_search(self._walker(start), order, start.step, quick=known is not None)
+            verdict = self._search(start, order, quick=known is not None)
             verdict.doubtful = self._doubtful(verdict)
             if known is None or not known.sufficient or (verdict.sufficient and self._better(verdict, known, order)):
                 f.lr_verdict = verdict
             if f.lr_verdict is not None and f.lr_verdict.sufficient and not f.lr_verdict.doubtful:
                 return
+
+    def _search(self, start: Snapshot, order: Sequence[str], *, quick: bool) -> LrVerdict:
+        """The search from one state; where time runs out, what is known so far, marked as not proved."""
+        trials: list[LrTrial] = []
+        walk = self._walker(start)
+
+        def kept(lowered: Sequence[str], factor: float) -> tuple[bool, Outcome]:
+            ok, outcome = walk(lowered, factor)
+            trials.append(LrTrial(tuple(lowered), factor, ok, outcome))
+            return ok, outcome
+
+        try:
+            return lr_search(kept, order, start.step, quick=quick)
+        except ReplayImpossible:
+            helped = next((t for t in trials if t.bounded), None)
+            components = list(helped.lowered) if helped else []
+            factor = helped.factor if helped else 0.1
+            return LrVerdict(components, start.step, factor, helped is not None, False, True, trials)
 
     def _better(self, older: LrVerdict, known: LrVerdict, order: Sequence[str]) -> bool:
         """Two doubtful answers: the one that the prior expects, if one of them is."""

@@ -125,3 +125,48 @@ def test_every_test_is_asked_at_most_once_and_unknown_is_honest():
     findings = investigate(None, lab=lab)
     assert [f.cause for f in findings] == ["UNKNOWN"] and findings[0].confidence < 0.5
     assert len(lab.asked) == len(set(lab.asked)) > 0
+
+
+def test_time_that_runs_out_in_the_middle_leaves_an_honest_answer():
+    import time
+
+    case = TinyRun(lr=rates(box_head=0.3), max_grad_norm=0).until_alarm()
+    lab = Lab(case)
+    walk, walked = lab.replay.walk, []
+
+    def slow(*args, **kwargs):
+        walked.append(args[0])
+        outcome = walk(*args, **kwargs)
+        if len(walked) == 2:
+            lab.replay.deadline = time.monotonic() - 1
+        return outcome
+
+    lab.replay.walk = slow
+    findings = investigate(case, lab=lab)
+    top = findings[0]
+    assert top.cause == "LR_TOO_HIGH" and 0.5 < top.confidence < 0.9
+    assert len(walked) <= 3
+
+
+def test_what_only_the_guard_s_input_check_saw_is_named_too():
+    def lose_a_mask(step, batch):
+        for position, key in enumerate(batch.keys):
+            if key.image_id == BAD:
+                own = batch.targets[position]
+                batch.targets[position] = {**own, "masks": own["masks"][:1]}
+
+    top = investigate(TinyRun(spoil=lose_a_mask).until_alarm())[0]
+    assert (top.cause, top.culprit.image_ids) == ("DATA_MASK", [BAD]) and top.confidence >= 0.9
+
+
+def test_no_memory_for_a_copy_still_leaves_the_scans(monkeypatch):
+    import copy
+
+    case = FAULTS["H1 background row"][0]().until_alarm()
+
+    def full(_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(copy, "deepcopy", full)
+    top = investigate(case)[0]
+    assert top.cause == "POISONED_STATE"

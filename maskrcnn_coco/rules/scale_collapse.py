@@ -23,13 +23,23 @@ NORMAL_SCALE = 2.0**12
 
 def judge(facts: Facts) -> Finding | None:
     hits = [s for s in facts.state if s.where == "scaler"]
-    if facts.symptom != "scale_collapse" and not hits:
+    still = facts.symptom == "stalled" and facts.precision == "fp16"
+    if facts.symptom != "scale_collapse" and not hits and not still:
         return None
     evidence = [Evidence("scan: loss scale", s.what, CODE) for s in hits]
     if facts.symptom == "scale_collapse":
         shown = "unknown" if facts.loss_scale is None else f"{facts.loss_scale:.3g}"
         evidence.append(Evidence("guard: loss scale below its floor while weights stand still", shown, CODE))
     evidence += facts.says(CODE, "rescaled")
-    confidence = 0.95 if facts.good("rescaled") else 0.6
+    confidence = 0.95 if facts.good("rescaled") and not still else 0.6
+    if still:
+        lost = facts.norm_ratio is not None and facts.norm_ratio < 0.01
+        tiny = facts.loss_scale is not None and facts.loss_scale < 1
+        if lost:
+            what = f"{facts.norm_ratio:.2g} of the norm that the same step has when replayed"
+            evidence.append(Evidence("recorded gradient norm", what, CODE))
+        if tiny:
+            evidence.append(Evidence("recorded loss scale", f"{facts.loss_scale:.3g}", CODE))
+        confidence = 0.9 if lost or tiny else 0.5
     detail = {"loss_scale": NORMAL_SCALE}
     return Finding(CODE, confidence, Culprit(), evidence, facts.onset_step, "--amp bf16", detail)
