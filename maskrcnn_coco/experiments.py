@@ -147,13 +147,12 @@ class Lab:
             f.norm_ratio = f.recorded_norm / same.grad_norm
 
     def _again(self) -> None:
-        self.facts.outcomes["again"] = self.replay.run("same batch, same weights, once more", digest=True)
+        self.facts.outcomes["again"] = self.replay.run("the same once more", digest=True)
 
     def _peek(self) -> None:
         entry = self._other_entry()
         model, mine = self.replay.model, self.facts
-        codes = {t.code for t in mine.targets}
-        classes = num_classes(model, mine.settings)
+        codes, classes = {t.code for t in mine.targets}, num_classes(model, mine.settings)
         for batch in self.replay.batches_of(entry):
             found = {t.code for t in scan.scan_targets(batch, classes)}
             images = bool(mine.inputs) and bool(scan.scan_images(batch, getattr(model, "transform", None)))
@@ -197,9 +196,8 @@ class Lab:
         self.facts.outcomes["rescaled"] = self.replay.run(test, loss_scale=NORMAL_SCALE)
 
     def _reference(self) -> None:
-        self.facts.outcomes["reference"] = self.replay.run(
-            "same batch, same weights, eager on the CPU", precision="fp32", reference=True
-        )
+        test = "same batch, same weights, eager on the CPU"
+        self.facts.outcomes["reference"] = self.replay.run(test, precision="fp32", reference=True)
 
     def _without(self) -> None:
         suspects = set(self.facts.suspects())
@@ -208,7 +206,7 @@ class Lab:
             return
         named = ", ".join(map(str, sorted(suspects)))
         snapshot = self.walks.healthy
-        test = f"the batch without image {named}{weights(snapshot)}"
+        test = f"without image {named}{weights(snapshot)}"
         self.facts.outcomes["without"] = self.replay.run(test, batches=kept, snapshot=snapshot)
 
     def _repaired(self) -> None:
@@ -252,8 +250,7 @@ class Lab:
 
     def _bisect(self) -> None:
         f = self.facts
-        ids = f.image_ids
-        snapshot = self.walks.healthy
+        ids, snapshot = f.image_ids, self.walks.healthy
 
         def bad(positions: Sequence[int], test: str) -> bool:
             keep = [p in set(positions) for p in range(len(ids))]
