@@ -15,9 +15,9 @@ from maskrcnn_coco.records import Action, Finding, Incident
 PROVED = 0.9
 DATA = ("DATA_BOX", "DATA_LABEL", "DATA_PIXEL", "DATA_MASK")
 MIN_FACTOR, MAX_FACTOR = 0.01, 0.5
-AGAIN = 0.5
+AGAIN = 0.7
 """Each further incident of the same component lowers its rate by this much more."""
-HOLD_STEPS = 200
+HOLD_STEPS = 100
 """A lowered rate is raised again after so many steps without an incident; each earlier one doubles the wait."""
 RAISE = 1.5
 

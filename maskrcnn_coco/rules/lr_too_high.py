@@ -40,10 +40,11 @@ def judge(facts: Facts) -> Finding | None:
     every = len(verdict.components) == len(facts.components) and len(facts.components) > 1
     culprit = Culprit(component=None if every else verdict.components[0])
     # The walks that decided come first: a person reads the first two.
-    trials = verdict.trials
-    evidence = [_evidence(t, verdict, facts.step) for t in trials if _decides(t, verdict)]
+    trials = sorted(verdict.trials, key=lambda t: _rank(t, verdict))
+    deciding = [t for t in trials if _rank(t, verdict) < 2]
+    evidence = [_evidence(t, verdict, facts.step) for t in deciding]
     evidence += facts.says(CODE, "earlier", "same", "retrace")
-    evidence += [_evidence(t, verdict, facts.step) for t in trials if not _decides(t, verdict)]
+    evidence += [_evidence(t, verdict, facts.step) for t in trials[len(deciding) :]]
     detail: dict[str, Any] = {
         "components": verdict.components,
         "factor": STEP_DOWN * verdict.factor / 0.1,
@@ -54,10 +55,13 @@ def judge(facts: Facts) -> Finding | None:
     return Finding(CODE, _confidence(verdict), culprit, evidence, verdict.from_step, fix_of(facts, verdict), detail)
 
 
-def _decides(trial: LrTrial, verdict: LrVerdict) -> bool:
-    """Lowering the named ones alone, or all but them, at the factor that decided."""
+def _rank(trial: LrTrial, verdict: LrVerdict) -> int:
+    """0: the named ones lowered alone; 1: all the others lowered; 2: the rest."""
     named, lowered = set(verdict.components), set(trial.lowered)
-    return trial.factor == verdict.factor and (named == lowered or (not named & lowered and not trial.bounded))
+    everything = {c for t in verdict.trials for c in t.lowered}
+    if trial.factor != verdict.factor:
+        return 2
+    return 0 if lowered == named else 1 if lowered == everything - named else 2
 
 
 def _evidence(trial: LrTrial, verdict: LrVerdict, step: int) -> Evidence:
