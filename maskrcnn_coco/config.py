@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -151,6 +152,8 @@ def _problems(c: Config):
         near = difflib.get_close_matches(c.model, MODELS, 1, 0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
         yield f"--model: got {c.model!r}, expected one of {', '.join(MODELS)}{hint}"
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", c.device):
+        yield f"--device: got {c.device!r}, expected auto, cpu, cuda, cuda:0 or mps"
     if c.data is not None and c.demo:
         yield f"--demo: the built-in shapes and --data {c.data} exclude each other; give one of them"
     if c.checkpoint_every is not None and not _interval(c.checkpoint_every):

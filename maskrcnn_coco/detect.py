@@ -31,7 +31,7 @@ class Sized(Protocol):
 
 @dataclass
 class Prediction:
-    """``results``: COCO dicts, best first; image_id is the row, category_id the label. ``dropped``: how many not finite."""
+    """``results``: COCO dicts, best first; image_id is the row, category_id the label. ``dropped``: non-finite ones."""
 
     results: list[dict[str, Any]] = field(default_factory=list)
     has_masks: bool = False

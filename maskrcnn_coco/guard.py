@@ -38,9 +38,9 @@ class Guard:
         max_grad_norm: clip the gradient to this 2-norm, after unscaling; 0 or None is off.
         components: name → parameters, for norms and records; by default the four of a torchvision detector, the
             top-level children of other models.
-        mode: "recover" and "stop" refuse bad steps alike (what follows is the loop's business); "observe" reports, and
-            takes the step that a plain loop would take; "off" is a plain loop.
-        precision: of the forward pass; only said in messages.
+        mode: "recover" and "stop" refuse alike (what follows is the loop's business); "observe" reports, and takes the
+            step that a plain loop would take; "off" is a plain loop.
+        precision: of the forward pass, for who reads the guard; the guard itself measures the same in all.
         measure_every: steps between exact update-to-weight ratios.
         check_every: steps between checks of the weights themselves.
         max_crashes: crashes in a row after which the code is to blame.
@@ -178,9 +178,10 @@ class Guard:
         self.layout.zero_grad()
         self.buffers.save()
         self.seconds += time.perf_counter() - began
-        done = steps.run(forward, batches, self.scale.scaler, self.layout, catch=not observing)
+        done = self._run(forward, batches, catch=not observing)
         began = time.perf_counter()
-        gradients, where = self._unscaled()
+        self.scale.unscale(self.optimizer, self.layout)
+        gradients, where = self.layout.gradients()
         record.losses, record.loss = done.losses, done.loss
         group_norms = self._measure(gradients, where, record)
         verdict = before or self._verdict(done, record, group_norms)
@@ -193,17 +194,13 @@ class Guard:
             self.sound(record, verdict)
         return record
 
+    def _run(self, forward: steps.Forward, batches: list[Any], *, catch: bool) -> steps.Pass:
+        return steps.run(forward, batches, self.scale.scaler, self.layout, catch=catch)
+
     def _before(self, batches: list[Any]) -> Verdict | None:
         """What must be known before native code sees the batch."""
         found = targets.verdict_on(batches, self.limits) or self.scale.check() or self.health.check()
         return found or self.buffers.verdict(whole=self._taken % self.check_every == 0)
-
-    def _unscaled(self) -> tuple[list[torch.Tensor], list[int]]:
-        gradients, where = self.layout.gradients()
-        if self.scale.scaler is not None and gradients:
-            self.scale.scaler.unscale_(self.optimizer)
-            gradients, where = self.layout.gradients()
-        return gradients, where
 
     def _measure(self, gradients: list[torch.Tensor], where: list[int], record: StepRecord) -> list[float]:
         stacked = stacked_norms(gradients)

@@ -6,7 +6,10 @@ import signal
 import sys
 import threading
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maskrcnn_coco.distributed import Ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -30,6 +33,11 @@ class Interrupts:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def agree(self, ranks: Ranks) -> None:
+        """Let all processes of a run end after the same step, although the signal reached them one by one."""
+        if ranks.world > 1:
+            self.received = max(int(f["signal"]) for f in ranks.all_flags({"signal": self.received}))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received:

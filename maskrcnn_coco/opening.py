@@ -25,9 +25,11 @@ from maskrcnn_coco.model import build_model
 from maskrcnn_coco.optim import Schedule, build_optimizer
 from maskrcnn_coco.plan import Plan
 from maskrcnn_coco.precision import amp_warning, make_scaler, resolve_amp
+from maskrcnn_coco.quickcheck import quick_check
 from maskrcnn_coco.resume import find_resume, restore_run, with_saved_settings
 from maskrcnn_coco.session import Observer, Session
 from maskrcnn_coco.snapshot import Ring
+from maskrcnn_coco.team import TeamGuard
 
 
 def open_session(
@@ -69,6 +71,9 @@ def open_session(
     if found.state is not None:
         restore_run(session, found)
     introduce(session, resolved, resuming=found.state is not None)
+    if found.state is None and not dry_run and config.guard in ("recover", "stop") and not quiet:
+        for sentence in quick_check(session):
+            console.warn(sentence)
     return session
 
 
@@ -76,21 +81,18 @@ def resolve_device(name: str, ranks: Ranks) -> torch.device:
     """The device to train on.
 
     Raises:
-        ConfigError: a name torch does not know, or a device this machine does not have.
+        ConfigError: a device this machine does not have.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and ranks.world > 1:
         name = f"cuda:{ranks.local_rank}"
-    try:
-        device = torch.device(name)
-    except RuntimeError as e:
-        raise ConfigError(f"--device {name} is not a device", expected="cpu, cuda, cuda:0, mps or auto") from e
+    device = torch.device(name)
     count = torch.cuda.device_count()
     missing = (device.type == "cuda" and (device.index or 0) >= count) or (
         device.type == "mps" and not torch.backends.mps.is_available()
     )
-    if missing or device.type not in ("cpu", "cuda", "mps"):
+    if missing:
         raise ConfigError(
             f"--device {name}: this machine has no such device",
             got=f"{count} CUDA devices",
@@ -241,7 +243,7 @@ def assemble(
         model, kind=config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay or 0.0
     )
     scaler = make_scaler(precision, device)
-    guard = Guard(
+    guard = (Guard if ranks.world == 1 else TeamGuard)(
         model,
         optimizer,
         scaler=scaler,
@@ -250,6 +252,8 @@ def assemble(
         mode=config.guard,
         precision=precision,
     )
+    if isinstance(guard, TeamGuard):
+        guard.ranks = ranks
     return Session(
         config=config,
         data=data,

@@ -14,10 +14,11 @@ from typing import Any
 from maskrcnn_coco import recovery
 from maskrcnn_coco.batch import SampleError
 from maskrcnn_coco.diagnosis import investigate
+from maskrcnn_coco.distributed import Ranks
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.forward import keep_fp32
 from maskrcnn_coco.incidents import save_case
-from maskrcnn_coco.records import Action, Alarm, Culprit, Evidence, Finding, Incident
+from maskrcnn_coco.records import Action, Alarm, Culprit, Evidence, Finding, Incident, plain, record_from
 from maskrcnn_coco.replay import Case
 from maskrcnn_coco.resume import load_state
 from maskrcnn_coco.rigging import rig_of, settings_of
@@ -40,15 +41,14 @@ def respond(session: Session, alarm: Alarm, batches: list[Any]) -> int:
     Raises:
         GuardStop: the policy, the mode or the budget says stop. The verdict is written first.
     """
+    # Of several processes one investigates, the one whose batch is bad; all do what it decides.
+    source = int(alarm.measured.get("rank", 0))
     case = build_case(session, alarm, batches)
-    findings = investigate(case, budget_seconds=INVESTIGATION_SECONDS)
-    history = recovery.History(incidents=session.incidents, step=alarm.step, images=len(session.plan))
-    if session.config.guard == "observe":
-        action = Action("skip", {"observed": True})
-    elif session.config.guard == "stop":
-        action = Action("stop", {"why": "--guard stop"})
-    else:
-        action = recovery.decide(findings, history, session.limits)
+    findings: list[Finding] = []
+    if session.ranks.rank == source:
+        findings = investigate(case, budget_seconds=INVESTIGATION_SECONDS)
+    findings = shared_findings(session.ranks, findings, source)
+    action = choose(session, alarm, findings)
     incident = compose(session, alarm, findings, action)
     next_step = alarm.step if action.kind == "stop" else act(session, alarm, action, incident)
     if next_step == alarm.step and action.kind != "stop":
@@ -56,7 +56,8 @@ def respond(session: Session, alarm: Alarm, batches: list[Any]) -> int:
     incident.lost_steps = max(0, alarm.step - next_step)
     incident.outcome = "stopped" if action.kind == "stop" else "recovered"
     session.keep_incident(incident)
-    keep_case(session, incident, case)
+    if session.ranks.rank == source:
+        keep_case(session, incident, case)
     if action.kind == "stop":
         raise GuardStop(
             f"stopped at step {alarm.step}: {incident.cause} ({alarm.message})",
@@ -64,6 +65,23 @@ def respond(session: Session, alarm: Alarm, batches: list[Any]) -> int:
             fix=incident.fix or f"maskrcnn-coco explain {incident.cause}",
         )
     return next_step
+
+
+def shared_findings(ranks: Ranks, findings: list[Finding], source: int) -> list[Finding]:
+    """The findings of process ``source``, on every process."""
+    if ranks.world == 1:
+        return findings
+    return [record_from(Finding, f) for f in ranks.broadcast_object(plain(findings), source=source)]
+
+
+def choose(session: Session, alarm: Alarm, findings: list[Finding]) -> Action:
+    """The action: by mode, else by the policy."""
+    if session.config.guard == "observe":
+        return Action("skip", {"observed": True})
+    if session.config.guard == "stop":
+        return Action("stop", {"why": "--guard stop"})
+    history = recovery.History(incidents=session.incidents, step=alarm.step, images=len(session.plan))
+    return recovery.decide(findings, history, session.limits)
 
 
 def readable(session: Session, loader: Iterable[list[Any]]) -> Iterator[list[Any]]:
@@ -171,7 +189,9 @@ def go_back(session: Session, to_step: int) -> int:
 
     A state that was never touched (a refused step, snapshot of this very step missing) is kept as it is.
     """
-    snapshot = session.ring.newest(before_step=to_step + 1)
+    older = session.ring.items
+    # The ring thins old states out: where none is old enough, the oldest is the nearest to it.
+    snapshot = session.ring.newest(before_step=to_step + 1) or (min(older, key=lambda s: s.step) if older else None)
     if snapshot is None:
         raise GuardStop(f"no verified state is left from step {to_step} or before", fix="lower --lr, or check the data")
     return restore_session(session, snapshot)
@@ -210,8 +230,6 @@ def reload(session: Session, alarm: Alarm, checkpoint: str | None) -> int:
 
 def keep_case(session: Session, incident: Incident, case: Case) -> None:
     """Write what replays the incident elsewhere; a full disk costs the replay, never the run."""
-    if not session.ranks.is_main:
-        return
     try:
         save_case(session.logdir / "incidents", incident.id, case)
     except OSError as e:

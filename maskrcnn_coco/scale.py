@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+
 from maskrcnn_coco.alarm import Verdict
+from maskrcnn_coco.measure import Layout
 
 FLOOR = 1.0
 """Below 1 the scale shrinks the very gradients that it exists to save from underflow, and from there it reaches 0."""
@@ -44,6 +47,11 @@ class Scale:
         if value == 0:
             return Verdict("scale_collapse", "the loss scale is 0", {"loss_scale": value})
         return Verdict("optimizer_nonfinite", f"the loss scale is {value}", {"loss_scale": value})
+
+    def unscale(self, optimizer: torch.optim.Optimizer, layout: Layout) -> None:
+        """Divide the gradients by the scale, where there is one and there are any."""
+        if self.scaler is not None and layout.gradients()[0]:
+            self.scaler.unscale_(optimizer)
 
     def applied(self, had_gradients: bool) -> None:
         """After an applied step: let the scale grow when it is time."""

@@ -94,6 +94,7 @@ class Session:
     started: float = field(default_factory=time.monotonic)
     first_step: int = 0
     max_steps: int | None = None
+    warned: set[str] = field(default_factory=set)
     last_save: float = field(default_factory=time.monotonic)
     epoch_began_seconds: float = 0.0
     lock: ExitStack = field(default_factory=ExitStack)

@@ -19,6 +19,7 @@ from maskrcnn_coco.records import EpochRecord, Result, StepRecord
 from maskrcnn_coco.saving import save_epoch, save_if_due, save_now
 from maskrcnn_coco.session import Observer, Session
 from maskrcnn_coco.snapshot import TapeEntry
+from maskrcnn_coco.trend import early_warning
 
 
 def train(
@@ -106,6 +107,7 @@ def train_epoch(session: Session, interrupts: Interrupts) -> None:
                 again = train_step(session, batches)
                 bar.update(session.history[-1] if session.history else None, session.progress.step)
                 save_if_due(session)
+                interrupts.agree(session.ranks)
                 if interrupts.received or session.out_of_steps:
                     return
                 if again:
@@ -147,7 +149,16 @@ def train_step(session: Session, batches: list[Any]) -> bool:
         return changed
     progress.step = step + 1
     response.maybe_raise_lr(session)
+    warn_early(session)
     return False
+
+
+def warn_early(session: Session) -> None:
+    """Say once per component that a learning rate drifts towards divergence, before the alarm."""
+    for warning in early_warning(session.history[-50:]):
+        if warning.component not in session.warned:
+            session.warned.add(warning.component)
+            session.console.warn(f"step {warning.step}: {warning.message}; {warning.fix}")
 
 
 def keep_record(session: Session, record: StepRecord) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,7 +90,8 @@ def test_leaves_import_only_the_standard_library(name: str):
 def test_what_answers_at_once_does_not_import_torch():
     rules = [module_name(p) for p in FILES if p.parent.name == "rules"]
     names = [f"maskrcnn_coco.{n}" for n in TORCH_FREE] + rules
-    code = "import sys, importlib\nfor n in sys.argv[1:]:\n importlib.import_module(n)\n assert 'torch' not in sys.modules, n"
+    code = "import sys, importlib\nfor n in sys.argv[1:]:\n importlib.import_module(n)\n"
+    code += " assert 'torch' not in sys.modules, n"
     done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
@@ -119,5 +121,4 @@ def test_only_the_command_line_exits():
 def test_nothing_is_loaded_by_pickle():
     for path in FILES:
         text = path.read_text(encoding="utf-8")
-        assert "weights_only=False" not in text, path.name
-        assert "import pickle" not in text or "pickletools" in text, path.name
+        assert not re.search(r"weights_only\s*=\s*False|pickle\.loads?\(|Unpickler\(", text), path.name

@@ -63,5 +63,5 @@ def test_a_bad_settings_file_says_what_is_wrong(tmp_path, text, message):
 
 
 def test_a_missing_settings_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="nowhere.yaml"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         load_config(tmp_path / "nowhere.yaml")
