@@ -74,8 +74,7 @@ class Guard:
         self.precision = precision
         self.measure_every = measure_every
         self.max_crashes = max_crashes
-        self.check_every = check_every
-        self._components = components
+        self.check_every, self._components = check_every, components
         self._lay_out()
         self.scale = Scale(scaler)
         self.buffers = Buffers(model)
@@ -214,8 +213,7 @@ class Guard:
     def _verdict(self, done: steps.Pass, record: StepRecord, groups: list[float]) -> Verdict | None:
         """None for a sound step, and for an overflow of scaled gradients at a sound loss."""
         measured: dict[str, Any] = {"losses": done.losses, "group_grad_norm": record.group_grad_norm}
-        if done.micro_batch is not None:
-            measured["micro_batch"] = done.micro_batch
+        measured |= {} if done.micro_batch is None else {"micro_batch": done.micro_batch}
         if done.error is not None:
             return self.crash(done.error, measured)
         self._crashes = 0
@@ -254,13 +252,11 @@ class Guard:
     def _overflow(self, record: StepRecord, verdict: Verdict | None, began: float) -> StepRecord:
         """fp16 gradients beyond range: part of the search for a scale, until the scale says otherwise."""
         verdict = self.scale.overflowed(record.step) or verdict
-        self.layout.zero_grad()
         self.buffers.restore()
         if verdict is not None:
             verdict.measured |= {"losses": record.losses, "group_grad_norm": record.group_grad_norm}
-            self.sound(record, verdict)
-        self.seconds += time.perf_counter() - began
-        return record
+        # The scale has been dealt with; the rest is as for a step that did not run.
+        return self.refuse(record, verdict, began, ran=False)
 
     def refuse(self, record: StepRecord, verdict: Verdict | None, began: float, *, ran: bool = True) -> StepRecord:
         """Put everything back. ``ran``: the forward pass was begun. ``verdict`` None: no incident."""

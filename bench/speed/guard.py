@@ -5,8 +5,8 @@ python bench/speed/guard.py [--threads 2 4] [--rounds 12] [--models r18 r50] [--
 All three variants live in one process, each with its own weights, and take turns on the same batch with the same
 random numbers; the learning rate is so small that their weights stay together, so each does the same work.
 Two ratios per cell. "step": median over rounds of the whole step's time over its neighbour's in the same round.
-"parts": what lies outside the model's forward and backward pass is timed apart, and set against the shared median of
-forward and backward; it is far less noisy, because the guard only adds there.
+"parts": the CPU time outside the model's forward and backward pass is taken apart, and set against the shared median
+of forward and backward; it is far less noisy, because the guard only adds there.
 """
 
 from __future__ import annotations
@@ -39,31 +39,36 @@ class Clock:
     """Wall and CPU seconds of whole steps, and of what is not forward or backward."""
 
     inside: float = 0.0
+    inside_cpu: float = 0.0
     total: list[float] = field(default_factory=list)
     model: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
+    model_cpu: list[float] = field(default_factory=list)
 
     def run(self, step: Callable[[], Any]) -> None:
-        self.inside = 0.0
+        self.inside = self.inside_cpu = 0.0
         wall, cpu = time.perf_counter(), time.process_time()
         step()
         self.total.append(time.perf_counter() - wall)
         self.cpu.append(time.process_time() - cpu)
         self.model.append(self.inside)
+        self.model_cpu.append(self.inside_cpu)
 
     def timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any) -> Any:
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), time.process_time()
             try:
                 return call(*args)
             finally:
                 self.inside += time.perf_counter() - began
+                self.inside_cpu += time.process_time() - cpu
 
         return timed
 
     @property
     def rest(self) -> list[float]:
-        return [t - m for t, m in zip(self.total, self.model, strict=True)]
+        """CPU seconds outside the model: time that other programs took from this one does not count."""
+        return [t - m for t, m in zip(self.cpu, self.model_cpu, strict=True)]
 
 
 def make_model(name: str) -> MaskRCNN:
@@ -147,7 +152,8 @@ def measure(name: str, threads: int, rounds: int) -> dict[str, Clock]:
             torch.manual_seed(0)
             clocks[variant].run(variants[variant])
     for clock in clocks.values():  # the first round warms up
-        clock.total, clock.model, clock.cpu = clock.total[1:], clock.model[1:], clock.cpu[1:]
+        for series in (clock.total, clock.model, clock.cpu, clock.model_cpu):
+            del series[0]
     return clocks
 
 
@@ -161,7 +167,7 @@ def ratios(clocks: dict[str, Clock], below: str) -> tuple[str, str, float]:
     a, b = clocks["guarded"], clocks[below]
     wall = [x / y for x, y in zip(a.total, b.total, strict=True)]
     cpu = [x / y for x, y in zip(a.cpu, b.cpu, strict=True)]
-    shared = statistics.median(a.model + b.model)
+    shared = statistics.median(a.model_cpu + b.model_cpu)
     parts = (shared + statistics.median(a.rest)) / (shared + statistics.median(b.rest))
     return quartiles(wall), quartiles(cpu), parts
 
@@ -174,7 +180,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     lines = [
-        "| model | threads | guarded ÷ | step, wall (quartiles) | step, CPU time | parts | outside model, ms |",
+        "| model | threads | guarded ÷ | step, wall (quartiles) | step, CPU time | parts | outside model, CPU ms |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in args.models:
@@ -194,8 +200,8 @@ def main() -> None:
         head = __doc__.split("\n\n", 2)
         args.out.write_text(
             f"# Cost of the guard\n\n{head[2].strip()}\n\n" + "\n".join(lines) + "\n\n"
-            f"{args.rounds} rounds; batch of 2 images with 5 objects; torch {torch.__version__}; load average {load:.1f}\n"
-            "on a machine shared with other work, so the quartiles are wide.\n\n"
+            f"{args.rounds} rounds; batch of 2 images with 5 objects; torch {torch.__version__}; load average\n"
+            f"{load:.1f} on a machine shared with other work, so the quartiles are wide.\n\n"
             "Run: `python bench/speed/guard.py --out bench/results/guard.md`\n"
         )
 
