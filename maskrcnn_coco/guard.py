@@ -41,8 +41,7 @@ class Guard:
         mode: "recover" and "stop" refuse alike (what follows is the loop's business); "observe" reports, and takes the
             step that a plain loop would take; "off" is a plain loop.
         precision: of the forward pass, for who reads the guard; the guard itself measures the same in all.
-        measure_every: steps between exact update-to-weight ratios.
-        check_every: steps between checks of the weights themselves.
+        measure_every, check_every: steps between exact update-to-weight ratios, and between checks of the weights.
         max_crashes: crashes in a row after which the code is to blame.
         deferred: for CUDA, with a fused optimizer: nothing is read within a step. The device refuses; a record is
             filled in a step or two later, when it is listed in ``completed``, and its alarm is raised then.
@@ -255,7 +254,6 @@ class Guard:
         self.buffers.restore()
         if verdict is not None:
             verdict.measured |= {"losses": record.losses, "group_grad_norm": record.group_grad_norm}
-        # The scale has been dealt with; the rest is as for a step that did not run.
         return self.refuse(record, verdict, began, ran=False)
 
     def refuse(self, record: StepRecord, verdict: Verdict | None, began: float, *, ran: bool = True) -> StepRecord:
