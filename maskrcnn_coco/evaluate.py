@@ -83,8 +83,9 @@ def evaluate_model(
     data = as_eval_set(source, class_names)
     rows = range(len(data)) if ranks is None else range(ranks.rank, len(data), ranks.world)
     shard = detect(model, data, rows, device=device, precision=precision, batch_size=batch_size, progress=progress)
-    many = ranks is not None and ranks.world > 1
-    shards = [Shard(**part) for part in ranks.gather_objects(shard)] if many else [shard]
+    shards = [shard]
+    if ranks is not None and ranks.world > 1:
+        shards = [Shard(**part) for part in ranks.gather_objects(shard)]
     result = score(shards, data)
     result.seconds = time.perf_counter() - began
     return result
