@@ -165,7 +165,8 @@ def _check_results(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou
         boxes = np.array([r["bbox"] for r in results], np.float64).reshape(-1, 4)
         _raise_at(results, np.any(~np.isfinite(boxes), axis=1), "the box is not finite")
     if iou_type == "segm":
-        odd = np.array([list(r["segmentation"]["size"]) != sizes[r["image_id"]] for r in results], bool)
+        pairs = [(r["segmentation"]["size"], sizes[r["image_id"]]) for r in results]
+        odd = np.array([a != b and list(a) != b for a, b in pairs], bool)
         _raise_at(results, odd, "the mask has another size than the image")
 
 
@@ -181,8 +182,12 @@ def _loadable(results: Sequence[Mapping[str, Any]], iou_type: IouType) -> Any:
     """What hotcoco reads fastest: one array for boxes (while ids are exact in float64), dicts for masks."""
     if iou_type == "bbox" and results and max(abs(r["image_id"]) for r in results) < 2**53:
         return np.array([(r["image_id"], *r["bbox"], r["score"], r["category_id"]) for r in results], np.float64)
-    keys = ("image_id", "category_id", "score", "bbox", *(("segmentation",) if iou_type == "segm" else ()))
-    return [{k: r[k] for k in keys if k in r} for r in results]
+    keys = {"image_id", "category_id", "score", "bbox", "segmentation"} - (
+        {"segmentation"} if iou_type == "bbox" else set()
+    )
+    if all(keys.issuperset(r) for r in results):
+        return list(results)
+    return [{k: v for k, v in r.items() if k in keys} for r in results]
 
 
 def _per_class(evaluation: Any) -> dict[int, dict[str, float]]:
