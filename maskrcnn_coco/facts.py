@@ -84,6 +84,8 @@ class Outcome:
     steps: float = 1.0
     path: list[tuple[int, float, float]] = field(default_factory=list)
     """(step, loss, grad_norm) of each step of a walk over the tape."""
+    loss_scale: float | None = None
+    """The loss scale that was needed, where the recorded one was too large for the gradients."""
 
     def describe(self) -> str:
         """One phrase for the evidence table."""
@@ -93,7 +95,8 @@ class Outcome:
             if self.bad_losses:
                 return "non-finite: " + ", ".join(self.bad_losses)
             return f"loss {self.loss:.4g} finite, {self.bad_grad_count} gradients non-finite"
-        return f"finite, loss {self.loss:.4g}, gradient norm {self.grad_norm:.4g}"
+        at = "" if self.loss_scale is None else f" at loss scale {self.loss_scale:g}"
+        return f"finite, loss {self.loss:.4g}, gradient norm {self.grad_norm:.4g}{at}"
 
 
 @dataclass

@@ -1,8 +1,10 @@
-"""Small measurements for `experiments`: what differs, what was recorded, what a repaired batch looks like."""
+"""Small measurements for replays and `experiments`: gradient norms, what differs, what was recorded, a repair."""
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,12 +12,53 @@ from torch import Tensor, nn
 
 from maskrcnn_coco.case import Case
 from maskrcnn_coco.components import component_of
-from maskrcnn_coco.facts import Drift, Facts, InputFault, TargetFault
+from maskrcnn_coco.facts import Drift, Facts, InputFault, Outcome, TargetFault
+from maskrcnn_coco.measure import Layout, stacked_norms
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.snapshot import Snapshot
 
 RATIOS = 20
 """Most measured steps that go into a mean update-to-weight ratio."""
+
+
+def read_norms(layout: Layout, outcome: Outcome, scale: float) -> None:
+    """Per-component norms, computed as the guard does: clipping must come out the same to the last bit."""
+    gradients, where = layout.gradients()
+    if scale != 1.0 and gradients:
+        torch._foreach_div_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
+    if not gradients:
+        outcome.finite = outcome.finite and not outcome.bad_losses
+        return
+    stacked = stacked_norms(gradients)
+    *each, outcome.grad_norm = torch.cat([stacked, stacked.norm().reshape(1)]).tolist()
+    for i in [i for i, v in enumerate(each) if not math.isfinite(v)]:
+        if _finite(gradients[i]):
+            # Only the square of a huge norm overflowed.
+            each[i] = float(gradients[i].double().norm())
+        else:
+            outcome.bad_grads.append(layout.names[where[i]])
+    outcome.bad_grad_count = len(outcome.bad_grads)
+    outcome.group_grad_norm = layout.by_component(layout.totals(each, where))
+    if not math.isfinite(outcome.grad_norm):
+        outcome.grad_norm = _total(outcome.group_grad_norm.values())
+    outcome.finite = outcome.finite and not outcome.bad_losses and outcome.bad_grad_count == 0
+
+
+def _total(values: Iterable[float]) -> float:
+    squares = sum(v * v for v in values)
+    return math.sqrt(squares) if squares == squares else squares
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def gradient_digest(model: nn.Module, outcome: Outcome) -> str:
+    h = hashlib.sha256(repr(sorted(outcome.losses.items())).encode())
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            h.update(parameter.grad.detach().float().cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()
 
 
 def between(low: float, high: float, most: float) -> float:

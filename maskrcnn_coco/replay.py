@@ -7,24 +7,27 @@ random generators (torch, CUDA, numpy, python). Bit-exact where the device's ker
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from maskrcnn_coco.case import Case, Rig
 from maskrcnn_coco.facts import Outcome
 from maskrcnn_coco.locate import Located, located_run
-from maskrcnn_coco.measure import Layout, stacked_norms
+from maskrcnn_coco.measure import Layout
 from maskrcnn_coco.private import Counted, FixedScale, forked_random, kept_fp32, own
+from maskrcnn_coco.readings import gradient_digest, read_norms
 from maskrcnn_coco.snapshot import Snapshot, TapeEntry, restore
 from maskrcnn_coco.step import FAULTS, apply, clip_coefficient
 from maskrcnn_coco.step import run as step_run
+
+CALMER = 16.0
+"""A loss scale at which only the gradients overflow is divided by this, down to 1."""
 
 
 class ReplayImpossible(Exception):
@@ -47,6 +50,7 @@ class Replay:
         self._model: nn.Module | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._layout: Layout | None = None
+        self._calm = math.inf
         self._made: dict[int, list[Any]] = {}
 
     @property
@@ -115,9 +119,9 @@ class Replay:
             scale = self._scale(precision, loss_scale)
             step = case.alarm.step if step is None else step
             with kept_fp32(model, fp32_modules):
-                outcome = self._measure(model, test, batches, step, precision, scale, locate, watch)
+                outcome = self._measure(model, test, batches, step, precision, scale, locate, watch, loss_scale is None)
             if digest:
-                outcome.digest = _digest(model, outcome)
+                outcome.digest = gradient_digest(model, outcome)
             model.zero_grad(set_to_none=True)
         outcome.steps = _share(batches, case.batches)
         return outcome
@@ -149,7 +153,7 @@ class Replay:
                 if entry is None and visit:
                     visit(model)
                 scale = self._scale(None, entry.loss_scale if entry else None)
-                outcome = self._measure(model, test, batches, step, None, scale, False)
+                outcome = self._measure(model, test, batches, step, None, scale)
                 path.append((step, outcome.loss, outcome.grad_norm))
                 self.steps += 1
                 if entry is None or outcome.error or not outcome.finite or (stop and stop(outcome)):
@@ -184,8 +188,37 @@ class Replay:
         step: int,
         precision: str | None,
         scale: float,
-        locate: bool,
+        locate: bool = False,
         watch: str | None = None,
+        search: bool = True,
+    ) -> Outcome:
+        """One pass; where the losses are finite and only scaled gradients overflow, again at lower loss scales.
+
+        A GradScaler would do the same: an alarm may come before its search has settled.
+        """
+        first = scale
+        scale = min(scale, self._calm) if search else scale
+        while True:
+            outcome = self._once(model, test, batches, step, precision, scale, locate, watch)
+            outcome.loss_scale = scale if scale < first else None
+            overflow = outcome.bad_grad_count and not outcome.bad_losses and not outcome.error
+            if outcome.finite and scale < first:
+                self._calm = scale
+            if locate or not search or not overflow or scale <= 1.0:
+                return outcome
+            scale = max(1.0, scale / CALMER)
+            self.steps += _share(batches, self.case.batches)
+
+    def _once(
+        self,
+        model: nn.Module,
+        test: str,
+        batches: list[Any],
+        step: int,
+        precision: str | None,
+        scale: float,
+        locate: bool,
+        watch: str | None,
     ) -> Outcome:
         layout = self._layout_of(model)
         layout.zero_grad()
@@ -209,30 +242,8 @@ class Replay:
             outcome.finite = False
         outcome.losses, outcome.loss = out.losses, out.loss
         outcome.bad_losses = sorted(k for k, v in out.losses.items() if not math.isfinite(v) and k not in out.hollow)
-        self._norms(layout, outcome, scale)
+        read_norms(layout, outcome, scale)
         return outcome
-
-    def _norms(self, layout: Layout, outcome: Outcome, scale: float) -> None:
-        """Per-component norms, computed as the guard does: clipping must come out the same to the last bit."""
-        gradients, where = layout.gradients()
-        if scale != 1.0 and gradients:
-            torch._foreach_div_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
-        if not gradients:
-            outcome.finite = outcome.finite and not outcome.bad_losses
-            return
-        stacked = stacked_norms(gradients)
-        *each, outcome.grad_norm = torch.cat([stacked, stacked.norm().reshape(1)]).tolist()
-        for i in [i for i, v in enumerate(each) if not math.isfinite(v)]:
-            if _finite(gradients[i]):
-                # Only the square of a huge norm overflowed.
-                each[i] = float(gradients[i].double().norm())
-            else:
-                outcome.bad_grads.append(layout.names[where[i]])
-        outcome.bad_grad_count = len(outcome.bad_grads)
-        outcome.group_grad_norm = layout.by_component(layout.totals(each, where))
-        if not math.isfinite(outcome.grad_norm):
-            outcome.grad_norm = _total(outcome.group_grad_norm.values())
-        outcome.finite = outcome.finite and not outcome.bad_losses and outcome.bad_grad_count == 0
 
     def _update(self, outcome: Outcome, lr: dict[str, float], factors: dict[str, float]) -> None:
         for group in self.optimizer.param_groups:
@@ -266,23 +277,6 @@ def _share(batches: Sequence[Any], whole: Sequence[Any] | None) -> float:
     """Cost of a replay as a share of the failing step, in images."""
     total = sum(len(b) for b in whole or []) or sum(len(b) for b in batches) or 1
     return sum(len(b) for b in batches) / total
-
-
-def _total(values: Iterable[float]) -> float:
-    squares = sum(v * v for v in values)
-    return math.sqrt(squares) if squares == squares else squares
-
-
-def _finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
-
-
-def _digest(model: nn.Module, outcome: Outcome) -> str:
-    h = hashlib.sha256(repr(sorted(outcome.losses.items())).encode())
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            h.update(parameter.grad.detach().float().cpu().contiguous().numpy().tobytes())
-    return h.hexdigest()
 
 
 __all__ = ["Case", "Replay", "ReplayImpossible", "Rig", "own"]

@@ -42,10 +42,12 @@ class Scale:
     def check(self) -> Verdict | None:
         """Before the step: a scale that cannot work."""
         value = self.value
-        if value is None or 0 < value <= CEILING:
+        if value is None or self.floor <= value <= CEILING:
             return None
-        if value == 0:
-            return Verdict("scale_collapse", "the loss scale is 0", {"loss_scale": value})
+        if 0 <= value < self.floor:
+            # No search of ours goes below the floor: somebody set it, and gradients round to zero from here on.
+            text = f"the loss scale is {value:.3g}, below its floor {self.floor:g}"
+            return Verdict("scale_collapse", text, {"loss_scale": value, "floor": self.floor})
         return Verdict("optimizer_nonfinite", f"the loss scale is {value}", {"loss_scale": value})
 
     def unscale(self, optimizer: torch.optim.Optimizer, layout: Layout) -> None:

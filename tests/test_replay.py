@@ -128,6 +128,29 @@ def test_a_module_in_float32_under_autocast(healthy):
     assert replay.run("half").losses == half.losses
 
 
+def test_an_unsettled_loss_scale_is_lowered_as_the_run_s_search_would():
+    """At 2^24 the scaled gradients of a healthy step overflow: that is the scale's fault, not the batch's."""
+    run = TinyRun(precision="fp16", scale=2.0**24)
+    case = run.case(Alarm("loss_nonfinite", 0, 0, 0, "made up"), run.batches(0))
+    replay = Replay(case)
+    asked = replay.run("at a given scale", loss_scale=2.0**24)
+    assert not asked.finite and not asked.bad_losses, "what is asked for by name is not changed"
+    found = replay.run("same")
+    assert found.finite and (found.loss_scale or 0) < 2.0**24 and "at loss scale" in found.describe()
+    assert found.grad_norm == pytest.approx(replay.run("full", precision="fp32").grad_norm, rel=0.1)
+    spent = replay.steps
+    replay.run("same")
+    assert replay.steps == spent + 1, "a scale that was found is kept"
+
+
+def test_a_gradient_that_overflows_at_every_scale_stays_bad():
+    run = TinyRun(precision="fp16", scale=2.0**16)
+    run.model.roi_heads.mask_head.register_full_backward_hook(lambda m, a, o: (a[0] * float("inf"),))
+    case = run.case(Alarm("scale_collapse", 0, 0, 0, "made up"), run.batches(0))
+    outcome = Replay(case).run("same")
+    assert not outcome.finite and outcome.bad_grad_count and not outcome.bad_losses
+
+
 def test_a_private_copy_does_not_call_into_the_run_s_model():
     """`keep_fp32` patches `forward` with a closure over the original module; a copy must not follow it."""
     import copy

@@ -186,6 +186,12 @@ def dead_scale(run: TinyRun) -> None:
     run.scaler.load_state_dict({**run.scaler.state_dict(), "scale": 0.0})
 
 
+def tiny_scale(run: TinyRun) -> None:
+    """Not zero, but every gradient rounds to zero: training stands still with a normal loss."""
+    assert run.scaler is not None
+    run.scaler.update(2.0**-40)
+
+
 def sick_device(run: TinyRun) -> None:
     """R-J1: wrong on this device every time; the reference model, elsewhere, is sound."""
     run.model.backbone.body["layer3"].register_forward_hook(lambda m, a, o: o * NAN)
@@ -303,6 +309,12 @@ FAULTS: dict[str, tuple[Callable[[], TinyRun], str, dict[str, Any]]] = {
         "FP16_OVERFLOW",
         {"module": "roi_heads.mask_head.scale", "component": "mask_head"},
     ),
+    "F1 before the scale is found": (
+        lambda: TinyRun(model=overflowing(), precision="fp16", scale=2.0**16),
+        "FP16_OVERFLOW",
+        {"module": "roi_heads.mask_head.scale", "component": "mask_head"},
+    ),
+    "F3 tiny scale": (lambda: TinyRun(precision="fp16", before_step=before(5, tiny_scale)), "SCALE_COLLAPSE", {}),
     "F3 scale 0": (lambda: TinyRun(precision="fp16", before_step=before(5, dead_scale)), "SCALE_COLLAPSE", {}),
     "G1 mean of nothing": (
         lambda: TinyRun(model=WithLosses(mean_of_nothing)),
