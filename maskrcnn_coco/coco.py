@@ -86,6 +86,11 @@ class CocoTable:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Worker processes that are spawned map one file of the columns instead of getting a copy each."""
+        if (mapped := self._shared.spill()) is not None:
+            # From here on this process uses the same pages: the values are equal, the copy in its memory is freed.
+            self.__dict__.update({name: a for name, a in mapped.items() if "." not in name})
+            for name in ("names", "segmentations"):
+                self.__dict__[name] = Texts(mapped[f"{name}.data"], mapped[f"{name}.spans"])
         rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self._shared.arrays}
         del rest["names"], rest["segmentations"]
         return _restored, (rest, self._shared)

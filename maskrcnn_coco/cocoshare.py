@@ -52,14 +52,21 @@ class SharedArrays:
         self.arrays = arrays
         self._folder: str | None = None
 
-    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        if sum(a.nbytes for a in self.arrays.values()) <= COPY_LIMIT:
-            return SharedArrays, (self.arrays,)
+    def spill(self) -> dict[str, np.ndarray] | None:
+        """Write the arrays, once, and map them; None where they are so small that a copy is cheaper."""
         if self._folder is None:
+            if sum(a.nbytes for a in self.arrays.values()) <= COPY_LIMIT:
+                return None
             self._folder = tempfile.mkdtemp(prefix="maskrcnn_coco_")
             weakref.finalize(self, _remove, self._folder, os.getpid())
             for name, array in self.arrays.items():
                 np.save(Path(self._folder) / f"{name}.npy", array, allow_pickle=False)
+            self.arrays = _mapped(self._folder, tuple(self.arrays)).arrays
+        return self.arrays
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        if self.spill() is None:
+            return SharedArrays, (self.arrays,)
         return _mapped, (self._folder, tuple(self.arrays))
 
 
