@@ -1,0 +1,175 @@
+"""A run before anything is wrong with it, and the places where a scenario may break it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from nanbench.tiny import COMPONENTS, Sample, component_of, sample, tiny_model
+
+IMAGES, HELD_OUT = 24, 8
+BATCH = 4
+EPOCHS = 4
+STEPS = IMAGES // BATCH * EPOCHS
+"""24 planned steps: six an epoch."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a clean run is made of. Every scenario has one, and is compared with the clean runs of the same one."""
+
+    optimizer: str = "sgd"
+    precision: str = "fp32"
+    accumulate: int = 1
+    norm: str = "frozen"
+    ranks: int = 1
+
+    @property
+    def name(self) -> str:
+        """Short and unique."""
+        parts = [self.optimizer, self.precision, f"acc{self.accumulate}", self.norm]
+        return "-".join(parts + ([f"ranks{self.ranks}"] if self.ranks > 1 else []))
+
+
+@dataclass
+class Live:
+    """A run under way, as a fault sees it between two steps."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: Any
+    step: int
+
+    def parameter(self, name: str) -> Tensor:
+        """One weight by name."""
+        return self.model.get_parameter(name)
+
+    def state_of(self, name: str) -> dict[str, Any]:
+        """Optimizer state of one weight."""
+        return self.optimizer.state[self.parameter(name)]
+
+
+class Pictures(Dataset):
+    """The training images; each item is a private copy, after ``scene.draw`` had its way with it."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+
+    def __len__(self) -> int:
+        return len(self.scene.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, target = self.scene.samples[index]
+        return image.clone(), {k: v.clone() if isinstance(v, Tensor) else v for k, v in target.items()}
+
+
+@dataclass
+class Scene:
+    """A clean run; a scenario's function changes it before it starts. Every system trains what is in here."""
+
+    setup: Setup
+    seed: int
+    model: nn.Module
+    samples: list[Sample]
+    held_out: list[Sample]
+    lr: float = 0.03
+    multipliers: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COMPONENTS, 1.0))
+    warmup: int = 3
+    max_grad_norm: float = 10.0
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    before: dict[int, list[Callable[[Live], None]]] = field(default_factory=dict)
+    on_resume: Callable[[dict[str, Any]], None] | None = None
+    """Changes the checkpoint of step 12 (``model``, ``optimizer``, ``scaler``) that the run is resumed from."""
+    undivided: Callable[[int], bool] | None = None
+    """Steps at which the loop forgets to divide the micro-batches' losses by their number."""
+    active: bool = True
+    """False during the final evaluation: faults in hooks rest."""
+    fired: set[int] = field(default_factory=set)
+    step: int = 0
+    """The planned step under way, for faults that live in hooks."""
+
+    @property
+    def culprit(self) -> int:
+        """The position of the image that the data faults break: another one for each seed."""
+        return (7 + 5 * self.seed) % IMAGES
+
+    @property
+    def bad_id(self) -> int:
+        """Its image id."""
+        return int(self.samples[self.culprit][1]["image_id"])
+
+    def data(self) -> Pictures:
+        """The training data as a map-style data set."""
+        return Pictures(self)
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Learning rate per component: linear warm-up, then a cosine to a hundredth."""
+        if step < self.warmup:
+            share = 1e-3 + (1 - 1e-3) * step / self.warmup
+        else:
+            done = (step - self.warmup) / max(1, STEPS - self.warmup)
+            share = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return {c: self.lr * share * m for c, m in self.multipliers.items()}
+
+    def at(self, step: int, change: Callable[[Live], None]) -> None:
+        """Have ``change`` happen once, between steps ``step`` - 1 and ``step``."""
+        self.before.setdefault(step, []).append(change)
+
+    def fire(self, live: Live) -> None:
+        """What a system calls right before each planned step: faults that are due happen, once."""
+        self.step = live.step
+        if live.step in self.fired:
+            return
+        self.fired.add(live.step)
+        for change in self.before.get(live.step, []):
+            change(live)
+
+    def order(self, step: int) -> list[list[int]]:
+        """Image positions of each micro-batch of a planned step, for the peers' loops."""
+        g = torch.Generator().manual_seed(self.seed * 1000 + step // (IMAGES // BATCH))
+        permutation = torch.randperm(IMAGES, generator=g).tolist()
+        first = step % (IMAGES // BATCH) * BATCH
+        mine = permutation[first : first + BATCH]
+        size = BATCH // self.setup.accumulate
+        return [mine[i : i + size] for i in range(0, BATCH, size)]
+
+
+def clean_scene(setup: Setup, seed: int) -> Scene:
+    """A healthy run: random weights and image ids from ``seed``."""
+    scene = Scene(
+        setup,
+        seed,
+        tiny_model(seed, setup.norm),
+        [sample(1000 * (seed + 1) + i) for i in range(IMAGES)],
+        [sample(900_000 + i) for i in range(HELD_OUT)],
+    )
+    if setup.optimizer == "adamw":
+        scene.lr, scene.weight_decay = 3e-3, 0.01
+    return scene
+
+
+def groups_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Component → trainable parameters."""
+    groups: dict[str, list[nn.Parameter]] = {c: [] for c in COMPONENTS}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[component_of(name)].append(parameter)
+    return groups
+
+
+def plain_copy(state: Any) -> Any:
+    """A deep copy of a state dict."""
+    return copy.deepcopy(state)
+
+
+def setup_from(values: dict[str, Any]) -> Setup:
+    """A setup from its plain values."""
+    return Setup(**values)
