@@ -34,6 +34,9 @@ def evaluate_session(session: Session, epoch: int) -> EvalRecord | None:
         class_names=session.data.class_names,
         ranks=session.ranks,
     )
+    if session.evaluation is None:
+        for sentence in result.left_out[:10]:
+            session.console.warn(f"evaluation leaves out: {sentence}")
     session.evaluation = result
     session.progress.metrics = dict(result.metrics)
     return EvalRecord(
@@ -60,7 +63,6 @@ def finished(session: Session) -> Result:
     finite = weights_finite(session.model)
     if finite:
         save_now(session)
-        draw_predictions(session)
     return _end(session, "finished", 0 if finite else 4, finite)
 
 
@@ -91,6 +93,7 @@ def _end(session: Session, status: str, code: int, finite: bool) -> Result:
     if not session.ranks.is_main:
         return result
     session.close_tracker()
+    draw_predictions(session)
     write_text(session.logdir / "result.json", to_json(result, indent=1))
     report = write_report(session.logdir)
     session.console.end(result, report=report, checkpoints=Path(session.config.checkpoint_dir))

@@ -102,6 +102,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """linear: multiply --lr by the number of processes, and say so."""
     freeze_stages: int | None = None
     """Backbone stages, from the stem, whose weights stay as loaded (default by model and weights)."""
+    box_batch_size_per_image: int | None = None
+    """Proposals of an image that the box head is trained on (a quarter of them, at most, train the mask head)."""
     box_detections_per_image: int | None = None
     """Most detections kept for an image in evaluation."""
 
@@ -140,6 +142,7 @@ def _problems(c: Config):
         ("patience", 1),
         ("num_classes", 2),
         ("freeze_stages", 0),
+        ("box_batch_size_per_image", 8),
         ("box_detections_per_image", 1),
         ("seed", 0),
     ):

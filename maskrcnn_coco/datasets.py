@@ -81,9 +81,10 @@ def check_data(data: RunData, config: Config) -> None:
     """Audit the training data (once per fingerprint), and leave out what has errors; exit 3 with --strict."""
     if data.train is None:
         return
-    from maskrcnn_coco.audit import audit_cached, to_quarantine
+    from maskrcnn_coco.audit import audit_cached, require_usable, to_quarantine
 
     data.findings = audit_cached(data.train, other=data.val)
+    require_usable(data.train, data.findings)
     errors = [f for f in data.findings if f.severity == "error"]
     if errors and config.strict:
         first = errors[0]

@@ -12,7 +12,7 @@ import msgspec
 
 FROM_RECIPE = {
     "lr", "head_lr_multiplier", "rpn_lr_multiplier", "epochs", "batch_size", "weight_decay", "warmup_steps",
-    "model", "weights", "min_size", "max_size", "workers", "box_detections_per_image",
+    "model", "weights", "min_size", "max_size", "workers", "box_batch_size_per_image", "box_detections_per_image",
 }  # fmt: skip
 """Fields of Config that `recipes.resolve` fills when they are not given."""
 

@@ -77,14 +77,14 @@ def _summary(checkpoint: Path, table: CocoTable, result: EvalResult) -> dict[str
 
 def _print(console: Console, table: CocoTable, result: EvalResult) -> None:
     rows = [[name, f"{value:.4f}" if value >= 0 else "-"] for name, value in result.metrics.items()]
-    console.bars(f"{result.images} images of {table.json_path}", rows, ["metric", "value"])
+    console.table(f"{result.images} images of {table.json_path}", rows, ["metric", "value"])
     names = ["bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50", "objects"]
     shown = [n for n in names if any(n in figures for figures in result.per_class.values())]
     cells = [
         [name, *(f"{figures[n]:.3f}" if n != "objects" else f"{figures[n]:.0f}" for n in shown if n in figures)]
         for name, figures in result.per_class.items()
     ]
-    console.bars("per class", cells, ["class", *shown])
+    console.table("per class", cells, ["class", *shown])
 
 
 def predict_checkpoint(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
 from maskrcnn_coco import weights as files
@@ -22,7 +22,7 @@ from maskrcnn_coco.config import MODELS
 from maskrcnn_coco.errors import CheckpointError, ConfigError
 from maskrcnn_coco.fast import accelerate
 
-__all__ = ["build_from_state", "build_model", "component_of", "components", "load_for_inference"]
+__all__ = ["build_from_state", "build_model", "component_of", "components", "load_for_inference", "set_sampler"]
 
 
 def build_model(
@@ -216,3 +216,10 @@ def load_for_inference(
         )
     model.eval()
     return model, {k: v for k, v in contents.items() if k not in state}
+
+
+def set_sampler(model: nn.Module, proposals: int | None) -> None:
+    """Train the heads on ``proposals`` of each image; None, or a model without torchvision's sampler: as it is."""
+    sampler = getattr(getattr(model, "roi_heads", None), "fg_bg_sampler", None)
+    if proposals is not None and sampler is not None:
+        sampler.batch_size_per_image = proposals

@@ -21,7 +21,7 @@ from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.guard import Guard
 from maskrcnn_coco.introduction import introduce, prepare_folders
-from maskrcnn_coco.model import build_model
+from maskrcnn_coco.model import build_model, set_sampler
 from maskrcnn_coco.optim import Schedule, build_optimizer
 from maskrcnn_coco.plan import Plan
 from maskrcnn_coco.precision import amp_warning, make_scaler, resolve_amp
@@ -173,7 +173,7 @@ def make_model(config: Config, num_classes: int, *, quick: bool) -> nn.Module:
     assert config.model and config.weights and config.min_size and config.max_size
     # Weights of new heads are drawn from torch's generator: the same seed gives the same model.
     torch.manual_seed(config.seed)
-    return build_model(
+    model = build_model(
         config.model,
         num_classes,
         weights=config.weights,
@@ -184,6 +184,8 @@ def make_model(config: Config, num_classes: int, *, quick: bool) -> nn.Module:
         small=quick,
         detections_per_image=config.box_detections_per_image or 100,
     )
+    set_sampler(model, config.box_batch_size_per_image)
+    return model
 
 
 def sources(

@@ -14,7 +14,7 @@ from maskrcnn_coco.components import components
 from maskrcnn_coco.config import Config
 from maskrcnn_coco.data import make_batch
 from maskrcnn_coco.forward import Forward
-from maskrcnn_coco.model import build_from_state
+from maskrcnn_coco.model import build_from_state, set_sampler
 from maskrcnn_coco.optim import build_optimizer
 from maskrcnn_coco.replay import Rig
 from maskrcnn_coco.session import Session
@@ -70,6 +70,7 @@ def rig_from_settings(settings: dict[str, Any], state: Mapping[str, Tensor]) -> 
 
     def build_frozen() -> nn.Module:
         model = build()
+        set_sampler(model, config.box_batch_size_per_image)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in settings["frozen"])
         return model

@@ -20,6 +20,7 @@ from maskrcnn_coco.console import Console
 from maskrcnn_coco.data import Batch, CocoDataset, UserData, build_loader
 from maskrcnn_coco.datasets import RunData, write_quarantine
 from maskrcnn_coco.distributed import Ranks
+from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluate import EvalResult
 from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.guard import Guard
@@ -28,6 +29,7 @@ from maskrcnn_coco.optim import Schedule, apply_lr
 from maskrcnn_coco.plan import Plan
 from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, StepRecord
 from maskrcnn_coco.recovery import Limits
+from maskrcnn_coco.showcase import save_incident_images
 from maskrcnn_coco.snapshot import Ring, Snapshot, Tape, take
 from maskrcnn_coco.tracking import Tracker
 
@@ -50,6 +52,8 @@ class Progress:
     images_seen: int = 0
     train_seconds: float = 0.0
     lr_factors: dict[str, float] = field(default_factory=dict)
+    weight_decay: float | None = None
+    """What recovery lowered the weight decay to."""
     fp32_modules: list[str] = field(default_factory=list)
     quarantine: list[dict[str, Any]] = field(default_factory=list)
     quarantine_annotations: list[dict[str, Any]] = field(default_factory=list)
@@ -219,6 +223,10 @@ class Session:
         self.write(incident)
         if self.ranks.is_main:
             write_incident(self.logdir / "incidents", incident)
+            try:
+                save_incident_images(self.logdir, incident, self.train_source)
+            except (OSError, DataError) as e:
+                self.console.warn(f"the images of incident {incident.id} were not drawn: {e}")
 
     def time_left(self) -> float:
         """Seconds to the planned end, at the pace so far."""

@@ -57,54 +57,27 @@ def train(args: Any, words: Sequence[str]) -> int:
 
 def check(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco check``."""
-    from maskrcnn_coco.audit import audit, repair, summary
-    from maskrcnn_coco.console import Console
+    from maskrcnn_coco.audit import audit, print_findings, repair
     from maskrcnn_coco.gallery import write_gallery
     from maskrcnn_coco.layouts import find_data
 
     found = find_data(args.data, images=args.images, val=args.val, val_images=args.val_images)
     findings = audit(found.train, images=not args.no_images, other=found.val)
+    # Ids of the two parts overlap: the repair sees those of the training part alone.
+    changes = repair(found.train, findings, args.fix) if args.fix is not None else None
     if found.val is not None:
         seen = {(f.code, f.file_name, f.annotation_id) for f in findings}
         more = audit(found.val, images=not args.no_images)
         findings += [f for f in more if (f.code, f.file_name, f.annotation_id) not in seen]
-    changes = repair(found.train, findings, args.fix) if args.fix is not None else None
     if args.html is not None:
         write_gallery(found.train, findings, args.html)
     if args.json:
         emit({"data": str(found.train.json_path), "notes": found.notes, "findings": findings, "changes": changes})
     else:
-        _print_findings(Console(), found, findings, summary(findings))
-        for path, what in ((args.fix, "repaired copy"), (args.html, "gallery")):
-            if path is not None:
-                print(f"{what}: {path}")
+        for note in found.notes:
+            print(note)
+        print_findings(found.train, findings, args.fix, args.html)
     return 3 if any(f.severity in ("error", "warning") for f in findings) else 0
-
-
-SHOWN = 5
-"""Messages of each kind in the terminal; --json and --html have all of them."""
-
-
-def _print_findings(
-    console: Any, found: Any, findings: Sequence[Any], counts: Sequence[tuple[str, str, int, str]]
-) -> None:
-    sets = [found.train] + ([found.val] if found.val is not None else [])
-    for table in sets:
-        console.note(f"{table.json_path}: {len(table)} images, {len(table.ann_ids)} annotations")
-    for note in found.notes:
-        console.note(note)
-    if not findings:
-        console.note("nothing is wrong")
-        return
-    console.bars("findings", [(s, c, str(n), t) for s, c, n, t in counts], ("severity", "code", "count", "what"))
-    for severity, code, count, _ in counts:
-        mine = [f for f in findings if f.code == code and f.severity == severity]
-        say = console.warn if severity == "error" else console.note
-        for f in mine[:SHOWN]:
-            say(f"{code}: {f.message}")
-        if count > SHOWN:
-            console.note(f"   … and {count - SHOWN} more: --json or --html OUT.html")
-        console.note(f"   what to do: {mine[0].fix}")
 
 
 def advise(args: Any, words: Sequence[str]) -> int:
