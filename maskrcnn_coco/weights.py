@@ -73,12 +73,16 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
+        # torch's own sentence advises weights_only=False: that would run whatever code the file brings.
         raise CheckpointError(
-            f"{path} is not a file of weights only", got=str(e).splitlines()[0], fix="save model.state_dict() instead"
+            f"{path} is not a file of weights only",
+            got="something other than tensors and plain data",
+            fix="save model.state_dict() instead",
         ) from e
     except _UNREADABLE as e:
-        first = (str(e).splitlines() or [type(e).__name__])[0]
-        raise CheckpointError(f"{path} cannot be read: it is damaged or cut short", got=first) from e
+        first = (str(e).splitlines() or [type(e).__name__])[0].split(". ")[0]
+        fix = "copy it again, or use an older checkpoint"
+        raise CheckpointError(f"{path} cannot be read: it is damaged or cut short", got=first, fix=fix) from e
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path} holds no state dict", got=type(state).__name__, expected="tensors by name")
     if "format" in state and "model" in state:
