@@ -11,10 +11,11 @@ from torch import nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, RPNHead, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
+from maskrcnn_coco.boxmath import Float32Predictor, Float32RPNHead
 from maskrcnn_coco.errors import ConfigError
 
 NormLayer = Callable[[int], nn.Module]
@@ -93,7 +94,7 @@ def assemble(
         min_size=min_size,
         max_size=max_size,
         rpn_anchor_generator=anchors,
-        rpn_head=RPNHead(size.channels, per_cell, conv_depth=2 if v2 else 1),
+        rpn_head=Float32RPNHead(size.channels, per_cell, conv_depth=2 if v2 else 1),
         rpn_batch_size_per_image=size.rpn_batch,
         rpn_pre_nms_top_n_train=size.proposals_train[0],
         rpn_post_nms_top_n_train=size.proposals_train[1],
@@ -101,7 +102,7 @@ def assemble(
         rpn_post_nms_top_n_test=size.proposals_test[1],
         box_roi_pool=MultiScaleRoIAlign(pool, 7, 2, canonical_scale=scale),
         box_head=box_head,
-        box_predictor=FastRCNNPredictor(size.box_width, num_classes),
+        box_predictor=Float32Predictor(size.box_width, num_classes),
         box_batch_size_per_image=size.box_batch,
         box_detections_per_img=detections,
         mask_roi_pool=MultiScaleRoIAlign(pool, 14, 2, canonical_scale=scale),
