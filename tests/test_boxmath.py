@@ -13,11 +13,11 @@ def detector() -> torch.nn.Module:
 
 
 def small_object_far_from_the_origin() -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
-    """A box of 1.2 pixels at 300: bfloat16 has no two different numbers for its sides."""
+    """A box of 0.8 pixels at 300: bfloat16 has no two different numbers for its sides."""
     mask = torch.zeros(2, 320, 320, dtype=torch.uint8)
-    mask[0, 300:302, 300:302] = 1
+    mask[0, 300, 300] = 1
     mask[1, 20:80, 30:90] = 1
-    boxes = torch.tensor([[300.1, 300.1, 301.3, 301.3], [30.0, 20.0, 90.0, 80.0]])
+    boxes = torch.tensor([[300.1, 300.1, 300.9, 300.9], [30.0, 20.0, 90.0, 80.0]])
     assert (boxes[0, 2:].bfloat16() <= boxes[0, :2].bfloat16()).all()
     return [torch.rand(3, 320, 320)], [{"boxes": boxes, "labels": torch.tensor([1, 2]), "masks": mask}]
 
