@@ -19,6 +19,7 @@ from maskrcnn_coco.fast_norm import FastFrozenNorm
 from maskrcnn_coco.fast_pool import FastPool
 from maskrcnn_coco.fast_sampler import FastMatcher, draw
 from maskrcnn_coco.model import build_model
+from maskrcnn_coco.optim import apply_lr, build_optimizer
 
 SIDE = 128
 
@@ -129,7 +130,7 @@ def test_matcher_equals_torchvision_with_ties():
 def reference(kind: str) -> torch.nn.Module:
     torch.manual_seed(0)
     if kind == "small":
-        return build_model("maskrcnn_resnet18_fpn", 4, small=True, min_size=SIDE, max_size=SIDE, fast=False)
+        return build_model("maskrcnn_resnet18_fpn", 4, small=True, min_size=64, max_size=64, fast=False)
     net = torchvision.models.detection.maskrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=4, min_size=64, max_size=64, rpn_post_nms_top_n_train=100
     )
@@ -143,7 +144,7 @@ def test_losses_and_gradients_equal_torchvision(kind, counts):
     slow = reference(kind).double().train()
     fast = accelerate(copy.deepcopy(slow))
     assert list(fast.state_dict()) == list(slow.state_dict())
-    images, targets = detection_batch(counts)
+    images, targets = detection_batch(counts, side=64)
     results = []
     for net in (slow, fast):
         torch.manual_seed(7)
@@ -160,6 +161,25 @@ def test_losses_and_gradients_equal_torchvision(kind, counts):
         if p.grad is not None:
             scale = p.grad.abs().max().clamp(min=1e-6)
             assert float((q.grad - p.grad).abs().max() / scale) < 2e-3, name
+
+
+def test_a_fused_step_in_channels_last_moves_the_weights_as_a_plain_one():
+    # The fused kernel pairs weights, gradients and momentum by their place in memory, whatever their strides say.
+    slow = reference("small").train()
+    fast = accelerate(copy.deepcopy(slow))
+    plain = torch.optim.SGD(slow.parameters(), lr=1e-2, momentum=0.9, foreach=False)
+    fused = build_optimizer(fast, weight_decay=0.0)
+    apply_lr(fused, {"backbone": 1e-2})
+    images, targets = detection_batch((2,))
+    before = {k: v.clone() for k, v in slow.state_dict().items()}
+    for net, optimizer in ((slow, plain), (fast, fused)):
+        torch.manual_seed(7)
+        sum(net(images, [dict(t) for t in targets]).values()).backward()
+        optimizer.step()
+    for name, after in fast.state_dict().items():
+        wanted = slow.state_dict()[name] - before[name]
+        scale = wanted.abs().max().clamp(min=1e-8)
+        assert float((after - before[name] - wanted).abs().max() / scale) < 0.02, name
 
 
 def test_detections_equal_torchvision():
