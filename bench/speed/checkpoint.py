@@ -101,7 +101,8 @@ def one_round(candidates: Candidates, save: Callable[[], None], seconds: float) 
     while candidates.saver.busy:
         piece()
     candidates.finish()
-    result = Round(blocked, time.process_time() - time.thread_time() - others, time.perf_counter() - began)
+    background = max(0.0, time.process_time() - time.thread_time() - others)
+    result = Round(blocked, background, time.perf_counter() - began)
     while time.perf_counter() - began < seconds:
         piece()
     os.sync()  # what torch.save left in memory must not slow the next round down
