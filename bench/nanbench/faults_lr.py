@@ -51,8 +51,8 @@ LR = (
     Scenario("lr-rpn", "LR_TOO_HIGH", "facebookresearch/detectron2#1128", rates(rpn=1000), Setup(),
              Culprit(("rpn",)), onset=1),
     Scenario("lr-all", "LR_TOO_HIGH", "facebookresearch/Detectron#182", rates(2.0, warmup=0), Setup(), onset=0),
-    Scenario("lr-heads-warmup", "LR_TOO_HIGH", "facebookresearch/maskrcnn-benchmark#841", rates(heads=50, warmup=20),
-             Setup(), Culprit(HEADS), onset=3),
+    Scenario("lr-heads-warmup", "LR_TOO_HIGH", "facebookresearch/maskrcnn-benchmark#841", rates(heads=50),
+             Setup(warmup=20), Culprit(HEADS), onset=3),
     Scenario("lr-adamw", "LR_TOO_HIGH", "facebookresearch/Detectron#676", rates(0.5, warmup=0), ADAM, onset=0),
     Scenario("lr-weight-decay", "LR_TOO_HIGH", "nan_cases R-A6", rates(0.02, weight_decay=300.0), Setup(), onset=1),
     Scenario("lr-heads-fp16", "LR_TOO_HIGH", "ucbdrive/few-shot-object-detection#206", rates(heads=30), FP16,
@@ -64,12 +64,12 @@ LR = (
 )  # fmt: skip
 
 
-def undivided(start: int, lr: float, clip: float = 0.0, stop: int = 10_000) -> Callable[[Scene], None]:
-    """From step ``start`` on the loop adds up the micro-batches' gradients without dividing."""
+def undivided(start: int, lr: float, warmup: int = 3) -> Callable[[Scene], None]:
+    """From step ``start`` on the loop adds up the micro-batches' gradients without dividing; no clipping hides it."""
 
     def fault(scene: Scene) -> None:
-        scene.lr, scene.max_grad_norm = lr, clip
-        scene.undivided = lambda step: start <= step < stop
+        scene.lr, scene.max_grad_norm, scene.warmup = lr, 0.0, warmup
+        scene.undivided = lambda step: step >= start
 
     return fault
 
@@ -78,8 +78,8 @@ SUMMED = ("undivided",)
 ACCUMULATION = (
     Scenario("accumulate-undivided", "ACCUMULATION", "karpathy/nanoGPT#168", undivided(0, 0.1), ACC, onset=0,
              verdict=True, needs=SUMMED),
-    Scenario("accumulate-undivided-late", "ACCUMULATION", "argusswift/YOLOv4-pytorch#56", undivided(10, 0.05), ACC,
-             onset=10, verdict=True, needs=SUMMED),
+    Scenario("accumulate-undivided-late", "ACCUMULATION", "argusswift/YOLOv4-pytorch#56", undivided(8, 0.06, 10), ACC,
+             onset=8, verdict=True, needs=SUMMED),
     Scenario("accumulate-undivided-group", "ACCUMULATION", "NVIDIA/DeepLearningExamples#625", undivided(0, 0.15),
              Setup(accumulate=4, norm="group"), onset=0, verdict=True, needs=SUMMED),
 )  # fmt: skip

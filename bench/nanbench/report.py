@@ -105,7 +105,7 @@ def _targets(ours: list[Line]) -> list[tuple[str, str, str, bool]]:
         ("image named, data faults", "≥ 99 %", share(data, "image_ok"), 0.99),
         ("component named, learning-rate faults", "≥ 90 %", share(rates, "component_ok"), 0.9),
     ]
-    table = [(w, t, _percent(p), p[1] > 0 and p[0] >= least * p[1]) for w, t, p, least in found]
+    table = [(w, t, _percent(p), p[0] >= least * p[1]) for w, t, p, least in found]
     table.append(("runs with a false action", "0", f"{false} of {len(quiet)}", false == 0))
     bill = statistics.median(bills) if bills else 0.0
     table.append(("median replay bill, in steps' time", "≤ 20", f"{bill:.1f} ({len(bills)} incidents)", bill <= 20))

@@ -30,11 +30,13 @@ class Setup:
     accumulate: int = 1
     norm: str = "frozen"
     ranks: int = 1
+    warmup: int = 3
 
     @property
     def name(self) -> str:
         """Short and unique."""
         parts = [self.optimizer, self.precision, f"acc{self.accumulate}", self.norm]
+        parts += [f"warmup{self.warmup}"] if self.warmup != 3 else []
         return "-".join(parts + ([f"ranks{self.ranks}"] if self.ranks > 1 else []))
 
 
@@ -150,6 +152,7 @@ def clean_scene(setup: Setup, seed: int) -> Scene:
         tiny_model(seed, setup.norm),
         [sample(1000 * (seed + 1) + i) for i in range(IMAGES)],
         [sample(900_000 + i) for i in range(HELD_OUT)],
+        warmup=setup.warmup,
     )
     if setup.optimizer == "adamw":
         scene.lr, scene.weight_decay = 3e-3, 0.01
