@@ -26,7 +26,7 @@ from maskrcnn_coco.errors import ConfigError, MaskRCNNError
 TIMEOUT_SECONDS = 600.0
 """How long a process waits for the others by default. A first step may be slow; an evaluation's shares are uneven."""
 _BUCKET_BYTES = 32 << 20
-_ROLL_CALL_SECONDS = 3.0
+_ROLL_CALL_SECONDS = 8.0
 
 
 class Ranks:
@@ -213,18 +213,27 @@ class Ranks:
             ) from e
 
     def _roll_call(self) -> list[int]:
-        """Ranks that do not report within a few seconds to the store, which torchrun's agent holds."""
+        """Ranks that do not report within a few seconds to the store, which torchrun's agent holds, or process 0."""
         missing: list[int] = []
         with contextlib.suppress(RuntimeError):
-            store = dist.distributed_c10d._get_default_store()
-            store.set(f"alive/{self._calls}/{self.rank}", "1")
-            deadline = time.monotonic() + _ROLL_CALL_SECONDS
-            for rank in range(self.world):
-                while not store.check([f"alive/{self._calls}/{rank}"]):
-                    if time.monotonic() > deadline:
-                        missing.append(rank)
-                        break
-                    time.sleep(0.05)
+            missing = self._absent("alive", range(self.world))
+            # Where process 0 holds the store, it must not leave before the others have asked.
+            present = [r for r in range(self.world) if r not in missing]
+            self._absent("asked", present if self.rank == 0 else [])
+        return missing
+
+    def _absent(self, word: str, ranks: Iterable[int]) -> list[int]:
+        """Say ``word`` to the store, and wait for ``ranks`` to say it too; those that do not in time."""
+        store = dist.distributed_c10d._get_default_store()
+        store.set(f"{word}/{self._calls}/{self.rank}", "1")
+        deadline = time.monotonic() + _ROLL_CALL_SECONDS
+        missing = []
+        for rank in ranks:
+            while not store.check([f"{word}/{self._calls}/{rank}"]):
+                if time.monotonic() > deadline:
+                    missing.append(rank)
+                    break
+                time.sleep(0.05)
         return missing
 
 

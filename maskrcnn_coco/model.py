@@ -80,8 +80,7 @@ def build_model(
     if backbone_weights is not None:
         files.load_body(model.get_submodule("backbone.body"), files.read_weights(backbone_weights), backbone_weights)
         notes.append(f"backbone from {backbone_weights}")
-    loaded = weights != "none" or backbone_weights is not None
-    freeze(model, name, freeze_stages, loaded=loaded)
+    freeze(model, name, freeze_stages, loaded=weights != "none" or backbone_weights is not None)
     if fast:
         accelerate(model)
     model.notes = notes  # type: ignore[assignment]

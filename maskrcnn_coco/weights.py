@@ -73,7 +73,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
-        # torch's own sentence advises weights_only=False: that would run whatever code the file brings.
+        # torch's own sentence advises to load it unsafely: that would run whatever code the file brings.
         raise CheckpointError(
             f"{path} is not a file of weights only",
             got="something other than tensors and plain data",
