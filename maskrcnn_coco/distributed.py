@@ -227,14 +227,11 @@ class Ranks:
         store = dist.distributed_c10d._get_default_store()
         store.set(f"{word}/{self._calls}/{self.rank}", "1")
         deadline = time.monotonic() + _ROLL_CALL_SECONDS
-        missing = []
-        for rank in ranks:
-            while not store.check([f"{word}/{self._calls}/{rank}"]):
-                if time.monotonic() > deadline:
-                    missing.append(rank)
-                    break
-                time.sleep(0.05)
-        return missing
+        silent = list(ranks)
+        while silent and time.monotonic() < deadline:
+            silent = [r for r in silent if not store.check([f"{word}/{self._calls}/{r}"])]
+            time.sleep(0.05)
+        return silent
 
 
 def _number(name: str, default: int) -> int:
