@@ -107,6 +107,8 @@ class LrTrial:
     factor: float
     bounded: bool
     outcome: Outcome
+    beyond: int = 0
+    """So many steps past the failing one, on the recorded batches over again."""
 
 
 @dataclass
@@ -121,6 +123,12 @@ class LrVerdict:
     doubtful: bool = False
     """Another component moved much more than the one the walks name."""
     trials: list[LrTrial] = field(default_factory=list)
+    also: list[str] = field(default_factory=list)
+    """Components that have to be lowered along for training to hold past the failing step."""
+    holds: float | None = None
+    """The largest factor tried at which it holds; None where that was not tried."""
+    weight_decay: float | None = None
+    """The rates are right: it is this weight decay that holds."""
 
 
 @dataclass

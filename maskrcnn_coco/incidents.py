@@ -94,6 +94,8 @@ def _done(action: Action) -> str:
                 f"image {', '.join(map(str, d.get('image_ids', [])))} left out for the rest of the run; no rate changed"
             )
         case "lower_lr":
+            if "weight_decay" in d:
+                return f"weight decay {d['weight_decay']:g} from step {d.get('to_step')} on, all rates as planned"
             names = ", ".join(d.get("components") or [str(d.get("component"))])
             start = d.get("to_step")
             return f"learning rate of {names} × {d.get('factor', 0):.3g} from step {start} on, all others as planned"
@@ -214,7 +216,7 @@ def _size(packed: dict[str, Any]) -> int:
 
 def _pack_batch(batch: Any) -> dict[str, Any]:
     return {
-        "images": [i.detach().cpu() for i in batch.images],
+        "images": [_plain(i) for i in batch.images],
         "targets": [_plain(t) for t in batch.targets],
         "keys": [list(k) for k in batch.keys],
         "resized": bool(getattr(batch, "resized", False)),
@@ -266,7 +268,9 @@ def _plain(value: Any) -> Any:
     import torch
 
     if isinstance(value, torch.Tensor):
-        return value.detach().cpu()
+        value = value.detach().cpu()
+        # A view would take its whole buffer along; and views of one buffer with several dtypes cannot be saved at all.
+        return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
     if isinstance(value, dict):
         return {k if isinstance(k, (str, int)) else str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set)):

@@ -155,7 +155,8 @@ class Action:
     """What recovery decided. ``detail`` is, per kind:
 
     skip: {} · quarantine: {"image_ids": [...]} · rollback: {"to_step": int} ·
-    lower_lr: {"component": str, "factor": float, "to_step": int} · precision: {"module": str, "dtype": "fp32"} or
+    lower_lr: {"component": str, "components": [...], "factor": float, "to_step": int}, and "weight_decay": float where
+    only that is lowered · precision: {"module": str, "dtype": "fp32"} or
     {"loss_scale": float} · reload: {"checkpoint": str | None} · stop: {"why": str}.
     """
 

@@ -142,7 +142,13 @@ def _lower(top: Finding, history: History) -> Action:
         # The last snapshot did not hold: go further back each time, as far as there are states to go back to.
         kept = sorted(s for s in top.detail.get("snapshots", [to_step]) if s <= to_step)
         to_step = kept[max(0, len(kept) - 1 - before)] if kept else to_step
-    detail = {"component": components[0], "components": components, "factor": factor, "to_step": to_step}
+    detail: dict[str, Any] = {"component": components[0], "components": components}
+    if "weight_decay" in top.detail:
+        # The rates are right: only the weight decay is lowered.
+        return Action(
+            "lower_lr", {**detail, "factor": 1.0, "to_step": to_step, "weight_decay": top.detail["weight_decay"]}
+        )
+    detail |= {"factor": factor, "to_step": to_step}
     return Action("lower_lr", detail)
 
 

@@ -20,6 +20,7 @@ from maskrcnn_coco.case import Case, Rig
 from maskrcnn_coco.facts import Outcome
 from maskrcnn_coco.locate import Located, located_run
 from maskrcnn_coco.measure import Layout
+from maskrcnn_coco.optim import lower_weight_decay
 from maskrcnn_coco.private import Counted, FixedScale, forked_random, kept_fp32, own
 from maskrcnn_coco.readings import gradient_digest, read_norms
 from maskrcnn_coco.snapshot import Snapshot, TapeEntry, restore
@@ -52,6 +53,11 @@ class Replay:
         self._layout: Layout | None = None
         self._calm = math.inf
         self._made: dict[int, list[Any]] = {}
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.monotonic() > self.deadline
 
     @property
     def model(self) -> nn.Module:
@@ -134,11 +140,15 @@ class Replay:
         lr_factor: dict[str, float] | None = None,
         stop: Callable[[Outcome], bool] | None = None,
         visit: Callable[[nn.Module], None] | None = None,
+        beyond: Sequence[TapeEntry] = (),
+        weight_decay: float | None = None,
     ) -> Outcome:
         """Train again from ``snapshot`` over the tape to the failing step, which is evaluated and not applied.
 
         Each step uses its recorded batches, random numbers and learning rates, times ``lr_factor`` per component.
-        ``stop`` ends the walk early; ``visit`` sees the private model before the failing step.
+        ``stop`` ends the walk early; ``visit`` sees the private model before the failing step. With ``beyond`` the
+        failing step is applied too, at the rates of the first of those steps, and they follow. ``weight_decay`` takes
+        the place of the recorded one.
         """
         factors = lr_factor or {}
         path: list[tuple[int, float, float]] = []
@@ -146,8 +156,10 @@ class Replay:
             model, optimizer = self.model, self.optimizer
             model.train()
             restore(snapshot, model, optimizer, rng=False)
+            if weight_decay is not None:
+                lower_weight_decay(optimizer, weight_decay)
             outcome = Outcome(test, True)
-            for entry in [*self.entries(snapshot.step), None]:
+            for entry in [*self.entries(snapshot.step), None, *beyond]:
                 step = self.case.alarm.step if entry is None else entry.step
                 batches = self.batches_of(entry) if entry else list(self.case.batches or [])
                 if entry is None and visit:
@@ -156,9 +168,10 @@ class Replay:
                 outcome = self._measure(model, test, batches, step, None, scale)
                 path.append((step, outcome.loss, outcome.grad_norm))
                 self.steps += 1
-                if entry is None or outcome.error or not outcome.finite or (stop and stop(outcome)):
+                if outcome.error or not outcome.finite or (stop and stop(outcome)):
                     break
-                self._update(outcome, entry.lr, factors)
+                if entry is not None or beyond:
+                    self._update(outcome, (entry or beyond[0]).lr, factors)
             model.zero_grad(set_to_none=True)
         outcome.path, outcome.steps = path, float(len(path))
         return outcome
@@ -262,7 +275,7 @@ class Replay:
     @contextmanager
     def _away(self, steps: float) -> Iterator[None]:
         began = time.monotonic()
-        if self.deadline is not None and began > self.deadline:
+        if self.out_of_time:
             raise ReplayImpossible("the time for replays is spent")
         self.count += 1
         self.steps += steps

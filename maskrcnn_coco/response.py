@@ -18,6 +18,7 @@ from maskrcnn_coco.distributed import Ranks
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.forward import keep_fp32
 from maskrcnn_coco.incidents import save_case
+from maskrcnn_coco.optim import lower_weight_decay
 from maskrcnn_coco.records import Action, Alarm, Culprit, Evidence, Finding, Incident, plain, record_from
 from maskrcnn_coco.replay import Case
 from maskrcnn_coco.resume import load_state
@@ -171,6 +172,9 @@ def act(session: Session, alarm: Alarm, action: Action, incident: Incident) -> i
             return go_back(session, detail["to_step"])
         case "lower_lr":
             step = go_back(session, detail["to_step"])
+            if "weight_decay" in detail:
+                session.progress.weight_decay = detail["weight_decay"]
+                lower_weight_decay(session.optimizer, detail["weight_decay"])
             for component in detail.get("components") or [detail["component"]]:
                 session.progress.lr_factors[component] = (
                     session.progress.lr_factors.get(component, 1.0) * detail["factor"]
@@ -200,6 +204,8 @@ def go_back(session: Session, to_step: int) -> int:
 def restore_session(session: Session, snapshot: Snapshot) -> int:
     """Put the session back to ``snapshot``; what recovery decided since (lower rates, quarantine) stays in force."""
     restore(snapshot, session.model, session.optimizer, session.scaler, guard=session.guard)
+    if session.progress.weight_decay is not None:
+        lower_weight_decay(session.optimizer, session.progress.weight_decay)
     session.guard.reset(snapshot.step)
     session.rewind(snapshot.step)
     return snapshot.step
@@ -229,10 +235,10 @@ def reload(session: Session, alarm: Alarm, checkpoint: str | None) -> int:
 
 
 def keep_case(session: Session, incident: Incident, case: Case) -> None:
-    """Write what replays the incident elsewhere; a full disk costs the replay, never the run."""
+    """Write what replays the incident elsewhere; a full disk or an odd tensor costs the replay, never the run."""
     try:
         save_case(session.logdir / "incidents", incident.id, case)
-    except OSError as e:
+    except (OSError, RuntimeError) as e:
         session.console.warn(f"incident {incident.id} cannot be replayed later: its case was not written ({e})")
 
 

@@ -85,10 +85,12 @@ def run(session: Session, interrupts: Interrupts) -> None:
     """All epochs, from where the session stands. Returns early on a signal or when patience is spent."""
     session.model.train()
     while session.progress.step < session.total_steps:
+        end = (session.epoch_of(session.progress.step) + 1) * session.plan.steps_per_epoch
         train_epoch(session, interrupts)
         if interrupts.received or session.out_of_steps:
             return
-        if session.progress.step % session.plan.steps_per_epoch == 0:
+        # A roll-back may have ended at an earlier epoch's border, or at step 0: nothing was completed then.
+        if session.progress.step == end:
             end_epoch(session)
             if _out_of_patience(session):
                 session.console.note(

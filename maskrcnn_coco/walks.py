@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 
 from torch import nn
 
 from maskrcnn_coco.case import Case
 from maskrcnn_coco.facts import Facts, LrTrial, LrVerdict, Outcome
-from maskrcnn_coco.readings import between, differences, drift
+from maskrcnn_coco.readings import between, dict_of, differences, drift
 from maskrcnn_coco.replay import Replay, ReplayImpossible
 from maskrcnn_coco.search import lr_search
-from maskrcnn_coco.snapshot import Snapshot
+from maskrcnn_coco.snapshot import Snapshot, TapeEntry
 
 WALK = 20
 """Most steps of a walk over the tape."""
 GAP = 3.0
 """A component whose update-to-weight ratio is this many times another's is the more likely culprit of the two."""
+SHRINKS = 0.5
+"""Learning rate times weight decay above which weight decay itself is suspected: weights halve in every step."""
+DECAY = 1e-4
+"""The weight decay that detectors are trained with."""
+LAP = 8
+"""Steps that a repaired walk is taken past the failing one."""
 LR_GAP = 15.0
 """The same for learning rates; heads at ten times the backbone's rate are usual."""
 
@@ -49,6 +57,8 @@ class Walks:
         f = self.facts
         first = self._start()
         older = [s for s in self.walkable() if first and s.step <= first.step]
+        if older and self._shrinks(older[0]):
+            return
         # Where in doubt, from as far back as the tape goes: there the state is surely not part of the trouble.
         for start in dict.fromkeys([older[0].step, older[-1].step]) if older else []:
             start = next(s for s in older if s.step == start)
@@ -58,7 +68,65 @@ class Walks:
             if known is None or not known.sufficient or (verdict.sufficient and self._better(verdict, known, order)):
                 f.lr_verdict = verdict
             if f.lr_verdict is not None and f.lr_verdict.sufficient and not f.lr_verdict.doubtful:
+                break
+        if f.lr_verdict is not None and f.lr_verdict.sufficient:
+            self._endure(f.lr_verdict, next(s for s in older if s.step == f.lr_verdict.from_step))
+
+    def _shrinks(self, start: Snapshot) -> bool:
+        """Whether weight decay alone is to blame: no component's rate has to be lowered without it."""
+        f = self.facts
+        decay = f.settings.get("weight_decay")
+        named = [c for c in self._order() if f.lr.get(c, 0.0) * float(decay or 0.0) > SHRINKS]
+        if not named:
+            return False
+        beyond = self._beyond(start)
+        ok, outcome = self._walker(start, beyond, weight_decay=DECAY)((), 1.0)
+        if ok:
+            trials = [LrTrial((), 1.0, ok, outcome, len(beyond))]
+            f.lr_verdict = LrVerdict(named, start.step, 1.0, True, True, trials=trials, holds=1.0, weight_decay=DECAY)
+        return ok
+
+    def _endure(self, verdict: LrVerdict, start: Snapshot) -> None:
+        """How much has to be lowered for training to hold past the failing step, not only up to it.
+
+        What is proved first, by itself; then with the components beside it that learn as fast, or faster.
+        """
+        beyond = self._beyond(start)
+        if not beyond or self.replay.out_of_time:
+            return
+        walk, named = self._walker(start, beyond), verdict.components
+        beside = self._beside(named)
+        steps = [3 * verdict.factor, verdict.factor]
+        tries = [([], s) for s in steps] + ([(beside, s) for s in steps] if beside else [])
+        tries.append((beside, verdict.factor / 3))
+        verdict.also, verdict.holds = tries[-1]
+        for also, factor in tries:
+            ok, outcome = walk([*named, *also], factor)
+            verdict.trials.append(LrTrial((*named, *also), factor, ok, outcome, len(beyond)))
+            if ok:
+                verdict.also, verdict.holds = also, factor
                 return
+
+    def _beside(self, named: Sequence[str]) -> list[str]:
+        lr = self.facts.lr
+        least = 0.5 * max(lr.get(c, 0.0) for c in named)
+        return [c for c in self._order() if c not in named and lr.get(c, 0.0) >= least > 0]
+
+    def _beyond(self, start: Snapshot) -> list[TapeEntry]:
+        """Steps to follow the failing one: recorded batches over again, with learning rates as they would go on.
+
+        A linear warm-up goes on rising to the planned rates.
+        """
+        f, recorded = self.facts, self.replay.entries(start.step)
+        planned, warmup = dict_of(self.case.settings.get("lr")), int(f.settings.get("warmup_steps") or 0)
+        made = []
+        for i, entry in enumerate(islice(cycle(recorded), LAP)):
+            step = f.step + 1 + i
+            rise = min(step + 1, warmup) / (f.step + 1) if f.step + 1 < warmup else 1.0
+            lr = {c: v * rise for c, v in f.lr.items()}
+            lr = {c: min(v, max(planned.get(c, v), f.lr[c])) for c, v in lr.items()}
+            made.append(dataclasses.replace(entry, step=step, lr=lr))
+        return made
 
     def _search(self, start: Snapshot, order: Sequence[str], *, quick: bool) -> LrVerdict:
         """The search from one state; where time runs out, what is known so far, marked as not proved."""
@@ -92,7 +160,9 @@ class Walks:
                 return True
         return not verdict.necessary
 
-    def _walker(self, start: Snapshot) -> Callable[[Sequence[str], float], tuple[bool, Outcome]]:
+    def _walker(
+        self, start: Snapshot, beyond: Sequence[TapeEntry] = (), weight_decay: float | None = None
+    ) -> Callable[[Sequence[str], float], tuple[bool, Outcome]]:
         f = self.facts
         loss, norm = self._bounds()
 
@@ -101,7 +171,10 @@ class Walks:
 
         def walk(lowered: Sequence[str], factor: float) -> tuple[bool, Outcome]:
             test = f"steps {start.step} to {f.step}, lr of {', '.join(lowered)} × {factor:g}"
-            outcome = self.replay.walk(test, start, lr_factor=dict.fromkeys(lowered, factor), stop=over)
+            factors = dict.fromkeys(lowered, factor)
+            outcome = self.replay.walk(
+                test, start, lr_factor=factors, stop=over, beyond=beyond, weight_decay=weight_decay
+            )
             return not over(outcome), outcome
 
         return walk
@@ -117,7 +190,11 @@ class Walks:
         base = f.outcomes.get("retrace")
         peak_loss = max([abs(v) for _, v, _ in base.path] or [math.inf]) if base and base.finite else math.inf
         peak_norm = max([v for _, _, v in base.path] or [math.inf]) if base and base.finite else math.inf
-        return between(loss, peak_loss, 4.0), between(norm, peak_norm, 8.0)
+        # The first steps of a run are louder than its median, and walks begin there.
+        loud = [r for r in self.case.history if r.applied and r.step < f.onset_step]
+        loudest_loss = max([abs(r.loss) / loss for r in loud if math.isfinite(r.loss)] or [0.0])
+        loudest_norm = max([r.grad_norm / norm for r in loud if math.isfinite(r.grad_norm)] or [0.0])
+        return between(loss, peak_loss, max(4.0, loudest_loss)), between(norm, peak_norm, max(8.0, loudest_norm))
 
     def _order(self) -> list[str]:
         ratio, lr = self.facts.update_ratio, self.facts.lr

@@ -119,9 +119,12 @@ def action_words(action: Action) -> str:
     if action.kind == "rollback":
         return f"went back{to}"
     if action.kind == "lower_lr":
+        if "weight_decay" in d:
+            return f"went back{to}, lowered the weight decay to {figure(d['weight_decay'])}"
         factor = d.get("factor")
+        names = ", ".join(clean(c) for c in d.get("components") or [d.get("component")])
         times = f" to {figure(factor)} of it" if isinstance(factor, float | int) else ""
-        return f"went back{to}, lowered the learning rate of {clean(d.get('component'))}{times}"
+        return f"went back{to}, lowered the learning rate of {names}{times}"
     if action.kind == "precision":
         return _precision_words(d)
     if action.kind == "reload":

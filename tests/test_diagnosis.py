@@ -13,6 +13,7 @@ from tiny_run import TinyRun, rates
 from maskrcnn_coco.diagnosis import investigate, next_test
 from maskrcnn_coco.experiments import Lab
 from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.recovery import History, decide
 from maskrcnn_coco.snapshot import digest
 
 
@@ -146,6 +147,29 @@ def test_time_that_runs_out_in_the_middle_leaves_an_honest_answer():
     top = findings[0]
     assert top.cause == "LR_TOO_HIGH" and 0.5 < top.confidence < 0.9
     assert len(walked) <= 3
+
+
+def test_two_heads_that_are_both_too_hot_are_lowered_together():
+    """Lowering one holds up to the failing step; past it only lowering both does, and a walk shows that."""
+    case = TinyRun(lr=rates(box_head=0.9, mask_head=0.9), max_grad_norm=0).until_alarm()
+    lab = Lab(case)
+    top = investigate(case, lab=lab)[0]
+    assert top.cause == "LR_TOO_HIGH" and set(top.detail["components"]) == {"box_head", "mask_head"}
+    verdict = lab.facts.lr_verdict
+    held = next(t for t in verdict.trials if t.beyond and t.bounded)
+    assert set(held.lowered) == {"box_head", "mask_head"} and held.factor == pytest.approx(top.detail["factor"])
+    alone = [t for t in verdict.trials if t.beyond and len(t.lowered) == 1]
+    assert alone and not any(t.bounded for t in alone)
+    assert any("8 more" in e.test for e in top.evidence)
+
+
+def test_a_weight_decay_that_shrinks_every_weight_is_lowered_and_no_rate_is():
+    case = TinyRun(weight_decay=300.0, lr=dict.fromkeys(rates(), 0.02), max_grad_norm=0).until_alarm()
+    top = investigate(case)[0]
+    assert (top.cause, top.fix, top.culprit.component) == ("LR_TOO_HIGH", "--weight-decay 0.0001", None)
+    assert top.detail["weight_decay"] == 1e-4 and "weight decay 0.0001" in top.evidence[0].test
+    action = decide([top], History(step=case.alarm.step, images=24))
+    assert (action.kind, action.detail["factor"], action.detail["weight_decay"]) == ("lower_lr", 1.0, 1e-4)
 
 
 def test_what_only_the_guard_s_input_check_saw_is_named_too():

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from tiny_faults import FAULTS
+from tiny_faults import FAULTS, pixels, put
 from tiny_run import TinyRun, rates
 
 from maskrcnn_coco.case import Rig
@@ -82,6 +82,20 @@ def rig_of(settings) -> Rig:
     rig = fresh.rig()
     rig.make_batch = None
     return rig
+
+
+def test_a_batch_of_views_of_one_buffer_can_be_saved(tmp_path):
+    """A loader may hand out a whole step as views of one piece of shared memory, of several dtypes."""
+    case = TinyRun(spoil=pixels(put((0, 3, 4), float("nan")))).until_alarm()
+    buffer = torch.zeros(1 << 16, dtype=torch.uint8)
+    own = case.batches[0].targets[0]
+    masks, boxes = own["masks"], own["boxes"]
+    own["masks"] = buffer[: masks.numel()].view(masks.shape).copy_(masks)
+    at = (masks.numel() + 63) // 64 * 64
+    own["boxes"] = buffer[at : at + boxes.nbytes].view(torch.float32).view(boxes.shape).copy_(boxes)
+    path = save_case(tmp_path, "0001", case)
+    kept = torch.load(path, weights_only=True)["batches"][0]["targets"][0]
+    assert torch.equal(kept["boxes"], boxes) and torch.equal(kept["masks"], masks)
 
 
 def test_a_saved_case_gives_the_same_verdict_elsewhere(tmp_path):

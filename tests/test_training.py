@@ -115,6 +115,34 @@ def test_a_damaged_newest_checkpoint_falls_back_and_is_said(tiny_shapes, tmp_pat
     assert any(i["cause"] == "POISONED_STATE" and "last.pth" in i["culprit"]["checkpoint"] for i in incidents(tmp_path))
 
 
+def test_a_roll_back_to_an_epoch_s_border_ends_no_epoch(tiny_shapes, tmp_path, monkeypatch):
+    """Back at step 0 from the second epoch: nothing was completed, so nothing is evaluated or saved for it."""
+    from maskrcnn_coco import training
+
+    inner, calls, ended = training.train_epoch, [], []
+
+    def once_back(session, interrupts):
+        calls.append(session.progress.step)
+        inner(session, interrupts)
+        if len(calls) == 2:
+            session.progress.step = 0
+
+    monkeypatch.setattr(training, "train_epoch", once_back)
+    monkeypatch.setattr(training, "end_epoch", lambda session: ended.append(session.progress.step))
+    run(tiny_shapes.root, tmp_path, epochs=2)
+    assert (calls, ended) == ([0, 6, 0, 6], [6, 6, 12])
+
+
+def test_a_lowered_weight_decay_outlives_a_roll_back(tiny_shapes, tmp_path):
+    """A snapshot holds the weight decay of its time; what recovery decided since stays in force."""
+    result = run(tiny_shapes.root, tmp_path, lr=2e-3, weight_decay=2500.0, epochs=2)
+    assert result.exit_code == 0
+    (incident,) = incidents(tmp_path)
+    assert incident["action"]["detail"]["weight_decay"] == 1e-4
+    state = torch.load(tmp_path / "checkpoints" / "last.pth", weights_only=True)
+    assert max(g["weight_decay"] for g in state["optimizer"]["param_groups"]) == 1e-4
+
+
 def test_an_older_run_is_kept_under_its_start_time(tiny_shapes, tmp_path):
     run(tiny_shapes.root, tmp_path)
     run(tiny_shapes.root, tmp_path)

@@ -46,12 +46,14 @@ def judge(facts: Facts) -> Finding | None:
     evidence += facts.says(CODE, "earlier", "same", "retrace")
     evidence += [_evidence(t, verdict, facts.step) for t in trials[len(deciding) :]]
     detail: dict[str, Any] = {
-        "components": verdict.components,
-        "factor": STEP_DOWN * verdict.factor / 0.1,
+        "components": [*verdict.components, *verdict.also],
+        "factor": step_down(verdict),
         "update_ratio": facts.update_ratio,
         "lr": facts.lr,
         "snapshots": facts.earlier_steps,
     }
+    if verdict.weight_decay is not None:
+        detail["weight_decay"] = verdict.weight_decay
     return Finding(CODE, _confidence(verdict), culprit, evidence, verdict.from_step, fix_of(facts, verdict), detail)
 
 
@@ -59,15 +61,28 @@ def _rank(trial: LrTrial, verdict: LrVerdict) -> int:
     """0: the named ones lowered alone; 1: all the others lowered; 2: the rest."""
     named, lowered = set(verdict.components), set(trial.lowered)
     everything = {c for t in verdict.trials for c in t.lowered}
+    if trial.beyond:
+        return 1 if trial.bounded else 2
     if trial.factor != verdict.factor:
         return 2
     return 0 if lowered == named else 1 if lowered == everything - named else 2
 
 
 def _evidence(trial: LrTrial, verdict: LrVerdict, step: int) -> Evidence:
-    test = f"replay: steps {verdict.from_step} to {step}, lr of {', '.join(trial.lowered)} × {trial.factor:g}"
+    last = f"{step}" if not trial.beyond else f"{step} and {trial.beyond} more"
+    if not trial.lowered:
+        outcome = f"{'stays bounded' if trial.bounded else 'diverges'}: {trial.outcome.describe()}"
+        return Evidence(
+            f"replay: steps {verdict.from_step} to {last}, weight decay {verdict.weight_decay}", outcome, CODE
+        )
+    test = f"replay: steps {verdict.from_step} to {last}, lr of {', '.join(trial.lowered)} × {trial.factor:.2g}"
     outcome = f"{'stays bounded' if trial.bounded else 'diverges'}: {trial.outcome.describe()}"
     return Evidence(test, outcome, CODE)
+
+
+def step_down(verdict: LrVerdict) -> float:
+    """What the named rates are multiplied by: the largest factor that held past the failing step."""
+    return STEP_DOWN * verdict.factor / 0.1 if verdict.holds is None else verdict.holds
 
 
 def _confidence(verdict: LrVerdict) -> float:
@@ -79,14 +94,14 @@ def fix_of(facts: Facts, verdict: LrVerdict) -> str:
     s = facts.settings
     # What recovery took away before is part of the rate that diverged now.
     lowered = s.get("lr_factors") or {}
-    factor = STEP_DOWN * verdict.factor / 0.1 * min([1.0, *(float(lowered.get(c, 1.0)) for c in verdict.components)])
+    factor = step_down(verdict) * min([1.0, *(float(lowered.get(c, 1.0)) for c in verdict.components)])
     lr, head, rpn = (_value(s, k, d) for k, d in (("lr", 0.0), ("head_lr_multiplier", 1.0), ("rpn_lr_multiplier", 1.0)))
     if _value(s, "momentum", 0.9) >= 0.98:
         return "--momentum 0.9"
     decay = _value(s, "weight_decay", 0.0)
     if decay * max([lr, *facts.lr.values()]) > 0.5:
         return "--weight-decay 0.0001"
-    named = set(verdict.components)
+    named = {*verdict.components, *verdict.also}
     flags = []
     if "backbone" in named or not named & {"rpn", "box_head", "mask_head"}:
         flags.append(f"--lr {lr * factor:.2g}" if lr else "--lr (lower)")
