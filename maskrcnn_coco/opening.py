@@ -30,6 +30,7 @@ from maskrcnn_coco.resume import find_resume, restore_run, with_saved_settings
 from maskrcnn_coco.session import Observer, Session
 from maskrcnn_coco.snapshot import Ring
 from maskrcnn_coco.team import TeamGuard
+from maskrcnn_coco.transforms import SCALES
 
 
 def open_session(
@@ -203,6 +204,8 @@ def sources(
         seed=config.seed,
         min_size=config.min_size,
         max_size=config.max_size,
+        # The built-in images have the size they are trained at: smaller scales only lose the small shapes.
+        scales=(1.0,) if quick else SCALES,
     )
     train.quarantine(sorted(data.bad_annotations))
     if data.val is None:
