@@ -11,6 +11,7 @@ from torch import nn
 from maskrcnn_coco import scan
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.facts import Facts, Location, onset_of, reference_of
+from maskrcnn_coco.machinery import Machinery
 from maskrcnn_coco.readings import (
     dict_of,
     num_classes,
@@ -41,6 +42,7 @@ class Lab:
         self.replay = Replay(case, deadline=deadline)
         self.facts = Facts(case.alarm.symptom, case.alarm.step, case.alarm.epoch, case.alarm.onset_step)
         self.walks = Walks(case, self.replay, self.facts)
+        self.machinery = Machinery(case, self.replay, self.facts)
 
     @property
     def spent(self) -> float:
@@ -82,6 +84,8 @@ class Lab:
         try:
             if name in ("retrace", "lr"):
                 getattr(self.walks, name)()
+            elif name in ("reference", "live"):
+                getattr(self.machinery, name)()
             else:
                 getattr(self, f"_{name}")()
         except ReplayImpossible as e:
@@ -128,8 +132,9 @@ class Lab:
             can.add("earlier")
             if self.walks.walkable():
                 can |= {"retrace", "lr"}
-        if case.rig.reference is not None:
-            can.add("reference")
+        can.add("reference")
+        if self.machinery.compiled:
+            can.add("live")
         if f.lethal():
             can &= {"without", "peek"}
         return can
@@ -194,10 +199,6 @@ class Lab:
     def _rescaled(self) -> None:
         test = f"same batch, same weights, loss scale {NORMAL_SCALE:g}"
         self.facts.outcomes["rescaled"] = self.replay.run(test, loss_scale=NORMAL_SCALE)
-
-    def _reference(self) -> None:
-        test = "same batch, same weights, eager on the CPU"
-        self.facts.outcomes["reference"] = self.replay.run(test, precision="fp32", reference=True)
 
     def _without(self) -> None:
         suspects = set(self.facts.suspects())

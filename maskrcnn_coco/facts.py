@@ -95,6 +95,8 @@ class Outcome:
             if self.bad_losses:
                 return "non-finite: " + ", ".join(self.bad_losses)
             return f"loss {self.loss:.4g} finite, {self.bad_grad_count} gradients non-finite"
+        if self.grad_norm == 0.0 and self.loss:
+            return f"finite, loss {self.loss:.4g}"
         at = "" if self.loss_scale is None else f" at loss scale {self.loss_scale:g}"
         return f"finite, loss {self.loss:.4g}, gradient norm {self.grad_norm:.4g}{at}"
 
@@ -204,6 +206,10 @@ class Facts:
     guilty_micro: list[int] = field(default_factory=list)
     location: Location | None = None
     fp32_modules: list[str] = field(default_factory=list)
+    eager_modules: list[str] = field(default_factory=list)
+    """Compiled modules without whose compiled code the step is finite."""
+    libraries: bool = False
+    """Without the vendors' libraries the step is finite, on the same device."""
     drift: Drift | None = None
     lr_verdict: LrVerdict | None = None
     done: set[str] = field(default_factory=set)

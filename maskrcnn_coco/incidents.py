@@ -99,6 +99,10 @@ def _done(action: Action) -> str:
             names = ", ".join(d.get("components") or [str(d.get("component"))])
             start = d.get("to_step")
             return f"learning rate of {names} × {d.get('factor', 0):.3g} from step {start} on, all others as planned"
+        case "precision" if "eager_modules" in d:
+            return f"{', '.join(d['eager_modules'])} runs as eager code from now on"
+        case "precision" if "libraries" in d:
+            return "the vendor's library (oneDNN, cuDNN) is off from now on"
         case "precision" if "module" in d:
             return f"{', '.join(d.get('modules') or [d['module']])} runs in float32 from now on"
         case "precision":

@@ -64,6 +64,8 @@ def decide(findings: Sequence[Finding], history: History, limits: Limits | None 
             return _precision(top, history, limits)
         case "SCALE_COLLAPSE":
             return _hold_scale(top, history, limits)
+        case "BACKEND" if top.confidence >= PROVED and _fallback(top, history):
+            return Action("precision", _fallback(top, history))
         case "TRANSIENT":
             return _retry(top, history, limits)
         case "ANCHORS" if top.confidence >= PROVED:
@@ -168,6 +170,16 @@ def _precision(top: Finding, history: History, limits: Limits) -> Action:
     if not modules:
         return _skip(top, history, limits)
     return Action("precision", {"module": modules[0], "modules": modules, "dtype": "fp32"})
+
+
+def _fallback(top: Finding, history: History) -> dict[str, Any]:
+    """What to do without, where it was not done before: the compiled code of some modules, or the vendor's library."""
+    gone = {m for i in history.incidents for m in i.action.detail.get("eager_modules", [])}
+    modules = [m for m in top.detail.get("eager_modules", []) if m not in gone]
+    if modules:
+        return {"module": modules[0], "eager_modules": modules}
+    off = any(i.action.detail.get("libraries") is False for i in history.incidents)
+    return {"module": top.culprit.module, "libraries": False} if top.detail.get("libraries") and not off else {}
 
 
 def _hold_scale(top: Finding, history: History, limits: Limits) -> Action:

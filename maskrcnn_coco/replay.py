@@ -10,12 +10,13 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from maskrcnn_coco.backends import own_kernels
 from maskrcnn_coco.case import Case, Rig
 from maskrcnn_coco.facts import Outcome
 from maskrcnn_coco.locate import Located, located_run
@@ -99,6 +100,7 @@ class Replay:
         locate: bool = False,
         digest: bool = False,
         reference: bool = False,
+        libraries: bool = True,
         watch: str | None = None,
     ) -> Outcome:
         """Forward and backward without an update (learning rate 0).
@@ -114,17 +116,18 @@ class Replay:
             locate: watch every module and op; slow.
             digest: hash losses and gradients.
             reference: on `Rig.reference` instead of the copy.
+            libraries: False for torch's own kernels instead of the vendors'.
             watch: with ``locate``, report the largest value in this module whether or not it is the first bad one.
         """
         case = self.case
         batches = list(batches if batches is not None else case.batches or [])
-        with self._away(_share(batches, case.batches)):
+        with self.away(_share(batches, case.batches)):
             model = self.rig.reference() if reference and self.rig.reference else self.model
             model.train()
             restore(snapshot or case.now, model, rng=False)
             scale = self._scale(precision, loss_scale)
             step = case.alarm.step if step is None else step
-            with kept_fp32(model, fp32_modules):
+            with kept_fp32(model, fp32_modules), nullcontext() if libraries and not reference else own_kernels():
                 outcome = self._measure(model, test, batches, step, precision, scale, locate, watch, loss_scale is None)
             if digest:
                 outcome.digest = gradient_digest(model, outcome)
@@ -152,7 +155,7 @@ class Replay:
         """
         factors = lr_factor or {}
         path: list[tuple[int, float, float]] = []
-        with self._away(0):
+        with self.away(0):
             model, optimizer = self.model, self.optimizer
             model.train()
             restore(snapshot, model, optimizer, rng=False)
@@ -273,7 +276,8 @@ class Replay:
         return self._layout
 
     @contextmanager
-    def _away(self, steps: float) -> Iterator[None]:
+    def away(self, steps: float) -> Iterator[None]:
+        """One replay that costs ``steps``: counted, timed, and with random generators of its own."""
         began = time.monotonic()
         if self.out_of_time:
             raise ReplayImpossible("the time for replays is spent")

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from maskrcnn_coco import recovery
+from maskrcnn_coco.backends import run_eagerly, use_libraries
 from maskrcnn_coco.batch import SampleError
 from maskrcnn_coco.diagnosis import investigate
 from maskrcnn_coco.distributed import Ranks
@@ -212,8 +213,13 @@ def restore_session(session: Session, snapshot: Snapshot) -> int:
 
 
 def change_precision(session: Session, alarm: Alarm, detail: dict[str, Any]) -> int:
-    """Keep one module in fp32, or hold the loss scale."""
-    for name in detail.get("modules") or ([detail["module"]] if "module" in detail else []):
+    """Keep one module in fp32, run it without compiled code or vendor library, or hold the loss scale."""
+    run_eagerly(session.model, detail.get("eager_modules", []))
+    session.progress.eager_modules += detail.get("eager_modules", [])
+    if detail.get("libraries") is False:
+        session.progress.libraries = False
+        use_libraries(False)
+    for name in detail.get("modules", []):
         keep_fp32(session.model, name)
         session.progress.fp32_modules.append(name)
     if "loss_scale" in detail and session.scaler is not None:

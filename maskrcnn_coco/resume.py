@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from maskrcnn_coco import environment
+from maskrcnn_coco.backends import run_eagerly, use_libraries
 from maskrcnn_coco.config import Config
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.forward import keep_fp32
@@ -127,6 +128,9 @@ def load_state(session: Session, state: dict[str, Any], source: str) -> None:
     session.progress = Progress(**loop)
     for name in session.progress.fp32_modules:
         keep_fp32(session.model, name)
+    run_eagerly(session.model, session.progress.eager_modules)
+    if not session.progress.libraries:
+        use_libraries(False)
     session.plan.quarantine([entry["id"] for entry in session.progress.quarantine])
     session.train_source.quarantine([entry["id"] for entry in session.progress.quarantine_annotations])
 

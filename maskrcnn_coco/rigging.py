@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco import recipes
+from maskrcnn_coco.backends import compiled_modules, run_eagerly
 from maskrcnn_coco.components import components
 from maskrcnn_coco.config import Config
 from maskrcnn_coco.data import make_batch
 from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.model import build_from_state, set_sampler
 from maskrcnn_coco.optim import build_optimizer
+from maskrcnn_coco.private import own
 from maskrcnn_coco.replay import Rig
 from maskrcnn_coco.session import Session
 
@@ -98,6 +101,7 @@ def make_rig(
 ) -> Rig:
     """A rig around ``model`` (a module, or a function that builds one)."""
     forward = Forward(nn.Identity(), device=device, precision=precision, seed=config.seed, rank=rank)
+    on_cpu = Forward(nn.Identity(), device=torch.device("cpu"), precision="fp32", seed=config.seed, rank=rank)
     return Rig(
         model=model,
         build_optimizer=lambda m: build_optimizer(
@@ -110,4 +114,14 @@ def make_rig(
         max_grad_norm=config.max_grad_norm,
         device=device,
         fp32_modules=list(fp32_modules),
+        reference=lambda: reference_of(model),
+        reference_forward=lambda m, batch, step, micro, how: on_cpu.losses(m, batch, step, micro, "fp32"),
     )
+
+
+def reference_of(model: Any) -> nn.Module:
+    """A private copy of ``model`` (a module, or what builds one) as plain eager code in float32 on the CPU."""
+    built = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
+    built = getattr(built, "_orig_mod", built)
+    run_eagerly(built, compiled_modules(built))
+    return own(built).float().cpu()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from maskrcnn_coco.backends import use_libraries
 from maskrcnn_coco.checkpoint import Saver
 from maskrcnn_coco.config import Config
 from maskrcnn_coco.console import Console
@@ -55,6 +56,9 @@ class Progress:
     weight_decay: float | None = None
     """What recovery lowered the weight decay to."""
     fp32_modules: list[str] = field(default_factory=list)
+    eager_modules: list[str] = field(default_factory=list)
+    libraries: bool = True
+    """False: cuDNN and oneDNN are off, because one of them was wrong."""
     quarantine: list[dict[str, Any]] = field(default_factory=list)
     quarantine_annotations: list[dict[str, Any]] = field(default_factory=list)
     incidents: list[str] = field(default_factory=list)
@@ -109,6 +113,8 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.saver.wait()
         self.close_tracker()
+        if not self.progress.libraries:
+            use_libraries(True)  # the setting is the process's, not the run's
         self.lock.close()
 
     @property

@@ -135,4 +135,8 @@ def action_words(action: Action) -> str:
 def _precision_words(detail: Mapping[str, Any]) -> str:
     if "loss_scale" in detail:
         return f"held the loss scale at {figure(detail['loss_scale'])}"
+    if "eager_modules" in detail:
+        return f"{', '.join(map(clean, detail['eager_modules']))} runs as eager code from here on"
+    if "libraries" in detail:
+        return "the vendor's library (oneDNN, cuDNN) is off from here on"
     return f"{clean(detail.get('module'))} runs in {clean(detail.get('dtype', 'fp32'))} from here on"

@@ -16,6 +16,9 @@ from maskrcnn_coco.facts import Facts
 from maskrcnn_coco.recovery import History, decide
 from maskrcnn_coco.snapshot import digest
 
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+"""torch's compiler looks at it, and says so."""
+
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_cause_and_culprit(name: str):

@@ -138,6 +138,17 @@ def test_budgets_stop_the_run():
     assert decide([], History()).kind == "stop"
 
 
+def test_wrong_code_is_done_without_once():
+    compiled = finding("BACKEND", detail={"eager_modules": ["backbone.body"], "libraries": True})
+    first = decide([compiled], History(step=9, images=100))
+    assert first == Action("precision", {"module": "backbone.body", "eager_modules": ["backbone.body"]})
+    again = decide([compiled], History([incident(1, 9, "BACKEND", first)], step=12, images=100))
+    assert again.detail["libraries"] is False, "eager already: the library is what is left"
+    known = [incident(1, 9, "BACKEND", first), incident(2, 12, "BACKEND", again)]
+    assert decide([compiled], History(known, step=15, images=100)).kind == "skip"
+    assert decide([finding("BACKEND")], History(step=9, images=100)).kind == "skip", "only the CPU is right"
+
+
 def test_rank_local_acts_on_its_inner_cause():
     outer = finding("RANK_LOCAL", culprit=Culprit(rank=1, image_ids=[17]))
     assert decide([outer, BOX], History(step=3, images=100)).kind == "quarantine"

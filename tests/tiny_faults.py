@@ -198,6 +198,24 @@ def sick_device(run: TinyRun) -> None:
     run.reference = tiny_model
 
 
+def wrong_library(run: TinyRun) -> None:
+    """One module's vendor kernel is wrong; torch's own is right."""
+
+    def hook(m: nn.Module, a: Any, o: Tensor) -> Tensor | None:
+        return o * NAN if torch._C._get_mkldnn_enabled() else None
+
+    run.model.backbone.body["layer3"].register_forward_hook(hook)
+
+
+def wrong_compiler(run: TinyRun) -> None:
+    """The code that a compiler made of one module is wrong; a deep copy of the model is eager, and right."""
+
+    def compiler(graph: Any, _: Any) -> Any:
+        return lambda *args: tuple(o * NAN for o in graph.forward(*args))
+
+    run.model.backbone.body["layer2"].compile(backend=compiler, dynamic=False)
+
+
 def once_wrong(run: TinyRun) -> None:
     """One wrong result, never again."""
     left = [1]
@@ -350,6 +368,16 @@ FAULTS: dict[str, tuple[Callable[[], TinyRun], str, dict[str, Any]]] = {
         lambda: TinyRun(before_step=before(6, sick_device)),
         "BACKEND",
         {"module": "backbone.body.layer3"},
+    ),
+    "J1 library": (
+        lambda: TinyRun(before_step=before(6, wrong_library)),
+        "BACKEND",
+        {"module": "backbone.body.layer3"},
+    ),
+    "J1 compiled": (
+        lambda: TinyRun(before_step=before(6, wrong_compiler)),
+        "BACKEND",
+        {"module": "backbone.body.layer2", "component": "backbone"},
     ),
     "J1 once": (lambda: TinyRun(before_step=before(6, once_wrong)), "TRANSIENT", {}),
     "J2 flipped bit": (

@@ -4,9 +4,11 @@ What happens: the same weights and batch are non-finite on the device every time
   on the CPU.
 Why: a wrong kernel (half-precision convolutions of some GPUs, a broken cuDNN, a compiler that reorders a
   scatter), a driver.
-How it is proved: the step fails twice in the same way on the device; the reference model, eager on the CPU, is
-  finite; the first bad module is named.
-What the guard does: skips the step, and stops with the verdict if it fails again.
+How it is proved: the step fails twice in the same way; with one thing taken away it is finite: the vendor's library
+  (oneDNN, cuDNN), the compiled code of one module, or the device itself (eager, in float32, on the CPU). The first
+  bad module is named.
+What the guard does: runs that module as eager code, or turns the library off, and takes the step again. Where only
+  the CPU is right it skips the step, and stops with the verdict if it fails again.
 How to fix it: `--amp off` or `--device cpu` to confirm, then another version of torch, cuDNN or the driver.
 """
 
@@ -19,6 +21,8 @@ CODE = "BACKEND"
 
 
 def judge(facts: Facts) -> Finding | None:
+    if facts.eager_modules and facts.bad("live again"):
+        return _compiled(facts)
     if not facts.good("reference") or not facts.bad("same"):
         return None
     if facts.certain_state() or facts.lethal():
@@ -29,4 +33,14 @@ def judge(facts: Facts) -> Finding | None:
     if location and location.module:
         evidence.append(Evidence("locate: first bad module on the device", location.module, CODE))
     repeatable = facts.bad("again")
-    return Finding(CODE, 0.93 if repeatable else 0.7, culprit, evidence, facts.step, "--device cpu", {})
+    return Finding(
+        CODE, 0.93 if repeatable else 0.7, culprit, evidence, facts.step, "--device cpu", {"libraries": facts.libraries}
+    )
+
+
+def _compiled(facts: Facts) -> Finding:
+    """The copy, which is eager, and the run's own model with one module made eager, are finite; the run's is not."""
+    evidence = facts.says(CODE, "live", "live again", "eager", "same")
+    culprit = Culprit(facts.location.component, facts.location.module) if facts.location else Culprit()
+    fix = f"do not compile {', '.join(facts.eager_modules)}"
+    return Finding(CODE, 0.95, culprit, evidence, facts.step, fix, {"eager_modules": facts.eager_modules})

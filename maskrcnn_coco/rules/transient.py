@@ -41,7 +41,7 @@ def judge(facts: Facts) -> Finding | None:
         )
     if facts.symptom in ("input_nonfinite", "scale_collapse", "stalled") or not facts.good("same"):
         return None
-    if facts.certain_state() or facts.lethal():
+    if facts.certain_state() or facts.lethal() or facts.bad("live"):
         return None
     same, again = facts.outcomes["same"], facts.outcomes.get("again")
     exact = again is not None and again.digest == same.digest

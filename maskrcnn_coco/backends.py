@@ -1,0 +1,67 @@
+"""What runs the maths: compiled modules and vendor libraries. Each can be turned off, to see whether it is to blame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+def compiled_modules(model: nn.Module) -> list[str]:
+    """Names of the modules of ``model`` that ``module.compile()`` has compiled, outermost first."""
+    return [name for name, m in model.named_modules() if m.__dict__.get("_compiled_call_impl") is not None]
+
+
+def run_eagerly(model: nn.Module, names: Sequence[str]) -> None:
+    """Drop the compiled code of the modules ``names``, for good."""
+    for name in names:
+        model.get_submodule(name)._compiled_call_impl = None
+
+
+@contextmanager
+def eagerly(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """The modules ``names`` run as plain eager code inside the block."""
+    kept = [(model.get_submodule(n), model.get_submodule(n)._compiled_call_impl) for n in names]
+    run_eagerly(model, names)
+    try:
+        yield
+    finally:
+        for module, code in kept:
+            module._compiled_call_impl = code
+
+
+def use_libraries(on: bool) -> None:
+    """Turn the vendors' kernels (cuDNN, oneDNN) on or off for this process; torch's own take their place."""
+    torch.backends.cudnn.enabled = on
+    # torch.backends.mkldnn.flags() sets TF32 too, which warns on machines without an Intel GPU.
+    torch._C._set_mkldnn_enabled(on)
+
+
+@contextmanager
+def own_kernels() -> Iterator[None]:
+    """No vendor library inside the block, compiled code neither."""
+    before = torch.backends.cudnn.enabled, torch._C._get_mkldnn_enabled()
+    use_libraries(False)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        torch.backends.cudnn.enabled = before[0]
+        torch._C._set_mkldnn_enabled(before[1])
+
+
+@contextmanager
+def as_it_was(model: nn.Module) -> Iterator[None]:
+    """Buffers, train or eval mode of ``model`` are, after the block, what they were: for a look at a live model."""
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    training = [(m, m.training) for m in model.modules()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, kept in buffers:
+                buffer.copy_(kept)
+        for module, mode in training:
+            module.training = mode
