@@ -28,12 +28,24 @@ def write(lines: list[Line], out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     text = "\n".join(json.dumps(_plain(line), sort_keys=True) for line in lines)
     (out / "nanbench.jsonl").write_text(text + "\n", encoding="utf-8")
+    lines = whole_seeds(lines)
     targets = _targets([k for k in lines if k["system"] == "ours"])
     parts = [_head(lines), _summary(lines), _target_table(targets), _by_cause(lines), _confusion(lines), _misses(lines)]
     (out / "nanbench.md").write_text("\n\n".join(parts) + "\n\n" + METHOD, encoding="utf-8")
     missed = [name for name, _, _, ok in targets if not ok]
     print(f"wrote {out / 'nanbench.md'}; " + (f"missed: {', '.join(missed)}" if missed else "every target reached"))
     return 1 if missed else 0
+
+
+def whole_seeds(lines: list[Line]) -> list[Line]:
+    """Without the seeds that a system did not finish (what is slow would be missing); all lines if none is whole."""
+    ran: dict[tuple[str, int], set[str]] = {}
+    for k in lines:
+        ran.setdefault((k["system"], k["seed"]), set()).add(k["scenario"])
+    every = {k["scenario"] for k in lines} - {"clean"}
+    whole = {key for key, names in ran.items() if every <= names}
+    kept = [k for k in lines if k["scenario"] == "clean" or (k["system"], k["seed"]) in whole]
+    return kept if whole else lines
 
 
 def _plain(line: Line) -> Line:
@@ -58,12 +70,12 @@ def _head(lines: list[Line]) -> str:
     decoys = sum(s.decoy for s in SCENARIOS)
     verdicts = sum(s.verdict for s in SCENARIOS)
     faulted = [k for k in lines if k["scenario"] != "clean"]
-    seeds = {system: len({k["seed"] for k in faulted if k["system"] == system}) for system in NAMES}
-    ran = ", ".join(f"{NAMES[s]} {n}" for s, n in seeds.items() if n)
+    own = {system: [k for k in faulted if k["system"] == system] for system in NAMES}
+    ran = ", ".join(f"{NAMES[s]} {len(k)} ({len({x['seed'] for x in k})} seeds)" for s, k in own.items() if k)
     return (
         "# NaN-Bench\n\n"
         f"{len(SCENARIOS)} scenarios from cited reports: {len(SCENARIOS) - decoys} faults ({verdicts} of them with no "
-        f"healthy state to go on from) and {decoys} decoys. Seeds: {ran}; five for clean runs. "
+        f"healthy state to go on from) and {decoys} decoys. Runs with a scenario: {ran}; clean runs have five seeds. "
         f"{platform.machine()} CPU, one thread a run. Made by `make nanbench`; every run is a line of `nanbench.jsonl`."
     )
 

@@ -31,7 +31,8 @@ class Clean:
 
     def harm(self, system: str, setup: str, seed: int, loss: float) -> float | None:
         """(loss - the twin's) in standard deviations over the clean seeds; None without clean runs."""
-        known = self.loss.get((system, setup), {})
+        # A system without clipping may lose a clean run too; that one is no measure.
+        known = {s: v for s, v in self.loss.get((system, setup), {}).items() if math.isfinite(v)}
         if seed not in known or len(known) < 3:
             return None
         spread = statistics.stdev(known.values())
@@ -110,7 +111,10 @@ def score(entry: Line, clean: Clean) -> Line:
 
 def score_all(raw: list[Line]) -> list[Line]:
     """Every run once (the last result of a repeated job counts), scored, in a fixed order."""
-    last = {(e["job"]["system"], e["job"]["scenario"], str(e["job"]["setup"]), e["job"]["seed"]): e for e in raw}
+    last = {}
+    for e in raw:
+        job = e["job"]
+        last[(job["system"], job["scenario"], setup_from(job["setup"]).name, job["seed"])] = e
     clean = Clean(list(last.values()))
     places = {name: i for i, name in enumerate(BY_ID)}
     lines = [score(entry, clean) for entry in last.values()]
