@@ -88,6 +88,8 @@ class Buffers:
         floats = [(i, t) for i, t in found if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
         sizes = norms([t for _, t in floats])
         bad = set(nonfinite_at(sizes))
+        if whole:
+            bad |= self._negative(floats)
         for j, (i, t) in enumerate(floats):
             known = self._sizes.get(i, math.sqrt(t.numel()))
             if sizes[j] > LEAP * max(known, 1e-3 * math.sqrt(t.numel())):
@@ -96,10 +98,18 @@ class Buffers:
             self._sizes.update((i, s) for (i, _), s in zip(floats, sizes, strict=True))
         return [self._slots[floats[j][0]][2] for j in sorted(bad)]
 
+    def _negative(self, floats: list[tuple[int, Tensor]]) -> set[int]:
+        """Positions of variances below zero: training does not read them, but evaluation takes their root."""
+        found = [(j, t) for j, (i, t) in enumerate(floats) if self._slots[i][1] == "running_var"]
+        if not found:
+            return set()
+        lowest = torch.stack([t.detach().min().float() for _, t in found]).tolist()
+        return {j for (j, _), low in zip(found, lowest, strict=True) if low < 0}
+
     def verdict(self, *, whole: bool) -> Verdict | None:
         """The same between steps, as a verdict."""
         bad = self.wrong(whole=whole)
-        text = f"buffers are not finite, or changed outside the step: {', '.join(bad[:3])}"
+        text = f"buffers are not finite, negative variances, or changed outside the step: {', '.join(bad[:3])}"
         return Verdict("buffer_nonfinite", text, {"buffers": bad}) if bad else None
 
     def active_floats(self) -> list[Tensor]:

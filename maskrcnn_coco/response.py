@@ -14,19 +14,23 @@ from typing import Any
 from maskrcnn_coco import recovery
 from maskrcnn_coco.backends import run_eagerly, use_libraries
 from maskrcnn_coco.batch import SampleError
+from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis import investigate
 from maskrcnn_coco.distributed import Ranks
-from maskrcnn_coco.errors import GuardStop
+from maskrcnn_coco.errors import CheckpointError, GuardStop
+from maskrcnn_coco.facts import StateFault
 from maskrcnn_coco.forward import keep_fp32
 from maskrcnn_coco.incidents import save_case
 from maskrcnn_coco.optim import lower_weight_decay
+from maskrcnn_coco.readings import optimizer_names
 from maskrcnn_coco.records import Action, Alarm, Culprit, Evidence, Finding, Incident, plain, record_from
 from maskrcnn_coco.replay import Case
 from maskrcnn_coco.resume import load_state
 from maskrcnn_coco.rigging import rig_of, settings_of
+from maskrcnn_coco.scan import scan_state
 from maskrcnn_coco.session import Session
 from maskrcnn_coco.snapshot import Snapshot, restore
-from maskrcnn_coco.store import load, newest_intact
+from maskrcnn_coco.store import by_age, load
 
 INVESTIGATION_SECONDS = 120.0
 """Most time for one investigation; on small data it is bounded further by the price of twenty steps or so."""
@@ -184,7 +188,7 @@ def act(session: Session, alarm: Alarm, action: Action, incident: Incident) -> i
         case "precision":
             return change_precision(session, alarm, detail)
         case "reload":
-            return reload(session, alarm, detail.get("checkpoint"))
+            return reload(session, alarm)
         case _:
             raise GuardStop(f"no such action: {action.kind}")
 
@@ -227,17 +231,38 @@ def change_precision(session: Session, alarm: Alarm, detail: dict[str, Any]) -> 
     return go_back(session, detail["to_step"]) if "to_step" in detail else alarm.step
 
 
-def reload(session: Session, alarm: Alarm, checkpoint: str | None) -> int:
-    """The newest verified state: of memory first, then of the checkpoint folder."""
-    snapshot = session.ring.newest(before_step=alarm.step + 1)
-    if checkpoint is None and snapshot is not None:
-        return restore_session(session, snapshot)
-    found = newest_intact(session.config.checkpoint_dir)[0] if checkpoint is None else checkpoint
-    if found is None:
-        raise GuardStop("no verified state is left, in memory or on disk", fix="start again with healthy weights")
-    load_state(session, load(found), str(found))
-    session.rewind(session.progress.step)
-    return session.progress.step
+def reload(session: Session, alarm: Alarm) -> int:
+    """The newest state that a scan finds sound: of memory first, then of the checkpoint folder.
+
+    A state may be finite and poisoned all the same; so what was loaded or copied last is not taken on trust.
+    """
+    names = optimizer_names(session.model, session.optimizer)
+    for snapshot in session.ring.items:
+        if snapshot.step <= alarm.step and not poisoned(session, snapshot, names):
+            return restore_session(session, snapshot)
+    for path in by_age(session.config.checkpoint_dir):
+        try:
+            state = load(path)
+        except CheckpointError as e:
+            session.console.note(str(e))
+            continue
+        loop = state["loop"]
+        held = Snapshot(loop["step"], loop["epoch"], state["model"], state["optimizer"], state["scaler"])
+        faults = poisoned(session, held, names)
+        if faults:
+            session.console.note(f"{path} is passed over: {faults[0].what} ({faults[0].name})")
+            continue
+        load_state(session, state, str(path))
+        session.ring.clear()
+        session.guard.reset(session.progress.step)
+        session.rewind(session.progress.step)
+        return session.progress.step
+    raise GuardStop("no verified state is left, in memory or on disk", fix="start again with healthy weights")
+
+
+def poisoned(session: Session, snapshot: Snapshot, names: list[str]) -> list[StateFault]:
+    """What no healthy run can hold, in ``snapshot``."""
+    return [f for f in scan_state(snapshot, session.model, names, component_of) if f.certain]
 
 
 def keep_case(session: Session, incident: Incident, case: Case) -> None:

@@ -131,6 +131,7 @@ def load_state(session: Session, state: dict[str, Any], source: str) -> None:
     run_eagerly(session.model, session.progress.eager_modules)
     if not session.progress.libraries:
         use_libraries(False)
+    session.resumed_from = source
     session.plan.quarantine([entry["id"] for entry in session.progress.quarantine])
     session.train_source.quarantine([entry["id"] for entry in session.progress.quarantine_annotations])
 

@@ -41,6 +41,7 @@ def settings_of(session: Session) -> dict[str, Any]:
     """Plain values for the explanation, and all that `rig_from_settings` needs on another machine."""
     return {
         "config": msgspec.to_builtins(session.config),
+        "resume_path": session.resumed_from,
         "lr": recipes.component_lrs(session.config),
         "lr_factors": dict(session.progress.lr_factors),
         "classes": list(session.data.class_names),

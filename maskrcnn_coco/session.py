@@ -101,6 +101,8 @@ class Session:
     evaluation: EvalResult | None = None
     started: float = field(default_factory=time.monotonic)
     first_step: int = 0
+    resumed_from: str | None = None
+    """The checkpoint that the state came from."""
     max_steps: int | None = None
     warned: set[str] = field(default_factory=set)
     last_save: float = field(default_factory=time.monotonic)

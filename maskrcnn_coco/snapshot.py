@@ -167,6 +167,10 @@ class Ring:
         held = (s for _, s in reversed(self._items) if before_step is None or s.step < before_step)
         return next(held, None)
 
+    def clear(self) -> None:
+        """Forget every snapshot."""
+        self._items = []
+
     def drop_after(self, step: int) -> None:
         """Forget the snapshots taken after planned step ``step``, as after a rollback to it."""
         self._items = [(n, s) for n, s in self._items if s.step <= step]

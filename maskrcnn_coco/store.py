@@ -165,8 +165,14 @@ def load_newest(
     return _newest(Path(folder), lambda p: load(p, map_location=map_location))
 
 
-def _newest(folder: Path, use: Callable[[Path], _T]) -> tuple[Path | None, _T | None, list[Skipped]]:
-    skipped, found = [], []
+def by_age(folder: str | Path) -> list[Path]:
+    """The checkpoints of ``folder`` whose header can be read, newest first, by what is written inside."""
+    return [path for _, path in _sorted(Path(folder))[0]]
+
+
+def _sorted(folder: Path) -> tuple[list[tuple[Header, Path]], list[Skipped]]:
+    skipped: list[Skipped] = []
+    found: list[tuple[Header, Path]] = []
     for path in checkpoints(folder):
         try:
             found.append((peek(path), path))
@@ -174,6 +180,11 @@ def _newest(folder: Path, use: Callable[[Path], _T]) -> tuple[Path | None, _T | 
             skipped.append(Skipped(path, _why(path, e)))
     # Equal headers are names of one file: any will do, last.pth reads best.
     found.sort(key=lambda item: (item[0].serial, item[0].step, item[1].name == LAST), reverse=True)
+    return found, skipped
+
+
+def _newest(folder: Path, use: Callable[[Path], _T]) -> tuple[Path | None, _T | None, list[Skipped]]:
+    found, skipped = _sorted(folder)
     for _, path in found:
         try:
             return path, use(path), skipped

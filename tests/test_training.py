@@ -133,16 +133,6 @@ def test_a_roll_back_to_an_epoch_s_border_ends_no_epoch(tiny_shapes, tmp_path, m
     assert (calls, ended) == ([0, 6, 0, 6], [6, 6, 12])
 
 
-def test_a_lowered_weight_decay_outlives_a_roll_back(tiny_shapes, tmp_path):
-    """A snapshot holds the weight decay of its time; what recovery decided since stays in force."""
-    result = run(tiny_shapes.root, tmp_path, lr=2e-3, weight_decay=2500.0, epochs=2)
-    assert result.exit_code == 0
-    (incident,) = incidents(tmp_path)
-    assert incident["action"]["detail"]["weight_decay"] == 1e-4
-    state = torch.load(tmp_path / "checkpoints" / "last.pth", weights_only=True)
-    assert max(g["weight_decay"] for g in state["optimizer"]["param_groups"]) == 1e-4
-
-
 def test_an_older_run_is_kept_under_its_start_time(tiny_shapes, tmp_path):
     run(tiny_shapes.root, tmp_path)
     run(tiny_shapes.root, tmp_path)
@@ -221,6 +211,38 @@ def test_an_image_with_a_nan_is_named_left_out_and_costs_one_incident(tmp_path):
     steps = lines(tmp_path)
     assert [s["step"] for s in steps] == list(range(9))
     assert all(s["applied"] for s in steps)
+
+
+def test_a_lowered_weight_decay_outlives_a_roll_back(tmp_path):
+    """A snapshot holds the weight decay of its time; what recovery decided since stays in force."""
+    settings = own(tmp_path, lr=2e-3, weight_decay=2500.0)
+    result = train(settings, model=small_model(classes=2), train_data=OwnData())
+    assert result.exit_code == 0
+    (incident,) = incidents(tmp_path)
+    assert incident["action"]["detail"]["weight_decay"] == 1e-4
+    state = torch.load(tmp_path / "checkpoints" / "last.pth", weights_only=True)
+    assert max(g["weight_decay"] for g in state["optimizer"]["param_groups"]) == 1e-4
+
+
+def test_a_finite_but_poisoned_checkpoint_is_passed_over_for_an_older_one(tmp_path):
+    """Adam's second moments went through half precision: the file is intact and finite, and ruins the run."""
+    from maskrcnn_coco.store import load, peek, save
+
+    adam = {"optimizer": "adamw", "lr": 1e-4}
+    train(own(tmp_path, **adam), model=small_model(classes=2), train_data=OwnData())
+    folder = tmp_path / "checkpoints"
+    for name in ("last.pth", "epoch_002.pth"):
+        state, serial = load(folder / name), peek(folder / name).serial
+        for entry in state["optimizer"]["state"].values():
+            entry["exp_avg_sq"] = entry["exp_avg_sq"].half().float()
+        (folder / name).unlink()
+        save(folder / name, state, serial=serial)
+    again = own(tmp_path, **adam, epochs=3, resume=str(folder / "last.pth"))
+    result = train(again, model=small_model(classes=2), train_data=OwnData())
+    assert (result.exit_code, result.steps) == (0, 9)
+    (incident,) = incidents(tmp_path)
+    assert (incident["cause"], incident["action"]["kind"]) == ("POISONED_STATE", "reload")
+    assert incident["culprit"]["checkpoint"].endswith("last.pth") and incident["lost_steps"] == 3
 
 
 def test_own_data_needs_the_number_of_classes(tmp_path):

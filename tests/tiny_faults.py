@@ -198,6 +198,11 @@ def sick_device(run: TinyRun) -> None:
     run.reference = tiny_model
 
 
+def negative_variance(run: TinyRun) -> None:
+    """Training does not read it, so every loss stays healthy; evaluation is NaN."""
+    run.model.get_submodule("backbone.body.layer3.1").running_var[:2] = -1.0
+
+
 def wrong_library(run: TinyRun) -> None:
     """One module's vendor kernel is wrong; torch's own is right."""
 
@@ -317,6 +322,11 @@ FAULTS: dict[str, tuple[Callable[[], TinyRun], str, dict[str, Any]]] = {
     "E2 eps 0": (lambda: TinyRun(model=norms(0.0)), "NORM_STATE", {"component": "backbone"}),
     "E2 tiny variance": (lambda: TinyRun(model=norms(1e-14)), "NORM_STATE", {"component": "backbone"}),
     "E3 negative": (lambda: TinyRun(model=norms(-2e-5, 1e-5)), "NORM_STATE", {"module": "backbone.body.layer1.1"}),
+    "E4 negative, trainable": (
+        lambda: TinyRun(model=tiny_model(norm=nn.BatchNorm2d), before_step=before(7, negative_variance)),
+        "NORM_STATE",
+        {"module": "backbone.body.layer3.1"},
+    ),
     "E5 trainable norm": (
         lambda: TinyRun(model=tiny_model(norm=nn.BatchNorm2d), spoil=pixels(put((0, 3, 4), NAN))),
         "DATA_PIXEL",
