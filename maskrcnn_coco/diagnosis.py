@@ -127,7 +127,7 @@ def wanted(f: Facts) -> Iterator[str]:
         yield from ("earlier", "repaired", "without", "peek")
         if cured(f):
             return
-    if f.precision == "fp16" and "same" in f.outcomes and not f.outcomes["same"].finite:
+    if f.precision != "fp32" and "same" in f.outcomes and not f.outcomes["same"].finite:
         yield "fp32"
         if f.good("fp32") or ("fp32" in f.outcomes and f.outcomes["fp32"].finite and not f.reference.count):
             yield from ("locate", "module_fp32")

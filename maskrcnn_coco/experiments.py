@@ -122,8 +122,8 @@ class Lab:
         if not case.batches:
             return can
         can |= {"same", "again", "without", "repaired", "locate", "bisect", "annotations"}
-        if case.rig.precision == "fp16":
-            can |= {"fp32", "module_fp32", "rescaled"}
+        if case.rig.precision != "fp32":
+            can |= {"fp32", "module_fp32"} | ({"rescaled"} if case.rig.precision == "fp16" else set())
         if case.rig.make_batch and self._other_entry() is not None:
             can |= {"other", "peek"}
         elif len(f.image_ids) > 1:
@@ -223,7 +223,7 @@ class Lab:
             return
         name = module or (outcome.bad_grads[0].rpartition(".")[0] if outcome.bad_grads else None)
         value = outcome.max_abs
-        if module and self.facts.precision == "fp16":
+        if module and self.facts.precision != "fp32":
             value = self._largest_in_fp32(module)
         component = component_of(name) if name else None
         self.facts.location = Location(name, component, outcome.phase, op, None, value)

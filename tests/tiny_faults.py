@@ -174,6 +174,28 @@ class Overflowing(nn.Module):
         return self.scale(self.inner(x)) / 1e7
 
 
+class Rounded(nn.Module):
+    """Divides by a difference that is exact in float32 and zero in bfloat16: as the width of a far, narrow box."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.edge = nn.Linear(32, 32, bias=False)
+        nn.init.eye_(self.edge.weight)
+        self.edge.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        ones = torch.ones_like(x)
+        return x * 0.5 / (self.edge(ones * 300.5) - self.edge(ones * 300.0))
+
+
+def rounded() -> nn.Module:
+    model = tiny_model()
+    model.roi_heads.box_head = Rounded(model.roi_heads.box_head)
+    return model
+
+
 def overflowing() -> nn.Module:
     """R-F1, as a module of its own."""
     model = tiny_model()
@@ -341,6 +363,11 @@ FAULTS: dict[str, tuple[Callable[[], TinyRun], str, dict[str, Any]]] = {
         lambda: TinyRun(model=overflowing(), precision="fp16", scale=2.0**16),
         "FP16_OVERFLOW",
         {"module": "roi_heads.mask_head.scale", "component": "mask_head"},
+    ),
+    "F2 bf16": (
+        lambda: TinyRun(model=rounded(), precision="bf16"),
+        "FP16_OVERFLOW",
+        {"component": "box_head"},
     ),
     "F3 tiny scale": (lambda: TinyRun(precision="fp16", before_step=before(5, tiny_scale)), "SCALE_COLLAPSE", {}),
     "F3 scale 0": (lambda: TinyRun(precision="fp16", before_step=before(5, dead_scale)), "SCALE_COLLAPSE", {}),

@@ -4,6 +4,8 @@ What happens: one block of the network computes inf in float16, and the loss is 
   are healthy.
 Why: activations of a badly scaled block, an attention or a sum over many pixels, an epsilon that rounds to 0 in
   half precision (1e-8).
+  In bfloat16 nothing overflows, but eight bits of mantissa make a difference of two large numbers zero, and what
+  divides by it, or takes its logarithm, infinite.
 How it is proved: the same batch on the same weights in float32 is finite and normal; the first bad module and
   its largest value are named; the same step with that module alone in float32 is finite again. A loss that is
   far too large in float32 as well is divergence, not this.
@@ -12,6 +14,8 @@ How to fix it: `--amp bf16` where the device has it, else `--amp off`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from maskrcnn_coco.facts import Facts
 from maskrcnn_coco.records import Culprit, Evidence, Finding
@@ -22,7 +26,7 @@ LARGEST = 65504.0
 
 def judge(facts: Facts) -> Finding | None:
     same, full = facts.outcomes.get("same"), facts.outcomes.get("fp32")
-    if facts.precision != "fp16" or same is None or full is None or same.finite or not full.finite:
+    if facts.precision == "fp32" or same is None or full is None or same.finite or not full.finite:
         return None
     # Far too large in float32 as well: divergence, where the run has a healthy past to compare with.
     if facts.abnormal(full) and facts.reference.count:
@@ -38,5 +42,16 @@ def judge(facts: Facts) -> Finding | None:
     if facts.good("module_fp32"):
         confidence = 0.97
         evidence += facts.says(CODE, "module_fp32")
-    detail = {"fp32_modules": facts.fp32_modules, "largest": LARGEST}
-    return Finding(CODE, confidence, culprit, evidence, facts.step, "--amp bf16", detail)
+    detail: dict[str, Any] = {
+        "fp32_modules": facts.fp32_modules,
+        "largest": LARGEST if facts.precision == "fp16" else None,
+    }
+    return Finding(
+        CODE,
+        confidence,
+        culprit,
+        evidence,
+        facts.step,
+        "--amp bf16" if facts.precision == "fp16" else "--amp off",
+        detail,
+    )
