@@ -75,9 +75,8 @@ def stopped(session: Session, stop: GuardStop) -> Result:
 def interrupted(session: Session, number: int) -> Result:
     """A signal ended the run after the checkpoint was saved."""
     last = Path(session.config.checkpoint_dir) / "last.pth"
-    session.console.note(
-        f"interrupted at step {session.progress.step}; {last} is saved; --resume auto goes on from there"
-    )
+    next_time = f"--resume auto goes on from {last}" if last.exists() else "nothing was saved"
+    session.console.note(f"interrupted at step {session.progress.step}; {next_time}")
     return _end(session, "interrupted", 128 + number, weights_finite(session.model))
 
 
