@@ -71,3 +71,12 @@ def test_linear_scaling_is_offered_and_said_never_silent():
 
 def test_a_backbone_file_means_no_download():
     assert resolve(Config(data="x", backbone_weights="b.pth"), num_images=9).config.weights == "none"
+
+
+@pytest.mark.parametrize(("device", "proposals"), [("cpu", 128), ("cuda", 512)])
+def test_on_a_cpu_the_heads_train_on_fewer_proposals_and_that_is_said(device, proposals):
+    resolved = resolve(Config(data="x"), num_images=100, device=device)
+    assert resolved.config.box_batch_size_per_image == proposals
+    assert "512" in resolved.reasons["box_batch_size_per_image"] or device == "cuda"
+    given = resolve(Config(data="x", box_batch_size_per_image=256), num_images=100, device=device)
+    assert given.config.box_batch_size_per_image == 256
