@@ -26,7 +26,7 @@ class Recipe:
     epochs: int
 
 
-BUILTIN = Recipe("built-in shapes, from random weights", 5e-3, 5.0, 30)
+BUILTIN = Recipe("built-in shapes, from random weights", 5e-3, 5.0, 16)
 SIZES = (
     (500, Recipe("fewer than 500 images", 1e-3, 5.0, 30)),
     (2001, Recipe("500 to 2000 images", 5e-3, 5.0, 20)),
