@@ -1,4 +1,4 @@
-"""`verify` and `diagnose` on a run that diverged: the fix holds, no fix does not, and the case replays from its file."""
+"""`verify` and `diagnose` on a run that diverged: the fix holds, no fix does not, the case replays from its file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from maskrcnn_coco.verify import verify_run
 def diverged(tiny_shapes, tmp_path_factory) -> Path:
     """A run whose heads learn fifty times too fast, unclipped, and which the guard brought to its end."""
     out = tmp_path_factory.mktemp("diverged")
-    result = run(
-        tiny_shapes.root, out, epochs=2, lr=5e-3, head_lr_multiplier=20.0, max_grad_norm=0.0, warmup_steps=0
-    )
+    result = run(tiny_shapes.root, out, epochs=2, lr=5e-3, head_lr_multiplier=20.0, max_grad_norm=0.0, warmup_steps=0)
     assert (result.status, result.finite) == ("finished", True)
     return out
 
