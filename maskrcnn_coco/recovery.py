@@ -138,6 +138,8 @@ def _lower(top: Finding, history: History) -> Action:
         if not components:
             return Action("rollback", {"to_step": to_step})
     before = sum(1 for i in history.incidents if set(components) & set(_lowered(i.action)))
+    if top.detail.get("holds"):
+        before = 0  # shown to hold from that very state on: no need for more than was asked
     factor = float(top.detail.get("factor", 0.3)) * AGAIN**before
     factor = max(MIN_FACTOR, min(MAX_FACTOR, factor))
     if before:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 
@@ -13,7 +14,7 @@ from maskrcnn_coco.case import Case
 from maskrcnn_coco.facts import Facts, LrTrial, LrVerdict, Outcome
 from maskrcnn_coco.readings import between, dict_of, differences, drift
 from maskrcnn_coco.replay import Replay, ReplayImpossible
-from maskrcnn_coco.search import lr_search
+from maskrcnn_coco.search import FACTORS, lr_search
 from maskrcnn_coco.snapshot import Snapshot, TapeEntry
 
 WALK = 20
@@ -28,6 +29,15 @@ LAP = 8
 """Steps that a repaired walk is taken past the failing one."""
 LR_GAP = 15.0
 """The same for learning rates; heads at ten times the backbone's rate are usual."""
+
+
+def climbing(outcome: Outcome, last: int) -> bool:
+    """Whether a walk that stayed within bounds ends far above its own last steps: it only diverges more slowly.
+
+    The same factors as for the onset of a divergence in the run.
+    """
+    losses, norms = ([abs(step[i]) for step in outcome.path[-last:]] for i in (1, 2))
+    return losses[-1] > 2 * statistics.median(losses) or norms[-1] > 4 * statistics.median(norms)
 
 
 class Walks:
@@ -65,6 +75,8 @@ class Walks:
             order, known = self._order(), f.lr_verdict
             verdict = self._search(start, order, quick=known is not None)
             verdict.doubtful = self._doubtful(verdict)
+            if verdict.sufficient and verdict.doubtful and order[0] not in verdict.components:
+                verdict = self._expected(start, order, verdict)
             if known is None or not known.sufficient or (verdict.sufficient and self._better(verdict, known, order)):
                 f.lr_verdict = verdict
             if f.lr_verdict is not None and f.lr_verdict.sufficient and not f.lr_verdict.doubtful:
@@ -86,6 +98,16 @@ class Walks:
             f.lr_verdict = LrVerdict(named, start.step, 1.0, True, True, trials=trials, holds=1.0, weight_decay=DECAY)
         return ok
 
+    def _expected(self, start: Snapshot, order: Sequence[str], verdict: LrVerdict) -> LrVerdict:
+        """The component that moved most, lowered further, before one that hardly moved is named."""
+        walk, factor = self._walker(start), FACTORS[-1]
+        for lowered, wanted in ((order[:1], True), (order[1:], False)):
+            ok, outcome = walk(lowered, factor)
+            verdict.trials.append(LrTrial(tuple(lowered), factor, ok, outcome))
+            if ok != wanted:
+                return verdict
+        return LrVerdict([order[0]], start.step, factor, True, True, trials=verdict.trials)
+
     def _endure(self, verdict: LrVerdict, start: Snapshot) -> None:
         """How much has to be lowered for training to hold past the failing step, not only up to it.
 
@@ -102,6 +124,7 @@ class Walks:
         verdict.also, verdict.holds = tries[-1]
         for also, factor in tries:
             ok, outcome = walk([*named, *also], factor)
+            ok = ok and not climbing(outcome, len(beyond))
             verdict.trials.append(LrTrial((*named, *also), factor, ok, outcome, len(beyond)))
             if ok:
                 verdict.also, verdict.holds = also, factor

@@ -52,6 +52,13 @@ def test_a_second_time_lowers_more_and_goes_back_further():
     assert again.detail["to_step"] < first.detail["to_step"]
 
 
+def test_what_was_shown_to_hold_is_not_lowered_further():
+    first = decide([LR], History(step=41, images=1000))
+    history = History([incident(1, 41, "LR_TOO_HIGH", first, lost=11)], step=60, images=1000)
+    held = finding("LR_TOO_HIGH", onset_step=30, detail={**LR.detail, "factor": 0.1, "holds": True})
+    assert decide([held], history).detail | {"factor": 0.1, "to_step": 30} == decide([held], history).detail
+
+
 def test_another_component_starts_afresh():
     other = Action("lower_lr", {"component": "rpn", "components": ["rpn"], "factor": 0.3, "to_step": 1})
     action = decide([LR], History([incident(1, 20, "LR_TOO_HIGH", other)], step=41, images=1000))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 
-from maskrcnn_coco.facts import Outcome
+from maskrcnn_coco.facts import LrVerdict, Outcome
 from maskrcnn_coco.search import lr_search, smallest_culprits
+from maskrcnn_coco.walks import Walks, climbing
 
 ORDER = ["backbone", "rpn", "box_head", "mask_head"]
 
@@ -76,3 +78,22 @@ def test_a_far_too_high_rate_needs_the_second_factor():
 def test_not_a_learning_rate():
     verdict = lr_search(walker(lambda lowered, factor: False), ORDER, 0)
     assert not verdict.sufficient and verdict.components == []
+
+
+@pytest.mark.parametrize(("helps", "named"), [("rpn", "rpn"), ("everything", "backbone"), ("nothing", "backbone")])
+def test_what_moved_most_is_lowered_further_before_what_hardly_moved_is_named(helps: str, named: str):
+    walks = Walks.__new__(Walks)
+    outcome = Outcome("", True)
+    walks._walker = lambda start, *_: lambda lowered, factor: (helps == "everything" or helps in lowered, outcome)
+    doubtful = LrVerdict(["backbone"], 0, 0.1, True, True, doubtful=True)
+    found = walks._expected(SimpleNamespace(step=0), ["rpn", "backbone"], doubtful)
+    assert found.components == [named] and found.factor == (0.01 if named == "rpn" else 0.1)
+    assert all(t.factor == 0.01 for t in found.trials)
+
+
+def test_a_walk_that_ends_far_above_its_own_last_steps_diverges_more_slowly():
+    steady = Outcome("", True, path=[(s, 7.0 - s / 4, 20.0) for s in range(14)])
+    slow = Outcome(
+        "", True, path=[*steady.path[:10], (10, 3.0, 20.0), (11, 3.5, 20.0), (12, 5.0, 30.0), (13, 12.0, 60.0)]
+    )
+    assert not climbing(steady, 8) and climbing(slow, 8)

@@ -51,6 +51,7 @@ def judge(facts: Facts) -> Finding | None:
         "update_ratio": facts.update_ratio,
         "lr": facts.lr,
         "snapshots": facts.earlier_steps,
+        "holds": verdict.holds is not None,
     }
     if verdict.weight_decay is not None:
         detail["weight_decay"] = verdict.weight_decay
