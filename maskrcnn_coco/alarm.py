@@ -24,6 +24,8 @@ STREAKS = ((3, 30.0), (6, 8.0))
 """(steps in a row, times the reference) that make an alarm. Early noise and single hard batches stay far below."""
 RAMP_STEPS, RAMP_LOSS, RAMP_NORM = 10, 5.0, 5.0
 DOUBLINGS, DOUBLED = 3, 10.0
+ABSURD = 1e6
+"""A first loss above this is no start, whatever its scale: nothing healthy is known yet to compare it with."""
 SUDDEN = 1e4
 SUDDEN_BOTH = 1e3
 SUDDEN_NORM = 1e7
@@ -84,6 +86,8 @@ class Divergence:
             "losses": [[s, v] for s, v, _, _ in list(self._recent)[-12:]],
             "group_grad_norm": groups,
         }
+        if not self._first:
+            return Verdict("diverged", f"the first loss is {loss:.4g}: {why}", measured, onset)
         text = f"loss {loss:.4g}, {r_loss:.3g} times the healthy {self.reference:.3g}; {why}; it began at step {onset}"
         self._recent.clear()
         return Verdict("diverged", text, measured, onset)
@@ -151,6 +155,8 @@ class Divergence:
         if r_loss > SUDDEN or (r_loss > SUDDEN_BOTH and r_norm > SUDDEN_BOTH):
             return f"gradient norm {r_norm:.3g} times the healthy one"
         last = list(self._recent)
+        if not self._first and abs(last[-1][1]) > ABSURD:
+            return "no training starts there"
         for count, factor in STREAKS:
             if len(last) >= count and all(r > factor for _, _, r, _ in last[-count:]):
                 return f"{count} steps in a row above {factor:g} times"

@@ -58,6 +58,16 @@ def test_runaways_are_seen_while_finite(name: str) -> None:
     assert verdict.onset_step <= step
 
 
+def test_a_first_loss_that_no_training_starts_from_is_an_alarm():
+    """Nothing healthy is known yet: a large start is taken as it comes, an absurd one is not."""
+    found = Divergence().judge(0, 1e17, 1e18, {})
+    assert found is not None and found.symptom == "diverged" and "first loss" in found.message
+    assert Divergence().judge(0, 5e4, 1e5, {}) is None
+    learned = Divergence()
+    learned.accept(5e4, 1e5, {})
+    assert learned.judge(1, 2e6, 1e5, {}) is None, "from then on the run's own losses count"
+
+
 def test_onset_is_the_first_step_of_the_run_up() -> None:
     found = play([*healthy(60, 1, noise=0.05), *([18.0] * 20)])
     assert found is not None
