@@ -171,7 +171,6 @@ class Console:
             table.add_row(*(Text(cell) for cell in row))
         self._print(table)
 
-
     def _lines(self, lines: Iterable[str], style: str = "") -> None:
         self._print(Text("\n".join(lines), style=style), soft_wrap=not self.live)
 
