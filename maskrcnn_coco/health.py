@@ -17,11 +17,6 @@ from maskrcnn_coco.measure import Layout, float_states, nonfinite_at, norms
 
 LEAP = 1e3
 """A step that may move a component's weights by this many times their norm is a divergence, whatever the loss says."""
-FAST, FAST_STEPS = 0.5, 5
-"""So many steps in a row that may each move a component by half its norm: clipping hides that it cannot learn so.
-
-Healthy runs at brisk rates stay below 0.1.
-"""
 SMALLEST_RMS = 0.1
 """Weights that start at zero must be able to leave it: their norm counts as at least this root mean square."""
 OUTSIDE = 0.01
@@ -42,7 +37,7 @@ class Health:
         self._after: list[float] | None = None
         self._states: tuple[int, ...] = ()
         self._moments: list[float] = []
-        self._due = self._fast = 0
+        self._due = 0
 
     def check(self, *, whole: bool = False) -> Verdict | None:
         """Before the step: settings and optimizer state each time, the weights when due, or all with ``whole``."""
@@ -55,15 +50,9 @@ class Health:
         """
         bound = self.update_bound(group_norms, coefficient)
         worst = max(bound, key=bound.__getitem__)
-        # For others than SGD the bound is too loose to say this.
-        fast = bound[worst] > FAST and isinstance(self.optimizer, torch.optim.SGD)
-        self._fast = self._fast + 1 if fast else 0
-        if bound[worst] <= LEAP and self._fast < FAST_STEPS:
+        if bound[worst] <= LEAP:
             return None
         text = f"the update of {worst} may be {bound[worst]:.3g} times its weights"
-        if bound[worst] <= LEAP:
-            text += f", the {FAST_STEPS}th step in a row above {FAST:g}"
-        self._fast = 0
         return Verdict("diverged", text, {"update_bound": bound, "component": worst, "lr": self.lr()})
 
     def update_bound(self, group_norms: list[float], coefficient: float) -> dict[str, float]:
@@ -100,7 +89,7 @@ class Health:
         """Everything may have changed (a rollback, a load): look at all of it before the next step."""
         self._weights = self._after = None
         self._states = ()
-        self._due = self._fast = 0
+        self._due = 0
 
     def check_lr(self) -> Verdict | None:
         """The optimizer's settings: learning rate, momentum, weight decay, eps."""
