@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from maskrcnn_coco.durable import write_text
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.evaluate import evaluate_model
-from maskrcnn_coco.folders import write_text
 from maskrcnn_coco.records import EvalRecord, Result, to_json
 from maskrcnn_coco.report import write_report
 from maskrcnn_coco.saving import save_now, weights_finite

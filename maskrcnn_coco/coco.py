@@ -20,7 +20,7 @@ from maskrcnn_coco.cocofile import SHAPE, read_text
 from maskrcnn_coco.cocoparse import parse
 from maskrcnn_coco.cocoshare import SharedArrays, Texts
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.texts import printable
+from maskrcnn_coco.texts import clean
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,8 @@ class CocoTable:
         if strange:
             raise DataError(
                 f"{self.json_path} has annotations of categories that the training data does not have",
-                got=printable(", ".join(strange)),
-                expected=printable(", ".join(c.name for c in categories)),
+                got=clean(", ".join(strange)),
+                expected=clean(", ".join(c.name for c in categories)),
                 fix="use the same category names in both files",
             )
         table = np.array([0, *(label_of.get(c.name, 0) for c in self.categories)], np.int64)

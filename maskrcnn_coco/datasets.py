@@ -127,6 +127,6 @@ def read_quarantine(path: str | Path) -> dict[str, Any]:
 
 def write_quarantine(path: Path, images: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]]) -> None:
     """Write ``quarantine.json`` atomically: what is left out of training, each with the incident that says why."""
-    from maskrcnn_coco.folders import write_text
+    from maskrcnn_coco.durable import write_text
 
     write_text(path, json.dumps({"images": list(images), "annotations": list(annotations)}, indent=1, allow_nan=False))

@@ -103,6 +103,20 @@ def write_atomically(
     sync_folder(path.parent)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content``, whole or not at all. Raises OSError; the old content stays."""
+
+    def put(sink: Sink) -> None:
+        sink.write(content)
+
+    write_atomically(path, put)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text`` in UTF-8, whole or not at all; what UTF-8 cannot hold becomes "?"."""
+    write_bytes(path, text.encode("utf-8", "replace"))
+
+
 def link_atomically(source: Path, target: Path) -> None:
     """Make ``target`` a second name of ``source`` (a copy where there are no hard links), in one step.
 

@@ -8,7 +8,6 @@ import os
 from datetime import datetime
 from pathlib import Path
 
-from maskrcnn_coco.durable import Sink, write_atomically
 from maskrcnn_coco.errors import ConfigError
 
 
@@ -74,16 +73,3 @@ def _unusable(path: Path, e: OSError) -> ConfigError:
         expected="a folder that this user may write to",
         fix="free some space, change its permissions, or choose others with --logdir and --checkpoint-dir",
     )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace the file ``path`` by ``text`` (UTF-8), whole or not at all.
-
-    Raises:
-        OSError: it cannot be written; the old content stays.
-    """
-
-    def put(sink: Sink) -> None:
-        sink.write(text.encode())
-
-    write_atomically(path, put)

@@ -15,11 +15,12 @@ from PIL import Image, ImageDraw
 from maskrcnn_coco.audit.catalogue import CATALOGUE
 from maskrcnn_coco.audit.run import summary
 from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.durable import write_text
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.images import read_image
 from maskrcnn_coco.masks import decode_mask
 from maskrcnn_coco.records import DataFinding
-from maskrcnn_coco.texts import printable
+from maskrcnn_coco.texts import clean
 
 SIDE = 280
 """Longest side of a picture, pixels."""
@@ -97,11 +98,11 @@ def write_gallery(table: CocoTable, findings: list[DataFinding], path: str | Pat
     kinds = [
         _Kind(severity, code, count, title, CATALOGUE[code].fix, _pictures(table, by_kind[severity, code], rows), texts)
         for severity, code, count, title in summary(findings)
-        for texts in [[printable(f.message) for f in by_kind[severity, code][:LISTED]]]
+        for texts in [[clean(f.message) for f in by_kind[severity, code][:LISTED]]]
     ]
     page = Environment(autoescape=True).from_string(_PAGE)
     text = page.render(
-        name=printable(table.json_path.name),
+        name=clean(table.json_path.name),
         images=len(table),
         annotations=len(table.ann_ids),
         classes=len(table.categories),
@@ -109,7 +110,7 @@ def write_gallery(table: CocoTable, findings: list[DataFinding], path: str | Pat
         side=SIDE,
     )
     try:
-        Path(path).write_text(text, encoding="utf-8", errors="replace")
+        write_text(Path(path), text)
     except OSError as e:
         raise DataError(f"cannot write {path}: {e.strerror}", fix="choose a folder that can be written") from e
 
@@ -139,7 +140,7 @@ def _pictures(table: CocoTable, findings: list[DataFinding], rows: _AnnotationRo
         except (DataError, KeyError):
             continue
         ann = rows[f.annotation_id] if f.annotation_id is not None else None
-        found.append(_Picture(_jpeg(_drawn(table, image, ann)), printable(f.message)))
+        found.append(_Picture(_jpeg(_drawn(table, image, ann)), clean(f.message)))
     return found
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.texts import printable
+from maskrcnn_coco.texts import clean
 
 MAX_PIXELS = 2**26
 """Largest image, pixels (8192 × 8192): beyond, decoding alone would take half a gigabyte."""
@@ -119,23 +119,23 @@ def open_inside(root: str | Path, file_name: str) -> BinaryIO:
         )
     except FileNotFoundError as e:
         raise DataError(
-            f"the image {printable(path)} does not exist", fix="check the image folder (--images), or check --fix"
+            f"the image {clean(path)} does not exist", fix="check the image folder (--images), or check --fix"
         ) from e
     except OSError as e:
         raise DataError(
-            f"cannot open the image {printable(path)}: {e.strerror}", fix="check the file and its permissions"
+            f"cannot open the image {clean(path)}: {e.strerror}", fix="check the file and its permissions"
         ) from e
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_BYTES:
         os.close(fd)
         if stat.S_ISREG(info.st_mode):
             raise DataError(
-                f"the image file {printable(path)} is too large",
+                f"the image file {clean(path)} is too large",
                 got=f"{info.st_size} bytes",
                 expected=f"at most {MAX_BYTES}",
             )
         raise DataError(
-            f"{printable(path)} is not a regular file", expected="an image file", fix="remove it from the annotations"
+            f"{clean(path)} is not a regular file", expected="an image file", fix="remove it from the annotations"
         )
     return os.fdopen(fd, "rb")
 
@@ -157,13 +157,13 @@ def _confined(root: Path, file_name: str) -> Path:
             real = (root / file_name).resolve()
         except (OSError, RuntimeError, ValueError) as e:
             raise DataError(
-                f"cannot find the image {printable(repr(file_name))} in {root}: {e}", fix="check the image folder"
+                f"cannot find the image {clean(repr(file_name))} in {root}: {e}", fix="check the image folder"
             ) from e
         if real.is_relative_to(real_root):
             return real
         problem = "leads out of the image folder through a symbolic link"
     raise DataError(
-        f"the file name {printable(repr(file_name))} {problem}, so it is not opened",
+        f"the file name {clean(repr(file_name))} {problem}, so it is not opened",
         expected=f"a path inside {root}",
         fix="write file names relative to the image folder, and copy linked images into it",
     )
@@ -186,13 +186,13 @@ def _open(file: BinaryIO, path: Path) -> Image.Image:
             image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as e:
         raise DataError(
-            f"{printable(path)} is not an image", expected=", ".join(FORMATS), fix="replace the file, or drop its entry"
+            f"{clean(path)} is not an image", expected=", ".join(FORMATS), fix="replace the file, or drop its entry"
         ) from e
     except (Image.DecompressionBombError, *_DECODE_ERRORS) as e:
         raise _damaged(path, e) from e
     if image.width * image.height > MAX_PIXELS:
         raise DataError(
-            f"the image {printable(path)} is too large",
+            f"the image {clean(path)} is too large",
             got=f"{image.width} × {image.height} pixels",
             expected=f"at most {MAX_PIXELS} pixels",
             fix="make it smaller, or cut it into tiles",
@@ -202,7 +202,7 @@ def _open(file: BinaryIO, path: Path) -> Image.Image:
 
 def _damaged(path: Path, error: BaseException) -> DataError:
     text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    return DataError(f"the image {printable(path)} cannot be read: {text}", fix="replace the file, or drop its entry")
+    return DataError(f"the image {clean(path)} cannot be read: {text}", fix="replace the file, or drop its entry")
 
 
 def _decode(file: BinaryIO, path: Path) -> np.ndarray:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maskrcnn_coco.durable import write_atomically, write_text
 from maskrcnn_coco.errors import CheckpointError, DataError
 from maskrcnn_coco.records import Action, Alarm, Incident, StepRecord, record_from, to_json
 
@@ -23,11 +23,8 @@ MAX_BYTES = 2 * 1024**3
 def write_incident(folder: str | Path, incident: Incident) -> Path:
     """Write ``incident`` as ``<folder>/<id>.json``, whole or not at all."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{incident.id}.json"
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(to_json(incident, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, to_json(incident, indent=1) + "\n")
     return path
 
 
@@ -121,8 +118,6 @@ def save_case(folder: str | Path, id: str, case: Case, *, max_bytes: int = MAX_B
     """
     import torch
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     room = max_bytes - case.now.nbytes
     earlier: list[Snapshot] = []
     for snapshot in _useful(case):
@@ -142,10 +137,8 @@ def save_case(folder: str | Path, id: str, case: Case, *, max_bytes: int = MAX_B
         "history": [dataclasses.asdict(r) for r in case.history],
         "settings": _plain(case.settings),
     }
-    path = folder / f"{id}.pt"
-    partial = path.with_suffix(".pt.partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    path = Path(folder) / f"{id}.pt"
+    write_atomically(path, lambda sink: torch.save(state, sink))  # pyright: ignore[reportArgumentType] - needs only write
     return path
 
 

@@ -11,8 +11,8 @@ import torch
 from maskrcnn_coco.coco import CocoTable, load_coco
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.datasets import shapes_folder
+from maskrcnn_coco.durable import write_text
 from maskrcnn_coco.evaluate import EvalResult, evaluate_model
-from maskrcnn_coco.folders import write_text
 from maskrcnn_coco.layouts import find_data
 from maskrcnn_coco.model import load_for_inference
 from maskrcnn_coco.precision import resolve_amp

@@ -14,7 +14,7 @@ import numpy as np
 from maskrcnn_coco.coco import CocoTable, load_coco
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.images import probe
-from maskrcnn_coco.texts import printable
+from maskrcnn_coco.texts import clean
 
 ROBOFLOW = "_annotations.coco.json"
 _TRAIN = re.compile(r"(?<![a-z])train(?:ing)?(?![a-z])", re.I)
@@ -60,7 +60,7 @@ def find_data(
     train = _load(train_json, images, "--images")
     notes = [f"training data: {train_json}, {len(train)} images in {train.image_root}"]
     if train.dropped_category is not None:
-        name = printable(repr(train.dropped_category.name))
+        name = clean(repr(train.dropped_category.name))
         notes.append(f"category 0, {name}, is left out: a parent of the others without annotations")
     val_path = Path(val) if val is not None else _val_beside(train_json)
     if val_path is None:
@@ -193,7 +193,7 @@ def _load(json_path: Path, images: str | Path | None, flag: str, other: str | Pa
     if best == 0:
         raise DataError(
             f"none of the images that {json_path} names was found",
-            got=f"for example {printable(repr(names[0]))}, looked for in {', '.join(str(p) for p in places[:6])}",
+            got=f"for example {clean(repr(names[0]))}, looked for in {', '.join(str(p) for p in places[:6])}",
             fix=f"name the folder that its file names start from: {flag} FOLDER",
         )
     return _with_sizes(replace(table, image_root=places[scores.index(best)]))

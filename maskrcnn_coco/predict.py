@@ -13,7 +13,7 @@ from torch import nn
 
 from maskrcnn_coco.detect import infer
 from maskrcnn_coco.draw import draw, encoded, shapes_of
-from maskrcnn_coco.durable import Sink, write_atomically
+from maskrcnn_coco.durable import write_bytes
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.images import read_image
 from maskrcnn_coco.records import to_json
@@ -102,7 +102,7 @@ def predict_images(
             continue
         (found,) = infer(model, [picture], device=device, precision=precision)
         shapes = shapes_of(found.results, names, picture.height, picture.width, min_score=min_score)
-        _write(targets[path], encoded(draw(picture.pixels, shapes), targets[path].suffix))
+        write_bytes(targets[path], encoded(draw(picture.pixels, shapes), targets[path].suffix))
         result.drawn.append(targets[path])
         image_id = (image_ids or {}).get(path, number)
         for r in found.results:
@@ -113,7 +113,7 @@ def predict_images(
             progress(number, len(paths))
     if not result.drawn:
         raise DataError(result.failed[0] if result.failed else "no image was given", fix="name readable image files")
-    _write(result.results_json, to_json(result.detections).encode())
+    write_bytes(result.results_json, to_json(result.detections).encode())
     return result
 
 
@@ -140,10 +140,3 @@ def _targets(paths: Sequence[Path], out_dir: Path) -> dict[Path, Path]:
             f"drawing into {out_dir} would overwrite the images themselves", fix="name another folder with --out"
         )
     return targets
-
-
-def _write(path: Path, content: bytes) -> None:
-    def put(sink: Sink) -> None:
-        sink.write(content)
-
-    write_atomically(path, put)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskrcnn_coco.batch import make_batch
-from maskrcnn_coco.folders import write_text
+from maskrcnn_coco.durable import write_text
 from maskrcnn_coco.limits import Limit, judge, own_level, rising, settle
 from maskrcnn_coco.optim import build_optimizer
 from maskrcnn_coco.precision import make_scaler
@@ -68,7 +68,6 @@ def remember(key: str | None, limits: Mapping[str, Limit]) -> None:
         return
     spans = {c: [limit.value, limit.low, limit.high] for c, limit in limits.items()}
     try:
-        _file(key).parent.mkdir(parents=True, exist_ok=True)
         write_text(_file(key), json.dumps(spans))
     except OSError:
         return

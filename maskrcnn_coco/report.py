@@ -14,7 +14,8 @@ from maskrcnn_coco.config import flag
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.reportcurves import incident_charts, run_charts, timeline
 from maskrcnn_coco.runfiles import RunFiles, picture, pictures_of, read_run
-from maskrcnn_coco.wording import action_words, clean, count, culprit_words, figure, incident_lines, score, size
+from maskrcnn_coco.texts import clean
+from maskrcnn_coco.wording import action_words, count, culprit_words, figure, incident_lines, score, size
 
 _TEMPLATES = Path(__file__).parent / "templates"
 STATUS = {
@@ -37,7 +38,7 @@ def write_report(logdir: str | Path) -> Path:
         DataError: no such folder, or nothing of a run in it.
         OSError: the report cannot be written.
     """
-    from maskrcnn_coco.durable import Sink, write_atomically
+    from maskrcnn_coco.durable import write_text
 
     logdir = Path(logdir)
     run = read_run(logdir)
@@ -47,13 +48,8 @@ def write_report(logdir: str | Path) -> Path:
             expected="a folder with config.yaml, metrics.jsonl or result.json",
             fix="name the run's --logdir",
         )
-    html = render(run)
     path = logdir / "report.html"
-
-    def put(sink: Sink) -> None:
-        sink.write(html.encode())
-
-    write_atomically(path, put)
+    write_text(path, render(run))
     return path
 
 

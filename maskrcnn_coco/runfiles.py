@@ -55,15 +55,10 @@ def write_run_info(
     Raises:
         OSError: the folder cannot be written.
     """
-    from maskrcnn_coco.durable import Sink, write_atomically
+    from maskrcnn_coco.durable import write_text
 
     content = {"reasons": reasons, "environment": environment, "data": data, "lr": lr or {}, "notes": notes or []}
-    text = to_json(content | {"findings": findings or []}, indent=1)
-
-    def put(sink: Sink) -> None:
-        sink.write(text.encode())
-
-    write_atomically(logdir / RUN_INFO, put)
+    write_text(logdir / RUN_INFO, to_json(content | {"findings": findings or []}, indent=1))
 
 
 def read_run(logdir: str | Path) -> RunFiles:

@@ -12,7 +12,7 @@ import hotcoco.mask as native  # pyright: ignore[reportMissingModuleSource]
 import numpy as np
 
 from maskrcnn_coco.draw import ALARM, Shape, draw, encoded, shapes_of
-from maskrcnn_coco.durable import Sink, write_atomically
+from maskrcnn_coco.durable import write_bytes
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evalset import EvalSet, as_eval_set
 from maskrcnn_coco.evaluate import EvalResult
@@ -55,7 +55,7 @@ def save_gallery(
     for name, chosen in (("worst", low), ("typical", middle)):
         entries = [_draw_pair(folder, f"{name}_{n:02d}", data, result, g, min_score) for n, g in enumerate(chosen, 1)]
         out[name] = [e for e in entries if e is not None]
-    _write(folder / "predictions.json", to_json(out, indent=1).encode())
+    write_bytes(folder / "predictions.json", to_json(out, indent=1).encode())
     return folder
 
 
@@ -146,7 +146,7 @@ def _draw_pair(
     for side, items in (("truth", truth), ("prediction", found)):
         shapes = shapes_of(items, names or {1: "object"}, *size, min_score=min_score)
         entry[side] = f"{name}_{side}.jpg"
-        _write(folder / entry[side], encoded(draw(pixels, shapes, longest=_LONGEST), ".jpg"))
+        write_bytes(folder / entry[side], encoded(draw(pixels, shapes, longest=_LONGEST), ".jpg"))
     return entry
 
 
@@ -169,7 +169,7 @@ def save_incident_images(logdir: str | Path, incident: Incident, source: Any, *,
             continue
         picture = draw(_pixels(example.image), [s for s in shapes if s is not None], longest=_LONGEST)
         path = Path(logdir) / "incidents" / f"{incident.id}_image{image_id}.jpg"
-        _write(path, encoded(picture, ".jpg"))
+        write_bytes(path, encoded(picture, ".jpg"))
         written.append(path)
     return written
 
@@ -199,10 +199,3 @@ def _pixels(image: Any) -> np.ndarray:
     """uint8 (H, W, 3) of a float (3, H, W) tensor in 0..1; whatever is outside or not finite is clipped."""
     values = np.nan_to_num(image.permute(1, 2, 0).cpu().numpy() * 255.0, nan=0.0, posinf=255.0, neginf=0.0)
     return np.ascontiguousarray(values.clip(0, 255).round().astype(np.uint8))
-
-
-def _write(path: Path, content: bytes) -> None:
-    def put(sink: Sink) -> None:
-        sink.write(content)
-
-    write_atomically(path, put)

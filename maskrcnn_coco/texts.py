@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import unicodedata
 
-def printable(text: object, limit: int = 400) -> str:
-    """``text`` with control and direction-changing characters made visible, cut to ``limit`` characters.
+LIMIT = 1000
+"""Characters that are shown of one text; a name or a message that is longer was made to be."""
 
-    A category or file name can hold escape sequences that a terminal would obey; after this it is inert everywhere but
-    in markup, which templates escape.
+
+def clean(text: object, limit: int = LIMIT) -> str:
+    """``text`` on one line, with control and direction-changing characters made visible, cut to ``limit`` characters.
+
+    Category and file names come from strangers: printed raw, an escape sequence in one could rewrite the screen. After
+    this a text is inert everywhere but in markup, which templates escape.
     """
     found = str(text)
     found = found if len(found) <= limit else found[: limit - 1] + "…"
-    return "".join(c if c.isprintable() or c == " " else f"\\u{ord(c):04x}" for c in found)
+    return found if found.isprintable() else "".join(map(_visible, found))
+
+
+def _visible(c: str) -> str:
+    if c in "\n\r\t" or unicodedata.category(c) == "Zs":
+        return " "
+    return c if c.isprintable() else f"\\u{ord(c):04x}"

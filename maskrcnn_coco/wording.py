@@ -1,22 +1,13 @@
-"""How values and incidents are put into words, for console and report alike. Standard library only."""
+"""How values and incidents are put into words, for console and report alike. Torch-free."""
 
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from maskrcnn_coco.records import Action, Incident
-
-
-def clean(text: object) -> str:
-    """``text`` on one line, without control characters, escapes and direction marks.
-
-    Category and file names come from strangers: printed raw, an escape sequence in one could rewrite the screen.
-    """
-    kept = (" " if c in "\n\r\t" else c for c in str(text))
-    return "".join(c for c in kept if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
+from maskrcnn_coco.texts import clean
 
 
 def figure(value: float) -> str:

@@ -21,7 +21,8 @@ from maskrcnn_coco.records import (
     Result,
     StepRecord,
 )
-from maskrcnn_coco.wording import action_words, clean, duration, figure, incident_lines, score, size
+from maskrcnn_coco.texts import clean
+from maskrcnn_coco.wording import action_words, duration, figure, incident_lines, score, size
 
 LOSSES = {
     "loss_rpn_box_reg": 0.2925, "loss_mask": 0.4567, "loss_box_reg": 0.2341, "loss_objectness": 0.1234,
@@ -209,4 +210,4 @@ def test_words_for_values() -> None:
     assert [score(v) for v in (0.5, -1.0, None, float("nan"))] == ["0.5000", "–", "–", "–"]
     assert [duration(v) for v in (8, 200, 7500, float("inf"))] == ["8 s", "3 min 20 s", "2 h 05 min", "unknown"]
     assert size(1536) == "1.5 KiB"
-    assert clean("a\nb\x1b[1m") == "a b[1m"
+    assert clean("a\nb\x1b[1m") == "a b\\u001b[1m"

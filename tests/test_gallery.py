@@ -11,7 +11,7 @@ from PIL import Image
 from maskrcnn_coco.audit import audit
 from maskrcnn_coco.coco import load_coco
 from maskrcnn_coco.gallery import write_gallery
-from maskrcnn_coco.texts import printable
+from maskrcnn_coco.texts import clean
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=y>{{ 7*7 }}\x1b[2J\u202e"
 
@@ -74,5 +74,6 @@ def test_hostile_names_change_no_element(tmp_path):
     assert "\x1b" not in hostile and "\u202e" not in hostile
 
 
-def test_printable():
-    assert printable("a\x1b[31m\n\u202eé") == "a\\u001b[31m\\u000a\\u202eé"
+def test_clean_shows_what_a_terminal_would_obey():
+    assert clean("a\x1b[31m\n\u202eé\xa0b") == "a\\u001b[31m \\u202eé b"
+    assert clean("x" * 20, 5) == "xxxx…"

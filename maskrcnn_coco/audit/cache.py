@@ -14,6 +14,7 @@ import numpy as np
 from maskrcnn_coco.audit.pixels import file_state
 from maskrcnn_coco.audit.run import audit
 from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.durable import write_text
 from maskrcnn_coco.records import DataFinding, to_json
 
 VERSION = 1
@@ -66,10 +67,7 @@ def audit_cached(
     depth = "all" if len(table) <= DECODE_LIMIT else "headers"
     findings = audit(table, images=depth, other=other, workers=workers)
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(to_json(findings), encoding="utf-8", errors="replace")
-        partial.replace(path)
+        write_text(path, to_json(findings))
     return findings
 
 

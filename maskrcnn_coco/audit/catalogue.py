@@ -8,7 +8,7 @@ from typing import Literal
 from maskrcnn_coco.coco import CocoTable
 from maskrcnn_coco.cocoentries import Problem
 from maskrcnn_coco.records import DataFinding
-from maskrcnn_coco.texts import printable
+from maskrcnn_coco.texts import clean
 
 Severity = Literal["error", "warning", "info"]
 REPAIR = "check --fix OUT.json writes a copy"
@@ -167,9 +167,9 @@ class Reporter:
         severity: Severity | None,
     ) -> None:
         kind = CATALOGUE[code]
-        parts = [printable(name or self.table.json_path.name, 150)]
+        parts = [clean(name or self.table.json_path.name, 150)]
         parts += [f"image {image_id}"] if image_id is not None else []
         parts += [f"annotation {ann_id}"] if ann_id is not None and ann_id >= 0 else []
         message = f"{', '.join(parts)}: {text}"
-        message = printable(message)
+        message = clean(message)
         self.findings.append(DataFinding(code, severity or kind.severity, image_id, ann_id, name, message, kind.fix))

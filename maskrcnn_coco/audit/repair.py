@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from maskrcnn_coco.audit.clip import clip_polygon
 from maskrcnn_coco.coco import CocoTable
 from maskrcnn_coco.cocofile import read_text
 from maskrcnn_coco.cocoparse import mended
+from maskrcnn_coco.durable import write_bytes
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.masks import decode_mask
 from maskrcnn_coco.records import DataFinding, to_json
@@ -86,9 +86,7 @@ def repair(table: CocoTable, findings: list[DataFinding], out_json: str | Path) 
 
 def _write(path: Path, data: bytes) -> None:
     try:
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_bytes(data)
-        partial.replace(path)
+        write_bytes(path, data)
     except OSError as e:
         raise DataError(f"cannot write {path}: {e.strerror}", fix="choose a folder that can be written") from e
 
