@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,32 @@ def small_model(seed: int = 0, classes: int = 4) -> torch.nn.Module:
     return build_model("maskrcnn_resnet18_fpn", classes, small=True, min_size=64, max_size=64)
 
 
-def config(data: Path, out: Path, **changes: Any) -> Config:
-    """Settings of a small run that writes below ``out``."""
+class OwnData(torch.utils.data.Dataset):
+    """A user's own data set: one bright square an image, ids from 100; ``bad`` images hold one NaN pixel."""
+
+    def __init__(self, count: int = 12, bad: tuple[int, ...] = ()) -> None:
+        self.count, self.bad = count, bad
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, dict[str, Any]]:
+        image = torch.full((3, 64, 64), 0.2)
+        x, y = 5 + 3 * (i % 8), 10 + 2 * (i % 10)
+        image[:, y : y + 20, x : x + 24] = 0.9
+        if i in self.bad:
+            image[0, 3, 3] = math.nan
+        mask = torch.zeros(1, 64, 64, dtype=torch.uint8)
+        mask[0, y : y + 20, x : x + 24] = 1
+        box = torch.tensor([[x, y, x + 24, y + 20]], dtype=torch.float32)
+        return image, {"boxes": box, "labels": torch.tensor([1]), "masks": mask, "image_id": 100 + i}
+
+
+def config(data: Path | None, out: Path, **changes: Any) -> Config:
+    """Settings of a small run that writes below ``out``; without ``data`` of one on `OwnData`."""
     settings: dict[str, Any] = {
-        "data": str(data),
+        "data": None if data is None else str(data),
+        "num_classes": 2 if data is None else None,
         "model": "maskrcnn_resnet18_fpn",
         "weights": "none",
         "min_size": 64,

@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
 
-from runs import config, small_model  # noqa: E402
+from runs import OwnData, config, small_model  # noqa: E402
 
 from maskrcnn_coco import train  # noqa: E402
 from maskrcnn_coco.records import StepRecord  # noqa: E402
-
-
-class OneBad(torch.utils.data.Dataset):
-    """Twelve images with one square each; image 105 has a NaN pixel."""
-
-    def __len__(self) -> int:
-        return 12
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, dict[str, Any]]:
-        image = torch.full((3, 64, 64), 0.2)
-        x, y = 5 + 3 * (i % 8), 10 + 2 * (i % 10)
-        image[:, y : y + 20, x : x + 24] = 0.9
-        if i == 5:
-            image[0, 0, 0] = math.nan
-        mask = torch.zeros(1, 64, 64, dtype=torch.uint8)
-        mask[0, y : y + 20, x : x + 24] = 1
-        boxes = torch.tensor([[x, y, x + 24.0, y + 20.0]])
-        return image, {"boxes": boxes, "labels": torch.tensor([1]), "masks": mask, "image_id": 100 + i}
 
 
 def main(data: str, out: str, what: str) -> int:
@@ -48,9 +28,8 @@ def main(data: str, out: str, what: str) -> int:
 
     changes: dict[str, Any] = {"batch_size": 2}
     if what == "bad":
-        plain = config(Path(data), Path(out), epochs=2, num_classes=2, **changes)
-        settings = msgspec.structs.replace(plain, data=None)
-        result = train(settings, model=small_model(classes=2), train_data=OneBad(), observers=[look])
+        settings = config(None, Path(out), epochs=2, **changes)
+        result = train(settings, model=small_model(classes=2), train_data=OwnData(bad=(5,)), observers=[look])
     else:
         if what == "resume":
             changes["resume"] = "auto"

@@ -6,11 +6,10 @@ import json
 import math
 import os
 import signal
-from pathlib import Path
 
 import pytest
 import torch
-from runs import config, incidents, lines, run, small_model, weights
+from runs import OwnData, config, incidents, lines, run, small_model, weights
 
 from maskrcnn_coco import Config, train, train_one_epoch
 from maskrcnn_coco.errors import CheckpointError, ConfigError, DataError
@@ -155,52 +154,17 @@ def test_guard_stop_writes_its_verdict_and_exits_4(tiny_shapes, tmp_path):
     assert incidents(tmp_path)[0]["outcome"] == "stopped"
 
 
-class OwnData(torch.utils.data.Dataset):
-    """A user's own data set: one bright square an image; ``bad`` images hold one NaN pixel."""
-
-    def __init__(self, count: int = 12, bad: tuple[int, ...] = ()) -> None:
-        self.count, self.bad = count, bad
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, i: int):
-        image = torch.full((3, 64, 64), 0.2)
-        x, y = 5 + 3 * (i % 8), 10 + 2 * (i % 10)
-        image[:, y : y + 20, x : x + 24] = 0.9
-        if i in self.bad:
-            image[0, 3, 3] = math.nan
-        mask = torch.zeros(1, 64, 64, dtype=torch.uint8)
-        mask[0, y : y + 20, x : x + 24] = 1
-        box = torch.tensor([[x, y, x + 24, y + 20]], dtype=torch.float32)
-        return image, {"boxes": box, "labels": torch.tensor([1]), "masks": mask, "image_id": 100 + i}
-
-
-def own(out: Path, **changes):
-    base = {
-        "num_classes": 2,
-        "batch_size": 4,
-        "epochs": 2,
-        "lr": 1e-3,
-        "warmup_steps": 2,
-        "amp": "off",
-        "workers": 0,
-        "device": "cpu",
-        "logdir": str(out / "run"),
-        "checkpoint_dir": str(out / "checkpoints"),
-    }
-    return Config(**(base | changes))
-
-
 def test_a_users_own_data_set_and_model(tmp_path):
-    result = train(own(tmp_path), model=small_model(classes=2), train_data=OwnData(), val_data=OwnData(4))
+    result = train(
+        config(None, tmp_path, epochs=2), model=small_model(classes=2), train_data=OwnData(), val_data=OwnData(4)
+    )
     assert (result.exit_code, result.steps) == (0, 6)
     assert "segm/AP" in result.metrics
     assert {i for s in lines(tmp_path) for i in s["image_ids"]} == set(range(100, 112))
 
 
 def test_an_image_with_a_nan_is_named_left_out_and_costs_one_incident(tmp_path):
-    result = train(own(tmp_path, epochs=3), model=small_model(classes=2), train_data=OwnData(bad=(5,)))
+    result = train(config(None, tmp_path, epochs=3), model=small_model(classes=2), train_data=OwnData(bad=(5,)))
     assert (result.exit_code, result.finite, result.steps) == (0, True, 9)
     (incident,) = incidents(tmp_path)
     assert incident["cause"] == "DATA_PIXEL"
@@ -215,7 +179,7 @@ def test_an_image_with_a_nan_is_named_left_out_and_costs_one_incident(tmp_path):
 
 def test_a_lowered_weight_decay_outlives_a_roll_back(tmp_path):
     """A snapshot holds the weight decay of its time; what recovery decided since stays in force."""
-    settings = own(tmp_path, lr=2e-3, weight_decay=2500.0)
+    settings = config(None, tmp_path, epochs=2, lr=2e-3, weight_decay=2500.0)
     result = train(settings, model=small_model(classes=2), train_data=OwnData())
     assert result.exit_code == 0
     (incident,) = incidents(tmp_path)
@@ -229,7 +193,7 @@ def test_a_finite_but_poisoned_checkpoint_is_passed_over_for_an_older_one(tmp_pa
     from maskrcnn_coco.store import load, peek, save
 
     adam = {"optimizer": "adamw", "lr": 1e-4}
-    train(own(tmp_path, **adam), model=small_model(classes=2), train_data=OwnData())
+    train(config(None, tmp_path, epochs=2, **adam), model=small_model(classes=2), train_data=OwnData())
     folder = tmp_path / "checkpoints"
     for name in ("last.pth", "epoch_002.pth"):
         state, serial = load(folder / name), peek(folder / name).serial
@@ -237,7 +201,7 @@ def test_a_finite_but_poisoned_checkpoint_is_passed_over_for_an_older_one(tmp_pa
             entry["exp_avg_sq"] = entry["exp_avg_sq"].half().float()
         (folder / name).unlink()
         save(folder / name, state, serial=serial)
-    again = own(tmp_path, **adam, epochs=3, resume=str(folder / "last.pth"))
+    again = config(None, tmp_path, **adam, epochs=3, resume=str(folder / "last.pth"))
     result = train(again, model=small_model(classes=2), train_data=OwnData())
     assert (result.exit_code, result.steps) == (0, 9)
     (incident,) = incidents(tmp_path)
@@ -247,7 +211,7 @@ def test_a_finite_but_poisoned_checkpoint_is_passed_over_for_an_older_one(tmp_pa
 
 def test_own_data_needs_the_number_of_classes(tmp_path):
     with pytest.raises(ConfigError, match="num_classes"):
-        train(own(tmp_path, num_classes=None), train_data=OwnData())
+        train(config(None, tmp_path, epochs=2, num_classes=None), train_data=OwnData())
 
 
 def test_nothing_is_touched_when_the_data_is_missing(tmp_path, tiny_shapes):
