@@ -33,7 +33,10 @@ DEPTH = 2
 
 @dataclass
 class Pending:
-    """A step whose numbers are on their way: [refused, optimizer state bad, buffers bad, scale, losses…, norms…]."""
+    """A step whose numbers are on their way.
+
+    [refused, optimizer state, buffers, scale, total norm, losses…, norms…, and, where measured, update ratios…].
+    """
 
     record: StepRecord
     names: list[str]
@@ -53,13 +56,13 @@ class Deferred:
             )
         self.guard = guard
         self.pending: deque[Pending] = deque()
-        self._index: Tensor | None = None
         self._zero_momentum()
 
     def step(self, forward: steps.Forward, batches: Sequence[Any], record: StepRecord) -> StepRecord:
         """Take the step; its record is filled in when the numbers arrive (see ``guard.completed``)."""
         guard, began = self.guard, time.perf_counter()
         guard.completed = []
+        guard.health.reset()  # what it knows of the weights is of a step that was read at once
         self.collect(wait=len(self.pending) >= DEPTH)
         problem = verdict_on(batches, guard.limits) or guard.health.check_lr()
         if problem is not None:
@@ -78,14 +81,14 @@ class Deferred:
             guard.completed.append(guard.refuse(record, verdict, time.perf_counter()))
             return record
         began = time.perf_counter()
-        numbers = self._update(losses)
+        numbers = self._update(losses, record)
         self.pending.append(Pending(record, names, *_send(numbers)))
         guard.seconds += time.perf_counter() - began
         return record
 
     def flush(self) -> None:
         """Wait for every step under way; before a snapshot, a checkpoint or the end of the run."""
-        self.guard.completed = []
+        self.guard.completed, self.guard.alarm = [], None
         self.collect(wait=True, everything=True)
 
     def collect(self, *, wait: bool, everything: bool = False) -> None:
@@ -100,7 +103,7 @@ class Deferred:
             self.pending.popleft()
             self._complete(first)
 
-    def _update(self, losses: Tensor) -> Tensor:
+    def _update(self, losses: Tensor, record: StepRecord) -> Tensor:
         """Unscale, measure, and let the device decide; returns the numbers, still on the device."""
         guard, optimizer, scaler = self.guard, self.guard.optimizer, self.guard.scale.scaler
         gradients, where = guard.layout.gradients()
@@ -109,27 +112,46 @@ class Deferred:
             scale = scaler._scale.clone()
             scaler.unscale_(optimizer)
         norms = stacked_norms(gradients).to(losses.device)
-        groups = torch.zeros(len(guard.layout.components), device=losses.device)
-        components = torch.tensor([guard.layout.component[i] for i in where], dtype=torch.long)
-        groups = groups.index_add(0, _to(components, losses.device), norms.float().square()).sqrt()
+        groups = self._totals(norms.float(), where)
         total = norms.norm() if gradients else groups.sum()
         states = self._sum(float_states(optimizer, guard.layout)[0], losses.device)
         guard.buffers.changed()
         buffers = self._sum(guard.buffers.active_floats(), losses.device)
         sound = total.isfinite() & losses.isfinite().all() & states.isfinite() & buffers.isfinite()
+        due = record.step % guard.measure_every == 0 or guard.stall.watching
+        copies = [p.detach().clone() for p in guard.layout.params] if due else []
         if gradients:
             self._step(~sound, total)
             self._scale(~losses.isfinite().all())
         guard.buffers.restore_where(~sound)
         head = torch.stack([(~sound).float(), states.float(), buffers.float(), scale, total.float()])
-        return torch.cat([head, losses, groups])
+        return torch.cat([head, losses, groups, self._ratios(copies)] if due else [head, losses, groups])
+
+    def _ratios(self, copies: list[Tensor]) -> Tensor:
+        """‖update‖ / ‖weights‖ per component, from the weights before the step (which it uses up)."""
+        params = [p.detach() for p in self.guard.layout.params]
+        with torch.no_grad():
+            torch._foreach_sub_(copies, params)  # pyright: ignore[reportPrivateImportUsage]
+        return self._by_component(copies) / self._by_component(params).clamp(min=1e-30)
+
+    def _by_component(self, tensors: list[Tensor]) -> Tensor:
+        """2-norms float32 (components,) of one tensor per parameter, on the device."""
+        return self._totals(stacked_norms(tensors).float(), list(range(len(tensors))))
+
+    def _totals(self, norms: Tensor, where: list[int]) -> Tensor:
+        layout = self.guard.layout
+        components = torch.tensor([layout.component[i] for i in where], dtype=torch.long)
+        sums = torch.zeros(len(layout.components), device=norms.device)
+        return sums.index_add(0, _to(components, norms.device), norms.square()).sqrt()
 
     def _step(self, bad: Tensor, total: Tensor) -> None:
         optimizer: Any = self.guard.optimizer
         optimizer.found_inf = bad.float()
         if self.guard.max_grad_norm:
-            # Where the norm is not finite nothing is applied, whatever is divided by.
-            optimizer.grad_scale = ((total.float() + 1e-6) / self.guard.max_grad_norm).clamp(min=1.0)
+            # To the last bit what `step.clip_coefficient` gives. Where the norm is not finite nothing is applied.
+            limit = self.guard.max_grad_norm
+            scale = (limit / (total.float() + 1e-6)).double().reciprocal().float()
+            optimizer.grad_scale = torch.where(total <= limit, torch.ones_like(scale), scale)
         try:
             optimizer.step()
         finally:
@@ -154,12 +176,15 @@ class Deferred:
         record.losses = dict(zip(item.names, rest[: len(item.names)], strict=True))
         record.loss = sum(record.losses.values())
         record.grad_norm = total
-        record.group_grad_norm = guard.layout.by_component(rest[len(item.names) :])
+        end = len(item.names) + len(guard.layout.components)
+        record.group_grad_norm = guard.layout.by_component(rest[len(item.names) : end])
         record.loss_scale = scale if guard.scale.scaler is not None else None
         record.applied = not bad
+        if record.applied and rest[end:]:
+            record.update_ratio = guard.layout.by_component(rest[end:])
         verdict = self._verdict(record, states, buffers)
-        if verdict is not None:
-            guard.sound(record, verdict)
+        if verdict is not None and guard.alarm is None:
+            guard.sound(record, verdict)  # of several the first: what follows stands on it
         elif record.applied:
             guard.divergence.accept(record.loss, record.grad_norm, record.group_grad_norm)
         guard.completed.append(record)
@@ -169,7 +194,10 @@ class Deferred:
         measured = {"losses": record.losses, "group_grad_norm": record.group_grad_norm}
         if record.applied:
             guard.scale.streak, guard.scale.found = 0, True
-            return guard.divergence.judge(record.step, record.loss, record.grad_norm, record.group_grad_norm)
+            found = guard.divergence.judge(record.step, record.loss, record.grad_norm, record.group_grad_norm)
+            if found is None and record.update_ratio:
+                found = guard.stall.judge(record.step, record.update_ratio, record.lr, record.group_grad_norm)
+            return found
         bad = [n for n, v in record.losses.items() if not math.isfinite(v)]
         if bad and math.isfinite(record.grad_norm) and all(math.isnan(record.losses[n]) for n in bad):
             # A mean over nothing: it reached no gradient. The device skipped the step, which costs nothing.

@@ -40,7 +40,6 @@ class Guard:
             top-level children of other models.
         mode: "recover" and "stop" refuse alike (what follows is the loop's business); "observe" reports, and takes the
             step that a plain loop would take; "off" is a plain loop.
-        precision: of the forward pass, for who reads the guard; the guard itself measures the same in all.
         measure_every, check_every: steps between exact update-to-weight ratios, and between checks of the weights.
         max_crashes: crashes in a row after which the code is to blame.
         deferred: for CUDA, with a fused optimizer: nothing is read within a step. The device refuses; a record is
@@ -59,34 +58,28 @@ class Guard:
         max_grad_norm: float | None = 10.0,
         components: Components | None = None,
         mode: Mode = "recover",
-        precision: str = "fp32",
         measure_every: int = 50,
         check_every: int = 10,
         max_crashes: int = 5,
         deferred: bool = False,
     ) -> None:
         steps.refuse_closures(optimizer)
-        self.model = model
-        self.optimizer = optimizer
+        self.model, self.optimizer = model, optimizer
         self.max_grad_norm = max_grad_norm
         self.mode: Mode = mode
-        self.precision = precision
-        self.measure_every = measure_every
-        self.max_crashes = max_crashes
-        self.check_every, self._components = check_every, components
+        self.measure_every, self.check_every, self.max_crashes = measure_every, check_every, max_crashes
+        self._components = components
         self._lay_out()
         self.scale = Scale(scaler)
         self.buffers = Buffers(model)
         self.limits = targets.Limits.of(model)
-        self.divergence = Divergence()
-        self.stall = Stall()
+        self.divergence, self.stall = Divergence(), Stall()
         self.alarm: Alarm | None = None
         self.seconds = 0.0
-        self._next = 0
-        self._taken = 0
-        self._crashes = 0
+        self._next = self._taken = self._crashes = 0
         self.completed: list[StepRecord] = []
         self._deferred = Deferred(self) if deferred and mode in ("recover", "stop") else None
+        self.at_once_until = -1  # a deferred guard reads at once before this step
 
     def step(
         self,
@@ -115,14 +108,14 @@ class Guard:
         if self.layout.outdated(self.optimizer):
             self._lay_out()
         step = self._next if step is None else step
-        self._next = step + 1
-        self.alarm = None
+        self._next, self.alarm = step + 1, None
         batches = list(batch) if micro_batches else [batch]
         found = [int(i) for i in ids] if ids is not None else targets.image_ids(batches)
-        scale = None if self._deferred else self.scale.value
+        deferred = self._deferred if step >= self.at_once_until else None
+        scale = None if deferred else self.scale.value
         record = StepRecord(step, epoch, {}, math.nan, math.nan, {}, self.health.lr(), scale, found, applied=False)
-        if self._deferred is not None:
-            return self._deferred.step(forward, batches, record)
+        if deferred is not None:
+            return deferred.step(forward, batches, record)
         self.completed = [record]
         if self.mode == "off":
             return self._plain(forward, batches, record)
@@ -135,14 +128,19 @@ class Guard:
 
     def reset(self, step: int | None = None) -> None:
         """After a rollback, a load or a repair: forget the run-up, look at the whole state before the next step."""
-        if step is not None:
-            self._next = step
-        self.alarm = None
-        self._crashes = 0
+        self._next = self._next if step is None else step
+        self.alarm, self._crashes = None, 0
         self.divergence.reset()
         self.stall.reset()
         self.health.reset()
         self.layout.zero_grad()
+        if self._deferred is not None:
+            self._deferred.pending.clear()
+
+    @property
+    def late(self) -> bool:
+        """Whether records and alarms come later than their steps; before ``at_once_until`` they do not."""
+        return self._deferred is not None and self._next >= self.at_once_until
 
     def flush(self) -> None:
         """With ``deferred``: wait for the steps under way, so that every record is complete."""
@@ -294,7 +292,8 @@ class Guard:
 
     def _plain(self, forward: steps.Forward, batches: list[Any], record: StepRecord) -> StepRecord:
         parameters = list(self.model.parameters())
-        found = steps.plain(forward, batches, self.optimizer, self.scale.scaler, parameters, self.max_grad_norm)
-        record.losses, record.grad_norm = found
+        record.losses, record.grad_norm = steps.plain(
+            forward, batches, self.optimizer, self.scale.scaler, parameters, self.max_grad_norm
+        )
         record.loss, record.applied = sum(record.losses.values()), True
         return record

@@ -255,7 +255,7 @@ def assemble(
         max_grad_norm=config.max_grad_norm,
         components=components(model),
         mode=config.guard,
-        precision=precision,
+        deferred=late_reads(device, optimizer) and ranks.world == 1,
     )
     if isinstance(guard, TeamGuard):
         guard.ranks = ranks
@@ -282,6 +282,11 @@ def assemble(
         quick=quick,
         ring=Ring(4, max_bytes=snapshot_budget()),
     )
+
+
+def late_reads(device: torch.device, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the guard reads nothing within a step: where a read makes the host wait, and the device can refuse."""
+    return device.type == "cuda" and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def snapshot_budget() -> int:

@@ -86,8 +86,12 @@ def choose(session: Session, alarm: Alarm, findings: list[Finding]) -> Action:
         return Action("skip", {"observed": True})
     if session.config.guard == "stop":
         return Action("stop", {"why": "--guard stop"})
-    history = recovery.History(incidents=session.incidents, step=alarm.step, images=len(session.plan))
-    return recovery.decide(findings, history, session.limits)
+    return recovery.decide(findings, history_at(session, alarm.step), session.limits)
+
+
+def history_at(session: Session, step: int) -> recovery.History:
+    """What the policy has to know of the run, seen from ``step``."""
+    return recovery.History(incidents=session.incidents, step=step, images=len(session.plan))
 
 
 def readable(session: Session, loader: Iterable[list[Any]]) -> Iterator[list[Any]]:
@@ -110,8 +114,7 @@ def leave_out_unreadable(session: Session, error: SampleError) -> None:
     evidence = [Evidence(f"read: image {image_id}", error.what, "DATA_PIXEL")]
     culprit = Culprit(image_ids=[image_id])
     finding = Finding("DATA_PIXEL", 1.0, culprit, evidence, fix="repair the file: maskrcnn-coco check --data …")
-    history = recovery.History(incidents=session.incidents, step=step, images=len(session.plan))
-    action = recovery.decide([finding], history, session.limits)
+    action = recovery.decide([finding], history_at(session, step), session.limits)
     if action.kind == "stop":
         raise error
     alarm = Alarm("input_nonfinite", step, session.epoch_of(step), step, error.what)
@@ -277,7 +280,7 @@ def maybe_raise_lr(session: Session) -> None:
     """Raise a lowered learning rate again where it has held; the policy says when."""
     if not session.progress.lr_factors:
         return
-    history = recovery.History(incidents=session.incidents, step=session.progress.step, images=len(session.plan))
+    history = history_at(session, session.progress.step)
     for component, factor in recovery.maybe_raise(history, session.progress.lr_factors).items():
         session.progress.lr_factors[component] = factor
         session.console.note(f"{component}: learning rate raised again to {factor:.3g} of the plan; it has held")

@@ -96,7 +96,8 @@ def restore_run(session: Session, found: Found) -> None:
         record_from(StepRecord, line)
         for line in read_metrics(session.logdir / "metrics.jsonl")
         if line["kind"] == "step" and line["step"] < session.progress.step
-    ][-2 * session.plan.steps_per_epoch :]
+    ]
+    session.keep_history()
     session.incidents = read_incidents(session.logdir / "incidents")
     differences = environment.differs(
         found.state["environment"], environment.fingerprint(session.ranks.world, device=session.device)

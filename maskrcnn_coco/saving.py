@@ -10,6 +10,7 @@ import torch
 
 from maskrcnn_coco import environment
 from maskrcnn_coco.session import Session
+from maskrcnn_coco.state import nonfinite_names, state_tensors
 
 
 def state_of(session: Session) -> dict[str, Any]:
@@ -41,16 +42,19 @@ def save_now(session: Session) -> None:
         after(session, session.saver.wait())
 
 
-def save_if_due(session: Session) -> None:
-    """``last.pth`` every N steps or seconds, where --checkpoint-every asks for it."""
+def save_is_due(session: Session) -> bool:
+    """Every N steps or seconds, where --checkpoint-every asks for it."""
     every = session.config.checkpoint_every
     if every is None or not session.ranks.is_main:
-        return
+        return False
     if every.endswith("s"):
-        due = time.monotonic() - session.last_save >= float(every[:-1])
-    else:
-        due = session.progress.step % int(every) == 0
-    if due and may_save(session):
+        return time.monotonic() - session.last_save >= float(every[:-1])
+    return session.progress.step % int(every) == 0
+
+
+def save_last(session: Session) -> None:
+    """``last.pth``, in the background."""
+    if may_save(session):
         session.saver.save_last(state_of(session))
         after(session)
 
@@ -72,5 +76,4 @@ def after(session: Session, warnings: list[str] | None = None) -> None:
 
 def weights_finite(model: torch.nn.Module) -> bool:
     """Every parameter and buffer of ``model`` is finite."""
-    tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
-    return bool(torch.stack([torch.isfinite(t).all() for t in tensors]).all()) if tensors else True
+    return not nonfinite_names(state_tensors(model))

@@ -209,10 +209,12 @@ class Tape:
         """Append one planned step."""
         self._entries.append(entry)
 
-    @property
-    def items(self) -> list[TapeEntry]:
-        """The entries held, oldest first."""
-        return list(self._entries)
+    def complete(self, record: StepRecord) -> None:
+        """What became of a step, which a guard that reads late says after the step was added."""
+        for entry in reversed(self._entries):
+            if entry.step == record.step:
+                entry.applied, entry.loss_scale = record.applied, record.loss_scale
+                return
 
     def since(self, step: int) -> list[TapeEntry]:
         """The entries of planned steps ``step`` and later."""

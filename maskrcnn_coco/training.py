@@ -9,14 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from maskrcnn_coco import closing, response
+from maskrcnn_coco import closing, late, response
 from maskrcnn_coco.config import Config, validate
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.guard import Guard
 from maskrcnn_coco.interrupt import Interrupts
 from maskrcnn_coco.opening import open_session
-from maskrcnn_coco.records import EpochRecord, Result, StepRecord
-from maskrcnn_coco.saving import save_epoch, save_if_due, save_now
+from maskrcnn_coco.records import EpochRecord, Result
+from maskrcnn_coco.saving import save_epoch, save_is_due, save_last, save_now
 from maskrcnn_coco.session import Observer, Session
 from maskrcnn_coco.snapshot import TapeEntry
 from maskrcnn_coco.trend import early_warning
@@ -87,6 +87,8 @@ def run(session: Session, interrupts: Interrupts) -> None:
     while session.progress.step < session.total_steps:
         end = (session.epoch_of(session.progress.step) + 1) * session.plan.steps_per_epoch
         train_epoch(session, interrupts)
+        if not late.settled(session):
+            continue
         if interrupts.received or session.out_of_steps:
             return
         # A roll-back may have ended at an earlier epoch's border, or at step 0: nothing was completed then.
@@ -108,7 +110,11 @@ def train_epoch(session: Session, interrupts: Interrupts) -> None:
             for batches in response.readable(session, session.batches(epoch)):
                 again = train_step(session, batches)
                 bar.update(session.history[-1] if session.history else None, session.progress.step)
-                save_if_due(session)
+                if save_is_due(session):
+                    if late.settled(session):
+                        save_last(session)
+                    else:
+                        again = True
                 interrupts.agree(session.ranks)
                 if interrupts.received or session.out_of_steps:
                     return
@@ -122,6 +128,8 @@ def train_step(session: Session, batches: list[Any]) -> bool:
     progress = session.progress
     step = progress.step
     if session.snapshot_due(step):
+        if not late.settled(session):
+            return True
         session.ring.add(session.snapshot(step))
     began = time.monotonic()
     lr = session.set_lr(step)
@@ -143,7 +151,11 @@ def train_step(session: Session, batches: list[Any]) -> bool:
     )
     progress.train_seconds += time.monotonic() - began
     progress.images_seen += len(ids)
-    keep_record(session, record)
+    session.keep_records(session.guard.completed)
+    if alarm is not None and session.guard.late:
+        late.go_back_to_look(session, alarm)
+        return True
+    late.resolve_doubt(session, alarm, step)
     if alarm is not None:
         next_step = response.respond(session, alarm, batches)
         changed = next_step != step + 1
@@ -163,21 +175,6 @@ def warn_early(session: Session) -> None:
             session.console.warn(f"step {warning.step}: {warning.message}; {warning.fix}")
 
 
-def keep_record(session: Session, record: StepRecord) -> None:
-    """Write one step down, everywhere."""
-    progress = session.progress
-    if not session.history and not session.incidents:
-        session.console.first_batch(record)
-    if record.applied:
-        if progress.first_loss is None:
-            progress.first_loss = record.loss
-        progress.last_loss = record.loss
-    else:
-        progress.skipped_steps += 1
-    session.history.append(record)
-    session.write(record)
-
-
 def end_epoch(session: Session) -> None:
     """Epoch record, evaluation, checkpoint, console block."""
     step = session.progress.step
@@ -191,6 +188,7 @@ def end_epoch(session: Session) -> None:
         better = closing.keep_best(session, evaluation)
     session.console.epoch(record, evaluation, epochs=session.epochs, time_left=session.time_left())
     save_epoch(session, epoch, better=better)
+    session.keep_history()
 
 
 def epoch_record(session: Session, epoch: int) -> EpochRecord:

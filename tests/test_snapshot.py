@@ -195,5 +195,5 @@ def test_tape_is_bounded_and_rolls_back() -> None:
     assert [e.step for e in tape] == [4, 5, 6, 7, 8]
     assert [e.step for e in tape.since(7)] == [7, 8]
     tape.drop_from(6)
-    assert [e.step for e in tape.items] == [4, 5]
+    assert [e.step for e in tape] == [4, 5]
     assert len(tape) == 2

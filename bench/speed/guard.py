@@ -31,7 +31,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from maskrcnn_coco import step as steps
 from maskrcnn_coco.guard import Guard
 
-LR = 1e-9
+LR = 1e-5
 
 
 @dataclass

@@ -1,0 +1,96 @@
+"""A whole run whose guard reads nothing within a step, as on CUDA: here on the CPU, with the same code."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from runs import OwnData, config, incidents, lines, run, small_model, weights
+
+from maskrcnn_coco import opening, train
+from maskrcnn_coco.records import StepRecord
+
+FIGURES = ("losses", "grad_norm", "applied", "image_ids", "lr")
+
+
+@pytest.fixture
+def late(monkeypatch):
+    monkeypatch.setattr(opening, "late_reads", lambda device, optimizer: True)
+
+
+def same_figures(a: list[dict], b: list[dict]) -> None:
+    assert [s["step"] for s in a] == [s["step"] for s in b]
+    for x, y in zip(a, b, strict=True):
+        for name in FIGURES:
+            assert x[name] == y[name], (x["step"], name)
+
+
+def test_a_clean_run_is_the_run_of_a_guard_that_reads_at_once(tiny_shapes, tmp_path, monkeypatch):
+    every = {"checkpoint_every": "5", "epochs": 2}
+    run(tiny_shapes.root, tmp_path / "now", **every)
+    monkeypatch.setattr(opening, "late_reads", lambda device, optimizer: True)
+    result = run(tiny_shapes.root, tmp_path / "late", **every)
+    assert (result.exit_code, result.steps) == (0, 12)
+    assert not incidents(tmp_path / "late")
+    same_figures(lines(tmp_path / "late"), lines(tmp_path / "now"))
+    ratios = [s["step"] for s in lines(tmp_path / "late") if s["update_ratio"]]
+    assert ratios == [0]
+    now = weights(tmp_path / "now" / "checkpoints" / "last.pth")
+    for name, value in weights(tmp_path / "late" / "checkpoints" / "last.pth").items():
+        assert torch.equal(value, now[name]), name
+
+
+def test_a_bad_image_is_named_although_the_alarm_comes_late(tmp_path, late):
+    settings = config(None, tmp_path, epochs=3)
+    result = train(settings, model=small_model(classes=2), train_data=OwnData(bad=(5,)))
+    assert (result.exit_code, result.finite, result.steps) == (0, True, 9)
+    (incident,) = incidents(tmp_path)
+    assert (incident["cause"], incident["culprit"]["image_ids"]) == ("DATA_PIXEL", [105])
+    assert [s["step"] for s in lines(tmp_path)] == list(range(9))
+
+
+class Fails(torch.nn.Module):
+    """A detector whose losses are NaN at some calls in train mode."""
+
+    def __init__(self, inner: torch.nn.Module, calls: set[int]) -> None:
+        super().__init__()
+        self.inner, self.calls, self.count = inner, calls, -1
+        self.transform, self.roi_heads, self.rpn = inner.transform, inner.roi_heads, inner.rpn
+
+    def forward(self, images, targets=None):
+        out = self.inner(images, targets)
+        if self.training:
+            self.count += 1
+            if self.count in self.calls:
+                out = {k: v * math.nan for k, v in out.items()}
+        return out
+
+
+def test_what_does_not_come_back_is_a_transient(tmp_path, late):
+    model = Fails(small_model(classes=2), {4})
+    settings = config(None, tmp_path, epochs=2)
+    result = train(settings, model=model, train_data=OwnData())
+    assert (result.exit_code, result.finite, result.steps) == (0, True, 6)
+    (incident,) = incidents(tmp_path)
+    assert (incident["cause"], incident["step"]) == ("TRANSIENT", 4)
+    assert all(s["applied"] for s in lines(tmp_path))
+    assert [s["step"] for s in lines(tmp_path)] == list(range(6))
+
+
+def test_weights_that_die_between_steps_are_seen_before_they_are_kept(tmp_path, late):
+    seen: list[StepRecord] = []
+    model = small_model(classes=2)
+
+    def poison(record):
+        if isinstance(record, StepRecord):
+            seen.append(dataclasses.replace(record))
+            if record.step == 4 and len(seen) < 8:
+                with torch.no_grad():
+                    next(model.parameters())[0] = math.nan
+
+    result = train(config(None, tmp_path, epochs=2), model=model, train_data=OwnData(), observers=[poison])
+    assert result.finite
+    assert all(t.isfinite().all() for t in weights(tmp_path / "checkpoints" / "last.pth").values())
+    assert incidents(tmp_path)
