@@ -17,7 +17,7 @@ import numpy as np
 
 from maskrcnn_coco.cocoentries import AnnotationEntry, CategoryEntry, Entries, ImageEntry, Problem
 from maskrcnn_coco.cocofile import SHAPE, read_text
-from maskrcnn_coco.cocoparse import parse
+from maskrcnn_coco.cocoparse import parse, without_garbage_collection
 from maskrcnn_coco.cocoshare import SharedArrays, Texts
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.texts import clean
@@ -185,11 +185,11 @@ def load_coco(json_path: str | Path, image_root: str | Path) -> CocoTable:
     """
     path = Path(json_path)
     text = read_text(path)
-    entries = parse(text, path)
-    try:
-        return _table(entries, path, Path(image_root))
-    except OverflowError:  # an id beyond 64 bits: rare, so it is not looked for before
-        return _table(parse(text, path, patient=True), path, Path(image_root))
+    with without_garbage_collection():
+        try:
+            return _table(parse(text, path), path, Path(image_root))
+        except OverflowError:  # an id beyond 64 bits: rare, so it is not looked for before
+            return _table(parse(text, path, patient=True), path, Path(image_root))
 
 
 def _table(entries: Entries, path: Path, root: Path) -> CocoTable:
