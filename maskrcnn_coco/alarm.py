@@ -26,6 +26,11 @@ RAMP_STEPS, RAMP_LOSS, RAMP_NORM = 10, 5.0, 5.0
 DOUBLINGS, DOUBLED = 3, 10.0
 ABSURD = 1e6
 """A first loss above this is no start, whatever its scale: nothing healthy is known yet to compare it with."""
+WILD_RATIO, WILD_LOSS = 8.0, 100.0
+"""Losses above both, times the reference and as they are, teach nothing, not even in a run's first steps.
+
+Healthy detectors start below 20; a run that is wild from its first update must not learn that this is healthy.
+"""
 SUDDEN = 1e4
 SUDDEN_BOTH = 1e3
 SUDDEN_NORM = 1e7
@@ -62,6 +67,11 @@ class Divergence:
         if not self._first:
             return 0.0
         return max(min(self._best, median(self._first)), FLOOR * median(self._first))
+
+    @property
+    def first_loss(self) -> float:
+        """The loss before any update, of the first step that taught anything; infinite: unknown."""
+        return self._first[0] if self._first else math.inf
 
     @property
     def norm_reference(self) -> float:
@@ -109,6 +119,8 @@ class Divergence:
         if not (math.isfinite(loss) and math.isfinite(norm)) or loss == 0 or norm == 0 or (known and r_loss > CALM):
             return
         size = abs(loss)
+        if not known and r_loss > WILD_RATIO and size > WILD_LOSS:
+            return
         if not known:
             self._first.append(size)
             self._first_norms.append(norm)
@@ -234,3 +246,55 @@ class Stall:
     def reset(self) -> None:
         """Start counting anew."""
         self._count.clear()
+
+
+HASTE_STEPS, HASTE, HASTY = 5, 1.5, 0.1
+"""(steps in a row, times its own norm in all that they moved a component's weights) that nothing learns at.
+
+A step that cannot move any component by the third of its norm ends the row.
+"""
+
+
+class Haste:
+    """Clipped updates that keep throwing a component's weights about.
+
+    Clipping keeps the loss from exploding, so that no loss is ever extreme; but none falls below where the run began.
+    """
+
+    def __init__(self) -> None:
+        self._moved: deque[tuple[int, dict[str, float]]] = deque(maxlen=HASTE_STEPS)
+        self._bound: dict[str, float] = {}
+        self.watching = False
+
+    def judge(
+        self, step: int, loss: float, first_loss: float, bound: dict[str, float], *, clipped: bool
+    ) -> Verdict | None:
+        """The verdict on a step before it is taken. ``bound``: component → what its update over weights cannot pass."""
+        self._bound = bound
+        self.watching = clipped and loss > first_loss and max(bound.values(), default=0.0) > HASTY
+        if not self.watching:
+            self._moved.clear()
+        if len(self._moved) < HASTE_STEPS:
+            return None
+        total = {name: sum(ratio[name] for _, ratio in self._moved) for name in self._moved[0][1]}
+        worst = max(total, key=total.__getitem__)
+        if total[worst] <= HASTE:
+            return None
+        onset, last = self._moved[0][0], self._moved[-1][1]
+        text = (
+            f"{worst} moved by {total[worst]:.2g} times its weights in {HASTE_STEPS} clipped steps from {onset} on, "
+            f"and the loss stayed above its start of {first_loss:.3g}: {loss:.4g}"
+        )
+        self.reset()
+        return Verdict("diverged", text, {"update_ratio": last, "moved": total, "component": worst}, onset)
+
+    def measured(self, step: int, ratio: dict[str, float]) -> None:
+        """The exact update-to-weight ratios of a step that was watched."""
+        if self.watching:
+            # The bound knows that weights which start at zero must be able to leave it.
+            self._moved.append((step, {c: min(v, self._bound.get(c, v)) for c, v in ratio.items()}))
+
+    def reset(self) -> None:
+        """Start counting anew."""
+        self._moved.clear()
+        self.watching = False

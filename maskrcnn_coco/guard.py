@@ -16,7 +16,7 @@ from torch import nn
 
 from maskrcnn_coco import step as steps
 from maskrcnn_coco import targets
-from maskrcnn_coco.alarm import Divergence, Stall, Verdict
+from maskrcnn_coco.alarm import Divergence, Haste, Stall, Verdict
 from maskrcnn_coco.buffers import Buffers
 from maskrcnn_coco.deferred import Deferred
 from maskrcnn_coco.errors import GuardStop
@@ -73,7 +73,7 @@ class Guard:
         self.scale = Scale(scaler)
         self.buffers = Buffers(model)
         self.limits = targets.Limits.of(model)
-        self.divergence, self.stall = Divergence(), Stall()
+        self.divergence, self.stall, self.haste = Divergence(), Stall(), Haste()
         self.alarm: Alarm | None = None
         self.seconds = 0.0
         self._next = self._taken = self._crashes = 0
@@ -130,8 +130,8 @@ class Guard:
         """After a rollback, a load or a repair: forget the run-up, look at the whole state before the next step."""
         self._next = self._next if step is None else step
         self.alarm, self._crashes = None, 0
-        self.divergence.reset()
-        self.stall.reset()
+        for part in (self.divergence, self.stall, self.haste):
+            part.reset()
         self.health.reset()
         self.layout.zero_grad()
         if self._deferred is not None:
@@ -234,7 +234,9 @@ class Guard:
         leap = self.health.leap(groups, coefficient)
         if leap is not None or math.isnan(record.loss):
             return leap
-        return self.divergence.judge(record.step, record.loss, record.grad_norm, record.group_grad_norm)
+        found = self.divergence.judge(record.step, record.loss, record.grad_norm, record.group_grad_norm)
+        first, bound = self.divergence.first_loss, self.health.bound
+        return found or self.haste.judge(record.step, record.loss, first, bound, clipped=coefficient < 1.0)
 
     def crash(self, error: str, measured: dict[str, Any]) -> Verdict:
         """The verdict on a forward or backward pass that raised ``error``."""
@@ -267,7 +269,7 @@ class Guard:
 
     def _apply(self, gradients: list[torch.Tensor], groups: list[float], record: StepRecord, began: float) -> None:
         coefficient = steps.clip_coefficient(record.grad_norm, self.max_grad_norm)
-        due = self._taken % self.measure_every == 0 or self.stall.watching
+        due = self._taken % self.measure_every == 0 or self.stall.watching or self.haste.watching
         copies = [p.detach().clone() for p in self.layout.params] if due else []
         self.seconds += time.perf_counter() - began
         steps.apply(self.optimizer, gradients, coefficient)
@@ -279,6 +281,7 @@ class Guard:
         self.divergence.accept(record.loss, record.grad_norm, record.group_grad_norm)
         if due:
             record.update_ratio = update_ratio(copies, self.layout, self.health.weight_norms())
+            self.haste.measured(record.step, record.update_ratio)
             verdict = self.stall.judge(record.step, record.update_ratio, record.lr, record.group_grad_norm)
             if verdict is not None:
                 self.sound(record, verdict)

@@ -33,6 +33,7 @@ class Health:
         self.optimizer = optimizer
         self.every = every
         self.changed_outside: list[dict[str, Any]] = []
+        self.bound: dict[str, float] = {}
         self._weights: list[float] | None = None
         self._after: list[float] | None = None
         self._states: tuple[int, ...] = ()
@@ -48,7 +49,7 @@ class Health:
 
         SGD: lr x (momentum ‖buffer‖ + ‖clipped gradient‖). Others (Adam and kin): lr for every weight.
         """
-        bound = self.update_bound(group_norms, coefficient)
+        bound = self.bound = self.update_bound(group_norms, coefficient)
         worst = max(bound, key=bound.__getitem__)
         if bound[worst] <= LEAP:
             return None

@@ -6,6 +6,7 @@ components that the replays name; nothing non-finite is ever papered over; and a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +18,15 @@ DATA = ("DATA_BOX", "DATA_LABEL", "DATA_PIXEL", "DATA_MASK")
 MIN_FACTOR, MAX_FACTOR = 0.01, 0.5
 AGAIN = 0.7
 """Each further incident of the same component lowers its rate by this much more."""
-HOLD_STEPS = 100
-"""A lowered rate is raised again after so many steps without an incident; each earlier one doubles the wait."""
-RAISE = 1.5
+HOLD_STEPS, HOLD_LEAST, HOLD_SHARE = 100, 20, 20
+"""A lowered rate is raised again after so many steps without an incident: at most, at least, and as a part of the plan.
+
+Each time that a raised one had to be lowered again doubles the wait.
+"""
+RAISE, LAPSES = 1.5, 3
+"""A rate is raised by so much at a time, and no more after it had to be lowered again so often."""
+BELOW = 0.7
+"""A rate is never raised above this share of the lowest rate at which its component diverged."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,13 @@ class History:
     incidents: Sequence[Incident] = field(default_factory=tuple)
     step: int = 0
     images: int = 0
+    total: int = 0
+    """Planned steps of the whole run; 0: unknown."""
+
+    @property
+    def hold(self) -> int:
+        """Steps without an incident after which a lowered rate counts as holding."""
+        return min(HOLD_STEPS, max(HOLD_LEAST, self.total // HOLD_SHARE)) if self.total else HOLD_STEPS
 
 
 def decide(findings: Sequence[Finding], history: History, limits: Limits | None = None) -> Action:
@@ -75,24 +89,45 @@ def decide(findings: Sequence[Finding], history: History, limits: Limits | None 
     return _skip(top, history, limits)
 
 
-def maybe_raise(history: History, factors: Mapping[str, float]) -> dict[str, float]:
+def maybe_raise(
+    history: History, factors: Mapping[str, float], planned: Mapping[str, float] | None = None
+) -> dict[str, float]:
     """Component → new factor, for lowered rates that have held long enough; empty where there is nothing to change.
+
+    A run that diverged at a rate may learn well just below it; what is raised too far is seen and taken back.
 
     Args:
         factors: component → what its planned rate is multiplied by at present.
+        planned: component → its planned rate at this step, without the factor. With a schedule that falls, a rate
+            that diverged early is far above the plan later on, and no reason to stay below it.
     """
     raised: dict[str, float] = {}
     for component, factor in factors.items():
         lowered = [i for i in history.incidents if component in _lowered(i.action)]
         if factor >= 1.0 or not lowered:
             continue
-        wait = HOLD_STEPS * 2 ** (len(lowered) - 1)
+        lapses = _lapses([i.step for i in lowered], history.hold)
+        wait = history.hold * 2**lapses
         since = history.step - max(i.step for i in lowered)
-        # The rate that diverged is not tried again: at most half of what was taken away comes back.
-        ceiling = min(1.0, 0.5 / 2 ** (len(lowered) - 1))
-        if since > 0 and since % wait == 0 and factor < ceiling:
+        ceiling = _ceiling(component, lowered, (planned or {}).get(component, 0.0))
+        if lapses < LAPSES and since > 0 and since % wait == 0 and factor < ceiling:
             raised[component] = min(ceiling, factor * RAISE)
     return raised
+
+
+def _lapses(steps: Sequence[int], hold: int) -> int:
+    """How often a rate that had held was lowered again. Incidents close together are one search for what holds."""
+    ordered = sorted(steps)
+    return sum(b - a > hold for a, b in itertools.pairwise(ordered))
+
+
+def _ceiling(component: str, lowered: Sequence[Incident], planned: float) -> float:
+    """The largest factor that is still well below every rate at which the component diverged."""
+    diverged = [float(i.detail.get("lr", {}).get(component) or 0.0) for i in lowered]
+    if planned > 0 and all(rate > 0 for rate in diverged):
+        return min(1.0, BELOW * min(diverged) / planned)
+    # Rates unknown: at most half of what was taken away comes back.
+    return 0.5 / 2 ** (len(lowered) - 1)
 
 
 def _acting(findings: Sequence[Finding]) -> Finding | None:

@@ -91,7 +91,7 @@ def choose(session: Session, alarm: Alarm, findings: list[Finding]) -> Action:
 
 def history_at(session: Session, step: int) -> recovery.History:
     """What the policy has to know of the run, seen from ``step``."""
-    return recovery.History(incidents=session.incidents, step=step, images=len(session.plan))
+    return recovery.History(session.incidents, step, images=len(session.plan), total=session.total_steps)
 
 
 def readable(session: Session, loader: Iterable[list[Any]]) -> Iterator[list[Any]]:
@@ -280,7 +280,9 @@ def maybe_raise_lr(session: Session) -> None:
     """Raise a lowered learning rate again where it has held; the policy says when."""
     if not session.progress.lr_factors:
         return
-    history = history_at(session, session.progress.step)
-    for component, factor in recovery.maybe_raise(history, session.progress.lr_factors).items():
+    step = session.progress.step
+    planned = session.schedule.at(step)
+    raised = recovery.maybe_raise(history_at(session, step), session.progress.lr_factors, planned)
+    for component, factor in raised.items():
         session.progress.lr_factors[component] = factor
         session.console.note(f"{component}: learning rate raised again to {factor:.3g} of the plan; it has held")

@@ -27,8 +27,17 @@ DECAY = 1e-4
 """The weight decay that detectors are trained with."""
 LAP = 8
 """Steps that a repaired walk is taken past the failing one."""
+LOWER, BETTER = 1 / 3, 0.95
+"""A rate that holds gives way to one lower by this much where the losses past the failing step come down so far."""
+LEAST = 0.01
+"""No rate is tried much below this share of itself."""
 LR_GAP = 15.0
 """The same for learning rates; heads at ten times the backbone's rate are usual."""
+
+
+def level(outcome: Outcome, last: int) -> float:
+    """Mean size of the losses of a walk's ``last`` steps."""
+    return statistics.fmean(abs(loss) for _, loss, _ in outcome.path[-last:])
 
 
 def climbing(outcome: Outcome, last: int) -> bool:
@@ -111,24 +120,44 @@ class Walks:
     def _endure(self, verdict: LrVerdict, start: Snapshot) -> None:
         """How much has to be lowered for training to hold past the failing step, not only up to it.
 
-        What is proved first, by itself; then with the components beside it that learn as fast, or faster.
+        What is proved first, by itself; then with the components beside it that learn as fast, or faster. Of what
+        holds, more is lowered where more is learned so: a walk may stay bounded and be a wild one all the same.
         """
         beyond = self._beyond(start)
         if not beyond or self.replay.out_of_time:
             return
-        walk, named = self._walker(start, beyond), verdict.components
+        walk, named, last = self._walker(start, beyond), verdict.components, len(beyond)
+
+        def reached(also: Sequence[str], factor: float) -> float:
+            ok, outcome = walk([*named, *also], factor)
+            ok = ok and not climbing(outcome, last)
+            verdict.trials.append(LrTrial((*named, *also), factor, ok, outcome, last))
+            return level(outcome, last) if ok else math.inf
+
         beside = self._beside(named)
         steps = [3 * verdict.factor, verdict.factor]
         tries = [([], s) for s in steps] + ([(beside, s) for s in steps] if beside else [])
-        tries.append((beside, verdict.factor / 3))
-        verdict.also, verdict.holds = tries[-1]
-        for also, factor in tries:
-            ok, outcome = walk([*named, *also], factor)
-            ok = ok and not climbing(outcome, len(beyond))
-            verdict.trials.append(LrTrial((*named, *also), factor, ok, outcome, len(beyond)))
-            if ok:
-                verdict.also, verdict.holds = also, factor
+        tries.append((beside, verdict.factor * LOWER))
+        for verdict.also, verdict.holds in tries:
+            best = reached(verdict.also, verdict.holds)
+            if best < math.inf:
+                self._settle(verdict, beside, best, reached)
                 return
+
+    def _settle(
+        self, verdict: LrVerdict, beside: list[str], best: float, reached: Callable[[Sequence[str], float], float]
+    ) -> None:
+        """From what holds to what learns more: the components beside it along, then lower rates, while it pays."""
+        assert verdict.holds is not None
+        if beside and not verdict.also and not self.replay.out_of_time:
+            level = reached(beside, verdict.holds)
+            if level < BETTER * best:
+                verdict.also, best = beside, level
+        while verdict.holds > LEAST and not self.replay.out_of_time:
+            level = reached(verdict.also, verdict.holds * LOWER)
+            if level >= BETTER * best:
+                return
+            verdict.holds, best = verdict.holds * LOWER, level
 
     def _beside(self, named: Sequence[str]) -> list[str]:
         lr = self.facts.lr

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from maskrcnn_coco.alarm import Divergence, Stall, Verdict
+from maskrcnn_coco.alarm import Divergence, Haste, Stall, Verdict
 from maskrcnn_coco.guard import Guard
 
 
@@ -66,6 +66,40 @@ def test_a_first_loss_that_no_training_starts_from_is_an_alarm():
     learned = Divergence()
     learned.accept(5e4, 1e5, {})
     assert learned.judge(1, 2e6, 1e5, {}) is None, "from then on the run's own losses count"
+
+
+def test_a_run_that_is_wild_from_its_first_update_does_not_teach_that_this_is_healthy():
+    wild = [2.9, 5e3, 4e3, 6e3, 5e3, 4e3, 5e3]
+    found = play(wild, [20.0] * 7)
+    assert found is not None and found[0] == 3 and found[1].onset_step == 1
+    # A first batch without objects, or losses of another scale, are no fault.
+    assert play([0.05, *healthy(40, 0, 3.0, 1.0)]) is None
+    assert play([3e3, 9e3, 2e3, *([4e3] * 20)]) is None
+
+
+def hasten(losses: list[float], ratios: list[float], bounds: list[float], clipped: bool = True) -> list[int]:
+    """The steps at which updates of these sizes are refused; those are not taken."""
+    haste, refused = Haste(), []
+    for step, (loss, ratio, bound) in enumerate(zip(losses, ratios, bounds, strict=True)):
+        verdict = haste.judge(step, loss, 2.9, {"a": bound, "b": 0.01}, clipped=clipped)
+        if verdict is not None:
+            assert verdict.measured["component"] == "a" and verdict.onset_step == step - 5
+            refused.append(step)
+        elif haste.watching:
+            haste.measured(step, {"a": ratio, "b": 0.001})
+    return refused
+
+
+def test_clipped_updates_that_keep_replacing_a_component_are_seen_though_no_loss_is_extreme():
+    """As measured on a head at a hundred times its rate: clipped to 10, it never explodes and never learns."""
+    losses, ratios = [6.7, 4.5, 3.8, 9.0, 5.3, 8.9, 6.4], [0.65, 0.48, 0.31, 0.22, 0.17, 0.33, 0.23]
+    bounds = [2 * r for r in ratios]
+    assert hasten(losses, ratios, bounds) == [5]
+    assert hasten(losses, ratios, bounds, clipped=False) == []
+    assert hasten([*losses[:3], 2.5, *losses[4:]], ratios, bounds) == [], "it learns"
+    assert hasten(losses, [r / 2 for r in ratios], bounds) == [], "brisk"
+    # Weights that leave zero move by all of their norm at first; the bound is on a norm that they may well have.
+    assert hasten(losses, [1.0, 0.5, 0.33, 0.25, 0.2, 0.17, 0.14], [0.12] * 7) == []
 
 
 def test_onset_is_the_first_step_of_the_run_up() -> None:

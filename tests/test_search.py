@@ -97,3 +97,23 @@ def test_a_walk_that_ends_far_above_its_own_last_steps_diverges_more_slowly():
         "", True, path=[*steady.path[:10], (10, 3.0, 20.0), (11, 3.5, 20.0), (12, 5.0, 30.0), (13, 12.0, 60.0)]
     )
     assert not climbing(steady, 8) and climbing(slow, 8)
+
+
+@pytest.mark.parametrize(
+    ("losses", "also", "holds"),
+    [
+        ({(0, 0.3): 2.0, (1, 0.3): 2.1, (0, 0.1): 1.95}, [], 0.3),
+        ({(0, 0.3): 2.0, (1, 0.3): 1.5, (1, 0.1): 1.45}, ["mask_head"], 0.3),
+        ({(0, 0.3): 2.0, (1, 0.3): math.inf, (0, 0.1): 1.5, (0, 0.033): 1.2, (0, 0.011): 1.3}, [], 0.033),
+    ],
+)
+def test_of_what_holds_the_rates_are_taken_at_which_most_is_learned(losses: dict, also: list[str], holds: float):
+    walks = Walks.__new__(Walks)
+    walks.replay = SimpleNamespace(out_of_time=False)
+    verdict = LrVerdict(["box_head"], 0, 0.1, True, True, holds=0.3)
+
+    def reached(lowered: list[str], factor: float) -> float:
+        return losses[(len(lowered), float(f"{factor:.2g}"))]
+
+    walks._settle(verdict, ["mask_head"], losses[(0, 0.3)], reached)
+    assert verdict.also == also and verdict.holds == pytest.approx(holds, rel=0.02)
