@@ -119,9 +119,9 @@ class Divergence:
         if not (math.isfinite(loss) and math.isfinite(norm)) or loss == 0 or norm == 0 or (known and r_loss > CALM):
             return
         size = abs(loss)
-        if not known and r_loss > WILD_RATIO and size > WILD_LOSS:
-            return
         if not known:
+            if r_loss > WILD_RATIO and size > WILD_LOSS:
+                return
             self._first.append(size)
             self._first_norms.append(norm)
         self._losses.append(size)
@@ -266,12 +266,10 @@ class Haste:
         self._bound: dict[str, float] = {}
         self.watching = False
 
-    def judge(
-        self, step: int, loss: float, first_loss: float, bound: dict[str, float], *, clipped: bool
-    ) -> Verdict | None:
-        """The verdict on a step before it is taken. ``bound``: component → what its update over weights cannot pass."""
+    def judge(self, step: int, loss: float, first_loss: float, bound: dict[str, float]) -> Verdict | None:
+        """The verdict on a step; ``bound``: component → most that it can move by, empty where nothing is clipped."""
         self._bound = bound
-        self.watching = clipped and loss > first_loss and max(bound.values(), default=0.0) > HASTY
+        self.watching = loss > first_loss and max(bound.values(), default=0.0) > HASTY
         if not self.watching:
             self._moved.clear()
         if len(self._moved) < HASTE_STEPS:

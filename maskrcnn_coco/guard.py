@@ -64,8 +64,7 @@ class Guard:
         deferred: bool = False,
     ) -> None:
         steps.refuse_closures(optimizer)
-        self.model, self.optimizer = model, optimizer
-        self.max_grad_norm = max_grad_norm
+        self.model, self.optimizer, self.max_grad_norm = model, optimizer, max_grad_norm
         self.mode: Mode = mode
         self.measure_every, self.check_every, self.max_crashes = measure_every, check_every, max_crashes
         self._components = components
@@ -130,9 +129,8 @@ class Guard:
         """After a rollback, a load or a repair: forget the run-up, look at the whole state before the next step."""
         self._next = self._next if step is None else step
         self.alarm, self._crashes = None, 0
-        for part in (self.divergence, self.stall, self.haste):
+        for part in (self.divergence, self.stall, self.haste, self.health):
             part.reset()
-        self.health.reset()
         self.layout.zero_grad()
         if self._deferred is not None:
             self._deferred.pending.clear()
@@ -235,8 +233,8 @@ class Guard:
         if leap is not None or math.isnan(record.loss):
             return leap
         found = self.divergence.judge(record.step, record.loss, record.grad_norm, record.group_grad_norm)
-        first, bound = self.divergence.first_loss, self.health.bound
-        return found or self.haste.judge(record.step, record.loss, first, bound, clipped=coefficient < 1.0)
+        bound = self.health.bound if coefficient < 1.0 else {}
+        return found or self.haste.judge(record.step, record.loss, self.divergence.first_loss, bound)
 
     def crash(self, error: str, measured: dict[str, Any]) -> Verdict:
         """The verdict on a forward or backward pass that raised ``error``."""

@@ -81,7 +81,7 @@ def hasten(losses: list[float], ratios: list[float], bounds: list[float], clippe
     """The steps at which updates of these sizes are refused; those are not taken."""
     haste, refused = Haste(), []
     for step, (loss, ratio, bound) in enumerate(zip(losses, ratios, bounds, strict=True)):
-        verdict = haste.judge(step, loss, 2.9, {"a": bound, "b": 0.01}, clipped=clipped)
+        verdict = haste.judge(step, loss, 2.9, {"a": bound, "b": 0.01} if clipped else {})
         if verdict is not None:
             assert verdict.measured["component"] == "a" and verdict.onset_step == step - 5
             refused.append(step)
