@@ -96,7 +96,6 @@ class Lab:
             scaler=self.scaler,
             max_grad_norm=task.max_grad_norm,
             mode="observe",
-            precision=task.precision,  # type: ignore[arg-type]
         )
         self.steps_spent = 0
 
