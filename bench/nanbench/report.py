@@ -30,7 +30,8 @@ def write(lines: list[Line], out: Path) -> int:
     (out / "nanbench.jsonl").write_text(text + "\n", encoding="utf-8")
     lines = whole_seeds(lines)
     targets = _targets([k for k in lines if k["system"] == "ours"])
-    parts = [_head(lines), _summary(lines), _target_table(targets), _by_cause(lines), _confusion(lines), _misses(lines)]
+    parts = [_head(lines), _summary(lines), _target_table(targets), _by_cause(lines), _confusion(lines)]
+    parts += [_warnings(lines), _misses(lines)]
     (out / "nanbench.md").write_text("\n\n".join(parts) + "\n\n" + METHOD, encoding="utf-8")
     missed = [name for name, _, _, ok in targets if not ok]
     print(f"wrote {out / 'nanbench.md'}; " + (f"missed: {', '.join(missed)}" if missed else "every target reached"))
@@ -166,6 +167,22 @@ def _confusion(lines: list[Line]) -> str:
         cells = [str(counts[(truth, n)] or "") for n in named]
         rows.append(f"| {truth} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
+
+
+def _warnings(lines: list[Line]) -> str:
+    """How many steps before the alarm a learning rate that is too high was warned of."""
+    ours = [k for k in lines if k["system"] == "ours" and "warned_step" in k]
+    rates = [k for k in _faults(ours) if BY_ID[k["scenario"]].family == "lr" and k["detected_step"] is not None]
+    early = [k for k in rates if k["warned_step"] is not None and k["warned_step"] < k["detected_step"]]
+    quiet = _quiet(ours)
+    loud = sum(k["warned_step"] is not None for k in quiet)
+    leads = sorted(k["detected_step"] - k["warned_step"] for k in early)
+    lead = f"; {statistics.median(leads):g} steps before it in the median, {leads[-1]} at most" if leads else ""
+    return (
+        "## Early warnings\n\nA warning refuses nothing; it needs 12 steps of history, which is half of these runs. Of "
+        f"{len(rates)} alarms about a learning rate {len(early)} were preceded by a warning{lead}. "
+        f"Of {len(quiet)} clean runs and decoys {loud} were warned of something."
+    )
 
 
 def _misses(lines: list[Line]) -> str:

@@ -82,3 +82,5 @@ class Outcome:
     """Median time of a healthy step."""
     first_bad: int | None = None
     """The first step at which the bad image was in a batch."""
+    warned: dict[str, int] = field(default_factory=dict)
+    """Component → step of the first early warning about it, while everything was still sound."""

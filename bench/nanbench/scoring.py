@@ -90,6 +90,7 @@ def score(entry: Line, clean: Clean) -> Line:
         "seconds": round(outcome.get("seconds", 0.0), 3),
         "stopped": outcome.get("stopped"),
     }
+    line["warned_step"] = min(outcome.get("warned", {}).values(), default=None)
     line["kept"] = line["survived"] and harm is not None and harm <= KEPT
     if scenario is None or scenario.decoy:
         return line | {"false_actions": len(incidents), "kept": line["survived"]}
