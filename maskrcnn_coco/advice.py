@@ -10,7 +10,7 @@ from typing import Any
 
 from maskrcnn_coco.ladder import HEADS, Rung
 from maskrcnn_coco.limits import Limit, Settled, Verdict, judge, own_level, rising
-from maskrcnn_coco.recipes import CLIP_GUIDE, GUIDELINE
+from maskrcnn_coco.recipes import CLIP_GUIDE, guideline
 from maskrcnn_coco.records import COMPONENTS
 from maskrcnn_coco.trials import Lab, State, Trial
 
@@ -99,21 +99,26 @@ def two_digits(value: float) -> float:
     return float(f"{value:.1e}")
 
 
-def cap(limit: Limit, component: str, *, pretrained: bool) -> float:
+def cap(limit: Limit, component: str, *, pretrained: bool, optimizer: str = "sgd") -> float:
     """Highest rate to advise for one component: its limit over `SAFETY`; for loaded weights not past the guideline."""
-    guide = GUIDELINE.get(component)
+    guide = guideline(optimizer).get(component)
     top = guide.aggressive[1] if pretrained and guide else math.inf
     return min(limit.stable / SAFETY, top)
 
 
 def candidates(
-    limits: Mapping[str, Limit], recipe: Choice, fixed: Mapping[str, float], *, pretrained: bool
+    limits: Mapping[str, Limit],
+    recipe: Choice,
+    fixed: Mapping[str, float],
+    *,
+    pretrained: bool,
+    optimizer: str = "sgd",
 ) -> list[Choice]:
     """The recipe's rates (lowered to the caps where they pass them), the measured ones, and the middle.
 
     ``fixed`` holds settings that the user gave, by Config's field names; they are never changed.
     """
-    caps = {c: cap(limit, c, pretrained=pretrained) for c, limit in limits.items()}
+    caps = {c: cap(limit, c, pretrained=pretrained, optimizer=optimizer) for c, limit in limits.items()}
     backbone = caps.get("backbone", min(caps.values()))
     lr = fixed.get("lr", two_digits(backbone))
     heads = [caps[c] for c in HEADS if c in caps]
@@ -218,11 +223,11 @@ def clip_from(norms: Sequence[float], current: float) -> tuple[float, str]:
     return chosen, f"{seen}; --max-grad-norm {chosen:g} leaves nearly all healthy steps alone"
 
 
-def compare(limits: Mapping[str, Limit], choice: Choice, *, pretrained: bool) -> list[str]:
+def compare(limits: Mapping[str, Limit], choice: Choice, *, pretrained: bool, optimizer: str = "sgd") -> list[str]:
     """One sentence a component: limit, advised rate, and the guideline, with the difference explained."""
-    sentences = []
+    sentences, guides = [], guideline(optimizer)
     for component, limit in limits.items():
-        rate, guide = choice.rates.get(component, choice.lr), GUIDELINE.get(component)
+        rate, guide = choice.rates.get(component, choice.lr), guides.get(component)
         if math.isinf(limit.high):
             text = f"{component}: stable up to {limit.low:.2g}, the highest rate tried ({limit.how})"
         else:

@@ -102,7 +102,7 @@ def advise_run(
     lab, config = bench.lab, bench.config
     fresh = lab.save(0)
     recipe = Choice("recipe", *(_number(getattr(config, n)) for n in ADVISED[:3]))
-    settled = settle(lab, _safe(recipe, config.optimizer), SETTLE_STEPS, seconds=budget * 0.15, say=say)
+    settled = settle(lab, _safe(recipe), SETTLE_STEPS, seconds=budget * 0.15, say=say)
     steps = _affordable(settled, len(lab.components), budget)
     if say:
         say(f"trials of {steps} steps, at most {budget:.0f} s in all")
@@ -111,9 +111,10 @@ def advise_run(
     remember(fingerprint(config, data), limits)
     joint = Joint(lab, settled, steps)
     fixed = {n: _number(v) for n, v in bench.given.items() if n in ADVISED[:3]}
-    choices = candidates(limits, recipe, fixed, pretrained=bench.pretrained)
+    choices = candidates(limits, recipe, fixed, pretrained=bench.pretrained, optimizer=config.optimizer)
     best, seen = choose(joint, choices, deadline=began + 0.8 * budget, fixed_lr="lr" in fixed)
-    seen = [*settled.notes, *compare(limits, best.choice, pretrained=bench.pretrained), *seen]
+    compared = compare(limits, best.choice, pretrained=bench.pretrained, optimizer=config.optimizer)
+    seen = [*settled.notes, *compared, *seen]
     advice = assemble(bench, limits, best, seen, cold_start(lab, fresh, best.choice, joint.levels, steps // 2))
     advice.warnings = over_limit(recipe.rates, advice, "the given" if "lr" in fixed else "the recipe's")
     if ladder:
@@ -157,9 +158,9 @@ def _affordable(settled: Settled, components: int, budget: float) -> int:
     return int(min(max(0.6 * budget / (pace * TRIALS * components), FEWEST_STEPS), MOST_STEPS))
 
 
-def _safe(recipe: Choice, optimizer: str) -> dict[str, float]:
-    """Where to begin: well below the recipe; Adam's steps do not shrink with the gradient, so lower still."""
-    return {c: v / (5 if optimizer == "sgd" else 50) for c, v in recipe.rates.items()}
+def _safe(recipe: Choice) -> dict[str, float]:
+    """Where to begin: well below the recipe."""
+    return {c: v / 5 for c, v in recipe.rates.items()}
 
 
 def over_limit(rates: Mapping[str, float], advice: Advice, whose: str) -> list[str]:

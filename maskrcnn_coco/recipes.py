@@ -49,7 +49,20 @@ GUIDELINE = {
     "box_head": Range("random", (1e-3, 1e-2), (1e-2, 5e-2)),
     "mask_head": Range("random", (1e-3, 1e-2), (1e-2, 5e-2)),
 }
+ADAMW_SHARE = 20
+"""AdamW's rates are SGD's over this. Built-in shapes, 5 epochs: segm/AP 0.257 at a tenth, 0.268 here, 0.153 at 1/50."""
 CLIP_GUIDE = ((1.0, "very conservative"), (5.0, "conservative"), (10.0, "default"), (20.0, "loose"))
+
+
+def guideline(optimizer: str) -> dict[str, Range]:
+    """The ranges per component for ``optimizer``, "sgd" or "adamw"."""
+    if optimizer == "sgd":
+        return GUIDELINE
+
+    def scaled(span: tuple[float, float]) -> tuple[float, float]:
+        return span[0] / ADAMW_SHARE, span[1] / ADAMW_SHARE
+
+    return {c: Range(g.state, scaled(g.safe), scaled(g.aggressive)) for c, g in GUIDELINE.items()}
 
 
 @dataclass(frozen=True)
@@ -122,14 +135,16 @@ def _defaults(c: Config, recipe: Recipe, size: str, *, num_images: int, builtin:
     small = "small network for the built-in shapes"
     cores = os.cpu_count() or 1
     workers = min(4, max(0, cores - 1)) if device != "cpu" else (0 if builtin else min(2, cores - 1))
+    adamw = c.optimizer == "adamw"
+    lr = (recipe.lr / ADAMW_SHARE, f"{size}, over {ADAMW_SHARE} for adamw") if adamw else (recipe.lr, size)
     return {
-        "lr": (recipe.lr, size),
+        "lr": lr,
         "head_lr_multiplier": (recipe.head_lr_multiplier, size),
         "rpn_lr_multiplier": (1.0, "default: the rpn is partly pretrained"),
         "epochs": (recipe.epochs, size),
         "batch_size": (batch_size, small if builtin else f"default on {device}"),
         "warmup_steps": (warmup, f"a share of the {steps} planned steps, at most 1000"),
-        "weight_decay": ((1e-4, "default for sgd") if c.optimizer == "sgd" else (0.05, "default for adamw")),
+        "weight_decay": (0.05, "default for adamw") if adamw else (1e-4, "default for sgd"),
         "model": (("maskrcnn_resnet18_fpn", small) if builtin else ("maskrcnn_resnet50_fpn_v2", "default")),
         "weights": _default_weights(c, builtin=builtin),
         "min_size": ((128, small) if builtin else (800, "torchvision's default")),
@@ -175,8 +190,9 @@ def lr_warnings(config: Config, *, builtin: bool) -> list[str]:
         "box_head": "head_lr_multiplier",
         "mask_head": "head_lr_multiplier",
     }
+    guides = guideline(config.optimizer)
     for component, lr in component_lrs(config).items():
-        guide = GUIDELINE[component]
+        guide = guides[component]
         if lr <= guide.safe[1] * (1 + 1e-9):
             continue
         low, high = guide.aggressive

@@ -56,6 +56,16 @@ def test_past_the_aggressive_range_is_said_so():
     assert any(w.startswith("mask_head") and "past the aggressive range" in w for w in warnings)
 
 
+def test_adamw_has_rates_and_ranges_of_its_own():
+    resolved = resolve(Config(data="x", optimizer="adamw"), num_images=1000)
+    assert (resolved.config.lr, resolved.config.weight_decay) == (pytest.approx(2.5e-4), 0.05)
+    assert "adamw" in resolved.reasons["lr"]
+    sgd = resolve(Config(data="x"), num_images=1000)
+    assert [w.split(":")[0] for w in resolved.warnings] == [w.split(":")[0] for w in sgd.warnings]
+    hot = resolve(Config(data="x", optimizer="adamw", lr=5e-3), num_images=1000).warnings
+    assert any(w.startswith("backbone") and "past the aggressive range" in w for w in hot)
+
+
 def test_clipping_off_is_warned_about():
     assert any("--max-grad-norm 0" in w for w in resolve(Config(data="x", max_grad_norm=0), num_images=9).warnings)
 
