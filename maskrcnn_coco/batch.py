@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.outlines import Outlines
 from maskrcnn_coco.plan import SampleKey
 
 Target = dict[str, Any]
@@ -43,8 +44,8 @@ class Batch:
     Attributes:
         images: (3, H, W) each, uint8, or float32 in 0..1.
         targets: one dict an image: ``boxes`` float32 (N, 4) xyxy pixels of that image, ``labels`` int64 (N,),
-            ``masks`` uint8 (N, H, W), ``image_id`` int, ``annotation_ids`` int64 (N,), ``iscrowd`` int64 (N,), ``area``
-            float32 (N,); of a user's data set, whatever it yields.
+            ``masks`` uint8 (N, H, W) or ``outlines``, `Outlines` of N objects, ``image_id`` int, ``annotation_ids``
+            int64 (N,), ``iscrowd`` int64 (N,), ``area`` float32 (N,); of a user's data set, whatever it yields.
         keys: what each sample can be made again from.
         resized: the images have their final size; the model's own resizing is to be left out in training.
     """
@@ -89,12 +90,15 @@ class Batch:
             raise ValueError(f"image {self.keys[position].image_id} has no annotation_ids")
         keep = ~torch.isin(torch.as_tensor(ids), torch.tensor(sorted(annotation_ids), dtype=torch.int64))
         targets = list(self.targets)
-        targets[position] = {k: v[keep.to(v.device)] if _per_object(v, len(keep)) else v for k, v in target.items()}
+        targets[position] = {k: _kept(v, keep) for k, v in target.items()}
         return replace(self, targets=targets)
 
 
-def _per_object(value: Any, count: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == count
+def _kept(value: Any, keep: Tensor) -> Any:
+    if isinstance(value, Outlines):
+        return value[keep]
+    per_object = isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(keep)
+    return value[keep.to(value.device)] if per_object else value
 
 
 def _unit(image: Tensor) -> Tensor:

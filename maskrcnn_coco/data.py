@@ -22,17 +22,9 @@ from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.images import read_image
 from maskrcnn_coco.loading import Loader, build_loader
 from maskrcnn_coco.masks import checked_polygons, checked_runs
+from maskrcnn_coco.outlines import Outline, Outlines, Runs, draw_masks, move_outlines
 from maskrcnn_coco.plan import Plan, SampleKey, mix
-from maskrcnn_coco.transforms import (
-    SCALES,
-    Outline,
-    Recipe,
-    Runs,
-    change_boxes,
-    change_image,
-    draw_masks,
-    draw_recipe,
-)
+from maskrcnn_coco.transforms import SCALES, Recipe, change_boxes, change_image, draw_recipe
 
 __all__ = [
     "Batch",
@@ -66,6 +58,10 @@ class CocoDataset(Dataset):
         transform: your own augmentation, after this one's, on (image uint8 (3, H, W), target); it may draw from
             torch's, numpy's and Python's global generators, which are seeded for each sample.
         masks: False leaves ``masks`` out, where only boxes are needed.
+
+    Attributes:
+        outlines: training targets carry `Outlines` as ``outlines`` in place of ``masks``; for models that take them
+            (`fast.takes_outlines`). Never with a ``transform``, which expects masks.
     """
 
     provisional = False
@@ -84,7 +80,7 @@ class CocoDataset(Dataset):
     ) -> None:
         self.table, self.train, self.seed, self.max_size = table, train, seed, max_size
         self.min_sizes = tuple(round(min_size * s) for s in scales)
-        self.transform, self.masks = transform, masks
+        self.transform, self.masks, self.outlines = transform, masks, False
         self.resized = train
         self.epoch = 0
         self._left_out = np.zeros(0, np.int64)
@@ -148,21 +144,26 @@ class CocoDataset(Dataset):
         # Written so that a NaN stays in: it is refused by name later, not dropped here.
         large = ~((boxes[:, 2:] - boxes[:, :2]) < MIN_SIDE).any(axis=1)
         rows, boxes = rows[large], boxes[large]
-        masks = None
+        drawn: Target = {}
         if self.masks:
-            masks, seen = draw_masks([self._outline(index, row, size) for row in rows], size, recipe)
-            if not seen.all():
-                rows, boxes, masks = rows[seen], boxes[seen], masks[torch.from_numpy(seen)]
+            outlines = [self._outline(index, row, size) for row in rows]
+            if self.outlines and self.train and self.transform is None:
+                moved, seen = move_outlines(outlines, size, recipe)
+                drawn = {"outlines": Outlines.of(moved, (recipe.height, recipe.width))}
+            else:
+                masks, seen = draw_masks(outlines, size, recipe)
+                drawn = {"masks": masks if seen.all() else masks[torch.from_numpy(seen)]}
+            rows, boxes = rows[seen], boxes[seen]
         factor = (recipe.height * recipe.width) / (size[0] * size[1])
-        target: Target = {
+        return {
             "boxes": torch.from_numpy(boxes),
             "labels": torch.from_numpy(table.labels[rows].astype(np.int64)),
             "image_id": int(table.image_ids[index]),
             "annotation_ids": torch.from_numpy(table.ann_ids[rows]),
             "iscrowd": torch.from_numpy(table.iscrowd[rows].astype(np.int64)),
             "area": torch.from_numpy((table.area[rows] * factor).astype(np.float32)),
+            **drawn,
         }
-        return target if masks is None else {**target, "masks": masks}
 
     def _outline(self, index: int, row: int, size: tuple[int, int]) -> Outline:
         raw = self.table.segmentation_raw(row)

@@ -27,6 +27,15 @@ FASTER: dict[type, type] = {
 """torchvision's class → the subclass that replaces it. Subclasses of a user's own are left as they are."""
 
 
+def takes_outlines(model: nn.Module, device: torch.device) -> bool:
+    """Whether ``model`` makes its mask targets from `Outlines`: an accelerated detector, on the CPU.
+
+    Elsewhere a proposal would have to come to the host first; there the device's own resampling of full-size masks
+    costs less.
+    """
+    return device.type == "cpu" and type(getattr(model, "roi_heads", None)) is FastRoIHeads
+
+
 def accelerate(model: nn.Module, *, channels_last: bool = True) -> nn.Module:
     """Replace the slow parts of a torchvision two-stage detector in place, and return it.
 

@@ -7,11 +7,15 @@ the numbers are the same.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
 _GROUP = 16
+Piece = tuple[int, int, Tensor]
+"""Top, left and pixels (h, w), any dtype, of the part of a mask that is not all zeros."""
 
 
 def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, resolution: int) -> Tensor:
@@ -23,25 +27,42 @@ def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, resolution: int)
     """
     if masks.device.type != "cpu" or len(boxes) == 0:
         return project_masks_on_boxes(masks, boxes, matched, resolution)
+    windows = {n: (0, 0, mask) for n, mask in enumerate(masks)}
+    height, width = masks.shape[-2:]
+    return resample(windows, (height, width), boxes, matched.tolist(), resolution)
+
+
+def resample(
+    windows: Mapping[int, Piece], size: tuple[int, int], boxes: Tensor, matched: list[int], resolution: int
+) -> Tensor:
+    """The same from the part of each mask that is not all zeros; boxes on the CPU, of an image of ``size``."""
     boxes = boxes if boxes.dtype == torch.float64 else boxes.float()
     out = boxes.new_empty((len(boxes), resolution, resolution))
     # Boxes of about one size together: the weight matrices of a group are as wide as its largest box. Autocast would
     # round the weights to half precision: a target that is not exact is a wrong label.
     with torch.autocast("cpu", enabled=False):
         for group in (boxes[:, 2:] - boxes[:, :2]).amax(1).argsort().split(_GROUP):
-            _resample_group(masks, boxes[group], matched[group].tolist(), out, group.tolist())
+            rows = group.tolist()
+            _resample_group([windows[matched[r]] for r in rows], size, boxes[group], out, rows)
     return out
 
 
-def _resample_group(masks: Tensor, boxes: Tensor, matched: list[int], out: Tensor, places: list[int]) -> None:
+def _resample_group(pieces: list[Piece], size: tuple[int, int], boxes: Tensor, out: Tensor, places: list[int]) -> None:
     extent = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1.0)
-    tops, row_weights = _resampling(boxes[:, 1], extent[:, 1], masks.shape[1], out.shape[1])
-    lefts, column_weights = _resampling(boxes[:, 0], extent[:, 0], masks.shape[2], out.shape[2])
-    height, width = row_weights.shape[2], column_weights.shape[2]
-    corners = zip(places, matched, tops.tolist(), lefts.tolist(), strict=True)
-    for rows, columns, (place, mask, top, left) in zip(row_weights, column_weights, corners, strict=True):
-        crop = masks[mask, top : top + height, left : left + width].to(boxes.dtype)
-        torch.mm(rows[:, : crop.shape[0]] @ crop, columns[:, : crop.shape[1]].T, out=out[place])
+    tops, row_weights = _resampling(boxes[:, 1], extent[:, 1], size[0], out.shape[1])
+    lefts, column_weights = _resampling(boxes[:, 0], extent[:, 0], size[1], out.shape[2])
+    corners = zip(places, pieces, tops.tolist(), lefts.tolist(), strict=True)
+    for rows, columns, (place, (above, beside, mask), top, left) in zip(
+        row_weights, column_weights, corners, strict=True
+    ):
+        # From here to there, in pixels of the image: what box and piece have in common.
+        y0, y1 = max(top, above), min(top + rows.shape[1], above + mask.shape[0])
+        x0, x1 = max(left, beside), min(left + columns.shape[1], beside + mask.shape[1])
+        if y0 >= y1 or x0 >= x1:
+            out[place] = 0
+            continue
+        crop = mask[y0 - above : y1 - above, x0 - beside : x1 - beside].to(boxes.dtype)
+        torch.mm(rows[:, y0 - top : y1 - top] @ crop, columns[:, x0 - left : x1 - left].T, out=out[place])
 
 
 def _resampling(start: Tensor, extent: Tensor, size: int, bins: int) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,8 @@ Same proposals, same random draws, same losses as torchvision's `RoIHeads`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,8 +15,9 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from maskrcnn_coco.fast_masks import mask_targets
 from maskrcnn_coco.fast_pool import FastPool, Pyramid, flatten
 from maskrcnn_coco.fast_sampler import Sample, draw
+from maskrcnn_coco.mask_targets import outline_targets
 
-Target = dict[str, Tensor]
+Target = dict[str, Any]
 
 
 class FastRoIHeads(RoIHeads):
@@ -46,8 +49,12 @@ class FastRoIHeads(RoIHeads):
         return [], losses
 
     def _check(self, targets: list[Target] | None) -> None:
-        self.check_targets(targets)
-        for t in targets or []:
+        if targets is None:
+            raise ValueError("targets should not be None")
+        for t in targets:
+            missing = [k for k in ("boxes", "labels") if k not in t]
+            if missing or (self.has_mask() and "masks" not in t and "outlines" not in t):
+                raise ValueError(f"every target needs boxes, labels and masks, but this one has {sorted(t)}")
             if t["boxes"].dtype not in (torch.float, torch.double, torch.half):
                 raise TypeError(f"target boxes must be of float type, instead got {t['boxes'].dtype}")
             if t["labels"].dtype != torch.int64:
@@ -98,6 +105,14 @@ def _mask_loss(
     if len(labels) == 0:
         return logits.sum() * 0
     size = logits.shape[-1]
-    wanted = [mask_targets(t["masks"], b, m, size) for t, b, m in zip(targets, boxes, matched, strict=True)]
+    wanted = [_wanted(t, b, m, size) for t, b, m in zip(targets, boxes, matched, strict=True)]
     chosen = logits[torch.arange(len(labels), device=labels.device), labels]
     return F.binary_cross_entropy_with_logits(chosen, torch.cat(wanted))
+
+
+def _wanted(target: Target, boxes: Tensor, matched: Tensor, size: int) -> Tensor:
+    """Mask targets (P, size, size) of one image: from its outlines where it has them, else from full-size masks."""
+    outlines = target.get("outlines")
+    if outlines is None:
+        return mask_targets(target["masks"], boxes, matched, size)
+    return outline_targets(outlines, boxes, matched, size).to(boxes.device)

@@ -207,8 +207,8 @@ def _tape_batches(case: Case, tape: list[TapeEntry], room: int) -> dict[int, lis
 
 
 def _size(packed: dict[str, Any]) -> int:
-    tensors = [*packed["images"], *(v for t in packed["targets"] for v in t.values() if hasattr(v, "nbytes"))]
-    return sum(int(t.nbytes) for t in tensors)
+    values = [v for t in packed["targets"] for v in (*t.values(), *t.get("outlines", {}).values())]
+    return sum(int(v.nbytes) for v in (*packed["images"], *values) if hasattr(v, "nbytes"))
 
 
 def _pack_batch(batch: Any) -> dict[str, Any]:
@@ -222,10 +222,12 @@ def _pack_batch(batch: Any) -> dict[str, Any]:
 
 def _unpack_batch(packed: dict[str, Any]) -> Any:
     from maskrcnn_coco.batch import Batch
+    from maskrcnn_coco.outlines import Outlines
     from maskrcnn_coco.plan import SampleKey
 
     keys = [SampleKey(*k) for k in packed["keys"]]
-    return Batch(list(packed["images"]), list(packed["targets"]), keys, resized=packed["resized"])
+    targets = [{k: Outlines.from_plain(v) if k == "outlines" else v for k, v in t.items()} for t in packed["targets"]]
+    return Batch(list(packed["images"]), targets, keys, resized=packed["resized"])
 
 
 def _keys_of(keys: Any) -> tuple[tuple[int, ...], ...]:
@@ -264,6 +266,8 @@ def _plain(value: Any) -> Any:
     """Dicts, lists, scalars, strings and CPU tensors only: what a weights-only load accepts."""
     import torch
 
+    from maskrcnn_coco.outlines import Outlines
+
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         # A view would take its whole buffer along; and views of one buffer with several dtypes cannot be saved at all.
@@ -272,6 +276,8 @@ def _plain(value: Any) -> Any:
         return {k if isinstance(k, (str, int)) else str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set)):
         return [_plain(v) for v in value]
+    if isinstance(value, Outlines):
+        return _plain(value.plain())
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if hasattr(value, "item") and getattr(value, "size", 2) == 1:

@@ -18,6 +18,7 @@ from maskrcnn_coco.data import CocoDataset, UserData
 from maskrcnn_coco.datasets import RunData, check_data, open_data, read_quarantine
 from maskrcnn_coco.distributed import Ranks
 from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.fast import takes_outlines
 from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.guard import Guard
 from maskrcnn_coco.introduction import introduce, prepare_folders
@@ -65,6 +66,8 @@ def open_session(
     if model is None:
         model = make_model(config, data.num_classes, quick=quick)
     model.to(device)
+    if isinstance(train_source, CocoDataset):
+        train_source.outlines = takes_outlines(model, device)
     plan = make_plan(train_source, data, config, ranks)
     session = assemble(config, data, device, precision, ranks, model, train_source, val_source, plan, console, quick)
     session.observers = tuple(observers)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn_coco.batch import Batch
+from maskrcnn_coco.outlines import Outlines
 
 _ALIGN = 64
 _SPARSE_FROM = 1 << 16
@@ -120,5 +121,7 @@ def pack(batches: list[Batch]) -> Parcel:
 
 
 def _mapped(batch: Batch, change: Any) -> Batch:
-    targets = [{k: change(v) for k, v in t.items()} for t in batch.targets]
+    targets = [
+        {k: v.mapped(change) if isinstance(v, Outlines) else change(v) for k, v in t.items()} for t in batch.targets
+    ]
     return replace(batch, images=[change(i) for i in batch.images], targets=targets)

@@ -140,8 +140,10 @@ def _shapes_ok(image: Tensor, target: Mapping[str, Any]) -> bool:
     if boxes.ndim != 2 or boxes.shape[-1] != 4:
         return boxes.numel() == 0
     count = len(boxes)
-    labels, masks = target.get("labels"), target.get("masks")
+    labels, masks, outlines = target.get("labels"), target.get("masks"), target.get("outlines")
     if labels is not None and (len(labels) != count or labels.is_floating_point()):
+        return False
+    if outlines is not None and (len(outlines) != count or tuple(outlines.size) != tuple(image.shape[-2:])):
         return False
     return masks is None or (len(masks) == count and (count == 0 or tuple(masks.shape[-2:]) == tuple(image.shape[-2:])))
 
@@ -230,6 +232,9 @@ def _pixels(image: Tensor) -> str:
 
 def _shapes(image: Tensor, target: Mapping[str, Any]) -> str:
     shapes = {k: tuple(target[k].shape) for k in ("boxes", "labels", "masks") if isinstance(target.get(k), Tensor)}
+    outlines = target.get("outlines")
+    if outlines is not None:
+        shapes["outlines"] = (len(outlines), *outlines.size)
     return f"targets {shapes} do not fit each other or the image {tuple(image.shape)}"
 
 

@@ -1,15 +1,12 @@
 """Augmentation: what is done to a sample, drawn from a counter; and how image, boxes and masks follow it.
 
-Sizes follow torchvision's detection transform exactly. Polygons are moved first and rasterised once, at the final size,
-instead of resizing dense masks; RLE is decoded inside the object's own columns only.
+Sizes follow torchvision's detection transform exactly. What becomes of masks is in `outlines`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
-import hotcoco.mask as native
 import numpy as np
 import torch
 from torch import Tensor
@@ -96,82 +93,3 @@ def change_boxes(boxes: np.ndarray, size: tuple[int, int], recipe: Recipe) -> np
     if recipe.flip:
         xyxy[:, [0, 2]] = recipe.width - xyxy[:, [2, 0]]
     return np.clip(xyxy, 0, [recipe.width, recipe.height] * 2).astype(np.float32)
-
-
-@dataclass
-class Runs:
-    """A checked RLE: run lengths int64, background first, in column order, over ``size`` (height, width)."""
-
-    counts: np.ndarray
-    size: tuple[int, int]
-
-
-Outline = list[np.ndarray] | Runs
-"""One object: the parts of a polygon, float64 (P, 2) xy in pixels of the source image each, or its RLE."""
-
-
-def draw_masks(outlines: list[Outline], size: tuple[int, int], recipe: Recipe) -> tuple[Tensor, np.ndarray]:
-    """Masks of objects on an image of ``size`` (height, width), after ``recipe``.
-
-    Returns:
-        uint8 (N, recipe.height, recipe.width), 0 or 1; and bool (N,): whether anything of the object is left.
-    """
-    # Untouched pages of zeros cost nothing: only the windows of the objects are written and looked at.
-    masks = np.zeros((len(outlines), recipe.height, recipe.width), np.uint8)
-    seen = np.zeros(len(outlines), bool)
-    for n, outline in enumerate(outlines):
-        if isinstance(outline, Runs):
-            seen[n] = _draw_runs(masks[n], outline, recipe)
-        else:
-            seen[n] = _draw_polygon(masks[n], outline, size, recipe)
-    return torch.from_numpy(masks), seen
-
-
-def _draw_polygon(mask: np.ndarray, parts: list[np.ndarray], size: tuple[int, int], recipe: Recipe) -> bool:
-    height, width = mask.shape
-    factor = np.array([width / size[1], height / size[0]])
-    moved = [part * factor for part in parts]
-    if recipe.flip:
-        for part in moved:
-            part[:, 0] = width - part[:, 0]
-    low = np.min([p.min(axis=0) for p in moved], axis=0)
-    high = np.max([p.max(axis=0) for p in moved], axis=0)
-    # Rasterised in a window around the object: shifts by whole pixels change nothing.
-    left, top = max(0, int(low[0]) - 1), max(0, int(low[1]) - 1)
-    right, bottom = min(width, int(high[0]) + 2), min(height, int(high[1]) + 2)
-    if left >= right or top >= bottom:
-        return False
-    flat = [(p - (left, top)).ravel().tolist() for p in moved]
-    rles = native.fr_py_objects(flat, bottom - top, right - left)
-    window = native.decode(rles[0] if len(rles) == 1 else native.merge(rles))
-    mask[top:bottom, left:right] = window
-    return bool(window.any())
-
-
-def _draw_runs(mask: np.ndarray, runs: Runs, recipe: Recipe) -> bool:
-    """Decode and resize to the nearest pixel, as torchvision's transform does with dense masks."""
-    source_height, source_width = runs.size
-    height, width = mask.shape
-    stops = np.cumsum(runs.counts)
-    filled = np.flatnonzero(runs.counts[1::2]) * 2 + 1
-    if len(filled) == 0:
-        return False
-    first = int(stops[filled[0]] - runs.counts[filled[0]]) // source_height
-    last = (int(stops[filled[-1]]) - 1) // source_height
-    low, high = first * source_height, (last + 1) * source_height
-    inside = np.diff(np.clip(stops, low, high), prepend=low)
-    bits = np.repeat((np.arange(len(inside)) % 2).astype(np.uint8), inside)
-    window = bits.reshape(last - first + 1, source_height)
-    rows, cols = _nearest(source_height, height), _nearest(source_width, width)
-    use = np.flatnonzero((cols >= first) & (cols <= last))
-    part = window[(cols[use] - first)[:, None], rows[None, :]].T
-    mask[:, width - 1 - use if recipe.flip else use] = part
-    return bool(part.any())
-
-
-def _nearest(source: int, target: int) -> np.ndarray:
-    """The source pixel of each target pixel, int64 (target,), as ``interpolate(mode="nearest")``: in float32."""
-    if source == target:
-        return np.arange(target)
-    ratio = np.float32(source) / np.float32(target)
-    return np.minimum((np.arange(target, dtype=np.float32) * ratio).astype(np.int64), source - 1)

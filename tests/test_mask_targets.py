@@ -8,10 +8,15 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
 from maskrcnn_coco.mask_targets import outline_targets
 from maskrcnn_coco.masks import checked_runs, encode_rle
-from maskrcnn_coco.transforms import Recipe, Runs, draw_masks
+from maskrcnn_coco.outlines import Outline, Outlines, Runs, draw_masks, move_outlines
+from maskrcnn_coco.transforms import Recipe
 from tests.test_transforms import blob, ring
 
 SIZE = (300, 400)
+
+
+def packed(outlines: list[Outline]) -> Outlines:
+    return Outlines.of(move_outlines(outlines, SIZE, Recipe(*SIZE))[0], SIZE)
 
 
 def proposals(masks: torch.Tensor, each: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,26 +37,25 @@ def proposals(masks: torch.Tensor, each: int, rng: np.random.Generator) -> tuple
 def test_they_differ_from_torchvisions_at_outlines_only():
     rng = np.random.default_rng(1)
     rles = [Runs(checked_runs(encode_rle(blob(rng, *SIZE)), *SIZE), SIZE) for _ in range(3)]
-    outlines = [*([ring(rng, *SIZE)] for _ in range(5)), *rles, [ring(rng, *SIZE), ring(rng, *SIZE)]]
+    outlines: list[Outline] = [*([ring(rng, *SIZE)] for _ in range(5)), *rles, [ring(rng, *SIZE), ring(rng, *SIZE)]]
     masks, _ = draw_masks(outlines, SIZE, Recipe(*SIZE))
     boxes, matched = proposals(masks, 12, rng)
-    expected = project_masks_on_boxes(masks, boxes, matched, 28) >= 0.5
-    got = outline_targets(outlines, SIZE, boxes, matched)
-    assert got.shape == (len(boxes), 28, 28) and set(got.unique().tolist()) == {0.0, 1.0}
-    assert (got.bool() != expected).float().mean() <= 0.012
+    expected = project_masks_on_boxes(masks, boxes, matched, 28)
+    got = outline_targets(packed(outlines), boxes, matched)
     coded = matched.ge(5) & matched.lt(8)
-    # 1e-3: a value of one half may fall on either side
-    assert (got[coded].bool() != expected[coded]).float().mean() <= 1e-3
+    torch.testing.assert_close(got[coded], expected[coded], rtol=1e-4, atol=1e-4)
+    assert got.shape == (len(boxes), 28, 28) and set(got[~coded].unique().tolist()) == {0.0, 1.0}
+    assert ((got >= 0.5) != (expected >= 0.5)).float().mean() <= 0.012
 
 
 def test_bad_boxes_never_reach_native_code():
     rng = np.random.default_rng(2)
-    outlines = [[ring(rng, *SIZE)], Runs(checked_runs(encode_rle(blob(rng, *SIZE)), *SIZE), SIZE)]
+    outlines: list[Outline] = [[ring(rng, *SIZE)], Runs(checked_runs(encode_rle(blob(rng, *SIZE)), *SIZE), SIZE)]
     bad = [[float("nan"), 0, 9, 9], [0, 0, float("inf"), 9], [-1e30, 0, 5, 5]]
     boxes = torch.tensor([*bad, *bad, [50, 50, 50, 50]])
-    got = outline_targets(outlines, SIZE, boxes, torch.tensor([0, 0, 0, 1, 1, 1, 0]))
+    got = outline_targets(packed(outlines), boxes, torch.tensor([0, 0, 0, 1, 1, 1, 0]))
     assert got[:6].sum() == 0 and got.isfinite().all()
 
 
 def test_no_proposals():
-    assert outline_targets([], SIZE, torch.zeros(0, 4), torch.zeros(0).long()).shape == (0, 28, 28)
+    assert outline_targets(packed([]), torch.zeros(0, 4), torch.zeros(0).long()).shape == (0, 28, 28)

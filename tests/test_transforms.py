@@ -12,16 +12,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.v2 import functional as F
 
 from maskrcnn_coco.masks import checked_runs, decode_mask, encode_rle
-from maskrcnn_coco.transforms import (
-    SCALES,
-    Recipe,
-    Runs,
-    change_boxes,
-    change_image,
-    draw_masks,
-    draw_recipe,
-    output_size,
-)
+from maskrcnn_coco.outlines import Outlines, Runs, draw_masks, move_outlines
+from maskrcnn_coco.transforms import SCALES, Recipe, change_boxes, change_image, draw_recipe, output_size
 
 SIZES = [(97, 140), (128, 128), (333, 91), (64, 250)]
 
@@ -29,6 +21,9 @@ SIZES = [(97, 140), (128, 128), (333, 91), (64, 250)]
 def masks_of(outlines: list, size: tuple[int, int], recipe: Recipe) -> torch.Tensor:
     masks, seen = draw_masks(outlines, size, recipe)
     assert seen.tolist() == masks.flatten(1).any(1).bool().tolist()
+    moved, kept = move_outlines(outlines, size, recipe)
+    assert kept.tolist() == seen.tolist()
+    assert torch.equal(Outlines.of(moved, (recipe.height, recipe.width)).masks(), masks[torch.from_numpy(seen)])
     return masks
 
 
