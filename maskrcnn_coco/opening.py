@@ -197,9 +197,8 @@ def sources(
 ) -> tuple[CocoDataset | UserData, CocoDataset | UserData | None]:
     """Training and validation source of samples."""
     if data.train is None:
-        return UserData(train_data, seed=config.seed), None if val_data is None else UserData(
-            val_data, seed=config.seed
-        )
+        own, val = UserData(train_data, seed=config.seed), val_data
+        return own, None if val is None else UserData(val, seed=config.seed)
     assert config.min_size and config.max_size
     train = CocoDataset(
         data.train,
