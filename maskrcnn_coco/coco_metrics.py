@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import itemgetter
 from typing import Any, Literal
 
 import hotcoco
@@ -153,20 +155,22 @@ def coco_metrics(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_t
 
 
 def _check_results(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: IouType) -> None:
+    # map and itemgetter keep a hundred thousand results out of the interpreter: a third of the whole time otherwise.
     sizes = {i["id"]: [i["height"], i["width"]] for i in truth.images}
-    strange = {r["image_id"] for r in results} - sizes.keys()
+    images = list(map(itemgetter("image_id"), results))
+    strange = set(images) - sizes.keys()
     if strange:
         raise DataError(f"a result names image {min(strange)}, which the ground truth does not have")
-    scores = np.array([r["score"] for r in results], np.float64)
+    scores = np.array(list(map(itemgetter("score"), results)), np.float64)
     _raise_at(results, ~np.isfinite(scores), "the score is not finite")
     if iou_type == "bbox" or any("bbox" in r for r in results):
-        odd = np.array([len(r["bbox"]) != 4 for r in results], bool)
-        _raise_at(results, odd, "the box has not 4 numbers")
-        boxes = np.array([r["bbox"] for r in results], np.float64).reshape(-1, 4)
+        found = list(map(itemgetter("bbox"), results))
+        _raise_at(results, np.fromiter(map(len, found), np.int64, len(found)) != 4, "the box has not 4 numbers")
+        boxes = np.fromiter(chain.from_iterable(found), np.float64, 4 * len(found)).reshape(-1, 4)
         _raise_at(results, np.any(~np.isfinite(boxes), axis=1), "the box is not finite")
     if iou_type == "segm":
-        pairs = [(r["segmentation"]["size"], sizes[r["image_id"]]) for r in results]
-        odd = np.array([a != b and list(a) != b for a, b in pairs], bool)
+        given = map(itemgetter("size"), map(itemgetter("segmentation"), results))
+        odd = np.array([list(a) != sizes[i] for a, i in zip(given, images, strict=True)], bool)
         _raise_at(results, odd, "the mask has another size than the image")
 
 
