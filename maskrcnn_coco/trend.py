@@ -77,6 +77,9 @@ def _norm_warning(records: Sequence[StepRecord], component: str) -> EarlyWarning
     level = median(window[-3:])
     if usual <= 0 or rising < STEADY_RISE or math.exp(growth * (WINDOW - 1)) < GROWTH or level < GROWTH * usual:
         return None
+    losses = [r.loss for r in records[-WINDOW:]]
+    if median(losses[-3:]) < median(losses[:3]):
+        return None  # norms that grow while the loss falls are those of weights that find their way
     text = (
         f"{component}: gradient norm rises {math.exp(growth) - 1:.0%} a step over {WINDOW} steps and is "
         f"{level / usual:.1f} times its usual {usual:.3g}"

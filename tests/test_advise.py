@@ -165,6 +165,9 @@ def test_early_warning_sees_a_norm_that_grows_steadily():
     found = early_warning(rising)
     assert [w.component for w in found] == ["box_head"] and found[0].what == "norm"
     assert "--head-lr-multiplier" in found[0].fix
+    for n, r in enumerate(rising):
+        r.loss = 10.0 - 0.1 * n
+    assert early_warning(rising) == [], "the loss falls: weights that find their way"
 
 
 def test_early_warning_ignores_a_single_spike_and_a_fall():
