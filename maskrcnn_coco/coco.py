@@ -6,6 +6,7 @@ audit (bad numbers are NaN in the columns, unknown categories label 0). What is 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import chain
@@ -132,19 +133,26 @@ class CocoTable:
         rows = np.asarray(image_rows, np.int64)
         new_row = np.full(len(self) + 1, -1, np.int64)  # the last entry stays -1: for annotations without an image
         new_row[rows] = np.arange(len(rows))
-        image = new_row[self.ann_image]
-        keep = np.flatnonzero(image >= 0)
+        left = self._with_annotations(np.flatnonzero(new_row[self.ann_image] >= 0))
         return replace(
-            self,
+            left,
             image_ids=self.image_ids[rows],
             heights=self.heights[rows],
             widths=self.widths[rows],
             names=Texts(self.names.data, self.names.spans[rows]),
-            ann_image=image[keep],
-            segmentations=Texts(self.segmentations.data, self.segmentations.spans[keep]),
-            **{n: getattr(self, n)[keep] for n in ("ann_ids", "boxes", "labels", "iscrowd", "area", "category_ids")},
+            ann_image=new_row[left.ann_image],
             problems=self._problems_of(set(self.image_ids[rows].tolist())),
         )
+
+    def without(self, image_ids: Iterable[int], annotation_ids: Iterable[int]) -> CocoTable:
+        """This table without these images and annotations."""
+        left = self.subset(np.flatnonzero(~np.isin(self.image_ids, list(image_ids))))
+        return left._with_annotations(np.flatnonzero(~np.isin(left.ann_ids, list(annotation_ids))))
+
+    def _with_annotations(self, keep: np.ndarray) -> CocoTable:
+        names = ("ann_ids", "ann_image", "boxes", "labels", "iscrowd", "area", "category_ids")
+        texts = Texts(self.segmentations.data, self.segmentations.spans[keep])
+        return replace(self, segmentations=texts, **{n: getattr(self, n)[keep] for n in names})
 
     def _problems_of(self, image_ids: set[int]) -> tuple[Problem, ...]:
         return tuple(p for p in self.problems if p.image_id is None or p.image_id in image_ids)

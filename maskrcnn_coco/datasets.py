@@ -30,6 +30,7 @@ class RunData:
     builtin: bool
     notes: list[str] = field(default_factory=list)
     findings: list[DataFinding] = field(default_factory=list)
+    val_findings: list[DataFinding] = field(default_factory=list)
     bad_images: set[int] = field(default_factory=set)
     bad_annotations: set[int] = field(default_factory=set)
 
@@ -78,29 +79,72 @@ def open_data(config: Config) -> RunData:
 
 
 def check_data(data: RunData, config: Config) -> None:
-    """Audit the training data (once per fingerprint), and leave out what has errors; exit 3 with --strict."""
+    """Audit training and validation data (once per fingerprint), and leave out what has errors; exit 3 with --strict.
+
+    Raises:
+        DataError: nothing usable is left in one of them; or an error, with --strict.
+    """
     if data.train is None:
         return
     from maskrcnn_coco.audit import audit_cached, require_usable, to_quarantine
 
     data.findings = audit_cached(data.train, other=data.val)
     require_usable(data.train, data.findings)
-    errors = [f for f in data.findings if f.severity == "error"]
-    if errors and config.strict:
-        first = errors[0]
-        raise DataError(
-            f"{len(errors)} data errors in {data.train.json_path} (--strict); the first: {first.message}",
-            fix="maskrcnn-coco check --data … lists all of them and --fix OUT.json repairs what can be",
-        )
+    _refuse_if_strict(data.train, data.findings, config)
     images, annotations = to_quarantine(data.findings)
     data.bad_images |= images
     data.bad_annotations |= annotations
-    if len(data.bad_images) >= len(data.train):
+    _require_images(data.train, data.findings, len(data.bad_images))
+    if data.val is None:
+        return
+    data.val_findings = audit_cached(data.val)
+    _refuse_if_strict(data.val, data.val_findings, config)
+    images, annotations = to_quarantine(data.val_findings)
+    _require_images(data.val, data.val_findings, len(images))
+    if images or annotations:
+        data.val = data.val.without(images, annotations)
+
+
+def _refuse_if_strict(table: CocoTable, findings: list[DataFinding], config: Config) -> None:
+    errors = [f for f in findings if f.severity == "error"]
+    if errors and config.strict:
         raise DataError(
-            f"no usable image is left in {data.train.json_path}: all {len(data.train)} have errors",
-            got=errors[0].message if errors else None,
+            f"{len(errors)} data errors in {table.json_path} (--strict); the first: {errors[0].message}",
+            fix="maskrcnn-coco check --data … lists all of them and --fix OUT.json repairs what can be",
+        )
+
+
+def _require_images(table: CocoTable, findings: list[DataFinding], bad: int) -> None:
+    if bad >= len(table):
+        raise DataError(
+            f"no usable image is left in {table.json_path}: all {len(table)} have errors",
+            got=next((f.message for f in findings if f.severity == "error"), None),
             fix="maskrcnn-coco check --data … shows what is wrong with each",
         )
+
+
+def complaints(data: RunData) -> list[str]:
+    """What a run says about its data at the start: errors that are left out, and images in both parts."""
+    sentences = []
+    errors = [f for f in data.findings if f.severity == "error"]
+    if errors:
+        sentences.append(
+            f"{len(errors)} data errors: {len(data.bad_images)} images and {len(data.bad_annotations)} annotations are "
+            f"left out; the first: {errors[0].message}"
+        )
+    errors = [f for f in data.val_findings if f.severity == "error"]
+    if errors:
+        sentences.append(
+            f"{len(errors)} errors in the validation data: what they concern is left out of the evaluation; "
+            f"the first: {errors[0].message}"
+        )
+    leaks = [f for f in data.findings if f.code == "IMAGE_LEAK"]
+    if leaks:
+        sentences.append(
+            f"{len(leaks)} training images are validation images too, so AP will flatter the model; "
+            f"the first: {leaks[0].message}"
+        )
+    return sentences
 
 
 def read_quarantine(path: str | Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from maskrcnn_coco import environment, recipes
 from maskrcnn_coco.checkpoint import Saver
 from maskrcnn_coco.config import dump_config
+from maskrcnn_coco.datasets import complaints
 from maskrcnn_coco.durable import write_text
 from maskrcnn_coco.folders import fresh_folder, keep_folder, started_at
 from maskrcnn_coco.runfiles import write_run_info
@@ -45,12 +46,8 @@ def introduce(session: Session, resolved: recipes.Resolved, *, resuming: bool) -
     console, data = session.console, session.data
     for note in (*data.notes, *getattr(session.model, "notes", ())):
         console.note(note)
-    errors = [f for f in data.findings if f.severity == "error"]
-    if errors:
-        console.warn(
-            f"{len(errors)} data errors: {len(data.bad_images)} images and {len(data.bad_annotations)} annotations are "
-            f"left out; the first: {errors[0].message}"
-        )
+    for sentence in complaints(data):
+        console.warn(sentence)
     if not resuming:
         console.settings(
             msgspec.structs.asdict(session.config), resolved.reasons, lr=recipes.component_lrs(session.config)
@@ -85,5 +82,5 @@ def describe(session: Session, resolved: recipes.Resolved) -> None:
         data=facts,
         lr=recipes.component_lrs(session.config),
         notes=[*data.notes, *getattr(session.model, "notes", ()), *resolved.warnings],
-        findings=data.findings,
+        findings=[*data.findings, *data.val_findings],
     )

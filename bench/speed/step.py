@@ -13,8 +13,10 @@ import argparse
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import common
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn
@@ -23,9 +25,10 @@ from maskrcnn_coco.fast import accelerate
 from maskrcnn_coco.guard import Guard
 from maskrcnn_coco.model import build_model
 from maskrcnn_coco.optim import apply_lr, build_optimizer
+from maskrcnn_coco.outlines import Outlines
 from maskrcnn_coco.precision import autocast, bf16_is_native
 
-Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+Batch = tuple[list[Tensor], list[dict[str, Any]]]
 LR = 1e-5
 CLASSES = 4
 MODELS = {"resnet50": (256, 2, 5), "shapes": (128, 4, 4)}
@@ -37,27 +40,44 @@ def make_model(name: str) -> nn.Module:
     torch.manual_seed(0)
     size = MODELS[name][0]
     if name == "shapes":
-        return build_model("maskrcnn_resnet18_fpn", CLASSES, small=True, min_size=size, max_size=size, fast=False)
+        return small_model(size)
     return maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES, min_size=size, max_size=size)
 
 
+def small_model(size: int) -> nn.Module:
+    """The quick network of the built-in shapes for images of ``size``, in torchvision's own modules."""
+    torch.manual_seed(0)
+    return build_model("maskrcnn_resnet18_fpn", CLASSES, small=True, min_size=size, max_size=size, fast=False)
+
+
 def make_batch(size: int, images: int, objects: int) -> Batch:
-    """Ellipses on noise."""
+    """Ellipses on noise. Targets have full-size masks, which torchvision takes, and outlines, which a run's have."""
     g = torch.Generator().manual_seed(0)
     ys, xs = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     pictures, targets = [], []
     for _ in range(images):
         center = size * (0.2 + 0.6 * torch.rand(objects, 2, generator=g))
         half = size * (0.05 + 0.15 * torch.rand(objects, 2, generator=g))
-        unit = (torch.stack((xs, ys), -1)[None] - center[:, None, None]) / half[:, None, None]
-        masks = (unit.square().sum(-1) <= 1).to(torch.uint8)
+        picture = 0.3 * torch.rand(3, size, size, generator=g)
         colours = torch.rand(objects, 3, 1, 1, generator=g)
-        picture = 0.3 * torch.rand(3, size, size, generator=g) + 0.6 * (colours * masks[:, None]).amax(0)
+        masks = torch.zeros(objects, size, size, dtype=torch.uint8)
+        for n in range(objects):
+            unit = (torch.stack((xs, ys), -1) - center[n]) / half[n]
+            masks[n] = (unit.square().sum(-1) <= 1).to(torch.uint8)
+            picture = torch.maximum(picture, 0.6 * colours[n] * masks[n])
         boxes = torch.cat((center - half, center + half), 1).clamp(0, size)
         labels = torch.randint(1, CLASSES, (objects,), generator=g)
         pictures.append(picture.clamp(0, 1))
-        targets.append({"boxes": boxes, "labels": labels, "masks": masks})
+        outlines = Outlines.of([[p] for p in _ellipses(center.numpy(), half.numpy())], (size, size))
+        targets.append({"boxes": boxes, "labels": labels, "masks": masks, "outlines": outlines})
     return pictures, targets
+
+
+def _ellipses(centers: np.ndarray, halves: np.ndarray) -> list[np.ndarray]:
+    """Their outlines, 24 points each."""
+    angles = np.linspace(0, 2 * math.pi, 24, endpoint=False)
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return [(c + h * circle).astype(np.float64) for c, h in zip(centers, halves, strict=True)]
 
 
 def reference_step(net: nn.Module, batch: Batch) -> Callable[[int], None]:
@@ -115,7 +135,7 @@ def variants(name: str) -> dict[str, Callable[[int], None]]:
     rows = {
         "torchvision's reference": reference_step(net, batch),
         "fused optimizer": own_step(copied(fast=False), batch, "fp32", guarded=False),
-        "+ accelerate": own_step(copied(channels_last=False), batch, "fp32", guarded=False),
+        "+ accelerate, targets from outlines": own_step(copied(channels_last=False), batch, "fp32", guarded=False),
         "+ channels-last (float32 default)": own_step(copied(), batch, "fp32", guarded=False),
         "+ guard and clipping": own_step(copied(), batch, "fp32", guarded=True),
     }
