@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install train test lint bench nanbench faults fuzz clean
+.PHONY: install train test lint bench nanbench faults soak fuzz clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,6 +31,9 @@ nanbench: $(STAMP)
 
 faults: $(STAMP)
 	$(BIN)/python bench/faults/run.py
+
+soak: $(STAMP)
+	$(BIN)/python bench/faults/soak.py
 
 fuzz: $(STAMP)
 	$(BIN)/python bench/fuzz/run.py --cases 1000000

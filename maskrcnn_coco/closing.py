@@ -92,9 +92,14 @@ def _end(session: Session, status: str, code: int, finite: bool) -> Result:
     if not session.ranks.is_main:
         return result
     session.close_tracker()
+    session.write_due()
     draw_predictions(session)
-    write_text(session.logdir / "result.json", to_json(result, indent=1))
-    report = write_report(session.logdir)
+    try:
+        write_text(session.logdir / "result.json", to_json(result, indent=1))
+        report = write_report(session.logdir)
+    except OSError as e:
+        session.console.warn(f"result.json or the report was not written: {e}; maskrcnn-coco report makes it later")
+        report = session.logdir / "report.html"
     session.console.end(result, report=report, checkpoints=Path(session.config.checkpoint_dir))
     return result
 

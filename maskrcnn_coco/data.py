@@ -253,6 +253,8 @@ class UserData(Dataset):
         with seeded(self.seed, epoch, index, 3):
             try:
                 item = self.dataset[index]
+            except MemoryError:  # of the machine, not of this item: it can be tried again
+                raise
             except Exception as e:  # a user's code may raise anything; the sentence must name the item
                 raise DataError(
                     f"the data set failed at item {index}: {type(e).__name__}: {e}",

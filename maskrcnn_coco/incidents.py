@@ -54,6 +54,14 @@ def read_incidents(folder: str | Path) -> list[Incident]:
     return [read_incident(p) for p in sorted(folder.glob("[0-9]*.json"))]
 
 
+def set_aside(folder: Path, known: set[str]) -> None:
+    """Move the files of incidents other than ``known`` to ``undone/``: the run went back to before they happened."""
+    for path in sorted(folder.glob("[0-9]*")):
+        if path.is_file() and path.name.split(".")[0].split("_")[0] not in known:
+            (folder / "undone").mkdir(exist_ok=True)
+            path.replace(folder / "undone" / path.name)
+
+
 def incident_text(incident: Incident) -> list[str]:
     """Five lines for the console: cause, proof, what was done, what makes it permanent, where to read on."""
     c = incident.culprit
@@ -197,7 +205,10 @@ def _tape_batches(case: Case, tape: list[TapeEntry], room: int) -> dict[int, lis
     packed: dict[int, list[dict[str, Any]]] = {}
     # Newest first: a walk needs the steps up to the failing one without a gap.
     for entry in sorted((e for e in tape if e.step < case.alarm.step), key=lambda e: -e.step):
-        made = [_pack_batch(case.rig.make_batch(list(keys))) for keys in entry.keys]
+        try:
+            made = [_pack_batch(case.rig.make_batch(list(keys))) for keys in entry.keys]
+        except DataError:  # an image that could be read then is gone now
+            break
         size = sum(_size(b) for b in made)
         if size > room:
             break

@@ -163,6 +163,10 @@ class Loader:
         while True:
             try:
                 return next(self._iterator)
+            except MemoryError as e:
+                if self.workers == 0:
+                    raise
+                raise _WorkersLostError(f"out of memory in a loader process: {e}") from e
             except RuntimeError as e:
                 lost = self.workers > 0 and "DataLoader" in str(e)
                 if lost and "timed out" in str(e) and time.monotonic() < patience:

@@ -13,12 +13,12 @@ from maskrcnn_coco.backends import run_eagerly, use_libraries
 from maskrcnn_coco.config import Config
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.forward import keep_fp32
-from maskrcnn_coco.incidents import read_incidents
+from maskrcnn_coco.incidents import read_incidents, set_aside
+from maskrcnn_coco.recordlines import read_metrics
 from maskrcnn_coco.records import Action, Culprit, Evidence, Incident, StepRecord, record_from
 from maskrcnn_coco.session import Progress, Session
 from maskrcnn_coco.snapshot import restore_optimizer
 from maskrcnn_coco.store import load, load_newest
-from maskrcnn_coco.tracking import read_metrics
 
 
 @dataclass
@@ -98,7 +98,7 @@ def restore_run(session: Session, found: Found) -> None:
         if line["kind"] == "step" and line["step"] < session.progress.step
     ]
     session.keep_history()
-    session.incidents = read_incidents(session.logdir / "incidents")
+    settle_incidents(session)
     differences = environment.differs(
         found.state["environment"], environment.fingerprint(session.ranks.world, device=session.device)
     )
@@ -107,6 +107,17 @@ def restore_run(session: Session, found: Found) -> None:
     session.console.note(f"going on from {found.path}: step {session.progress.step} of {session.total_steps}")
     for path, why in found.skipped:
         note_poisoned(session, path, why)
+
+
+def settle_incidents(session: Session) -> None:
+    """The incidents that the checkpoint knows; later ones have not happened yet, and their files are set aside."""
+    folder, known = session.logdir / "incidents", set(session.progress.incidents)
+    if session.ranks.is_main:
+        set_aside(folder, known)
+        session.quarantine_due = bool(session.progress.quarantine) or (session.logdir / "quarantine.json").exists()
+        session.write_due()
+    session.ranks.barrier("incidents")
+    session.incidents = [i for i in read_incidents(folder) if i.id in known]
 
 
 def load_state(session: Session, state: dict[str, Any], source: str) -> None:
@@ -125,7 +136,8 @@ def load_state(session: Session, state: dict[str, Any], source: str) -> None:
         session.scaler.load_state_dict(state["scaler"])
     session.guard.load_state_dict(state["guard"])
     loop = dict(state["loop"])
-    loop.pop("epoch", None)
+    # Checkpoints of before this was counted were written after the epoch's end, or within an epoch.
+    loop.setdefault("closed_epochs", loop.pop("epoch", 0))
     session.progress = Progress(**loop)
     for name in session.progress.fp32_modules:
         keep_fp32(session.model, name)

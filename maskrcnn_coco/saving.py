@@ -31,6 +31,7 @@ def state_of(session: Session) -> dict[str, Any]:
 def save_epoch(session: Session, epoch: int, *, better: bool) -> None:
     """``epoch_NNN.pth``, ``last.pth`` and, after the best epoch so far, ``best.pth``."""
     if session.ranks.is_main and may_save(session):
+        before(session)
         session.saver.save_epoch(epoch + 1, state_of(session), best=better)
         after(session)
 
@@ -38,6 +39,7 @@ def save_epoch(session: Session, epoch: int, *, better: bool) -> None:
 def save_now(session: Session) -> None:
     """``last.pth`` now, and wait until it is on the disk."""
     if session.ranks.is_main and may_save(session):
+        before(session)
         session.saver.save_last(state_of(session))
         after(session, session.saver.wait())
 
@@ -55,6 +57,7 @@ def save_is_due(session: Session) -> bool:
 def save_last(session: Session) -> None:
     """``last.pth``, in the background."""
     if may_save(session):
+        before(session)
         session.saver.save_last(state_of(session))
         after(session)
 
@@ -65,6 +68,13 @@ def may_save(session: Session) -> bool:
         return True
     session.console.warn("the weights are not finite: no checkpoint is written, the older ones stay as they are")
     return False
+
+
+def before(session: Session) -> None:
+    """What happened before a checkpoint is on the disk before it: a resumed run does not write it again."""
+    session.write_due()
+    if session.tracker is not None:
+        session.tracker.flush()
 
 
 def after(session: Session, warnings: list[str] | None = None) -> None:

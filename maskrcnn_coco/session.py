@@ -54,6 +54,10 @@ class Progress:
     skipped_steps: int = 0
     images_seen: int = 0
     train_seconds: float = 0.0
+    epoch_began_seconds: float = 0.0
+    """``train_seconds`` when the last epoch was closed."""
+    closed_epochs: int = 0
+    """Epochs whose record and evaluation are done: at an epoch's last step they may still be to do."""
     lr_factors: dict[str, float] = field(default_factory=dict)
     weight_decay: float | None = None
     """What recovery lowered the weight decay to."""
@@ -110,7 +114,9 @@ class Session:
     """An alarm that came late, whose step is about to be taken again."""
     warned: set[str] = field(default_factory=set)
     last_save: float = field(default_factory=time.monotonic)
-    epoch_began_seconds: float = 0.0
+    incidents_due: list[Incident] = field(default_factory=list)
+    """Incidents whose files are still to be written."""
+    quarantine_due: bool = False
     lock: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Session:
@@ -157,7 +163,8 @@ class Session:
         """Begin writing records (rank 0 only); what was written from ``resume_step`` on is dropped."""
         self.close_tracker()
         if self.ranks.is_main:
-            self.tracker = Tracker(self.logdir, resume_step, warn=self.console.warn)
+            closed = None if resume_step is None else self.progress.closed_epochs
+            self.tracker = Tracker(self.logdir, resume_step, closed, warn=self.console.warn)
 
     def close_tracker(self) -> None:
         """Flush and close the record files."""
@@ -210,6 +217,7 @@ class Session:
     def rewind(self, step: int) -> None:
         """Forget what was recorded from planned step ``step`` on: the run goes on from there."""
         self.progress.step = step
+        self.progress.closed_epochs = min(self.progress.closed_epochs, self.epoch_of(step))
         self.progress.skipped_steps -= sum(r.step >= step and not r.applied for r in self.history)
         self.tape.drop_from(step)
         self.ring.drop_after(step)
@@ -241,10 +249,23 @@ class Session:
         self.progress.quarantine_annotations += [{"id": a, "incident": why} for a in annotation_ids]
         self.plan.quarantine(image_ids)
         self.train_source.quarantine(annotation_ids)
-        if self.ranks.is_main:
-            write_quarantine(
-                self.logdir / "quarantine.json", self.progress.quarantine, self.progress.quarantine_annotations
-            )
+        self.quarantine_due = True
+        self.write_due()
+
+    def write_due(self) -> None:
+        """Incident files and ``quarantine.json``, now or, where the disk is full, at the next call."""
+        if not self.ranks.is_main:
+            return
+        try:
+            while self.incidents_due:
+                write_incident(self.logdir / "incidents", self.incidents_due[0])
+                del self.incidents_due[0]
+            if self.quarantine_due:
+                p = self.progress
+                write_quarantine(self.logdir / "quarantine.json", p.quarantine, p.quarantine_annotations)
+                self.quarantine_due = False
+        except OSError as e:
+            self.console.warn(f"{self.logdir} cannot be written ({e}); incidents wait in memory, the run goes on")
 
     def keep_incident(self, incident: Incident) -> None:
         """Write one incident down, everywhere, and say it in five lines."""
@@ -252,8 +273,9 @@ class Session:
         self.progress.incidents.append(incident.id)
         self.console.incident(incident)
         self.write(incident)
+        self.incidents_due.append(incident)
+        self.write_due()
         if self.ranks.is_main:
-            write_incident(self.logdir / "incidents", incident)
             try:
                 save_incident_images(self.logdir, incident, self.train_source)
             except (OSError, DataError) as e:

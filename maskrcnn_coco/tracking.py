@@ -1,28 +1,27 @@
 """What a run writes while it goes: TensorBoard events and ``metrics.jsonl``. Imports no torch.
 
-A tracker only looks. If it cannot write (disk full, folder gone) it warns once, stays silent from then on and never
-raises: losing a curve must not lose a run.
+A tracker only looks. If it cannot write (disk full, folder gone) it warns, keeps the lines of ``metrics.jsonl`` in
+memory until it can, and never raises: losing a curve must not lose a run.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, StepRecord, number, to_json
+from maskrcnn_coco.recordlines import METRICS, truncate
+from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, StepRecord, to_json
 
-METRICS = "metrics.jsonl"
-UNDONE = "metrics_undone.jsonl"
-"""Step lines that a roll-back or resume took out of `METRICS`: what those steps looked like the first time."""
 _FLUSH_SECONDS = 5.0
+_MOST_OWED = 64 << 20
+"""Bytes of lines that wait in memory while the disk takes none."""
 _log = logging.getLogger(__name__)
 
 
@@ -38,26 +37,35 @@ class Tracker:
         logdir: the run's folder; created if need be.
         resume_step: the step the run goes on from; lines of ``metrics.jsonl`` from there on are dropped, and
             TensorBoard is told to forget its points from there on. None: a new run.
-        warn: called once with one sentence when writing fails; default: the log.
+        closed_epochs: how many epochs the resumed run has closed; it will write the lines of later ones again.
+        warn: called with one sentence when writing fails; default: the log.
     """
 
     def __init__(
-        self, logdir: str | Path, resume_step: int | None = None, *, warn: Callable[[str], None] | None = None
+        self,
+        logdir: str | Path,
+        resume_step: int | None = None,
+        closed_epochs: int | None = None,
+        *,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         self.logdir = Path(logdir)
+        self._resume = (resume_step, closed_epochs)
         self._warn = warn or _log.warning
-        self._lines: io.BufferedWriter | None = None
+        self._lines: io.FileIO | None = None
         self._events: _EventFile | None = None
+        self._owed = bytearray()
+        self._closed = self._failing = False
         self._count = 0
-        self._try(self._open, resume_step)
+        self._try(self._open)
 
-    def _open(self, resume_step: int | None) -> None:
+    def _open(self) -> None:
         self.logdir.mkdir(parents=True, exist_ok=True)
         path = self.logdir / METRICS
         if path.exists():
-            _truncate(path, resume_step)
-        self._lines = path.open("ab")
-        self._events = _EventFile(self.logdir, resume_step)
+            truncate(path, *self._resume)
+        self._lines = path.open("ab", buffering=0)
+        self._events = _EventFile(self.logdir, self._resume[0])
 
     def step(self, record: StepRecord) -> None:
         """One planned step, applied or refused."""
@@ -102,17 +110,33 @@ class Tracker:
     def close(self) -> None:
         """Flush and close; nothing is written after it."""
         self._try(self._sync)
-        self._try(self._close)
+        if self._owed and not self._closed:
+            self._warn(f"the last {self._owed.count(10)} lines of {self.logdir / METRICS} could not be written")
+        self._closed = True
+        for file in (self._lines, self._events):
+            _close_quietly(file)
         self._lines = self._events = None
 
     def _write(self, record: StepRecord | EpochRecord | EvalRecord, scalars: dict[str, float], step: int, sync: bool):
-        if self._lines is None or self._events is None:
-            return
-        self._lines.write(to_json(record).encode() + b"\n")
-        self._lines.flush()  # one line is one write, so that a reader or a crash sees whole lines
-        self._events.add(step, scalars)
+        self._owed += to_json(record).encode() + b"\n"
+        self._pay()
+        if self._events is not None:
+            self._events.add(step, scalars)
         if sync:
             self._sync()
+
+    def _pay(self) -> None:
+        """Write the lines that wait: at once, each in one write, so that a reader or a crash sees whole lines."""
+        if self._lines is None:
+            self._open()
+        assert self._lines is not None
+        while self._owed:
+            del self._owed[: self._lines.write(self._owed)]
+        if self._events is None:
+            self._events = _EventFile(self.logdir, None)
+        if self._failing:
+            self._failing = False
+            self._warn(f"{self.logdir} can be written again: no line of {METRICS} is missing")
 
     def _mark(self, scalars: dict[str, float], step: int, tag: str, text: str) -> None:
         if self._events is not None:
@@ -120,27 +144,31 @@ class Tracker:
             self._events.flush()
 
     def _sync(self) -> None:
+        self._pay()
         if self._lines is not None and self._events is not None:
-            self._lines.flush()
             os.fsync(self._lines.fileno())
             self._events.flush()
 
-    def _close(self) -> None:
-        for file in (self._lines, self._events):
-            if file is not None:
-                file.close()
-
     def _try(self, action: Callable[..., None], *args: object) -> None:
+        if self._closed:
+            return
         try:
             action(*args)
-        except (OSError, ValueError) as e:  # ValueError: write to a file that an earlier failure closed
-            files, self._lines, self._events = (self._lines, self._events), None, None
-            for file in files:
-                _close_quietly(file)
-            self._warn(f"tracking stopped, training goes on: {self.logdir} cannot be written ({e})")
+        except OSError as e:
+            events, self._events = self._events, None  # half a record would hide those after it: a new file, later
+            _close_quietly(events)
+            if not self._failing:
+                self._failing = True
+                self._warn(
+                    f"{self.logdir} cannot be written ({e}): training goes on, its records wait in memory; "
+                    "TensorBoard will have a gap"
+                )
+            if len(self._owed) > _MOST_OWED:
+                self._closed = True
+                self._warn(f"tracking stopped: {self.logdir} could not be written for too long")
 
 
-def _close_quietly(file: io.BufferedWriter | _EventFile | None) -> None:
+def _close_quietly(file: io.FileIO | _EventFile | None) -> None:
     try:
         if file is not None:
             file.close()
@@ -215,66 +243,3 @@ def _markdown(incident: Incident) -> str:
         f"fix: `{incident.fix}` · `{incident.explain}`",
     ]
     return "\n\n".join(rows)
-
-
-def _truncate(path: Path, resume_step: int | None) -> None:
-    """Repair a torn last line; with ``resume_step``, drop what the resumed run will write again. Atomic."""
-    raw = path.read_bytes()
-    entries = list(_entries(raw))
-    kept = entries if resume_step is None else _before(entries, resume_step)
-    clean = b"".join(line + b"\n" for line, _ in kept)
-    if clean == raw:
-        return
-    gone = [line for line, d in entries if d.get("kind") == "step" and d.get("step", 0) >= (resume_step or 0)]
-    if resume_step is not None and gone:
-        with path.with_name(UNDONE).open("ab") as f:
-            f.write(b"".join(line + b"\n" for line in gone))
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as f:
-        f.write(clean)
-        f.flush()
-        os.fsync(f.fileno())
-    part.replace(path)
-
-
-def _entries(raw: bytes) -> Iterable[tuple[bytes, dict[str, Any]]]:
-    for line in raw.split(b"\n"):
-        try:
-            data = json.loads(line)
-        except ValueError:  # empty, or torn by a crash
-            continue
-        if isinstance(data, dict):
-            yield line, data
-
-
-def _before(entries: list[tuple[bytes, dict[str, Any]]], step: int) -> list[tuple[bytes, dict[str, Any]]]:
-    """The lines of what happened before planned step ``step``.
-
-    A step line counts by its step. An epoch or eval line speaks of a whole epoch: it goes if its step lies past
-    ``step`` or its epoch has step lines that go.
-    """
-    gone = {d.get("epoch") for _, d in entries if d.get("kind") == "step" and d.get("step", 0) >= step}
-
-    def stays(d: dict[str, Any]) -> bool:
-        if d.get("kind") == "step":
-            return d.get("step", 0) < step
-        return d.get("step", 0) <= step and d.get("epoch") not in gone
-
-    return [(line, d) for line, d in entries if stays(d)]
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl`` in order, as dicts; a torn line is left out, no file is an empty list.
-
-    The strings "nan", "inf" and "-inf" become floats again. A rolled-back step stands there once for each time it ran.
-    """
-    path = Path(path)
-    if not path.exists():
-        return []
-    return [_floats(data) for _, data in _entries(path.read_bytes())]
-
-
-def _floats(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _floats(v) for k, v in value.items()}
-    return number(value) if value in ("nan", "inf", "-inf") else value

@@ -84,21 +84,20 @@ def train(
 def run(session: Session, interrupts: Interrupts) -> None:
     """All epochs, from where the session stands. Returns early on a signal or when patience is spent."""
     session.model.train()
-    while session.progress.step < session.total_steps:
-        end = (session.epoch_of(session.progress.step) + 1) * session.plan.steps_per_epoch
+    while True:
+        # Steps to the end of an epoch leave it to be closed, be it by an earlier process that was stopped there.
+        if session.progress.closed_epochs < session.epoch_of(session.progress.step):
+            end_epoch(session)
+        if _out_of_patience(session):
+            session.console.note(f"no better segm/AP for {session.config.patience} epochs: stopped early (--patience)")
+            return
+        if session.progress.step >= session.total_steps:
+            return
         train_epoch(session, interrupts)
         if not late.settled(session):
             continue
         if interrupts.received or session.out_of_steps:
             return
-        # A roll-back may have ended at an earlier epoch's border, or at step 0: nothing was completed then.
-        if session.progress.step == end:
-            end_epoch(session)
-            if _out_of_patience(session):
-                session.console.note(
-                    f"no better segm/AP for {session.config.patience} epochs: stopped early (--patience)"
-                )
-                return
 
 
 def train_epoch(session: Session, interrupts: Interrupts) -> None:
@@ -187,6 +186,7 @@ def end_epoch(session: Session) -> None:
         session.write(evaluation)
         better = closing.keep_best(session, evaluation)
     session.console.epoch(record, evaluation, epochs=session.epochs, time_left=session.time_left())
+    session.progress.closed_epochs = epoch + 1
     save_epoch(session, epoch, better=better)
     session.keep_history()
 
@@ -197,9 +197,9 @@ def epoch_record(session: Session, epoch: int) -> EpochRecord:
     records = [r for r in session.history if r.epoch == epoch and r.step >= epoch * per]
     applied = [r for r in records if r.applied]
     names = sorted({name for r in applied for name in r.losses})
-    seconds = session.progress.train_seconds - session.epoch_began_seconds
+    seconds = session.progress.train_seconds - session.progress.epoch_began_seconds
     images = sum(len(r.image_ids) for r in records) * session.ranks.world
-    session.epoch_began_seconds = session.progress.train_seconds
+    session.progress.epoch_began_seconds = session.progress.train_seconds
     return EpochRecord(
         epoch=epoch,
         step=session.progress.step,
@@ -221,7 +221,7 @@ def _out_of_patience(session: Session) -> bool:
     patience = session.config.patience
     if patience is None or session.progress.best_epoch < 0:
         return False
-    return session.epoch_of(session.progress.step - 1) - session.progress.best_epoch >= patience
+    return session.progress.closed_epochs - 1 - session.progress.best_epoch >= patience
 
 
 def train_one_epoch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -13,7 +14,7 @@ from tiny_run import TinyRun, rates
 from maskrcnn_coco.case import Rig
 from maskrcnn_coco.diagnosis import investigate
 from maskrcnn_coco.errors import CheckpointError, DataError
-from maskrcnn_coco.incidents import incident_text, load_case, read_incidents, save_case, write_incident
+from maskrcnn_coco.incidents import incident_text, load_case, read_incidents, save_case, set_aside, write_incident
 from maskrcnn_coco.records import Action, Culprit, Evidence, Incident
 from maskrcnn_coco.replay import Replay
 
@@ -144,3 +145,12 @@ def test_a_damaged_case_is_a_checkpoint_error(tmp_path):
     torch.save({"format": 99}, tmp_path / "0003.pt")
     with pytest.raises(CheckpointError, match="not a case"):
         load_case(tmp_path / "0003.pt", rig_of)
+
+
+def test_incidents_that_a_resumed_run_has_not_had_are_set_aside(tmp_path):
+    for number in ("0001", "0002"):
+        write_incident(tmp_path, dataclasses.replace(incident(), id=number))
+    (tmp_path / "0002_image17.jpg").write_bytes(b"")
+    set_aside(tmp_path, {"0001"})
+    assert [i.id for i in read_incidents(tmp_path)] == ["0001"]
+    assert sorted(p.name for p in (tmp_path / "undone").iterdir()) == ["0002.json", "0002_image17.jpg"]

@@ -69,11 +69,11 @@ def test_an_unreadable_image_is_named(tiny_table, workers: int):
 
 
 class Deadly(UserData):
-    """Kills the process that reads item 5, as often as ``flag`` has no second byte."""
+    """Kills the process that reads item 5, or runs out of memory there, the first ``deaths`` times."""
 
-    def __init__(self, flag: Path, deaths: int) -> None:
+    def __init__(self, flag: Path, deaths: int, *, kill: bool = True) -> None:
         super().__init__(Own(8), seed=0)
-        self.flag, self.deaths = flag, deaths
+        self.flag, self.deaths, self.kill = flag, deaths, kill
 
     def sample(self, epoch: int, index: int):
         if index == 5:
@@ -81,12 +81,15 @@ class Deadly(UserData):
             if done < self.deaths:
                 with self.flag.open("ab") as file:
                     file.write(b"x")
+                if not self.kill:
+                    raise MemoryError("no memory is left")
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().sample(epoch, index)
 
 
-def test_a_killed_worker_is_replaced_and_its_step_made_again(tmp_path: Path):
-    source = Deadly(tmp_path / "deaths", 1)
+@pytest.mark.parametrize("kill", [True, False], ids=["killed", "out of memory"])
+def test_a_lost_worker_is_replaced_and_its_step_made_again(tmp_path: Path, kill: bool):
+    source = Deadly(tmp_path / "deaths", 1, kill=kill)
     expected = list(build_loader(UserData(Own(8), seed=0), Plan(0, np.arange(8), 2), 0, 0))
     loader = build_loader(source, Plan(0, np.arange(8), 2), 0, 0, workers=1)
     got = list(loader)
@@ -94,6 +97,15 @@ def test_a_killed_worker_is_replaced_and_its_step_made_again(tmp_path: Path):
     assert loader.respawned == 1
     for a, b in zip(got, expected, strict=True):
         assert all(torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in zip(a[0].images, b[0].images, strict=True))
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_item():
+    class Hungry(Own):
+        def __getitem__(self, i: int):
+            raise MemoryError("no memory is left")
+
+    with pytest.raises(MemoryError):
+        UserData(Hungry(2)).sample(0, 1)
 
 
 def test_the_death_of_a_worker_interrupts_nothing_else(tmp_path: Path):

@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from maskrcnn_coco.recordlines import read_metrics
 from maskrcnn_coco.records import (
     Action,
     Culprit,
@@ -17,7 +20,7 @@ from maskrcnn_coco.records import (
     Incident,
     StepRecord,
 )
-from maskrcnn_coco.tracking import Tracker, read_metrics
+from maskrcnn_coco.tracking import Tracker
 
 
 def step(s: int, epoch: int = 0, loss: float = 1.0) -> StepRecord:
@@ -119,31 +122,48 @@ def test_torn_last_line_is_repaired(tmp_path: Path) -> None:
     assert [d["step"] for d in map(json.loads, path.read_text().splitlines())] == [0, 1, 2, 3, 4, 4]
 
 
-def test_unwritable_folder_warns_once_and_goes_on(tmp_path: Path) -> None:
+def test_unwritable_folder_warns_and_goes_on(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     said: list[str] = []
     tracker = Tracker(tmp_path / "file" / "run", warn=said.append)
     tracker.step(step(0))
     tracker.epoch(epoch_record(0, 1))
-    tracker.close()
     assert len(said) == 1
+    tracker.close()
+    assert len(said) == 2
+    assert "the last 2 lines" in said[1]
     assert "training goes on" in said[0]
 
 
-def test_full_disk_warns_once_and_goes_on(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_no_line_is_lost_to_a_disk_that_was_full_for_a_while(tmp_path: Path) -> None:
     said: list[str] = []
     tracker = Tracker(tmp_path, warn=said.append)
-    full = Path("/dev/full")
-    if not full.exists():
-        return
-    assert tracker._lines is not None
-    tracker._lines.close()
-    tracker._lines = full.open("ab")
-    for s in range(5):
-        tracker.step(step(s))
+    tracker.step(step(0))
+    lines = tracker._lines
+    with Path("/dev/full").open("ab", buffering=0) as tracker._lines:
+        for s in range(1, 5):
+            tracker.step(step(s))
+    assert len(said) == 1 and "No space left" in said[0]
+    assert [d["step"] for d in read_metrics(tmp_path / "metrics.jsonl")] == [0]
+    tracker._lines = lines
+    tracker.step(step(5))
+    assert len(said) == 2 and "no line of metrics.jsonl is missing" in said[1]
     tracker.close()
-    assert len(said) == 1
-    assert "No space left" in said[0]
+    assert [d["step"] for d in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3, 4, 5]
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 2, "half a record would hide those after it"
+
+
+def test_lines_of_an_epoch_that_was_not_closed_are_written_again(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path)
+    for s in range(2):
+        tracker.step(step(s))
+    tracker.epoch(epoch_record(0, 2))
+    tracker.close()
+    Tracker(tmp_path, 2, 1).close()
+    assert [d["kind"] for d in read_metrics(tmp_path / "metrics.jsonl")] == ["step", "step", "epoch"]
+    Tracker(tmp_path, 2, 0).close()
+    assert [d["kind"] for d in read_metrics(tmp_path / "metrics.jsonl")] == ["step", "step"]
 
 
 def test_import_is_torch_free() -> None:

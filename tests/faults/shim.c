@@ -35,6 +35,13 @@ void shim_arm(const char *path, long at, int how, int error, int no_links) {
   memset(ours, 0, sizeof ours);
   armed = 1;
 }
+/* Another fault from the at-th call from now on; which descriptors are ours stays known. */
+void shim_aim(long at, int how, int error) {
+  calls = 0;
+  target = at;
+  mode = how;
+  error_number = error;
+}
 void shim_disarm(void) { armed = 0; }
 long shim_calls(void) { return calls; }
 char *shim_kinds(void) { return kinds; }
