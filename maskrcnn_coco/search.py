@@ -44,23 +44,31 @@ def _one(items: Sequence[int], bad: Callable[[Sequence[int], str], bool], tag: s
     return group[0] if bad(group, "alone") else None
 
 
-def lr_search(walk: Walk, order: Sequence[str], from_step: int, *, quick: bool = False) -> LrVerdict:
+def lr_search(
+    walk: Walk, order: Sequence[str], from_step: int, *, quick: bool = False, beside: Sequence[str] = ()
+) -> LrVerdict:
     """Which components' learning rates must be lowered for the walk to stay bounded.
 
     ``order`` is the prior, most suspicious first. A single component is proved when lowering it alone is enough and
     lowering all the others is not; several when no single one is enough and each of the set is needed. ``quick``: where
-    the one that is enough is not needed, do not look for one that is.
+    the one that is enough is not needed, do not look for one that is. ``beside``: components that learn as fast as the
+    first of ``order``, tried along with it before everything else.
     """
     trials: list[LrTrial] = []
 
     def bounded(lowered: Sequence[str], factor: float) -> bool:
-        ok, outcome = walk(list(lowered), factor)
-        trials.append(LrTrial(tuple(lowered), factor, ok, outcome))
-        return ok
+        known = (t.bounded for t in trials if t.factor == factor and set(t.lowered) == set(lowered))
+        answer = next(known, None)
+        if answer is None:
+            answer, outcome = walk(list(lowered), factor)
+            trials.append(LrTrial(tuple(lowered), factor, answer, outcome))
+        return answer
 
     for factor in FACTORS:
         if bounded(order[:1], factor):
             return _single(order, order[0], factor, bounded, from_step, trials, quick)
+        if _together(order, beside, factor, bounded):
+            return LrVerdict([order[0], *beside], from_step, factor, True, True, trials=trials)
         if len(order) > 1 and bounded(order, factor):
             for component in order[1:]:
                 if bounded([component], factor):
@@ -69,6 +77,18 @@ def lr_search(walk: Walk, order: Sequence[str], from_step: int, *, quick: bool =
             chosen = _needed(order, factor, bounded)
             return LrVerdict(chosen, from_step, factor, True, True, trials=trials)
     return LrVerdict([], from_step, FACTORS[-1], False, False, trials=trials)
+
+
+def _together(
+    order: Sequence[str], beside: Sequence[str], factor: float, bounded: Callable[[Sequence[str], float], bool]
+) -> bool:
+    """Whether the first one, which alone is not enough, is enough with the one beside it, and both are needed."""
+    if len(beside) != 1:
+        return False
+    others = [c for c in order if c not in (order[0], *beside)]
+    if not bounded([order[0], *beside], factor) or bounded(beside, factor):
+        return False
+    return not others or not bounded(others, factor)
 
 
 def _single(

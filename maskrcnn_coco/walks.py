@@ -191,7 +191,7 @@ class Walks:
             return ok, outcome
 
         try:
-            return lr_search(kept, order, start.step, quick=quick)
+            return lr_search(kept, order, start.step, quick=quick, beside=self._beside(order[:1]))
         except ReplayImpossible:
             helped = next((t for t in trials if t.bounded), None)
             components = list(helped.lowered) if helped else []

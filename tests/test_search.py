@@ -56,6 +56,18 @@ def test_both_needed():
     both = {"box_head", "mask_head"}
     verdict = lr_search(walker(lambda lowered, _: both <= lowered), ORDER, 0)
     assert set(verdict.components) == both and verdict.necessary
+    heads_first = ["mask_head", "box_head", "backbone", "rpn"]
+    quicker = lr_search(walker(lambda lowered, _: both <= lowered), heads_first, 0, beside=["box_head"])
+    assert set(quicker.components) == both and quicker.necessary
+    assert len(quicker.trials) == 4 < len(verdict.trials)
+
+
+@pytest.mark.parametrize("guilty", ORDER)
+def test_the_one_beside_the_first_is_no_shortcut_to_a_wrong_name(guilty: str):
+    verdict = lr_search(walker(lambda lowered, _: guilty in lowered), ORDER, 0, beside=["rpn"])
+    assert (verdict.components, verdict.sufficient, verdict.necessary) == ([guilty], True, True)
+    asked = [(t.factor, frozenset(t.lowered)) for t in verdict.trials]
+    assert len(asked) == len(set(asked)), "no walk is taken twice"
 
 
 def test_any_of_them_helps_goes_by_the_prior_with_less_confidence():
