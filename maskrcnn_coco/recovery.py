@@ -18,15 +18,18 @@ DATA = ("DATA_BOX", "DATA_LABEL", "DATA_PIXEL", "DATA_MASK")
 MIN_FACTOR, MAX_FACTOR = 0.01, 0.5
 AGAIN = 0.7
 """Each further incident of the same component lowers its rate by this much more."""
-HOLD_STEPS, HOLD_LEAST, HOLD_SHARE = 100, 20, 20
+HOLD_STEPS, HOLD_LEAST, HOLD_SHARE = 100, 16, 30
 """A lowered rate is raised again after so many steps without an incident: at most, at least, and as a part of the plan.
 
 Each time that a raised one had to be lowered again doubles the wait.
 """
 RAISE, LAPSES = 1.5, 3
 """A rate is raised by so much at a time, and no more after it had to be lowered again so often."""
-BELOW = 0.7
-"""A rate is never raised above this share of the lowest rate at which its component diverged."""
+ABOVE_HELD, BELOW_DIVERGED = 3.0, 0.7
+"""A rate is never raised above so many times what held in replay, nor above this share of what diverged.
+
+Between the two lies what stays finite and learns worse: no alarm would take it back.
+"""
 
 
 @dataclass(frozen=True)
@@ -89,17 +92,11 @@ def decide(findings: Sequence[Finding], history: History, limits: Limits | None 
     return _skip(top, history, limits)
 
 
-def maybe_raise(
-    history: History, factors: Mapping[str, float], planned: Mapping[str, float] | None = None
-) -> dict[str, float]:
+def maybe_raise(history: History, factors: Mapping[str, float]) -> dict[str, float]:
     """Component → new factor, for lowered rates that have held long enough; empty where there is nothing to change.
-
-    A run that diverged at a rate may learn well just below it; what is raised too far is seen and taken back.
 
     Args:
         factors: component → what its planned rate is multiplied by at present.
-        planned: component → its planned rate at this step, without the factor. With a schedule that falls, a rate
-            that diverged early is far above the plan later on, and no reason to stay below it.
     """
     raised: dict[str, float] = {}
     for component, factor in factors.items():
@@ -109,7 +106,7 @@ def maybe_raise(
         lapses = _lapses([i.step for i in lowered], history.hold)
         wait = history.hold * 2**lapses
         since = history.step - max(i.step for i in lowered)
-        ceiling = _ceiling(component, lowered, (planned or {}).get(component, 0.0))
+        ceiling = min(_ceiling(component, i) for i in lowered)
         if lapses < LAPSES and since > 0 and since % wait == 0 and factor < ceiling:
             raised[component] = min(ceiling, factor * RAISE)
     return raised
@@ -121,13 +118,11 @@ def _lapses(steps: Sequence[int], hold: int) -> int:
     return sum(b - a > hold for a, b in itertools.pairwise(ordered))
 
 
-def _ceiling(component: str, lowered: Sequence[Incident], planned: float) -> float:
-    """The largest factor that is still well below every rate at which the component diverged."""
-    diverged = [float(i.detail.get("lr", {}).get(component) or 0.0) for i in lowered]
-    if planned > 0 and all(rate > 0 for rate in diverged):
-        return min(1.0, BELOW * min(diverged) / planned)
-    # Rates unknown: at most half of what was taken away comes back.
-    return 0.5 / 2 ** (len(lowered) - 1)
+def _ceiling(component: str, lowered: Incident) -> float:
+    """The largest factor of the plan that one incident leaves open."""
+    diverged = float((lowered.detail.get("lr_factors") or {}).get(component, 1.0))
+    held = diverged * float(lowered.action.detail.get("factor", 1.0))
+    return min(ABOVE_HELD * held, BELOW_DIVERGED * diverged)
 
 
 def _acting(findings: Sequence[Finding]) -> Finding | None:

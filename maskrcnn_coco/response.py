@@ -158,6 +158,7 @@ def compose(session: Session, alarm: Alarm, findings: list[Finding], action: Act
         explain=f"maskrcnn-coco explain {top.cause}",
         detail={
             **top.detail,
+            "lr_factors": dict(session.progress.lr_factors),
             "message": alarm.message,
             "measured": alarm.measured,
             "other_findings": [{"cause": f.cause, "confidence": f.confidence} for f in findings[1:]],
@@ -280,9 +281,7 @@ def maybe_raise_lr(session: Session) -> None:
     """Raise a lowered learning rate again where it has held; the policy says when."""
     if not session.progress.lr_factors:
         return
-    step = session.progress.step
-    planned = session.schedule.at(step)
-    raised = recovery.maybe_raise(history_at(session, step), session.progress.lr_factors, planned)
-    for component, factor in raised.items():
+    history = history_at(session, session.progress.step)
+    for component, factor in recovery.maybe_raise(history, session.progress.lr_factors).items():
         session.progress.lr_factors[component] = factor
         session.console.note(f"{component}: learning rate raised again to {factor:.3g} of the plan; it has held")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from tiny_faults import BAD, target
@@ -180,42 +182,55 @@ def test_a_rate_is_raised_again_after_it_has_held_but_not_to_where_it_diverged()
     assert maybe_raise(History(history, step=41 + HOLD_STEPS - 1), factor) == {}
     raised = maybe_raise(History(history, step=41 + HOLD_STEPS), factor)
     assert 0.3 < raised["box_head"] <= 0.5
-    assert maybe_raise(History(history, step=41 + 2 * HOLD_STEPS), {"box_head": 0.5}) == {}
+    assert maybe_raise(History(history, step=41 + 2 * HOLD_STEPS), {"box_head": 0.7}) == {}
     assert maybe_raise(History(history, step=41 + HOLD_STEPS), {"rpn": 0.3}) == {}
 
 
-@pytest.mark.parametrize(("total", "hold"), [(24, 20), (480, 24), (1000, 50), (90_000, 100), (0, 100)])
+@pytest.mark.parametrize(("total", "hold"), [(24, 16), (480, 16), (1500, 50), (90_000, 100), (0, 100)])
 def test_how_long_a_lowered_rate_has_to_hold_depends_on_the_plan(total: int, hold: int):
     lowered = [incident(1, 40, "LR_TOO_HIGH", decide([LR], History(step=40)))]
     steps = [s for s in range(1, 200) if maybe_raise(History(lowered, s, 100, total), {"box_head": 0.1})]
     assert steps == list(range(40 + hold, 200, hold))
 
 
-def lowered_at(*rates: tuple[int, float]) -> list[Incident]:
-    """Incidents of the box head: (step, its learning rate when it diverged)."""
-    found = [incident(n, step, "LR_TOO_HIGH", decide([LR], History(step=step))) for n, (step, _) in enumerate(rates)]
-    for one, (_, rate) in zip(found, rates, strict=True):
-        one.detail["lr"] = {"box_head": rate}
+def lowered_at(*steps: tuple[int, float, float]) -> list[Incident]:
+    """Incidents of the box head: (step, factor of the plan at which it diverged, what it was multiplied by)."""
+    found = []
+    for number, (step, diverged, factor) in enumerate(steps):
+        lowered = decide([finding("LR_TOO_HIGH", detail={**LR.detail, "factor": factor, "holds": True})], History())
+        found.append(incident(number, step, "LR_TOO_HIGH", lowered))
+        found[-1].detail["lr_factors"] = {"box_head": diverged} if diverged < 1 else {}
     return found
 
 
-def test_a_rate_rises_to_just_below_the_lowest_that_diverged_whatever_the_schedule_makes_of_it():
-    history = History(lowered_at((6, 0.05), (20, 0.015)), step=20 + 24, total=480)
-    assert maybe_raise(history, {"box_head": 0.03}, {"box_head": 0.05})["box_head"] == pytest.approx(0.045)
-    assert maybe_raise(history, {"box_head": 0.2}, {"box_head": 0.05})["box_head"] == pytest.approx(0.7 * 0.3)
-    assert maybe_raise(history, {"box_head": 0.21}, {"box_head": 0.05}) == {}
-    # Late in the plan its own rates are below what diverged: nothing is left to hold back.
-    assert maybe_raise(history, {"box_head": 0.9}, {"box_head": 0.005}) == {"box_head": 1.0}
+@pytest.mark.parametrize(
+    ("lowered", "ceiling"),
+    [
+        ([(6, 1.0, 0.1)], 0.3),  # three times what held
+        ([(6, 1.0, 0.5)], 0.7),  # well below what diverged
+        ([(6, 1.0, 0.3), (20, 0.3, 0.3)], 0.21),
+        ([(6, 1.0, 0.3), (20, 0.3, 0.1)], 0.09),
+        ([(6, 1.0, 0.1), (60, 0.15, 0.3)], 0.105),
+    ],
+)
+def test_a_rate_rises_to_near_what_held_and_stays_below_what_diverged(lowered: list, ceiling: float):
+    incidents, factor, seen = lowered_at(*lowered), 0.03, []
+    for step in range(lowered[-1][0], 2000):
+        raised = maybe_raise(History(incidents, step, 100, 480), {"box_head": factor})
+        factor = raised.get("box_head", factor)
+        seen += list(raised.values())
+    assert seen[-1] == pytest.approx(ceiling) and seen[0] == pytest.approx(0.045)
+    assert all(b <= 1.5 * a + 1e-9 for a, b in itertools.pairwise(seen)), "gently"
 
 
 def test_a_raise_that_failed_doubles_the_wait_and_incidents_close_together_do_not():
     def first(*steps: int) -> int:
-        history = lowered_at(*((s, 0.05) for s in steps))
+        history = lowered_at(*((s, 1.0, 0.3) for s in steps))
         last = max(steps)
         found = (s for s in range(1, 500) if maybe_raise(History(history, last + s, 100, 480), {"box_head": 0.1}))
         return next(found, 0)
 
-    assert (first(6), first(6, 20), first(6, 60), first(6, 60, 140)) == (24, 24, 48, 96)
+    assert (first(6), first(6, 20), first(6, 60), first(6, 60, 140)) == (16, 16, 32, 64)
     assert first(6, 60, 140, 260) == 0, "three times it did not hold: it stays where it is"
 
 
