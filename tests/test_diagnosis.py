@@ -159,8 +159,9 @@ def test_two_heads_that_are_both_too_hot_are_lowered_together():
     top = investigate(case, lab=lab)[0]
     assert top.cause == "LR_TOO_HIGH" and set(top.detail["components"]) == {"box_head", "mask_head"}
     verdict = lab.facts.lr_verdict
-    held = next(t for t in verdict.trials if t.beyond and t.bounded)
-    assert set(held.lowered) == {"box_head", "mask_head"} and held.factor == pytest.approx(top.detail["factor"])
+    held = [t for t in verdict.trials if t.beyond and t.bounded]
+    assert all(set(t.lowered) == {"box_head", "mask_head"} for t in held)
+    assert any(t.factor == pytest.approx(top.detail["factor"]) for t in held), "shown to hold, not guessed"
     alone = [t for t in verdict.trials if t.beyond and len(t.lowered) == 1]
     assert alone and not any(t.bounded for t in alone)
     assert any("8 more" in e.test for e in top.evidence)
