@@ -103,7 +103,7 @@ def main() -> None:
             "Without the guard the first run is NaN within ten steps.\n\n"
             + "\n".join(lines)
             + f"\n\nRun: `python bench/story.py --seeds {args.seeds} --epochs {args.epochs} "
-            "--out bench/results/story.md`\n"
+            f'--only "{args.only}" --out bench/results/story.md`\n'
         )
 
 

@@ -28,7 +28,7 @@ RAISE, LAPSES = 1.5, 3
 ABOVE_HELD, BELOW_DIVERGED = 3.0, 0.7
 """A rate is never raised above so many times what held in replay, nor above this share of what diverged.
 
-Between the two lies what stays finite and learns worse: no alarm would take it back.
+Between the two may lie what stays finite and learns worse: no alarm would take it back.
 """
 
 
