@@ -43,7 +43,7 @@ class CocoTable:
         labels: int64 (A,), 1..K-1 by sorted category id, 0 where the category is unknown.
         iscrowd: bool (A,). area: float64 (A,), as given, NaN where not.
         category_ids: int64 (A,), as the file says. categories: sorted by id; label n is categories[n - 1].
-        problems: what did not fit while reading.
+        problems: what did not fit while reading. origin: stands for the file's content; None where it was just read.
     """
 
     json_path: Path
@@ -63,6 +63,7 @@ class CocoTable:
     segmentations: Texts
     problems: tuple[Problem, ...] = field(default=(), repr=False)
     dropped_category: Category | None = None
+    origin: str | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -78,7 +79,8 @@ class CocoTable:
         return 1 + len(self.categories)
 
     @cached_property
-    def _shared(self) -> SharedArrays:
+    def shared(self) -> SharedArrays:
+        """All columns by name, the texts as ``names.data``, ``names.spans`` and so on; see `restored`."""
         arrays = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), np.ndarray)}
         for name in ("names", "segmentations"):
             texts: Texts = getattr(self, name)
@@ -87,14 +89,14 @@ class CocoTable:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Worker processes that are spawned map one file of the columns instead of getting a copy each."""
-        if (mapped := self._shared.spill()) is not None:
+        if (mapped := self.shared.spill()) is not None:
             # From here on this process uses the same pages: the values are equal, the copy in its memory is freed.
             self.__dict__.update({name: a for name, a in mapped.items() if "." not in name})
             for name in ("names", "segmentations"):
                 self.__dict__[name] = Texts(mapped[f"{name}.data"], mapped[f"{name}.spans"])
-        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self._shared.arrays}
+        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.shared.arrays}
         del rest["names"], rest["segmentations"]
-        return _restored, (rest, self._shared)
+        return restored, (rest, self.shared)
 
     def file_name(self, row: int) -> str:
         """The file name of an image, relative to ``image_root``, as the file says: not checked, `images` does that."""
@@ -178,7 +180,8 @@ class CocoTable:
         return replace(self, labels=table[self.labels], categories=categories)
 
 
-def _restored(rest: dict[str, Any], shared: SharedArrays) -> CocoTable:
+def restored(rest: dict[str, Any], shared: SharedArrays) -> CocoTable:
+    """The table of the columns in ``shared`` and its other fields, ``rest``."""
     arrays: dict[str, Any] = dict(shared.arrays)
     for name in ("names", "segmentations"):
         rest[name] = Texts(arrays.pop(f"{name}.data"), arrays.pop(f"{name}.spans"))

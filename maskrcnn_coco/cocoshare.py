@@ -37,6 +37,10 @@ class Texts:
         text = self.data[low : int(spans.max())].tobytes()
         return [text[a:b] for a, b in (spans - low).tolist()]
 
+    def decoded(self) -> list[str]:
+        """All of them as text, in order; quicker than one by one."""
+        return [t.decode("utf-8", "replace") for t in self.between(0, len(self.spans))]
+
     @staticmethod
     def of(items: Sequence[Any]) -> Texts:
         """The strings of ``items`` (bytes or `msgspec.Raw`), joined."""
@@ -59,15 +63,14 @@ class SharedArrays:
                 return None
             self._folder = tempfile.mkdtemp(prefix="maskrcnn_coco_")
             weakref.finalize(self, _remove, self._folder, os.getpid())
-            for name, array in self.arrays.items():
-                np.save(Path(self._folder) / f"{name}.npy", array, allow_pickle=False)
-            self.arrays = _mapped(self._folder, tuple(self.arrays)).arrays
+            write_arrays(self._folder, self.arrays)
+            self.arrays = mapped(self._folder, tuple(self.arrays)).arrays
         return self.arrays
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         if self.spill() is None:
             return SharedArrays, (self.arrays,)
-        return _mapped, (self._folder, tuple(self.arrays))
+        return mapped, (self._folder, tuple(self.arrays))
 
 
 def _remove(folder: str, owner: int) -> None:
@@ -75,10 +78,19 @@ def _remove(folder: str, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _mapped(folder: str, names: tuple[str, ...]) -> SharedArrays:
+def write_arrays(folder: str, arrays: dict[str, np.ndarray]) -> None:
+    """One file of each array in ``folder``. Raises OSError."""
+    for name, array in arrays.items():
+        np.save(Path(folder) / f"{name}.npy", array, allow_pickle=False)
+
+
+def mapped(folder: str, names: tuple[str, ...]) -> SharedArrays:
+    """The arrays that `write_arrays` wrote, mapped read-only."""
     load = {True: "r", False: None}  # an empty file cannot be mapped
     arrays = {}
     for name in names:
         path = Path(folder) / f"{name}.npy"
-        arrays[name] = np.load(path, mmap_mode=load[path.stat().st_size > 256], allow_pickle=False)
+        # As a plain array: a memmap's own class makes each look at an element ten times slower.
+        loaded = np.load(path, mmap_mode=load[path.stat().st_size > 256], allow_pickle=False)
+        arrays[name] = loaded.view(np.ndarray)
     return SharedArrays(arrays)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,8 +41,9 @@ class RunData:
 
 def shapes_folder() -> Path:
     """Where the built-in shapes are drawn once: the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "maskrcnn_coco" / "shapes"
+    from maskrcnn_coco.cocokept import cache_folder
+
+    return cache_folder("shapes")
 
 
 def open_data(config: Config) -> RunData:
@@ -86,9 +86,9 @@ def check_data(data: RunData, config: Config) -> None:
     """
     if data.train is None:
         return
-    from maskrcnn_coco.audit import audit_cached, require_usable, to_quarantine
+    from maskrcnn_coco.audit import audit_parts, require_usable, to_quarantine
 
-    data.findings = audit_cached(data.train, other=data.val)
+    data.findings, data.val_findings = audit_parts(data.train, data.val)
     require_usable(data.train, data.findings)
     _refuse_if_strict(data.train, data.findings, config)
     images, annotations = to_quarantine(data.findings)
@@ -97,7 +97,6 @@ def check_data(data: RunData, config: Config) -> None:
     _require_images(data.train, data.findings, len(data.bad_images))
     if data.val is None:
         return
-    data.val_findings = audit_cached(data.val)
     _refuse_if_strict(data.val, data.val_findings, config)
     images, annotations = to_quarantine(data.val_findings)
     _require_images(data.val, data.val_findings, len(images))

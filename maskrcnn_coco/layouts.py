@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from maskrcnn_coco.coco import CocoTable, load_coco
+from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.cocokept import load_kept
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.images import probe
 from maskrcnn_coco.texts import clean
@@ -87,9 +88,8 @@ def split(table: CocoTable, fraction: float, seed: int) -> tuple[CocoTable, Coco
         raise DataError(
             f"{table.json_path} has one image: nothing can be held back", fix="name a validation set with --val"
         )
-    keys = [
-        hashlib.sha256(f"{seed}:{table.file_name(r)}".encode("utf-8", "replace")).digest() for r in range(len(table))
-    ]
+    names = table.names.decoded()
+    keys = [hashlib.sha256(f"{seed}:{name}".encode("utf-8", "replace")).digest() for name in names]
     count = min(max(round(fraction * len(table)), 1), len(table) - 1)
     held = np.zeros(len(table), bool)
     held[sorted(range(len(table)), key=lambda r: (keys[r], r))[:count]] = True
@@ -183,7 +183,7 @@ def _val_beside(train_json: Path) -> Path | None:
 
 
 def _load(json_path: Path, images: str | Path | None, flag: str, other: str | Path | None = None) -> CocoTable:
-    table = load_coco(json_path, Path(images) if images is not None else json_path.parent)
+    table = load_kept(json_path, Path(images) if images is not None else json_path.parent)
     names = _probes(table)
     places = list(dict.fromkeys(_places(json_path, images, other)))
     scores = [sum(_inside(place, n) for n in names) for place in places]

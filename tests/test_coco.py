@@ -165,7 +165,7 @@ def test_a_file_that_is_not_coco_is_refused_by_name(tmp_path, change, words):
 
 
 def _sum(table: CocoTable) -> tuple[float, bytes, bool]:
-    return float(table.boxes.sum()), table.segmentation_raw(19_999), isinstance(table.boxes, np.memmap)
+    return float(table.boxes.sum()), table.segmentation_raw(19_999), isinstance(table.boxes.base, np.memmap)
 
 
 def test_spawned_workers_map_the_columns_instead_of_copying_them(tmp_path):
@@ -176,5 +176,5 @@ def test_spawned_workers_map_the_columns_instead_of_copying_them(tmp_path):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         total, segmentation, mapped = pool.apply(_sum, (t,))
     assert total == t.boxes.sum() and segmentation == t.segmentation_raw(19_999) and mapped
-    assert isinstance(t.boxes, np.memmap) and isinstance(t.segmentations.data, np.memmap)
+    assert isinstance(t.boxes.base, np.memmap) and isinstance(t.segmentations.data.base, np.memmap)
     assert t.boxes[7].tolist() == doc["annotations"][7]["bbox"] and t.annotations_of(1).tolist() == list(range(20_000))

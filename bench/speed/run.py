@@ -10,6 +10,10 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
 RUNS = (
     ("step.py", []),
+    ("floors.py", []),
+    ("scaling.py", []),
+    ("startup.py", []),
+    ("ap.py", []),
     ("guard.py", ["--out", str(RESULTS / "guard.md")]),
     ("loader.py", []),
     ("evaluation.py", []),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maskrcnn_coco.audit.cache import audit_cached, fingerprint
+from maskrcnn_coco.audit.cache import audit_cached, audit_parts, fingerprint
 from maskrcnn_coco.audit.catalogue import CATALOGUE, Kind
 from maskrcnn_coco.audit.quarantine import require_usable, to_quarantine
 from maskrcnn_coco.audit.repair import repair
@@ -14,6 +14,7 @@ __all__ = [
     "Kind",
     "audit",
     "audit_cached",
+    "audit_parts",
     "fingerprint",
     "print_findings",
     "repair",

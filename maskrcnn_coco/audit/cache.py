@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import msgspec
@@ -14,10 +13,11 @@ import numpy as np
 from maskrcnn_coco.audit.pixels import file_state
 from maskrcnn_coco.audit.run import audit
 from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.cocokept import cache_folder
 from maskrcnn_coco.durable import write_text
 from maskrcnn_coco.records import DataFinding, to_json
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a check changes, so that older findings are not read."""
 DECODE_LIMIT = 3000
 """Up to this many images a check before training decodes every file; beyond, it opens each one's header."""
@@ -41,12 +41,14 @@ def fingerprint(table: CocoTable, *, files: bool = True) -> str:
         "category_ids",
     ):
         total.update(getattr(table, name).tobytes())
+    total.update(str(table.origin).encode())
     for texts in (table.names, table.segmentations):
         total.update(texts.spans.tobytes())
-        total.update(np.ascontiguousarray(texts.data).data)
+        if table.origin is None:  # else it stands for half a gigabyte of text
+            total.update(np.ascontiguousarray(texts.data).data)
     if files:
-        for row in range(len(table)):
-            total.update(b"%d %d;" % file_state(table.image_root, table.file_name(row)))
+        for name in table.names.decoded():
+            total.update(b"%d %d;" % file_state(table.image_root, name))
     return total.hexdigest()
 
 
@@ -59,8 +61,24 @@ def audit_cached(
         folder: where findings are kept; None: the user's cache folder. One that cannot be written costs only time.
     """
     keys = [fingerprint(t) for t in (table, other) if t is not None]
+    return _kept(table, other, keys, folder, workers)
+
+
+def audit_parts(
+    train: CocoTable, val: CocoTable | None, folder: str | Path | None = None
+) -> tuple[list[DataFinding], list[DataFinding]]:
+    """`audit_cached` of the training data, with leaks into ``val``, and of the validation data by itself."""
+    if val is None:
+        return audit_cached(train, folder=folder), []
+    keys = [fingerprint(train), fingerprint(val)]
+    return _kept(train, val, keys, folder, 1), _kept(val, None, keys[1:], folder, 1)
+
+
+def _kept(
+    table: CocoTable, other: CocoTable | None, keys: list[str], folder: str | Path | None, workers: int
+) -> list[DataFinding]:
     key = hashlib.sha256(" ".join(keys).encode()).hexdigest()
-    path = Path(folder or _cache_folder()) / f"{key}.json"
+    path = Path(folder or cache_folder("checks")) / f"{key}.json"
     kept = _read(path)
     if kept is not None:
         return kept
@@ -76,8 +94,3 @@ def _read(path: Path) -> list[DataFinding] | None:
         return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), list[DataFinding])
     except (OSError, ValueError, RecursionError):
         return None
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "maskrcnn_coco" / "checks"
