@@ -154,7 +154,7 @@ def read_quarantine(path: str | Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-        images = [int(i["id"]) for i in data["images"]]
+        images = [int(i["id"]) for i in data["images"] if "index" not in i]  # else its id was never known
         annotations = [int(a["id"]) for a in data["annotations"]]
     except OSError as e:
         raise ConfigError(f"cannot read the quarantine file {path}: {e.strerror}", fix="check --quarantine") from e

@@ -21,7 +21,8 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self.received = 0
+        self._seen = 0
+        self._agreed: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -34,17 +35,22 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @property
+    def received(self) -> int:
+        """The signal to act on, 0 for none. Of several processes none acts on what it alone has seen."""
+        return self._seen if self._agreed is None else self._agreed
+
     def agree(self, ranks: Ranks) -> None:
         """Let all processes of a run end after the same step, although the signal reached them one by one."""
         if ranks.world > 1:
-            self.received = max(int(f["signal"]) for f in ranks.all_flags({"signal": self.received}))
+            self._agreed = max(int(f["signal"]) for f in ranks.all_flags({"signal": self._seen}))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
+        if self._seen:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             return
-        self.received = number
+        self._seen = number
         name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
         sys.stderr.write(f"\n{name}: finishing this step and saving a checkpoint; once more stops at once\n")

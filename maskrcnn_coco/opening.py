@@ -27,7 +27,7 @@ from maskrcnn_coco.optim import Schedule, build_optimizer
 from maskrcnn_coco.plan import Plan
 from maskrcnn_coco.precision import amp_warning, make_scaler, resolve_amp
 from maskrcnn_coco.quickcheck import quick_check
-from maskrcnn_coco.resume import find_resume, restore_run, with_saved_settings
+from maskrcnn_coco.resume import find_together, restore_run, with_saved_settings
 from maskrcnn_coco.session import Observer, Session
 from maskrcnn_coco.snapshot import Ring
 from maskrcnn_coco.team import TeamGuard
@@ -52,7 +52,7 @@ def open_session(
     """
     ranks = Ranks.start(config.device)
     console = Console(json_mode=json_mode, quiet=quiet or not ranks.is_main)
-    found = find_resume(config)
+    found = find_together(config, ranks)
     for sentence in found.notes:
         console.warn(sentence)
     config = with_saved_settings(config, found.state)

@@ -137,12 +137,27 @@ class Plan:
                 unknown.add(int(image_id))
             else:
                 bad[row] = True
+        self._set_bad(bad)
+        self._unknown = unknown
+
+    def quarantine_at(self, index: int) -> None:
+        """Leave out what is at ``index``: a user's image that cannot be read has not told its id.
+
+        Raises:
+            DataError: no image would be left.
+        """
+        self.expect_names()
+        bad = self._bad.copy()
+        bad[index] = True
+        self._set_bad(bad)
+
+    def _set_bad(self, bad: np.ndarray) -> None:
         if bad.all():
             raise DataError(
                 f"no training image is left: all {len(bad)} are in quarantine",
                 fix="see quarantine.json for the reasons; maskrcnn-coco check --fix repairs what can be repaired",
             )
-        self._bad, self._unknown = bad, unknown
+        self._bad = bad
 
     def expect_names(self) -> None:
         """From now on the ids are only placeholders until `rename` tells the true ones: a user's data set.

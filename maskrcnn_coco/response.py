@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 from maskrcnn_coco import recovery
 from maskrcnn_coco.backends import run_eagerly, use_libraries
-from maskrcnn_coco.batch import SampleError
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis import investigate
 from maskrcnn_coco.distributed import Ranks
@@ -23,7 +21,7 @@ from maskrcnn_coco.forward import keep_fp32
 from maskrcnn_coco.incidents import save_case
 from maskrcnn_coco.optim import lower_weight_decay
 from maskrcnn_coco.readings import optimizer_names
-from maskrcnn_coco.records import Action, Alarm, Culprit, Evidence, Finding, Incident, plain, record_from
+from maskrcnn_coco.records import Action, Alarm, Evidence, Finding, Incident, plain, record_from
 from maskrcnn_coco.replay import Case
 from maskrcnn_coco.resume import load_state
 from maskrcnn_coco.rigging import rig_of, settings_of
@@ -92,35 +90,6 @@ def choose(session: Session, alarm: Alarm, findings: list[Finding]) -> Action:
 def history_at(session: Session, step: int) -> recovery.History:
     """What the policy has to know of the run, seen from ``step``."""
     return recovery.History(session.incidents, step, images=len(session.plan), total=session.total_steps)
-
-
-def readable(session: Session, loader: Iterable[list[Any]]) -> Iterator[list[Any]]:
-    """The loader's steps; an image that cannot be read is left out with an incident, and the loop fetches anew.
-
-    Raises:
-        DataError: too many images cannot be read.
-    """
-    try:
-        yield from loader
-    except SampleError as e:
-        if session.config.guard not in ("recover", "observe"):
-            raise
-        leave_out_unreadable(session, e)
-
-
-def leave_out_unreadable(session: Session, error: SampleError) -> None:
-    """Quarantine the image of ``error``: there is nothing to replay, the file itself is the proof."""
-    step, image_id = session.progress.step, error.key.image_id
-    evidence = [Evidence(f"read: image {image_id}", error.what, "DATA_PIXEL")]
-    culprit = Culprit(image_ids=[image_id])
-    finding = Finding("DATA_PIXEL", 1.0, culprit, evidence, fix="repair the file: maskrcnn-coco check --data …")
-    action = recovery.decide([finding], history_at(session, step), session.limits)
-    if action.kind == "stop":
-        raise error
-    alarm = Alarm("input_nonfinite", step, session.epoch_of(step), step, error.what)
-    incident = compose(session, alarm, [finding], action)
-    session.leave_out([image_id], [], incident.id)
-    session.keep_incident(incident)
 
 
 def build_case(session: Session, alarm: Alarm, batches: list[Any]) -> Case:

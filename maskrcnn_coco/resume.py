@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import msgspec
 from maskrcnn_coco import environment
 from maskrcnn_coco.backends import run_eagerly, use_libraries
 from maskrcnn_coco.config import Config
+from maskrcnn_coco.distributed import Ranks
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.forward import keep_fp32
 from maskrcnn_coco.incidents import read_incidents, set_aside
@@ -49,6 +51,64 @@ def find_resume(config: Config) -> Found:
         if not path.is_file():
             raise
         return _newest(path.parent, [(path, e.what)], auto=False)
+
+
+def find_together(config: Config, ranks: Ranks) -> Found:
+    """`find_resume` for all processes: process 0 chooses, the others load the same file, and none waits for nothing.
+
+    Raises:
+        CheckpointError: on every process, if process 0 finds none to use, or another cannot load what it chose.
+    """
+    if ranks.world == 1:
+        return find_resume(config)
+    found, said = Found(), _Said()
+    if ranks.is_main:
+        found, said.error = _tried(lambda: find_resume(config))
+        said.path, said.loop = str(found.path or ""), _loop_of(found.state)
+        said.skipped = [[str(p), why] for p, why in found.skipped]
+    chosen = msgspec.convert(ranks.broadcast_object(msgspec.to_builtins(said)), _Said)
+    own = _Said(error=said.error, loop=said.loop)
+    if not ranks.is_main and chosen.error is None and chosen.path:
+        path = Path(chosen.path)
+        found, own.error = _tried(lambda: Found(path, load(path), [(Path(p), why) for p, why in chosen.skipped]))
+        own.loop = _loop_of(found.state)
+    answers = [msgspec.convert(a, _Said) for a in ranks.gather_objects(msgspec.to_builtins(own))]
+    _same_checkpoint(chosen, answers)
+    return found
+
+
+class _Said(msgspec.Struct):
+    """What a process says of the checkpoint to go on from. ``error``: what, got, fix."""
+
+    error: list[str | None] | None = None
+    path: str = ""
+    loop: str = ""
+    skipped: list[list[str]] = []
+
+
+def _tried(find: Callable[[], Found]) -> tuple[Found, list[str | None] | None]:
+    try:
+        return find(), None
+    except CheckpointError as e:
+        return Found(), [e.what, e.got, e.fix]
+
+
+def _loop_of(state: dict[str, Any] | None) -> str:
+    # Its readings of the clock make it the mark of one save of one run.
+    return "" if state is None else repr(sorted(state["loop"].items()))
+
+
+def _same_checkpoint(chosen: _Said, answers: list[_Said]) -> None:
+    for rank, answer in enumerate(answers):
+        if answer.error is not None:
+            what, got, fix = answer.error
+            raise CheckpointError(f"process {rank} of {len(answers)}: {what}", got=got, fix=fix)
+        if chosen.path and answer.loop != chosen.loop:
+            raise CheckpointError(
+                f"{chosen.path} is another checkpoint on process {rank} of {len(answers)} than on process 0",
+                expected="one --checkpoint-dir that every machine sees",
+                fix="put it on a shared file system, or copy the same file to every machine",
+            )
 
 
 def _newest(folder: Path, skipped: list[tuple[Path, str]], *, auto: bool) -> Found:
@@ -145,7 +205,10 @@ def load_state(session: Session, state: dict[str, Any], source: str) -> None:
     if not session.progress.libraries:
         use_libraries(False)
     session.resumed_from = source
-    session.plan.quarantine([entry["id"] for entry in session.progress.quarantine])
+    session.plan.quarantine([entry["id"] for entry in session.progress.quarantine if "index" not in entry])
+    for entry in session.progress.quarantine:
+        if "index" in entry:
+            session.plan.quarantine_at(entry["index"])
     session.train_source.quarantine([entry["id"] for entry in session.progress.quarantine_annotations])
 
 

@@ -20,6 +20,7 @@ from maskrcnn_coco.saving import save_epoch, save_is_due, save_last, save_now
 from maskrcnn_coco.session import Observer, Session
 from maskrcnn_coco.snapshot import TapeEntry
 from maskrcnn_coco.trend import early_warning
+from maskrcnn_coco.unreadable import readable
 
 
 def train(
@@ -106,7 +107,7 @@ def train_epoch(session: Session, interrupts: Interrupts) -> None:
     end = (epoch + 1) * session.plan.steps_per_epoch
     with session.console.progress(epoch, session.epochs, session.plan.steps_per_epoch) as bar:
         while session.progress.step < end and session.epoch_of(session.progress.step) == epoch:
-            for batches in response.readable(session, session.batches(epoch)):
+            for batches in readable(session, session.batches(epoch)):
                 again = train_step(session, batches)
                 bar.update(session.history[-1] if session.history else None, session.progress.step)
                 if save_is_due(session):

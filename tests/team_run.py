@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,22 @@ def main(data: str, out: str, what: str) -> int:
         if isinstance(record, StepRecord):
             seen.append(record.image_ids)
 
+    def die_once(record: Any) -> None:
+        if isinstance(record, StepRecord) and record.step == 7 and os.environ["RANK"] == "1":
+            marker = Path(out) / "killed"
+            if not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
     changes: dict[str, Any] = {"batch_size": 2}
     if what == "bad":
         settings = config(None, Path(out), epochs=2, **changes)
         result = train(settings, model=small_model(classes=2), train_data=OwnData(bad=(5,)), observers=[look])
     else:
-        if what == "resume":
-            changes["resume"] = "auto"
+        if what == "killed":
+            changes |= {"resume": "auto", "checkpoint_every": "2"}
         settings = config(Path(data), Path(out), epochs=2, **changes)
-        stop = 2 if what == "half" else None
-        result = train(settings, model=small_model(), observers=[look], stop_after=stop)
+        result = train(settings, model=small_model(), observers=[look, *([die_once] if what == "killed" else [])])
     rank = os.environ.get("RANK", "0")
     (Path(out) / f"seen_{rank}.json").write_text(json.dumps(seen))
     return result.exit_code

@@ -13,9 +13,9 @@ from runs import incidents, lines, weights
 SCRIPT = Path(__file__).parent / "team_run.py"
 
 
-def torchrun(world: int, data: Path, out: Path, what: str) -> subprocess.CompletedProcess[str]:
+def torchrun(world: int, data: Path, out: Path, what: str, *flags: str) -> subprocess.CompletedProcess[str]:
     out.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", *flags]
     return subprocess.run(
         [*command, str(SCRIPT), str(data), str(out), what], capture_output=True, text=True, timeout=240
     )
@@ -55,11 +55,11 @@ def test_one_process_with_a_nan_is_named_and_all_go_on(tiny_shapes, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [3])
-def test_a_resumed_run_of_several_processes_ends_in_the_same_bits(tiny_shapes, tmp_path, world):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for out, what in ((whole, "whole"), (parts, "half"), (parts, "resume")):
-        done = torchrun(world, tiny_shapes.root, out, what)
-        assert done.returncode == 0, done.stderr[-3000:]
-    a, b = (weights(out / "checkpoints" / "epoch_002.pth") for out in (whole, parts))
+def test_torchrun_starts_a_run_again_whose_process_was_killed_and_it_ends_in_the_same_bits(pair, tiny_shapes, tmp_path):
+    done = torchrun(2, tiny_shapes.root, tmp_path, "killed", "--max-restarts=2", "--monitor-interval=0.1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "killed").exists()
+    assert "did not answer in" in done.stderr
+    assert [s["step"] for s in lines(tmp_path)] == list(range(12))
+    a, b = (weights(out / "checkpoints" / "epoch_002.pth") for out in (pair, tmp_path))
     assert all((a[name] == b[name]).all() for name in a)

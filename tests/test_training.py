@@ -234,6 +234,29 @@ def test_train_one_epoch_returns_the_mean_loss_and_refuses_a_bad_batch(capsys):
     assert "step 1 refused" in capsys.readouterr().err
 
 
+class Missing(OwnData):
+    """Item 5 cannot be read. The true id of item 2 is 5, which stands for item 5 as long as that has none."""
+
+    def __getitem__(self, i: int):
+        if i == 5:
+            raise OSError("gone")
+        image, target = super().__getitem__(i)
+        return image, {**target, "image_id": 5 if i == 2 else 100 + i}
+
+
+def test_an_unreadable_item_of_a_user_s_data_set_is_left_out_and_no_other(tmp_path):
+    seen = []
+    looks = [lambda r: seen.append(r.image_ids) if isinstance(r, StepRecord) else None]
+    plain = config(None, tmp_path, epochs=2, batch_size=2)
+    result = train(plain, model=small_model(classes=2), train_data=Missing(), observers=looks, stop_after=7)
+    assert (result.exit_code, len(result.incidents)) == (0, 1)
+    again = config(None, tmp_path, epochs=2, batch_size=2, resume="auto")
+    result = train(again, model=small_model(classes=2), train_data=Missing(), observers=looks)
+    assert (result.exit_code, result.steps, len(result.incidents)) == (0, 12, 1)
+    assert len(seen) == 12
+    assert {i for ids in seen[6:] for i in ids} == {5, *(100 + i for i in range(12) if i not in (2, 5))}
+
+
 def test_an_image_that_cannot_be_read_is_left_out_and_the_run_goes_on(tiny_shapes, tmp_path):
     import shutil
 

@@ -14,18 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from endings import first_difference, lines_of, result
 from soaking import IN_WORKERS, INNER, Attempt, Inner, Scenario, fork
-from states import digest
 
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.store import checkpoints, load, load_newest, newest_intact
+from maskrcnn_coco.store import checkpoints, load, newest_intact
 
 EPOCHS = 3
 PATIENCE = 60.0
 """Seconds that an attempt may take; a longer one hangs."""
 ENDING = ("SIGKILL at a random moment", "SIGTERM", "killed after a step")
 DAMAGE = ("newest checkpoint: one bit", "newest checkpoint: cut short")
-TIMES = ("seconds", "images_per_second", "train_seconds", "epoch_began_seconds")
 
 
 @dataclass
@@ -90,12 +89,12 @@ class Chain:
         return self.outcome
 
     def _inner(self, clean: Clean, left: int) -> list[Inner]:
-        kinds = INNER if self.scenario.workers else tuple(k for k in INNER if k not in IN_WORKERS)
+        kinds = (*INNER, *IN_WORKERS) if self.scenario.workers else tuple(k for k in INNER if k not in IN_WORKERS)
         first = self._last_step() + 1
         if left <= 0 or first >= clean.steps:
             return []
-        steps = self.rng.sample(range(first, clean.steps), min(2, clean.steps - first))
-        return [Inner(self.rng.choice(kinds), s, self.rng.randrange(10**6)) for s in steps if self.rng.random() < 0.6]
+        steps = self.rng.sample(soon := range(first, min(first + 5, clean.steps)), min(2, len(soon)))
+        return [Inner(self.rng.choice(kinds), s, self.rng.randrange(10**6)) for s in steps if self.rng.random() < 0.8]
 
     def _ending(self, clean: Clean) -> tuple[str, int, float]:
         """Kind, the step after which (-1: while it starts), and how many seconds after it."""
@@ -107,7 +106,8 @@ class Chain:
 
     def _attempt(self, inner: list[Inner], ending: tuple[str, int, float] | None) -> int | None:
         """Start the run once; its exit code, None if it was killed on purpose."""
-        self._put_back()
+        (self.folder / "armed").unlink(missing_ok=True)
+        put_back(self.data)
         reader, writer = os.pipe()
         attempt = Attempt(self.folder, self.scenario, inner, writer)
         if ending is not None and ending[0] == "killed after a step":
@@ -193,12 +193,9 @@ class Chain:
             self.outcome.failures.append(f"exit code {code}: {self._log()}")
             return True
         newest, _ = newest_intact(self.checkpoints)
-        # The disk may have been full at the very end: then the run says so, and the last steps are made again.
-        return (
-            newest is not None
-            and load(newest)["loop"]["step"]
-            == json.loads((self.folder / "out" / "run" / "result.json").read_text())["steps"]
-        )
+        # The disk may have been full at the very end: then the run says so, and a new start makes up for it.
+        answer = self.folder / "out" / "run" / "result.json"
+        return newest is not None and answer.exists() and load(newest)["loop"]["step"] == _steps_of(answer)
 
     def _damage(self) -> None:
         """Sometimes damage the newest checkpoint; only where an older intact state is left."""
@@ -221,16 +218,6 @@ class Chain:
             file.truncate()
         self.outcome.happened[kind] += 1
 
-    def _put_back(self) -> None:
-        (self.folder / "armed").unlink(missing_ok=True)
-        keep = self.data.with_name("kept")
-        if not keep.exists():
-            shutil.copytree(self.data, keep)
-        for path in keep.rglob("*"):
-            there = self.data / path.relative_to(keep)
-            if path.is_file() and not there.exists():
-                shutil.copy2(path, there)
-
     def _compare(self, clean: Clean) -> None:
         for d in self._digests():
             key = (d["step"], d["applied"])
@@ -241,13 +228,13 @@ class Chain:
             return
         mine = result(self.folder)
         self.outcome.failures += [
-            f"{name} differs: {_first_difference(clean.result[name], mine[name])}"
+            f"{name} differs: {first_difference(clean.result[name], mine[name])}"
             for name in mine
             if mine[name] != clean.result[name]
         ]
 
     def _digests(self) -> list[dict[str, Any]]:
-        return _lines(self.folder / "digests.jsonl")
+        return lines_of(self.folder / "digests.jsonl")
 
     def _last_step(self) -> int:
         digests = self._digests()
@@ -262,53 +249,6 @@ class Chain:
         return path.read_text(errors="replace")[-1500:] if path.exists() else "(no output)"
 
 
-def result(folder: Path) -> dict[str, Any]:
-    """What a finished run left, without clock readings: digest of the last state, records, incidents, quarantine."""
-    out = folder / "out"
-    _, state, _ = load_newest(out / "checkpoints")
-    assert state is not None
-    loop = {
-        k: v for k, v in state["loop"].items() if k not in (*TIMES, "incidents", "quarantine", "quarantine_annotations")
-    }
-    kept = {**state, "loop": loop, "config": None}
-    numbers: dict[str, str] = {}
-    incidents = []
-    for path in sorted((out / "run" / "incidents").glob("[0-9]*.json")):
-        found = json.loads(path.read_text())
-        # A damaged checkpoint is passed over with an incident of its own, which the undisturbed run has not.
-        if not (found["cause"] == "POISONED_STATE" and found["action"]["kind"] == "reload"):
-            numbers[found["id"]] = f"{len(numbers) + 1:04d}"
-            incidents.append(_plain_incident(found))
-    left_out = out / "run" / "quarantine.json"
-    quarantine = json.loads(left_out.read_text()) if left_out.exists() else {"images": [], "annotations": []}
-    named = {k: [(e["id"], numbers.get(e["incident"])) for e in v] for k, v in quarantine.items()}
-    answer = json.loads((out / "run" / "result.json").read_text())
-    return {
-        "state": digest(kept),
-        "records": [_without_times(d) for d in _lines(out / "run" / "metrics.jsonl")],
-        "incidents": incidents,
-        "quarantine": named,
-        "in the checkpoint": [
-            [(e["id"], numbers.get(e["incident"])) for e in state["loop"][name]]
-            for name in ("quarantine", "quarantine_annotations")
-        ],
-        "result": {k: answer[k] for k in ("status", "finite", "steps", "skipped_steps", "metrics", "last_loss")},
-    }
-
-
-def _plain_incident(found: dict[str, Any]) -> dict[str, Any]:
-    names = ("step", "epoch", "onset_step", "symptom", "cause", "culprit", "action", "outcome", "lost_steps")
-    return {name: found[name] for name in names}
-
-
-def _without_times(line: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in line.items() if k not in TIMES}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def _steps_of(answer: Path) -> int:
     return json.loads(answer.read_text())["steps"]
 
@@ -321,12 +261,12 @@ def _intact(path: Path) -> bool:
     return True
 
 
-def _first_difference(a: Any, b: Any) -> str:
-    if isinstance(a, list) and isinstance(b, list):
-        for i, (x, y) in enumerate(zip(a, b, strict=False)):
-            if x != y:
-                return f"entry {i}: {_first_difference(x, y)}"
-        return f"{len(b)} entries instead of {len(a)}"
-    if isinstance(a, dict) and isinstance(b, dict):
-        return "; ".join(f"{k}: {_first_difference(a.get(k), b.get(k))}" for k in a | b if a.get(k) != b.get(k))[:300]
-    return f"{str(b)[:80]} instead of {str(a)[:80]}"
+def put_back(data: Path) -> None:
+    """Files of the data set that a run has deleted, from a copy beside it."""
+    keep = data.with_name("kept")
+    if not keep.exists():
+        shutil.copytree(data, keep)
+    for path in keep.rglob("*"):
+        there = data / path.relative_to(keep)
+        if path.is_file() and not there.exists():
+            shutil.copy2(path, there)

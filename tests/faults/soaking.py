@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,11 +32,15 @@ from tiny_run import tiny_model
 from maskrcnn_coco import session as session_module
 from maskrcnn_coco import train, training
 from maskrcnn_coco.data import CocoDataset
+from maskrcnn_coco.distributed import Ranks
+from maskrcnn_coco.errors import MaskRCNNError
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.session import Session
 
 HANG = 1.0
 """Seconds after which the loader gives up on a silent worker; as short as a busy machine allows."""
+TOGETHER = 10.0
+"""Seconds that a process waits for the others."""
 COUNT, FAIL_ON = 0, 5
 YEARS = 365.25 * 86400
 
@@ -86,8 +91,18 @@ INNER = (*IN_WORKERS, "clock jumps", "disk full")
 class Attempt:
     """The faults of one attempt, and what it tells its parent. Lives in the forked process."""
 
-    def __init__(self, folder: Path, scenario: Scenario, faults: list[Inner], pipe: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        scenario: Scenario,
+        faults: list[Inner],
+        pipe: int,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.folder, self.scenario, self.pipe = folder, scenario, pipe
+        self.environment = environment or {}
+        """For one process of several: RANK, WORLD_SIZE …"""
+        self.suffix = {"0": ""}.get(rank := self.environment.get("RANK", "0"), f"_{rank}")
         self.faults = {f.step: f for f in faults}
         self.die_after: int | None = None
         self.armed = folder / "armed"
@@ -113,7 +128,7 @@ class Attempt:
             return
         assert self.session is not None
         line = {"step": record.step, "applied": record.applied, "digest": state_digest(self.session)}
-        append(self.folder / "digests.jsonl", json.dumps(line))
+        append(self.folder / f"digests{self.suffix}.jsonl", json.dumps({**line, "images": record.image_ids}))
         os.write(self.pipe, record.step.to_bytes(4, "little"))
         if self.full_until is not None and record.step >= self.full_until:
             self._aim(0, COUNT)
@@ -155,6 +170,7 @@ class Attempt:
             return self._bad_data(sampled, source, epoch, index)
 
         training.open_session = open_session
+        Ranks.start = partial(Ranks.start, timeout=TOGETHER)
         setattr(CocoDataset, "sample", sample)  # noqa: B010 (to a type checker it is another function)
         time.time = lambda: clock() + self.offset
         session_module.build_loader = partial(session_module.build_loader, timeout=HANG)
@@ -216,15 +232,17 @@ def fork(attempt: Attempt, data: Path, *, epochs: int) -> int:
     code = 70
     try:
         os.setsid()
-        log = os.open(attempt.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.environ.update(attempt.environment)
+        log = os.open(attempt.folder / f"log{attempt.suffix}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(log, 1)
         os.dup2(log, 2)
         torch.set_num_threads(1)
         code = attempt.run(data, epochs=epochs)
         sys.stderr.flush()
+    except MaskRCNNError as e:
+        print(f"error: {e.render()}", file=sys.stderr, flush=True)
+        code = e.exit_code
     except BaseException:
-        import traceback
-
         traceback.print_exc()
         sys.stderr.flush()
     finally:
