@@ -18,12 +18,10 @@ UNDONE = "metrics_undone.jsonl"
 def truncate(path: Path, resume_step: int | None, closed: int | None) -> None:
     """Repair a torn last line; with ``resume_step``, drop what the resumed run will write again. Atomic."""
     raw = path.read_bytes()
-    entries = list(_entries(raw))
-    kept = entries if resume_step is None else _before(entries, resume_step, closed)
-    clean = b"".join(line + b"\n" for line, _ in kept)
+    clean = cut(raw, resume_step, closed)
     if clean == raw:
         return
-    gone = [line for line, d in entries if d.get("kind") == "step" and d.get("step", 0) >= (resume_step or 0)]
+    gone = [line for line, d in _entries(raw) if d.get("kind") == "step" and d.get("step", 0) >= (resume_step or 0)]
     if resume_step is not None and gone:
         with path.with_name(UNDONE).open("ab") as f:
             f.write(b"".join(line + b"\n" for line in gone))
@@ -33,6 +31,13 @@ def truncate(path: Path, resume_step: int | None, closed: int | None) -> None:
         f.flush()
         os.fsync(f.fileno())
     part.replace(path)
+
+
+def cut(raw: bytes, resume_step: int | None, closed: int | None) -> bytes:
+    """The whole lines of ``raw``; with ``resume_step``, those of what happened before that step."""
+    entries = list(_entries(raw))
+    kept = entries if resume_step is None else _before(entries, resume_step, closed)
+    return b"".join(line + b"\n" for line, _ in kept)
 
 
 def _entries(raw: bytes) -> Iterable[tuple[bytes, dict[str, Any]]]:

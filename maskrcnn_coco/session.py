@@ -161,10 +161,11 @@ class Session:
 
     def open_tracker(self, resume_step: int | None = None) -> None:
         """Begin writing records (rank 0 only); what was written from ``resume_step`` on is dropped."""
+        owed = b"" if self.tracker is None else self.tracker.take_owed()
         self.close_tracker()
         if self.ranks.is_main:
             closed = None if resume_step is None else self.progress.closed_epochs
-            self.tracker = Tracker(self.logdir, resume_step, closed, warn=self.console.warn)
+            self.tracker = Tracker(self.logdir, resume_step, closed, owed=owed, warn=self.console.warn)
 
     def close_tracker(self) -> None:
         """Flush and close the record files."""

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from maskrcnn_coco.recordlines import METRICS, truncate
+from maskrcnn_coco.recordlines import METRICS, cut, truncate
 from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, StepRecord, to_json
 
 _FLUSH_SECONDS = 5.0
@@ -38,6 +38,7 @@ class Tracker:
         resume_step: the step the run goes on from; lines of ``metrics.jsonl`` from there on are dropped, and
             TensorBoard is told to forget its points from there on. None: a new run.
         closed_epochs: how many epochs the resumed run has closed; it will write the lines of later ones again.
+        owed: lines that an earlier tracker could not write (its `take_owed`); they are cut as the file is.
         warn: called with one sentence when writing fails; default: the log.
     """
 
@@ -47,6 +48,7 @@ class Tracker:
         resume_step: int | None = None,
         closed_epochs: int | None = None,
         *,
+        owed: bytes = b"",
         warn: Callable[[str], None] | None = None,
     ) -> None:
         self.logdir = Path(logdir)
@@ -54,7 +56,7 @@ class Tracker:
         self._warn = warn or _log.warning
         self._lines: io.FileIO | None = None
         self._events: _EventFile | None = None
-        self._owed = bytearray()
+        self._owed = bytearray(cut(owed, resume_step, closed_epochs))
         self._closed = self._failing = False
         self._count = 0
         self._try(self._open)
@@ -106,6 +108,12 @@ class Tracker:
     def flush(self) -> None:
         """Everything written so far is on disk when this returns."""
         self._try(self._sync)
+
+    def take_owed(self) -> bytes:
+        """The lines that cannot be written now, for the tracker that follows this one."""
+        self.flush()
+        owed, self._owed = bytes(self._owed), bytearray()
+        return owed
 
     def close(self) -> None:
         """Flush and close; nothing is written after it."""

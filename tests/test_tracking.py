@@ -154,6 +154,23 @@ def test_no_line_is_lost_to_a_disk_that_was_full_for_a_while(tmp_path: Path) -> 
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 2, "half a record would hide those after it"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_lines_that_wait_outlive_a_roll_back(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path)
+    tracker.step(step(0))
+    lines = tracker._lines
+    with Path("/dev/full").open("ab", buffering=0) as tracker._lines:
+        tracker.step(step(1))
+        tracker.epoch(epoch_record(0, 2))
+        tracker.step(step(2, epoch=1))
+        owed = tracker.take_owed()
+    tracker._lines = lines
+    tracker.close()
+    Tracker(tmp_path, 2, 1, owed=owed).close()
+    kinds = [(d["kind"], d["step"]) for d in read_metrics(tmp_path / "metrics.jsonl")]
+    assert kinds == [("step", 0), ("step", 1), ("epoch", 2)]
+
+
 def test_lines_of_an_epoch_that_was_not_closed_are_written_again(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path)
     for s in range(2):

@@ -19,6 +19,7 @@ RUNS = (
     ("evaluation.py", []),
     ("annotations.py", []),
     ("checkpoint.py", []),
+    ("ranks.py", []),
 )
 """Scripts and arguments; each can be run alone, and says what it can do with --help."""
 
