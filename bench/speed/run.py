@@ -11,6 +11,7 @@ RESULTS = HERE.parent / "results"
 RUNS = (
     ("step.py", []),
     ("floors.py", []),
+    ("outlines.py", []),
     ("scaling.py", []),
     ("startup.py", []),
     ("ap.py", []),

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 import common
 import torch
-from step import Batch, make_batch, own_step, reference_step, small_model
+from step import make_batch, only, own_step, reference_step, small_model
 
 from maskrcnn_coco.fast import accelerate
 from maskrcnn_coco.precision import bf16_is_native
@@ -42,18 +42,12 @@ def steps(setting: Setting, sides: Sequence[str] = SIDES) -> dict[str, Callable[
     net, batch = small_model(size).train(), make_batch(size, images, objects)
     made: dict[str, Callable[[int], None]] = {}
     if SIDES[0] in sides:
-        made[SIDES[0]] = reference_step(copy.deepcopy(net), _only(batch, "masks"))
+        made[SIDES[0]] = reference_step(copy.deepcopy(net), only(batch, "masks"))
     if SIDES[1] in sides:
         precision = "bf16" if bf16_is_native("cpu") else "fp32"
         own = accelerate(copy.deepcopy(net))
-        made[SIDES[1]] = own_step(own, _only(batch, "outlines"), precision, guarded=True)
+        made[SIDES[1]] = own_step(own, only(batch, "outlines"), precision, guarded=True)
     return made
-
-
-def _only(batch: Batch, kind: str) -> Batch:
-    """The batch with its objects as ``kind`` alone: neither side pays for what the other needs."""
-    other = {"masks": "outlines", "outlines": "masks"}[kind]
-    return batch[0], [{k: v for k, v in t.items() if k != other} for t in batch[1]]
 
 
 def row(setting: Setting, axis: int, rounds: int) -> str:

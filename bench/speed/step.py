@@ -73,6 +73,12 @@ def make_batch(size: int, images: int, objects: int) -> Batch:
     return pictures, targets
 
 
+def only(batch: Batch, kind: str) -> Batch:
+    """The batch with its objects as ``kind``, "masks" or "outlines", alone: neither side pays for the other's."""
+    other = {"masks": "outlines", "outlines": "masks"}[kind]
+    return batch[0], [{k: v for k, v in t.items() if k != other} for t in batch[1]]
+
+
 def _ellipses(centers: np.ndarray, halves: np.ndarray) -> list[np.ndarray]:
     """Their outlines, 24 points each."""
     angles = np.linspace(0, 2 * math.pi, 24, endpoint=False)
