@@ -201,10 +201,11 @@ def main() -> int:
         print(json.dumps(one(kind, data, side, int(seed), args.backbone)))
         return 0
     parts = [
-        f"`python bench/speed/ap.py`: {__doc__.split('.', 1)[0] if __doc__ else ''} Mean ± standard "
-        "deviation over seeds; both sides run one loop, data order and initial weights. torchvision: unaccelerated "
-        "modules, full-size masks, float32. This project: its defaults here, that is accelerated modules, mask targets "
-        "from outlines, bfloat16 where native. Short trainings: what counts is the difference, not the height."
+        "`python bench/speed/ap.py`: pairs of trainings with the same seeds, one loop, one data order and one set of "
+        "initial weights. torchvision: unaccelerated modules, full-size masks, float32. This project: its defaults "
+        "here, that is accelerated modules, mask targets from outlines, bfloat16 where native. Mean ± standard deviation "
+        f"over seeds. dsb2018: training images up to {LARGEST} px a side, with the nuclei as polygons along their "
+        "pixels' edges. Short trainings: what counts is the difference, not the height."
     ]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
         for kind in args.sets:
