@@ -1,16 +1,21 @@
-"""Several processes go on from one checkpoint, or all of them say why not."""
+"""When a run saves, what a resumed one says, and how several processes agree on the checkpoint to go on from."""
 
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from runs import config
+from tiny_run import tiny_model
 
+from maskrcnn_coco import train
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.resume import find_together
+from maskrcnn_coco.saving import save_is_due
 from maskrcnn_coco.store import load, save
 
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
@@ -80,3 +85,35 @@ def test_what_was_passed_over_is_known_to_all(settings):
     assert [p for p, _ in found.skipped] == [last]
     other, _ = together(settings, 1, ranks.said, [{}])
     assert [p for p, _ in other.skipped] == [last] and other.path == found.path
+
+
+def due(every: str | None, step: int, seconds: float) -> bool:
+    session = SimpleNamespace(
+        config=SimpleNamespace(checkpoint_every=every),
+        ranks=SimpleNamespace(is_main=True),
+        progress=SimpleNamespace(step=step),
+        last_save=time.monotonic() - seconds,
+    )
+    return save_is_due(session)  # type: ignore[arg-type]
+
+
+def test_checkpoint_every_counts_steps_or_seconds():
+    assert [step for step in range(1, 10) if due("3", step, 0)] == [3, 6, 9]
+    assert [seconds for seconds in (1, 59, 61, 600) if due("60s", 7, seconds)] == [61, 600]
+    assert not due(None, 10, 1e6)
+
+
+def test_a_resume_elsewhere_says_that_it_is_inexact_and_why(tiny_shapes, tmp_path, capsys, monkeypatch):
+    settings = {"checkpoint_every": "2", "epochs": 1}
+    train(config(tiny_shapes.root, tmp_path, **settings), model=tiny_model(), stop_after=2)
+    assert load(tmp_path / "checkpoints" / "last.pth")["loop"]["step"] == 2
+    capsys.readouterr()
+    again = config(tiny_shapes.root, tmp_path, **settings, resume="auto")
+    train(again, model=tiny_model(), stop_after=2)
+    said = capsys.readouterr()
+    assert "going on from" in said.out + said.err and "inexact" not in said.out + said.err
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    train(again, model=tiny_model(), stop_after=1)
+    said = capsys.readouterr()
+    sentence = "this resume is inexact, the last bits may differ: ONEDNN_MAX_CPU_ISA was not set and is now AVX2"
+    assert sentence in (said.out + said.err).replace("\n", " ")
