@@ -30,6 +30,8 @@ from maskrcnn_coco.session import Session
 from maskrcnn_coco.snapshot import Snapshot, restore
 from maskrcnn_coco.store import by_age, load
 
+DECISIONS = ("incidents", "quarantine", "quarantine_annotations", "lr_factors", "weight_decay", "fp32_modules")
+"""What stays in force when an older state is loaded."""
 INVESTIGATION_SECONDS = 120.0
 """Most time for one investigation; on small data it is bounded further by the price of twenty steps or so."""
 
@@ -225,7 +227,11 @@ def reload(session: Session, alarm: Alarm) -> int:
         if faults:
             session.console.note(f"{path} is passed over: {faults[0].what} ({faults[0].name})")
             continue
+        decided = {name: getattr(session.progress, name) for name in DECISIONS}
         load_state(session, state, str(path))
+        vars(session.progress).update(decided)
+        if session.progress.weight_decay is not None:
+            lower_weight_decay(session.optimizer, session.progress.weight_decay)
         session.ring.clear()
         session.guard.reset(session.progress.step)
         session.rewind(session.progress.step)

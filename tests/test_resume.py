@@ -12,8 +12,9 @@ import pytest
 from runs import config
 from tiny_run import tiny_model
 
-from maskrcnn_coco import train
+from maskrcnn_coco import response, train, training
 from maskrcnn_coco.errors import CheckpointError
+from maskrcnn_coco.records import Alarm
 from maskrcnn_coco.resume import find_together
 from maskrcnn_coco.saving import save_is_due
 from maskrcnn_coco.store import load, save
@@ -117,3 +118,19 @@ def test_a_resume_elsewhere_says_that_it_is_inexact_and_why(tiny_shapes, tmp_pat
     said = capsys.readouterr()
     sentence = "this resume is inexact, the last bits may differ: ONEDNN_MAX_CPU_ISA was not set and is now AVX2"
     assert sentence in (said.out + said.err).replace("\n", " ")
+
+
+def test_what_was_decided_since_outlives_a_reload_from_disk(tiny_shapes, tmp_path, monkeypatch):
+    held, opened = [], training.open_session
+    monkeypatch.setattr(training, "open_session", lambda *a, **k: held.append(opened(*a, **k)) or held[0])
+    train(config(tiny_shapes.root, tmp_path, checkpoint_every="2"), model=tiny_model(), stop_after=4)
+    (session,) = held
+    session.ring.clear()
+    session.progress.incidents.append("0001")
+    session.progress.lr_factors["rpn"] = 0.5
+    session.leave_out([3], [], "0001")
+    assert response.reload(session, Alarm("param_nonfinite", 4, 0, 4, "test")) == 4
+    session.close_tracker()
+    assert session.progress.incidents == ["0001"], "the next incident must not take its number"
+    assert session.progress.lr_factors == {"rpn": 0.5}
+    assert session.progress.quarantine == [{"id": 3, "incident": "0001"}] and session.plan.quarantined == [3]
