@@ -203,8 +203,8 @@ def main() -> int:
     parts = [
         "`python bench/speed/ap.py`: pairs of trainings with the same seeds, one loop, one data order and one set of "
         "initial weights. torchvision: unaccelerated modules, full-size masks, float32. This project: its defaults "
-        "here, that is accelerated modules, mask targets from outlines, bfloat16 where native. Mean ± standard deviation "
-        f"over seeds. dsb2018: training images up to {LARGEST} px a side, with the nuclei as polygons along their "
+        "here, that is accelerated modules, mask targets from outlines, bfloat16 where native. Mean ± standard "
+        f"deviation over seeds. dsb2018: training images up to {LARGEST} px a side, nuclei as polygons along their "
         "pixels' edges. Short trainings: what counts is the difference, not the height."
     ]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
