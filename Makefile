@@ -33,7 +33,7 @@ faults: $(STAMP)
 	$(BIN)/python bench/faults/run.py
 
 soak: $(STAMP)
-	$(BIN)/python bench/faults/soak.py
+	$(BIN)/python bench/faults/soak.py --seed 1
 
 fuzz: $(STAMP)
 	$(BIN)/python bench/fuzz/run.py --cases 1000000
