@@ -163,7 +163,9 @@ def _problems(c: Config):
         yield f'--checkpoint-every: got {c.checkpoint_every!r}, expected steps such as "500" or seconds such as "60s"'
 
 
-def _interval(text: str) -> bool:
+def _interval(text: object) -> bool:
+    if not isinstance(text, str):  # from Python, where nothing has checked the type
+        return False
     digits = text.removesuffix("s")
     return digits.isascii() and digits.isdigit() and int(digits) > 0
 

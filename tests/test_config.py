@@ -32,7 +32,7 @@ def test_demo_and_data_exclude_each_other():
         validate(Config(data="x", demo=True))
 
 
-@pytest.mark.parametrize("text", ["0", "-5", "1m", "s", "60 s"])
+@pytest.mark.parametrize("text", ["0", "-5", "1m", "s", "60 s", 1000])
 def test_checkpoint_every_takes_steps_or_seconds(text):
     with pytest.raises(ConfigError, match="--checkpoint-every"):
         validate(Config(checkpoint_every=text))
