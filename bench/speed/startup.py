@@ -154,7 +154,7 @@ def main() -> int:
         folder = Path(name)
         rows = [line("`maskrcnn-coco --help`", [help_seconds() for _ in range(args.rounds + 1)][1:], 0.3)]
         rows.append(
-            line("`import torch, torchvision` in a process of its own, for comparison", [imports() for _ in range(args.rounds)], None)
+            line("`import torch, torchvision` by itself, for comparison", [imports() for _ in range(args.rounds)], None)
         )
         for kind, times in demo(folder, args.rounds).items():
             title = f"first step of the built-in set, {kind}"
