@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import resource
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import common
 import torch
@@ -67,6 +67,12 @@ def peak(setting: Setting, side: str) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
+def own_peak() -> float:
+    """Peak resident MiB of this process. Not ``ru_maxrss``: on Linux that starts at the parent's."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+
+
 def memory_table() -> str:
     """Markdown: peak memory of both sides in each setting."""
     lines = ["| px, batch, objects | reference MiB | this project MiB | ratio |", "|---|---|---|---|"]
@@ -90,7 +96,7 @@ def main() -> int:
         (step,) = steps((setting[0], setting[1], setting[2]), (side,)).values()
         for seed in range(3):
             step(seed)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
+        print(own_peak())
         return 0
     parts = [
         f"`python bench/speed/scaling.py`: one training step of the quick network, {args.threads} threads, wall clock. "
