@@ -34,7 +34,8 @@ def finite(records: Sequence[StepRecord]) -> Check:
     """Every loss and gradient norm is finite and every step was applied."""
     bad = [r.step for r in records if not (math.isfinite(r.loss) and math.isfinite(r.grad_norm) and r.applied)]
     steps = ", ".join(map(str, bad[:5]))
-    return Check("all values finite", not bad and bool(records), f"steps {steps} are not" if bad else _count(records))
+    where = f"not at {'steps' if len(bad) > 1 else 'step'} {steps}"
+    return Check("all values finite", not bad and bool(records), where if bad else _count(records))
 
 
 def falling(records: Sequence[StepRecord], *, confidence: float = 0.95) -> Check:
