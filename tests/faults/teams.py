@@ -51,6 +51,9 @@ class Team:
         os.close(writer)
         deadline = time.monotonic() + PATIENCE
         if after is not None and self._told(reader, after, deadline):
+            # All at the same instant: one that is left a moment longer may miss the others, and end with its sentence.
+            for rank in ranks if number == signal.SIGKILL else ():
+                os.kill(pids[rank], signal.SIGSTOP)
             for rank in ranks:
                 os.kill(pids[rank], number)
         stopped = ranks if number == signal.SIGSTOP else ()
