@@ -197,6 +197,7 @@ def test_components_partition_the_trainable_parameters():
     assert all(n.startswith("roi_heads.mask_") for n in parts["mask_head"])
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch 2.10's own compiler uses it
 def test_components_under_wrappers():
     class Wrapped(nn.Module):
         def __init__(self, module):
