@@ -18,6 +18,7 @@ import msgspec
 from maskrcnn_coco.coco import Category, CocoTable, load_coco, restored
 from maskrcnn_coco.cocoentries import Problem
 from maskrcnn_coco.cocoshare import mapped, write_arrays
+from maskrcnn_coco.folders import cache_folder
 
 VERSION = 1
 """Raised whenever the columns or their meaning change, so that older ones are not read."""
@@ -57,12 +58,6 @@ def load_kept(json_path: str | Path, image_root: str | Path, *, large: int = LAR
     with contextlib.suppress(OSError):
         _keep(table, folder)
     return table
-
-
-def cache_folder(name: str) -> Path:
-    """Where this program keeps what it can make again."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "maskrcnn_coco" / name
 
 
 def _key(path: Path, large: int) -> str | None:

@@ -48,7 +48,7 @@ class Deferred:
     """The step of a guard with ``deferred=True``."""
 
     def __init__(self, guard: Guard) -> None:
-        if not getattr(guard.optimizer, "_step_supports_amp_scaling", False):
+        if not steps.scales_itself(guard.optimizer):
             raise ConfigError(
                 f"{type(guard.optimizer).__name__} cannot refuse a step on the device",
                 expected="SGD, Adam or AdamW with fused=True",
@@ -226,6 +226,11 @@ class Deferred:
                 raise ConfigError("a deferred guard needs SGD without dampening", got=group["dampening"], expected="0")
             for p in group["params"]:
                 optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p, requires_grad=False))
+
+
+def late_reads(device: torch.device, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the guard reads nothing within a step: where a read makes the host wait, and the device can refuse."""
+    return device.type == "cuda" and steps.scales_itself(optimizer)
 
 
 def _run(forward: steps.Forward, batches: Sequence[Any], scaler: Any) -> tuple[list[str], Tensor]:

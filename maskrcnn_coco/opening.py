@@ -16,6 +16,7 @@ from maskrcnn_coco.config import Config
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.data import CocoDataset, UserData
 from maskrcnn_coco.datasets import RunData, check_data, open_data, read_quarantine
+from maskrcnn_coco.deferred import late_reads
 from maskrcnn_coco.distributed import Ranks
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.fast import takes_outlines
@@ -284,11 +285,6 @@ def assemble(
         quick=quick,
         ring=Ring(4, max_bytes=snapshot_budget()),
     )
-
-
-def late_reads(device: torch.device, optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the guard reads nothing within a step: where a read makes the host wait, and the device can refuse."""
-    return device.type == "cuda" and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def snapshot_budget() -> int:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskrcnn_coco.batch import make_batch
 from maskrcnn_coco.durable import write_text
+from maskrcnn_coco.folders import cache_folder
 from maskrcnn_coco.limits import Limit, judge, own_level, rising, settle
 from maskrcnn_coco.optim import build_optimizer
 from maskrcnn_coco.precision import make_scaler
@@ -58,8 +59,7 @@ def fingerprint(config: Config, data: RunData) -> str | None:
 
 
 def _file(key: str) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "maskrcnn_coco" / "limits" / f"{key}.json"
+    return cache_folder("limits") / f"{key}.json"
 
 
 def remember(key: str | None, limits: Mapping[str, Limit]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from maskrcnn_coco.durable import write_bytes
 from maskrcnn_coco.records import number
 
 METRICS = "metrics.jsonl"
@@ -25,12 +25,7 @@ def truncate(path: Path, resume_step: int | None, closed: int | None) -> None:
     if resume_step is not None and gone:
         with path.with_name(UNDONE).open("ab") as f:
             f.write(b"".join(line + b"\n" for line in gone))
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as f:
-        f.write(clean)
-        f.flush()
-        os.fsync(f.fileno())
-    part.replace(path)
+    write_bytes(path, clean)
 
 
 def cut(raw: bytes, resume_step: int | None, closed: int | None) -> bytes:

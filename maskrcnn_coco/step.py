@@ -137,7 +137,7 @@ def apply(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor], coeffic
     """Clip and step. A fused optimizer multiplies while it updates; others need a pass over the gradients."""
     if coefficient == 1.0:
         optimizer.step()
-    elif coefficient > 0 and _scales_itself(optimizer) and all(t.dtype == torch.float32 for t in gradients):
+    elif coefficient > 0 and scales_itself(optimizer) and all(t.dtype == torch.float32 for t in gradients):
         optimizer.grad_scale = torch.tensor(1.0 / coefficient, device=gradients[0].device)  # type: ignore[attr-defined]
         try:
             optimizer.step()
@@ -148,7 +148,7 @@ def apply(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor], coeffic
         optimizer.step()
 
 
-def _scales_itself(optimizer: torch.optim.Optimizer) -> bool:
+def scales_itself(optimizer: torch.optim.Optimizer) -> bool:
     """Whether ``step()`` divides by ``optimizer.grad_scale``: torch's fused kernels do."""
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 

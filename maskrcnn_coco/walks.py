@@ -150,14 +150,14 @@ class Walks:
         """From what holds to what learns more: the components beside it along, then lower rates, while it pays."""
         assert verdict.holds is not None
         if beside and not verdict.also and not self.replay.out_of_time:
-            level = reached(beside, verdict.holds)
-            if level < BETTER * best:
-                verdict.also, best = beside, level
+            lost = reached(beside, verdict.holds)
+            if lost < BETTER * best:
+                verdict.also, best = beside, lost
         while verdict.holds > LEAST and not self.replay.out_of_time:
-            level = reached(verdict.also, verdict.holds * LOWER)
-            if level >= BETTER * best:
+            lost = reached(verdict.also, verdict.holds * LOWER)
+            if lost >= BETTER * best:
                 return
-            verdict.holds, best = verdict.holds * LOWER, level
+            verdict.holds, best = verdict.holds * LOWER, lost
 
     def _beside(self, named: Sequence[str]) -> list[str]:
         lr = self.facts.lr

@@ -14,7 +14,8 @@ import pytest
 from maskrcnn_coco import cocokept
 from maskrcnn_coco.audit import audit, fingerprint
 from maskrcnn_coco.coco import CocoTable, load_coco
-from maskrcnn_coco.cocokept import cache_folder, load_kept
+from maskrcnn_coco.cocokept import load_kept
+from maskrcnn_coco.folders import cache_folder
 
 
 @pytest.fixture

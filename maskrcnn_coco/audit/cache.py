@@ -13,8 +13,8 @@ import numpy as np
 from maskrcnn_coco.audit.pixels import file_state
 from maskrcnn_coco.audit.run import audit
 from maskrcnn_coco.coco import CocoTable
-from maskrcnn_coco.cocokept import cache_folder
 from maskrcnn_coco.durable import write_text
+from maskrcnn_coco.folders import cache_folder
 from maskrcnn_coco.records import DataFinding, to_json
 
 VERSION = 2

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from endings import first_difference, lines_of, result
-from soaking import IN_WORKERS, INNER, Attempt, Inner, Scenario, fork
+from soaking import IN_WORKERS, INNER, Attempt, Inner, Scenario, fork, wait
 
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.store import checkpoints, load, newest_intact
@@ -169,15 +169,10 @@ class Chain:
         self.outcome.happened["stopped and continued"] += 1
 
     def _wait(self, pid: int, began: float) -> int:
-        while time.monotonic() - began < PATIENCE:
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(0.005)
-        os.killpg(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        self.outcome.failures.append(f"hangs: {self._log()}")
-        return 1
+        code = wait(pid, began + PATIENCE)
+        if code is None:
+            self.outcome.failures.append(f"hangs: {self._log()}")
+        return 1 if code is None else code
 
     def _clear_group(self, pid: int) -> None:
         """Loader processes that a killed run leaves end by themselves within seconds; the next start does not wait."""

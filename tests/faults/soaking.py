@@ -224,6 +224,18 @@ def append(path: Path, line: str) -> None:
     os.close(fd)
 
 
+def wait(pid: int, deadline: float) -> int | None:
+    """The exit code of a forked attempt; one that still runs at ``deadline`` is killed with its group, and has none."""
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
 def fork(attempt: Attempt, data: Path, *, epochs: int) -> int:
     """Run ``attempt`` in a process group of its own; returns its process id."""
     pid = os.fork()

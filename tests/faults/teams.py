@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from chains import put_back
 from endings import first_difference, lines_of, result
-from soaking import Attempt, Scenario, fork
+from soaking import Attempt, Scenario, fork, wait
 
 from maskrcnn_coco.shapes import write_shapes
 
@@ -84,14 +84,8 @@ class Team:
 
 
 def _wait(pid: int, deadline: float) -> int:
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return -999  # it hung
+    code = wait(pid, deadline)
+    return -999 if code is None else code
 
 
 def resume(folder: Path, data: Path, world: int, scenario: Scenario) -> dict[str, Any]:
