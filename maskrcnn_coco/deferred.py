@@ -56,6 +56,7 @@ class Deferred:
             )
         self.guard = guard
         self.pending: deque[Pending] = deque()
+        self._components: tuple[list[int], Tensor] = ([], torch.zeros(0, dtype=torch.long))
         self._zero_momentum()
 
     def step(self, forward: steps.Forward, batches: Sequence[Any], record: StepRecord) -> StepRecord:
@@ -139,10 +140,14 @@ class Deferred:
         return self._totals(stacked_norms(tensors).float(), list(range(len(tensors))))
 
     def _totals(self, norms: Tensor, where: list[int]) -> Tensor:
+        """2-norms (components,) from one of each tensor; ``where`` are the tensors' places in the layout."""
         layout = self.guard.layout
-        components = torch.tensor([layout.component[i] for i in where], dtype=torch.long)
+        components = [layout.component[i] for i in where]
+        if components != self._components[0] or self._components[1].device != norms.device:
+            sent = torch.tensor(components, dtype=torch.long).to(norms.device, non_blocking=True)
+            self._components = (components, sent)
         sums = torch.zeros(len(layout.components), device=norms.device)
-        return sums.index_add(0, _to(components, norms.device), norms.square()).sqrt()
+        return sums.index_add(0, self._components[1], norms.square()).sqrt()
 
     def _step(self, bad: Tensor, total: Tensor) -> None:
         optimizer: Any = self.guard.optimizer
@@ -243,11 +248,6 @@ def _run(forward: steps.Forward, batches: Sequence[Any], scaler: Any) -> tuple[l
             sums[name] = sums[name] + value if name in sums else value
         steps._backward(list(terms.values()), len(batches), scaler)
     return list(sums), torch.stack(list(sums.values()))
-
-
-def _to(tensor: Tensor, device: torch.device) -> Tensor:
-    """To the device without a wait: from pinned memory."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _send(numbers: Tensor) -> tuple[Tensor, Any]:

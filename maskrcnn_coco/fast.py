@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
+from maskrcnn_coco.fast_coder import FastBoxCoder
 from maskrcnn_coco.fast_norm import FastFrozenNorm
 from maskrcnn_coco.fast_pool import FastPool
+from maskrcnn_coco.fast_rcnn import FastFasterRCNN, FastMaskRCNN
 from maskrcnn_coco.fast_roi import FastRoIHeads
 from maskrcnn_coco.fast_rpn import FastRPN
 from maskrcnn_coco.fast_sampler import FastMatcher
@@ -23,6 +26,8 @@ FASTER: dict[type, type] = {
     RegionProposalNetwork: FastRPN,
     GeneralizedRCNNTransform: FastTransform,
     FrozenBatchNorm2d: FastFrozenNorm,
+    MaskRCNN: FastMaskRCNN,
+    FasterRCNN: FastFasterRCNN,
 }
 """torchvision's class → the subclass that replaces it. Subclasses of a user's own are left as they are."""
 
@@ -49,6 +54,8 @@ def accelerate(model: nn.Module, *, channels_last: bool = True) -> nn.Module:
         module.__class__ = FASTER.get(type(module), type(module))
         if isinstance(module, FastRPN) and type(module.proposal_matcher) is Matcher:
             module.proposal_matcher.__class__ = FastMatcher
+        if isinstance(module, (FastRPN, FastRoIHeads)) and type(module.box_coder) is BoxCoder:
+            module.box_coder.__class__ = FastBoxCoder
     if channels_last:
         model.to(memory_format=torch.channels_last)
     return model

@@ -2,8 +2,10 @@
 
 torchvision's CPU RoIAlign scatters its gradient element by element in one thread: a quarter of a training step. Here a
 bin's value is a weighted sum of at most 16 feature rows, which `embedding_bag` computes in both directions, vectorised
-over channels and in parallel. Numbers equal torchvision's up to the order of summation. Other devices keep
-torchvision's kernels, which are good there.
+over channels and in parallel. Numbers equal torchvision's up to the order of summation.
+
+Other devices keep torchvision's kernels, which are good there, but not its question to the device for every level:
+boxes are sorted by level, and one read says how many each has, for all poolers that work on the same boxes.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.boxes import box_area
 from torchvision.ops.poolers import _setup_scales
 
@@ -44,37 +46,82 @@ def flatten(levels: dict[str, Tensor], names: tuple[str, ...]) -> Pyramid:
     return Pyramid(rows, levels, names, heights, widths, first)
 
 
+class Sorted(NamedTuple):
+    """Levels, the order that sorts the boxes by level (N,), and how many boxes each of the pool's levels has."""
+
+    levels: dict[str, Tensor]
+    order: Tensor
+    counts: list[int]
+
+
 class FastPool(MultiScaleRoIAlign):
-    """`MultiScaleRoIAlign` with the same numbers, attributes and calls; also takes a `Pyramid` made by `flatten`."""
+    """`MultiScaleRoIAlign` with the same numbers, attributes and calls.
+
+    It also takes a `Pyramid` made by `flatten`, or what `sort_boxes` made of the very boxes.
+    """
 
     def forward(
-        self, x: dict[str, Tensor] | Pyramid, boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+        self, x: dict[str, Tensor] | Pyramid | Sorted, boxes: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> Tensor:
-        """Features of the boxes, float (N, C, P, P) in channels-last memory. Boxes: list of (n, 4), xyxy, pixels."""
-        levels = x.levels if isinstance(x, Pyramid) else x
-        maps = [m for n, m in levels.items() if n in self.featmap_names]
-        if maps[0].device.type != "cpu" or self.sampling_ratio <= 0 or len(maps) < 2:
+        """Features of the boxes, float (N, C, P, P), on the CPU channels-last. Boxes: list of (n, 4), xyxy, pixels."""
+        levels = x.levels if isinstance(x, (Pyramid, Sorted)) else x
+        maps = self.set_up(levels, image_shapes)
+        if len(maps) < 2 or (maps[0].device.type == "cpu" and self.sampling_ratio <= 0):
             return super().forward(levels, boxes, image_shapes)
-        if self.scales is None or self.map_levels is None:
-            self.scales, self.map_levels = _setup_scales(maps, image_shapes, self.canonical_scale, self.canonical_level)
+        if maps[0].device.type != "cpu":
+            return self._by_level(maps, boxes, x if isinstance(x, Sorted) else sort_boxes(levels, [(self, boxes)])[0])
+        assert self.scales is not None
         names = tuple(n for n in levels if n in self.featmap_names)
         pyramid = x if isinstance(x, Pyramid) and x.names == names else flatten(levels, names)
         counts = torch.tensor([len(b) for b in boxes])
         image = torch.repeat_interleave(torch.arange(len(boxes)), counts)
         flat = torch.cat(boxes).to(pyramid.rows.dtype)
-        level = self._level(flat)
+        level = self.level_of(flat)
         scale = torch.tensor(self.scales, dtype=flat.dtype)[level]
         size = self.output_size[0], self.output_size[1]
         pooled = gather_rois(pyramid, flat * scale[:, None], level, image, size, self.sampling_ratio)
         return pooled.to(maps[0].dtype)
 
-    def _level(self, boxes: Tensor) -> Tensor:
+    def set_up(self, levels: dict[str, Tensor], image_shapes: list[tuple[int, int]]) -> list[Tensor]:
+        """The maps that the pool reads; the first call finds out their scales."""
+        maps = [m for n, m in levels.items() if n in self.featmap_names]
+        if self.scales is None or self.map_levels is None:
+            self.scales, self.map_levels = _setup_scales(maps, image_shapes, self.canonical_scale, self.canonical_level)
+        return maps
+
+    def _by_level(self, maps: list[Tensor], boxes: list[Tensor], x: Sorted) -> Tensor:
+        """torchvision's kernel on each level's boxes; no level is left out, so that each has a gradient."""
+        assert self.scales is not None
+        image = torch.arange(len(boxes)).repeat_interleave(torch.tensor([len(b) for b in boxes]))
+        flat = torch.cat(boxes)
+        rois = torch.cat((image[:, None].to(flat.dtype).to(flat.device, non_blocking=True), flat), 1)[x.order]
+        pooled = torch.cat(
+            [
+                roi_align(m, part, self.output_size, scale, self.sampling_ratio).to(maps[0].dtype)
+                for m, part, scale in zip(maps, rois.split(x.counts), self.scales, strict=True)
+            ]
+        )
+        return torch.empty_like(pooled).index_copy(0, x.order, pooled)
+
+    def level_of(self, boxes: Tensor) -> Tensor:
         """Index of the pyramid level of each box. A box that is not finite gets any level; its features are NaN."""
         mapper = self.map_levels
         assert mapper is not None
         side = torch.sqrt(box_area(boxes))
         level = torch.floor(mapper.lvl0 + torch.log2(side / mapper.s0) + mapper.eps)
         return (torch.nan_to_num(level).clamp(mapper.k_min, mapper.k_max) - mapper.k_min).long()
+
+
+def sort_boxes(levels: dict[str, Tensor], pools: list[tuple[FastPool, list[Tensor]]]) -> list[Sorted]:
+    """What each pool needs to know of its boxes (list of (n, 4) by image): one read by the host for all."""
+    orders, counts = [], []
+    for pool, boxes in pools:
+        level, order = pool.level_of(torch.cat(boxes)).sort(stable=True)
+        number = sum(n in pool.featmap_names for n in levels)
+        orders.append(order)
+        counts.append((level[:, None] == torch.arange(number, device=level.device)).sum(0))
+    read = iter(torch.cat(counts).tolist())
+    return [Sorted(levels, o, [next(read) for _ in range(len(c))]) for o, c in zip(orders, counts, strict=True)]
 
 
 def gather_rois(

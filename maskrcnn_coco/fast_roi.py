@@ -1,4 +1,4 @@
-"""RoI heads in training with few reads by the host: one for sampling, none for losses and pooling of masks.
+"""RoI heads in training with few reads by the host: one for sampling, one for pooling (none on the CPU), else none.
 
 Same proposals, same random draws, same losses as torchvision's `RoIHeads`.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from maskrcnn_coco.fast_masks import mask_targets
-from maskrcnn_coco.fast_pool import FastPool, Pyramid, flatten
+from maskrcnn_coco.fast_pool import FastPool, flatten, sort_boxes
 from maskrcnn_coco.fast_sampler import Sample, draw
 from maskrcnn_coco.mask_targets import outline_targets
 
@@ -36,14 +36,15 @@ class FastRoIHeads(RoIHeads):
         self._check(targets)
         assert targets is not None
         boxes, matched, labels, regression, sample = self._training_samples(proposals, targets)
-        levels = self._levels(features)
-        pooled = self.box_roi_pool(levels, list(boxes.split(sample.sizes)), image_shapes)
+        drawn = list(boxes.split(sample.sizes))
+        positive = list(boxes[sample.positives].split(sample.positive_sizes))
+        levels, positive_levels = self._levels(features, drawn, positive, image_shapes)
+        pooled = self.box_roi_pool(levels, drawn, image_shapes)
         logits, deltas = self.box_predictor(self.box_head(pooled))
         losses = _box_losses(logits, deltas, labels, regression, sample.positives)
         if self.has_mask():
             assert self.mask_roi_pool is not None and self.mask_head is not None and self.mask_predictor is not None
-            positive = list(boxes[sample.positives].split(sample.positive_sizes))
-            masks = self.mask_predictor(self.mask_head(self.mask_roi_pool(levels, positive, image_shapes)))
+            masks = self.mask_predictor(self.mask_head(self.mask_roi_pool(positive_levels, positive, image_shapes)))
             which = matched[sample.positives].split(sample.positive_sizes)
             losses["loss_mask"] = _mask_loss(masks, labels[sample.positives], positive, list(which), targets)
         return [], losses
@@ -60,11 +61,20 @@ class FastRoIHeads(RoIHeads):
             if t["labels"].dtype != torch.int64:
                 raise TypeError(f"target labels must be of int64 type, instead got {t['labels'].dtype}")
 
-    def _levels(self, features: dict[str, Tensor]) -> dict[str, Tensor] | Pyramid:
-        """The pyramid flattened once for both poolers, where both would flatten it."""
-        if isinstance(self.box_roi_pool, FastPool) and next(iter(features.values())).device.type == "cpu":
-            return flatten(features, tuple(n for n in features if n in self.box_roi_pool.featmap_names))
-        return features
+    def _levels(
+        self, features: dict[str, Tensor], boxes: list[Tensor], positive: list[Tensor], shapes: list[tuple[int, int]]
+    ) -> tuple[Any, Any]:
+        """What box and mask pooler take: the pyramid flattened once for both, or the boxes of both sorted at once."""
+        pools = [p for p in (self.box_roi_pool, self.mask_roi_pool) if type(p) is FastPool]
+        if not pools or pools[0] is not self.box_roi_pool:
+            return features, features
+        if next(iter(features.values())).device.type == "cpu":
+            pyramid = flatten(features, tuple(n for n in features if n in self.box_roi_pool.featmap_names))
+            return pyramid, pyramid if len(pools) == 2 else features
+        if any(len(p.set_up(features, shapes)) < 2 for p in pools):
+            return features, features
+        found = sort_boxes(features, list(zip(pools, (boxes, positive), strict=False)))
+        return found[0], found[1] if len(found) == 2 else features
 
     def _training_samples(
         self, proposals: list[Tensor], targets: list[Target]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,18 +36,32 @@ def draw(labels: Tensor, sizes: list[int], batch: int, fraction: float) -> Sampl
     Args:
         labels: (A,) of all images; ≥ 1 positive, 0 negative, < 0 ignored. sizes: elements of each image.
     """
+    running, bounds = tally(labels, sizes)
+    return pick(running, bounds.tolist(), batch, fraction)
+
+
+def tally(labels: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """What `draw` has to know before it draws: int64 (2, A) and (2, B + 1), both of positives and negatives.
+
+    The number of them up to and with each element, and before each image (and at the end): the one thing to read.
+    """
     running = torch.stack((labels >= 1, labels == 0)).cumsum(1)
-    starts = torch.tensor([0, *sizes]).cumsum(0).to(labels.device)
-    positive_bounds, negative_bounds = F.pad(running, (1, 0))[:, starts].tolist()
+    starts = torch.tensor([0, *sizes]).cumsum(0).to(labels.device, non_blocking=True)
+    return running, F.pad(running, (1, 0))[:, starts]
+
+
+def pick(running: Tensor, bounds: Sequence[Sequence[int]], batch: int, fraction: float) -> Sample:
+    """The draw itself, from what `tally` gave; its bounds as numbers."""
+    positive_bounds, negative_bounds = bounds
     ranks: tuple[list[Tensor], list[Tensor]] = ([], [])
     taken: list[int] = []
-    for i in range(len(sizes)):
+    for i in range(len(positive_bounds) - 1):
         positives = positive_bounds[i + 1] - positive_bounds[i]
         negatives = negative_bounds[i + 1] - negative_bounds[i]
         wanted = min(positives, int(batch * fraction))
         taken.append(wanted)
-        ranks[0].append(torch.randperm(positives, device=labels.device)[:wanted] + positive_bounds[i])
-        ranks[1].append(torch.randperm(negatives, device=labels.device)[: batch - wanted] + negative_bounds[i])
+        ranks[0].append(torch.randperm(positives, device=running.device)[:wanted] + positive_bounds[i])
+        ranks[1].append(torch.randperm(negatives, device=running.device)[: batch - wanted] + negative_bounds[i])
     # The place of the element with rank r among its kind is where the running count first exceeds r.
     positive = torch.searchsorted(running[0], torch.cat(ranks[0]).sort().values, right=True)
     negative = torch.searchsorted(running[1], torch.cat(ranks[1]).sort().values, right=True)

@@ -203,8 +203,8 @@ class Session:
         """Whether the state before ``step`` is copied into the ring."""
         return self.config.guard in ("recover", "stop") and (step % SNAPSHOT_EVERY == 0 or not self.ring.items)
 
-    def snapshot(self, step: int) -> Snapshot:
-        """The state before planned step ``step``, copied and verified."""
+    def snapshot(self, step: int, *, inspected: bool = False) -> Snapshot:
+        """The state before planned step ``step``, copied and verified; see `snapshot.take`."""
         return take(
             self.model,
             self.optimizer,
@@ -213,6 +213,7 @@ class Session:
             epoch=self.epoch_of(step),
             guard=self.guard,
             extra=self.progress.plain(),
+            inspected=inspected,
         )
 
     def rewind(self, step: int) -> None:

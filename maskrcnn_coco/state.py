@@ -62,8 +62,12 @@ def nonfinite_names(tensors: dict[str, Tensor]) -> list[str]:
         return []
     with torch.no_grad():
         norms = torch._foreach_norm([t for _, t in named], 2)  # pyright: ignore[reportPrivateImportUsage]
-        flags = torch.stack([n.double().cpu() for n in norms]).isfinite().tolist()
-        return [name for (name, t), ok in zip(named, flags, strict=True) if not ok and not bool(t.isfinite().all())]
+        sound: dict[int, bool] = {}
+        for device in {n.device for n in norms}:  # one read for each
+            here = [i for i, n in enumerate(norms) if n.device == device]
+            flags = torch.stack([norms[i].double() for i in here]).isfinite().tolist()
+            sound.update(zip(here, flags, strict=True))
+        return [name for i, (name, t) in enumerate(named) if not sound[i] and not bool(t.isfinite().all())]
 
 
 def digest(

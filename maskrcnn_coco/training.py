@@ -130,7 +130,7 @@ def train_step(session: Session, batches: list[Any]) -> bool:
     if session.snapshot_due(step):
         if not late.settled(session):
             return True
-        session.ring.add(session.snapshot(step))
+        session.ring.add(session.snapshot(step, inspected=session.guard.late))  # `settled` looked at it
     began = time.monotonic()
     lr = session.set_lr(step)
     ids = [image_id for batch in batches for image_id in batch.image_ids]
@@ -254,7 +254,7 @@ def train_one_epoch(
     def forward(batch: Any) -> Any:
         images, targets = batch
         images = [image.to(device, non_blocking=True) for image in images]
-        targets = [{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in t.items()} for t in targets]
+        targets = [{k: _sent(v, device) for k, v in t.items()} for t in targets]
         with torch.autocast(device.type, dtype=torch.float16, enabled=scaler is not None and scaler.is_enabled()):
             return model(images, targets)
 
@@ -266,3 +266,7 @@ def train_one_epoch(
         if guard.alarm is not None:
             response.say(f"step {step} refused: {guard.alarm.message}")
     return total / applied if applied else float("nan")
+
+
+def _sent(value: Any, device: torch.device) -> Any:
+    return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
