@@ -1,9 +1,10 @@
-"""Does the advice train as well as the best rung of the ladder? The built-in shapes to the end of the plan, per seed.
+"""Does the advice train as well as the best rung of the ladder? To the end of the plan, per seed.
 
-    python bench/advise/ap.py [--epochs 6] [--seeds 0 1 2] [--raw FILE] [--out bench/results/advise_ap.md]
+    python bench/advise/ap.py [--epochs 6] [--seeds 0 1 2] [--settings JSON] [--raw FILE] [--out FILE.md]
 
 Every rung has the recipe's --lr and another --head-lr-multiplier; "advised" has what `maskrcnn-coco advise` said for
-that seed. Best, last and spread are over the seeds; a setting that needed the guard says how often.
+that seed. Best, last and spread are over the seeds; a setting that needed the guard says how often. ``--settings``
+holds fields of Config for all runs, such as data and model; without it the built-in shapes are trained.
 """
 
 from __future__ import annotations
@@ -28,20 +29,22 @@ LADDER = (3.0, 5.0, 7.0, 10.0)
 Outcome = dict[str, Any]
 
 
-def settings(epochs: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Name → flags; the recipe is the rung 5 of the built-in data, and is run once."""
-    rungs = {f"ladder {m:g}" + (" (recipe)" if m == 5.0 else ""): {"head_lr_multiplier": m} for m in LADDER}
-    console = Console(quiet=True)
-    advice = advise_data(Config(demo=True, epochs=epochs, seed=seed), console)
-    names = ("lr", "head_lr_multiplier", "rpn_lr_multiplier", "warmup_steps", "max_grad_norm")
-    return {**rungs, "advised": {n: getattr(advice, n) for n in names}}
+RUNGS = {f"ladder {m:g}" + (" (recipe)" if m == 5.0 else ""): {"head_lr_multiplier": m} for m in LADDER}
+"""Name → flags. Small data sets and the built-in one have the rung 5 as their recipe."""
+ADVISED = ("lr", "head_lr_multiplier", "rpn_lr_multiplier", "warmup_steps", "max_grad_norm")
 
 
-def run(flags: dict[str, Any], epochs: int, seed: int) -> Outcome:
+def advised(common: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The flags that `maskrcnn-coco advise` gives."""
+    advice = advise_data(Config(seed=seed, **common), Console(quiet=True))
+    return {n: getattr(advice, n) for n in ADVISED}
+
+
+def run(flags: dict[str, Any], common: dict[str, Any], seed: int) -> Outcome:
     """One training run: AP at the end, incidents, whether it stayed finite."""
     with tempfile.TemporaryDirectory() as folder:
         places = {"logdir": f"{folder}/run", "checkpoint_dir": f"{folder}/checkpoints"}
-        result = train(Config(demo=True, epochs=epochs, seed=seed, **flags, **places), quiet=True)
+        result = train(Config(seed=seed, **common, **flags, **places), quiet=True)
         return {
             "ap": result.metrics["segm/AP"],
             "ap50": result.metrics["segm/AP50"],
@@ -70,25 +73,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--settings", type=json.loads, default={"demo": True}, help="fields of Config, as JSON")
+    parser.add_argument("--limit", type=int, default=10**6, help="end after so many new runs")
     parser.add_argument("--raw", type=Path, help="append outcomes here, and skip the runs that are there already")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "advise_ap.md")
     args = parser.parse_args()
     rows = [json.loads(line) for line in args.raw.read_text().splitlines()] if args.raw and args.raw.exists() else []
-    for seed in args.seeds:
-        done = {r["name"] for r in rows if r["seed"] == seed}
-        for name, flags in settings(args.epochs, seed).items():
-            if name in done:
-                continue
-            row = {"name": name, "seed": seed, "flags": flags, **run(flags, args.epochs, seed)}
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-            if args.raw:
-                with args.raw.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+    common = {"epochs": args.epochs, **args.settings}
+    done = {(r["seed"], r["name"]) for r in rows}
+    todo = [(seed, name) for seed in args.seeds for name in (*RUNGS, "advised") if (seed, name) not in done]
+    for seed, name in todo[: args.limit]:
+        flags = RUNGS.get(name) or advised(common, seed)
+        row = {"name": name, "seed": seed, "flags": flags, **run(flags, common, seed)}
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        if args.raw:
+            with args.raw.open("a") as file:
+                file.write(json.dumps(row) + "\n")
     order = sorted(rows, key=lambda r: r["name"] == "advised")
     said = sorted({(r["seed"], json.dumps(r["flags"])) for r in rows if r["name"] == "advised"})
+    what = "built-in shapes" if args.settings == {"demo": True} else f"`{json.dumps(args.settings)}`"
     text = (
-        f"# Final AP with the advice, against the ladder of head multipliers\n\nBuilt-in shapes, {args.epochs} epochs, "
+        f"# Final AP with the advice, against the ladder of head multipliers\n\n{what}, {args.epochs} epochs, "
         f"seeds {', '.join(map(str, args.seeds))}, torch {torch.__version__}, {torch.get_num_threads()} thread(s). "
         "Run: `python bench/advise/ap.py`.\n\n"
         + table(order)
