@@ -267,7 +267,7 @@ class Guard:
 
     def _apply(self, gradients: list[torch.Tensor], groups: list[float], record: StepRecord, began: float) -> None:
         coefficient = steps.clip_coefficient(record.grad_norm, self.max_grad_norm)
-        due = self._taken % self.measure_every == 0 or self.stall.watching or self.haste.watching
+        due = self._taken % self.measure_every == 0 or self.stall.watching or self.haste.watching or self.health.brisk
         copies = [p.detach().clone() for p in self.layout.params] if due else []
         self.seconds += time.perf_counter() - began
         steps.apply(self.optimizer, gradients, coefficient)

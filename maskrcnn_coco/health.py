@@ -17,6 +17,8 @@ from maskrcnn_coco.measure import Layout, float_states, nonfinite_at, norms
 
 LEAP = 1e3
 """A step that may move a component's weights by this many times their norm is a divergence, whatever the loss says."""
+BRISK = 0.2
+"""A bound above this is worth an exact measurement: an early warning may come of it. Healthy runs stay below 0.12."""
 SMALLEST_RMS = 0.1
 """Weights that start at zero must be able to leave it: their norm counts as at least this root mean square."""
 OUTSIDE = 0.01
@@ -39,6 +41,11 @@ class Health:
         self._states: tuple[int, ...] = ()
         self._moments: list[float] = []
         self._due = 0
+
+    @property
+    def brisk(self) -> bool:
+        """Whether the last step judged may move some component's weights by a large share of them."""
+        return max(self.bound.values(), default=0.0) > BRISK
 
     def check(self, *, whole: bool = False) -> Verdict | None:
         """Before the step: settings and optimizer state each time, the weights when due, or all with ``whole``."""

@@ -15,12 +15,10 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 
-from maskrcnn_coco.alarm import STREAKS
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.sharpness import critical_lr
+from maskrcnn_coco.trend import JUMP, OWN_LOSSES, own_level, own_loss
 from maskrcnn_coco.trials import Lab, State, Task, Trial
 
 WIDTH = 2.0
@@ -28,14 +26,6 @@ WIDTH = 2.0
 BRACKET = 1.5
 """Bisection goes on until stable and diverged are this close; the rest of `WIDTH` is margin for later steps."""
 STRIDE = 3.0
-JUMP = STREAKS[-1][1]
-"""A component whose own losses rise past this many times their settled level has blown up. The guard waits for several
-such steps in a row before it acts; one is enough here."""
-OWN_LOSSES = {
-    "rpn": ("loss_objectness", "loss_rpn_box_reg"),
-    "box_head": ("loss_classifier", "loss_box_reg"),
-    "mask_head": ("loss_mask",),
-}
 CEILING = 30.0
 """No rate above this is tried: a component that stands it has no limit of interest."""
 
@@ -228,18 +218,6 @@ def trial_at(lab: Lab, settled: Settled, component: str, rate: float, steps: int
 def rising(steps: int) -> Callable[[int], float]:
     """A linear ramp to 1 over ``steps`` steps."""
     return lambda i: min(1.0, (i + 1) / max(1, steps))
-
-
-def own_loss(record: StepRecord, component: str) -> float:
-    """The component's own losses of one step, summed; the total for the backbone and for other models' parts."""
-    names = [n for n in OWN_LOSSES.get(component, ()) if n in record.losses]
-    value = sum(record.losses[n] for n in names) if names else record.loss
-    return value if math.isfinite(value) else math.inf
-
-
-def own_level(records: Sequence[StepRecord], component: str) -> float:
-    """Median of `own_loss`."""
-    return max(median(own_loss(r, component) for r in records), 1e-6)
 
 
 def bracket(

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from maskrcnn_coco.batch import make_batch
 from maskrcnn_coco.durable import write_text
 from maskrcnn_coco.folders import cache_folder
-from maskrcnn_coco.limits import Limit, judge, own_level, rising, settle
+from maskrcnn_coco.limits import Limit, judge, rising, settle
 from maskrcnn_coco.optim import build_optimizer
 from maskrcnn_coco.precision import make_scaler
-from maskrcnn_coco.trend import FLAGS
+from maskrcnn_coco.trend import FLAGS, own_level
 from maskrcnn_coco.trials import Lab, Task
 
 if TYPE_CHECKING:

@@ -112,7 +112,7 @@ class Session:
     max_steps: int | None = None
     doubt: Alarm | None = None
     """An alarm that came late, whose step is about to be taken again."""
-    warned: set[str] = field(default_factory=set)
+    warned: dict[str, int] = field(default_factory=dict)
     last_save: float = field(default_factory=time.monotonic)
     incidents_due: list[Incident] = field(default_factory=list)
     """Incidents whose files are still to be written."""

@@ -171,7 +171,7 @@ def warn_early(session: Session) -> None:
     """Say once per component that a learning rate drifts towards divergence, before the alarm."""
     for warning in early_warning(session.history[-50:]):
         if warning.component not in session.warned:
-            session.warned.add(warning.component)
+            session.warned[warning.component] = warning.step
             session.console.warn(f"step {warning.step}: {warning.message}; {warning.fix}")
 
 

@@ -14,10 +14,10 @@ from maskrcnn_coco.advice import SAFETY, Choice, Joint, candidates, cap, choose,
 from maskrcnn_coco.config import Config
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.limits import Limit, bracket, describe, interval, judge, measure_limits, own_level, rising, settle
+from maskrcnn_coco.limits import Limit, bracket, describe, interval, judge, measure_limits, rising, settle
 from maskrcnn_coco.quickcheck import above, recall, remember, try_rates
-from maskrcnn_coco.records import COMPONENTS, StepRecord
-from maskrcnn_coco.trend import early_warning, trend
+from maskrcnn_coco.records import COMPONENTS
+from maskrcnn_coco.trend import own_level
 from maskrcnn_coco.trials import Lab
 from tests.toy import quadratic
 
@@ -150,43 +150,6 @@ def test_clip_norm_comes_from_the_runs_own_gradient_norms():
     assert "clips many" in clip_from([30.0] * 50, 10.0)[1]
     assert clip_from([2.0] * 50, 0.0)[0] == 5.0
     assert clip_from([math.inf], 10.0)[0] == 10.0
-
-
-def record(step: int, norm: float, ratio: float | None = None, component: str = "box_head") -> StepRecord:
-    groups = {"backbone": 1.0, component: norm}
-    ratios = {} if ratio is None else {component: ratio}
-    return StepRecord(step, 0, {}, 1.0, norm, groups, {}, None, [], True, update_ratio=ratios)
-
-
-def test_early_warning_sees_a_norm_that_grows_steadily():
-    quiet = [record(s, 1.0 + 0.3 * math.sin(3 * s)) for s in range(30)]
-    assert early_warning(quiet) == []
-    rising = quiet + [record(30 + s, 1.3**s) for s in range(10)]
-    found = early_warning(rising)
-    assert [w.component for w in found] == ["box_head"] and found[0].what == "norm"
-    assert "--head-lr-multiplier" in found[0].fix
-    for n, r in enumerate(rising):
-        r.loss = 10.0 - 0.1 * n
-    assert early_warning(rising) == [], "the loss falls: weights that find their way"
-
-
-def test_early_warning_ignores_a_single_spike_and_a_fall():
-    spike = [record(s, 50.0 if s == 27 else 1.0) for s in range(30)]
-    assert early_warning(spike) == []
-    assert early_warning([record(s, 0.8**s) for s in range(30)]) == []
-
-
-def test_early_warning_sees_updates_that_are_too_large():
-    records = [record(s, 1.0, 1e-3 if s % 10 == 0 else None) for s in range(30)]
-    assert early_warning([*records, record(30, 1.0, 2e-3)]) == []
-    found = early_warning([*records, record(30, 1.0, 0.3)])
-    assert [w.what for w in found] == ["ratio"] and "30" in found[0].message
-
-
-def test_trend_is_robust():
-    slope, rising = trend([0.1 * i for i in range(10)])
-    assert slope == pytest.approx(0.1) and rising == 1.0
-    assert abs(trend([0.0] * 5 + [100.0] + [0.0] * 4)[0]) < 1e-9
 
 
 def test_quick_check_names_the_component_and_the_flag():

@@ -21,12 +21,16 @@ def wild(out: Path, multiplier: float, **changes: Any) -> Result:
         warmup_steps=0, amp="off", min_size=64, max_size=64, workers=0, device="cpu", logdir=str(out / "run"),
         checkpoint_dir=str(out / "checkpoints"), **changes,
     )  # fmt: skip
-    return train(settings, model=tiny_model(), train_data=[sample(i) for i in range(24)], quiet=True)
+    return train(settings, model=tiny_model(), train_data=[sample(i) for i in range(24)])
 
 
 @pytest.mark.parametrize("multiplier", [10.0, 5.0])
-def test_a_run_with_wild_heads_finishes_finite_and_names_them(tmp_path, multiplier: float):
+def test_a_run_with_wild_heads_finishes_finite_and_names_them(tmp_path, capfd, multiplier: float):
     result = wild(tmp_path, multiplier)
+    told = capfd.readouterr()
+    warned, after = " ".join((told.out + told.err).split()).split("incident 0001", 1)
+    assert "each step moves its weights by" in warned and "lower --head-lr-multiplier" in warned, "before the alarm"
+    assert "each step moves" not in after, "once a component"
     assert (result.status, result.finite, result.steps) == ("finished", True, 24)
     first, *more = incidents(tmp_path)
     assert (first["cause"], first["culprit"]["component"]) == ("LR_TOO_HIGH", "box_head")

@@ -25,9 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from maskrcnn_coco.architecture import Size, assemble
 from maskrcnn_coco.forward import step_seed
-from maskrcnn_coco.limits import judge, limits_from, own_level, rising, settle
+from maskrcnn_coco.limits import judge, limits_from, rising, settle
 from maskrcnn_coco.optim import build_optimizer
 from maskrcnn_coco.records import COMPONENTS, plain
+from maskrcnn_coco.trend import own_level
 from maskrcnn_coco.trials import Lab, Task
 
 TINY = Size(

@@ -23,7 +23,6 @@ import maskrcnn_coco.session
 from maskrcnn_coco import Config, train
 from maskrcnn_coco.records import Incident, StepRecord, plain
 from maskrcnn_coco.store import load, peek, save
-from maskrcnn_coco.trend import early_warning
 from nanbench.scenario import Outcome
 from nanbench.scene import BATCH, EPOCHS, STEPS, Live, Scene
 
@@ -42,7 +41,6 @@ class Watch:
         self.step_seconds: list[float] = []
         self.began = 0.0
         self.interrupt_at: int | None = None
-        self.records: list[StepRecord] = []
         self.warned: dict[str, int] = {}
 
     def __call__(self, record: Any) -> None:
@@ -63,9 +61,6 @@ class Watch:
                 }
             )
         if isinstance(record, StepRecord):
-            self.records = [r for r in self.records if r.step < record.step] + [record]
-            for warning in early_warning(self.records):
-                self.warned.setdefault(warning.component, warning.step)
             if self.scene.bad_id in record.image_ids and self.first_bad is None:
                 self.first_bad = record.step
             if record.applied:
@@ -82,6 +77,7 @@ class Watch:
 
         def with_faults(self: Any, step: int) -> dict[str, float]:
             rates = set_lr(self, step)
+            watch.warned = self.warned
             if step == self.progress.step:
                 watch.live = Live(self.model, self.optimizer, self.scaler, step)
                 scene.fire(watch.live)
