@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from maskrcnn_coco import recipes
+from maskrcnn_coco import memory, recipes
 from maskrcnn_coco.advice import (
     Advice,
     Choice,
@@ -34,6 +34,7 @@ from maskrcnn_coco.limits import Limit, Say, Settled, limits_from, measure_limit
 from maskrcnn_coco.opening import is_quick, quarantine_first, resolve_run
 from maskrcnn_coco.quickcheck import fingerprint, quick_check, remember
 from maskrcnn_coco.trend import early_warning
+from maskrcnn_coco.trials import State
 from maskrcnn_coco.workbench import Bench, memory_use, open_bench
 
 __all__ = ["Advice", "advise_data", "advise_run", "early_warning", "measure_limits", "quick_check", "settle_lr"]
@@ -98,11 +99,9 @@ def advise_run(
     """Measure and recommend for a resolved configuration; the model and optimizer are private to this call."""
     began = time.monotonic()
     budget = budget_seconds or BUDGET_SECONDS.get(ranks.device.type, 110.0)
-    bench = open_bench(resolved, data, ranks)
+    bench, fresh, settled = settle_what_fits(resolved, data, ranks, budget * 0.15, say)
     lab, config = bench.lab, bench.config
-    fresh = lab.save(0)
-    recipe = Choice("recipe", *(_number(getattr(config, n)) for n in ADVISED[:3]))
-    settled = settle(lab, _safe(recipe), SETTLE_STEPS, seconds=budget * 0.15, say=say)
+    recipe = _recipe(config)
     steps = _affordable(settled, len(lab.components), budget)
     if say:
         say(f"trials of {steps} steps, at most {budget:.0f} s in all")
@@ -122,6 +121,37 @@ def advise_run(
         advice.ladder_svg = svg(advice.ladder)
     advice.seconds = time.monotonic() - began
     return advice
+
+
+def settle_what_fits(
+    resolved: recipes.Resolved, data: RunData, ranks: Ranks, seconds: float, say: Say | None
+) -> tuple[Bench, State, Settled]:
+    """The bench, its first state, and the settled one; where memory runs out, with half the batch size and twice
+    the accumulation, as often as needed.
+
+    Raises:
+        ConfigError: not even one image fits.
+    """
+    while True:
+        bench = open_bench(resolved, data, ranks)
+        fresh = bench.lab.save(0)
+        try:
+            return bench, fresh, settle(bench.lab, _safe(_recipe(bench.config)), SETTLE_STEPS, seconds=seconds, say=say)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):
+                raise
+            batch, parts = bench.config.batch_size or 1, bench.config.accumulate
+            if batch == 1:
+                raise memory.too_large(bench.config, ranks.device) from error
+        config = msgspec.structs.replace(bench.config, batch_size=batch // 2, accumulate=parts * 2)
+        # "given": it stands in the command line that is advised.
+        resolved = recipes.Resolved(config, {**resolved.reasons, "accumulate": "given"}, resolved.warnings)
+        if say:
+            say(f"memory ran out at batch size {batch}: on with {batch // 2}, accumulated {parts * 2} times")
+
+
+def _recipe(config: Config) -> Choice:
+    return Choice("recipe", *(_number(getattr(config, n)) for n in ADVISED[:3]))
 
 
 def assemble(bench: Bench, limits: dict[str, Limit], best: Tried, seen: list[str], cold: ColdStart) -> Advice:

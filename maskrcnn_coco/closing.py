@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from pathlib import Path
 
-import torch
-
+from maskrcnn_coco import memory
 from maskrcnn_coco.durable import write_text
-from maskrcnn_coco.errors import GuardStop
+from maskrcnn_coco.errors import ConfigError, GuardStop
 from maskrcnn_coco.evaluate import evaluate_model
 from maskrcnn_coco.records import EvalRecord, Result, to_json
 from maskrcnn_coco.report import write_report
@@ -80,6 +77,17 @@ def interrupted(session: Session, number: int) -> Result:
     return _end(session, "interrupted", 128 + number, weights_finite(session.model))
 
 
+def out_of_memory(session: Session) -> ConfigError:
+    """The error for a step that did not fit, of which nothing was applied; the run so far is saved."""
+    saved = ""
+    if session.ranks.world == 1:  # several processes do not stop at the same step
+        session.guard.layout.zero_grad()
+        session.guard.buffers.restore()
+        save_now(session)
+        saved = f" at step {session.progress.step}; the run so far is saved: add --resume auto"
+    return memory.too_large(session.config, session.device, saved=saved)
+
+
 def dry(session: Session) -> Result:
     """Nothing was trained: ``--dry-run``."""
     session.console.note("dry run: data, model and folders are fine; nothing was trained")
@@ -121,16 +129,8 @@ def _result(session: Session, status: str, code: int, finite: bool) -> Result:
         last_loss=float("nan") if p.last_loss is None else p.last_loss,
         images_per_second=p.images_seen * session.ranks.world / p.train_seconds if p.train_seconds else 0.0,
         guard_seconds=session.guard.seconds,
-        peak_memory_bytes=peak_memory(session.device),
+        peak_memory_bytes=memory.peak(session.device),
     )
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes in use: of the device on CUDA, of the process elsewhere."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
 
 
 def draw_predictions(session: Session) -> None:

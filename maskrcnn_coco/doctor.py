@@ -16,6 +16,7 @@ import torch
 from maskrcnn_coco import store
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.errors import CheckpointError
+from maskrcnn_coco.memory import main_memory
 from maskrcnn_coco.precision import bf16_is_native, fp16_is_native, resolve_amp
 from maskrcnn_coco.wording import size
 
@@ -41,7 +42,7 @@ def examine(checkpoint_dir: str | Path = "checkpoints") -> dict[str, Any]:
         "system": {"platform": platform.platform(), "python": platform.python_version(), "executable": sys.executable},
         "devices": devices(),
         "threads": _threads(),
-        "memory": memory(),
+        "memory": main_memory(),
         "disk": _disk(folder),
         "snapshots": _snapshots(),
         "checkpoints": scan(folder),
@@ -62,12 +63,12 @@ def _versions() -> dict[str, str | None]:
 
 def devices() -> list[dict[str, Any]]:
     """Each device: name, memory in bytes, the precisions it computes by itself, and what ``--amp auto`` takes there."""
-    found = [_device("cpu", platform.processor() or platform.machine(), memory()["total"])]
+    found = [_device("cpu", platform.processor() or platform.machine(), main_memory()["total"])]
     for n in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(n)
         found.append(_device(f"cuda:{n}", properties.name, int(properties.total_memory)))
     if torch.backends.mps.is_available():
-        found.append(_device("mps", "Apple GPU", memory()["total"]))
+        found.append(_device("mps", "Apple GPU", main_memory()["total"]))
     return found
 
 
@@ -93,39 +94,6 @@ def _threads() -> dict[str, Any]:
         "mkldnn": torch.backends.mkldnn.is_available(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
     }
-
-
-def memory() -> dict[str, int | None]:
-    """Bytes of main memory: in all, and free for a new process; the container's limit counts. None where unknown."""
-    total, available = _from_proc()
-    limit, used = _from_cgroup()
-    if limit is not None and (total is None or limit < total):
-        room = limit - (used or 0)
-        return {"total": limit, "available": room if available is None else min(room, available)}
-    return {"total": total, "available": available}
-
-
-def _from_proc() -> tuple[int | None, int | None]:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        names = getattr(os, "sysconf_names", {})
-        if "SC_PHYS_PAGES" in names and "SC_PAGE_SIZE" in names:
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None
-        return None, None
-    values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
-    return values.get("MemTotal"), values.get("MemAvailable")
-
-
-def _from_cgroup() -> tuple[int | None, int | None]:
-    def read(name: str) -> int | None:
-        try:
-            text = (Path("/sys/fs/cgroup") / name).read_text().strip()
-        except OSError:
-            return None
-        return int(text) if text.isdigit() else None
-
-    return read("memory.max"), read("memory.current")
 
 
 def _disk(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from maskrcnn_coco import closing, late, response
+from maskrcnn_coco import closing, late, memory, response
 from maskrcnn_coco.config import Config, validate
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.guard import Guard
@@ -45,8 +45,7 @@ def train(
             target dict: ``boxes`` float32 (N, 4) xyxy pixels, ``labels`` int64 (N,) in 1..K-1, ``masks`` uint8
             (N, H, W), ``image_id`` int, optionally ``annotation_ids``. ``config.num_classes`` is then needed.
         observers: called with each record as it is written; they look and never change training.
-        dry_run: stop before the first step, after everything is built and shown.
-        json_mode: keep stdout clean. quiet: print nothing.
+        dry_run: stop before the first step. json_mode: keep stdout clean. quiet: print nothing.
         stop_after: end after so many planned steps, or after one epoch; the learning rates stay those of the whole
             plan, and the epoch is not evaluated.
 
@@ -76,6 +75,10 @@ def train(
                 run(session, interrupts)
             except GuardStop as stop:
                 return closing.stopped(session, stop)
+            except (RuntimeError, MemoryError) as error:
+                if memory.ran_out(error):
+                    raise closing.out_of_memory(session) from error
+                raise
             if interrupts.received:
                 save_now(session)
                 return closing.interrupted(session, interrupts.received)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from maskrcnn_coco import recipes
+from maskrcnn_coco import memory, recipes
 from maskrcnn_coco.batch import make_batch
 from maskrcnn_coco.config import Config
 from maskrcnn_coco.datasets import RunData
@@ -34,6 +33,8 @@ class Bench:
     total_steps: int
     device: torch.device
     pretrained: bool
+    bytes_before: int
+    """In use before the first step."""
 
 
 def open_bench(resolved: recipes.Resolved, data: RunData, ranks: Ranks) -> Bench:
@@ -67,25 +68,13 @@ def open_bench(resolved: recipes.Resolved, data: RunData, ranks: Ranks) -> Bench
     given = {n: getattr(config, n) for n, why in resolved.reasons.items() if why == "given"}
     total = plan.steps_per_epoch * (config.epochs or 1)
     pretrained = config.weights != "none" or config.backbone_weights is not None
-    return Bench(config, given, resolved.reasons, lab, total, device, pretrained)
+    return Bench(config, given, resolved.reasons, lab, total, device, pretrained, memory.held(device))
 
 
 def memory_use(bench: Bench) -> tuple[int, str]:
     """Highest memory use so far, bytes, and a sentence on the batch size that fits."""
-    batch = bench.config.batch_size or 1
-    if bench.device.type == "cuda":
-        peak, held = torch.cuda.max_memory_allocated(bench.device), torch.cuda.memory_allocated(bench.device)
-        whole = torch.cuda.mem_get_info(bench.device)[1]
-        most = max(1, int(batch * (0.85 * whole - held) / max(1, peak - held)))
-        return peak, f"batch size {batch} takes {peak / 2**30:.1f} of {whole / 2**30:.0f} GiB; about {most} would fit"
-    used = _resident_bytes()
-    return used, f"batch size {batch}: the process used up to {used / 2**30:.1f} GiB"
-
-
-def _resident_bytes() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    # Kilobytes on Linux, bytes on macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    batch, most, whole = bench.config.batch_size or 1, memory.peak(bench.device), memory.total(bench.device)
+    if not whole or most <= bench.bytes_before:
+        return most, f"batch size {batch}: up to {most / 2**30:.1f} GiB were used"
+    fits = memory.batch_that_fits(batch, bench.bytes_before, most, whole)
+    return most, f"batch size {batch} takes {most / 2**30:.1f} of {whole / 2**30:.0f} GiB; about {fits} would fit"

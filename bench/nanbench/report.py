@@ -179,7 +179,7 @@ def _warnings(lines: list[Line]) -> str:
     leads = sorted(k["detected_step"] - k["warned_step"] for k in early)
     lead = f"; {statistics.median(leads):g} steps before it in the median, {leads[-1]} at most" if leads else ""
     return (
-        "## Early warnings\n\nA warning refuses nothing; it needs 12 steps of history, which is half of these runs. Of "
+        "## Early warnings\n\nWhat the run said of a component before its alarm; a warning refuses nothing. Of "
         f"{len(rates)} alarms about a learning rate {len(early)} were preceded by a warning{lead}. "
         f"Of {len(quiet)} clean runs and decoys {loud} were warned of something."
     )
