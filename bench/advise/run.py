@@ -28,7 +28,7 @@ from maskrcnn_coco.forward import step_seed
 from maskrcnn_coco.limits import judge, limits_from, rising, settle
 from maskrcnn_coco.optim import build_optimizer
 from maskrcnn_coco.records import COMPONENTS, plain
-from maskrcnn_coco.trend import own_level
+from maskrcnn_coco.trend import early_warning, own_level
 from maskrcnn_coco.trials import Lab, Task
 
 TINY = Size(
@@ -126,7 +126,11 @@ def train_at(lab: Lab, fresh: Any, setting: Setting, component: str, rate: float
     lr = dict.fromkeys(COMPONENTS, setting.base) | {component: rate}
     trial = lab.run(lr, STEPS, ramp=rising(WARMUP))
     verdict = judge(trial, component, level)
-    return {"stable": verdict.stable, "alarm": verdict.alarm, "peak": verdict.peak, "steps": trial.steps}
+    warned = any(
+        w for i in range(trial.steps) for w in early_warning(trial.records[: i + 1]) if w.component == component
+    )
+    seen = {"stable": verdict.stable, "alarm": verdict.alarm, "peak": verdict.peak}
+    return {**seen, "warned": warned, "steps": trial.steps}
 
 
 def prove(setting: Setting, say: Callable[[str], None]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ RUNS = (
     ("annotations.py", []),
     ("checkpoint.py", []),
     ("ranks.py", []),
+    ("gpu.py", []),
 )
 """Scripts and arguments; each can be run alone, and says what it can do with --help."""
 
