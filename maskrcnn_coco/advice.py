@@ -210,7 +210,7 @@ def clip_from(norms: Sequence[float], current: float) -> tuple[float, str]:
     if not ordered:
         return current, "no gradient norm was measured"
     p50, p95 = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
-    seen = f"gradient norms: median {p50:.2g}, 95th percentile {p95:.2g}"
+    seen = f"gradient norms: median {two_digits(p50):g}, 95th percentile {two_digits(p95):g}"
     steps = [v for v, _ in CLIP_GUIDE]
     wanted = next((v for v in steps if v >= 2 * p95), steps[-1])
     if current == 0:
@@ -233,7 +233,7 @@ def compare(limits: Mapping[str, Limit], choice: Choice, *, pretrained: bool, op
             text = f"{component}: stable up to {limit.low:.2g}, the highest rate tried ({limit.how})"
         else:
             text = f"{component}: breaks above {limit.value:.2g} ({limit.low:.2g} to {limit.high:.2g}; {limit.how})"
-            text += f"; {limit.value / rate:.2g} times the advised {rate:.2g}"
+            text += f"; {two_digits(limit.value / rate):g} times the advised {rate:.2g}"
         if guide:
             text += f"; guideline for {guide.state} weights: {_place(rate, guide)}"
             random = component in ("backbone", "rpn") and not pretrained

@@ -35,6 +35,7 @@ from maskrcnn_coco.opening import is_quick, quarantine_first, resolve_run
 from maskrcnn_coco.quickcheck import fingerprint, quick_check, remember
 from maskrcnn_coco.trend import early_warning
 from maskrcnn_coco.trials import State
+from maskrcnn_coco.wording import duration
 from maskrcnn_coco.workbench import Bench, memory_use, open_bench
 
 __all__ = ["Advice", "advise_data", "advise_run", "early_warning", "measure_limits", "quick_check", "settle_lr"]
@@ -232,7 +233,8 @@ def show(advice: Advice, console: Console) -> None:
         header, cells = table(advice.ladder)
         console.table("Ladder of head multipliers", cells, header)
     console.note(
-        f"about {advice.expected_minutes:.0f} min for {advice.epochs} epochs; measured in {advice.seconds:.0f} s"
+        f"about {duration(60 * advice.expected_minutes)} for the steps of {advice.epochs} epochs, evaluation comes on top; "
+        f"measured in {advice.seconds:.0f} s"
     )
     console.note(advice.command)
 
