@@ -232,9 +232,9 @@ def show(advice: Advice, console: Console) -> None:
     if advice.ladder:
         header, cells = table(advice.ladder)
         console.table("Ladder of head multipliers", cells, header)
+    steps = duration(60 * advice.expected_minutes)
     console.note(
-        f"about {duration(60 * advice.expected_minutes)} for the steps of {advice.epochs} epochs, evaluation comes on top; "
-        f"measured in {advice.seconds:.0f} s"
+        f"about {steps} for the steps of {advice.epochs} epochs, evaluation on top; measured in {advice.seconds:.0f} s"
     )
     console.note(advice.command)
 
