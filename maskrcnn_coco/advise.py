@@ -6,6 +6,7 @@ import math
 import shlex
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ from maskrcnn_coco.config import Config, flag, validate
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.datasets import RunData, open_data
 from maskrcnn_coco.distributed import Ranks
+from maskrcnn_coco.durable import write_text
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.ladder import ladder as climb
 from maskrcnn_coco.ladder import svg, table
@@ -62,6 +64,14 @@ def advise_data(config: Config, console: Console, *, ladder: bool = False) -> Ad
     resolved = resolve_run(wanted, data, None, device=ranks.device, ranks=ranks)
     advice = advise_run(resolved, data, ranks, say=console.note, ladder=ladder)
     show(advice, console)
+    if advice.ladder_svg is not None and ranks.is_main:
+        plot = Path(resolved.config.logdir) / "ladder.svg"
+        try:
+            plot.parent.mkdir(parents=True, exist_ok=True)
+            write_text(plot, advice.ladder_svg)
+            console.note(f"losses of the ladder: {plot}")
+        except OSError as e:
+            console.warn(f"the plot of the ladder was not written: {e}")
     return advice
 
 

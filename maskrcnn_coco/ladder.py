@@ -96,7 +96,7 @@ def table(rungs: Sequence[Rung]) -> tuple[list[str], list[list[str]]]:
 
 def svg(rungs: Sequence[Rung], *, width: int = 640, height: int = 300) -> str:
     """The loss curves, one line a rung, logarithmic; the first unsafe one is dashed. Self-contained SVG."""
-    left, right, top, bottom = 56, 150, 16, 36
+    left, right, top, bottom = 56, 150, 20, 36
     finite = [v for r in rungs for v in r.losses if math.isfinite(v) and v > 0]
     if not finite:
         return f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"></svg>'
@@ -117,7 +117,7 @@ def svg(rungs: Sequence[Rung], *, width: int = 640, height: int = 300) -> str:
     ]
     parts += [
         f'<line x1="{left}" x2="{width - right}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="#ddd"/>'
-        f'<text x="{left - 6}" y="{y(value) + 4:.1f}" text-anchor="end" fill="#555">{value:.3g}</text>'
+        f'<text x="{left - 6}" y="{y(value) + 4:.1f}" text-anchor="end" fill="#555">{float(f"{value:.2g}"):g}</text>'
         for value in (10**low, 10 ** ((low + high) / 2), 10**high)
     ]
     worst = first_unsafe(rungs)
@@ -128,5 +128,6 @@ def svg(rungs: Sequence[Rung], *, width: int = 640, height: int = 300) -> str:
         colour = COLOURS[i % len(COLOURS)]
         parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2"{dash} points="{points}"/>')
         parts.append(f'<text x="{width - right + 10}" y="{top + 16 + 18 * i}" fill="{colour}">{label}</text>')
-    parts.append(f'<text x="{(left + width - right) / 2:.0f}" y="{height - 8}" text-anchor="middle">step</text></svg>')
+    parts.append(f'<text x="{(left + width - right) / 2:.0f}" y="{height - 8}" text-anchor="middle">step</text>')
+    parts.append(f'<text x="{left + 4}" y="{top - 4}" fill="#555">loss</text></svg>')
     return "".join(parts)

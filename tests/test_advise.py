@@ -173,15 +173,17 @@ def test_limits_are_remembered_and_a_damaged_file_is_no_trouble(tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_advice_on_the_built_in_shapes(monkeypatch: pytest.MonkeyPatch):
+def test_advice_on_the_built_in_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from maskrcnn_coco import advise
 
     monkeypatch.setitem(advise.BUDGET_SECONDS, "cpu", 12.0)
-    config = Config(device="cpu", amp="off", min_size=64, max_size=64, batch_size=1, lr="auto")
+    config = Config(device="cpu", amp="off", min_size=64, max_size=64, batch_size=1, lr="auto", logdir=str(tmp_path))
     advice = advise.advise_data(config, Console(quiet=True), ladder=True)
     assert set(advice.max_stable_lr) == set(COMPONENTS)
     for component, rate in Choice("", advice.lr, advice.head_lr_multiplier, advice.rpn_lr_multiplier).rates.items():
         assert 0 < rate < advice.interval[component][1]
     assert advice.command.startswith("maskrcnn-coco train ") and f"--lr {advice.lr:g}" in advice.command
     assert [r.multiplier for r in advice.ladder] == [3.0, 5.0, 7.0, 10.0]
+    plot = (tmp_path / "ladder.svg").read_text()
+    assert plot.count("<polyline") == 4 and "× 10" in plot
     assert advice.seconds < 60 and advice.expected_minutes > 0
