@@ -138,7 +138,8 @@ def apply(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor], coeffic
     if coefficient == 1.0:
         optimizer.step()
     elif coefficient > 0 and scales_itself(optimizer) and all(t.dtype == torch.float32 for t in gradients):
-        optimizer.grad_scale = torch.tensor(1.0 / coefficient, device=gradients[0].device)  # type: ignore[attr-defined]
+        # `full` writes the number on the device; `tensor` would send it there, and wait.
+        optimizer.grad_scale = torch.full((), 1.0 / coefficient, device=gradients[0].device)  # type: ignore[attr-defined]
         try:
             optimizer.step()
         finally:

@@ -44,12 +44,18 @@ READS = {
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 COPIES = {"aten::copy_", "aten::_to_copy"}
 _TORCH = str(Path(str(torch.__file__)).parent)
+_BASES = (Path(_TORCH).parent, Path(__file__).resolve().parents[1])
+"""Folders that lines are named from: installed packages, this project."""
 
 
 class Counts:
-    """Lines of code → how often each made the host wait. ``reads``: device to host, ``sends``: host to device."""
+    """Lines of code → how often each made the host wait. ``reads``: device to host, ``sends``: host to device.
+
+    ``operators``: how many ran on the device, views left out; about the number of kernels, each a launch or more.
+    """
 
     def __init__(self) -> None:
+        self.operators = 0
         self.reads: Counter[str] = Counter()
         self.sends: Counter[str] = Counter()
 
@@ -133,6 +139,7 @@ def _account(name: str, func: Any, args: Any, kwargs: Any) -> None:
     """Count what this operator makes the host wait for."""
     if not _counts:
         return
+    _counts[-1].operators += not func.is_view
     if name in READS:
         _note(_counts[-1].reads)
     elif name in INDEXING:
@@ -169,8 +176,9 @@ def _note(counter: Counter[str]) -> None:
     frame = sys._getframe(1)
     while frame.f_back is not None and (frame.f_code.co_filename == __file__ or _is_torch(frame.f_code.co_filename)):
         frame = frame.f_back
-    parts = Path(frame.f_code.co_filename).parts
-    counter[f"{'/'.join(parts[-3:])}:{frame.f_lineno} ({frame.f_code.co_name})"] += 1
+    file = Path(frame.f_code.co_filename)
+    base = next((b for b in _BASES if b in file.parents), file.parent)
+    counter[f"{file.relative_to(base).as_posix()}:{frame.f_lineno} ({frame.f_code.co_name})"] += 1
 
 
 def _is_torch(file: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -249,3 +250,27 @@ def test_the_pretended_device_counts_what_waits_and_nothing_else() -> None:
         with pytest.raises(RuntimeError, match="same device"):
             x.add(torch.ones(6))
     assert all("test_syncs.py" in line for line in [*counts.reads, *counts.sends])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("images", [1, 4])
+def test_on_a_gpu_losses_equal_torchvisions_and_waits_are_as_counted(images: int) -> None:
+    slow = reference("small").double().train().cuda()
+    fast = accelerate(copy.deepcopy(slow))
+    batch = batch_of(images).to("cuda")
+    pictures = [i.double() for i in batch.images]
+    targets = [{**t, "boxes": t["boxes"].double()} for t in batch.targets]
+    found = []
+    for net in (slow, fast, fast):
+        torch.manual_seed(7)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                losses = net(pictures, [dict(t) for t in targets])
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        found.append((losses, sum("synchronizing" in str(w.message) for w in seen)))
+    assert found[2][1] == READS
+    for name, wanted in found[0][0].items():
+        torch.testing.assert_close(found[2][0][name], wanted, rtol=1e-7, atol=1e-9)

@@ -10,6 +10,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
 RUNS = (
     ("step.py", []),
+    ("syncs.py", []),
     ("floors.py", []),
     ("outlines.py", []),
     ("scaling.py", []),
