@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import multiprocessing
+import signal
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +48,30 @@ def shapes_folder() -> Path:
     from maskrcnn_coco.folders import cache_folder
 
     return cache_folder("shapes")
+
+
+@contextlib.contextmanager
+def drawn_ahead(config: Config) -> Iterator[None]:
+    """Draw and check the built-in set in another process meanwhile, if ``config`` is for it and it was never drawn.
+
+    For the seconds in which torch is imported. What fails there is silent: the run meets it again, and says it.
+    """
+    threads = {"numpy", "torch"} & sys.modules.keys()  # a fork beside their threads may hang
+    if config.data is not None or threads or sys.platform != "linux" or (shapes_folder() / "valid").is_dir():
+        yield
+        return
+    child = multiprocessing.get_context("fork").Process(target=_draw_and_check, args=(config,), daemon=True)
+    child.start()
+    try:
+        yield
+    finally:
+        child.join()
+
+
+def _draw_and_check(config: Config) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides when to stop
+    with contextlib.suppress(DataError):
+        check_data(open_data(config), config)
 
 
 def open_data(config: Config) -> RunData:

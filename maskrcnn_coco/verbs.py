@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from maskrcnn_coco.config import Config, dump_config, validate
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.records import to_json
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """While torch is imported, without Python's collector: it would look again and again at what all stays."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def emit(value: Any) -> None:
@@ -42,10 +56,13 @@ def one(words: Sequence[str], what: str, default: str | None = None) -> str:
 
 def train(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco train``."""
-    from maskrcnn_coco.opening import preview
-    from maskrcnn_coco.training import train as run
+    from maskrcnn_coco.datasets import drawn_ahead
 
     config = as_config(args)
+    with drawn_ahead(config), importing():
+        from maskrcnn_coco.opening import preview
+        from maskrcnn_coco.training import train as run
+
     if args.print_config:
         sys.stdout.write(dump_config(preview(config).config))
         return 0
@@ -82,8 +99,9 @@ def check(args: Any, words: Sequence[str]) -> int:
 
 def advise(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco advise``."""
-    from maskrcnn_coco.advise import advise_data
-    from maskrcnn_coco.console import Console
+    with importing():
+        from maskrcnn_coco.advise import advise_data
+        from maskrcnn_coco.console import Console
 
     advice = advise_data(as_config(args), Console(json_mode=args.json), ladder=args.ladder)
     if args.json:
@@ -93,14 +111,16 @@ def advise(args: Any, words: Sequence[str]) -> int:
 
 def diagnose(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco diagnose``."""
-    from maskrcnn_coco.postmortem import diagnose_path
+    with importing():
+        from maskrcnn_coco.postmortem import diagnose_path
 
     return diagnose_path(Path(one(words, "INCIDENT.json, RUN_DIR or CHECKPOINT")), json_mode=args.json)
 
 
 def verify(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco verify``."""
-    from maskrcnn_coco.verify import verify_run
+    with importing():
+        from maskrcnn_coco.verify import verify_run
 
     names = ("lr", "head_lr_multiplier", "rpn_lr_multiplier", "max_grad_norm", "warmup_steps", "amp")
     changes = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
@@ -110,7 +130,8 @@ def verify(args: Any, words: Sequence[str]) -> int:
 
 def evaluate(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco evaluate``."""
-    from maskrcnn_coco.inference import evaluate_checkpoint
+    with importing():
+        from maskrcnn_coco.inference import evaluate_checkpoint
 
     return evaluate_checkpoint(
         Path(one(words, "CHECKPOINT")), args.data, args.images, device=args.device, out=args.out, json_mode=args.json
@@ -119,7 +140,8 @@ def evaluate(args: Any, words: Sequence[str]) -> int:
 
 def predict(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco predict``."""
-    from maskrcnn_coco.inference import predict_checkpoint
+    with importing():
+        from maskrcnn_coco.inference import predict_checkpoint
 
     if len(words) < 2:
         raise ConfigError(

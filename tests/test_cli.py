@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from maskrcnn_coco.cli import ARGUMENTS, VERBS, main, parse
 from maskrcnn_coco.config import Config
+from maskrcnn_coco.verbs import importing
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,6 +30,20 @@ def test_help_does_not_import_torch():
         "import sys; from maskrcnn_coco.cli import main; main(['train', '--help']); assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+
+
+def test_the_collector_rests_while_torch_is_imported_and_only_then():
+    with pytest.raises(ImportError), importing():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with importing():
+            pass
+        assert not gc.isenabled(), "left as it was found"
+    finally:
+        gc.enable()
 
 
 def test_a_typo_in_a_verb_gets_a_hint(capsys):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +87,51 @@ def test_both_are_checked_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cache, "audit", lambda *_, **__: pytest.fail("checked again"))
     again = checked(folder)
     assert first.val_findings and again.val_findings == first.val_findings and again.findings == first.findings
+
+
+AHEAD = """
+import os, sys
+from maskrcnn_coco.config import Config
+from maskrcnn_coco.datasets import drawn_ahead
+with drawn_ahead(Config({settings})):
+    assert not {{"numpy", "torch"}} & sys.modules.keys()
+"""
+
+
+def ahead(cache: Path, settings: str = "") -> set[str]:
+    """What lies in an empty cache folder after the built-in set was drawn ahead; nothing may have been printed."""
+    env = os.environ | {"XDG_CACHE_HOME": str(cache)}
+    command = [sys.executable, "-c", AHEAD.format(settings=settings)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return {str(p.relative_to(cache)) for p in cache.rglob("*") if p.is_file()} if cache.is_dir() else set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there the run draws by itself")
+def test_the_built_in_set_is_drawn_and_checked_while_torch_is_imported(tmp_path: Path, monkeypatch):
+    cache = tmp_path / "cache"
+    files = ahead(cache)
+    drawn = cache / "maskrcnn_coco" / "shapes"
+    stamps = [(drawn / part / "shapes.json").stat().st_mtime_ns for part in ("train", "valid")]
+    assert sum("/checks/" in name for name in files) == 2
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    data = open_data(Config())
+    assert data.train is not None and len(data.train) == 120
+    check_data(data, Config())
+    assert [(drawn / part / "shapes.json").stat().st_mtime_ns for part in ("train", "valid")] == stamps
+    assert {str(p.relative_to(cache)) for p in cache.rglob("*") if p.is_file()} == files, (
+        "the run drew or checked again"
+    )
+
+
+def test_nothing_is_drawn_ahead_for_data_of_the_users_own(tmp_path: Path):
+    assert ahead(tmp_path / "cache", "data='somewhere'") == set()
+
+
+def test_a_cache_folder_that_cannot_be_used_is_left_to_the_run(tmp_path: Path, monkeypatch):
+    file = tmp_path / "cache"
+    file.write_text("in the way")
+    ahead(file)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    with pytest.raises(DataError, match="cannot draw"):
+        open_data(Config())

@@ -158,7 +158,7 @@ def main() -> int:
         )
         for kind, times in demo(folder, args.rounds).items():
             title = f"first step of the built-in set, {kind}"
-            rows.append(line(title, times, 5.0 if kind == "warm" else None))
+            rows.append(line(title, times, 5.0))
         if not args.skip_big:
             path = big_set(folder, args.file)
             rows.append(
