@@ -120,6 +120,40 @@ def test_failed_download_names_the_file_and_the_flag(monkeypatch):
         build_model(SMALL, 4, weights="imagenet")
 
 
+@pytest.mark.parametrize(("stages", "frozen"), [(0, ""), (2, "conv1 layer1"), (3, "conv1 layer1 layer2")])
+def test_frozen_stages_build_no_graph_and_have_no_backward(stages, frozen, small_file):
+    net = small(weights=str(small_file), freeze_stages=stages).train()
+    kept: dict[str, int] = dict.fromkeys(("conv1", "layer1", "layer2", "layer3", "layer4"), 0)
+    seen: dict[str, bool] = {}
+    inside: list[str] = []
+
+    def leave(name, output):
+        inside.remove(name)
+        seen[name] = output.requires_grad
+
+    for name in kept:
+        stage = net.get_submodule(f"backbone.body.{name}")
+        stage.register_forward_pre_hook(lambda *_, name=name: inside.append(name))
+        stage.register_forward_hook(lambda _, __, output, name=name: leave(name, output))
+
+    def keep(tensor):
+        for name in inside:
+            kept[name] += tensor.nbytes
+        return tensor
+
+    image, box = torch.rand(3, 64, 64), torch.tensor([[8.0, 8.0, 40.0, 40.0]])
+    target = {"boxes": box, "labels": torch.tensor([1]), "masks": torch.ones(1, 64, 64, dtype=torch.uint8)}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = net([image], [target])
+    sum(losses.values()).backward()
+    trains = {name: name not in frozen.split() for name in kept}
+    assert seen == trains
+    assert {name: size > 0 for name, size in kept.items()} == trains, "activations kept for a backward"
+    for name, wanted in trains.items():
+        for p in net.get_submodule(f"backbone.body.{name}").parameters():
+            assert (p.grad is not None) == wanted, name
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -19,6 +19,8 @@ RUNS = (
     ("guard.py", ["--out", str(RESULTS / "guard.md")]),
     ("loader.py", []),
     ("evaluation.py", []),
+    ("inference.py", []),
+    ("levers.py", []),
     ("annotations.py", []),
     ("checkpoint.py", []),
     ("ranks.py", []),
