@@ -55,6 +55,7 @@ def render(rows: list[dict[str, Any]]) -> str:
         if "no clip" in r["setting"]
         for f, stable in OUTSIDE.items()
     ]
+    told = [(r["runs"][f]["alarm"] or r["runs"][f]["warned"]) for r in bounded for f in ("2.0", "4.0")]
     alarm4 = [r["runs"]["4.0"]["alarm"] for r in bounded]
     widths = [r["high"] / r["low"] for r in bounded]
     ratios = sorted(r["critical"] / r["value"] for r in bounded)
@@ -69,6 +70,8 @@ def render(rows: list[dict[str, Any]]) -> str:
         f"- inside it (0.8 and 1.25 times): {share(inside)}",
         f"- by the guard's alarm alone, outside: {share(alarm)}, without clipping {share(unclipped)}; of the",
         f"  trainings at 4 times the limit {share(alarm4)} ended in its alarm, the others jumped and fell back or died",
+        f"- of the trainings at 2 and 4 times the limit a run would have told of {share(told)}, by an early warning about that",
+        "  component or an alarm",
         f"- measuring one limit took {spent:.0f} steps (median); {seconds:.0f} s for all",
         f"- the line search's critical rate alone is within a factor 3 of the limit in {share(near)},",
         f"  in {share(heads)} without the backbone; from {ratios[0]:.2g} to {ratios[-1]:.2g} times the limit",
