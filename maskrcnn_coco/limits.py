@@ -44,8 +44,8 @@ class Verdict:
     def stable(self) -> bool:
         """No alarm of the guard, and no step with own losses above `JUMP` times their level.
 
-        A component that is thrown often falls back within two or three steps and looks quiet, having learned less (its
-        losses end at 1.4 times those at half the limit, in the median). Such a rate does not count as stable.
+        A component that is thrown often falls back within two or three steps and looks quiet, having learned less
+        (`bench/results/advise.md`). Such a rate does not count as stable.
         """
         return not self.alarm and self.peak <= JUMP
 

@@ -130,7 +130,8 @@ def train_at(lab: Lab, fresh: Any, setting: Setting, component: str, rate: float
         w for i in range(trial.steps) for w in early_warning(trial.records[: i + 1]) if w.component == component
     )
     seen = {"stable": verdict.stable, "alarm": verdict.alarm, "peak": verdict.peak}
-    return {**seen, "warned": warned, "steps": trial.steps}
+    end = own_level(trial.records[-8:], component)
+    return {**seen, "warned": warned, "end": end, "steps": trial.steps}
 
 
 def prove(setting: Setting, say: Callable[[str], None]) -> list[dict[str, Any]]:
