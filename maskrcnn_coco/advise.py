@@ -118,7 +118,7 @@ def advise_run(
         say(f"trials of {steps} steps, at most {budget:.0f} s in all")
     left = 0.65 * budget - (time.monotonic() - began)
     limits = limits_from(lab, settled, steps=steps, budget_seconds=left, say=say)
-    remember(fingerprint(config, data), limits)
+    remember(fingerprint(config, data, lab.task.precision), limits)
     joint = Joint(lab, settled, steps)
     fixed = {n: _number(v) for n, v in bench.given.items() if n in ADVISED[:3]}
     choices = candidates(limits, recipe, fixed, pretrained=bench.pretrained, optimizer=config.optimizer)

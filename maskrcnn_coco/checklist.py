@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, median
 
 from maskrcnn_coco.records import StepRecord
+from maskrcnn_coco.trend import JUMP
 
 SPIKE = 5.0
 """A loss this many times the median of the ten steps before it is a spike."""
@@ -15,6 +16,11 @@ NORM_GROWTH = 10.0
 """The median gradient norm of the last quarter may be this many times that of the second quarter."""
 STILL = 1e-7
 """Median update-to-weight ratio below which weights do not move: float32 rounds such updates away."""
+CRAWL, WHOLE_WAY = 3e-5, 0.05
+"""The fastest component's ratio at its full rate, below which a run learns next to nothing (0.1 % trains well; random
+heads at the recipe's rates on real images 0.02 %), unless its many steps take it this share of the weights' norm."""
+SMOOTHING, VISIBLE = 0.6, 0.1
+"""TensorBoard's smoothing as it is shipped; the share of the total loss above which a curve's jump is of interest."""
 CLIPPED_AWAY = 1e-3
 """Median clipping coefficient below which clipping, not the learning rate, decides the step."""
 LEFT_OUT = 0.2
@@ -32,10 +38,12 @@ class Check:
 
 def finite(records: Sequence[StepRecord]) -> Check:
     """Every loss and gradient norm is finite and every step was applied."""
-    bad = [r.step for r in records if not (math.isfinite(r.loss) and math.isfinite(r.grad_norm) and r.applied)]
-    steps = ", ".join(map(str, bad[:5]))
-    where = f"not at {'steps' if len(bad) > 1 else 'step'} {steps}"
-    return Check("all values finite", not bad and bool(records), where if bad else _count(records))
+    bad = [r.step for r in records if not (math.isfinite(r.loss) and math.isfinite(r.grad_norm))]
+    refused = [r.step for r in records if not r.applied and r.step not in bad]
+    said = [
+        f"{what} {', '.join(map(str, s[:5]))}" for what, s in (("not at step", bad), ("refused: step", refused)) if s
+    ]
+    return Check("all values finite", not said and bool(records), "; ".join(said) or _count(records))
 
 
 def falling(records: Sequence[StepRecord], *, confidence: float = 0.95) -> Check:
@@ -68,6 +76,30 @@ def no_spikes(records: Sequence[StepRecord]) -> Check:
     return Check("no spikes", not found, shown or f"no loss above {SPIKE:g} times the ones before it")
 
 
+def curves_smooth(records: Sequence[StepRecord]) -> Check:
+    """No curve of TensorBoard's leaps: each loss, smoothed as it is shown there, against its ten points before."""
+    rows = [r for r in records if math.isfinite(r.loss)]
+    totals = _smoothed([r.loss for r in rows])
+    found = []
+    for name in {name: None for r in rows for name in r.losses}:
+        curve = _smoothed([r.losses.get(name, 0.0) for r in rows])
+        for i in range(5, len(curve)):
+            usual = median(curve[max(0, i - 10) : i])
+            if curve[i] > max(JUMP * usual, VISIBLE * median(totals[max(0, i - 10) : i])):
+                found.append(f"loss/{name} leaps from {usual:.3g} to {curve[i]:.3g} at step {rows[i].step}")
+                break
+    text = "; ".join(found[:3]) or f"no loss, smoothed, above {JUMP:g} times the points before it"
+    return Check("curves smooth", not found, text)
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    out, total, weight = [], 0.0, 0.0
+    for value in values:
+        total, weight = SMOOTHING * total + (1 - SMOOTHING) * value, SMOOTHING * weight + (1 - SMOOTHING)
+        out.append(total / weight)
+    return out
+
+
 def norms_bounded(records: Sequence[StepRecord]) -> Check:
     """Gradient norms do not grow: the quarter at the end against the second one (the first is warm-up)."""
     norms = [r.grad_norm for r in records if math.isfinite(r.grad_norm)]
@@ -79,18 +111,30 @@ def norms_bounded(records: Sequence[StepRecord]) -> Check:
     return Check("gradient norms bounded", late <= NORM_GROWTH * early, text)
 
 
-def weights_move(records: Sequence[StepRecord]) -> Check:
-    """The learning rate is not so low that nothing moves."""
+def weights_move(records: Sequence[StepRecord], peak: Mapping[str, float], steps: int) -> Check:
+    """The learning rate is not so low that nothing moves.
+
+    Args:
+        peak: each component's rate after the warm-up: a step of the warm-up counts as if it were at this rate.
+        steps: of the whole run.
+    """
     ratios: dict[str, list[float]] = {}
     for r in records:
         for name, value in r.update_ratio.items():
-            ratios.setdefault(name, []).append(value)
+            rate = r.lr.get(name, 0.0)
+            ratios.setdefault(name, []).append(value * (peak.get(name, rate) / rate if rate > 0 else 1.0))
     if not ratios:
         return Check("weights move", True, "update-to-weight ratios were not measured in so few steps")
     middle = {name: median(values) for name, values in ratios.items()}
     still = [name for name, value in middle.items() if value < STILL]
     shown = ", ".join(f"{name} {value:.2g}" for name, value in middle.items())
-    return Check("weights move", not still, f"{', '.join(still)} stand still: raise --lr ({shown})" if still else shown)
+    fastest = max(middle.values())
+    if still:
+        return Check("weights move", False, f"{', '.join(still)} stand still: raise --lr ({shown})")
+    if fastest < min(CRAWL, WHOLE_WAY / max(steps, 1)):
+        text = f"at most {fastest:.1g} of their norm a step, {fastest * steps:.1g} in all {steps} steps: raise --lr"
+        return Check("weights move", False, f"{text} or --max-grad-norm ({shown})")
+    return Check("weights move", True, shown)
 
 
 def clipping_leaves_something(records: Sequence[StepRecord], max_grad_norm: float) -> Check:

@@ -2,7 +2,8 @@
 
 Limits that `advise` measured for the same data and settings are remembered in the user's cache folder and cost nothing.
 Otherwise the run's first steps are tried on a private copy of the model at the full rates. Only where that breaks is
-each component tried alone, which may take more than a hundredth: the run itself would not have survived.
+each component tried alone, which may take more than a hundredth: the run itself would not have survived. What breaks
+while nothing moves, or cannot be read, is not their fault: nothing is said, the run's guard will find it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maskrcnn_coco import memory
 from maskrcnn_coco.batch import make_batch
 from maskrcnn_coco.durable import write_text
+from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.folders import cache_folder
-from maskrcnn_coco.limits import Limit, judge, rising, settle
+from maskrcnn_coco.limits import CEILING, STRIDE, Limit, judge, rising, settle
 from maskrcnn_coco.optim import build_optimizer
 from maskrcnn_coco.precision import make_scaler
 from maskrcnn_coco.trend import FLAGS, own_level
-from maskrcnn_coco.trials import Lab, Task
+from maskrcnn_coco.trials import Lab, State, Task, Trial
 
 if TYPE_CHECKING:
     from maskrcnn_coco.config import Config
@@ -33,29 +36,45 @@ SHARE = 100
 """One step in so many may be spent."""
 FEWEST = 10
 """Fewer steps than this show nothing."""
+STILL = 1e-6
+"""At this share of the rates no weight moves enough to matter: what breaks then is in the data."""
 KEPT_WIDTH = 4.0
 """Intervals wider than this factor (time ran out) are measured again rather than remembered."""
 MATTERS = (
     *("model", "weights", "backbone_weights", "optimizer", "momentum", "weight_decay", "batch_size", "accumulate"),
-    *("max_grad_norm", "amp", "min_size", "max_size", "freeze_stages", "seed"),
+    *("max_grad_norm", "min_size", "max_size", "freeze_stages", "box_batch_size_per_image", "seed"),
 )
 """Settings that change a limit."""
+FILES = ("weights", "backbone_weights")
+"""Settings that may name a file, whose content changes a limit."""
 
 Spans = dict[str, tuple[float, float, float]]
 """Component → (limit, low, high)."""
 
 
-def fingerprint(config: Config, data: RunData) -> str | None:
-    """A name for this model on these data with these settings; None for a data set of the caller's own."""
+def fingerprint(config: Config, data: RunData, precision: str) -> str | None:
+    """A name for this model on these data with these settings, computed in ``precision`` ("fp32", "bf16", "fp16").
+
+    None for a data set of the caller's own, and where the annotation file is gone.
+    """
     if data.train is None:
         return None
     facts: dict[str, Any] = {name: getattr(config, name) for name in MATTERS}
+    json_path = Path(data.train.json_path).resolve()
+    files = {name: _stamp(getattr(config, name)) for name in FILES}
+    facts |= {"precision": precision, "json": str(json_path), "changed": _stamp(json_path), "files": files}
+    if facts["changed"] is None:
+        return None
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _stamp(path: str | Path | None) -> tuple[int, int] | None:
+    """Size and time of the last change; None: no such file."""
     try:
-        seen = os.stat(data.train.json_path)
+        seen = os.stat(path or "")
     except OSError:
         return None
-    facts |= {"json": str(Path(data.train.json_path).resolve()), "bytes": seen.st_size, "changed": seen.st_mtime_ns}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    return seen.st_size, seen.st_mtime_ns
 
 
 def _file(key: str) -> Path:
@@ -63,8 +82,8 @@ def _file(key: str) -> Path:
 
 
 def remember(key: str | None, limits: Mapping[str, Limit]) -> None:
-    """Keep measured limits if all were found and are narrow; where the cache cannot be written, they are not kept."""
-    if key is None or any(limit.width > KEPT_WIDTH for limit in limits.values()):
+    """Keep measured limits if all are narrow or past all that is tried; not where the cache cannot be written."""
+    if key is None or any(v.width > KEPT_WIDTH and v.low * STRIDE <= CEILING for v in limits.values()):
         return
     spans = {c: [limit.value, limit.low, limit.high] for c, limit in limits.items()}
     try:
@@ -97,27 +116,50 @@ def above(rates: Mapping[str, float], spans: Spans) -> list[str]:
 def quick_check(session: Session) -> list[str]:
     """Warnings about learning rates of a run that is about to start; the session is not changed."""
     rates = dict(session.schedule.lr)
-    spans = recall(fingerprint(session.config, session.data))
+    # Limits are measured with the batches of one process: the mean over several stands more.
+    alone = session.ranks.world == 1
+    spans = recall(fingerprint(session.config, session.data, session.precision)) if alone else {}
     if spans:
         return above(rates, spans)
     steps = min(session.total_steps // SHARE, 20)
-    return [] if steps < FEWEST else try_rates(Lab(_task(session, steps)), rates, steps)
+    if steps < FEWEST:
+        return []
+    try:
+        return try_rates(Lab(_task(session, steps)), rates, steps)
+    except DataError:
+        return []  # an image that cannot be read, or no rate trains: the run leaves it out, or stops with the cause
+    except (RuntimeError, MemoryError) as error:
+        if not memory.ran_out(error):
+            raise
+        return []  # a second copy does not fit beside the run's own
 
 
 def try_rates(lab: Lab, rates: Mapping[str, float], steps: int) -> list[str]:
-    """Train ``steps`` steps at ``rates``; where that breaks, each component alone, to name the one that breaks."""
-    few = max(3, steps // 4)
+    """Train ``steps`` steps at ``rates``; where that breaks, each component alone, to name the one that breaks.
+
+    Raises:
+        DataError: training fails at every rate.
+    """
+    few, fresh = max(3, steps // 4), lab.save(0)
     all_rates = {c: rates.get(c, rates.get("backbone", 0.0)) for c in lab.components}
     settled = settle(lab, {c: v / 20 for c, v in all_rates.items()}, few)
     levels = {c: own_level(settled.trial.records, c) for c in lab.components}
 
+    def train(lr: dict[str, float], state: State) -> Trial:
+        lab.load(state)
+        return lab.run(lr, steps - few, first_step=few, ramp=rising((steps - few) // 2))
+
     def breaks(lr: dict[str, float], named: list[str]) -> list[str]:
-        lab.load(settled.state)
-        trial = lab.run(lr, steps - few, first_step=settled.state.step, ramp=rising((steps - few) // 2))
+        trial = train(lr, settled.state)
         return [c for c in named if not judge(trial, c, levels[c]).stable]
 
-    if not breaks(all_rates, lab.components):
+    if not breaks(all_rates, lab.components) or not train({c: v * STILL for c, v in all_rates.items()}, fresh).stable:
         return []
+    if breaks(settled.lr, lab.components):
+        return [
+            f"the learning rates break training within {steps} steps, even at a twentieth of them: lower "
+            "--lr and the multipliers, or use --lr auto"
+        ]
     guilty = [c for c in lab.components if breaks(settled.lr | {c: all_rates[c]}, [c])]
     if not guilty:
         return [f"the learning rates together break within {steps} steps, none alone: lower --lr, or use --lr auto"]

@@ -16,7 +16,7 @@ from maskrcnn_coco.checklist import Check
 from maskrcnn_coco.config import Config, flag, load_config, validate
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.datasets import read_quarantine
-from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.facts import LOSS_FACTOR, NO_HISTORY_LOSS, Outcome
 from maskrcnn_coco.incidents import load_case, read_incidents
 from maskrcnn_coco.optim import Schedule
@@ -24,6 +24,7 @@ from maskrcnn_coco.records import Incident, Result, StepRecord, to_json
 from maskrcnn_coco.recovery import DATA
 from maskrcnn_coco.replay import Case, Replay
 from maskrcnn_coco.rigging import rig_from_settings
+from maskrcnn_coco.runfiles import read_run
 
 
 def verify_run(
@@ -38,6 +39,8 @@ def verify_run(
     Raises:
         DataError: not the folder of a run. ConfigError: settings that cannot be used.
     """
+    if steps is not None and steps < 1:
+        raise ConfigError("--steps cannot be used", got=steps, expected="1 or more; not given: one epoch")
     console = Console(json_mode=json_mode)
     if not (run_dir / "config.yaml").is_file():
         raise DataError(
@@ -79,7 +82,7 @@ def replay_incident(incident: Incident, run_dir: Path, config: Config, changed: 
     limit = _healthy(case)
     ok = outcome.finite and outcome.error is None and outcome.loss <= limit
     if not ok and not changed:
-        return Check(name, False, f"{outcome.describe()}: the settings are unchanged; {incident.fix}")
+        return Check(name, False, f"{outcome.describe()}: the settings are unchanged; try {incident.fix}")
     return Check(name, ok, f"{outcome.describe()} (healthy is below {limit:.3g})")
 
 
@@ -139,20 +142,25 @@ def train_briefly(config: Config, run_dir: Path, steps: int | None, model: Any) 
             stop_after=steps or "epoch",
             quiet=True,
         )
-    return judge(records, result, config, left_out)
+        data = read_run(short.logdir).info["data"]
+        settled = load_config(Path(short.logdir) / "config.yaml")
+    total_steps = data["steps an epoch"] * (settled.epochs or 1)
+    return judge(records, result, settled, left_out=left_out, images=data["training images"], total_steps=total_steps)
 
 
-def judge(records: Sequence[StepRecord], result: Result, config: Config, left_out: int) -> list[Check]:
-    """The checklist of a short training."""
-    images = len({i for r in records for i in r.image_ids})
+def judge(
+    records: Sequence[StepRecord], result: Result, config: Config, *, left_out: int, images: int, total_steps: int
+) -> list[Check]:
+    """The checklist of a short training of a run of ``total_steps``; ``images`` counts those left out too."""
     no_incidents = Check("no incidents", not result.incidents, f"{len(result.incidents)} in {result.steps} steps")
     return [
         checklist.finite(records),
         no_incidents,
         checklist.falling(records),
         checklist.no_spikes(records),
+        checklist.curves_smooth(records),
         checklist.norms_bounded(records),
-        checklist.weights_move(records),
+        checklist.weights_move(records, recipes.component_lrs(config), total_steps),
         checklist.clipping_leaves_something(records, config.max_grad_norm),
-        checklist.enough_images(left_out, images + left_out),
+        checklist.enough_images(left_out, images),
     ]

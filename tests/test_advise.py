@@ -6,19 +6,26 @@ import dataclasses
 import math
 import time
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 import torch
 
+from maskrcnn_coco import quickcheck
 from maskrcnn_coco.advice import SAFETY, Choice, Joint, candidates, cap, choose, clip_from, cold_start
 from maskrcnn_coco.config import Config
 from maskrcnn_coco.console import Console
+from maskrcnn_coco.datasets import open_data
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.limits import Limit, bracket, describe, interval, judge, measure_limits, rising, settle
-from maskrcnn_coco.quickcheck import above, recall, remember, try_rates
+from maskrcnn_coco.opening import open_session
+from maskrcnn_coco.quickcheck import above, fingerprint, quick_check, recall, remember, try_rates
 from maskrcnn_coco.records import COMPONENTS
 from maskrcnn_coco.trend import own_level
 from maskrcnn_coco.trials import Lab
+from tests.conftest import ShapesFolder
+from tests.runs import OwnData, config, small_model
 from tests.toy import quadratic
 
 CURVES = {"backbone": 4.0, "rpn": 1.0, "box_head": 100.0, "mask_head": 20.0}
@@ -164,6 +171,8 @@ def test_limits_are_remembered_and_a_damaged_file_is_no_trouble(tmp_path: Path, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     remember("wide", {"backbone": limit(0.1), "rpn": limit(1.0, math.inf)})
     assert recall("wide") == {}
+    remember("ceiling", {"backbone": limit(0.1), "rpn": limit(30.0, math.inf)})
+    assert above({"rpn": 29.0}, recall("ceiling")) == []
     remember("abc", {"backbone": limit(0.1), "rpn": limit(100.0)})
     spans = recall("abc")
     assert spans["backbone"][0] == 0.1
@@ -187,3 +196,52 @@ def test_advice_on_the_built_in_shapes(tmp_path: Path, monkeypatch: pytest.Monke
     plot = (tmp_path / "ladder.svg").read_text()
     assert plot.count("<polyline") == 4 and "× 10" in plot
     assert advice.seconds < 60 and advice.expected_minutes > 0
+
+
+def opened(out: Path, monkeypatch: pytest.MonkeyPatch, *, bad: tuple[int, ...] = (), epochs: int = 100, **changes: Any):
+    """A session of 10 steps an epoch, its first warnings, and the steps that looking for them took."""
+    spent = []
+    monkeypatch.setattr(Lab, "step", lambda lab, step, step_of=Lab.step: spent.append(step) or step_of(lab, step))
+    settings = config(None, out, epochs=epochs, batch_size=1, **changes)
+    session = open_session(settings, model=small_model(classes=2), train_data=OwnData(10, bad=bad), quiet=True)
+    session.close_tracker()
+    return session, quick_check(session), len(spent)
+
+
+def test_the_check_at_run_start_takes_a_hundredth_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert opened(tmp_path, monkeypatch)[1:] == ([], 10)
+    assert opened(tmp_path, monkeypatch, epochs=99)[1:] == ([], 0)
+    _, found, _ = opened(tmp_path, monkeypatch, head_lr_multiplier=1e3)
+    assert found and "--head-lr-multiplier" in found[0]
+
+
+@pytest.mark.parametrize("first", [0, 5])
+def test_the_check_at_run_start_blames_no_rate_for_a_bad_image(
+    first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A NaN image among the steps that settle, or among those that are tried: it is the guard's to leave out."""
+    order = [keys[0].image_id - 100 for _, (keys,) in map(opened(tmp_path, monkeypatch)[0].plan.step, range(10))]
+    assert opened(tmp_path, monkeypatch, bad=(order[first],))[1] == []
+
+
+def test_limits_of_other_settings_are_not_taken(
+    tiny_shapes: ShapesFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    data, backbone = open_data(Config(data=str(tiny_shapes.root))), tmp_path / "backbone.pth"
+    settings = config(tiny_shapes.root, tmp_path, backbone_weights=str(backbone))
+    backbone.write_bytes(b"1")
+    names = [fingerprint(settings, data, "fp32"), fingerprint(settings, data, "bf16")]
+    changes: list[dict[str, Any]] = [{"batch_size": 2}, {"box_batch_size_per_image": 64}, {"accumulate": 2}]
+    names += [fingerprint(msgspec.structs.replace(settings, **c), data, "fp32") for c in changes]
+    assert fingerprint(msgspec.structs.replace(settings, epochs=7, lr=1.0), data, "fp32") == names[0]
+    backbone.write_bytes(b"22")
+    names.append(fingerprint(settings, data, "fp32"))
+    assert None not in names and len(set(names)) == len(names)
+
+
+def test_limits_of_one_process_are_not_taken_for_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(quickcheck, "recall", lambda key: {"backbone": (1e-9, 1e-9, 1e-9)})
+    session, found, _ = opened(tmp_path, monkeypatch, epochs=1)
+    assert len(found) == 1
+    session.ranks.world = 2
+    assert quick_check(session) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -32,8 +33,9 @@ def test_a_healthy_run_passes_everything():
         checklist.finite(run),
         checklist.falling(run),
         checklist.no_spikes(run),
+        checklist.curves_smooth(run),
         checklist.norms_bounded(run),
-        checklist.weights_move(run),
+        checklist.weights_move(run, {}, 480),
         checklist.clipping_leaves_something(run, 10.0),
         checklist.enough_images(1, 100),
     ):
@@ -47,6 +49,12 @@ def test_a_non_finite_loss_is_named_by_step(bad):
     check = checklist.finite(records(losses))
     assert not check.ok
     assert "7" in check.message
+
+
+def test_a_refused_step_is_not_called_non_finite():
+    run = records(falling())
+    check = checklist.finite([*run[:-1], replace(run[-1], applied=False)])
+    assert not check.ok and check.message == "refused: step 39"
 
 
 def test_no_records_at_all_is_not_finite():
@@ -77,9 +85,31 @@ def test_growing_norms_are_found():
 
 
 def test_a_learning_rate_too_low_to_move_anything_fails_by_name():
-    check = checklist.weights_move(records(falling(), ratio=1e-10))
-    assert not check.ok
-    assert "raise --lr" in check.message
+    for ratio in (1e-10, 1e-5):
+        check = checklist.weights_move(records(falling(), ratio=ratio), {}, 480)
+        assert not check.ok
+        assert "raise --lr" in check.message
+    assert checklist.weights_move(records(falling(), ratio=1e-5), {}, 50_000).ok
+
+
+def test_a_step_of_the_warm_up_is_not_taken_for_a_low_rate():
+    run = [replace(r, lr={"backbone": 1e-5}) for r in records(falling(), ratio=1e-5)]
+    assert checklist.weights_move(run, {"backbone": 1e-3}, 480).ok
+    assert not checklist.weights_move(run, {"backbone": 1e-5}, 480).ok
+
+
+def test_a_curve_that_leaps_is_found_and_a_tiny_one_is_not():
+    run = records(falling())
+    for size, smooth in ((1.0, False), (0.01, True)):
+        leap = [replace(r, losses={"loss_mask": size * (1.0 if r.step >= 20 else 0.01)}) for r in run]
+        check = checklist.curves_smooth(leap)
+        assert check.ok is smooth, check
+    assert (
+        "loss/loss_mask"
+        in checklist.curves_smooth(
+            [replace(r, losses={"loss_mask": 1.0 if r.step >= 20 else 0.01}) for r in run]
+        ).message
+    )
 
 
 def test_clipping_that_stops_learning_fails():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from runs import incidents, run, small_model
 
-from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.datasets import write_quarantine
+from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.postmortem import diagnose_checkpoint, diagnose_path, replay_case
 from maskrcnn_coco.verify import verify_run
 
@@ -56,10 +58,39 @@ def test_no_fix_does_not_hold(diverged, capsys):
 
 @pytest.mark.slow
 def test_a_learning_rate_so_low_that_nothing_moves_fails_by_name(diverged, capsys):
-    changes = {"lr": 1e-12, "max_grad_norm": 10.0, "warmup_steps": 0}
-    assert verify_run(diverged / "run", changes=changes, steps=10, json_mode=True, model=small_model) == 4
-    failed = {c["name"] for c in json.loads(capsys.readouterr().out)["checks"] if not c["ok"]}
-    assert "weights move" in failed
+    for lr in (1e-12, 1e-7):
+        changes = {"lr": lr, "max_grad_norm": 10.0, "warmup_steps": 0}
+        assert "weights move" in failed(diverged, capsys, changes)
+
+
+@pytest.mark.slow
+def test_clipping_that_stops_learning_fails_by_name(diverged, capsys):
+    assert "clipping leaves the steps" in failed(diverged, capsys, {"max_grad_norm": 1e-3})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "passes"), [(4, True), (20, False)])
+def test_a_quarantine_of_nearly_all_fails_by_name(
+    diverged, tiny_table, capsys, tmp_path: Path, count: int, passes: bool
+):
+    """Of 24 images; the short training sees eight of them, which is not what counts."""
+    run_dir = shutil.copytree(diverged / "run", tmp_path / "run", ignore=shutil.ignore_patterns("incidents"))
+    out = [{"id": int(i), "incident": "0001"} for i in tiny_table.image_ids[:count]]
+    write_quarantine(run_dir / "quarantine.json", out, [])
+    names = failed(tmp_path, capsys, {"head_lr_multiplier": 1.0, "max_grad_norm": 10.0}, steps=2)
+    assert ("enough images left" not in names) is passes
+
+
+def failed(out: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, float], steps: int = 8) -> set[str]:
+    """Names of the checks that do not pass."""
+    capsys.readouterr()
+    assert verify_run(out / "run", changes=changes, steps=steps, json_mode=True, model=small_model) == 4
+    return {c["name"] for c in json.loads(capsys.readouterr().out)["checks"] if not c["ok"]}
+
+
+def test_a_training_of_no_steps_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--steps"):
+        verify_run(tmp_path, changes={}, steps=0)
 
 
 def test_verify_of_something_else_is_exit_3(tmp_path):
