@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -60,6 +61,29 @@ def introduce(session: Session, resolved: recipes.Resolved, *, resuming: bool) -
         f"{len(session.plan)} training images, {data.num_classes - 1} classes, "
         f"{session.plan.steps_per_epoch} steps an epoch, {session.total_steps} in all; "
         f"{session.device}, {session.precision}, {torch.get_num_threads()} threads"
+    )
+    crowd = crowded(torch.get_num_threads()) if session.device.type == "cpu" else None
+    if crowd is not None:
+        console.warn(crowd)
+
+
+def crowded(threads: int) -> str | None:
+    """A warning where other programs leave fewer cores than a run on the CPU has threads; None: there is room.
+
+    Threads that share a core wait for each other at the end of every operation: a step of the built-in set on 4 cores,
+    one or two of them busy, took 4 to 23 times as long as on idle ones. The load is of the last minute, so a run of
+    one's own that has just ended counts too.
+    """
+    try:
+        busy, cores = os.getloadavg()[0], os.cpu_count() or 1
+    except (AttributeError, OSError):  # Windows
+        return None
+    room = max(1, round(cores - busy))
+    if threads <= room or busy < 0.7:
+        return None
+    return (
+        f"other programs kept {busy:.1f} of {cores} cores busy in the last minute, and {threads} threads that have to "
+        f"share cores are many times slower: OMP_NUM_THREADS={room} in front of the command may be faster"
     )
 
 

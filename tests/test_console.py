@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from maskrcnn_coco.console import Console
+from maskrcnn_coco.introduction import crowded
 from maskrcnn_coco.records import (
     Action,
     Culprit,
@@ -211,3 +212,14 @@ def test_words_for_values() -> None:
     assert [duration(v) for v in (8, 200, 7500, float("inf"))] == ["8 s", "3 min 20 s", "2 h 05 min", "unknown"]
     assert size(1536) == "1.5 KiB"
     assert clean("a\nb\x1b[1m") == "a b\\u001b[1m"
+
+
+@pytest.mark.parametrize(
+    ("threads", "busy", "told"),
+    [(4, 0.3, None), (4, 2.2, "OMP_NUM_THREADS=2"), (2, 2.2, None), (1, 40.0, None), (8, 40.0, "OMP_NUM_THREADS=1")],
+)
+def test_a_crowded_machine_is_told(monkeypatch: pytest.MonkeyPatch, threads: int, busy: float, told: str | None):
+    monkeypatch.setattr("os.getloadavg", lambda: (busy, 0.0, 0.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    said = crowded(threads)
+    assert said is None if told is None else said is not None and told in said
