@@ -185,8 +185,16 @@ def choose(joint: Joint, choices: Sequence[Choice], *, deadline: float, fixed_lr
         if fixed_lr:
             return best, [*reasons, f"{text}; --lr was given and is kept"]
         reasons.append(f"{text}: halved")
-        best = joint.train(best.choice.times(0.5))
+        best = joint.train(best.choice.times(0.5, f"{best.choice.name}, halved"))
     return best, [*reasons, f"no rates with a margin were found down to {_rates(best.choice)}"]
+
+
+def why_this(choice: Choice) -> str:
+    """Why `choose` took ``choice``, in a few words."""
+    percent = f"{1 - BETTER:.0%}"
+    if choice.name.startswith("recipe"):
+        return f"no other safe rates that were tried end more than {percent} lower"
+    return f"ends more than {percent} lower than the recipe's rates, or those are not safe"
 
 
 def _seen(tried: Tried) -> str:

@@ -23,6 +23,7 @@ from maskrcnn_coco.advice import (
     clip_from,
     cold_start,
     compare,
+    why_this,
 )
 from maskrcnn_coco.config import Config, flag, validate
 from maskrcnn_coco.console import Console
@@ -115,7 +116,7 @@ def advise_run(
     recipe = _recipe(config)
     steps = _affordable(settled, len(lab.components), budget)
     if say:
-        say(f"trials of {steps} steps, at most {budget:.0f} s in all")
+        say(f"trials of {steps} steps, about {budget:.0f} s in all" + ", the ladder on top" * ladder)
     left = 0.65 * budget - (time.monotonic() - began)
     limits = limits_from(lab, settled, steps=steps, budget_seconds=left, say=say)
     remember(fingerprint(config, data, lab.task.precision), limits)
@@ -173,7 +174,7 @@ def assemble(bench: Bench, limits: dict[str, Limit], best: Tried, seen: list[str
     if cold.broken and warmup < SETTLE_STEPS and "warmup_steps" not in given:
         warmup = min(max(SETTLE_STEPS, bench.total_steps // 20), bench.total_steps)
     memory, fits = memory_use(bench)
-    reasons = [*seen, f"advised: {best.choice.name}", why_clip, cold.sentence(warmup), fits]
+    reasons = [*seen, f"advised: {best.choice.name} ({why_this(best.choice)})", why_clip, cold.sentence(warmup), fits]
     advice = Advice(
         lr=best.choice.lr,
         head_lr_multiplier=best.choice.head,

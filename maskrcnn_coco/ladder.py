@@ -84,7 +84,7 @@ def first_unsafe(rungs: Sequence[Rung]) -> Rung | None:
 
 def table(rungs: Sequence[Rung]) -> tuple[list[str], list[list[str]]]:
     """Header and rows for `console.Console.table`."""
-    header = ["head multiplier", "verdict", "steps", "loss at the end", "highest loss", "median grad norm"]
+    header = ["multiplier", "verdict", "steps", "loss at the end", "highest loss", "median grad norm"]
     worst = first_unsafe(rungs)
     rows = []
     for r in rungs:
@@ -119,6 +119,10 @@ def svg(rungs: Sequence[Rung], *, width: int = 640, height: int = 300) -> str:
         f'<line x1="{left}" x2="{width - right}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="#ddd"/>'
         f'<text x="{left - 6}" y="{y(value) + 4:.1f}" text-anchor="end" fill="#555">{float(f"{value:.2g}"):g}</text>'
         for value in (10**low, 10 ** ((low + high) / 2), 10**high)
+    ]
+    parts += [
+        f'<text x="{x(s):.1f}" y="{height - bottom + 18}" text-anchor="middle" fill="#555">{s + 1}</text>'
+        for s in (0, steps - 1)
     ]
     worst = first_unsafe(rungs)
     for i, r in enumerate(rungs):

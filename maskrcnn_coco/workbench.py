@@ -35,6 +35,7 @@ class Bench:
     pretrained: bool
     bytes_before: int
     """In use before the first step."""
+    images: int
 
 
 def open_bench(resolved: recipes.Resolved, data: RunData, ranks: Ranks) -> Bench:
@@ -68,7 +69,7 @@ def open_bench(resolved: recipes.Resolved, data: RunData, ranks: Ranks) -> Bench
     given = {n: getattr(config, n) for n, why in resolved.reasons.items() if why == "given"}
     total = plan.steps_per_epoch * (config.epochs or 1)
     pretrained = config.weights != "none" or config.backbone_weights is not None
-    return Bench(config, given, resolved.reasons, lab, total, device, pretrained, memory.held(device))
+    return Bench(config, given, resolved.reasons, lab, total, device, pretrained, memory.held(device), len(plan))
 
 
 def memory_use(bench: Bench) -> tuple[int, str]:
@@ -77,4 +78,6 @@ def memory_use(bench: Bench) -> tuple[int, str]:
     if not whole or most <= bench.bytes_before:
         return most, f"batch size {batch}: up to {most / 2**30:.1f} GiB were used"
     fits = memory.batch_that_fits(batch, bench.bytes_before, most, whole)
-    return most, f"batch size {batch} takes {most / 2**30:.1f} of {whole / 2**30:.0f} GiB; about {fits} would fit"
+    room = f"all {bench.images} images" if fits >= bench.images else f"about {fits}"
+    text = f"batch size {batch} takes {most / 2**30:.1f} of {whole / 2**30:.0f} GiB; {room} would fit"
+    return most, text + ", but the limits above hold for this batch size" * (fits > batch)

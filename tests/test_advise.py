@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from maskrcnn_coco import quickcheck
-from maskrcnn_coco.advice import SAFETY, Choice, Joint, candidates, cap, choose, clip_from, cold_start
+from maskrcnn_coco.advice import SAFETY, Choice, Joint, candidates, cap, choose, clip_from, cold_start, why_this
 from maskrcnn_coco.config import Config
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.datasets import open_data
@@ -128,7 +128,8 @@ def test_choice_is_verified_with_all_components_together():
     unsafe = Choice("recipe", 0.02, 10.0, 1.0)  # the box head's limit is 0.038
     best, reasons = choose(joint, [unsafe], deadline=math.inf, fixed_lr=False)
     assert best.safe and best.choice.rates["box_head"] * 2 <= 0.038
-    assert any("box_head breaks" in r for r in reasons)
+    assert any("box_head breaks" in r for r in reasons) and best.choice.name.endswith("halved")
+    assert "no other" in why_this(best.choice) and "lower than the recipe's" in why_this(Choice("measured", 1, 1, 1))
     kept, reasons = choose(joint, [unsafe], deadline=math.inf, fixed_lr=True)
     assert kept.choice.lr == 0.02 and any("is kept" in r for r in reasons)
 

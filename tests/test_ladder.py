@@ -43,4 +43,5 @@ def test_the_plot_has_one_line_for_each_rung():
     lines = root.findall("{http://www.w3.org/2000/svg}polyline")
     assert len(lines) == len(rungs)
     assert sum("stroke-dasharray" in line.attrib for line in lines) == 1
+    assert {"1", "30"} <= {text.text for text in root.findall("{http://www.w3.org/2000/svg}text")}
     assert svg([]).startswith("<svg")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from runs import OwnData, config, small_model
@@ -15,6 +18,7 @@ from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.opening import resolve_run
 from maskrcnn_coco.store import newest_intact, peek
+from maskrcnn_coco.workbench import memory_use
 
 CPU = torch.device("cpu")
 
@@ -88,3 +92,16 @@ def test_advice_for_a_model_of_which_not_one_image_fits(monkeypatch):
     with pytest.raises(ConfigError, match="memory ran out") as caught:
         advise_data(Config(demo=True, epochs=2, batch_size=1, device="cpu"), Console(quiet=True))
     assert "--max-size" in str(caught.value.fix) and "--batch-size" not in str(caught.value.fix)
+
+
+def test_no_more_images_fit_than_there_are(monkeypatch):
+    bench: Any = SimpleNamespace(config=Config(batch_size=4), device=torch.device("cpu"), bytes_before=0, images=50)
+    monkeypatch.setattr(memory, "peak", lambda device: 2**30)
+    for whole, said in (
+        (100, "all 50 images would fit, but"),
+        (10, "about 34 would fit, but"),
+        (1, "about 3 would fit"),
+    ):
+        monkeypatch.setattr(memory, "total", lambda device, whole=whole: whole * 2**30)
+        sentence = memory_use(bench)[1]
+        assert said in sentence and ("this batch size" in sentence) is (whole > 1)
