@@ -163,7 +163,8 @@ def choose(joint: Joint, choices: Sequence[Choice], *, deadline: float, fixed_lr
     """The candidate to advise, and what was seen: trained together, then checked at `MARGIN` times its rates.
 
     The first candidate (the recipe's) wins unless another ends clearly lower. What is unsafe, or has no margin, is
-    halved and tried again, at most `HALVINGS` times; with ``fixed_lr`` it stays and the reasons say so.
+    halved and tried again, at most `HALVINGS` times; with ``fixed_lr`` the next one that has a margin is taken, or it
+    stays and the reasons say so.
     """
     reasons = []
     tried = []
@@ -183,7 +184,13 @@ def choose(joint: Joint, choices: Sequence[Choice], *, deadline: float, fixed_lr
         broken, factor = (wide, MARGIN) if best.safe else (best, 1.0)
         text = f"at {factor:g} times {_rates(best.choice)} together {_broke(broken)}"
         if fixed_lr:
-            return best, [*reasons, f"{text}; --lr was given and is kept"]
+            rest = sorted((t for t in safe if t is not best), key=lambda t: t.trial.final_loss)
+            spare = next((t for t in rest if joint.train(t.choice, MARGIN).safe), None)
+            kept = "; --lr was given and is kept"
+            return spare or best, [
+                *reasons,
+                text + (f"; the {spare.choice.name} multipliers stand it" if spare else kept),
+            ]
         reasons.append(f"{text}: halved")
         best = joint.train(best.choice.times(0.5, f"{best.choice.name}, halved"))
     return best, [*reasons, f"no rates with a margin were found down to {_rates(best.choice)}"]
@@ -194,7 +201,7 @@ def why_this(choice: Choice) -> str:
     percent = f"{1 - BETTER:.0%}"
     if choice.name.startswith("recipe"):
         return f"no other safe rates that were tried end more than {percent} lower"
-    return f"ends more than {percent} lower than the recipe's rates, or those are not safe"
+    return f"ends more than {percent} lower than the recipe's rates, or those are not safe or have no margin"
 
 
 def _seen(tried: Tried) -> str:
@@ -222,7 +229,8 @@ def clip_from(norms: Sequence[float], current: float) -> tuple[float, str]:
     steps = [v for v, _ in CLIP_GUIDE]
     wanted = next((v for v in steps if v >= 2 * p95), steps[-1])
     if current == 0:
-        return wanted, f"{seen}; clipping is off, {wanted:g} would stop an explosion and touch no healthy step"
+        price = "touch almost no healthy step" if wanted >= p95 else "shorten many healthy steps too"
+        return wanted, f"{seen}; clipping is off, {wanted:g} would stop an explosion and {price}"
     if p95 > current:
         return (
             current,
@@ -271,7 +279,8 @@ class ColdStart:
         """Why ``warmup`` steps of warm-up."""
         if self.broken:
             return f"without a warm-up {', '.join(self.broken)} breaks within {self.steps} steps: {warmup} steps of it"
-        return f"the advised rates also stand a cold start of {self.steps} steps; a warm-up of {warmup} costs little"
+        costs = f"a warm-up of {warmup} costs little" if warmup else "no warm-up is needed"
+        return f"the advised rates also stand a cold start of {self.steps} steps; {costs}"
 
 
 def cold_start(lab: Lab, fresh: State, choice: Choice, levels: Mapping[str, float], steps: int) -> ColdStart:

@@ -132,6 +132,11 @@ def test_choice_is_verified_with_all_components_together():
     assert "no other" in why_this(best.choice) and "lower than the recipe's" in why_this(Choice("measured", 1, 1, 1))
     kept, reasons = choose(joint, [unsafe], deadline=math.inf, fixed_lr=True)
     assert kept.choice.lr == 0.02 and any("is kept" in r for r in reasons)
+    # Stable at its rates, not at twice them: multipliers that were not given give way to a given --lr.
+    edge, spare = Choice("recipe", 0.002, 10.0, 1.0), Choice("measured", 1e-5, 1.0, 1.0)
+    assert joint.train(edge).safe and not joint.train(edge, 2.0).safe
+    taken, reasons = choose(joint, [edge, spare], deadline=math.inf, fixed_lr=True)
+    assert taken.choice is spare and "multipliers stand it" in reasons[-1]
 
 
 def test_the_recipe_wins_unless_another_is_clearly_better():
@@ -147,7 +152,8 @@ def test_cold_start_tells_whether_a_warm_up_is_needed():
     lab = Lab(quadratic(CURVES))
     fresh = lab.save(0)
     levels = dict.fromkeys(CURVES, 100.0)
-    assert not cold_start(lab, fresh, Choice("", 0.1, 0.1, 1.0), levels, 10).broken
+    cold = cold_start(lab, fresh, Choice("", 0.1, 0.1, 1.0), levels, 10)
+    assert not cold.broken and "no warm-up" in cold.sentence(0) and "of 48" in cold.sentence(48)
     assert "backbone" in cold_start(lab, fresh, Choice("", 0.9, 0.01, 0.1), levels, 10).broken
 
 
@@ -156,7 +162,8 @@ def test_clip_norm_comes_from_the_runs_own_gradient_norms():
     assert clip_from([2.0] * 50, 10.0)[0] == 5.0
     assert clip_from([30.0] * 50, 10.0)[0] == 10.0
     assert "clips many" in clip_from([30.0] * 50, 10.0)[1]
-    assert clip_from([2.0] * 50, 0.0)[0] == 5.0
+    assert clip_from([2.0] * 50, 0.0)[0] == 5.0 and "almost no" in clip_from([2.0] * 50, 0.0)[1]
+    assert clip_from([60.0] * 50, 0.0)[0] == 20.0 and "many" in clip_from([60.0] * 50, 0.0)[1]
     assert clip_from([math.inf], 10.0)[0] == 10.0
 
 
