@@ -6,21 +6,23 @@ import dataclasses
 import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 import torch
 
-from maskrcnn_coco import quickcheck
+from maskrcnn_coco import advise, quickcheck
 from maskrcnn_coco.advice import SAFETY, Choice, Joint, candidates, cap, choose, clip_from, cold_start, why_this
 from maskrcnn_coco.config import Config
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.datasets import open_data
-from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.limits import Limit, bracket, describe, interval, judge, measure_limits, rising, settle
 from maskrcnn_coco.opening import open_session
 from maskrcnn_coco.quickcheck import above, fingerprint, quick_check, recall, remember, try_rates
+from maskrcnn_coco.recipes import Resolved
 from maskrcnn_coco.records import COMPONENTS
 from maskrcnn_coco.trend import own_level
 from maskrcnn_coco.trials import Lab
@@ -132,11 +134,35 @@ def test_choice_is_verified_with_all_components_together():
     assert "no other" in why_this(best.choice) and "lower than the recipe's" in why_this(Choice("measured", 1, 1, 1))
     kept, reasons = choose(joint, [unsafe], deadline=math.inf, fixed_lr=True)
     assert kept.choice.lr == 0.02 and any("is kept" in r for r in reasons)
-    # Stable at its rates, not at twice them: multipliers that were not given give way to a given --lr.
-    edge, spare = Choice("recipe", 0.002, 10.0, 1.0), Choice("measured", 1e-5, 1.0, 1.0)
+
+
+def test_multipliers_that_were_not_given_give_way_to_a_given_rate_without_a_margin():
+    lab = Lab(quadratic(CURVES))  # the box head's limit is 0.02
+    joint = Joint(lab, settle(lab, dict.fromkeys(CURVES, 1e-4), 6), 20)
+    edge, spare = Choice("recipe", 0.0015, 10.0, 1.0), Choice("measured", 1e-5, 1.0, 1.0)
     assert joint.train(edge).safe and not joint.train(edge, 2.0).safe
     taken, reasons = choose(joint, [edge, spare], deadline=math.inf, fixed_lr=True)
     assert taken.choice is spare and "multipliers stand it" in reasons[-1]
+
+
+def test_lr_auto_takes_the_advice_and_keeps_what_was_given(
+    tiny_shapes: ShapesFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[Config] = []
+
+    def measured(resolved: Resolved, data: Any, ranks: Any) -> Any:
+        seen.append(resolved.config)
+        return SimpleNamespace(lr=0.0123, head_lr_multiplier=4.5, rpn_lr_multiplier=1.5, seconds=7.0)
+
+    monkeypatch.setattr(advise, "advise_run", measured)
+    wanted = config(tiny_shapes.root, tmp_path, lr="auto", head_lr_multiplier=3.0)
+    session = open_session(wanted, model=small_model(), quiet=True)
+    session.close_tracker()
+    lr = session.schedule.lr
+    assert lr == pytest.approx({"backbone": 0.0123, "rpn": 0.0123 * 1.5, "box_head": 0.0369, "mask_head": 0.0369})
+    assert "lr: 0.0123" in (tmp_path / "run" / "config.yaml").read_text() and len(seen) == 1
+    with pytest.raises(ConfigError, match="COCO folder"):
+        open_session(config(None, tmp_path, lr="auto"), model=small_model(classes=2), train_data=OwnData(4), quiet=True)
 
 
 def test_the_recipe_wins_unless_another_is_clearly_better():
@@ -191,8 +217,6 @@ def test_limits_are_remembered_and_a_damaged_file_is_no_trouble(tmp_path: Path, 
 
 @pytest.mark.slow
 def test_advice_on_the_built_in_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from maskrcnn_coco import advise
-
     monkeypatch.setitem(advise.BUDGET_SECONDS, "cpu", 12.0)
     config = Config(device="cpu", amp="off", min_size=64, max_size=64, batch_size=1, lr="auto", logdir=str(tmp_path))
     advice = advise.advise_data(config, Console(quiet=True), ladder=True)
