@@ -494,13 +494,21 @@ def test_optimizers_that_need_a_closure_are_an_error_that_says_so() -> None:
         Guard(model, torch.optim.LBFGS(model.parameters()))
 
 
-def test_half_precision_parameters() -> None:
+def fused_sgd_is_broken() -> bool:
+    """torch 2.10's kernel skips whole vectors of bfloat16 and leaves new momentum as it was in memory."""
+    p = nn.Parameter(torch.ones(16, dtype=torch.bfloat16))
+    p.grad = torch.ones_like(p)
+    torch.optim.SGD([p], lr=0.5, momentum=0.9, fused=True).step()
+    return not bool((p == 0.5).all())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_half_precision_parameters(fused: bool) -> None:
+    if fused and fused_sgd_is_broken():
+        pytest.skip("this torch does not update bfloat16 weights in its fused SGD")
     torch.manual_seed(0)
     model = mlp().to(torch.bfloat16)
-    optimizer = sgd(model, fused=True)
-    for p in model.parameters():  # torch 2.10 leaves parts of a new bfloat16 buffer as they were in memory
-        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p, requires_grad=False)
-    guard = Guard(model, optimizer, max_grad_norm=0.1)
+    guard = Guard(model, sgd(model, fused=fused), max_grad_norm=0.1)
     forward = lambda b: F.cross_entropy(model(b[0].bfloat16()).float(), b[1])  # noqa: E731
     assert all(guard.step(forward, data(i)).applied for i in range(3))
     before = digest(model, guard.optimizer)
