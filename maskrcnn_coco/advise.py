@@ -129,7 +129,7 @@ def advise_run(
     advice = assemble(bench, limits, best, seen, cold_start(lab, fresh, best.choice, joint.levels, steps // 2))
     advice.warnings = over_limit(recipe.rates, advice, "the given" if "lr" in fixed else "the recipe's")
     if ladder:
-        advice.ladder = climb(lab, settled, best.choice.rates, steps=steps, say=say)
+        advice.ladder = climb(lab, settled, best.choice.rates, steps=2 * steps, say=say)
         advice.ladder_svg = svg(advice.ladder)
     advice.seconds = time.monotonic() - began
     return advice

@@ -45,6 +45,8 @@ MATTERS = (
     *("max_grad_norm", "min_size", "max_size", "freeze_stages", "box_batch_size_per_image", "seed"),
 )
 """Settings that change a limit."""
+METHOD = 2
+"""To be raised when limits are measured in another way: older ones are then measured again."""
 FILES = ("weights", "backbone_weights")
 """Settings that may name a file, whose content changes a limit."""
 
@@ -62,7 +64,13 @@ def fingerprint(config: Config, data: RunData, precision: str) -> str | None:
     facts: dict[str, Any] = {name: getattr(config, name) for name in MATTERS}
     json_path = Path(data.train.json_path).resolve()
     files = {name: _stamp(getattr(config, name)) for name in FILES}
-    facts |= {"precision": precision, "json": str(json_path), "changed": _stamp(json_path), "files": files}
+    facts |= {
+        "method": METHOD,
+        "precision": precision,
+        "json": str(json_path),
+        "changed": _stamp(json_path),
+        "files": files,
+    }
     if facts["changed"] is None:
         return None
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]

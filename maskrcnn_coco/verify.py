@@ -28,16 +28,23 @@ from maskrcnn_coco.runfiles import read_run
 
 
 def verify_run(
-    run_dir: Path, *, changes: dict[str, Any], steps: int | None = None, json_mode: bool = False, model: Any = None
+    run_dir: Path,
+    *,
+    changes: dict[str, Any],
+    steps: int | None = None,
+    json_mode: bool = False,
+    model: Any = None,
+    train_data: Any = None,
 ) -> int:
     """Print the checklist for the run's settings with ``changes``; returns 0 where the fix holds, else 4.
 
     Args:
         steps: length of the short training; None: one epoch.
         model: a function that builds the caller's own model, where the run had one.
+        train_data: the caller's own data set, where the run had one.
 
     Raises:
-        DataError: not the folder of a run. ConfigError: settings that cannot be used.
+        DataError: not the folder of a run, or its own data set is missing. ConfigError: settings that cannot be used.
     """
     if steps is not None and steps < 1:
         raise ConfigError("--steps cannot be used", got=steps, expected="1 or more; not given: one epoch")
@@ -49,9 +56,15 @@ def verify_run(
     config = msgspec.structs.replace(load_config(run_dir / "config.yaml"), resume="none", **changes)
     validate(config)
     shown = ", ".join(f"{flag(k)} {v}" for k, v in changes.items()) or "the settings as they are"
+    if train_data is None and "train" not in read_run(run_dir).info.get("data", {"train": ""}):
+        raise DataError(
+            f"the run in {run_dir} was trained on a data set of its caller's own, which is in no file",
+            expected="that data set",
+            fix="from Python: maskrcnn_coco.verify.verify_run(run_dir, changes={…}, model=…, train_data=…)",
+        )
     console.note(f"verifying {run_dir} with {shown}")
     checks = [replay_incident(i, run_dir, config, bool(changes)) for i in read_incidents(run_dir / "incidents")]
-    checks += train_briefly(config, run_dir, steps, model)
+    checks += train_briefly(config, run_dir, steps, model, train_data)
     holds = all(c.ok for c in checks)
     if json_mode:
         sys.stdout.write(to_json({"holds": holds, "changes": changes, "checks": checks}) + "\n")
@@ -114,7 +127,7 @@ def _healthy(case: Case) -> float:
     return LOSS_FACTOR * usual
 
 
-def train_briefly(config: Config, run_dir: Path, steps: int | None, model: Any) -> list[Check]:
+def train_briefly(config: Config, run_dir: Path, steps: int | None, model: Any, train_data: Any) -> list[Check]:
     """The first epoch (or ``steps`` of it) with the new settings, in a folder of its own."""
     from maskrcnn_coco.training import train
 
@@ -138,6 +151,7 @@ def train_briefly(config: Config, run_dir: Path, steps: int | None, model: Any) 
         result = train(
             short,
             model=None if model is None else model(),
+            train_data=train_data,
             observers=[keep],
             stop_after=steps or "epoch",
             quiet=True,

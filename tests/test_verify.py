@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import incidents, run, small_model
+from runs import OwnData, config, incidents, run, small_model
 
+from maskrcnn_coco import train
 from maskrcnn_coco.datasets import write_quarantine
 from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.postmortem import diagnose_checkpoint, diagnose_path, replay_case
@@ -120,3 +121,13 @@ def test_a_poisoned_checkpoint_is_named(tmp_path):
     (finding,) = diagnose_checkpoint(tmp_path / "poisoned.pth")[:1]
     assert finding.cause == "POISONED_STATE"
     assert "poisoned.pth" in (finding.culprit.checkpoint or "")
+
+
+def test_a_run_on_data_of_the_callers_own_needs_them_again(tmp_path, capsys):
+    settings = config(None, tmp_path, lr=1e-3)
+    train(settings, model=small_model(classes=2), train_data=OwnData(12), quiet=True)
+    with pytest.raises(DataError, match="a data set of its caller's own") as caught:
+        verify_run(tmp_path / "run", changes={}, steps=2)
+    assert "train_data=" in str(caught.value.fix)
+    verify_run(tmp_path / "run", changes={}, steps=2, model=lambda: small_model(classes=2), train_data=OwnData(12))
+    assert "all values finite" in capsys.readouterr().out
