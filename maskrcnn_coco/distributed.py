@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -20,13 +22,16 @@ import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
+from maskrcnn_coco.buckets import by_kind, empty, fill, in_buckets
 from maskrcnn_coco.errors import ConfigError, MaskRCNNError
 
 TIMEOUT_SECONDS = 600.0
 """How long a process waits for the others by default. A first step may be slow; an evaluation's shares are uneven."""
-_BUCKET_BYTES = 32 << 20
 _ROLL_CALL_SECONDS = 8.0
+_CONNECT_SECONDS = 30.0
+"""For the connections between processes that are all there: a matter of milliseconds."""
 
 
 class Ranks:
@@ -40,7 +45,6 @@ class Ranks:
         self.device = device
         self.timeout = timeout
         self._buckets: dict[tuple[Any, ...], list[Tensor]] = {}
-        self._calls = 0
 
     @classmethod
     def start(cls, device: str | torch.device = "auto", *, timeout: float = TIMEOUT_SECONDS) -> Ranks:
@@ -60,10 +64,26 @@ class Ranks:
         if world > 1 and not dist.is_initialized():
             if where.type == "cuda":
                 torch.cuda.set_device(where)
-            with ranks._exchange("the start"):
-                backend = "nccl" if where.type == "cuda" else "gloo"
-                dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+            with ranks._exchange("the start"), _ends_at_a_signal():
+                ranks._connect("nccl" if where.type == "cuda" else "gloo")
         return ranks
+
+    def _connect(self, backend: str) -> None:
+        """Wait patiently until all processes are there, then little for their connections.
+
+        After a restart gloo now and then knocks at a port that nobody answers, until its time is up. With the time of
+        an exchange that would be ten minutes; a failure is an end that torchrun's next restart makes good.
+        """
+        patience = timedelta(seconds=self.timeout)
+        store, _, _ = next(rendezvous("env://", timeout=patience))
+        store.set(f"here/{self.rank}", "1")
+        store.wait([f"here/{r}" for r in range(self.world)], patience)
+        group = dist.PrefixStore("group", store)
+        soon = timedelta(seconds=min(self.timeout, _CONNECT_SECONDS))
+        dist.init_process_group(backend, store=group, rank=self.rank, world_size=self.world, timeout=soon)
+        # The public name is newer than torch 2.10.
+        set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+        set_timeout(patience)
 
     @property
     def is_main(self) -> bool:
@@ -107,18 +127,18 @@ class Ranks:
         if self.world == 1:
             return
         params = list(params)
-        for group in _by_kind(params):
+        for group in by_kind(params):
             self._average(group)
 
     def _average(self, params: list[Tensor]) -> None:
         buckets = self._buckets_for(params)
-        shares = list(_in_buckets(params))
+        shares = list(in_buckets(params))
         presence = torch.zeros(len(params), dtype=torch.int32, device=params[0].device)
         with self._exchange("the averaging of gradients"), torch.no_grad():
             presence.copy_(torch.tensor([p.grad is not None for p in params]))
             works = [dist.all_reduce(presence, async_op=True)]
             for bucket, share in zip(buckets, shares, strict=True):
-                _fill(bucket, share)
+                fill(bucket, share)
                 works.append(dist.all_reduce(bucket, async_op=True))  # runs while the next one is filled
             for work in works:
                 if work is not None:
@@ -127,12 +147,12 @@ class Ranks:
                 bucket.div_(self.world)
         present = dict(zip(map(id, params), presence.tolist(), strict=True))
         for bucket, share in zip(buckets, shares, strict=True):
-            _empty(bucket, share, present)
+            empty(bucket, share, present)
 
     def _buckets_for(self, params: list[Tensor]) -> list[Tensor]:
         key = (params[0].dtype, params[0].device, *(p.numel() for p in params))
         if key not in self._buckets:
-            self._buckets[key] = [share[0].new_empty(sum(p.numel() for p in share)) for share in _in_buckets(params)]
+            self._buckets[key] = [share[0].newempty(sum(p.numel() for p in share)) for share in in_buckets(params)]
         return self._buckets[key]
 
     def broadcast_tensors(self, tensors: Iterable[Tensor], *, source: int = 0) -> None:
@@ -198,7 +218,6 @@ class Ranks:
     @contextlib.contextmanager
     def _exchange(self, name: str) -> Iterator[None]:
         began = time.monotonic()
-        self._calls += 1
         try:
             yield
         except RuntimeError as e:  # torch.distributed has no narrower class for a lost or late peer
@@ -223,15 +242,31 @@ class Ranks:
         return missing
 
     def _absent(self, word: str, ranks: Iterable[int]) -> list[int]:
-        """Say ``word`` to the store, and wait for ``ranks`` to say it too; those that do not in time."""
+        """Say ``word`` to the store, and wait for ``ranks`` to say it too; those that do not in time.
+
+        Not by the number of the exchange: one process may have got its answers and meet the loss at the next one.
+        """
         store = dist.distributed_c10d._get_default_store()
-        store.set(f"{word}/{self._calls}/{self.rank}", "1")
+        store.set(f"{word}/{self.rank}", "1")
         deadline = time.monotonic() + _ROLL_CALL_SECONDS
         silent = list(ranks)
         while silent and time.monotonic() < deadline:
-            silent = [r for r in silent if not store.check([f"{word}/{self._calls}/{r}"])]
+            silent = [r for r in silent if not store.check([f"{word}/{r}"])]
             time.sleep(0.05)
         return silent
+
+
+@contextlib.contextmanager
+def _ends_at_a_signal() -> Iterator[None]:
+    """SIGTERM ends the process at once: nothing is there to be saved yet, and a handler could not run meanwhile."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _number(name: str, default: int) -> int:
@@ -255,45 +290,3 @@ def _device(name: str, local_rank: int, world: int) -> torch.device:
             fix="torchrun --nproc-per-node with at most as many processes as GPUs, or --device cpu",
         )
     return torch.device("cuda", local_rank)
-
-
-def _by_kind(params: list[Tensor]) -> list[list[Tensor]]:
-    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-    for p in params:
-        if p.requires_grad:
-            kinds.setdefault((p.dtype, p.device), []).append(p)
-    return list(kinds.values())
-
-
-def _in_buckets(params: list[Tensor]) -> Iterator[list[Tensor]]:
-    share: list[Tensor] = []
-    size = 0
-    for p in params:
-        if share and size + p.nbytes > _BUCKET_BYTES:
-            yield share
-            share, size = [], 0
-        share.append(p)
-        size += p.nbytes
-    yield share
-
-
-def _fill(bucket: Tensor, share: list[Tensor]) -> None:
-    start = 0
-    for p in share:
-        part = bucket[start : start + p.numel()].view_as(p)
-        if p.grad is None:
-            part.zero_()
-        else:
-            part.copy_(p.grad)
-        start += p.numel()
-
-
-def _empty(bucket: Tensor, share: list[Tensor], present: dict[int, int]) -> None:
-    start = 0
-    for p in share:
-        part = bucket[start : start + p.numel()].view_as(p)
-        if p.grad is not None:
-            p.grad.copy_(part)
-        elif present[id(p)]:
-            p.grad = part.clone()
-        start += p.numel()

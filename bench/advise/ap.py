@@ -44,7 +44,7 @@ def run(flags: dict[str, Any], common: dict[str, Any], seed: int) -> Outcome:
     """One training run: AP at the end, incidents, whether it stayed finite."""
     with tempfile.TemporaryDirectory() as folder:
         places = {"logdir": f"{folder}/run", "checkpoint_dir": f"{folder}/checkpoints"}
-        result = train(Config(seed=seed, **common, **flags, **places), quiet=True)
+        result = train(Config(seed=seed, **(common | flags), **places), quiet=True)
         return {
             "ap": result.metrics["segm/AP"],
             "ap50": result.metrics["segm/AP50"],
