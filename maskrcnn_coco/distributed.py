@@ -78,7 +78,7 @@ class Ranks:
         store, _, _ = next(rendezvous("env://", timeout=patience))
         store.set(f"here/{self.rank}", "1")
         store.wait([f"here/{r}" for r in range(self.world)], patience)
-        group = dist.PrefixStore("group", store)
+        group = dist.PrefixStore("group", store)  # pyright: ignore[reportPrivateImportUsage]
         soon = timedelta(seconds=min(self.timeout, _CONNECT_SECONDS))
         dist.init_process_group(backend, store=group, rank=self.rank, world_size=self.world, timeout=soon)
         # The public name is newer than torch 2.10.
@@ -152,7 +152,7 @@ class Ranks:
     def _buckets_for(self, params: list[Tensor]) -> list[Tensor]:
         key = (params[0].dtype, params[0].device, *(p.numel() for p in params))
         if key not in self._buckets:
-            self._buckets[key] = [share[0].newempty(sum(p.numel() for p in share)) for share in in_buckets(params)]
+            self._buckets[key] = [share[0].new_empty(sum(p.numel() for p in share)) for share in in_buckets(params)]
         return self._buckets[key]
 
     def broadcast_tensors(self, tensors: Iterable[Tensor], *, source: int = 0) -> None:
