@@ -186,11 +186,8 @@ def choose(joint: Joint, choices: Sequence[Choice], *, deadline: float, fixed_lr
         if fixed_lr:
             rest = sorted((t for t in safe if t is not best), key=lambda t: t.trial.final_loss)
             spare = next((t for t in rest if joint.train(t.choice, MARGIN).safe), None)
-            kept = "; --lr was given and is kept"
-            return spare or best, [
-                *reasons,
-                text + (f"; the {spare.choice.name} multipliers stand it" if spare else kept),
-            ]
+            so = f"the {spare.choice.name} multipliers stand it" if spare else "--lr was given and is kept"
+            return spare or best, [*reasons, f"{text}; {so}"]
         reasons.append(f"{text}: halved")
         best = joint.train(best.choice.times(0.5, f"{best.choice.name}, halved"))
     return best, [*reasons, f"no rates with a margin were found down to {_rates(best.choice)}"]

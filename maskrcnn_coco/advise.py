@@ -173,7 +173,7 @@ def assemble(bench: Bench, limits: dict[str, Limit], best: Tried, seen: list[str
     warmup = config.warmup_steps or 0
     if cold.broken and warmup < SETTLE_STEPS and "warmup_steps" not in given:
         warmup = min(max(SETTLE_STEPS, bench.total_steps // 20), bench.total_steps)
-    memory, fits = memory_use(bench)
+    used, fits = memory_use(bench)
     reasons = [*seen, f"advised: {best.choice.name} ({why_this(best.choice)})", why_clip, cold.sentence(warmup), fits]
     advice = Advice(
         lr=best.choice.lr,
@@ -188,7 +188,7 @@ def assemble(bench: Bench, limits: dict[str, Limit], best: Tried, seen: list[str
         reasons=[*reasons, f"epochs {config.epochs}: {bench.reasons.get('epochs', 'given')}"],
         command="",
         expected_minutes=best.trial.seconds / max(1, best.trial.steps) * bench.total_steps / 60,
-        memory_bytes=memory,
+        memory_bytes=used,
         limits=limits,
     )
     advice.command = command_line(advice, given)

@@ -18,8 +18,9 @@ import numpy as np
 
 from maskrcnn_coco.cocoentries import AnnotationEntry, CategoryEntry, Entries, ImageEntry, Problem
 from maskrcnn_coco.cocofile import SHAPE, read_text
-from maskrcnn_coco.cocoparse import parse, without_garbage_collection
+from maskrcnn_coco.cocoparse import parse
 from maskrcnn_coco.cocoshare import SharedArrays, Texts
+from maskrcnn_coco.collector import without_garbage_collection
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.texts import clean
 

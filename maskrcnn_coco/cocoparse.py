@@ -6,10 +6,7 @@ soon as one entry does not fit, each entry is decoded by itself, so that one bad
 
 from __future__ import annotations
 
-import gc
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -59,18 +56,6 @@ def parse(text: bytes, path: Path, *, patient: bool = False) -> Entries:
         return _parse_loose(text, path)  # one entry does not fit: take them one by one
     entries = Entries(top.images, top.annotations, top.categories)
     return entries if _sized(entries) else _parse_loose(text, path)
-
-
-@contextmanager
-def without_garbage_collection() -> Iterator[None]:
-    """A million new boxes make the collector walk all of them again and again for nothing: 6 % of a load."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _sized(entries: Entries) -> bool:

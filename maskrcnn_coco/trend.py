@@ -88,9 +88,11 @@ def _jump_warning(records: Sequence[StepRecord], component: str) -> EarlyWarning
     before = records[:-1]
     if component not in OWN_LOSSES or len(before) < CALM_STEPS:
         return None
+    moved = max(r.update_ratio.get(component, 0.0) for r in before[-CALM_STEPS:])
+    if moved <= RATIO:
+        return None  # as in nearly every step: the level need not be known
     last, level = own_loss(records[-1], component), own_level(before, component)
-    moved = max((r.update_ratio.get(component, 0.0) for r in before[-CALM_STEPS:]), default=0.0)
-    if last <= JUMP * level or moved <= RATIO:
+    if last <= JUMP * level:
         return None
     text = (
         f"{component}: losses {last / level:.0f} times their level, after steps that moved its weights by {moved:.0%}"

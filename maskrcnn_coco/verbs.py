@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from maskrcnn_coco.collector import without_garbage_collection
 from maskrcnn_coco.config import Config, dump_config, validate
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.records import to_json
-
-
-@contextmanager
-def importing() -> Iterator[None]:
-    """While torch is imported, without Python's collector: it would look again and again at what all stays."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def emit(value: Any) -> None:
@@ -59,7 +46,7 @@ def train(args: Any, words: Sequence[str]) -> int:
     from maskrcnn_coco.datasets import drawn_ahead
 
     config = as_config(args)
-    with drawn_ahead(config), importing():
+    with drawn_ahead(config), without_garbage_collection():
         from maskrcnn_coco.opening import preview
         from maskrcnn_coco.training import train as run
 
@@ -99,7 +86,7 @@ def check(args: Any, words: Sequence[str]) -> int:
 
 def advise(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco advise``."""
-    with importing():
+    with without_garbage_collection():
         from maskrcnn_coco.advise import advise_data
         from maskrcnn_coco.console import Console
 
@@ -111,7 +98,7 @@ def advise(args: Any, words: Sequence[str]) -> int:
 
 def diagnose(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco diagnose``."""
-    with importing():
+    with without_garbage_collection():
         from maskrcnn_coco.postmortem import diagnose_path
 
     return diagnose_path(Path(one(words, "INCIDENT.json, RUN_DIR or CHECKPOINT")), json_mode=args.json)
@@ -119,7 +106,7 @@ def diagnose(args: Any, words: Sequence[str]) -> int:
 
 def verify(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco verify``."""
-    with importing():
+    with without_garbage_collection():
         from maskrcnn_coco.verify import verify_run
 
     names = ("lr", "head_lr_multiplier", "rpn_lr_multiplier", "max_grad_norm", "warmup_steps", "amp")
@@ -130,7 +117,7 @@ def verify(args: Any, words: Sequence[str]) -> int:
 
 def evaluate(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco evaluate``."""
-    with importing():
+    with without_garbage_collection():
         from maskrcnn_coco.inference import evaluate_checkpoint
 
     return evaluate_checkpoint(
@@ -140,7 +127,7 @@ def evaluate(args: Any, words: Sequence[str]) -> int:
 
 def predict(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco predict``."""
-    with importing():
+    with without_garbage_collection():
         from maskrcnn_coco.inference import predict_checkpoint
 
     if len(words) < 2:

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from maskrcnn_coco.cli import ARGUMENTS, VERBS, main, parse
+from maskrcnn_coco.collector import without_garbage_collection
 from maskrcnn_coco.config import Config
-from maskrcnn_coco.verbs import importing
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,13 +33,13 @@ def test_help_does_not_import_torch():
 
 
 def test_the_collector_rests_while_torch_is_imported_and_only_then():
-    with pytest.raises(ImportError), importing():
+    with pytest.raises(ImportError), without_garbage_collection():
         assert not gc.isenabled()
         raise ImportError
     assert gc.isenabled()
     gc.disable()
     try:
-        with importing():
+        with without_garbage_collection():
             pass
         assert not gc.isenabled(), "left as it was found"
     finally:
