@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from maskrcnn_coco import memory, recipes
+from maskrcnn_coco import recipes
 from maskrcnn_coco.advice import (
     Advice,
     Choice,
@@ -29,13 +29,14 @@ from maskrcnn_coco.config import Config, flag, validate
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.datasets import RunData, open_data
 from maskrcnn_coco.distributed import Ranks
-from maskrcnn_coco.durable import write_text
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.ladder import ladder as climb
 from maskrcnn_coco.ladder import svg, table
 from maskrcnn_coco.limits import Limit, Say, Settled, limits_from, measure_limits, settle
 from maskrcnn_coco.opening import is_quick, quarantine_first, resolve_run
 from maskrcnn_coco.quickcheck import fingerprint, quick_check, remember
+from maskrcnn_coco.system import memory
+from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.trend import early_warning
 from maskrcnn_coco.trials import State
 from maskrcnn_coco.wording import duration

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from maskrcnn_coco.durable import Sink
 from maskrcnn_coco.errors import CheckpointError
+from maskrcnn_coco.system.files import Sink
 
 _MARK = b"maskrcnn-coco sha256="
 _HEX = 64

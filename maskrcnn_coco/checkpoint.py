@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from maskrcnn_coco import durable, store
+from maskrcnn_coco import store
 from maskrcnn_coco.content import (
     BEST,
     EPOCH,
@@ -33,6 +33,7 @@ from maskrcnn_coco.content import (
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.runlock import require_free, run_lock
 from maskrcnn_coco.store import Skipped, checkpoints, load, load_newest, newest_intact, peek, save, verify
+from maskrcnn_coco.system import files as durable
 
 __all__ = [
     "FORMAT", "Header", "Saver", "Skipped", "check_model", "checkpoints", "epoch_name", "load", "load_newest",

@@ -6,8 +6,6 @@ import math
 import time
 from pathlib import Path
 
-from maskrcnn_coco import memory
-from maskrcnn_coco.durable import write_text
 from maskrcnn_coco.errors import ConfigError, GuardStop
 from maskrcnn_coco.evaluate import evaluate_model
 from maskrcnn_coco.records import EvalRecord, Result, to_json
@@ -15,6 +13,8 @@ from maskrcnn_coco.report import write_report
 from maskrcnn_coco.saving import save_now, weights_finite
 from maskrcnn_coco.session import Session
 from maskrcnn_coco.showcase import save_gallery
+from maskrcnn_coco.system import memory
+from maskrcnn_coco.system.files import write_text
 
 
 def evaluate_session(session: Session, epoch: int) -> EvalRecord | None:

@@ -20,8 +20,8 @@ from maskrcnn_coco.cocoentries import AnnotationEntry, CategoryEntry, Entries, I
 from maskrcnn_coco.cocofile import SHAPE, read_text
 from maskrcnn_coco.cocoparse import parse
 from maskrcnn_coco.cocoshare import SharedArrays, Texts
-from maskrcnn_coco.collector import without_garbage_collection
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.system.garbage import without_garbage_collection
 from maskrcnn_coco.texts import clean
 
 

@@ -114,7 +114,8 @@ def check_data(data: RunData, config: Config) -> None:
     """
     if data.train is None:
         return
-    from maskrcnn_coco.audit import audit_parts, require_usable, to_quarantine
+    from maskrcnn_coco.audit.cache import audit_parts
+    from maskrcnn_coco.audit.quarantine import require_usable, to_quarantine
 
     data.findings, data.val_findings = audit_parts(data.train, data.val)
     require_usable(data.train, data.findings)
@@ -198,6 +199,6 @@ def read_quarantine(path: str | Path) -> dict[str, Any]:
 
 def write_quarantine(path: Path, images: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]]) -> None:
     """Write ``quarantine.json`` atomically: what is left out of training, each with the incident that says why."""
-    from maskrcnn_coco.durable import write_text
+    from maskrcnn_coco.system.files import write_text
 
     write_text(path, json.dumps({"images": list(images), "annotations": list(annotations)}, indent=1, allow_nan=False))

@@ -16,8 +16,8 @@ import torch
 from maskrcnn_coco import store
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.memory import main_memory
-from maskrcnn_coco.precision import bf16_is_native, fp16_is_native, resolve_amp
+from maskrcnn_coco.system.memory import main_memory
+from maskrcnn_coco.system.precision import bf16_is_native, fp16_is_native, resolve_amp
 from maskrcnn_coco.wording import size
 
 _PACKAGES = ("maskrcnn-coco", "torch", "torchvision", "numpy", "pillow", "hotcoco", "msgspec", "tensorboard", "rich")

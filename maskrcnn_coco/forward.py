@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from maskrcnn_coco.precision import autocast
+from maskrcnn_coco.system.precision import autocast
 
 if TYPE_CHECKING:
-    from maskrcnn_coco.data import Batch
+    from maskrcnn_coco.batch import Batch
 
 
 def step_seed(seed: int, step: int, micro: int, rank: int = 0) -> int:

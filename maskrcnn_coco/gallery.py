@@ -15,11 +15,11 @@ from PIL import Image, ImageDraw
 from maskrcnn_coco.audit.catalogue import CATALOGUE
 from maskrcnn_coco.audit.run import summary
 from maskrcnn_coco.coco import CocoTable
-from maskrcnn_coco.durable import write_text
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.images import read_image
 from maskrcnn_coco.masks import decode_mask
 from maskrcnn_coco.records import DataFinding
+from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.texts import clean
 
 SIDE = 280

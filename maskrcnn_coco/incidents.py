@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskrcnn_coco.durable import write_atomically, write_text
 from maskrcnn_coco.errors import CheckpointError, DataError
 from maskrcnn_coco.records import Action, Alarm, Incident, StepRecord, record_from, to_json
+from maskrcnn_coco.system.files import write_atomically, write_text
 
 if TYPE_CHECKING:
-    from maskrcnn_coco.replay import Case, Rig
+    from maskrcnn_coco.case import Case, Rig
     from maskrcnn_coco.snapshot import Snapshot, TapeEntry
 
 FORMAT = 1

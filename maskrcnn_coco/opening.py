@@ -26,11 +26,11 @@ from maskrcnn_coco.introduction import introduce, prepare_folders
 from maskrcnn_coco.model import build_model, set_sampler
 from maskrcnn_coco.optim import Schedule, build_optimizer
 from maskrcnn_coco.plan import Plan
-from maskrcnn_coco.precision import amp_warning, make_scaler, resolve_amp
 from maskrcnn_coco.quickcheck import quick_check
 from maskrcnn_coco.resume import find_together, restore_run, with_saved_settings
 from maskrcnn_coco.session import Observer, Session
 from maskrcnn_coco.snapshot import Ring
+from maskrcnn_coco.system.precision import amp_warning, make_scaler, resolve_amp
 from maskrcnn_coco.team import TeamGuard
 from maskrcnn_coco.transforms import SCALES
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from maskrcnn_coco.durable import write_bytes
 from maskrcnn_coco.records import number
+from maskrcnn_coco.system.files import write_bytes
 
 METRICS = "metrics.jsonl"
 UNDONE = "metrics_undone.jsonl"

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskrcnn_coco.backends import own_kernels
 from maskrcnn_coco.case import Case, Rig
 from maskrcnn_coco.facts import Outcome
 from maskrcnn_coco.locate import Located, located_run
@@ -27,6 +26,7 @@ from maskrcnn_coco.readings import gradient_digest, read_norms
 from maskrcnn_coco.snapshot import Snapshot, TapeEntry, restore
 from maskrcnn_coco.step import FAULTS, apply, clip_coefficient
 from maskrcnn_coco.step import run as step_run
+from maskrcnn_coco.system.backends import own_kernels
 
 CALMER = 16.0
 """A loss scale at which only the gradients overflow is divided by this, down to 1."""

@@ -38,7 +38,7 @@ def write_report(logdir: str | Path) -> Path:
         DataError: no such folder, or nothing of a run in it.
         OSError: the report cannot be written.
     """
-    from maskrcnn_coco.durable import write_text
+    from maskrcnn_coco.system.files import write_text
 
     logdir = Path(logdir)
     run = read_run(logdir)

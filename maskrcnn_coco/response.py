@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from maskrcnn_coco import recovery
-from maskrcnn_coco.backends import run_eagerly, use_libraries
+from maskrcnn_coco.case import Case
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis import investigate
 from maskrcnn_coco.distributed import Ranks
@@ -22,13 +22,13 @@ from maskrcnn_coco.incidents import save_case
 from maskrcnn_coco.optim import lower_weight_decay
 from maskrcnn_coco.readings import optimizer_names
 from maskrcnn_coco.records import Action, Alarm, Evidence, Finding, Incident, plain, record_from
-from maskrcnn_coco.replay import Case
 from maskrcnn_coco.resume import load_state
 from maskrcnn_coco.rigging import rig_of, settings_of
 from maskrcnn_coco.scan import scan_state
 from maskrcnn_coco.session import Session
 from maskrcnn_coco.snapshot import Snapshot, restore
 from maskrcnn_coco.store import by_age, load
+from maskrcnn_coco.system.backends import run_eagerly, use_libraries
 
 DECISIONS = ("incidents", "quarantine", "quarantine_annotations", "lr_factors", "weight_decay", "fp32_modules")
 """What stays in force when an older state is loaded."""

@@ -9,8 +9,6 @@ from typing import Any
 
 import msgspec
 
-from maskrcnn_coco import environment
-from maskrcnn_coco.backends import run_eagerly, use_libraries
 from maskrcnn_coco.config import Config
 from maskrcnn_coco.distributed import Ranks
 from maskrcnn_coco.errors import CheckpointError
@@ -21,6 +19,8 @@ from maskrcnn_coco.records import Action, Culprit, Evidence, Incident, StepRecor
 from maskrcnn_coco.session import Progress, Session
 from maskrcnn_coco.snapshot import restore_optimizer
 from maskrcnn_coco.store import load, load_newest
+from maskrcnn_coco.system import environment
+from maskrcnn_coco.system.backends import run_eagerly, use_libraries
 
 
 @dataclass

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco import recipes
-from maskrcnn_coco.backends import compiled_modules, run_eagerly
+from maskrcnn_coco.batch import make_batch
+from maskrcnn_coco.case import Rig
 from maskrcnn_coco.components import components
 from maskrcnn_coco.config import Config
-from maskrcnn_coco.data import make_batch
 from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.model import build_from_state, set_sampler
 from maskrcnn_coco.optim import build_optimizer
 from maskrcnn_coco.private import own
-from maskrcnn_coco.replay import Rig
 from maskrcnn_coco.session import Session
+from maskrcnn_coco.system.backends import compiled_modules, run_eagerly
 
 
 def rig_of(session: Session) -> Rig:

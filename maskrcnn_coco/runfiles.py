@@ -55,7 +55,7 @@ def write_run_info(
     Raises:
         OSError: the folder cannot be written.
     """
-    from maskrcnn_coco.durable import write_text
+    from maskrcnn_coco.system.files import write_text
 
     content = {"reasons": reasons, "environment": environment, "data": data, "lr": lr or {}, "notes": notes or []}
     write_text(logdir / RUN_INFO, to_json(content | {"findings": findings or []}, indent=1))

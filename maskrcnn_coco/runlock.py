@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from maskrcnn_coco import durable
 from maskrcnn_coco.errors import CheckpointError
+from maskrcnn_coco.system import files as durable
 
 _NAME = ".lock"
 _held: set[Path] = set()  # record locks do not exclude each other within one process

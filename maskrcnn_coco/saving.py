@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import torch
 
-from maskrcnn_coco import environment
 from maskrcnn_coco.session import Session
 from maskrcnn_coco.state import nonfinite_names, state_tensors
+from maskrcnn_coco.system import environment
 
 
 def state_of(session: Session) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskrcnn_coco.backends import use_libraries
+from maskrcnn_coco.batch import Batch
 from maskrcnn_coco.checkpoint import Saver
 from maskrcnn_coco.config import Config
 from maskrcnn_coco.console import Console
-from maskrcnn_coco.data import Batch, CocoDataset, UserData, build_loader
+from maskrcnn_coco.data import CocoDataset, UserData
 from maskrcnn_coco.datasets import RunData, write_quarantine
 from maskrcnn_coco.distributed import Ranks
 from maskrcnn_coco.errors import DataError
@@ -26,12 +26,14 @@ from maskrcnn_coco.evaluate import EvalResult
 from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.guard import Guard
 from maskrcnn_coco.incidents import write_incident
+from maskrcnn_coco.loading import build_loader
 from maskrcnn_coco.optim import Schedule, apply_lr
 from maskrcnn_coco.plan import Plan
 from maskrcnn_coco.records import Alarm, EpochRecord, EvalRecord, Incident, StepRecord
 from maskrcnn_coco.recovery import Limits
 from maskrcnn_coco.showcase import save_incident_images
 from maskrcnn_coco.snapshot import Ring, Snapshot, Tape, take
+from maskrcnn_coco.system.backends import use_libraries
 from maskrcnn_coco.tracking import Tracker
 
 Observer = Callable[[Any], None]

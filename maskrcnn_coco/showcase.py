@@ -12,11 +12,11 @@ import hotcoco.mask as native  # pyright: ignore[reportMissingModuleSource]
 import numpy as np
 
 from maskrcnn_coco.draw import ALARM, Shape, draw, encoded, shapes_of
-from maskrcnn_coco.durable import write_bytes
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evalset import EvalSet, as_eval_set
 from maskrcnn_coco.evaluate import EvalResult
 from maskrcnn_coco.records import Incident, to_json
+from maskrcnn_coco.system.files import write_bytes
 
 FOLDER = "predictions"
 _LONGEST = 640

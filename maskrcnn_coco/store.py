@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import torch
 
-from maskrcnn_coco import archive, durable
+from maskrcnn_coco import archive
 from maskrcnn_coco.content import (
     BEST,
     EPOCH,
@@ -31,6 +31,7 @@ from maskrcnn_coco.content import (
 )
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.inspection import inspect
+from maskrcnn_coco.system import files as durable
 
 _T = TypeVar("_T")
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from maskrcnn_coco import closing, late, memory, response
+from maskrcnn_coco import closing, late, response
 from maskrcnn_coco.config import Config, validate
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.guard import Guard
@@ -19,6 +19,7 @@ from maskrcnn_coco.records import EpochRecord, Result
 from maskrcnn_coco.saving import save_epoch, save_is_due, save_last, save_now
 from maskrcnn_coco.session import Observer, Session
 from maskrcnn_coco.snapshot import TapeEntry
+from maskrcnn_coco.system import memory
 from maskrcnn_coco.trend import early_warning
 from maskrcnn_coco.unreadable import readable
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from maskrcnn_coco.collector import without_garbage_collection
 from maskrcnn_coco.config import Config, dump_config, validate
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.records import to_json
+from maskrcnn_coco.system.garbage import without_garbage_collection
 
 
 def emit(value: Any) -> None:
@@ -61,7 +61,9 @@ def train(args: Any, words: Sequence[str]) -> int:
 
 def check(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco check``."""
-    from maskrcnn_coco.audit import audit, print_findings, repair
+    from maskrcnn_coco.audit import repair
+    from maskrcnn_coco.audit.run import audit
+    from maskrcnn_coco.audit.show import print_findings
     from maskrcnn_coco.gallery import write_gallery
     from maskrcnn_coco.layouts import find_data
 

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from maskrcnn_coco import checklist, recipes
+from maskrcnn_coco.case import Case
 from maskrcnn_coco.checklist import Check
 from maskrcnn_coco.config import Config, flag, load_config, validate
 from maskrcnn_coco.console import Console
@@ -22,7 +23,7 @@ from maskrcnn_coco.incidents import load_case, read_incidents
 from maskrcnn_coco.optim import Schedule
 from maskrcnn_coco.records import Incident, Result, StepRecord, to_json
 from maskrcnn_coco.recovery import DATA
-from maskrcnn_coco.replay import Case, Replay
+from maskrcnn_coco.replay import Replay
 from maskrcnn_coco.rigging import rig_from_settings
 from maskrcnn_coco.runfiles import read_run
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from maskrcnn_coco import memory, recipes
+from maskrcnn_coco import recipes
 from maskrcnn_coco.batch import make_batch
 from maskrcnn_coco.config import Config
 from maskrcnn_coco.datasets import RunData
@@ -15,7 +15,8 @@ from maskrcnn_coco.distributed import Ranks
 from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.opening import is_quick, make_model, make_plan, sources
 from maskrcnn_coco.optim import build_optimizer
-from maskrcnn_coco.precision import make_scaler, resolve_amp
+from maskrcnn_coco.system import memory
+from maskrcnn_coco.system.precision import make_scaler, resolve_amp
 from maskrcnn_coco.trials import Lab, Task
 
 BATCHES = 8

@@ -11,19 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskrcnn_coco.audit import (
-    CATALOGUE,
-    audit,
-    audit_cached,
-    fingerprint,
-    print_findings,
-    repair,
-    require_usable,
-    summary,
-    to_quarantine,
-)
+from maskrcnn_coco.audit import repair
+from maskrcnn_coco.audit.cache import audit_cached, fingerprint
+from maskrcnn_coco.audit.catalogue import CATALOGUE
 from maskrcnn_coco.audit.clip import clip_polygon
 from maskrcnn_coco.audit.geometry import Rings, boxes_of_runs
+from maskrcnn_coco.audit.quarantine import require_usable, to_quarantine
+from maskrcnn_coco.audit.run import audit, summary
+from maskrcnn_coco.audit.show import print_findings
 from maskrcnn_coco.coco import CocoTable, load_coco
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.masks import checked_runs, decode_mask, encode_rle

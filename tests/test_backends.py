@@ -8,12 +8,12 @@ from tiny_faults import wrong_compiler, wrong_library
 from tiny_run import TinyRun, tiny_model
 from torchvision.ops import FrozenBatchNorm2d
 
-from maskrcnn_coco.backends import as_it_was, compiled_modules, eagerly, own_kernels, run_eagerly
 from maskrcnn_coco.diagnosis import investigate
 from maskrcnn_coco.forward import keep_fp32
 from maskrcnn_coco.recovery import History, decide
 from maskrcnn_coco.rigging import reference_of
-from maskrcnn_coco.snapshot import digest
+from maskrcnn_coco.state import digest
+from maskrcnn_coco.system.backends import as_it_was, compiled_modules, eagerly, own_kernels, run_eagerly
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 """torch's compiler looks at it, and says so."""

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from maskrcnn_coco import cocokept
-from maskrcnn_coco.audit import audit, fingerprint
+from maskrcnn_coco.audit.cache import fingerprint
+from maskrcnn_coco.audit.run import audit
 from maskrcnn_coco.coco import CocoTable, load_coco
 from maskrcnn_coco.cocokept import load_kept
 from maskrcnn_coco.folders import cache_folder

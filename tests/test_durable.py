@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from maskrcnn_coco import durable
-from maskrcnn_coco.durable import Sink, link_atomically, remove_leftovers, write_atomically
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.runlock import require_free, run_lock
+from maskrcnn_coco.system import files as durable
+from maskrcnn_coco.system.files import Sink, link_atomically, remove_leftovers, write_atomically
 
 
 def put(data: bytes):

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from maskrcnn_coco.environment import differs, fingerprint
+from maskrcnn_coco.system.environment import differs, fingerprint
 
 
 def test_it_is_plain_data_and_the_same_twice():

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from maskrcnn_coco.audit import audit
+from maskrcnn_coco.audit.run import audit
 from maskrcnn_coco.coco import load_coco
 from maskrcnn_coco.gallery import write_gallery
 from maskrcnn_coco.texts import clean

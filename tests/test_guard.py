@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from maskrcnn_coco.errors import ConfigError, GuardStop
 from maskrcnn_coco.guard import Guard
-from maskrcnn_coco.snapshot import digest, restore, take
+from maskrcnn_coco.snapshot import restore, take
+from maskrcnn_coco.state import digest
 
 NAN, INF = math.nan, math.inf
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from maskrcnn_coco.batch import Batch
-from maskrcnn_coco.data import CocoDataset, SampleError, UserData, build_loader
+from maskrcnn_coco.batch import Batch, SampleError
+from maskrcnn_coco.data import CocoDataset, UserData
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.loading import build_loader
 from maskrcnn_coco.plan import Plan
 from tests.test_data import Own, same_batch
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from runs import OwnData, config, small_model
 
-from maskrcnn_coco import Config, memory, train
+from maskrcnn_coco import Config, train
 from maskrcnn_coco.advise import advise_data, settle_what_fits
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.datasets import open_data
@@ -18,6 +18,7 @@ from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.opening import resolve_run
 from maskrcnn_coco.store import newest_intact, peek
+from maskrcnn_coco.system import memory
 from maskrcnn_coco.workbench import memory_use
 
 CPU = torch.device("cpu")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maskrcnn_coco import precision
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.precision import amp_warning, autocast, make_scaler, resolve_amp
+from maskrcnn_coco.system import precision
+from maskrcnn_coco.system.precision import amp_warning, autocast, make_scaler, resolve_amp
 
 
 @pytest.mark.parametrize(

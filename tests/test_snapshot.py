@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from maskrcnn_coco.snapshot import Ring, Snapshot, Tape, TapeEntry, digest, is_finite, restore, take
+from maskrcnn_coco.snapshot import Ring, Snapshot, Tape, TapeEntry, is_finite, restore, take
+from maskrcnn_coco.state import digest
 
 
 class Net(nn.Module):

@@ -11,15 +11,7 @@ from pathlib import Path
 import pytest
 
 from maskrcnn_coco.recordlines import read_metrics
-from maskrcnn_coco.records import (
-    Action,
-    Culprit,
-    EpochRecord,
-    EvalRecord,
-    Evidence,
-    Incident,
-    StepRecord,
-)
+from maskrcnn_coco.records import Action, Culprit, EpochRecord, EvalRecord, Evidence, Incident, StepRecord
 from maskrcnn_coco.tracking import Tracker
 
 

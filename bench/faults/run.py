@@ -42,7 +42,7 @@ def power_losses(folder: Path) -> dict[str, Any]:
     """Every disk after a power loss; with and without the fsyncs, to show that they are what counts."""
     import power
 
-    from maskrcnn_coco import durable
+    from maskrcnn_coco.system import files as durable
 
     durable._BUFFER = 4096
     counts, failures = power.sweep(folder / "power")

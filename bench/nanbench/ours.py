@@ -17,9 +17,9 @@ import torch
 
 import maskrcnn_coco.content
 import maskrcnn_coco.forward
-import maskrcnn_coco.precision
 import maskrcnn_coco.response
 import maskrcnn_coco.session
+import maskrcnn_coco.system.precision
 from maskrcnn_coco import Config, train
 from maskrcnn_coco.records import Incident, StepRecord, plain
 from maskrcnn_coco.store import load, peek, save

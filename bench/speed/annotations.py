@@ -48,7 +48,7 @@ READERS = {
     ),
 }
 _CHECK = (
-    "from maskrcnn_coco.coco import load_coco; from maskrcnn_coco.audit import audit; t = load_coco(sys.argv[1], '.')",
+    "from maskrcnn_coco.coco import load_coco; from maskrcnn_coco.audit.run import audit; t = load_coco(sys.argv[1], '.')",
     "audit(t, images=False)",
 )
 _MEMORY = (

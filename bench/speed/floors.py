@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from maskrcnn_coco.fast import accelerate
-from maskrcnn_coco.precision import bf16_is_native
+from maskrcnn_coco.system.precision import bf16_is_native
 
 Step = Callable[[int], None]
 

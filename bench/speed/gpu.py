@@ -29,7 +29,7 @@ from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.guard import Guard
 from maskrcnn_coco.optim import apply_lr, build_optimizer
 from maskrcnn_coco.plan import SampleKey
-from maskrcnn_coco.precision import autocast, make_scaler
+from maskrcnn_coco.system.precision import autocast, make_scaler
 
 OBJECTS = 7
 """Objects an image, COCO's mean."""

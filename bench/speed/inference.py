@@ -34,8 +34,8 @@ from maskrcnn_coco.coco import load_coco
 from maskrcnn_coco.evaluate import EvalResult, evaluate_model
 from maskrcnn_coco.fast import accelerate
 from maskrcnn_coco.model import build_model
-from maskrcnn_coco.precision import bf16_is_native
 from maskrcnn_coco.shapes import write_shapes
+from maskrcnn_coco.system.precision import bf16_is_native
 
 KINDS = ("built-in", "photographs")
 Scores = dict[str, float]

@@ -25,15 +25,16 @@ from torch.utils.data import DataLoader, Dataset
 from maskrcnn_coco.architecture import freeze
 from maskrcnn_coco.batch import Batch
 from maskrcnn_coco.coco import load_coco
-from maskrcnn_coco.data import CocoDataset, build_loader
+from maskrcnn_coco.data import CocoDataset
 from maskrcnn_coco.fast import accelerate
 from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.loading import build_loader
 from maskrcnn_coco.model import build_model
 from maskrcnn_coco.optim import apply_lr, build_optimizer
 from maskrcnn_coco.parcel import pack
 from maskrcnn_coco.plan import Plan
-from maskrcnn_coco.precision import autocast, bf16_is_native
 from maskrcnn_coco.shapes import write_shapes
+from maskrcnn_coco.system.precision import autocast, bf16_is_native
 
 BATCHES = 12
 PIXELS = (3, 800, 1088)

@@ -34,7 +34,8 @@ from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
 from maskrcnn_coco.coco import load_coco
-from maskrcnn_coco.data import CocoDataset, build_loader
+from maskrcnn_coco.data import CocoDataset
+from maskrcnn_coco.loading import build_loader
 from maskrcnn_coco.plan import Plan
 
 SIZE = (480, 640)

@@ -23,7 +23,7 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from maskrcnn_coco.fast import accelerate
 from maskrcnn_coco.fast_masks import mask_targets
 from maskrcnn_coco.mask_targets import outline_targets
-from maskrcnn_coco.precision import bf16_is_native
+from maskrcnn_coco.system.precision import bf16_is_native
 from maskrcnn_coco.targets import Limits, check
 
 SETTINGS: Sequence[Setting] = ((128, 4, 4), (800, 2, 7), (800, 2, 100))

@@ -23,7 +23,7 @@ import torch
 from step import make_batch, only, own_step, reference_step, small_model
 
 from maskrcnn_coco.fast import accelerate
-from maskrcnn_coco.precision import bf16_is_native
+from maskrcnn_coco.system.precision import bf16_is_native
 
 Setting = tuple[int, int, int]
 """Side of the images in pixels, images a batch, objects an image."""

@@ -26,7 +26,7 @@ from maskrcnn_coco.guard import Guard
 from maskrcnn_coco.model import build_model
 from maskrcnn_coco.optim import apply_lr, build_optimizer
 from maskrcnn_coco.outlines import Outlines
-from maskrcnn_coco.precision import autocast, bf16_is_native
+from maskrcnn_coco.system.precision import autocast, bf16_is_native
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 LR = 1e-5

@@ -13,9 +13,9 @@ import numpy as np
 from maskrcnn_coco.audit.pixels import file_state
 from maskrcnn_coco.audit.run import audit
 from maskrcnn_coco.coco import CocoTable
-from maskrcnn_coco.durable import write_text
 from maskrcnn_coco.folders import cache_folder
 from maskrcnn_coco.records import DataFinding, to_json
+from maskrcnn_coco.system.files import write_text
 
 VERSION = 2
 """Raised whenever a check changes, so that older findings are not read."""

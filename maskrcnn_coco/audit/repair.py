@@ -15,10 +15,10 @@ from maskrcnn_coco.audit.clip import clip_polygon
 from maskrcnn_coco.coco import CocoTable
 from maskrcnn_coco.cocofile import read_text
 from maskrcnn_coco.cocoparse import mended
-from maskrcnn_coco.durable import write_bytes
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.masks import decode_mask
 from maskrcnn_coco.records import DataFinding, to_json
+from maskrcnn_coco.system.files import write_bytes
 
 BOX_FROM_MASK = frozenset(
     {

@@ -24,8 +24,8 @@ import torch
 from states import state_at
 
 from maskrcnn_coco import archive
-from maskrcnn_coco.checkpoint import load, save
 from maskrcnn_coco.errors import CheckpointError
+from maskrcnn_coco.store import load, save
 
 Payload = Callable[[Path], bytes | None]
 PAYLOADS: dict[str, Payload] = {}

@@ -25,9 +25,11 @@ from typing import NamedTuple
 import torch
 from states import digest, state_at
 
-from maskrcnn_coco import durable
-from maskrcnn_coco.checkpoint import Saver, checkpoints, load, load_newest, run_lock
+from maskrcnn_coco.checkpoint import Saver
 from maskrcnn_coco.errors import MaskRCNNError
+from maskrcnn_coco.runlock import run_lock
+from maskrcnn_coco.store import checkpoints, load, load_newest
+from maskrcnn_coco.system import files as durable
 
 COUNT, KILL_BEFORE, KILL_AFTER, TORN, FAIL_ONCE, FAIL_ON, SHORT = range(7)
 SPACE_CALLS = "wpsRlmto"  # what a full disk can refuse; of the opens only those that create

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from maskrcnn_coco import durable
+from maskrcnn_coco.system import files as durable
 
 HERE = Path(__file__).resolve().parent
 

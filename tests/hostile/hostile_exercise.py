@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from maskrcnn_coco.audit import audit, repair, to_quarantine
+from maskrcnn_coco.audit import repair
+from maskrcnn_coco.audit.quarantine import to_quarantine
+from maskrcnn_coco.audit.run import audit
 from maskrcnn_coco.coco import CocoTable, load_coco
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.gallery import write_gallery

@@ -1,0 +1,1 @@
+"""The machine under the run: files, memory, libraries, numerics."""
