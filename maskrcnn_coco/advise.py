@@ -28,7 +28,7 @@ from maskrcnn_coco.advice import (
 from maskrcnn_coco.config import Config, flag, validate
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.datasets import RunData, open_data
-from maskrcnn_coco.distributed import Ranks
+from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.ladder import ladder as climb
 from maskrcnn_coco.ladder import svg, table

@@ -14,7 +14,7 @@ from torch import nn
 
 from maskrcnn_coco.coco_metrics import GroundTruth, IouType, coco_metrics, ground_truth
 from maskrcnn_coco.detect import Prediction, infer
-from maskrcnn_coco.distributed import Ranks
+from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evalset import EvalSet, Example, as_eval_set, check_label
 

@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maskrcnn_coco.distributed import Ranks
+    from maskrcnn_coco.distributed.ranks import Ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

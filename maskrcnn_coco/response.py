@@ -14,7 +14,7 @@ from maskrcnn_coco import recovery
 from maskrcnn_coco.case import Case
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis import investigate
-from maskrcnn_coco.distributed import Ranks
+from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import CheckpointError, GuardStop
 from maskrcnn_coco.facts import StateFault
 from maskrcnn_coco.forward import keep_fp32

@@ -13,7 +13,7 @@ import torch
 
 from maskrcnn_coco import step as steps
 from maskrcnn_coco.alarm import Verdict
-from maskrcnn_coco.distributed import Ranks
+from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.guard import Guard
 from maskrcnn_coco.records import StepRecord
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from maskrcnn_coco import recovery
 from maskrcnn_coco.batch import SampleError
-from maskrcnn_coco.distributed import Ranks
+from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.plan import SampleKey
 from maskrcnn_coco.records import Alarm, Culprit, Evidence, Finding

@@ -11,7 +11,7 @@ from maskrcnn_coco import recipes
 from maskrcnn_coco.batch import make_batch
 from maskrcnn_coco.config import Config
 from maskrcnn_coco.datasets import RunData
-from maskrcnn_coco.distributed import Ranks
+from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.opening import is_quick, make_model, make_plan, sources
 from maskrcnn_coco.optim import build_optimizer

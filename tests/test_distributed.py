@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from maskrcnn_coco.distributed import Ranks
+from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
 
 WORLD = 3
 WORKER = """
 import hashlib, json, math, os, signal, sys
 import torch
-from maskrcnn_coco.distributed import Ranks
+from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import MaskRCNNError
 
 torch.set_num_threads(1)

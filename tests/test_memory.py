@@ -13,7 +13,7 @@ from maskrcnn_coco import Config, train
 from maskrcnn_coco.advise import advise_data, settle_what_fits
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.datasets import open_data
-from maskrcnn_coco.distributed import Ranks
+from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.opening import resolve_run

@@ -34,10 +34,7 @@ from PIL import Image  # noqa: E402
 
 from maskrcnn_coco.errors import DataError  # noqa: E402
 from maskrcnn_coco.images import read_image  # noqa: E402
-from maskrcnn_coco.masks import (
-    decode_mask,  # noqa: E402
-    encode_rle,  # noqa: E402
-)
+from maskrcnn_coco.masks import decode_mask, encode_rle
 
 MEMORY = "/dev/shm"
 HANG = 5.0

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from maskrcnn_coco.buckets import by_kind, empty, fill, in_buckets
+from maskrcnn_coco.distributed.buckets import by_kind, empty, fill, in_buckets
 from maskrcnn_coco.errors import ConfigError, MaskRCNNError
 
 TIMEOUT_SECONDS = 600.0
