@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from maskrcnn_coco.config.recipes import CLIP_GUIDE, guideline
 from maskrcnn_coco.ladder import HEADS, Rung
 from maskrcnn_coco.limits import Limit, Settled, Verdict, judge, rising
-from maskrcnn_coco.recipes import CLIP_GUIDE, guideline
 from maskrcnn_coco.records import COMPONENTS
 from maskrcnn_coco.trend import own_level
 from maskrcnn_coco.trials import Lab, State, Trial

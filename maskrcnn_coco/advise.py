@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from maskrcnn_coco import recipes
 from maskrcnn_coco.advice import (
     Advice,
     Choice,
@@ -25,7 +24,8 @@ from maskrcnn_coco.advice import (
     compare,
     why_this,
 )
-from maskrcnn_coco.config import Config, flag, validate
+from maskrcnn_coco.config import recipes
+from maskrcnn_coco.config.settings import Config, flag, validate
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.datasets import RunData, open_data
 from maskrcnn_coco.distributed.ranks import Ranks

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from maskrcnn_coco.config import Config, load_config
+from maskrcnn_coco.config.settings import Config, load_config
 from maskrcnn_coco.errors import ConfigError, MaskRCNNError
 from maskrcnn_coco.flags import readable
 

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from maskrcnn_coco.config import flag
+from maskrcnn_coco.config.settings import flag
 from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, Result, StepRecord
 from maskrcnn_coco.texts import clean
 from maskrcnn_coco.wording import count, duration, figure, incident_lines, lr_line, score, size

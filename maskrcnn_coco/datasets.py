@@ -17,7 +17,7 @@ from maskrcnn_coco.records import DataFinding
 
 if TYPE_CHECKING:
     from maskrcnn_coco.coco import CocoTable
-    from maskrcnn_coco.config import Config
+    from maskrcnn_coco.config.settings import Config
 
 SPLIT = 0.15
 """Share of the images held back for validation where no validation set is given."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import torch
 
-from maskrcnn_coco import recipes
 from maskrcnn_coco.checkpoint import Saver
-from maskrcnn_coco.config import dump_config
+from maskrcnn_coco.config import recipes
+from maskrcnn_coco.config.settings import dump_config
 from maskrcnn_coco.datasets import complaints
 from maskrcnn_coco.folders import fresh_folder, keep_folder, started_at
 from maskrcnn_coco.runfiles import write_run_info

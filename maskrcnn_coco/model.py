@@ -18,7 +18,7 @@ from torchvision.models.detection import MaskRCNN
 from maskrcnn_coco import weights as files
 from maskrcnn_coco.architecture import FULL, SMALL, assemble, freeze
 from maskrcnn_coco.components import component_of, components
-from maskrcnn_coco.config import MODELS
+from maskrcnn_coco.config.settings import MODELS
 from maskrcnn_coco.errors import CheckpointError, ConfigError
 from maskrcnn_coco.fast import accelerate
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskrcnn_coco import recipes
 from maskrcnn_coco.checkpoint import Saver
 from maskrcnn_coco.components import components
-from maskrcnn_coco.config import Config
+from maskrcnn_coco.config import recipes
+from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.data import CocoDataset, UserData
 from maskrcnn_coco.datasets import RunData, check_data, open_data, read_quarantine

@@ -28,7 +28,7 @@ from maskrcnn_coco.trend import FLAGS, own_level
 from maskrcnn_coco.trials import Lab, State, Task, Trial
 
 if TYPE_CHECKING:
-    from maskrcnn_coco.config import Config
+    from maskrcnn_coco.config.settings import Config
     from maskrcnn_coco.datasets import RunData
     from maskrcnn_coco.session import Session
 

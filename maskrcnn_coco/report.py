@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from maskrcnn_coco.config import flag
+from maskrcnn_coco.config.settings import flag
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.reportcurves import incident_charts, run_charts, timeline
 from maskrcnn_coco.runfiles import RunFiles, picture, pictures_of, read_run

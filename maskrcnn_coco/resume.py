@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from maskrcnn_coco.config import Config
+from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.forward import keep_fp32

@@ -16,7 +16,7 @@ from torch import nn
 
 from maskrcnn_coco.batch import Batch
 from maskrcnn_coco.checkpoint import Saver
-from maskrcnn_coco.config import Config
+from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.data import CocoDataset, UserData
 from maskrcnn_coco.datasets import RunData, write_quarantine

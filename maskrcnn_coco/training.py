@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from maskrcnn_coco import closing, late, response
-from maskrcnn_coco.config import Config, validate
+from maskrcnn_coco.config.settings import Config, validate
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.guard import Guard
 from maskrcnn_coco.interrupt import Interrupts

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from maskrcnn_coco.config import Config, dump_config, validate
+from maskrcnn_coco.config.settings import Config, dump_config, validate
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.records import to_json
 from maskrcnn_coco.system.garbage import without_garbage_collection

@@ -11,10 +11,11 @@ from typing import Any
 
 import msgspec
 
-from maskrcnn_coco import checklist, recipes
+from maskrcnn_coco import checklist
 from maskrcnn_coco.case import Case
 from maskrcnn_coco.checklist import Check
-from maskrcnn_coco.config import Config, flag, load_config, validate
+from maskrcnn_coco.config import recipes
+from maskrcnn_coco.config.settings import Config, flag, load_config, validate
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.datasets import read_quarantine
 from maskrcnn_coco.errors import ConfigError, DataError

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from maskrcnn_coco.cli import ARGUMENTS, VERBS, main, parse
-from maskrcnn_coco.config import Config
+from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.system.garbage import without_garbage_collection
 
 ROOT = Path(__file__).resolve().parents[1]

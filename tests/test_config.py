@@ -2,7 +2,7 @@
 
 import pytest
 
-from maskrcnn_coco.config import Config, dump_config, load_config, validate
+from maskrcnn_coco.config.settings import Config, dump_config, load_config, validate
 from maskrcnn_coco.errors import ConfigError
 
 

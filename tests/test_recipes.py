@@ -2,8 +2,8 @@
 
 import pytest
 
-from maskrcnn_coco.config import Config
-from maskrcnn_coco.recipes import component_lrs, resolve
+from maskrcnn_coco.config.recipes import component_lrs, resolve
+from maskrcnn_coco.config.settings import Config
 
 
 @pytest.mark.parametrize(

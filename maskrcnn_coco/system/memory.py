@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from maskrcnn_coco.config import Config
+from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.errors import ConfigError
 
 ROOM = 0.85

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from maskrcnn_coco.config import Config, flag
+from maskrcnn_coco.config.settings import Config, flag
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.records import COMPONENTS
 

@@ -1,0 +1,1 @@
+"""The settings: typed, from a recipe, without gaps."""
