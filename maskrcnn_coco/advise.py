@@ -27,7 +27,7 @@ from maskrcnn_coco.advice import (
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import Config, flag, validate
 from maskrcnn_coco.console import Console
-from maskrcnn_coco.datasets import RunData, open_data
+from maskrcnn_coco.data.prepare import RunData, open_data
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.ladder import ladder as climb

@@ -17,8 +17,8 @@ import hotcoco
 import hotcoco.mask as native  # pyright: ignore[reportMissingModuleSource]
 import numpy as np
 
+from maskrcnn_coco.data.masks import checked_polygons, checked_runs
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.masks import checked_polygons, checked_runs
 
 IouType = Literal["bbox", "segm"]
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
-from maskrcnn_coco.masks import encode_rle
+from maskrcnn_coco.data.masks import encode_rle
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _RAW = "masks_of_boxes"

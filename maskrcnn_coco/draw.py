@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from maskrcnn_coco.masks import decode_mask
+from maskrcnn_coco.data.masks import decode_mask
 from maskrcnn_coco.texts import clean
 
 Colour = tuple[int, int, int]

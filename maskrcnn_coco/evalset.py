@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 import torch
 
-from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.data.coco.table import CocoTable
+from maskrcnn_coco.data.images import read_image
+from maskrcnn_coco.data.masks import encode_rle
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.images import read_image
-from maskrcnn_coco.masks import encode_rle
 
 
 @dataclass

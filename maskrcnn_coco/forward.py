@@ -12,7 +12,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from maskrcnn_coco.system.precision import autocast
 
 if TYPE_CHECKING:
-    from maskrcnn_coco.batch import Batch
+    from maskrcnn_coco.data.batch import Batch
 
 
 def step_seed(seed: int, step: int, micro: int, rank: int = 0) -> int:

@@ -232,9 +232,9 @@ def _pack_batch(batch: Any) -> dict[str, Any]:
 
 
 def _unpack_batch(packed: dict[str, Any]) -> Any:
-    from maskrcnn_coco.batch import Batch
-    from maskrcnn_coco.outlines import Outlines
-    from maskrcnn_coco.plan import SampleKey
+    from maskrcnn_coco.data.batch import Batch
+    from maskrcnn_coco.data.outlines import Outlines
+    from maskrcnn_coco.data.plan import SampleKey
 
     keys = [SampleKey(*k) for k in packed["keys"]]
     targets = [{k: Outlines.from_plain(v) if k == "outlines" else v for k, v in t.items()} for t in packed["targets"]]
@@ -253,7 +253,7 @@ def _pack_entry(entry: TapeEntry) -> dict[str, Any]:
 
 
 def _unpack_entry(packed: dict[str, Any]) -> TapeEntry:
-    from maskrcnn_coco.plan import SampleKey
+    from maskrcnn_coco.data.plan import SampleKey
     from maskrcnn_coco.snapshot import TapeEntry
 
     keys = [[SampleKey(*k) for k in keys] for keys in packed["keys"]]
@@ -277,7 +277,7 @@ def _plain(value: Any) -> Any:
     """Dicts, lists, scalars, strings and CPU tensors only: what a weights-only load accepts."""
     import torch
 
-    from maskrcnn_coco.outlines import Outlines
+    from maskrcnn_coco.data.outlines import Outlines
 
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()

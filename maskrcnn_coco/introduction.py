@@ -11,7 +11,7 @@ import torch
 from maskrcnn_coco.checkpoint import Saver
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import dump_config
-from maskrcnn_coco.datasets import complaints
+from maskrcnn_coco.data.prepare import complaints
 from maskrcnn_coco.folders import fresh_folder, keep_folder, started_at
 from maskrcnn_coco.runfiles import write_run_info
 from maskrcnn_coco.runlock import require_free, run_lock

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskrcnn_coco.data.outlines import FARTHEST, Outlines, Window
 from maskrcnn_coco.fast_masks import resample
-from maskrcnn_coco.outlines import FARTHEST, Outlines, Window
 
 
 def outline_targets(outlines: Outlines, boxes: Tensor, matched: Tensor, resolution: int = 28) -> Tensor:

@@ -14,8 +14,10 @@ from maskrcnn_coco.components import components
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.console import Console
-from maskrcnn_coco.data import CocoDataset, UserData
-from maskrcnn_coco.datasets import RunData, check_data, open_data, read_quarantine
+from maskrcnn_coco.data.dataset import CocoDataset, UserData
+from maskrcnn_coco.data.plan import Plan
+from maskrcnn_coco.data.prepare import RunData, check_data, open_data, read_quarantine
+from maskrcnn_coco.data.transforms import SCALES
 from maskrcnn_coco.deferred import late_reads
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
@@ -25,14 +27,12 @@ from maskrcnn_coco.guard import Guard
 from maskrcnn_coco.introduction import introduce, prepare_folders
 from maskrcnn_coco.model import build_model, set_sampler
 from maskrcnn_coco.optim import Schedule, build_optimizer
-from maskrcnn_coco.plan import Plan
 from maskrcnn_coco.quickcheck import quick_check
 from maskrcnn_coco.resume import find_together, restore_run, with_saved_settings
 from maskrcnn_coco.session import Observer, Session
 from maskrcnn_coco.snapshot import Ring
 from maskrcnn_coco.system.precision import amp_warning, make_scaler, resolve_amp
 from maskrcnn_coco.team import TeamGuard
-from maskrcnn_coco.transforms import SCALES
 
 
 def open_session(

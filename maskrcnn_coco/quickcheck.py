@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskrcnn_coco.batch import make_batch
+from maskrcnn_coco.data.batch import make_batch
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.folders import cache_folder
 from maskrcnn_coco.limits import CEILING, STRIDE, Limit, judge, rising, settle
@@ -29,7 +29,7 @@ from maskrcnn_coco.trials import Lab, State, Task, Trial
 
 if TYPE_CHECKING:
     from maskrcnn_coco.config.settings import Config
-    from maskrcnn_coco.datasets import RunData
+    from maskrcnn_coco.data.prepare import RunData
     from maskrcnn_coco.session import Session
 
 SHARE = 100

@@ -10,11 +10,11 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.batch import make_batch
 from maskrcnn_coco.case import Rig
 from maskrcnn_coco.components import components
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import Config
+from maskrcnn_coco.data.batch import make_batch
 from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.model import build_from_state, set_sampler
 from maskrcnn_coco.optim import build_optimizer

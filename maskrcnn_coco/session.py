@@ -14,21 +14,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskrcnn_coco.batch import Batch
 from maskrcnn_coco.checkpoint import Saver
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.console import Console
-from maskrcnn_coco.data import CocoDataset, UserData
-from maskrcnn_coco.datasets import RunData, write_quarantine
+from maskrcnn_coco.data.batch import Batch
+from maskrcnn_coco.data.dataset import CocoDataset, UserData
+from maskrcnn_coco.data.loader import build_loader
+from maskrcnn_coco.data.plan import Plan
+from maskrcnn_coco.data.prepare import RunData, write_quarantine
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluate import EvalResult
 from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.guard import Guard
 from maskrcnn_coco.incidents import write_incident
-from maskrcnn_coco.loading import build_loader
 from maskrcnn_coco.optim import Schedule, apply_lr
-from maskrcnn_coco.plan import Plan
 from maskrcnn_coco.records import Alarm, EpochRecord, EvalRecord, Incident, StepRecord
 from maskrcnn_coco.recovery import Limits
 from maskrcnn_coco.showcase import save_incident_images

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from maskrcnn_coco import recovery
-from maskrcnn_coco.batch import SampleError
+from maskrcnn_coco.data.batch import SampleError
+from maskrcnn_coco.data.plan import SampleKey
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.plan import SampleKey
 from maskrcnn_coco.records import Alarm, Culprit, Evidence, Finding
 from maskrcnn_coco.response import compose, history_at
 from maskrcnn_coco.session import Session

@@ -43,7 +43,7 @@ def one(words: Sequence[str], what: str, default: str | None = None) -> str:
 
 def train(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco train``."""
-    from maskrcnn_coco.datasets import drawn_ahead
+    from maskrcnn_coco.data.prepare import drawn_ahead
 
     config = as_config(args)
     with drawn_ahead(config), without_garbage_collection():
@@ -61,11 +61,11 @@ def train(args: Any, words: Sequence[str]) -> int:
 
 def check(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco check``."""
-    from maskrcnn_coco.audit import repair
-    from maskrcnn_coco.audit.run import audit
-    from maskrcnn_coco.audit.show import print_findings
-    from maskrcnn_coco.gallery import write_gallery
-    from maskrcnn_coco.layouts import find_data
+    from maskrcnn_coco.data.audit import repair
+    from maskrcnn_coco.data.audit.checks import audit
+    from maskrcnn_coco.data.audit.gallery import write_gallery
+    from maskrcnn_coco.data.audit.show import print_findings
+    from maskrcnn_coco.data.layouts import find_data
 
     found = find_data(args.data, images=args.images, val=args.val, val_images=args.val_images)
     findings = audit(found.train, images=not args.no_images, other=found.val)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from maskrcnn_coco.batch import make_batch
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import Config
-from maskrcnn_coco.datasets import RunData
+from maskrcnn_coco.data.batch import make_batch
+from maskrcnn_coco.data.prepare import RunData
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.opening import is_quick, make_model, make_plan, sources

@@ -38,7 +38,7 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest
 @pytest.fixture(scope="session")
 def tiny_shapes(tmp_path_factory: pytest.TempPathFactory) -> ShapesFolder:
     """Drawn once a session; read only. Copy it to change it."""
-    from maskrcnn_coco.shapes import write_shapes
+    from maskrcnn_coco.data.builtin_shapes import write_shapes
 
     root = tmp_path_factory.mktemp("tiny_shapes")
     train, val = write_shapes(root, train=24, val=8, size=64)
@@ -48,7 +48,7 @@ def tiny_shapes(tmp_path_factory: pytest.TempPathFactory) -> ShapesFolder:
 @pytest.fixture(scope="session")
 def tiny_table(tiny_shapes: ShapesFolder):
     """The training part of `tiny_shapes` as a CocoTable."""
-    from maskrcnn_coco.coco import load_coco
+    from maskrcnn_coco.data.coco.table import load_coco
 
     return load_coco(tiny_shapes.train, tiny_shapes.train.parent)
 

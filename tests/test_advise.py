@@ -18,7 +18,7 @@ from maskrcnn_coco.advice import SAFETY, Choice, Joint, candidates, cap, choose,
 from maskrcnn_coco.config.recipes import Resolved
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.console import Console
-from maskrcnn_coco.datasets import open_data
+from maskrcnn_coco.data.prepare import open_data
 from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.limits import Limit, bracket, describe, interval, judge, measure_limits, rising, settle
 from maskrcnn_coco.opening import open_session

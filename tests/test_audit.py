@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskrcnn_coco.audit import repair
-from maskrcnn_coco.audit.cache import audit_cached, fingerprint
-from maskrcnn_coco.audit.catalogue import CATALOGUE
-from maskrcnn_coco.audit.clip import clip_polygon
-from maskrcnn_coco.audit.geometry import Rings, boxes_of_runs
-from maskrcnn_coco.audit.quarantine import require_usable, to_quarantine
-from maskrcnn_coco.audit.run import audit, summary
-from maskrcnn_coco.audit.show import print_findings
-from maskrcnn_coco.coco import CocoTable, load_coco
+from maskrcnn_coco.data.audit import repair
+from maskrcnn_coco.data.audit.cache import audit_cached, fingerprint
+from maskrcnn_coco.data.audit.catalogue import CATALOGUE
+from maskrcnn_coco.data.audit.checks import audit, summary
+from maskrcnn_coco.data.audit.clip import clip_polygon
+from maskrcnn_coco.data.audit.geometry import Rings, boxes_of_runs
+from maskrcnn_coco.data.audit.quarantine import require_usable, to_quarantine
+from maskrcnn_coco.data.audit.show import print_findings
+from maskrcnn_coco.data.coco.table import CocoTable, load_coco
+from maskrcnn_coco.data.masks import checked_runs, decode_mask, encode_rle
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.masks import checked_runs, decode_mask, encode_rle
 from maskrcnn_coco.records import DataFinding
 
 SQUARE = [10, 10, 60, 10, 60, 60, 10, 60]
@@ -293,7 +293,7 @@ def test_findings_are_kept_until_something_changes(data, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     table = data.table()
     first = audit_cached(table, folder=cache)
-    monkeypatch.setattr("maskrcnn_coco.audit.cache.audit", lambda *_, **__: pytest.fail("checked again"))
+    monkeypatch.setattr("maskrcnn_coco.data.audit.cache.audit", lambda *_, **__: pytest.fail("checked again"))
     assert audit_cached(data.table(), folder=cache) == first
     monkeypatch.undo()
     mark = fingerprint(table)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from maskrcnn_coco.coco import Category, CocoTable, load_coco
+from maskrcnn_coco.data.coco.table import Category, CocoTable, load_coco
 from maskrcnn_coco.errors import DataError
 
 SQUARE = [[4, 4, 14, 4, 14, 14, 4, 14]]

@@ -79,7 +79,7 @@ def test_real_sets(name: str, json_name: str, folder: str, iou_type: Any) -> Non
     keep = {i["id"] for i in truth["images"][:8]}
     truth["images"] = [i for i in truth["images"] if i["id"] in keep]
     truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in keep]
-    from maskrcnn_coco.masks import decode_mask, encode_rle
+    from maskrcnn_coco.data.masks import decode_mask, encode_rle
 
     sizes = {i["id"]: (i["height"], i["width"]) for i in truth["images"]}
     results = []

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskrcnn_coco import cocokept
-from maskrcnn_coco.audit.cache import fingerprint
-from maskrcnn_coco.audit.run import audit
-from maskrcnn_coco.coco import CocoTable, load_coco
-from maskrcnn_coco.cocokept import load_kept
+from maskrcnn_coco.data.audit.cache import fingerprint
+from maskrcnn_coco.data.audit.checks import audit
+from maskrcnn_coco.data.coco import cache as cocokept
+from maskrcnn_coco.data.coco.cache import load_kept
+from maskrcnn_coco.data.coco.table import CocoTable, load_coco
 from maskrcnn_coco.folders import cache_folder
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from maskrcnn_coco.batch import Batch, make_batch
-from maskrcnn_coco.coco import load_coco
-from maskrcnn_coco.data import CocoDataset, UserData
+from maskrcnn_coco.data.batch import Batch, make_batch
+from maskrcnn_coco.data.coco.table import load_coco
+from maskrcnn_coco.data.dataset import CocoDataset, UserData
+from maskrcnn_coco.data.plan import SampleKey
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.plan import SampleKey
 
 SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from maskrcnn_coco.audit import cache
 from maskrcnn_coco.config.settings import Config
-from maskrcnn_coco.datasets import RunData, check_data, complaints, open_data
+from maskrcnn_coco.data.audit import cache
+from maskrcnn_coco.data.prepare import RunData, check_data, complaints, open_data
 from maskrcnn_coco.errors import DataError
 
 JSON = "_annotations.coco.json"
@@ -92,7 +92,7 @@ def test_both_are_checked_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
 AHEAD = """
 import os, sys
 from maskrcnn_coco.config.settings import Config
-from maskrcnn_coco.datasets import drawn_ahead
+from maskrcnn_coco.data.prepare import drawn_ahead
 with drawn_ahead(Config({settings})):
     assert not {{"numpy", "torch"}} & sys.modules.keys()
 """

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskrcnn_coco.data.masks import encode_rle
 from maskrcnn_coco.draw import PALETTE, Shape, draw, encoded, shapes_of
-from maskrcnn_coco.masks import encode_rle
 
 
 def square(height: int = 100, width: int = 120) -> np.ndarray:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskrcnn_coco.data.images import MAX_PIXELS, probe, read_image
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.images import MAX_PIXELS, probe, read_image
 
 
 def gradient(h: int = 12, w: int = 20) -> np.ndarray:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskrcnn_coco.data.layouts import find_data, split
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.layouts import find_data, split
 
 
 def write_set(

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from maskrcnn_coco.batch import Batch, SampleError
-from maskrcnn_coco.data import CocoDataset, UserData
+from maskrcnn_coco.data.batch import Batch, SampleError
+from maskrcnn_coco.data.dataset import CocoDataset, UserData
+from maskrcnn_coco.data.loader import build_loader
+from maskrcnn_coco.data.plan import Plan
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.loading import build_loader
-from maskrcnn_coco.plan import Plan
 from tests.test_data import Own, same_batch
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked")
@@ -141,7 +141,7 @@ def test_silent_workers_time_out():
 
 
 def test_a_worker_that_is_only_slow_is_waited_for(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("maskrcnn_coco.loading.POLL", 0.2)
+    monkeypatch.setattr("maskrcnn_coco.data.loader.POLL", 0.2)
 
     class Late(Own):
         def __getitem__(self, i: int):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as reference
 
+from maskrcnn_coco.data.masks import MAX_PIXELS, decode_mask, encode_rle
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.masks import MAX_PIXELS, decode_mask, encode_rle
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside pycocotools
 

@@ -12,7 +12,7 @@ from runs import OwnData, config, small_model
 from maskrcnn_coco import Config, train
 from maskrcnn_coco.advise import advise_data, settle_what_fits
 from maskrcnn_coco.console import Console
-from maskrcnn_coco.datasets import open_data
+from maskrcnn_coco.data.prepare import open_data
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.forward import Forward

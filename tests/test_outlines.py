@@ -9,16 +9,16 @@ import torch
 from tiny_faults import pixels, put
 from tiny_run import TinyRun
 
-from maskrcnn_coco.batch import make_batch
-from maskrcnn_coco.data import CocoDataset
+from maskrcnn_coco.data.batch import make_batch
+from maskrcnn_coco.data.dataset import CocoDataset
+from maskrcnn_coco.data.outlines import Outlines
+from maskrcnn_coco.data.plan import SampleKey
+from maskrcnn_coco.data.shared_memory import pack
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.fast import takes_outlines
 from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.incidents import load_case, save_case
 from maskrcnn_coco.model import build_model
-from maskrcnn_coco.outlines import Outlines
-from maskrcnn_coco.parcel import pack
-from maskrcnn_coco.plan import SampleKey
 from maskrcnn_coco.targets import Limits, check
 from tests.runs import small_model
 from tests.test_incidents import rig_of

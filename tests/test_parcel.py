@@ -8,9 +8,9 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from maskrcnn_coco.batch import Batch
-from maskrcnn_coco.parcel import Parcel, pack
-from maskrcnn_coco.plan import SampleKey
+from maskrcnn_coco.data.batch import Batch
+from maskrcnn_coco.data.plan import SampleKey
+from maskrcnn_coco.data.shared_memory import Parcel, pack
 
 
 def batch_of(**target) -> Batch:

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
+from maskrcnn_coco.data.plan import Plan, aspect_groups
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.plan import Plan, aspect_groups
 
 
 def ids(plan: Plan, step: int) -> list[int]:

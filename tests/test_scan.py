@@ -9,9 +9,9 @@ import torch
 from tiny_run import CLASSES, SIZE, TinyRun, sample, tiny_model
 from torch import nn
 
-from maskrcnn_coco.batch import Batch
 from maskrcnn_coco.components import component_of
-from maskrcnn_coco.plan import SampleKey
+from maskrcnn_coco.data.batch import Batch
+from maskrcnn_coco.data.plan import SampleKey
 from maskrcnn_coco.scan import scan_anchors, scan_images, scan_state, scan_targets
 from maskrcnn_coco.snapshot import take
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskrcnn_coco.data.builtin_shapes import CLASSES, write_shapes
+from maskrcnn_coco.data.masks import decode_mask
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.masks import decode_mask
-from maskrcnn_coco.shapes import CLASSES, write_shapes
 
 
 def digest(folder: Path) -> dict[str, str]:

@@ -11,9 +11,9 @@ from torchvision import tv_tensors
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.v2 import functional as F
 
-from maskrcnn_coco.masks import checked_runs, decode_mask, encode_rle
-from maskrcnn_coco.outlines import Outlines, Runs, draw_masks, move_outlines
-from maskrcnn_coco.transforms import SCALES, Recipe, change_boxes, change_image, draw_recipe, output_size
+from maskrcnn_coco.data.masks import checked_runs, decode_mask, encode_rle
+from maskrcnn_coco.data.outlines import Outlines, Runs, draw_masks, move_outlines
+from maskrcnn_coco.data.transforms import SCALES, Recipe, change_boxes, change_image, draw_recipe, output_size
 
 SIZES = [(97, 140), (128, 128), (333, 91), (64, 250)]
 

@@ -11,7 +11,7 @@ from tiny_run import CLASSES, TinyRun, rates, tiny_model
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from maskrcnn_coco.batch import Batch
+from maskrcnn_coco.data.batch import Batch
 
 NAN, INF = math.nan, math.inf
 BAD = 17

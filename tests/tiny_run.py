@@ -15,13 +15,13 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 
-from maskrcnn_coco.batch import Batch
 from maskrcnn_coco.case import Case, Rig
 from maskrcnn_coco.components import components
+from maskrcnn_coco.data.batch import Batch
+from maskrcnn_coco.data.plan import SampleKey
 from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.guard import Guard
 from maskrcnn_coco.optim import build_optimizer
-from maskrcnn_coco.plan import SampleKey
 from maskrcnn_coco.records import Alarm, StepRecord
 from maskrcnn_coco.snapshot import Ring, Tape, TapeEntry, take
 

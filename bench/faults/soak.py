@@ -52,7 +52,7 @@ def sweep(folder: Path, faults: int, seed: int, only: str, *, each: bool) -> lis
     from chains import Chain
     from soaking import SCENARIOS
 
-    from maskrcnn_coco.shapes import write_shapes
+    from maskrcnn_coco.data.builtin_shapes import write_shapes
 
     torch.set_num_threads(1)
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")

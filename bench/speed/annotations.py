@@ -38,7 +38,7 @@ print("@" + json.dumps([time.perf_counter() - wall, time.process_time() - cpu]))
 """
 READERS = {
     "maskrcnn_coco": (
-        "from maskrcnn_coco.coco import load_coco",
+        "from maskrcnn_coco.data.coco.table import load_coco",
         "t = load_coco(sys.argv[1], '.'); t.annotations_of(7); t.row_of(int(t.image_ids[7]))",
     ),
     "pycocotools COCO": ("from pycocotools.coco import COCO", "COCO(sys.argv[1])"),
@@ -48,7 +48,7 @@ READERS = {
     ),
 }
 _CHECK = (
-    "from maskrcnn_coco.coco import load_coco; from maskrcnn_coco.audit.run import audit; t = load_coco(sys.argv[1], '.')",
+    "from maskrcnn_coco.data.coco.table import load_coco; from maskrcnn_coco.data.audit.checks import audit; t = load_coco(sys.argv[1], '.')",
     "audit(t, images=False)",
 )
 _MEMORY = (
@@ -56,7 +56,7 @@ _MEMORY = (
     + """
 import json, multiprocessing, sys
 import numpy as np
-from maskrcnn_coco.coco import load_coco
+from maskrcnn_coco.data.coco.table import load_coco
 
 def work(table, ready, go, out):
     total = float(np.nansum(table.boxes)) + sum(len(table.segmentation_raw(a)) for a in range(0, len(table.ann_ids), 7))

@@ -31,9 +31,9 @@ import torch
 from torch import nn
 
 from maskrcnn_coco import Config, train
-from maskrcnn_coco.masks import decode_mask
+from maskrcnn_coco.data.builtin_shapes import write_shapes
+from maskrcnn_coco.data.masks import decode_mask
 from maskrcnn_coco.model import build_model, set_sampler
-from maskrcnn_coco.shapes import write_shapes
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[2] / "shared"

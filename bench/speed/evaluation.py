@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 
 from maskrcnn_coco.coco_metrics import METRICS, coco_metrics, ground_truth
-from maskrcnn_coco.masks import encode_rle
+from maskrcnn_coco.data.masks import encode_rle
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "evaluation.md"
 HEIGHT, WIDTH = 480, 640

@@ -33,10 +33,10 @@ from torchvision import tv_tensors
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
-from maskrcnn_coco.coco import load_coco
-from maskrcnn_coco.data import CocoDataset
-from maskrcnn_coco.loading import build_loader
-from maskrcnn_coco.plan import Plan
+from maskrcnn_coco.data.coco.table import load_coco
+from maskrcnn_coco.data.dataset import CocoDataset
+from maskrcnn_coco.data.loader import build_loader
+from maskrcnn_coco.data.plan import Plan
 
 SIZE = (480, 640)
 SIDES = (640, 680, 720, 760, 800)

@@ -27,12 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from pretend_cuda import CUDA, Counts, pretend_cuda, to_device
 
-from maskrcnn_coco.batch import Batch
+from maskrcnn_coco.data.batch import Batch
+from maskrcnn_coco.data.plan import SampleKey
 from maskrcnn_coco.fast import accelerate
 from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.guard import Guard
 from maskrcnn_coco.optim import apply_lr, build_optimizer
-from maskrcnn_coco.plan import SampleKey
 
 SIDE = 128
 WARM = 2

@@ -31,7 +31,7 @@ from tiny_run import tiny_model
 
 from maskrcnn_coco import session as session_module
 from maskrcnn_coco import train, training
-from maskrcnn_coco.data import CocoDataset
+from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import MaskRCNNError
 from maskrcnn_coco.records import StepRecord

@@ -24,7 +24,7 @@ from chains import put_back
 from endings import first_difference, lines_of, result
 from soaking import Attempt, Scenario, fork, wait
 
-from maskrcnn_coco.shapes import write_shapes
+from maskrcnn_coco.data.builtin_shapes import write_shapes
 
 PATIENCE = 90.0
 

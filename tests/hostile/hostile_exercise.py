@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from maskrcnn_coco.audit import repair
-from maskrcnn_coco.audit.quarantine import to_quarantine
-from maskrcnn_coco.audit.run import audit
-from maskrcnn_coco.coco import CocoTable, load_coco
+from maskrcnn_coco.data.audit import repair
+from maskrcnn_coco.data.audit.checks import audit
+from maskrcnn_coco.data.audit.gallery import write_gallery
+from maskrcnn_coco.data.audit.quarantine import to_quarantine
+from maskrcnn_coco.data.coco.table import CocoTable, load_coco
+from maskrcnn_coco.data.images import read_image
+from maskrcnn_coco.data.masks import decode_mask
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.gallery import write_gallery
-from maskrcnn_coco.images import read_image
-from maskrcnn_coco.masks import decode_mask
 
 
 def exercise(json_path: Path, root: Path, *, images: bool = True, out: Path | None = None) -> list[str]:

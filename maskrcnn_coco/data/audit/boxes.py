@@ -6,8 +6,8 @@ from collections import Counter
 
 import numpy as np
 
-from maskrcnn_coco.audit.catalogue import Reporter
-from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.data.audit.catalogue import Reporter
+from maskrcnn_coco.data.coco.table import CocoTable
 
 XYXY_SHARE = 0.2
 """Share of boxes that must leave the image as xywh before xyxy is suspected."""

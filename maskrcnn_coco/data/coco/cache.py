@@ -15,9 +15,9 @@ from pathlib import Path
 
 import msgspec
 
-from maskrcnn_coco.coco import Category, CocoTable, load_coco, restored
-from maskrcnn_coco.cocoentries import Problem
-from maskrcnn_coco.cocoshare import mapped, write_arrays
+from maskrcnn_coco.data.coco.entries import Problem
+from maskrcnn_coco.data.coco.shared_arrays import mapped, write_arrays
+from maskrcnn_coco.data.coco.table import Category, CocoTable, load_coco, restored
 from maskrcnn_coco.folders import cache_folder
 
 VERSION = 1

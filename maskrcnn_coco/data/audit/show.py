@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from maskrcnn_coco.audit.catalogue import CATALOGUE
-from maskrcnn_coco.audit.run import summary
-from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.data.audit.catalogue import CATALOGUE
+from maskrcnn_coco.data.audit.checks import summary
+from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.records import DataFinding
 
 PER_KIND = 5

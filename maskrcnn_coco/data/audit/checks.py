@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-from maskrcnn_coco.audit.agreement import check_agreement
-from maskrcnn_coco.audit.boxes import check_boxes, check_ids, check_labels, check_problems, check_sizes
-from maskrcnn_coco.audit.catalogue import CATALOGUE, Reporter
-from maskrcnn_coco.audit.pixels import Depth, check_images
-from maskrcnn_coco.audit.shapes import measure
-from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.data.audit.agreement import check_agreement
+from maskrcnn_coco.data.audit.boxes import check_boxes, check_ids, check_labels, check_problems, check_sizes
+from maskrcnn_coco.data.audit.catalogue import CATALOGUE, Reporter
+from maskrcnn_coco.data.audit.pixels import Depth, check_images
+from maskrcnn_coco.data.audit.segmentations import measure
+from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.records import DataFinding
 
 _ORDER = {"error": 0, "warning": 1, "info": 2}

@@ -8,11 +8,11 @@ from itertools import chain
 import msgspec
 import numpy as np
 
-from maskrcnn_coco.audit.catalogue import Reporter
-from maskrcnn_coco.audit.geometry import Rings, boxes_of_runs
-from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.data.audit.catalogue import Reporter
+from maskrcnn_coco.data.audit.geometry import Rings, boxes_of_runs
+from maskrcnn_coco.data.coco.table import CocoTable
+from maskrcnn_coco.data.masks import MAX_WALK, checked_runs, decode_mask
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.masks import MAX_WALK, checked_runs, decode_mask
 
 CHUNK = 20_000
 CROSSING_SAMPLE = 60_000

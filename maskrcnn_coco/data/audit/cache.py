@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from maskrcnn_coco.audit.pixels import file_state
-from maskrcnn_coco.audit.run import audit
-from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.data.audit.checks import audit
+from maskrcnn_coco.data.audit.pixels import file_state
+from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.folders import cache_folder
 from maskrcnn_coco.records import DataFinding, to_json
 from maskrcnn_coco.system.files import write_text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.records import DataFinding
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn_coco.cocoentries import AnnotationEntry, CategoryEntry, Entries, ImageEntry, Problem
-from maskrcnn_coco.cocofile import SHAPE, read_text
-from maskrcnn_coco.cocoparse import parse
-from maskrcnn_coco.cocoshare import SharedArrays, Texts
+from maskrcnn_coco.data.coco.entries import AnnotationEntry, CategoryEntry, Entries, ImageEntry, Problem
+from maskrcnn_coco.data.coco.file import SHAPE, read_text
+from maskrcnn_coco.data.coco.parse import parse
+from maskrcnn_coco.data.coco.shared_arrays import SharedArrays, Texts
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.system.garbage import without_garbage_collection
 from maskrcnn_coco.texts import clean

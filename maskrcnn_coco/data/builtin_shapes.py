@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from maskrcnn_coco.data.masks import encode_rle
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.masks import encode_rle
 
 CLASSES = ("circle", "square", "triangle")
 """Category n + 1 is CLASSES[n]."""

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskrcnn_coco.batch import Batch
-from maskrcnn_coco.outlines import Outlines
+from maskrcnn_coco.data.batch import Batch
+from maskrcnn_coco.data.outlines import Outlines
 
 _ALIGN = 64
 _SPARSE_FROM = 1 << 16

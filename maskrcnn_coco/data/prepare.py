@@ -16,8 +16,8 @@ from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.records import DataFinding
 
 if TYPE_CHECKING:
-    from maskrcnn_coco.coco import CocoTable
     from maskrcnn_coco.config.settings import Config
+    from maskrcnn_coco.data.coco.table import CocoTable
 
 SPLIT = 0.15
 """Share of the images held back for validation where no validation set is given."""
@@ -80,9 +80,9 @@ def open_data(config: Config) -> RunData:
     Raises:
         DataError: no such folder or file, not COCO, no images.
     """
-    from maskrcnn_coco.coco import load_coco
-    from maskrcnn_coco.layouts import find_data, split
-    from maskrcnn_coco.shapes import write_shapes
+    from maskrcnn_coco.data.builtin_shapes import write_shapes
+    from maskrcnn_coco.data.coco.table import load_coco
+    from maskrcnn_coco.data.layouts import find_data, split
 
     if config.data is None:
         train_json, val_json = write_shapes(shapes_folder())
@@ -114,8 +114,8 @@ def check_data(data: RunData, config: Config) -> None:
     """
     if data.train is None:
         return
-    from maskrcnn_coco.audit.cache import audit_parts
-    from maskrcnn_coco.audit.quarantine import require_usable, to_quarantine
+    from maskrcnn_coco.data.audit.cache import audit_parts
+    from maskrcnn_coco.data.audit.quarantine import require_usable, to_quarantine
 
     data.findings, data.val_findings = audit_parts(data.train, data.val)
     require_usable(data.train, data.findings)

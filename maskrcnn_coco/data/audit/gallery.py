@@ -12,12 +12,12 @@ import numpy as np
 from jinja2 import Environment
 from PIL import Image, ImageDraw
 
-from maskrcnn_coco.audit.catalogue import CATALOGUE
-from maskrcnn_coco.audit.run import summary
-from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.data.audit.catalogue import CATALOGUE
+from maskrcnn_coco.data.audit.checks import summary
+from maskrcnn_coco.data.coco.table import CocoTable
+from maskrcnn_coco.data.images import read_image
+from maskrcnn_coco.data.masks import decode_mask
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.images import read_image
-from maskrcnn_coco.masks import decode_mask
 from maskrcnn_coco.records import DataFinding
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.texts import clean

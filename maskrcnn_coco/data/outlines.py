@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskrcnn_coco.transforms import Recipe
+from maskrcnn_coco.data.transforms import Recipe
 
 FARTHEST = 1e6
 """Pixels; coordinates beyond are not handed to native code."""

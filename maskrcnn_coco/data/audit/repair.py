@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from maskrcnn_coco.audit.boxes import repeated
-from maskrcnn_coco.audit.clip import clip_polygon
-from maskrcnn_coco.coco import CocoTable
-from maskrcnn_coco.cocofile import read_text
-from maskrcnn_coco.cocoparse import mended
+from maskrcnn_coco.data.audit.boxes import repeated
+from maskrcnn_coco.data.audit.clip import clip_polygon
+from maskrcnn_coco.data.coco.file import read_text
+from maskrcnn_coco.data.coco.parse import mended
+from maskrcnn_coco.data.coco.table import CocoTable
+from maskrcnn_coco.data.masks import decode_mask
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.masks import decode_mask
 from maskrcnn_coco.records import DataFinding, to_json
 from maskrcnn_coco.system.files import write_bytes
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from maskrcnn_coco.audit.catalogue import Reporter
-from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.data.audit.catalogue import Reporter
+from maskrcnn_coco.data.coco.table import CocoTable
+from maskrcnn_coco.data.images import MAX_PIXELS, open_inside, probe
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.images import MAX_PIXELS, open_inside, probe
 
 Depth = Literal["none", "headers", "all"]
 

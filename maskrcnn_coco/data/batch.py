@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskrcnn_coco.data.outlines import Outlines
+from maskrcnn_coco.data.plan import SampleKey
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.outlines import Outlines
-from maskrcnn_coco.plan import SampleKey
 
 Target = dict[str, Any]
 

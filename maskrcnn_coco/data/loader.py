@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from maskrcnn_coco.batch import Batch, SampleError, Source, make_batch
+from maskrcnn_coco.data.batch import Batch, SampleError, Source, make_batch
+from maskrcnn_coco.data.plan import Plan, SampleKey
+from maskrcnn_coco.data.shared_memory import Parcel, pack
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.parcel import Parcel, pack
-from maskrcnn_coco.plan import Plan, SampleKey
 
 RESPAWNS = 3
 """How often in a row dead or silent workers are replaced before the loader gives up."""

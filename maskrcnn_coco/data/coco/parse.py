@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from maskrcnn_coco.cocoentries import (
+from maskrcnn_coco.data.coco.entries import (
     ABSENT,
     SIDE_LIMIT,
     AnnotationEntry,
@@ -21,7 +21,7 @@ from maskrcnn_coco.cocoentries import (
     ImageEntry,
     LooseReader,
 )
-from maskrcnn_coco.cocofile import SHAPE
+from maskrcnn_coco.data.coco.file import SHAPE
 from maskrcnn_coco.errors import DataError
 
 

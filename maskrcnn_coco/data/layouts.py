@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from maskrcnn_coco.coco import CocoTable
-from maskrcnn_coco.cocokept import load_kept
+from maskrcnn_coco.data.coco.cache import load_kept
+from maskrcnn_coco.data.coco.table import CocoTable
+from maskrcnn_coco.data.images import probe
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.images import probe
 from maskrcnn_coco.texts import clean
 
 ROBOFLOW = "_annotations.coco.json"

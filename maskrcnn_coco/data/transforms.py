@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from maskrcnn_coco.plan import mix
+from maskrcnn_coco.data.plan import mix
 
 FLIP = 0.5
 """Probability of a horizontal flip."""

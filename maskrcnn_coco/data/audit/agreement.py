@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from maskrcnn_coco.audit.catalogue import Reporter
-from maskrcnn_coco.audit.geometry import overlap
-from maskrcnn_coco.audit.shapes import Shapes
-from maskrcnn_coco.coco import CocoTable
+from maskrcnn_coco.data.audit.catalogue import Reporter
+from maskrcnn_coco.data.audit.geometry import overlap
+from maskrcnn_coco.data.audit.segmentations import Shapes
+from maskrcnn_coco.data.coco.table import CocoTable
 
 SLACK = 3.0
 """Pixels by which box sides may differ from the mask's before overlap counts: rounding, half-pixel conventions."""

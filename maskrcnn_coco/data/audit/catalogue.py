@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from maskrcnn_coco.coco import CocoTable
-from maskrcnn_coco.cocoentries import Problem
+from maskrcnn_coco.data.coco.entries import Problem
+from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.records import DataFinding
 from maskrcnn_coco.texts import clean
 

@@ -1,0 +1,1 @@
+"""The annotation file, columnar."""
