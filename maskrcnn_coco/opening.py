@@ -21,12 +21,12 @@ from maskrcnn_coco.data.transforms import SCALES
 from maskrcnn_coco.deferred import late_reads
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.fast import takes_outlines
-from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.guard import Guard
 from maskrcnn_coco.introduction import introduce, prepare_folders
-from maskrcnn_coco.model import build_model, set_sampler
-from maskrcnn_coco.optim import Schedule, build_optimizer
+from maskrcnn_coco.model.build import build_model, set_sampler
+from maskrcnn_coco.model.fast.accelerate import takes_outlines
+from maskrcnn_coco.model.forward import Forward
+from maskrcnn_coco.model.optim import Schedule, build_optimizer
 from maskrcnn_coco.quickcheck import quick_check
 from maskrcnn_coco.resume import find_together, restore_run, with_saved_settings
 from maskrcnn_coco.session import Observer, Session

@@ -65,7 +65,7 @@ def replay_case(path: Path, *, seconds: float = SECONDS) -> list[Finding]:
     Raises:
         CheckpointError: damaged, or not a case.
     """
-    from maskrcnn_coco.rigging import rig_from_settings
+    from maskrcnn_coco.model.rig import rig_from_settings
 
     state: dict[str, Any] = {}
     case = load_case(path, lambda settings: rig_from_settings(settings, state))
@@ -84,10 +84,10 @@ def diagnose_checkpoint(path: Path) -> list[Finding]:
         CheckpointError: no such file.
     """
     from maskrcnn_coco.components import component_of
-    from maskrcnn_coco.model import build_from_state
+    from maskrcnn_coco.model.build import build_from_state
+    from maskrcnn_coco.model.weights import detector_state, read_weights
     from maskrcnn_coco.scan import scan_state
     from maskrcnn_coco.snapshot import Snapshot
-    from maskrcnn_coco.weights import detector_state, read_weights
 
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}", fix="name a checkpoint, an incident or a run folder")

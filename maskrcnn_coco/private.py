@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.case import Rig
-from maskrcnn_coco.forward import keep_fp32
+from maskrcnn_coco.model.forward import keep_fp32
 
 
 class FixedScale:

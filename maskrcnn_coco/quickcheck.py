@@ -20,7 +20,7 @@ from maskrcnn_coco.data.batch import make_batch
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.folders import cache_folder
 from maskrcnn_coco.limits import CEILING, STRIDE, Limit, judge, rising, settle
-from maskrcnn_coco.optim import build_optimizer
+from maskrcnn_coco.model.optim import build_optimizer
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.system.precision import make_scaler

@@ -20,7 +20,7 @@ from maskrcnn_coco.case import Case, Rig
 from maskrcnn_coco.facts import Outcome
 from maskrcnn_coco.locate import Located, located_run
 from maskrcnn_coco.measure import Layout
-from maskrcnn_coco.optim import lower_weight_decay
+from maskrcnn_coco.model.optim import lower_weight_decay
 from maskrcnn_coco.private import Counted, FixedScale, forked_random, kept_fp32, own
 from maskrcnn_coco.readings import gradient_digest, read_norms
 from maskrcnn_coco.snapshot import Snapshot, TapeEntry, restore

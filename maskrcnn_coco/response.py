@@ -17,13 +17,13 @@ from maskrcnn_coco.diagnosis import investigate
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import CheckpointError, GuardStop
 from maskrcnn_coco.facts import StateFault
-from maskrcnn_coco.forward import keep_fp32
 from maskrcnn_coco.incidents import save_case
-from maskrcnn_coco.optim import lower_weight_decay
+from maskrcnn_coco.model.forward import keep_fp32
+from maskrcnn_coco.model.optim import lower_weight_decay
+from maskrcnn_coco.model.rig import rig_of, settings_of
 from maskrcnn_coco.readings import optimizer_names
 from maskrcnn_coco.records import Action, Alarm, Evidence, Finding, Incident, plain, record_from
 from maskrcnn_coco.resume import load_state
-from maskrcnn_coco.rigging import rig_of, settings_of
 from maskrcnn_coco.scan import scan_state
 from maskrcnn_coco.session import Session
 from maskrcnn_coco.snapshot import Snapshot, restore

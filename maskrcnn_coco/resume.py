@@ -12,8 +12,8 @@ import msgspec
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.forward import keep_fp32
 from maskrcnn_coco.incidents import read_incidents, set_aside
+from maskrcnn_coco.model.forward import keep_fp32
 from maskrcnn_coco.recordlines import read_metrics
 from maskrcnn_coco.records import Action, Culprit, Evidence, Incident, StepRecord, record_from
 from maskrcnn_coco.session import Progress, Session

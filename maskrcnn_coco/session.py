@@ -25,10 +25,10 @@ from maskrcnn_coco.data.prepare import RunData, write_quarantine
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluate import EvalResult
-from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.guard import Guard
 from maskrcnn_coco.incidents import write_incident
-from maskrcnn_coco.optim import Schedule, apply_lr
+from maskrcnn_coco.model.forward import Forward
+from maskrcnn_coco.model.optim import Schedule, apply_lr
 from maskrcnn_coco.records import Alarm, EpochRecord, EvalRecord, Incident, StepRecord
 from maskrcnn_coco.recovery import Limits
 from maskrcnn_coco.showcase import save_incident_images

@@ -21,11 +21,11 @@ from maskrcnn_coco.data.prepare import read_quarantine
 from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.facts import LOSS_FACTOR, NO_HISTORY_LOSS, Outcome
 from maskrcnn_coco.incidents import load_case, read_incidents
-from maskrcnn_coco.optim import Schedule
+from maskrcnn_coco.model.optim import Schedule
+from maskrcnn_coco.model.rig import rig_from_settings
 from maskrcnn_coco.records import Incident, Result, StepRecord, to_json
 from maskrcnn_coco.recovery import DATA
 from maskrcnn_coco.replay import Replay
-from maskrcnn_coco.rigging import rig_from_settings
 from maskrcnn_coco.runfiles import read_run
 
 

@@ -12,9 +12,9 @@ from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.data.batch import make_batch
 from maskrcnn_coco.data.prepare import RunData
 from maskrcnn_coco.distributed.ranks import Ranks
-from maskrcnn_coco.forward import Forward
+from maskrcnn_coco.model.forward import Forward
+from maskrcnn_coco.model.optim import build_optimizer
 from maskrcnn_coco.opening import is_quick, make_model, make_plan, sources
-from maskrcnn_coco.optim import build_optimizer
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.precision import make_scaler, resolve_amp
 from maskrcnn_coco.trials import Lab, Task

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from maskrcnn_coco import Config, train
-from maskrcnn_coco.model import build_model
+from maskrcnn_coco.model.build import build_model
 from maskrcnn_coco.records import Result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from maskrcnn_coco.model import build_model
+from maskrcnn_coco.model.build import build_model
 
 
 def detector() -> torch.nn.Module:

@@ -12,7 +12,7 @@ import torch
 from maskrcnn_coco import doctor, store
 from maskrcnn_coco.config.settings import MODELS
 from maskrcnn_coco.console import Console
-from maskrcnn_coco.model import build_model
+from maskrcnn_coco.model.build import build_model
 from maskrcnn_coco.records import to_json
 
 

@@ -22,7 +22,7 @@ from maskrcnn_coco.detect import _painted, infer
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evalset import as_eval_set
 from maskrcnn_coco.evaluate import detect, evaluate_model, score
-from maskrcnn_coco.model import build_model
+from maskrcnn_coco.model.build import build_model
 
 pytestmark = pytest.mark.filterwarnings(ORACLE_WARNING)
 

@@ -13,13 +13,13 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
-from maskrcnn_coco.fast import accelerate
 from maskrcnn_coco.fast_masks import mask_targets
-from maskrcnn_coco.fast_norm import FastFrozenNorm
-from maskrcnn_coco.fast_pool import FastPool
-from maskrcnn_coco.fast_sampler import FastMatcher, draw
-from maskrcnn_coco.model import build_model
-from maskrcnn_coco.optim import apply_lr, build_optimizer
+from maskrcnn_coco.model.build import build_model
+from maskrcnn_coco.model.fast.accelerate import accelerate
+from maskrcnn_coco.model.fast.norm import FastFrozenNorm
+from maskrcnn_coco.model.fast.roi_align import FastPool
+from maskrcnn_coco.model.fast.sampler import FastMatcher, draw
+from maskrcnn_coco.model.optim import apply_lr, build_optimizer
 
 SIDE = 128
 

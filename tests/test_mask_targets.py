@@ -9,7 +9,7 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from maskrcnn_coco.data.masks import checked_runs, encode_rle
 from maskrcnn_coco.data.outlines import Outline, Outlines, Runs, draw_masks, move_outlines
 from maskrcnn_coco.data.transforms import Recipe
-from maskrcnn_coco.mask_targets import outline_targets
+from maskrcnn_coco.model.fast.mask_targets import outline_targets
 from tests.test_transforms import blob, ring
 
 SIZE = (300, 400)

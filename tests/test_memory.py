@@ -15,7 +15,7 @@ from maskrcnn_coco.console import Console
 from maskrcnn_coco.data.prepare import open_data
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.forward import Forward
+from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.opening import resolve_run
 from maskrcnn_coco.store import newest_intact, peek
 from maskrcnn_coco.system import memory

@@ -11,12 +11,12 @@ import torchvision
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from maskrcnn_coco import model as models
-from maskrcnn_coco import weights
 from maskrcnn_coco.components import component_of, components, plain_name
 from maskrcnn_coco.config.settings import MODELS
 from maskrcnn_coco.errors import CheckpointError, ConfigError
-from maskrcnn_coco.model import build_from_state, build_model, load_for_inference
+from maskrcnn_coco.model import build as models
+from maskrcnn_coco.model import weights
+from maskrcnn_coco.model.build import build_from_state, build_model, load_for_inference
 from maskrcnn_coco.records import COMPONENTS
 
 SMALL = "maskrcnn_resnet18_fpn"

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.model import build_model
-from maskrcnn_coco.optim import Schedule, apply_lr, build_optimizer, zero_state
+from maskrcnn_coco.model.build import build_model
+from maskrcnn_coco.model.optim import Schedule, apply_lr, build_optimizer, zero_state
 from maskrcnn_coco.records import COMPONENTS
 
 

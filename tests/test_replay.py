@@ -7,7 +7,7 @@ import torch
 from tiny_faults import BAD, pixels, put
 from tiny_run import TinyRun, rates, tiny_model
 
-from maskrcnn_coco.forward import keep_fp32
+from maskrcnn_coco.model.forward import keep_fp32
 from maskrcnn_coco.private import own
 from maskrcnn_coco.records import Alarm
 from maskrcnn_coco.replay import Replay

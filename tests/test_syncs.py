@@ -15,15 +15,15 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import MultiScaleRoIAlign, nms
 from torchvision.ops.boxes import _batched_nms_vanilla
 
-from maskrcnn_coco import fast_nms
 from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.plan import SampleKey
-from maskrcnn_coco.fast import accelerate
-from maskrcnn_coco.fast_pool import FastPool
-from maskrcnn_coco.fast_rpn import FastRPN
-from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.guard import Guard
-from maskrcnn_coco.optim import apply_lr, build_optimizer
+from maskrcnn_coco.model.fast import nms as fast_nms
+from maskrcnn_coco.model.fast.accelerate import accelerate
+from maskrcnn_coco.model.fast.roi_align import FastPool
+from maskrcnn_coco.model.fast.rpn import FastRPN
+from maskrcnn_coco.model.forward import Forward
+from maskrcnn_coco.model.optim import apply_lr, build_optimizer
 from maskrcnn_coco.snapshot import take
 
 READS = 3

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.optim import build_optimizer
+from maskrcnn_coco.model.optim import build_optimizer
 from maskrcnn_coco.trials import Task
 
 

@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 
 import maskrcnn_coco.content
-import maskrcnn_coco.forward
+import maskrcnn_coco.model.forward
 import maskrcnn_coco.response
 import maskrcnn_coco.session
 import maskrcnn_coco.system.precision

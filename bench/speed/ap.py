@@ -33,7 +33,7 @@ from torch import nn
 from maskrcnn_coco import Config, train
 from maskrcnn_coco.data.builtin_shapes import write_shapes
 from maskrcnn_coco.data.masks import decode_mask
-from maskrcnn_coco.model import build_model, set_sampler
+from maskrcnn_coco.model.build import build_model, set_sampler
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[2] / "shared"

@@ -20,7 +20,7 @@ import torch
 from step import MODELS, make_batch, make_model, only, own_step
 from torch import nn
 
-from maskrcnn_coco.fast import accelerate
+from maskrcnn_coco.model.fast.accelerate import accelerate
 from maskrcnn_coco.system.precision import bf16_is_native
 
 HEADS = ("rpn.head", "roi_heads.box_head", "roi_heads.mask_head", "roi_heads.mask_predictor")

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from maskrcnn_coco.fast import accelerate
+from maskrcnn_coco.model.fast.accelerate import accelerate
 from maskrcnn_coco.system.precision import bf16_is_native
 
 Step = Callable[[int], None]

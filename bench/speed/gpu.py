@@ -25,10 +25,10 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.plan import SampleKey
-from maskrcnn_coco.fast import accelerate
-from maskrcnn_coco.forward import Forward
 from maskrcnn_coco.guard import Guard
-from maskrcnn_coco.optim import apply_lr, build_optimizer
+from maskrcnn_coco.model.fast.accelerate import accelerate
+from maskrcnn_coco.model.forward import Forward
+from maskrcnn_coco.model.optim import apply_lr, build_optimizer
 from maskrcnn_coco.system.precision import autocast, make_scaler
 
 OBJECTS = 7

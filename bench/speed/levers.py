@@ -22,7 +22,6 @@ from step import LR, MODELS, make_batch, make_model, only, own_step
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from maskrcnn_coco.architecture import freeze
 from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.builtin_shapes import write_shapes
 from maskrcnn_coco.data.coco.table import load_coco
@@ -30,10 +29,11 @@ from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.data.loader import build_loader
 from maskrcnn_coco.data.plan import Plan
 from maskrcnn_coco.data.shared_memory import pack
-from maskrcnn_coco.fast import accelerate
 from maskrcnn_coco.guard import Guard
-from maskrcnn_coco.model import build_model
-from maskrcnn_coco.optim import apply_lr, build_optimizer
+from maskrcnn_coco.model.architecture import freeze
+from maskrcnn_coco.model.build import build_model
+from maskrcnn_coco.model.fast.accelerate import accelerate
+from maskrcnn_coco.model.optim import apply_lr, build_optimizer
 from maskrcnn_coco.system.precision import autocast, bf16_is_native
 
 BATCHES = 12

@@ -20,9 +20,9 @@ from scaling import Setting
 from step import make_batch, only, own_step, small_model
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
-from maskrcnn_coco.fast import accelerate
 from maskrcnn_coco.fast_masks import mask_targets
-from maskrcnn_coco.mask_targets import outline_targets
+from maskrcnn_coco.model.fast.accelerate import accelerate
+from maskrcnn_coco.model.fast.mask_targets import outline_targets
 from maskrcnn_coco.system.precision import bf16_is_native
 from maskrcnn_coco.targets import Limits, check
 

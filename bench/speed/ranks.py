@@ -23,9 +23,9 @@ import torch
 from step import LR, MODELS, make_batch, make_model
 
 from maskrcnn_coco.distributed.ranks import Ranks
-from maskrcnn_coco.fast import accelerate
 from maskrcnn_coco.guard import Guard
-from maskrcnn_coco.optim import apply_lr, build_optimizer
+from maskrcnn_coco.model.fast.accelerate import accelerate
+from maskrcnn_coco.model.optim import apply_lr, build_optimizer
 from maskrcnn_coco.team import TeamGuard
 
 VARIANTS = {

@@ -22,7 +22,7 @@ import common
 import torch
 from step import make_batch, only, own_step, reference_step, small_model
 
-from maskrcnn_coco.fast import accelerate
+from maskrcnn_coco.model.fast.accelerate import accelerate
 from maskrcnn_coco.system.precision import bf16_is_native
 
 Setting = tuple[int, int, int]

@@ -15,9 +15,9 @@ from maskrcnn_coco.components import components
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.data.batch import make_batch
-from maskrcnn_coco.forward import Forward
-from maskrcnn_coco.model import build_from_state, set_sampler
-from maskrcnn_coco.optim import build_optimizer
+from maskrcnn_coco.model.build import build_from_state, set_sampler
+from maskrcnn_coco.model.forward import Forward
+from maskrcnn_coco.model.optim import build_optimizer
 from maskrcnn_coco.private import own
 from maskrcnn_coco.session import Session
 from maskrcnn_coco.system.backends import compiled_modules, run_eagerly

@@ -11,14 +11,14 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
-from maskrcnn_coco.fast_coder import FastBoxCoder
-from maskrcnn_coco.fast_norm import FastFrozenNorm
-from maskrcnn_coco.fast_pool import FastPool
-from maskrcnn_coco.fast_rcnn import FastFasterRCNN, FastMaskRCNN
-from maskrcnn_coco.fast_roi import FastRoIHeads
-from maskrcnn_coco.fast_rpn import FastRPN
-from maskrcnn_coco.fast_sampler import FastMatcher
-from maskrcnn_coco.fast_transform import FastTransform
+from maskrcnn_coco.model.fast.box_coder import FastBoxCoder
+from maskrcnn_coco.model.fast.norm import FastFrozenNorm
+from maskrcnn_coco.model.fast.rcnn import FastFasterRCNN, FastMaskRCNN
+from maskrcnn_coco.model.fast.roi_align import FastPool
+from maskrcnn_coco.model.fast.roi_heads import FastRoIHeads
+from maskrcnn_coco.model.fast.rpn import FastRPN
+from maskrcnn_coco.model.fast.sampler import FastMatcher
+from maskrcnn_coco.model.fast.transform import FastTransform
 
 FASTER: dict[type, type] = {
     MultiScaleRoIAlign: FastPool,

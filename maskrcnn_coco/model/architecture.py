@@ -15,8 +15,8 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPH
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
-from maskrcnn_coco.boxmath import Float32Predictor, Float32RPNHead
 from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.model.predictors import Float32Predictor, Float32RPNHead
 
 NormLayer = Callable[[int], nn.Module]
 DEFAULT_FREEZE = 2

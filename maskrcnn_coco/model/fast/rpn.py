@@ -16,8 +16,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
 from torchvision.ops import boxes as box_ops
 
-from maskrcnn_coco import fast_nms
-from maskrcnn_coco.fast_sampler import Sample, draw, pick, tally
+from maskrcnn_coco.model.fast import nms as fast_nms
+from maskrcnn_coco.model.fast.sampler import Sample, draw, pick, tally
 
 Found = tuple[list[Tensor], list[Tensor]]
 """Boxes (n, 4) and scores (n,) of each image."""

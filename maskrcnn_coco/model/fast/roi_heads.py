@@ -13,9 +13,9 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from maskrcnn_coco.fast_masks import mask_targets
-from maskrcnn_coco.fast_pool import FastPool, flatten, sort_boxes
-from maskrcnn_coco.fast_sampler import Sample, draw
-from maskrcnn_coco.mask_targets import outline_targets
+from maskrcnn_coco.model.fast.mask_targets import outline_targets
+from maskrcnn_coco.model.fast.roi_align import FastPool, flatten, sort_boxes
+from maskrcnn_coco.model.fast.sampler import Sample, draw
 
 Target = dict[str, Any]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from maskrcnn_coco.fast_rpn import FastRPN
+from maskrcnn_coco.model.fast.rpn import FastRPN
 
 
 class _Fast(GeneralizedRCNN):

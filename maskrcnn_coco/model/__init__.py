@@ -1,0 +1,1 @@
+"""Mask R-CNN for K classes; one step of it as a pure function."""

@@ -1,0 +1,1 @@
+"""torchvision's loops, batched, same numbers; torchvision's own file names."""
