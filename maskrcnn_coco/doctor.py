@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from maskrcnn_coco import store
+from maskrcnn_coco.checkpoint import store
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.system.memory import main_memory

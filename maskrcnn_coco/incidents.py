@@ -159,7 +159,7 @@ def load_case(path: str | Path, build_rig: Callable[[dict[str, Any]], Rig]) -> C
     Raises:
         CheckpointError: no such file, damaged, or not a case.
     """
-    from maskrcnn_coco.archive import open_regular, read
+    from maskrcnn_coco.checkpoint.archive import open_regular, read
 
     path = Path(path)
     with open_regular(path) as file:

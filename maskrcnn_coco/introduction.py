@@ -8,13 +8,13 @@ from pathlib import Path
 import msgspec
 import torch
 
-from maskrcnn_coco.checkpoint import Saver
+from maskrcnn_coco.checkpoint.lock import require_free, run_lock
+from maskrcnn_coco.checkpoint.saver import Saver
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import dump_config
 from maskrcnn_coco.data.prepare import complaints
 from maskrcnn_coco.folders import fresh_folder, keep_folder, started_at
 from maskrcnn_coco.runfiles import write_run_info
-from maskrcnn_coco.runlock import require_free, run_lock
 from maskrcnn_coco.session import Session
 from maskrcnn_coco.system import environment
 from maskrcnn_coco.system.files import write_text

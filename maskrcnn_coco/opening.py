@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskrcnn_coco.checkpoint import Saver
+from maskrcnn_coco.checkpoint.saver import Saver
 from maskrcnn_coco.components import components
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import Config

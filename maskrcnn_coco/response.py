@@ -12,6 +12,7 @@ from typing import Any
 
 from maskrcnn_coco import recovery
 from maskrcnn_coco.case import Case
+from maskrcnn_coco.checkpoint.store import by_age, load
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis import investigate
 from maskrcnn_coco.distributed.ranks import Ranks
@@ -27,7 +28,6 @@ from maskrcnn_coco.resume import load_state
 from maskrcnn_coco.scan import scan_state
 from maskrcnn_coco.session import Session
 from maskrcnn_coco.snapshot import Snapshot, restore
-from maskrcnn_coco.store import by_age, load
 from maskrcnn_coco.system.backends import run_eagerly, use_libraries
 
 DECISIONS = ("incidents", "quarantine", "quarantine_annotations", "lr_factors", "weight_decay", "fp32_modules")

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from maskrcnn_coco.checkpoint.store import load, load_newest
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import CheckpointError
@@ -18,7 +19,6 @@ from maskrcnn_coco.recordlines import read_metrics
 from maskrcnn_coco.records import Action, Culprit, Evidence, Incident, StepRecord, record_from
 from maskrcnn_coco.session import Progress, Session
 from maskrcnn_coco.snapshot import restore_optimizer
-from maskrcnn_coco.store import load, load_newest
 from maskrcnn_coco.system import environment
 from maskrcnn_coco.system.backends import run_eagerly, use_libraries
 

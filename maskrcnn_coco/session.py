@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskrcnn_coco.checkpoint import Saver
+from maskrcnn_coco.checkpoint.saver import Saver
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.data.batch import Batch

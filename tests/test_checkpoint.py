@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "faults"))
 
 from states import digest, state_at
 
-from maskrcnn_coco import store
-from maskrcnn_coco.checkpoint import Saver
-from maskrcnn_coco.content import check_model, epoch_name, plain_copy
+from maskrcnn_coco.checkpoint import store
+from maskrcnn_coco.checkpoint.content import check_model, epoch_name, plain_copy
+from maskrcnn_coco.checkpoint.saver import Saver
+from maskrcnn_coco.checkpoint.store import checkpoints, load, load_newest, newest_intact, peek, save, verify
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.store import checkpoints, load, load_newest, newest_intact, peek, save, verify
 from maskrcnn_coco.system import files as durable
 
 

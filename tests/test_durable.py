@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from maskrcnn_coco.checkpoint.lock import require_free, run_lock
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.runlock import require_free, run_lock
 from maskrcnn_coco.system import files as durable
 from maskrcnn_coco.system.files import Sink, link_atomically, remove_leftovers, write_atomically
 
@@ -111,7 +111,7 @@ def test_only_our_leftovers_are_removed(tmp_path: Path):
 
 
 HOLD = (
-    "import sys, time; from maskrcnn_coco.runlock import run_lock\n"
+    "import sys, time; from maskrcnn_coco.checkpoint.lock import run_lock\n"
     "with run_lock(sys.argv[1]):\n    print('held', flush=True); time.sleep(60)"
 )
 

@@ -193,7 +193,7 @@ def test_a_lowered_weight_decay_outlives_a_roll_back(tmp_path):
 
 def test_a_finite_but_poisoned_checkpoint_is_passed_over_for_an_older_one(tmp_path):
     """Adam's second moments went through half precision: the file is intact and finite, and ruins the run."""
-    from maskrcnn_coco.store import load, peek, save
+    from maskrcnn_coco.checkpoint.store import load, peek, save
 
     adam = {"optimizer": "adamw", "lr": 1e-4}
     train(config(None, tmp_path, epochs=2, **adam), model=small_model(classes=2), train_data=OwnData())

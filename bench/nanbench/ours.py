@@ -15,14 +15,14 @@ from unittest import mock
 
 import torch
 
-import maskrcnn_coco.content
+import maskrcnn_coco.checkpoint.content
 import maskrcnn_coco.model.forward
 import maskrcnn_coco.response
 import maskrcnn_coco.session
 import maskrcnn_coco.system.precision
 from maskrcnn_coco import Config, train
+from maskrcnn_coco.checkpoint.store import load, peek, save
 from maskrcnn_coco.records import Incident, StepRecord, plain
-from maskrcnn_coco.store import load, peek, save
 from nanbench.scenario import Outcome
 from nanbench.scene import BATCH, EPOCHS, STEPS, Live, Scene
 

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import torch
 import torchvision
 
-from maskrcnn_coco.checkpoint import Saver
-from maskrcnn_coco.runlock import run_lock
-from maskrcnn_coco.store import load
+from maskrcnn_coco.checkpoint.lock import run_lock
+from maskrcnn_coco.checkpoint.saver import Saver
+from maskrcnn_coco.checkpoint.store import load
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "checkpoint.md"
 EVERY_SECONDS = 60

@@ -86,7 +86,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path} holds no state dict", got=type(state).__name__, expected="tensors by name")
     if "format" in state and "model" in state:
-        from maskrcnn_coco import checkpoint
+        from maskrcnn_coco.checkpoint import saver as checkpoint
 
         return checkpoint.load(path)
     return dict(state)

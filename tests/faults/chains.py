@@ -17,8 +17,8 @@ from typing import Any
 from endings import first_difference, lines_of, result
 from soaking import IN_WORKERS, INNER, Attempt, Inner, Scenario, fork, wait
 
+from maskrcnn_coco.checkpoint.store import checkpoints, load, newest_intact
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.store import checkpoints, load, newest_intact
 
 EPOCHS = 3
 PATIENCE = 60.0

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from states import digest, state_at
 
-from maskrcnn_coco.checkpoint import Saver
+from maskrcnn_coco.checkpoint.saver import Saver
+from maskrcnn_coco.checkpoint.store import load, load_newest, newest_intact, verify
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.store import load, load_newest, newest_intact, verify
 
 
 class Damaged(NamedTuple):

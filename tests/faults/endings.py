@@ -8,7 +8,7 @@ from typing import Any
 
 from states import digest
 
-from maskrcnn_coco.store import load_newest
+from maskrcnn_coco.checkpoint.store import load_newest
 
 TIMES = ("seconds", "images_per_second", "train_seconds", "epoch_began_seconds")
 """Readings of the clock."""

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from states import state_at
 
-from maskrcnn_coco import archive
+from maskrcnn_coco.checkpoint import archive
+from maskrcnn_coco.checkpoint.store import load, save
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.store import load, save
 
 Payload = Callable[[Path], bytes | None]
 PAYLOADS: dict[str, Payload] = {}

@@ -19,8 +19,8 @@ from typing import Any
 from saving import SCENARIOS, Scenario, do, prepare
 from states import digest, state_at
 
-from maskrcnn_coco.checkpoint import Saver
-from maskrcnn_coco.store import load_newest
+from maskrcnn_coco.checkpoint.saver import Saver
+from maskrcnn_coco.checkpoint.store import load_newest
 
 Op = tuple[Any, ...]  # ("write", inode, bytes) | ("sync", inode) | ("names", {name: inode | None}) | ("sync names",)
 Disk = dict[str, bytes]

@@ -25,10 +25,10 @@ from typing import NamedTuple
 import torch
 from states import digest, state_at
 
-from maskrcnn_coco.checkpoint import Saver
+from maskrcnn_coco.checkpoint.lock import run_lock
+from maskrcnn_coco.checkpoint.saver import Saver
+from maskrcnn_coco.checkpoint.store import checkpoints, load, load_newest
 from maskrcnn_coco.errors import MaskRCNNError
-from maskrcnn_coco.runlock import run_lock
-from maskrcnn_coco.store import checkpoints, load, load_newest
 from maskrcnn_coco.system import files as durable
 
 COUNT, KILL_BEFORE, KILL_AFTER, TORN, FAIL_ONCE, FAIL_ON, SHORT = range(7)

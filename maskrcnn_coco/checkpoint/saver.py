@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from maskrcnn_coco import store
-from maskrcnn_coco.content import (
+from maskrcnn_coco.checkpoint import store
+from maskrcnn_coco.checkpoint.content import (
     BEST,
     EPOCH,
     FORMAT,
@@ -30,9 +30,9 @@ from maskrcnn_coco.content import (
     plain_copy,
     to_document,
 )
+from maskrcnn_coco.checkpoint.lock import require_free, run_lock
+from maskrcnn_coco.checkpoint.store import Skipped, checkpoints, load, load_newest, newest_intact, peek, save, verify
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.runlock import require_free, run_lock
-from maskrcnn_coco.store import Skipped, checkpoints, load, load_newest, newest_intact, peek, save, verify
 from maskrcnn_coco.system import files as durable
 
 __all__ = [

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from maskrcnn_coco.checkpoint.inspection import DTYPES
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.inspection import DTYPES
 
 FORMAT = 1
 LAST, BEST, PREVIOUS = "last.pth", "best.pth", "previous.pth"

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import torch
 
-from maskrcnn_coco import archive
-from maskrcnn_coco.content import (
+from maskrcnn_coco.checkpoint import archive
+from maskrcnn_coco.checkpoint.content import (
     BEST,
     EPOCH,
     LAST,
@@ -29,8 +29,8 @@ from maskrcnn_coco.content import (
     plain_copy,
     to_document,
 )
+from maskrcnn_coco.checkpoint.inspection import inspect
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.inspection import inspect
 from maskrcnn_coco.system import files as durable
 
 _T = TypeVar("_T")

@@ -1,0 +1,1 @@
+"""Files that resume a run: atomic, verified, in the background."""
