@@ -21,7 +21,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from guard_rig import forward_of, tiny_batch, tiny_detector
 
-from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.guard.guard import Guard
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, float], torch.optim.Optimizer]] = {
     "sgd": lambda m, lr: torch.optim.SGD(m.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4, fused=True),

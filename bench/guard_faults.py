@@ -23,7 +23,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from guard_rig import forward_of, tiny_batch, tiny_detector
 
-from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.snapshot import Snapshot, restore, take
 from maskrcnn_coco.state import digest
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from maskrcnn_coco.config.recipes import CLIP_GUIDE, guideline
+from maskrcnn_coco.guard.early_warning import own_level
 from maskrcnn_coco.ladder import HEADS, Rung
 from maskrcnn_coco.limits import Limit, Settled, Verdict, judge, rising
 from maskrcnn_coco.records import COMPONENTS
-from maskrcnn_coco.trend import own_level
 from maskrcnn_coco.trials import Lab, State, Trial
 
 SAFETY = 4.0

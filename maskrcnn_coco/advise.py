@@ -30,6 +30,7 @@ from maskrcnn_coco.console import Console
 from maskrcnn_coco.data.prepare import RunData, open_data
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.guard.early_warning import early_warning
 from maskrcnn_coco.ladder import ladder as climb
 from maskrcnn_coco.ladder import svg, table
 from maskrcnn_coco.limits import Limit, Say, Settled, limits_from, measure_limits, settle
@@ -37,7 +38,6 @@ from maskrcnn_coco.opening import is_quick, quarantine_first, resolve_run
 from maskrcnn_coco.quickcheck import fingerprint, quick_check, remember
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.files import write_text
-from maskrcnn_coco.trend import early_warning
 from maskrcnn_coco.trials import State
 from maskrcnn_coco.wording import duration
 from maskrcnn_coco.workbench import Bench, memory_use, open_bench

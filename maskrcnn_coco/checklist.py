@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, median
 
+from maskrcnn_coco.guard.early_warning import JUMP
 from maskrcnn_coco.records import StepRecord
-from maskrcnn_coco.trend import JUMP
 
 SPIKE = 5.0
 """A loss this many times the median of the ten steps before it is a spike."""

@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from maskrcnn_coco.guard.early_warning import own_level
 from maskrcnn_coco.limits import Settled, judge, rising
-from maskrcnn_coco.trend import own_level
 from maskrcnn_coco.trials import Lab
 
 MULTIPLIERS = (3.0, 5.0, 7.0, 10.0)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.guard.early_warning import JUMP, OWN_LOSSES, own_level, own_loss
 from maskrcnn_coco.sharpness import critical_lr
-from maskrcnn_coco.trend import JUMP, OWN_LOSSES, own_level, own_loss
 from maskrcnn_coco.trials import Lab, State, Task, Trial
 
 WIDTH = 2.0

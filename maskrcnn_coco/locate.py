@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from maskrcnn_coco.measure import Layout
-from maskrcnn_coco.step import Forward, Pass
-from maskrcnn_coco.step import run as step_run
+from maskrcnn_coco.guard.norms import Layout
+from maskrcnn_coco.guard.step import Forward, Pass
+from maskrcnn_coco.guard.step import run as step_run
 
 # Their outputs are memory not yet written, not results.
 _UNWRITTEN = ("empty", "new_empty", "empty_like", "empty_strided", "resize_", "set_", "set_data")

@@ -18,10 +18,11 @@ from maskrcnn_coco.data.dataset import CocoDataset, UserData
 from maskrcnn_coco.data.plan import Plan
 from maskrcnn_coco.data.prepare import RunData, check_data, open_data, read_quarantine
 from maskrcnn_coco.data.transforms import SCALES
-from maskrcnn_coco.deferred import late_reads
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.guard.deferred import late_reads
+from maskrcnn_coco.guard.guard import Guard
+from maskrcnn_coco.guard.team import TeamGuard
 from maskrcnn_coco.introduction import introduce, prepare_folders
 from maskrcnn_coco.model.build import build_model, set_sampler
 from maskrcnn_coco.model.fast.accelerate import takes_outlines
@@ -32,7 +33,6 @@ from maskrcnn_coco.resume import find_together, restore_run, with_saved_settings
 from maskrcnn_coco.session import Observer, Session
 from maskrcnn_coco.snapshot import Ring
 from maskrcnn_coco.system.precision import amp_warning, make_scaler, resolve_amp
-from maskrcnn_coco.team import TeamGuard
 
 
 def open_session(

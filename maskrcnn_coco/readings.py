@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from maskrcnn_coco.case import Case
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.facts import Drift, Facts, InputFault, Outcome, TargetFault
-from maskrcnn_coco.measure import Layout, stacked_norms
+from maskrcnn_coco.guard.norms import Layout, stacked_norms
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.snapshot import Snapshot
 

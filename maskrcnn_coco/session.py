@@ -25,7 +25,7 @@ from maskrcnn_coco.data.prepare import RunData, write_quarantine
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluate import EvalResult
-from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.incidents import write_incident
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import Schedule, apply_lr

@@ -12,7 +12,8 @@ from torch import nn
 from maskrcnn_coco import closing, late, response
 from maskrcnn_coco.config.settings import Config, validate
 from maskrcnn_coco.errors import GuardStop
-from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.guard.early_warning import early_warning
+from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.interrupt import Interrupts
 from maskrcnn_coco.opening import open_session
 from maskrcnn_coco.records import EpochRecord, Result
@@ -20,7 +21,6 @@ from maskrcnn_coco.saving import save_epoch, save_is_due, save_last, save_now
 from maskrcnn_coco.session import Observer, Session
 from maskrcnn_coco.snapshot import TapeEntry
 from maskrcnn_coco.system import memory
-from maskrcnn_coco.trend import early_warning
 from maskrcnn_coco.unreadable import readable
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.records import StepRecord
 
 ForwardAt = Callable[[nn.Module, Any, int, int], dict[str, Tensor]]

@@ -20,11 +20,11 @@ from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.data.prepare import open_data
 from maskrcnn_coco.errors import ConfigError, DataError
+from maskrcnn_coco.guard.early_warning import own_level
 from maskrcnn_coco.limits import Limit, bracket, describe, interval, judge, measure_limits, rising, settle
 from maskrcnn_coco.opening import open_session
 from maskrcnn_coco.quickcheck import above, fingerprint, quick_check, recall, remember, try_rates
 from maskrcnn_coco.records import COMPONENTS
-from maskrcnn_coco.trend import own_level
 from maskrcnn_coco.trials import Lab
 from tests.conftest import ShapesFolder
 from tests.runs import OwnData, config, small_model

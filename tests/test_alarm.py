@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from maskrcnn_coco.alarm import Divergence, Haste, Stall, Verdict
-from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.guard.divergence import Divergence, Haste, Stall, Verdict
+from maskrcnn_coco.guard.guard import Guard
 
 
 def play(losses: Iterable[float], norms: Iterable[float] | None = None) -> tuple[int, Verdict] | None:

@@ -63,9 +63,9 @@ def test_imports_point_one_way():
 
 
 def test_guard_and_recovery_never_meet():
-    reach = {name: reachable(name) for name in ("maskrcnn_coco.guard", "maskrcnn_coco.recovery")}
-    assert "maskrcnn_coco.recovery" not in reach["maskrcnn_coco.guard"]
-    assert "maskrcnn_coco.guard" not in reach["maskrcnn_coco.recovery"]
+    reach = {name: reachable(name) for name in ("maskrcnn_coco.guard.guard", "maskrcnn_coco.recovery")}
+    assert "maskrcnn_coco.recovery" not in reach["maskrcnn_coco.guard.guard"]
+    assert "maskrcnn_coco.guard.guard" not in reach["maskrcnn_coco.recovery"]
 
 
 def reachable(name: str) -> set[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.state import digest
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskrcnn_coco.errors import ConfigError, GuardStop
-from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.snapshot import restore, take
 from maskrcnn_coco.state import digest
 

@@ -17,7 +17,7 @@ from torchvision.ops.boxes import _batched_nms_vanilla
 
 from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.plan import SampleKey
-from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.model.fast import nms as fast_nms
 from maskrcnn_coco.model.fast.accelerate import accelerate
 from maskrcnn_coco.model.fast.roi_align import FastPool

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from maskrcnn_coco.targets import Limits, check, image_ids
+from maskrcnn_coco.guard.inputs import Limits, check, image_ids
 
 
 def batch() -> tuple[list[torch.Tensor], list[dict[str, Any]]]:

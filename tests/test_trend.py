@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from maskrcnn_coco.guard.early_warning import early_warning, trend
 from maskrcnn_coco.records import StepRecord
-from maskrcnn_coco.trend import early_warning, trend
 
 
 def record(step: int, norm: float, ratio: float | None = None, component: str = "box_head") -> StepRecord:

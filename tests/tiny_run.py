@@ -19,7 +19,7 @@ from maskrcnn_coco.case import Case, Rig
 from maskrcnn_coco.components import components
 from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.plan import SampleKey
-from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import build_optimizer
 from maskrcnn_coco.records import Alarm, StepRecord

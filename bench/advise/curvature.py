@@ -17,10 +17,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.advise.run import SETTINGS, make_task
+from maskrcnn_coco.guard.early_warning import OWN_LOSSES
 from maskrcnn_coco.limits import settle
 from maskrcnn_coco.records import COMPONENTS
 from maskrcnn_coco.sharpness import critical_lr, top_eigenvalue
-from maskrcnn_coco.trend import OWN_LOSSES
 from maskrcnn_coco.trials import Lab
 
 

@@ -25,7 +25,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.plan import SampleKey
-from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.model.fast.accelerate import accelerate
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import apply_lr, build_optimizer

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from maskrcnn_coco import step as steps
-from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.guard import step as steps
+from maskrcnn_coco.guard.guard import Guard
 
 LR = 1e-5
 

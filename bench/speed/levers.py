@@ -29,7 +29,7 @@ from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.data.loader import build_loader
 from maskrcnn_coco.data.plan import Plan
 from maskrcnn_coco.data.shared_memory import pack
-from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.model.architecture import freeze
 from maskrcnn_coco.model.build import build_model
 from maskrcnn_coco.model.fast.accelerate import accelerate

@@ -23,10 +23,10 @@ import torch
 from step import LR, MODELS, make_batch, make_model
 
 from maskrcnn_coco.distributed.ranks import Ranks
-from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.guard.guard import Guard
+from maskrcnn_coco.guard.team import TeamGuard
 from maskrcnn_coco.model.fast.accelerate import accelerate
 from maskrcnn_coco.model.optim import apply_lr, build_optimizer
-from maskrcnn_coco.team import TeamGuard
 
 VARIANTS = {
     "1 process × 1 thread": (1, 1, 1),

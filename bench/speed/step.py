@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from maskrcnn_coco.data.outlines import Outlines
-from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.model.build import build_model
 from maskrcnn_coco.model.fast.accelerate import accelerate
 from maskrcnn_coco.model.optim import apply_lr, build_optimizer

@@ -29,7 +29,7 @@ from pretend_cuda import CUDA, Counts, pretend_cuda, to_device
 
 from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.plan import SampleKey
-from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.model.fast.accelerate import accelerate
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import apply_lr, build_optimizer

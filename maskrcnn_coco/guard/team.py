@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from maskrcnn_coco import step as steps
-from maskrcnn_coco.alarm import Verdict
 from maskrcnn_coco.distributed.ranks import Ranks
-from maskrcnn_coco.guard import Guard
+from maskrcnn_coco.guard import step as steps
+from maskrcnn_coco.guard.divergence import Verdict
+from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.records import StepRecord
 
 

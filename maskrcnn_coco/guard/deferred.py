@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from maskrcnn_coco import step as steps
-from maskrcnn_coco.alarm import Verdict
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.measure import float_states, stacked_norms
+from maskrcnn_coco.guard import step as steps
+from maskrcnn_coco.guard.divergence import Verdict
+from maskrcnn_coco.guard.inputs import verdict_on
+from maskrcnn_coco.guard.norms import float_states, stacked_norms
 from maskrcnn_coco.records import StepRecord
-from maskrcnn_coco.targets import verdict_on
 
 if TYPE_CHECKING:
-    from maskrcnn_coco.guard import Guard
+    from maskrcnn_coco.guard.guard import Guard
 
 DEPTH = 2
 """Steps that may be under way; the step after them waits for the oldest, which is long done."""

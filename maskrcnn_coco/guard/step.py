@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.measure import Layout
+from maskrcnn_coco.guard.norms import Layout
 
 Losses = Tensor | Mapping[str, Tensor]
 Forward = Callable[[Any], Losses]

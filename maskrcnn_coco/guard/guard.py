@@ -14,16 +14,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from maskrcnn_coco import step as steps
-from maskrcnn_coco import targets
-from maskrcnn_coco.alarm import Divergence, Haste, Stall, Verdict
-from maskrcnn_coco.buffers import Buffers
-from maskrcnn_coco.deferred import Deferred
 from maskrcnn_coco.errors import GuardStop
-from maskrcnn_coco.health import Health, update_ratio
-from maskrcnn_coco.measure import Components, Layout, nonfinite_at, stacked_norms
+from maskrcnn_coco.guard import inputs as targets
+from maskrcnn_coco.guard import step as steps
+from maskrcnn_coco.guard.buffers import Buffers
+from maskrcnn_coco.guard.deferred import Deferred
+from maskrcnn_coco.guard.divergence import Divergence, Haste, Stall, Verdict
+from maskrcnn_coco.guard.health import Health, update_ratio
+from maskrcnn_coco.guard.loss_scale import Scale
+from maskrcnn_coco.guard.norms import Components, Layout, nonfinite_at, stacked_norms
 from maskrcnn_coco.records import Alarm, StepRecord
-from maskrcnn_coco.scale import Scale
 
 Mode = Literal["recover", "stop", "observe", "off"]
 

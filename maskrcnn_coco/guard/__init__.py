@@ -1,0 +1,1 @@
+"""One step or none. Generic: knows no detector."""
