@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from guard_rig import forward_of, tiny_batch, tiny_detector
 
 from maskrcnn_coco.guard.guard import Guard
-from maskrcnn_coco.snapshot import Snapshot, restore, take
-from maskrcnn_coco.state import digest
+from maskrcnn_coco.replay.snapshot import Snapshot, restore, take
+from maskrcnn_coco.replay.state import digest
 
 VALUES = (math.nan, math.inf, -math.inf, 1e30)
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {

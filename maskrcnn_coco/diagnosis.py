@@ -35,7 +35,7 @@ from maskrcnn_coco.rules import (
 from maskrcnn_coco.rules.common import PROVED, cured, nonfinite
 
 if TYPE_CHECKING:
-    from maskrcnn_coco.case import Case
+    from maskrcnn_coco.replay.case import Case
 
 RULES: tuple[ModuleType, ...] = (
     rank_local,

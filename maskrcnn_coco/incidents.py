@@ -13,8 +13,8 @@ from maskrcnn_coco.records import Action, Alarm, Incident, StepRecord, record_fr
 from maskrcnn_coco.system.files import write_atomically, write_text
 
 if TYPE_CHECKING:
-    from maskrcnn_coco.case import Case, Rig
-    from maskrcnn_coco.snapshot import Snapshot, TapeEntry
+    from maskrcnn_coco.replay.case import Case, Rig
+    from maskrcnn_coco.replay.snapshot import Snapshot, TapeEntry
 
 FORMAT = 1
 MAX_BYTES = 2 * 1024**3
@@ -173,7 +173,7 @@ def load_case(path: str | Path, build_rig: Callable[[dict[str, Any]], Rig]) -> C
 
 
 def _case_of(state: dict[str, Any], rig: Rig) -> Case:
-    from maskrcnn_coco.case import Case
+    from maskrcnn_coco.replay.case import Case
 
     batches = {int(s): [_unpack_batch(b) for b in made] for s, made in state["tape_batches"].items()}
     if batches:
@@ -254,7 +254,7 @@ def _pack_entry(entry: TapeEntry) -> dict[str, Any]:
 
 def _unpack_entry(packed: dict[str, Any]) -> TapeEntry:
     from maskrcnn_coco.data.plan import SampleKey
-    from maskrcnn_coco.snapshot import TapeEntry
+    from maskrcnn_coco.replay.snapshot import TapeEntry
 
     keys = [[SampleKey(*k) for k in keys] for keys in packed["keys"]]
     record = None if packed["record"] is None else StepRecord(**packed["record"])
@@ -268,7 +268,7 @@ def _pack_snapshot(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _unpack_snapshot(packed: dict[str, Any]) -> Snapshot:
-    from maskrcnn_coco.snapshot import Snapshot
+    from maskrcnn_coco.replay.snapshot import Snapshot
 
     return Snapshot(**packed)
 

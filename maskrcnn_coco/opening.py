@@ -29,9 +29,9 @@ from maskrcnn_coco.model.fast.accelerate import takes_outlines
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import Schedule, build_optimizer
 from maskrcnn_coco.quickcheck import quick_check
+from maskrcnn_coco.replay.snapshot import Ring
 from maskrcnn_coco.resume import find_together, restore_run, with_saved_settings
 from maskrcnn_coco.session import Observer, Session
-from maskrcnn_coco.snapshot import Ring
 from maskrcnn_coco.system.precision import amp_warning, make_scaler, resolve_amp
 
 

@@ -86,8 +86,8 @@ def diagnose_checkpoint(path: Path) -> list[Finding]:
     from maskrcnn_coco.components import component_of
     from maskrcnn_coco.model.build import build_from_state
     from maskrcnn_coco.model.weights import detector_state, read_weights
+    from maskrcnn_coco.replay.snapshot import Snapshot
     from maskrcnn_coco.scan import scan_state
-    from maskrcnn_coco.snapshot import Snapshot
 
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}", fix="name a checkpoint, an incident or a run folder")

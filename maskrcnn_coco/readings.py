@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.case import Case
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.facts import Drift, Facts, InputFault, Outcome, TargetFault
 from maskrcnn_coco.guard.norms import Layout, stacked_norms
 from maskrcnn_coco.records import StepRecord
-from maskrcnn_coco.snapshot import Snapshot
+from maskrcnn_coco.replay.case import Case
+from maskrcnn_coco.replay.snapshot import Snapshot
 
 RATIOS = 20
 """Most measured steps that go into a mean update-to-weight ratio."""

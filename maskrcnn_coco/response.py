@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 from maskrcnn_coco import recovery
-from maskrcnn_coco.case import Case
 from maskrcnn_coco.checkpoint.store import by_age, load
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis import investigate
@@ -24,10 +23,11 @@ from maskrcnn_coco.model.optim import lower_weight_decay
 from maskrcnn_coco.model.rig import rig_of, settings_of
 from maskrcnn_coco.readings import optimizer_names
 from maskrcnn_coco.records import Action, Alarm, Evidence, Finding, Incident, plain, record_from
+from maskrcnn_coco.replay.case import Case
+from maskrcnn_coco.replay.snapshot import Snapshot, restore
 from maskrcnn_coco.resume import load_state
 from maskrcnn_coco.scan import scan_state
 from maskrcnn_coco.session import Session
-from maskrcnn_coco.snapshot import Snapshot, restore
 from maskrcnn_coco.system.backends import run_eagerly, use_libraries
 
 DECISIONS = ("incidents", "quarantine", "quarantine_annotations", "lr_factors", "weight_decay", "fp32_modules")

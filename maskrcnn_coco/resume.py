@@ -17,8 +17,8 @@ from maskrcnn_coco.incidents import read_incidents, set_aside
 from maskrcnn_coco.model.forward import keep_fp32
 from maskrcnn_coco.recordlines import read_metrics
 from maskrcnn_coco.records import Action, Culprit, Evidence, Incident, StepRecord, record_from
+from maskrcnn_coco.replay.snapshot import restore_optimizer
 from maskrcnn_coco.session import Progress, Session
-from maskrcnn_coco.snapshot import restore_optimizer
 from maskrcnn_coco.system import environment
 from maskrcnn_coco.system.backends import run_eagerly, use_libraries
 

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import torch
 
+from maskrcnn_coco.replay.state import nonfinite_names, state_tensors
 from maskrcnn_coco.session import Session
-from maskrcnn_coco.state import nonfinite_names, state_tensors
 from maskrcnn_coco.system import environment
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.facts import AnchorFault, InputFault, StateFault, TargetFault
-from maskrcnn_coco.snapshot import Snapshot
-from maskrcnn_coco.state import nonfinite_names
+from maskrcnn_coco.replay.snapshot import Snapshot
+from maskrcnn_coco.replay.state import nonfinite_names
 
 HUGE_BOX = 1e6
 """Pixels. Beyond it roi_align runs out of memory or raises; no image is that large."""

@@ -31,8 +31,8 @@ from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import Schedule, apply_lr
 from maskrcnn_coco.records import Alarm, EpochRecord, EvalRecord, Incident, StepRecord
 from maskrcnn_coco.recovery import Limits
+from maskrcnn_coco.replay.snapshot import Ring, Snapshot, Tape, take
 from maskrcnn_coco.showcase import save_incident_images
-from maskrcnn_coco.snapshot import Ring, Snapshot, Tape, take
 from maskrcnn_coco.system.backends import use_libraries
 from maskrcnn_coco.tracking import Tracker
 

@@ -17,9 +17,9 @@ from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.interrupt import Interrupts
 from maskrcnn_coco.opening import open_session
 from maskrcnn_coco.records import EpochRecord, Result
+from maskrcnn_coco.replay.snapshot import TapeEntry
 from maskrcnn_coco.saving import save_epoch, save_is_due, save_last, save_now
 from maskrcnn_coco.session import Observer, Session
-from maskrcnn_coco.snapshot import TapeEntry
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.unreadable import readable
 

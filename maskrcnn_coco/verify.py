@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from maskrcnn_coco import checklist
-from maskrcnn_coco.case import Case
 from maskrcnn_coco.checklist import Check
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import Config, flag, load_config, validate
@@ -25,7 +24,8 @@ from maskrcnn_coco.model.optim import Schedule
 from maskrcnn_coco.model.rig import rig_from_settings
 from maskrcnn_coco.records import Incident, Result, StepRecord, to_json
 from maskrcnn_coco.recovery import DATA
-from maskrcnn_coco.replay import Replay
+from maskrcnn_coco.replay.case import Case
+from maskrcnn_coco.replay.replay import Replay
 from maskrcnn_coco.runfiles import read_run
 
 

@@ -12,7 +12,7 @@ from maskrcnn_coco.diagnosis import investigate
 from maskrcnn_coco.model.forward import keep_fp32
 from maskrcnn_coco.model.rig import reference_of
 from maskrcnn_coco.recovery import History, decide
-from maskrcnn_coco.state import digest
+from maskrcnn_coco.replay.state import digest
 from maskrcnn_coco.system.backends import as_it_was, compiled_modules, eagerly, own_kernels, run_eagerly
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")

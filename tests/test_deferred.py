@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.records import StepRecord
-from maskrcnn_coco.state import digest
+from maskrcnn_coco.replay.state import digest
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "sgd": lambda m: torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9, fused=True),

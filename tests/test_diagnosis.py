@@ -14,7 +14,7 @@ from maskrcnn_coco.diagnosis import investigate, next_test
 from maskrcnn_coco.experiments import Lab
 from maskrcnn_coco.facts import Facts
 from maskrcnn_coco.recovery import History, decide
-from maskrcnn_coco.state import digest
+from maskrcnn_coco.replay.state import digest
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 """torch's compiler looks at it, and says so."""

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from maskrcnn_coco.errors import ConfigError, GuardStop
 from maskrcnn_coco.guard.guard import Guard
-from maskrcnn_coco.snapshot import restore, take
-from maskrcnn_coco.state import digest
+from maskrcnn_coco.replay.snapshot import restore, take
+from maskrcnn_coco.replay.state import digest
 
 NAN, INF = math.nan, math.inf
 

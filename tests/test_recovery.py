@@ -12,7 +12,7 @@ from tiny_run import TinyRun, rates
 from maskrcnn_coco.diagnosis import investigate
 from maskrcnn_coco.records import CAUSES, Action, Culprit, Finding, Incident
 from maskrcnn_coco.recovery import HOLD_STEPS, History, Limits, decide, maybe_raise
-from maskrcnn_coco.snapshot import is_finite, restore, take
+from maskrcnn_coco.replay.snapshot import is_finite, restore, take
 
 
 def finding(cause: str, confidence: float = 0.97, **rest) -> Finding:

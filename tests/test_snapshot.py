@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from maskrcnn_coco.snapshot import Ring, Snapshot, Tape, TapeEntry, is_finite, restore, take
-from maskrcnn_coco.state import digest
+from maskrcnn_coco.replay.snapshot import Ring, Snapshot, Tape, TapeEntry, is_finite, restore, take
+from maskrcnn_coco.replay.state import digest
 
 
 class Net(nn.Module):

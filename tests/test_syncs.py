@@ -24,7 +24,7 @@ from maskrcnn_coco.model.fast.roi_align import FastPool
 from maskrcnn_coco.model.fast.rpn import FastRPN
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import apply_lr, build_optimizer
-from maskrcnn_coco.snapshot import take
+from maskrcnn_coco.replay.snapshot import take
 
 READS = 3
 """RPN (NMS and sampler together), sampler of the RoI heads, boxes of each pyramid level."""

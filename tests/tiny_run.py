@@ -15,7 +15,6 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 
-from maskrcnn_coco.case import Case, Rig
 from maskrcnn_coco.components import components
 from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.plan import SampleKey
@@ -23,7 +22,8 @@ from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import build_optimizer
 from maskrcnn_coco.records import Alarm, StepRecord
-from maskrcnn_coco.snapshot import Ring, Tape, TapeEntry, take
+from maskrcnn_coco.replay.case import Case, Rig
+from maskrcnn_coco.replay.snapshot import Ring, Tape, TapeEntry, take
 
 SIZE = 64
 CLASSES = 4

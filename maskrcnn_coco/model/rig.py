@@ -10,7 +10,6 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.case import Rig
 from maskrcnn_coco.components import components
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import Config
@@ -18,7 +17,8 @@ from maskrcnn_coco.data.batch import make_batch
 from maskrcnn_coco.model.build import build_from_state, set_sampler
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import build_optimizer
-from maskrcnn_coco.private import own
+from maskrcnn_coco.replay.case import Rig
+from maskrcnn_coco.replay.isolation import own
 from maskrcnn_coco.session import Session
 from maskrcnn_coco.system.backends import compiled_modules, run_eagerly
 

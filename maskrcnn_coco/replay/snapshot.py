@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.state import digest, nonfinite_names, rng_state, scalar_finite, set_rng_state, state_tensors
+from maskrcnn_coco.replay.state import digest, nonfinite_names, rng_state, scalar_finite, set_rng_state, state_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.records import Alarm, StepRecord
-from maskrcnn_coco.snapshot import Snapshot, TapeEntry
+from maskrcnn_coco.replay.snapshot import Snapshot, TapeEntry
 
 
 @dataclass

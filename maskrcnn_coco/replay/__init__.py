@@ -1,0 +1,1 @@
+"""A step taken again, away from the run. Generic: knows no detector."""
