@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from maskrcnn_coco.console import Console
-from maskrcnn_coco.diagnosis import investigate, judge
+from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.investigate import investigate, judge
 from maskrcnn_coco.errors import CheckpointError, DataError
-from maskrcnn_coco.facts import Facts
 from maskrcnn_coco.incidents import load_case, read_incident, read_incidents
 from maskrcnn_coco.records import Culprit, Evidence, Finding, Incident, to_json
 
@@ -84,10 +84,10 @@ def diagnose_checkpoint(path: Path) -> list[Finding]:
         CheckpointError: no such file.
     """
     from maskrcnn_coco.components import component_of
+    from maskrcnn_coco.diagnosis.scan_state import scan_state
     from maskrcnn_coco.model.build import build_from_state
     from maskrcnn_coco.model.weights import detector_state, read_weights
     from maskrcnn_coco.replay.snapshot import Snapshot
-    from maskrcnn_coco.scan import scan_state
 
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}", fix="name a checkpoint, an incident or a run folder")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.components import component_of
-from maskrcnn_coco.facts import Drift, Facts, InputFault, Outcome, TargetFault
+from maskrcnn_coco.diagnosis.facts import Drift, Facts, InputFault, Outcome, TargetFault
 from maskrcnn_coco.guard.norms import Layout, stacked_norms
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.replay.case import Case

@@ -143,14 +143,14 @@ def incident_view(run: RunFiles, n: int) -> dict[str, Any]:
 
 
 def _explain(cause: str) -> str:
-    from maskrcnn_coco.diagnosis import codes, explain
+    from maskrcnn_coco.diagnosis.investigate import codes, explain
 
     return explain(cause) if cause in codes() else ""
 
 
 def _chain(run: RunFiles, n: int) -> list[str]:
     """From learning rate to NaN with this run's own figures, where the cause is the learning rate."""
-    from maskrcnn_coco.diagnosis import chain
+    from maskrcnn_coco.diagnosis.investigate import chain
     from maskrcnn_coco.records import StepRecord, record_from
 
     incident = run.incidents[n]

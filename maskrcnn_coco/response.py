@@ -13,10 +13,11 @@ from typing import Any
 from maskrcnn_coco import recovery
 from maskrcnn_coco.checkpoint.store import by_age, load
 from maskrcnn_coco.components import component_of
-from maskrcnn_coco.diagnosis import investigate
+from maskrcnn_coco.diagnosis.facts import StateFault
+from maskrcnn_coco.diagnosis.investigate import investigate
+from maskrcnn_coco.diagnosis.scan_state import scan_state
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import CheckpointError, GuardStop
-from maskrcnn_coco.facts import StateFault
 from maskrcnn_coco.incidents import save_case
 from maskrcnn_coco.model.forward import keep_fp32
 from maskrcnn_coco.model.optim import lower_weight_decay
@@ -26,7 +27,6 @@ from maskrcnn_coco.records import Action, Alarm, Evidence, Finding, Incident, pl
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.snapshot import Snapshot, restore
 from maskrcnn_coco.resume import load_state
-from maskrcnn_coco.scan import scan_state
 from maskrcnn_coco.session import Session
 from maskrcnn_coco.system.backends import run_eagerly, use_libraries
 

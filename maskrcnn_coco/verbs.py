@@ -148,7 +148,7 @@ def predict(args: Any, words: Sequence[str]) -> int:
 
 def explain(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco explain``."""
-    from maskrcnn_coco.diagnosis import explain as text
+    from maskrcnn_coco.diagnosis.investigate import explain as text
 
     code = one(words, "CODE")
     if args.json:

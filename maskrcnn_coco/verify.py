@@ -17,8 +17,8 @@ from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import Config, flag, load_config, validate
 from maskrcnn_coco.console import Console
 from maskrcnn_coco.data.prepare import read_quarantine
+from maskrcnn_coco.diagnosis.facts import LOSS_FACTOR, NO_HISTORY_LOSS, Outcome
 from maskrcnn_coco.errors import ConfigError, DataError
-from maskrcnn_coco.facts import LOSS_FACTOR, NO_HISTORY_LOSS, Outcome
 from maskrcnn_coco.incidents import load_case, read_incidents
 from maskrcnn_coco.model.optim import Schedule
 from maskrcnn_coco.model.rig import rig_from_settings

@@ -8,7 +8,7 @@ from tiny_faults import wrong_compiler, wrong_library
 from tiny_run import TinyRun, tiny_model
 from torchvision.ops import FrozenBatchNorm2d
 
-from maskrcnn_coco.diagnosis import investigate
+from maskrcnn_coco.diagnosis.investigate import investigate
 from maskrcnn_coco.model.forward import keep_fp32
 from maskrcnn_coco.model.rig import reference_of
 from maskrcnn_coco.recovery import History, decide

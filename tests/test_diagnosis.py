@@ -10,9 +10,9 @@ import torch
 from tiny_faults import BAD, FAULTS, pixels, put
 from tiny_run import TinyRun, rates
 
-from maskrcnn_coco.diagnosis import investigate, next_test
-from maskrcnn_coco.experiments import Lab
-from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.diagnosis.experiments import Lab
+from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.investigate import investigate, next_test
 from maskrcnn_coco.recovery import History, decide
 from maskrcnn_coco.replay.state import digest
 

@@ -11,7 +11,7 @@ import torch
 from tiny_faults import FAULTS, pixels, put
 from tiny_run import TinyRun, rates
 
-from maskrcnn_coco.diagnosis import investigate
+from maskrcnn_coco.diagnosis.investigate import investigate
 from maskrcnn_coco.errors import CheckpointError, DataError
 from maskrcnn_coco.incidents import incident_text, load_case, read_incidents, save_case, set_aside, write_incident
 from maskrcnn_coco.records import Action, Culprit, Evidence, Incident

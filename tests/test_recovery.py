@@ -9,7 +9,7 @@ import torch
 from tiny_faults import BAD, target
 from tiny_run import TinyRun, rates
 
-from maskrcnn_coco.diagnosis import investigate
+from maskrcnn_coco.diagnosis.investigate import investigate
 from maskrcnn_coco.records import CAUSES, Action, Culprit, Finding, Incident
 from maskrcnn_coco.recovery import HOLD_STEPS, History, Limits, decide, maybe_raise
 from maskrcnn_coco.replay.snapshot import is_finite, restore, take

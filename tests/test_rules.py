@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from maskrcnn_coco import diagnosis
-from maskrcnn_coco.facts import Facts, Outcome, TargetFault
+from maskrcnn_coco.diagnosis import investigate as diagnosis
+from maskrcnn_coco.diagnosis.facts import Facts, Outcome, TargetFault
 from maskrcnn_coco.records import CAUSES
 
 CASES = Path(__file__).parent / "rules_cases"
@@ -51,14 +51,14 @@ def test_rules_import_no_torch():
     import subprocess
     import sys
 
-    names = ", ".join(f"maskrcnn_coco.rules.{r.CODE.lower()}" for r in diagnosis.RULES)
+    names = ", ".join(f"maskrcnn_coco.diagnosis.rules.{r.CODE.lower()}" for r in diagnosis.RULES)
     code = f"import sys, {names}, maskrcnn_coco.diagnosis, maskrcnn_coco.recovery; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_rule_modules_are_named_after_their_codes():
     for rule in diagnosis.RULES:
-        assert importlib.import_module(f"maskrcnn_coco.rules.{rule.CODE.lower()}") is rule
+        assert importlib.import_module(f"maskrcnn_coco.diagnosis.rules.{rule.CODE.lower()}") is rule
 
 
 def test_a_harmless_oddity_does_not_outrank_a_proved_cause():

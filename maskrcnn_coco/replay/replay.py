@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskrcnn_coco.facts import Outcome
+from maskrcnn_coco.diagnosis.facts import Outcome
 from maskrcnn_coco.guard.norms import Layout
 from maskrcnn_coco.guard.step import FAULTS, apply, clip_coefficient
 from maskrcnn_coco.guard.step import run as step_run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maskrcnn_coco.facts import Facts, InputFault, TargetFault
+from maskrcnn_coco.diagnosis.facts import Facts, InputFault, TargetFault
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 PROVED = 0.9

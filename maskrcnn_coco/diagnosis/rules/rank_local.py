@@ -12,7 +12,7 @@ How to fix it: as for the inner cause.
 
 from __future__ import annotations
 
-from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "RANK_LOCAL"

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "FP16_OVERFLOW"

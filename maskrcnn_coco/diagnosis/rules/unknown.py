@@ -13,9 +13,9 @@ How to fix it: read the list of tests in the incident; `maskrcnn-coco diagnose I
 
 from __future__ import annotations
 
-from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.rules.common import healthy
 from maskrcnn_coco.records import Culprit, Evidence, Finding
-from maskrcnn_coco.rules.common import healthy
 
 CODE = "UNKNOWN"
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from maskrcnn_coco.components import component_of
-from maskrcnn_coco.facts import Facts, Location, Outcome
+from maskrcnn_coco.diagnosis.facts import Facts, Location, Outcome
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.isolation import Counted
 from maskrcnn_coco.replay.replay import Replay

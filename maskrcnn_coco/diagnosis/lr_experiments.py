@@ -10,12 +10,12 @@ from itertools import cycle, islice
 
 from torch import nn
 
-from maskrcnn_coco.facts import Facts, LrTrial, LrVerdict, Outcome
+from maskrcnn_coco.diagnosis.facts import Facts, LrTrial, LrVerdict, Outcome
+from maskrcnn_coco.diagnosis.search import FACTORS, lr_search
 from maskrcnn_coco.readings import between, dict_of, differences, drift
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.replay import Replay, ReplayImpossible
 from maskrcnn_coco.replay.snapshot import Snapshot, TapeEntry
-from maskrcnn_coco.search import FACTORS, lr_search
 
 WALK = 20
 """Most steps of a walk over the tape."""

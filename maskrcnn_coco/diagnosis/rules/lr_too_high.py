@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from maskrcnn_coco.facts import Facts, LrTrial, LrVerdict
+from maskrcnn_coco.diagnosis.facts import Facts, LrTrial, LrVerdict
 from maskrcnn_coco.records import Culprit, Evidence, Finding, StepRecord
 
 CODE = "LR_TOO_HIGH"

@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from maskrcnn_coco import scan
 from maskrcnn_coco.components import component_of
-from maskrcnn_coco.facts import Facts, Location, onset_of, reference_of
-from maskrcnn_coco.machinery import Machinery
+from maskrcnn_coco.diagnosis import scan_state as scan
+from maskrcnn_coco.diagnosis.backend_experiments import Machinery
+from maskrcnn_coco.diagnosis.facts import Facts, Location, onset_of, reference_of
+from maskrcnn_coco.diagnosis.lr_experiments import Walks
+from maskrcnn_coco.diagnosis.search import smallest_culprits
 from maskrcnn_coco.readings import dict_of, num_classes, optimizer_names, ratios, record_of, repair, reported, weights
 from maskrcnn_coco.records import Evidence
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.replay import Replay, ReplayImpossible
-from maskrcnn_coco.search import smallest_culprits
-from maskrcnn_coco.walks import Walks
 
 NORMAL_SCALE = 2.0**12
 OLDER = 3

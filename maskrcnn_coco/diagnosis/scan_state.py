@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.facts import AnchorFault, InputFault, StateFault, TargetFault
+from maskrcnn_coco.diagnosis.facts import AnchorFault, InputFault, StateFault, TargetFault
 from maskrcnn_coco.replay.snapshot import Snapshot
 from maskrcnn_coco.replay.state import nonfinite_names
 

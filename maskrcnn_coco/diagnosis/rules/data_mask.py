@@ -14,9 +14,9 @@ How to fix it: `(mask > 0)` in the data set; `maskrcnn-coco check --data PATH` l
 
 from __future__ import annotations
 
-from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.rules.common import data_finding, replayed_data
 from maskrcnn_coco.records import Finding
-from maskrcnn_coco.rules.common import data_finding, replayed_data
 
 CODE = "DATA_MASK"
 

@@ -11,10 +11,8 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
-from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.facts import Facts
-from maskrcnn_coco.records import Culprit, Finding, StepRecord
-from maskrcnn_coco.rules import (
+from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.rules import (
     accumulation,
     anchors,
     backend,
@@ -32,7 +30,9 @@ from maskrcnn_coco.rules import (
     transient,
     unknown,
 )
-from maskrcnn_coco.rules.common import PROVED, cured, nonfinite
+from maskrcnn_coco.diagnosis.rules.common import PROVED, cured, nonfinite
+from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.records import Culprit, Finding, StepRecord
 
 if TYPE_CHECKING:
     from maskrcnn_coco.replay.case import Case
@@ -88,7 +88,7 @@ def investigate(case: Case | None, *, budget_seconds: float = 60.0, lab: Tests |
     """
     deadline = time.monotonic() + budget_seconds
     if lab is None:
-        from maskrcnn_coco.experiments import Lab
+        from maskrcnn_coco.diagnosis.experiments import Lab
 
         assert case is not None
         lab = Lab(case, deadline=deadline)

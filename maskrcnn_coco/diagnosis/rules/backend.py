@@ -14,7 +14,7 @@ How to fix it: `--amp off` or `--device cpu` to confirm, then another version of
 
 from __future__ import annotations
 
-from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "BACKEND"

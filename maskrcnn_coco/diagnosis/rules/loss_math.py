@@ -13,9 +13,9 @@ How to fix it: `max(count, 1)`; mask the input of the op, not its output; add an
 
 from __future__ import annotations
 
-from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.rules.common import healthy, nonfinite
 from maskrcnn_coco.records import Culprit, Evidence, Finding
-from maskrcnn_coco.rules.common import healthy, nonfinite
 
 CODE = "LOSS_MATH"
 PRODUCTS = ("addmm", "mm ", "bmm", "linear", "conv", "matmul", "_scaled", "thnn", "mkldnn", "cudnn")

@@ -16,9 +16,9 @@ How to fix it: `maskrcnn-coco check --data PATH` lists every such box with its f
 
 from __future__ import annotations
 
-from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.rules.common import data_finding, replayed_data
 from maskrcnn_coco.records import Finding
-from maskrcnn_coco.rules.common import data_finding, replayed_data
 
 CODE = "DATA_BOX"
 FIX = "maskrcnn-coco check --data PATH"

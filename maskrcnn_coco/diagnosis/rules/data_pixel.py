@@ -13,9 +13,9 @@ How to fix it: scale to 0..1 in the data set; correct or delete the files that `
 
 from __future__ import annotations
 
-from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.rules.common import data_finding
 from maskrcnn_coco.records import Finding
-from maskrcnn_coco.rules.common import data_finding
 
 CODE = "DATA_PIXEL"
 

@@ -14,9 +14,9 @@ How to fix it: map category ids to 1..K-1 (this project does so for COCO files);
 
 from __future__ import annotations
 
-from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.rules.common import data_finding
 from maskrcnn_coco.records import Finding
-from maskrcnn_coco.rules.common import data_finding
 
 CODE = "DATA_LABEL"
 FIX = "maskrcnn-coco check --data PATH"

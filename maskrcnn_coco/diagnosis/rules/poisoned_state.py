@@ -15,7 +15,7 @@ How to fix it: `--resume auto` takes the newest intact checkpoint; never save st
 
 from __future__ import annotations
 
-from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "POISONED_STATE"

@@ -14,7 +14,7 @@ How to fix it: `--amp bf16` needs no loss scale.
 
 from __future__ import annotations
 
-from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "SCALE_COLLAPSE"

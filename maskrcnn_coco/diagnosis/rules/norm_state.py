@@ -15,7 +15,7 @@ How to fix it: load pretrained weights (`--weights coco`, `--backbone-weights PA
 
 from __future__ import annotations
 
-from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "NORM_STATE"

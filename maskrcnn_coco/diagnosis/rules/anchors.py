@@ -11,7 +11,7 @@ How to fix it: anchor sizes of 2 pixels or more after rounding, one tuple for ea
 
 from __future__ import annotations
 
-from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "ANCHORS"

@@ -14,9 +14,9 @@ How to fix it: if it comes back, test the device (memory test, another card, low
 
 from __future__ import annotations
 
-from maskrcnn_coco.facts import Facts
+from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.rules.common import nonfinite
 from maskrcnn_coco.records import Culprit, Evidence, Finding
-from maskrcnn_coco.rules.common import nonfinite
 
 CODE = "TRANSIENT"
 FIX = "maskrcnn-coco doctor"
