@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 from maskrcnn_coco.errors import ConfigError, GuardStop
-from maskrcnn_coco.evaluate import evaluate_model
+from maskrcnn_coco.evaluation.evaluate import evaluate_model
+from maskrcnn_coco.evaluation.pictures import save_gallery
 from maskrcnn_coco.records import EvalRecord, Result, to_json
 from maskrcnn_coco.report import write_report
 from maskrcnn_coco.saving import save_now, weights_finite
 from maskrcnn_coco.session import Session
-from maskrcnn_coco.showcase import save_gallery
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.files import write_text
 

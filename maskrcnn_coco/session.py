@@ -24,7 +24,8 @@ from maskrcnn_coco.data.plan import Plan
 from maskrcnn_coco.data.prepare import RunData, write_quarantine
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.evaluate import EvalResult
+from maskrcnn_coco.evaluation.evaluate import EvalResult
+from maskrcnn_coco.evaluation.pictures import save_incident_images
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.incidents import write_incident
 from maskrcnn_coco.model.forward import Forward
@@ -32,7 +33,6 @@ from maskrcnn_coco.model.optim import Schedule, apply_lr
 from maskrcnn_coco.records import Alarm, EpochRecord, EvalRecord, Incident, StepRecord
 from maskrcnn_coco.recovery import Limits
 from maskrcnn_coco.replay.snapshot import Ring, Snapshot, Tape, take
-from maskrcnn_coco.showcase import save_incident_images
 from maskrcnn_coco.system.backends import use_libraries
 from maskrcnn_coco.tracking import Tracker
 

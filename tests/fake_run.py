@@ -14,7 +14,7 @@ import numpy as np
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import Config, dump_config
 from maskrcnn_coco.data.masks import encode_rle
-from maskrcnn_coco.draw import draw, encoded, shapes_of
+from maskrcnn_coco.evaluation.draw import draw, encoded, shapes_of
 from maskrcnn_coco.records import (
     COMPONENTS,
     Action,

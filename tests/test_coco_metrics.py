@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from coco_sets import ORACLE_WARNING, H, W, oracle, random_set
 
-from maskrcnn_coco.coco_metrics import METRICS, coco_metrics, ground_truth
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.evaluation.metrics import METRICS, coco_metrics, ground_truth
 
 pytestmark = pytest.mark.filterwarnings(ORACLE_WARNING)
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

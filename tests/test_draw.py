@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from maskrcnn_coco.data.masks import encode_rle
-from maskrcnn_coco.draw import PALETTE, Shape, draw, encoded, shapes_of
+from maskrcnn_coco.evaluation.draw import PALETTE, Shape, draw, encoded, shapes_of
 
 
 def square(height: int = 100, width: int = 120) -> np.ndarray:

@@ -15,13 +15,13 @@ from PIL import Image
 from torch import nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from maskrcnn_coco.coco_metrics import METRICS
 from maskrcnn_coco.data.coco.table import load_coco
 from maskrcnn_coco.data.masks import decode_mask
-from maskrcnn_coco.detect import _painted, infer
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.evalset import as_eval_set
-from maskrcnn_coco.evaluate import detect, evaluate_model, score
+from maskrcnn_coco.evaluation.detect import _painted, infer
+from maskrcnn_coco.evaluation.evaluate import detect, evaluate_model, score
+from maskrcnn_coco.evaluation.ground_truth import as_eval_set
+from maskrcnn_coco.evaluation.metrics import METRICS
 from maskrcnn_coco.model.build import build_model
 
 pytestmark = pytest.mark.filterwarnings(ORACLE_WARNING)

@@ -15,10 +15,10 @@ from torch import nn
 from maskrcnn_coco.data.coco.table import CocoTable, load_coco
 from maskrcnn_coco.data.masks import decode_mask
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.evaluate import evaluate_model
-from maskrcnn_coco.predict import image_paths, predict_images
+from maskrcnn_coco.evaluation.evaluate import evaluate_model
+from maskrcnn_coco.evaluation.pictures import Grade, choose, grade_images, save_gallery, save_incident_images
+from maskrcnn_coco.evaluation.predict import image_paths, predict_images
 from maskrcnn_coco.records import Action, Culprit, Incident
-from maskrcnn_coco.showcase import Grade, choose, grade_images, save_gallery, save_incident_images
 
 
 class Corner(nn.Module):

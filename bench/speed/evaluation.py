@@ -25,8 +25,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from maskrcnn_coco.coco_metrics import METRICS, coco_metrics, ground_truth
 from maskrcnn_coco.data.masks import encode_rle
+from maskrcnn_coco.evaluation.metrics import METRICS, coco_metrics, ground_truth
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "evaluation.md"
 HEIGHT, WIDTH = 480, 640

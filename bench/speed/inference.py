@@ -32,7 +32,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from maskrcnn_coco.data.builtin_shapes import write_shapes
 from maskrcnn_coco.data.coco.table import load_coco
-from maskrcnn_coco.evaluate import EvalResult, evaluate_model
+from maskrcnn_coco.evaluation.evaluate import EvalResult, evaluate_model
 from maskrcnn_coco.model.build import build_model
 from maskrcnn_coco.model.fast.accelerate import accelerate
 from maskrcnn_coco.system.precision import bf16_is_native

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from maskrcnn_coco.data.images import read_image
-from maskrcnn_coco.detect import infer
-from maskrcnn_coco.draw import draw, encoded, shapes_of
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.evaluation.detect import infer
+from maskrcnn_coco.evaluation.draw import draw, encoded, shapes_of
 from maskrcnn_coco.records import to_json
 from maskrcnn_coco.system.files import write_bytes
 

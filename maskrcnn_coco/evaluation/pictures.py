@@ -11,10 +11,10 @@ from typing import Any
 import hotcoco.mask as native  # pyright: ignore[reportMissingModuleSource]
 import numpy as np
 
-from maskrcnn_coco.draw import ALARM, Shape, draw, encoded, shapes_of
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.evalset import EvalSet, as_eval_set
-from maskrcnn_coco.evaluate import EvalResult
+from maskrcnn_coco.evaluation.draw import ALARM, Shape, draw, encoded, shapes_of
+from maskrcnn_coco.evaluation.evaluate import EvalResult
+from maskrcnn_coco.evaluation.ground_truth import EvalSet, as_eval_set
 from maskrcnn_coco.records import Incident, to_json
 from maskrcnn_coco.system.files import write_bytes
 

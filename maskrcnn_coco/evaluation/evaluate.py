@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskrcnn_coco.coco_metrics import GroundTruth, IouType, coco_metrics, ground_truth
-from maskrcnn_coco.detect import Prediction, infer
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.evalset import EvalSet, Example, as_eval_set, check_label
+from maskrcnn_coco.evaluation.detect import Prediction, infer
+from maskrcnn_coco.evaluation.ground_truth import EvalSet, Example, as_eval_set, check_label
+from maskrcnn_coco.evaluation.metrics import GroundTruth, IouType, coco_metrics, ground_truth
 
 
 @dataclass

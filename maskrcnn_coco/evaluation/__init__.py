@@ -1,0 +1,1 @@
+"""COCO AP, predictions, pictures."""
