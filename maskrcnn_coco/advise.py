@@ -26,7 +26,6 @@ from maskrcnn_coco.advice import (
 )
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import Config, flag, validate
-from maskrcnn_coco.console import Console
 from maskrcnn_coco.data.prepare import RunData, open_data
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
@@ -36,6 +35,7 @@ from maskrcnn_coco.ladder import svg, table
 from maskrcnn_coco.limits import Limit, Say, Settled, limits_from, measure_limits, settle
 from maskrcnn_coco.opening import is_quick, quarantine_first, resolve_run
 from maskrcnn_coco.quickcheck import fingerprint, quick_check, remember
+from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.trials import State

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from maskrcnn_coco.checkpoint import store
-from maskrcnn_coco.console import Console
 from maskrcnn_coco.errors import CheckpointError
+from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system.memory import main_memory
 from maskrcnn_coco.system.precision import bf16_is_native, fp16_is_native, resolve_amp
 from maskrcnn_coco.wording import size

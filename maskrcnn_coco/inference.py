@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from maskrcnn_coco.console import Console
 from maskrcnn_coco.data.builtin_shapes import write_shapes
 from maskrcnn_coco.data.coco.table import CocoTable, load_coco
 from maskrcnn_coco.data.layouts import find_data
@@ -17,6 +16,7 @@ from maskrcnn_coco.evaluation.evaluate import EvalResult, evaluate_model
 from maskrcnn_coco.evaluation.predict import image_paths, predict_images
 from maskrcnn_coco.model.build import load_for_inference
 from maskrcnn_coco.records import to_json
+from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.system.precision import resolve_amp
 

@@ -14,7 +14,7 @@ from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import dump_config
 from maskrcnn_coco.data.prepare import complaints
 from maskrcnn_coco.folders import fresh_folder, keep_folder, started_at
-from maskrcnn_coco.runfiles import write_run_info
+from maskrcnn_coco.report.run_files import write_run_info
 from maskrcnn_coco.session import Session
 from maskrcnn_coco.system import environment
 from maskrcnn_coco.system.files import write_text

@@ -13,7 +13,6 @@ from maskrcnn_coco.checkpoint.saver import Saver
 from maskrcnn_coco.components import components
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import Config
-from maskrcnn_coco.console import Console
 from maskrcnn_coco.data.dataset import CocoDataset, UserData
 from maskrcnn_coco.data.plan import Plan
 from maskrcnn_coco.data.prepare import RunData, check_data, open_data, read_quarantine
@@ -30,6 +29,7 @@ from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import Schedule, build_optimizer
 from maskrcnn_coco.quickcheck import quick_check
 from maskrcnn_coco.replay.snapshot import Ring
+from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.resume import find_together, restore_run, with_saved_settings
 from maskrcnn_coco.session import Observer, Session
 from maskrcnn_coco.system.precision import amp_warning, make_scaler, resolve_amp

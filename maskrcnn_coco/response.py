@@ -18,7 +18,6 @@ from maskrcnn_coco.diagnosis.investigate import investigate
 from maskrcnn_coco.diagnosis.scan_state import scan_state
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import CheckpointError, GuardStop
-from maskrcnn_coco.incidents import save_case
 from maskrcnn_coco.model.forward import keep_fp32
 from maskrcnn_coco.model.optim import lower_weight_decay
 from maskrcnn_coco.model.rig import rig_of, settings_of
@@ -26,6 +25,7 @@ from maskrcnn_coco.readings import optimizer_names
 from maskrcnn_coco.records import Action, Alarm, Evidence, Finding, Incident, plain, record_from
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.snapshot import Snapshot, restore
+from maskrcnn_coco.report.incident_files import save_case
 from maskrcnn_coco.resume import load_state
 from maskrcnn_coco.session import Session
 from maskrcnn_coco.system.backends import run_eagerly, use_libraries

@@ -13,11 +13,11 @@ from maskrcnn_coco.checkpoint.store import load, load_newest
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.incidents import read_incidents, set_aside
 from maskrcnn_coco.model.forward import keep_fp32
-from maskrcnn_coco.recordlines import read_metrics
 from maskrcnn_coco.records import Action, Culprit, Evidence, Incident, StepRecord, record_from
 from maskrcnn_coco.replay.snapshot import restore_optimizer
+from maskrcnn_coco.report.incident_files import read_incidents, set_aside
+from maskrcnn_coco.report.metrics_file import read_metrics
 from maskrcnn_coco.session import Progress, Session
 from maskrcnn_coco.system import environment
 from maskrcnn_coco.system.backends import run_eagerly, use_libraries

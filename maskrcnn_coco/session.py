@@ -16,7 +16,6 @@ from torch import nn
 
 from maskrcnn_coco.checkpoint.saver import Saver
 from maskrcnn_coco.config.settings import Config
-from maskrcnn_coco.console import Console
 from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.dataset import CocoDataset, UserData
 from maskrcnn_coco.data.loader import build_loader
@@ -27,14 +26,15 @@ from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.evaluate import EvalResult
 from maskrcnn_coco.evaluation.pictures import save_incident_images
 from maskrcnn_coco.guard.guard import Guard
-from maskrcnn_coco.incidents import write_incident
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import Schedule, apply_lr
 from maskrcnn_coco.records import Alarm, EpochRecord, EvalRecord, Incident, StepRecord
 from maskrcnn_coco.recovery import Limits
 from maskrcnn_coco.replay.snapshot import Ring, Snapshot, Tape, take
+from maskrcnn_coco.report.console import Console
+from maskrcnn_coco.report.incident_files import write_incident
+from maskrcnn_coco.report.tracking import Tracker
 from maskrcnn_coco.system.backends import use_libraries
-from maskrcnn_coco.tracking import Tracker
 
 Observer = Callable[[Any], None]
 

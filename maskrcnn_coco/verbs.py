@@ -90,7 +90,7 @@ def advise(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco advise``."""
     with without_garbage_collection():
         from maskrcnn_coco.advise import advise_data
-        from maskrcnn_coco.console import Console
+        from maskrcnn_coco.report.console import Console
 
     advice = advise_data(as_config(args), Console(json_mode=args.json), ladder=args.ladder)
     if args.json:
@@ -160,7 +160,7 @@ def explain(args: Any, words: Sequence[str]) -> int:
 
 def report(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco report``."""
-    from maskrcnn_coco.report import write_report
+    from maskrcnn_coco.report.page import write_report
 
     path = write_report(Path(one(words, "RUN_DIR", "runs/maskrcnn")))
     if args.json:

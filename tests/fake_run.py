@@ -28,8 +28,8 @@ from maskrcnn_coco.records import (
     StepRecord,
     to_json,
 )
-from maskrcnn_coco.runfiles import write_run_info
-from maskrcnn_coco.tracking import Tracker
+from maskrcnn_coco.report.run_files import write_run_info
+from maskrcnn_coco.report.tracking import Tracker
 
 CLASSES = ("circle", "square", "triangle")
 LOSSES = ("loss_box_reg", "loss_classifier", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
@@ -196,6 +196,6 @@ def _scene(rng: np.random.Generator) -> tuple[np.ndarray, list[dict[str, Any]]]:
 
 
 if __name__ == "__main__":
-    from maskrcnn_coco.report import write_report
+    from maskrcnn_coco.report.page import write_report
 
     print(write_report(make_run(Path(sys.argv[1]), pictures=12)))

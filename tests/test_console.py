@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from maskrcnn_coco.console import Console
 from maskrcnn_coco.introduction import crowded
 from maskrcnn_coco.records import Action, Culprit, EpochRecord, EvalRecord, Evidence, Incident, Result, StepRecord
+from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.texts import clean
 from maskrcnn_coco.wording import action_words, duration, figure, incident_lines, score, size
 
@@ -144,7 +144,7 @@ def test_a_broken_pipe_silences_the_console_and_nothing_else() -> None:
 def test_a_closed_reader_does_not_end_the_process() -> None:
     code = """if True:
         import sys, time
-        from maskrcnn_coco.console import Console
+        from maskrcnn_coco.report.console import Console
         console = Console()
         for i in range(2000):
             console.note(f"line {i} " + "x" * 200)

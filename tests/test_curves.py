@@ -9,7 +9,7 @@ import xml.dom.minidom
 
 import pytest
 
-from maskrcnn_coco.curves import Chart, Level, Marker, Series, linear_ticks, log_ticks, render, smoothed, thin
+from maskrcnn_coco.report.svg import Chart, Level, Marker, Series, linear_ticks, log_ticks, render, smoothed, thin
 
 
 def svg(html: str):

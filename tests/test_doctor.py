@@ -12,9 +12,9 @@ import torch
 from maskrcnn_coco import doctor
 from maskrcnn_coco.checkpoint import store
 from maskrcnn_coco.config.settings import MODELS
-from maskrcnn_coco.console import Console
 from maskrcnn_coco.model.build import build_model
 from maskrcnn_coco.records import to_json
+from maskrcnn_coco.report.console import Console
 
 
 def test_plain_data_that_is_json() -> None:

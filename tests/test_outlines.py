@@ -16,10 +16,10 @@ from maskrcnn_coco.data.plan import SampleKey
 from maskrcnn_coco.data.shared_memory import pack
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.guard.inputs import Limits, check
-from maskrcnn_coco.incidents import load_case, save_case
 from maskrcnn_coco.model.build import build_model
 from maskrcnn_coco.model.fast.accelerate import takes_outlines
 from maskrcnn_coco.model.forward import Forward
+from maskrcnn_coco.report.incident_files import load_case, save_case
 from tests.runs import small_model
 from tests.test_incidents import rig_of
 

@@ -14,8 +14,8 @@ import pytest
 from fake_run import make_run
 
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.report import write_report
-from maskrcnn_coco.runfiles import picture
+from maskrcnn_coco.report.page import write_report
+from maskrcnn_coco.report.run_files import picture
 
 EVIL = "<img src=x onerror=alert(1)>\"'\x1b[2J"
 

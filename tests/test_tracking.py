@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from maskrcnn_coco.recordlines import read_metrics
 from maskrcnn_coco.records import Action, Culprit, EpochRecord, EvalRecord, Evidence, Incident, StepRecord
-from maskrcnn_coco.tracking import Tracker
+from maskrcnn_coco.report.metrics_file import read_metrics
+from maskrcnn_coco.report.tracking import Tracker
 
 
 def step(s: int, epoch: int = 0, loss: float = 1.0) -> StepRecord:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from html import escape
 from typing import Any
 
-from maskrcnn_coco.curves import Chart, Level, Marker, Series, render
 from maskrcnn_coco.records import COMPONENTS, Incident
-from maskrcnn_coco.runfiles import RunFiles
+from maskrcnn_coco.report.run_files import RunFiles
+from maskrcnn_coco.report.svg import Chart, Level, Marker, Series, render
 from maskrcnn_coco.texts import clean
 from maskrcnn_coco.wording import incident_lines
 

@@ -12,8 +12,8 @@ from markupsafe import Markup
 
 from maskrcnn_coco.config.settings import flag
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.reportcurves import incident_charts, run_charts, timeline
-from maskrcnn_coco.runfiles import RunFiles, picture, pictures_of, read_run
+from maskrcnn_coco.report.page_curves import incident_charts, run_charts, timeline
+from maskrcnn_coco.report.run_files import RunFiles, picture, pictures_of, read_run
 from maskrcnn_coco.texts import clean
 from maskrcnn_coco.wording import action_words, count, culprit_words, figure, incident_lines, score, size
 

@@ -16,8 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from maskrcnn_coco.recordlines import METRICS, cut, truncate
 from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, StepRecord, to_json
+from maskrcnn_coco.report.metrics_file import METRICS, cut, truncate
 
 _FLUSH_SECONDS = 5.0
 _MOST_OWED = 64 << 20

@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from maskrcnn_coco.recordlines import METRICS, UNDONE, read_metrics
 from maskrcnn_coco.records import Incident, record_from, to_json
+from maskrcnn_coco.report.metrics_file import METRICS, UNDONE, read_metrics
 
 RUN_INFO = "run.json"
 _IMAGE_BYTES = 400_000
