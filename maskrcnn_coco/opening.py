@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from maskrcnn_coco.advice.quick_check import quick_check
 from maskrcnn_coco.checkpoint.saver import Saver
 from maskrcnn_coco.components import components
 from maskrcnn_coco.config import recipes
@@ -27,7 +28,6 @@ from maskrcnn_coco.model.build import build_model, set_sampler
 from maskrcnn_coco.model.fast.accelerate import takes_outlines
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import Schedule, build_optimizer
-from maskrcnn_coco.quickcheck import quick_check
 from maskrcnn_coco.replay.snapshot import Ring
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.resume import find_together, restore_run, with_saved_settings
@@ -160,7 +160,7 @@ def resolve_run(
     if warning is not None:
         resolved.warnings.append(warning)
     if resolved.config.lr == "auto":
-        from maskrcnn_coco.advise import settle_lr
+        from maskrcnn_coco.advice.advise import settle_lr
 
         resolved = settle_lr(resolved, data)
     return resolved

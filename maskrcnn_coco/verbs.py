@@ -89,7 +89,7 @@ def check(args: Any, words: Sequence[str]) -> int:
 def advise(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco advise``."""
     with without_garbage_collection():
-        from maskrcnn_coco.advise import advise_data
+        from maskrcnn_coco.advice.advise import advise_data
         from maskrcnn_coco.report.console import Console
 
     advice = advise_data(as_config(args), Console(json_mode=args.json), ladder=args.ladder)

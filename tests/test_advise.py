@@ -13,19 +13,30 @@ import msgspec
 import pytest
 import torch
 
-from maskrcnn_coco import advise, quickcheck
-from maskrcnn_coco.advice import SAFETY, Choice, Joint, candidates, cap, choose, clip_from, cold_start, why_this
+from maskrcnn_coco.advice import advise
+from maskrcnn_coco.advice import quick_check as quickcheck
+from maskrcnn_coco.advice.candidates import (
+    SAFETY,
+    Choice,
+    Joint,
+    candidates,
+    cap,
+    choose,
+    clip_from,
+    cold_start,
+    why_this,
+)
+from maskrcnn_coco.advice.limits import Limit, bracket, describe, interval, judge, measure_limits, rising, settle
+from maskrcnn_coco.advice.quick_check import above, fingerprint, quick_check, recall, remember, try_rates
+from maskrcnn_coco.advice.trials import Lab
 from maskrcnn_coco.config.recipes import Resolved
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.data.prepare import open_data
 from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.guard.early_warning import own_level
-from maskrcnn_coco.limits import Limit, bracket, describe, interval, judge, measure_limits, rising, settle
 from maskrcnn_coco.opening import open_session
-from maskrcnn_coco.quickcheck import above, fingerprint, quick_check, recall, remember, try_rates
 from maskrcnn_coco.records import COMPONENTS
 from maskrcnn_coco.report.console import Console
-from maskrcnn_coco.trials import Lab
 from tests.conftest import ShapesFolder
 from tests.runs import OwnData, config, small_model
 from tests.toy import quadratic

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
-from maskrcnn_coco.ladder import first_unsafe, ladder, svg, table
-from maskrcnn_coco.limits import settle
-from maskrcnn_coco.trials import Lab
+from maskrcnn_coco.advice.ladder import first_unsafe, ladder, svg, table
+from maskrcnn_coco.advice.limits import settle
+from maskrcnn_coco.advice.trials import Lab
 from tests.toy import quadratic
 
 CURVES = {"backbone": 1.0, "rpn": 1.0, "box_head": 50.0, "mask_head": 5.0}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from maskrcnn_coco.sharpness import critical_lr, line_search, real_update, top_eigenvalue
-from maskrcnn_coco.trials import Lab
+from maskrcnn_coco.advice.sharpness import critical_lr, line_search, real_update, top_eigenvalue
+from maskrcnn_coco.advice.trials import Lab
 from tests.toy import quadratic
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_coco.advice.trials import Task
 from maskrcnn_coco.model.optim import build_optimizer
-from maskrcnn_coco.trials import Task
 
 
 class Bowl(nn.Module):

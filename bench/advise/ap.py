@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from maskrcnn_coco import Config, train
-from maskrcnn_coco.advise import advise_data
+from maskrcnn_coco.advice.advise import advise_data
 from maskrcnn_coco.report.console import Console
 
 LADDER = (3.0, 5.0, 7.0, 10.0)

@@ -17,11 +17,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.advise.run import SETTINGS, make_task
+from maskrcnn_coco.advice.limits import settle
+from maskrcnn_coco.advice.sharpness import critical_lr, top_eigenvalue
+from maskrcnn_coco.advice.trials import Lab
 from maskrcnn_coco.guard.early_warning import OWN_LOSSES
-from maskrcnn_coco.limits import settle
 from maskrcnn_coco.records import COMPONENTS
-from maskrcnn_coco.sharpness import critical_lr, top_eigenvalue
-from maskrcnn_coco.trials import Lab
 
 
 def main() -> None:

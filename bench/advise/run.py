@@ -23,13 +23,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from maskrcnn_coco.advice.limits import judge, limits_from, rising, settle
+from maskrcnn_coco.advice.trials import Lab, Task
 from maskrcnn_coco.guard.early_warning import early_warning, own_level
-from maskrcnn_coco.limits import judge, limits_from, rising, settle
 from maskrcnn_coco.model.architecture import Size, assemble
 from maskrcnn_coco.model.forward import step_seed
 from maskrcnn_coco.model.optim import build_optimizer
 from maskrcnn_coco.records import COMPONENTS, plain
-from maskrcnn_coco.trials import Lab, Task
 
 TINY = Size(
     channels=32,

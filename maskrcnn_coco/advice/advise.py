@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from maskrcnn_coco.advice import (
+from maskrcnn_coco.advice.candidates import (
     Advice,
     Choice,
     ColdStart,
@@ -24,23 +24,23 @@ from maskrcnn_coco.advice import (
     compare,
     why_this,
 )
+from maskrcnn_coco.advice.ladder import ladder as climb
+from maskrcnn_coco.advice.ladder import svg, table
+from maskrcnn_coco.advice.limits import Limit, Say, Settled, limits_from, measure_limits, settle
+from maskrcnn_coco.advice.prepare import Bench, memory_use, open_bench
+from maskrcnn_coco.advice.quick_check import fingerprint, quick_check, remember
+from maskrcnn_coco.advice.trials import State
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import Config, flag, validate
 from maskrcnn_coco.data.prepare import RunData, open_data
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard.early_warning import early_warning
-from maskrcnn_coco.ladder import ladder as climb
-from maskrcnn_coco.ladder import svg, table
-from maskrcnn_coco.limits import Limit, Say, Settled, limits_from, measure_limits, settle
 from maskrcnn_coco.opening import is_quick, quarantine_first, resolve_run
-from maskrcnn_coco.quickcheck import fingerprint, quick_check, remember
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.files import write_text
-from maskrcnn_coco.trials import State
 from maskrcnn_coco.wording import duration
-from maskrcnn_coco.workbench import Bench, memory_use, open_bench
 
 __all__ = ["Advice", "advise_data", "advise_run", "early_warning", "measure_limits", "quick_check", "settle_lr"]
 

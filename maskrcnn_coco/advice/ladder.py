@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from maskrcnn_coco.advice.limits import Settled, judge, rising
+from maskrcnn_coco.advice.trials import Lab
 from maskrcnn_coco.guard.early_warning import own_level
-from maskrcnn_coco.limits import Settled, judge, rising
-from maskrcnn_coco.trials import Lab
 
 MULTIPLIERS = (3.0, 5.0, 7.0, 10.0)
 HEADS = ("box_head", "mask_head")

@@ -16,16 +16,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maskrcnn_coco.advice.limits import CEILING, STRIDE, Limit, judge, rising, settle
+from maskrcnn_coco.advice.trials import Lab, State, Task, Trial
 from maskrcnn_coco.data.batch import make_batch
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.folders import cache_folder
 from maskrcnn_coco.guard.early_warning import FLAGS, own_level
-from maskrcnn_coco.limits import CEILING, STRIDE, Limit, judge, rising, settle
 from maskrcnn_coco.model.optim import build_optimizer
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.system.precision import make_scaler
-from maskrcnn_coco.trials import Lab, State, Task, Trial
 
 if TYPE_CHECKING:
     from maskrcnn_coco.config.settings import Config

@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from maskrcnn_coco.advice.sharpness import critical_lr
+from maskrcnn_coco.advice.trials import Lab, State, Task, Trial
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.guard.early_warning import JUMP, OWN_LOSSES, own_level, own_loss
-from maskrcnn_coco.sharpness import critical_lr
-from maskrcnn_coco.trials import Lab, State, Task, Trial
 
 WIDTH = 2.0
 """The reported interval spans at most this factor when the budget allows it."""

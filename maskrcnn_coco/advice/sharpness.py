@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.trials import Lab, State
+from maskrcnn_coco.advice.trials import Lab, State
 
 
 @dataclass(frozen=True)

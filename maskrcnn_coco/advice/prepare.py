@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from maskrcnn_coco.advice.trials import Lab, Task
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.data.batch import make_batch
@@ -17,7 +18,6 @@ from maskrcnn_coco.model.optim import build_optimizer
 from maskrcnn_coco.opening import is_quick, make_model, make_plan, sources
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.precision import make_scaler, resolve_amp
-from maskrcnn_coco.trials import Lab, Task
 
 BATCHES = 8
 """Different batches that trials use in turn; they are held in memory."""

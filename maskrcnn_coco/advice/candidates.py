@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from maskrcnn_coco.advice.ladder import HEADS, Rung
+from maskrcnn_coco.advice.limits import Limit, Settled, Verdict, judge, rising
+from maskrcnn_coco.advice.trials import Lab, State, Trial
 from maskrcnn_coco.config.recipes import CLIP_GUIDE, guideline
 from maskrcnn_coco.guard.early_warning import own_level
-from maskrcnn_coco.ladder import HEADS, Rung
-from maskrcnn_coco.limits import Limit, Settled, Verdict, judge, rising
 from maskrcnn_coco.records import COMPONENTS
-from maskrcnn_coco.trials import Lab, State, Trial
 
 SAFETY = 4.0
 """A component is advised at most its limit divided by this: networks get sharper as they train, and limits interact."""

@@ -1,0 +1,1 @@
+"""The largest stable learning rates, measured; settings that follow."""
