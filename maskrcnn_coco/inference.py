@@ -24,7 +24,7 @@ from maskrcnn_coco.system.precision import resolve_amp
 def pick_device(name: str) -> torch.device:
     """The device to use; see `opening.resolve_device`."""
     from maskrcnn_coco.distributed.ranks import Ranks
-    from maskrcnn_coco.opening import resolve_device
+    from maskrcnn_coco.training.start import resolve_device
 
     return resolve_device(name, Ranks.start(name))
 

@@ -47,8 +47,8 @@ def train(args: Any, words: Sequence[str]) -> int:
 
     config = as_config(args)
     with drawn_ahead(config), without_garbage_collection():
-        from maskrcnn_coco.opening import preview
-        from maskrcnn_coco.training import train as run
+        from maskrcnn_coco.training.loop import train as run
+        from maskrcnn_coco.training.start import preview
 
     if args.print_config:
         sys.stdout.write(dump_config(preview(config).config))

@@ -131,7 +131,7 @@ def _healthy(case: Case) -> float:
 
 def train_briefly(config: Config, run_dir: Path, steps: int | None, model: Any, train_data: Any) -> list[Check]:
     """The first epoch (or ``steps`` of it) with the new settings, in a folder of its own."""
-    from maskrcnn_coco.training import train
+    from maskrcnn_coco.training.loop import train
 
     records: list[StepRecord] = []
 

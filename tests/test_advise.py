@@ -34,9 +34,9 @@ from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.data.prepare import open_data
 from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.guard.early_warning import own_level
-from maskrcnn_coco.opening import open_session
 from maskrcnn_coco.records import COMPONENTS
 from maskrcnn_coco.report.console import Console
+from maskrcnn_coco.training.start import open_session
 from tests.conftest import ShapesFolder
 from tests.runs import OwnData, config, small_model
 from tests.toy import quadratic

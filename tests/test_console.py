@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from maskrcnn_coco.introduction import crowded
 from maskrcnn_coco.records import Action, Culprit, EpochRecord, EvalRecord, Evidence, Incident, Result, StepRecord
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.texts import clean
+from maskrcnn_coco.training.introduction import crowded
 from maskrcnn_coco.wording import action_words, duration, figure, incident_lines, score, size
 
 LOSSES = {

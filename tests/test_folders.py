@@ -5,7 +5,7 @@ import os
 import pytest
 
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.folders import fresh_folder, keep_folder
+from maskrcnn_coco.training.folders import fresh_folder, keep_folder
 
 
 def test_an_older_run_is_renamed_with_its_start_time(tmp_path):
@@ -47,6 +47,6 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("maskrcnn_coco.folders._probe", full)
+    monkeypatch.setattr("maskrcnn_coco.training.folders._probe", full)
     with pytest.raises(ConfigError, match="the disk is full"):
         fresh_folder(tmp_path / "run")

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from maskrcnn_coco.interrupt import Interrupts
+from maskrcnn_coco.training.signals import Interrupts
 
 
 def test_the_first_signal_is_remembered(capsys):

@@ -9,8 +9,9 @@ import pytest
 import torch
 from runs import OwnData, config, incidents, lines, run, small_model, weights
 
-from maskrcnn_coco import opening, train
+from maskrcnn_coco import train
 from maskrcnn_coco.records import StepRecord
+from maskrcnn_coco.training import start as opening
 
 FIGURES = ("losses", "grad_norm", "applied", "image_ids", "lr")
 

@@ -17,9 +17,9 @@ from maskrcnn_coco.data.prepare import open_data
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.model.forward import Forward
-from maskrcnn_coco.opening import resolve_run
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system import memory
+from maskrcnn_coco.training.start import resolve_run
 
 CPU = torch.device("cpu")
 

@@ -12,12 +12,14 @@ import pytest
 from runs import config
 from tiny_run import tiny_model
 
-from maskrcnn_coco import response, train, training
+from maskrcnn_coco import train
 from maskrcnn_coco.checkpoint.store import load, save
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.records import Alarm
-from maskrcnn_coco.resume import find_together
-from maskrcnn_coco.saving import save_is_due
+from maskrcnn_coco.training import loop as training
+from maskrcnn_coco.training import response
+from maskrcnn_coco.training.resume import find_together
+from maskrcnn_coco.training.saving import save_is_due
 
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
 from states import state_at

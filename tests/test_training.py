@@ -119,7 +119,7 @@ def test_a_damaged_newest_checkpoint_falls_back_and_is_said(tiny_shapes, tmp_pat
 
 def test_a_roll_back_to_an_epoch_s_border_ends_no_epoch(tiny_shapes, tmp_path, monkeypatch):
     """Back at step 0 from the second epoch: nothing was completed, so nothing is evaluated or saved for it."""
-    from maskrcnn_coco import training
+    from maskrcnn_coco.training import loop as training
 
     inner, calls, ended = training.train_epoch, [], []
 

@@ -17,9 +17,9 @@ import torch
 
 import maskrcnn_coco.checkpoint.content
 import maskrcnn_coco.model.forward
-import maskrcnn_coco.response
-import maskrcnn_coco.session
 import maskrcnn_coco.system.precision
+import maskrcnn_coco.training.response
+import maskrcnn_coco.training.session
 from maskrcnn_coco import Config, train
 from maskrcnn_coco.checkpoint.store import load, peek, save
 from maskrcnn_coco.records import Incident, StepRecord, plain

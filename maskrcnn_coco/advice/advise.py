@@ -36,10 +36,10 @@ from maskrcnn_coco.data.prepare import RunData, open_data
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard.early_warning import early_warning
-from maskrcnn_coco.opening import is_quick, quarantine_first, resolve_run
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.files import write_text
+from maskrcnn_coco.training.start import is_quick, quarantine_first, resolve_run
 from maskrcnn_coco.wording import duration
 
 __all__ = ["Advice", "advise_data", "advise_run", "early_warning", "measure_limits", "quick_check", "settle_lr"]

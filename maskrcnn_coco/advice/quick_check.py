@@ -20,17 +20,17 @@ from maskrcnn_coco.advice.limits import CEILING, STRIDE, Limit, judge, rising, s
 from maskrcnn_coco.advice.trials import Lab, State, Task, Trial
 from maskrcnn_coco.data.batch import make_batch
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.folders import cache_folder
 from maskrcnn_coco.guard.early_warning import FLAGS, own_level
 from maskrcnn_coco.model.optim import build_optimizer
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.system.precision import make_scaler
+from maskrcnn_coco.training.folders import cache_folder
 
 if TYPE_CHECKING:
     from maskrcnn_coco.config.settings import Config
     from maskrcnn_coco.data.prepare import RunData
-    from maskrcnn_coco.session import Session
+    from maskrcnn_coco.training.session import Session
 
 SHARE = 100
 """One step in so many may be spent."""

@@ -45,7 +45,7 @@ class RunData:
 
 def shapes_folder() -> Path:
     """Where the built-in shapes are drawn once: the user's cache folder."""
-    from maskrcnn_coco.folders import cache_folder
+    from maskrcnn_coco.training.folders import cache_folder
 
     return cache_folder("shapes")
 

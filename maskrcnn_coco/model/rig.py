@@ -19,8 +19,8 @@ from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import build_optimizer
 from maskrcnn_coco.replay.case import Rig
 from maskrcnn_coco.replay.isolation import own
-from maskrcnn_coco.session import Session
 from maskrcnn_coco.system.backends import compiled_modules, run_eagerly
+from maskrcnn_coco.training.session import Session
 
 
 def rig_of(session: Session) -> Rig:

@@ -29,13 +29,14 @@ from runs import config
 from states import digest
 from tiny_run import tiny_model
 
-from maskrcnn_coco import session as session_module
-from maskrcnn_coco import train, training
+from maskrcnn_coco import train
 from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import MaskRCNNError
 from maskrcnn_coco.records import StepRecord
-from maskrcnn_coco.session import Session
+from maskrcnn_coco.training import loop as training
+from maskrcnn_coco.training import session as session_module
+from maskrcnn_coco.training.session import Session
 
 HANG = 1.0
 """Seconds after which the loader gives up on a silent worker; as short as a busy machine allows."""

@@ -23,16 +23,16 @@ from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard.deferred import late_reads
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.guard.team import TeamGuard
-from maskrcnn_coco.introduction import introduce, prepare_folders
 from maskrcnn_coco.model.build import build_model, set_sampler
 from maskrcnn_coco.model.fast.accelerate import takes_outlines
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import Schedule, build_optimizer
 from maskrcnn_coco.replay.snapshot import Ring
 from maskrcnn_coco.report.console import Console
-from maskrcnn_coco.resume import find_together, restore_run, with_saved_settings
-from maskrcnn_coco.session import Observer, Session
 from maskrcnn_coco.system.precision import amp_warning, make_scaler, resolve_amp
+from maskrcnn_coco.training.introduction import introduce, prepare_folders
+from maskrcnn_coco.training.resume import find_together, restore_run, with_saved_settings
+from maskrcnn_coco.training.session import Observer, Session
 
 
 def open_session(

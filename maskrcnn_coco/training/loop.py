@@ -9,19 +9,21 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from maskrcnn_coco import closing, late, response
 from maskrcnn_coco.config.settings import Config, validate
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.guard.early_warning import early_warning
 from maskrcnn_coco.guard.guard import Guard
-from maskrcnn_coco.interrupt import Interrupts
-from maskrcnn_coco.opening import open_session
 from maskrcnn_coco.records import EpochRecord, Result
 from maskrcnn_coco.replay.snapshot import TapeEntry
-from maskrcnn_coco.saving import save_epoch, save_is_due, save_last, save_now
-from maskrcnn_coco.session import Observer, Session
 from maskrcnn_coco.system import memory
-from maskrcnn_coco.unreadable import readable
+from maskrcnn_coco.training import finish as closing
+from maskrcnn_coco.training import late_alarms as late
+from maskrcnn_coco.training import response
+from maskrcnn_coco.training.saving import save_epoch, save_is_due, save_last, save_now
+from maskrcnn_coco.training.session import Observer, Session
+from maskrcnn_coco.training.signals import Interrupts
+from maskrcnn_coco.training.start import open_session
+from maskrcnn_coco.training.unreadable import readable
 
 
 def train(

@@ -9,8 +9,8 @@ import msgspec
 import torch
 
 from maskrcnn_coco.replay.state import nonfinite_names, state_tensors
-from maskrcnn_coco.session import Session
 from maskrcnn_coco.system import environment
+from maskrcnn_coco.training.session import Session
 
 
 def state_of(session: Session) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from maskrcnn_coco.data.plan import SampleKey
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.records import Alarm, Culprit, Evidence, Finding
-from maskrcnn_coco.response import compose, history_at
-from maskrcnn_coco.session import Session
+from maskrcnn_coco.training.response import compose, history_at
+from maskrcnn_coco.training.session import Session
 
 
 def readable(session: Session, loader: Iterable[list[Any]]) -> Iterator[list[Any]]:

@@ -11,10 +11,10 @@ from maskrcnn_coco.evaluation.evaluate import evaluate_model
 from maskrcnn_coco.evaluation.pictures import save_gallery
 from maskrcnn_coco.records import EvalRecord, Result, to_json
 from maskrcnn_coco.report.page import write_report
-from maskrcnn_coco.saving import save_now, weights_finite
-from maskrcnn_coco.session import Session
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.files import write_text
+from maskrcnn_coco.training.saving import save_now, weights_finite
+from maskrcnn_coco.training.session import Session
 
 
 def evaluate_session(session: Session, epoch: int) -> EvalRecord | None:

@@ -8,9 +8,9 @@ most; where the step is sound the second time, that itself is the finding: a tra
 
 from __future__ import annotations
 
-from maskrcnn_coco import response
 from maskrcnn_coco.records import Action, Alarm, Evidence, Finding
-from maskrcnn_coco.session import Session
+from maskrcnn_coco.training import response
+from maskrcnn_coco.training.session import Session
 
 NONFINITE = ("loss_nonfinite", "grad_nonfinite", "param_nonfinite", "optimizer_nonfinite", "buffer_nonfinite", "crash")
 WATCH = 20

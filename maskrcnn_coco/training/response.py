@@ -26,9 +26,9 @@ from maskrcnn_coco.records import Action, Alarm, Evidence, Finding, Incident, pl
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.snapshot import Snapshot, restore
 from maskrcnn_coco.report.incident_files import save_case
-from maskrcnn_coco.resume import load_state
-from maskrcnn_coco.session import Session
 from maskrcnn_coco.system.backends import run_eagerly, use_libraries
+from maskrcnn_coco.training.resume import load_state
+from maskrcnn_coco.training.session import Session
 
 DECISIONS = ("incidents", "quarantine", "quarantine_annotations", "lr_factors", "weight_decay", "fp32_modules")
 """What stays in force when an older state is loaded."""

@@ -13,11 +13,11 @@ from maskrcnn_coco.checkpoint.saver import Saver
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import dump_config
 from maskrcnn_coco.data.prepare import complaints
-from maskrcnn_coco.folders import fresh_folder, keep_folder, started_at
 from maskrcnn_coco.report.run_files import write_run_info
-from maskrcnn_coco.session import Session
 from maskrcnn_coco.system import environment
 from maskrcnn_coco.system.files import write_text
+from maskrcnn_coco.training.folders import fresh_folder, keep_folder, started_at
+from maskrcnn_coco.training.session import Session
 
 
 def prepare_folders(session: Session, *, resuming: bool, dry_run: bool) -> None:

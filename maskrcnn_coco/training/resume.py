@@ -18,9 +18,9 @@ from maskrcnn_coco.records import Action, Culprit, Evidence, Incident, StepRecor
 from maskrcnn_coco.replay.snapshot import restore_optimizer
 from maskrcnn_coco.report.incident_files import read_incidents, set_aside
 from maskrcnn_coco.report.metrics_file import read_metrics
-from maskrcnn_coco.session import Progress, Session
 from maskrcnn_coco.system import environment
 from maskrcnn_coco.system.backends import run_eagerly, use_libraries
+from maskrcnn_coco.training.session import Progress, Session
 
 
 @dataclass

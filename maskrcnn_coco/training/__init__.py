@@ -1,0 +1,1 @@
+"""One run: the loop, what it holds, how it starts, answers, goes back, saves, ends."""
