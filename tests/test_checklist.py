@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from maskrcnn_coco import checklist
+from maskrcnn_coco.cli import checklist
 from maskrcnn_coco.records import StepRecord
 
 

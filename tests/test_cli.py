@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from maskrcnn_coco.cli import ARGUMENTS, VERBS, main, parse
+from maskrcnn_coco.cli.command_line import ARGUMENTS, VERBS, main, parse
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.system.garbage import without_garbage_collection
 
@@ -26,9 +26,7 @@ def test_every_verb_has_help(capsys):
 
 
 def test_help_does_not_import_torch():
-    code = (
-        "import sys; from maskrcnn_coco.cli import main; main(['train', '--help']); assert 'torch' not in sys.modules"
-    )
+    code = "import sys; from maskrcnn_coco.cli.command_line import main; main(['train', '--help']); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
 
 

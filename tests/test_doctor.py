@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from maskrcnn_coco import doctor
 from maskrcnn_coco.checkpoint import store
+from maskrcnn_coco.cli import doctor
 from maskrcnn_coco.config.settings import MODELS
 from maskrcnn_coco.model.build import build_model
 from maskrcnn_coco.records import to_json

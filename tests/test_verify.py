@@ -10,10 +10,10 @@ import pytest
 from runs import OwnData, config, incidents, run, small_model
 
 from maskrcnn_coco import train
+from maskrcnn_coco.cli.diagnose import diagnose_checkpoint, diagnose_path, replay_case
+from maskrcnn_coco.cli.verify import verify_run
 from maskrcnn_coco.data.prepare import write_quarantine
 from maskrcnn_coco.errors import ConfigError, DataError
-from maskrcnn_coco.postmortem import diagnose_checkpoint, diagnose_path, replay_case
-from maskrcnn_coco.verify import verify_run
 
 
 @pytest.fixture(scope="module")

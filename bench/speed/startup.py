@@ -49,7 +49,7 @@ def seconds_to(command: Sequence[str], sign: Callable[[str], bool], env: dict[st
 def help_seconds() -> float:
     """``maskrcnn-coco --help``, to its end."""
     script = Path(sys.executable).with_name("maskrcnn-coco")
-    command = [str(script)] if script.is_file() else [sys.executable, "-m", "maskrcnn_coco.cli"]
+    command = [str(script)] if script.is_file() else [sys.executable, "-m", "maskrcnn_coco.cli.command_line"]
     began = time.perf_counter()
     subprocess.run([*command, "--help"], check=True, capture_output=True)
     return time.perf_counter() - began

@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from maskrcnn_coco import checklist
-from maskrcnn_coco.checklist import Check
+from maskrcnn_coco.cli import checklist
+from maskrcnn_coco.cli.checklist import Check
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import Config, flag, load_config, validate
 from maskrcnn_coco.data.prepare import read_quarantine

@@ -101,7 +101,7 @@ def advise(args: Any, words: Sequence[str]) -> int:
 def diagnose(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco diagnose``."""
     with without_garbage_collection():
-        from maskrcnn_coco.postmortem import diagnose_path
+        from maskrcnn_coco.cli.diagnose import diagnose_path
 
     return diagnose_path(Path(one(words, "INCIDENT.json, RUN_DIR or CHECKPOINT")), json_mode=args.json)
 
@@ -109,7 +109,7 @@ def diagnose(args: Any, words: Sequence[str]) -> int:
 def verify(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco verify``."""
     with without_garbage_collection():
-        from maskrcnn_coco.verify import verify_run
+        from maskrcnn_coco.cli.verify import verify_run
 
     names = ("lr", "head_lr_multiplier", "rpn_lr_multiplier", "max_grad_norm", "warmup_steps", "amp")
     changes = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
@@ -120,7 +120,7 @@ def verify(args: Any, words: Sequence[str]) -> int:
 def evaluate(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco evaluate``."""
     with without_garbage_collection():
-        from maskrcnn_coco.inference import evaluate_checkpoint
+        from maskrcnn_coco.cli.evaluate import evaluate_checkpoint
 
     return evaluate_checkpoint(
         Path(one(words, "CHECKPOINT")), args.data, args.images, device=args.device, out=args.out, json_mode=args.json
@@ -130,7 +130,7 @@ def evaluate(args: Any, words: Sequence[str]) -> int:
 def predict(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco predict``."""
     with without_garbage_collection():
-        from maskrcnn_coco.inference import predict_checkpoint
+        from maskrcnn_coco.cli.evaluate import predict_checkpoint
 
     if len(words) < 2:
         raise ConfigError(
@@ -172,7 +172,7 @@ def report(args: Any, words: Sequence[str]) -> int:
 
 def doctor(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco doctor``."""
-    from maskrcnn_coco.doctor import examine, print_health
+    from maskrcnn_coco.cli.doctor import examine, print_health
 
     health = examine(Path(args.checkpoint_dir))
     if args.json:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from maskrcnn_coco.cli.flags import readable
 from maskrcnn_coco.config.settings import Config, load_config
 from maskrcnn_coco.errors import ConfigError, MaskRCNNError
-from maskrcnn_coco.flags import readable
 
 VERBS = {
     "train": "fine-tune on COCO-format data (no flags: the built-in shapes)",
@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"unknown verb {verb!r}" + (f"; did you mean {near[0]}?" if near else ""), fix="maskrcnn-coco --help"
             )
         args, words = parse(verb, argv[1:])
-        from maskrcnn_coco import verbs
+        from maskrcnn_coco.cli import verbs
 
         return getattr(verbs, verb)(args, words)
     except MaskRCNNError as e:
