@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maskrcnn_coco.config.settings import Config as Config
+    from maskrcnn_coco.guard.epoch import train_one_epoch as train_one_epoch
     from maskrcnn_coco.guard.guard import Guard as Guard
     from maskrcnn_coco.training.loop import train as train
-    from maskrcnn_coco.training.loop import train_one_epoch as train_one_epoch
 
 __version__ = "0.1.0"
 __all__ = ["Config", "Guard", "train", "train_one_epoch"]
@@ -17,7 +17,7 @@ _HOMES = {
     "Config": "config.settings",
     "Guard": "guard.guard",
     "train": "training.loop",
-    "train_one_epoch": "training.loop",
+    "train_one_epoch": "guard.epoch",
 }
 
 

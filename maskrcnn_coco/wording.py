@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from maskrcnn_coco.records import Action, Incident
-from maskrcnn_coco.texts import clean
 
 
 def figure(value: float) -> str:
@@ -131,3 +131,24 @@ def _precision_words(detail: Mapping[str, Any]) -> str:
     if "libraries" in detail:
         return "the vendor's library (oneDNN, cuDNN) is off from here on"
     return f"{clean(detail.get('module'))} runs in {clean(detail.get('dtype', 'fp32'))} from here on"
+
+
+LIMIT = 1000
+"""Characters that are shown of one text; a name or a message that is longer was made to be."""
+
+
+def clean(text: object, limit: int = LIMIT) -> str:
+    """``text`` on one line, with control and direction-changing characters made visible, cut to ``limit`` characters.
+
+    Category and file names come from strangers: printed raw, an escape sequence in one could rewrite the screen. After
+    this a text is inert everywhere but in markup, which templates escape.
+    """
+    found = str(text)
+    found = found if len(found) <= limit else found[: limit - 1] + "…"
+    return found if found.isprintable() else "".join(map(_visible, found))
+
+
+def _visible(c: str) -> str:
+    if c in "\n\r\t" or unicodedata.category(c) == "Zs":
+        return " "
+    return c if c.isprintable() else f"\\u{ord(c):04x}"

@@ -27,7 +27,8 @@ from maskrcnn_coco.advice.candidates import (
     why_this,
 )
 from maskrcnn_coco.advice.limits import Limit, bracket, describe, interval, judge, measure_limits, rising, settle
-from maskrcnn_coco.advice.quick_check import above, fingerprint, quick_check, recall, remember, try_rates
+from maskrcnn_coco.advice.quick_check import quick_check, try_rates
+from maskrcnn_coco.advice.remembered import above, fingerprint, recall, remember
 from maskrcnn_coco.advice.trials import Lab
 from maskrcnn_coco.config.recipes import Resolved
 from maskrcnn_coco.config.settings import Config

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from maskrcnn_coco.guard.divergence import Divergence, Haste, Stall, Verdict
+from maskrcnn_coco.guard.divergence import Divergence
 from maskrcnn_coco.guard.guard import Guard
+from maskrcnn_coco.guard.updates import Haste, Stall
+from maskrcnn_coco.guard.verdict import Verdict
 
 
 def play(losses: Iterable[float], norms: Iterable[float] | None = None) -> tuple[int, Verdict] | None:

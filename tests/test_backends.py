@@ -9,11 +9,11 @@ from tiny_run import TinyRun, tiny_model
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn_coco.diagnosis.investigate import investigate
-from maskrcnn_coco.model.forward import keep_fp32
 from maskrcnn_coco.model.rig import reference_of
 from maskrcnn_coco.recovery import History, decide
 from maskrcnn_coco.replay.state import digest
 from maskrcnn_coco.system.backends import as_it_was, compiled_modules, eagerly, own_kernels, run_eagerly
+from maskrcnn_coco.system.precision import keep_fp32
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 """torch's compiler looks at it, and says so."""

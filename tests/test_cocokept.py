@@ -16,7 +16,7 @@ from maskrcnn_coco.data.audit.checks import audit
 from maskrcnn_coco.data.coco import cache as cocokept
 from maskrcnn_coco.data.coco.cache import load_kept
 from maskrcnn_coco.data.coco.table import CocoTable, load_coco
-from maskrcnn_coco.training.folders import cache_folder
+from maskrcnn_coco.system.files import cache_folder
 
 
 @pytest.fixture

@@ -12,9 +12,8 @@ import pytest
 
 from maskrcnn_coco.records import Action, Culprit, EpochRecord, EvalRecord, Evidence, Incident, Result, StepRecord
 from maskrcnn_coco.report.console import Console
-from maskrcnn_coco.texts import clean
 from maskrcnn_coco.training.introduction import crowded
-from maskrcnn_coco.wording import action_words, duration, figure, incident_lines, score, size
+from maskrcnn_coco.wording import action_words, clean, duration, figure, incident_lines, score, size
 
 LOSSES = {
     "loss_rpn_box_reg": 0.2925, "loss_mask": 0.4567, "loss_box_reg": 0.2341, "loss_objectness": 0.1234,

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from maskrcnn_coco.diagnosis.investigate import DECISION_TREE, chain, explain
+from maskrcnn_coco.diagnosis.explain import DECISION_TREE, chain, explain
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.records import CAUSES, StepRecord
 

@@ -13,9 +13,9 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
-from maskrcnn_coco.fast_masks import mask_targets
 from maskrcnn_coco.model.build import build_model
 from maskrcnn_coco.model.fast.accelerate import accelerate
+from maskrcnn_coco.model.fast.mask_targets import mask_targets
 from maskrcnn_coco.model.fast.norm import FastFrozenNorm
 from maskrcnn_coco.model.fast.roi_align import FastPool
 from maskrcnn_coco.model.fast.sampler import FastMatcher, draw

@@ -9,7 +9,8 @@ from maskrcnn_coco.data.batch import make_batch
 from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.data.plan import Plan
 from maskrcnn_coco.model.build import build_model
-from maskrcnn_coco.model.forward import Forward, keep_fp32, step_seed
+from maskrcnn_coco.model.forward import Forward, step_seed
+from maskrcnn_coco.system.precision import keep_fp32
 
 
 def batch_of(table):

@@ -11,7 +11,7 @@ from PIL import Image
 from maskrcnn_coco.data.audit.checks import audit
 from maskrcnn_coco.data.audit.gallery import write_gallery
 from maskrcnn_coco.data.coco.table import load_coco
-from maskrcnn_coco.texts import clean
+from maskrcnn_coco.wording import clean
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=y>{{ 7*7 }}\x1b[2J\u202e"
 

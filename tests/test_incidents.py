@@ -16,14 +16,8 @@ from maskrcnn_coco.errors import CheckpointError, DataError
 from maskrcnn_coco.records import Action, Culprit, Evidence, Incident
 from maskrcnn_coco.replay.case import Rig
 from maskrcnn_coco.replay.replay import Replay
-from maskrcnn_coco.report.incident_files import (
-    incident_text,
-    load_case,
-    read_incidents,
-    save_case,
-    set_aside,
-    write_incident,
-)
+from maskrcnn_coco.report.incident_files import incident_text, read_incidents, set_aside, write_incident
+from maskrcnn_coco.training.case_file import load_case, save_case
 
 
 def incident(cause: str = "DATA_BOX", action: Action | None = None) -> Incident:

@@ -13,13 +13,13 @@ from maskrcnn_coco import Config, train
 from maskrcnn_coco.advice.advise import advise_data, settle_what_fits
 from maskrcnn_coco.advice.prepare import memory_use
 from maskrcnn_coco.checkpoint.store import newest_intact, peek
+from maskrcnn_coco.config.resolve import resolve_run
 from maskrcnn_coco.data.prepare import open_data
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system import memory
-from maskrcnn_coco.training.start import resolve_run
 
 CPU = torch.device("cpu")
 

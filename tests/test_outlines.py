@@ -19,7 +19,7 @@ from maskrcnn_coco.guard.inputs import Limits, check
 from maskrcnn_coco.model.build import build_model
 from maskrcnn_coco.model.fast.accelerate import takes_outlines
 from maskrcnn_coco.model.forward import Forward
-from maskrcnn_coco.report.incident_files import load_case, save_case
+from maskrcnn_coco.training.case_file import load_case, save_case
 from tests.runs import small_model
 from tests.test_incidents import rig_of
 

@@ -7,10 +7,10 @@ import torch
 from tiny_faults import BAD, pixels, put
 from tiny_run import TinyRun, rates, tiny_model
 
-from maskrcnn_coco.model.forward import keep_fp32
 from maskrcnn_coco.records import Alarm
 from maskrcnn_coco.replay.isolation import own
 from maskrcnn_coco.replay.replay import Replay
+from maskrcnn_coco.system.precision import keep_fp32
 
 
 @pytest.fixture(scope="module")

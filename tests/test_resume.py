@@ -17,8 +17,8 @@ from maskrcnn_coco.checkpoint.store import load, save
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.records import Alarm
 from maskrcnn_coco.training import loop as training
-from maskrcnn_coco.training import response
 from maskrcnn_coco.training.resume import find_together
+from maskrcnn_coco.training.rollback import reload
 from maskrcnn_coco.training.saving import save_is_due
 
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
@@ -131,7 +131,7 @@ def test_what_was_decided_since_outlives_a_reload_from_disk(tiny_shapes, tmp_pat
     session.progress.incidents.append("0001")
     session.progress.lr_factors["rpn"] = 0.5
     session.leave_out([3], [], "0001")
-    assert response.reload(session, Alarm("param_nonfinite", 4, 0, 4, "test")) == 4
+    assert reload(session, Alarm("param_nonfinite", 4, 0, 4, "test")) == 4
     session.close_tracker()
     assert session.progress.incidents == ["0001"], "the next incident must not take its number"
     assert session.progress.lr_factors == {"rpn": 0.5}

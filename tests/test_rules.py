@@ -11,8 +11,10 @@ import msgspec
 import pytest
 
 from maskrcnn_coco.diagnosis import investigate as diagnosis
-from maskrcnn_coco.diagnosis.facts import Facts, Outcome, TargetFault
+from maskrcnn_coco.diagnosis.explain import RULES, codes
+from maskrcnn_coco.diagnosis.facts import Facts, TargetFault
 from maskrcnn_coco.records import CAUSES
+from maskrcnn_coco.replay.outcome import Outcome
 
 CASES = Path(__file__).parent / "rules_cases"
 
@@ -37,27 +39,27 @@ def test_golden_case(code: str):
 def test_no_rule_speaks_up_on_an_unknown_fault(code: str):
     if code == "UNKNOWN":
         return
-    rule = next(r for r in diagnosis.RULES if code == r.CODE)
+    rule = next(r for r in RULES if code == r.CODE)
     facts = Facts("loss_nonfinite", 5, 0, 5)
     assert rule.judge(facts) is None
 
 
 def test_every_cause_has_one_rule_and_every_rule_a_cause():
-    assert sorted(diagnosis.codes()) == sorted(CAUSES)
-    assert len({r.CODE for r in diagnosis.RULES}) == len(diagnosis.RULES)
+    assert sorted(codes()) == sorted(CAUSES)
+    assert len({r.CODE for r in RULES}) == len(RULES)
 
 
 def test_rules_import_no_torch():
     import subprocess
     import sys
 
-    names = ", ".join(f"maskrcnn_coco.diagnosis.rules.{r.CODE.lower()}" for r in diagnosis.RULES)
+    names = ", ".join(f"maskrcnn_coco.diagnosis.rules.{r.CODE.lower()}" for r in RULES)
     code = f"import sys, {names}, maskrcnn_coco.diagnosis, maskrcnn_coco.recovery; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_rule_modules_are_named_after_their_codes():
-    for rule in diagnosis.RULES:
+    for rule in RULES:
         assert importlib.import_module(f"maskrcnn_coco.diagnosis.rules.{rule.CODE.lower()}") is rule
 
 

@@ -12,7 +12,8 @@ from torch import nn
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.plan import SampleKey
-from maskrcnn_coco.diagnosis.scan_state import scan_anchors, scan_images, scan_state, scan_targets
+from maskrcnn_coco.diagnosis.scan_batch import scan_anchors, scan_images, scan_targets
+from maskrcnn_coco.diagnosis.scan_state import scan_state
 from maskrcnn_coco.replay.snapshot import take
 
 

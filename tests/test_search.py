@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from maskrcnn_coco.diagnosis.facts import LrVerdict, Outcome
+from maskrcnn_coco.diagnosis.facts import LrVerdict
 from maskrcnn_coco.diagnosis.lr_experiments import Walks, climbing
 from maskrcnn_coco.diagnosis.search import lr_search, smallest_culprits
+from maskrcnn_coco.replay.outcome import Outcome
 
 ORDER = ["backbone", "rpn", "box_head", "mask_head"]
 

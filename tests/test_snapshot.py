@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from maskrcnn_coco.replay.snapshot import Ring, Snapshot, Tape, TapeEntry, is_finite, restore, take
+from maskrcnn_coco.replay.ring import Ring
+from maskrcnn_coco.replay.snapshot import Snapshot, is_finite, restore, take
 from maskrcnn_coco.replay.state import digest
+from maskrcnn_coco.replay.tape import Tape, TapeEntry
 
 
 class Net(nn.Module):

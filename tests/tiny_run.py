@@ -23,7 +23,9 @@ from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import build_optimizer
 from maskrcnn_coco.records import Alarm, StepRecord
 from maskrcnn_coco.replay.case import Case, Rig
-from maskrcnn_coco.replay.snapshot import Ring, Tape, TapeEntry, take
+from maskrcnn_coco.replay.ring import Ring
+from maskrcnn_coco.replay.snapshot import take
+from maskrcnn_coco.replay.tape import Tape, TapeEntry
 
 SIZE = 64
 CLASSES = 4

@@ -20,10 +20,9 @@ from scaling import Setting
 from step import make_batch, only, own_step, small_model
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
-from maskrcnn_coco.fast_masks import mask_targets
 from maskrcnn_coco.guard.inputs import Limits, check
 from maskrcnn_coco.model.fast.accelerate import accelerate
-from maskrcnn_coco.model.fast.mask_targets import outline_targets
+from maskrcnn_coco.model.fast.mask_targets import mask_targets, outline_targets
 from maskrcnn_coco.system.precision import bf16_is_native
 
 SETTINGS: Sequence[Setting] = ((128, 4, 4), (800, 2, 7), (800, 2, 100))

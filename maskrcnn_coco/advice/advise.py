@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import shlex
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from maskrcnn_coco.advice.candidates import (
-    Advice,
     Choice,
     ColdStart,
     Joint,
@@ -25,22 +21,23 @@ from maskrcnn_coco.advice.candidates import (
     why_this,
 )
 from maskrcnn_coco.advice.ladder import ladder as climb
-from maskrcnn_coco.advice.ladder import svg, table
+from maskrcnn_coco.advice.ladder import svg
 from maskrcnn_coco.advice.limits import Limit, Say, Settled, limits_from, measure_limits, settle
 from maskrcnn_coco.advice.prepare import Bench, memory_use, open_bench
-from maskrcnn_coco.advice.quick_check import fingerprint, quick_check, remember
+from maskrcnn_coco.advice.quick_check import quick_check
+from maskrcnn_coco.advice.recommendation import ADVISED, Advice, command_line, over_limit, show
+from maskrcnn_coco.advice.remembered import fingerprint, remember
 from maskrcnn_coco.advice.trials import State
 from maskrcnn_coco.config import recipes
-from maskrcnn_coco.config.settings import Config, flag, validate
-from maskrcnn_coco.data.prepare import RunData, open_data
+from maskrcnn_coco.config.resolve import is_quick, resolve_run, too_large
+from maskrcnn_coco.config.settings import Config, validate
+from maskrcnn_coco.data.prepare import RunData, open_data, quarantine_first
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard.early_warning import early_warning
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.files import write_text
-from maskrcnn_coco.training.start import is_quick, quarantine_first, resolve_run
-from maskrcnn_coco.wording import duration
 
 __all__ = ["Advice", "advise_data", "advise_run", "early_warning", "measure_limits", "quick_check", "settle_lr"]
 
@@ -49,7 +46,6 @@ SETTLE_STEPS = 10
 MOST_STEPS, FEWEST_STEPS = 20, 10
 TRIALS = 4
 """Full-length trainings that one component takes, about: diverging ones end early."""
-ADVISED = ("lr", "head_lr_multiplier", "rpn_lr_multiplier", "warmup_steps", "max_grad_norm", "batch_size", "epochs")
 
 
 def advise_data(config: Config, console: Console, *, ladder: bool = False) -> Advice:
@@ -155,7 +151,7 @@ def settle_what_fits(
                 raise
             batch, parts = bench.config.batch_size or 1, bench.config.accumulate
             if batch == 1:
-                raise memory.too_large(bench.config, ranks.device) from error
+                raise too_large(bench.config, ranks.device) from error
         config = msgspec.structs.replace(bench.config, batch_size=batch // 2, accumulate=parts * 2)
         # "given": it stands in the command line that is advised.
         resolved = recipes.Resolved(config, {**resolved.reasons, "accumulate": "given"}, resolved.warnings)
@@ -204,51 +200,6 @@ def _affordable(settled: Settled, components: int, budget: float) -> int:
 def _safe(recipe: Choice) -> dict[str, float]:
     """Where to begin: well below the recipe."""
     return {c: v / 5 for c, v in recipe.rates.items()}
-
-
-def over_limit(rates: Mapping[str, float], advice: Advice, whose: str) -> list[str]:
-    """A sentence for each component whose rate is above its measured limit, with the flag that sets it."""
-    flags = {"backbone": "--lr", "rpn": "--rpn-lr-multiplier"}
-    return [
-        f"{c}: {whose} learning rate {rates[c]:.2g} is above the measured limit {limit:.2g} "
-        f"({advice.interval[c][0]:.2g} to {advice.interval[c][1]:.2g}); lower {flags.get(c, '--head-lr-multiplier')}"
-        for c, limit in advice.max_stable_lr.items()
-        if rates.get(c, 0.0) > limit and math.isfinite(advice.interval[c][1])
-    ]
-
-
-def command_line(advice: Advice, given: Mapping[str, Any]) -> str:
-    """The command that trains with the advice; flags that were given and are not advised are kept."""
-    words = ["maskrcnn-coco", "train"]
-    for name, value in given.items():
-        if name not in ADVISED and value is not None and value is not False:
-            words += [flag(name)] if value is True else [flag(name), str(value)]
-    for name in ADVISED:
-        words += [flag(name), f"{getattr(advice, name):g}"]
-    return shlex.join(words)
-
-
-def show(advice: Advice, console: Console) -> None:
-    """Print the advice: limits, reasons, the ladder, the command."""
-    rates = Choice("", advice.lr, advice.head_lr_multiplier, advice.rpn_lr_multiplier).rates
-    rows = []
-    for component, value in advice.max_stable_lr.items():
-        low, high = advice.interval[component]
-        span = f"{low:.2g} to {high:.2g}" if math.isfinite(high) else f"{low:.2g} or more"
-        rows.append([component, f"{value:.2g}", span, f"{rates.get(component, advice.lr):.2g}"])
-    console.table("Largest stable learning rate", rows, ["component", "limit", "interval", "advised"])
-    for reason in advice.reasons:
-        console.note(f"- {reason}")
-    for warning in advice.warnings:
-        console.warn(warning)
-    if advice.ladder:
-        header, cells = table(advice.ladder)
-        console.table("Ladder of head multipliers", cells, header)
-    steps = duration(60 * advice.expected_minutes)
-    console.note(
-        f"about {steps} for the steps of {advice.epochs} epochs, evaluation on top; measured in {advice.seconds:.0f} s"
-    )
-    console.note(advice.command)
 
 
 def _number(value: Any) -> float:

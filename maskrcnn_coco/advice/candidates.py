@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from maskrcnn_coco.advice.ladder import HEADS, Rung
+from maskrcnn_coco.advice.ladder import HEADS
 from maskrcnn_coco.advice.limits import Limit, Settled, Verdict, judge, rising
 from maskrcnn_coco.advice.trials import Lab, State, Trial
 from maskrcnn_coco.config.recipes import CLIP_GUIDE, guideline
@@ -26,33 +26,6 @@ BETTER = 0.95
 """Another candidate replaces the recipe's rates only if its loss ends below this share of theirs."""
 
 Rates = dict[str, float]
-
-
-@dataclass
-class Advice:
-    """What `advise` recommends. Rates per step; ``max_stable_lr`` and ``interval`` per component, others kept safe.
-
-    ``memory_bytes`` is the highest use seen while measuring; ``expected_minutes`` is for the whole run on this machine.
-    """
-
-    lr: float
-    head_lr_multiplier: float
-    rpn_lr_multiplier: float
-    warmup_steps: int
-    max_grad_norm: float
-    batch_size: int
-    epochs: int
-    max_stable_lr: dict[str, float]
-    interval: dict[str, tuple[float, float]]
-    reasons: list[str]
-    command: str
-    expected_minutes: float
-    memory_bytes: int
-    seconds: float = 0.0
-    warnings: list[str] = field(default_factory=list)
-    limits: dict[str, Limit] = field(default_factory=dict)
-    ladder: list[Rung] = field(default_factory=list)
-    ladder_svg: str | None = None
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,17 @@ import torch
 
 from maskrcnn_coco.advice.trials import Lab, Task
 from maskrcnn_coco.config import recipes
+from maskrcnn_coco.config.resolve import is_quick
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.data.batch import make_batch
 from maskrcnn_coco.data.prepare import RunData
+from maskrcnn_coco.data.sources import make_plan, sources
 from maskrcnn_coco.distributed.ranks import Ranks
+from maskrcnn_coco.model.build import make_model
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import build_optimizer
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.precision import make_scaler, resolve_amp
-from maskrcnn_coco.training.start import is_quick, make_model, make_plan, sources
 
 BATCHES = 8
 """Different batches that trials use in turn; they are held in memory."""

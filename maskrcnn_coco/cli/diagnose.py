@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from maskrcnn_coco.diagnosis.explain import judge
 from maskrcnn_coco.diagnosis.facts import Facts
-from maskrcnn_coco.diagnosis.investigate import investigate, judge
+from maskrcnn_coco.diagnosis.investigate import investigate
 from maskrcnn_coco.errors import CheckpointError, DataError
 from maskrcnn_coco.records import Culprit, Evidence, Finding, Incident, to_json
 from maskrcnn_coco.report.console import Console
-from maskrcnn_coco.report.incident_files import load_case, read_incident, read_incidents
+from maskrcnn_coco.report.incident_files import read_incident, read_incidents
+from maskrcnn_coco.training.case_file import load_case
 
 SECONDS = 300.0
 """Most time for the replays of one incident."""

@@ -130,7 +130,7 @@ def evaluate(args: Any, words: Sequence[str]) -> int:
 def predict(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco predict``."""
     with without_garbage_collection():
-        from maskrcnn_coco.cli.evaluate import predict_checkpoint
+        from maskrcnn_coco.cli.predict import predict_checkpoint
 
     if len(words) < 2:
         raise ConfigError(
@@ -148,7 +148,7 @@ def predict(args: Any, words: Sequence[str]) -> int:
 
 def explain(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco explain``."""
-    from maskrcnn_coco.diagnosis.investigate import explain as text
+    from maskrcnn_coco.diagnosis.explain import explain as text
 
     code = one(words, "CODE")
     if args.json:

@@ -16,17 +16,19 @@ from maskrcnn_coco.cli.checklist import Check
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import Config, flag, load_config, validate
 from maskrcnn_coco.data.prepare import read_quarantine
-from maskrcnn_coco.diagnosis.facts import LOSS_FACTOR, NO_HISTORY_LOSS, Outcome
+from maskrcnn_coco.diagnosis.facts import LOSS_FACTOR, NO_HISTORY_LOSS
 from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.model.optim import Schedule
 from maskrcnn_coco.model.rig import rig_from_settings
 from maskrcnn_coco.records import Incident, Result, StepRecord, to_json
 from maskrcnn_coco.recovery import DATA
 from maskrcnn_coco.replay.case import Case
+from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.replay import Replay
 from maskrcnn_coco.report.console import Console
-from maskrcnn_coco.report.incident_files import load_case, read_incidents
+from maskrcnn_coco.report.incident_files import read_incidents
 from maskrcnn_coco.report.run_files import read_run
+from maskrcnn_coco.training.case_file import load_case
 
 
 def verify_run(

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.texts import clean
+from maskrcnn_coco.wording import clean
 
 MAX_PIXELS = 2**26
 """Largest image, pixels (8192 × 8192): beyond, decoding alone would take half a gigabyte."""

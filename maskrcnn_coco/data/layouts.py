@@ -15,7 +15,7 @@ from maskrcnn_coco.data.coco.cache import load_kept
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.images import probe
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.texts import clean
+from maskrcnn_coco.wording import clean
 
 ROBOFLOW = "_annotations.coco.json"
 _TRAIN = re.compile(r"(?<![a-z])train(?:ing)?(?![a-z])", re.I)

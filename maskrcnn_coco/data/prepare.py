@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.records import DataFinding
 
@@ -45,7 +46,7 @@ class RunData:
 
 def shapes_folder() -> Path:
     """Where the built-in shapes are drawn once: the user's cache folder."""
-    from maskrcnn_coco.training.folders import cache_folder
+    from maskrcnn_coco.system.files import cache_folder
 
     return cache_folder("shapes")
 
@@ -202,3 +203,36 @@ def write_quarantine(path: Path, images: Sequence[dict[str, Any]], annotations: 
     from maskrcnn_coco.system.files import write_text
 
     write_text(path, json.dumps({"images": list(images), "annotations": list(annotations)}, indent=1, allow_nan=False))
+
+
+def own_data(config: Config, train_data: Any) -> RunData:
+    """The caller's own data set as run data: only the class count is known.
+
+    Raises:
+        ConfigError: ``num_classes`` is missing, or the data set is empty or has no length.
+    """
+    if config.num_classes is None:
+        raise ConfigError(
+            "num_classes is needed with a data set of your own",
+            expected="the number of classes with background, as in torchvision",
+            fix="Config(num_classes=…)",
+        )
+    try:
+        size = len(train_data)
+    except TypeError as e:
+        raise ConfigError(
+            "train_data has no length", got=type(train_data).__name__, expected="a map-style data set"
+        ) from e
+    if size == 0:
+        raise ConfigError("train_data is empty", expected="at least one (image, target)")
+    names = ("background", *(f"class {i}" for i in range(1, config.num_classes)))
+    return RunData(None, None, names, builtin=False)
+
+
+def quarantine_first(data: RunData, config: Config) -> None:
+    """Audit, then add the ids of ``--quarantine``."""
+    check_data(data, config)
+    if config.quarantine is not None:
+        given = read_quarantine(config.quarantine)
+        data.bad_images.update(given["image_ids"])
+        data.bad_annotations.update(given["annotation_ids"])

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from maskrcnn_coco.components import component_of
-from maskrcnn_coco.diagnosis.facts import Facts, Location, Outcome
+from maskrcnn_coco.diagnosis.facts import Facts, Location
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.isolation import Counted
+from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.replay import Replay
 from maskrcnn_coco.system.backends import as_it_was, compiled_modules, eagerly
 

@@ -11,12 +11,14 @@ from torch import nn
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis import scan_state as scan
 from maskrcnn_coco.diagnosis.backend_experiments import Machinery
+from maskrcnn_coco.diagnosis.data_experiments import weights
 from maskrcnn_coco.diagnosis.facts import Facts, Location, onset_of, reference_of
 from maskrcnn_coco.diagnosis.lr_experiments import Walks
+from maskrcnn_coco.diagnosis.scan_batch import num_classes, repair, reported, scan_anchors, scan_images, scan_targets
 from maskrcnn_coco.diagnosis.search import smallest_culprits
-from maskrcnn_coco.readings import dict_of, num_classes, optimizer_names, ratios, record_of, repair, reported, weights
-from maskrcnn_coco.records import Evidence
-from maskrcnn_coco.replay.case import Case
+from maskrcnn_coco.records import Evidence, StepRecord
+from maskrcnn_coco.replay.case import Case, dict_of
+from maskrcnn_coco.replay.optimizer import optimizer_names
 from maskrcnn_coco.replay.replay import Replay, ReplayImpossible
 
 NORMAL_SCALE = 2.0**12
@@ -54,12 +56,12 @@ class Lab:
                 return f
         self._from_records(model)
         f.state = scan.scan_state(case.now, model, names, component_of)
-        f.anchors = scan.scan_anchors(model)
+        f.anchors = scan_anchors(model)
         classes = num_classes(model, f.settings)
         for batch in case.batches or []:
             f.image_ids += list(batch.image_ids)
-            f.targets += scan.scan_targets(batch, classes)
-            f.inputs += scan.scan_images(batch, getattr(model, "transform", None))
+            f.targets += scan_targets(batch, classes)
+            f.inputs += scan_images(batch, getattr(model, "transform", None))
             pairs = zip(batch.image_ids, batch.targets, strict=True)
             f.empty_images += [i for i, t in pairs if "boxes" in t and not len(t["boxes"])]
         targets, inputs = reported(f.measured.get("problems") or [], f.targets, f.inputs)
@@ -151,8 +153,8 @@ class Lab:
         model, mine = self.replay.model, self.facts
         codes, classes = {t.code for t in mine.targets}, num_classes(model, mine.settings)
         for batch in self.replay.batches_of(entry):
-            found = {t.code for t in scan.scan_targets(batch, classes)}
-            images = bool(mine.inputs) and bool(scan.scan_images(batch, getattr(model, "transform", None)))
+            found = {t.code for t in scan_targets(batch, classes)}
+            images = bool(mine.inputs) and bool(scan_images(batch, getattr(model, "transform", None)))
             mine.widespread |= images or bool(codes & found)
 
     def _other(self) -> None:
@@ -289,3 +291,23 @@ class Lab:
             if positions:
                 kept.append(batch.subset(positions))
         return kept
+
+
+RATIOS = 20
+"""Most measured steps that go into a mean update-to-weight ratio."""
+
+
+def ratios(before: list[StepRecord], onset: int) -> dict[str, float]:
+    """Update-to-weight ratio per component: geometric mean over the steps measured before the onset, else over all.
+
+    The last one alone misleads: once one component runs wild, the others move too.
+    """
+    measured = [r for r in before if r.update_ratio]
+    early = [r for r in measured if r.step < onset] or measured
+    names = early[-1].update_ratio if early else {}
+    logs = {c: [math.log(max(r.update_ratio.get(c, 0.0), 1e-12)) for r in early[-RATIOS:]] for c in names}
+    return {c: math.exp(sum(v) / len(v)) for c, v in logs.items()}
+
+
+def record_of(case: Case, step: int) -> StepRecord | None:
+    return next((r for r in reversed(case.history) if r.step == step), None)

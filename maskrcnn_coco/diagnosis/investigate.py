@@ -5,67 +5,21 @@ Importing this module does not import torch: what needs tensors is in `experimen
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Iterator, Sequence
-from types import ModuleType
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
+from maskrcnn_coco.diagnosis.explain import judge
 from maskrcnn_coco.diagnosis.facts import Facts
-from maskrcnn_coco.diagnosis.rules import (
-    accumulation,
-    anchors,
-    backend,
-    data_box,
-    data_label,
-    data_mask,
-    data_pixel,
-    fp16_overflow,
-    loss_math,
-    lr_too_high,
-    norm_state,
-    poisoned_state,
-    rank_local,
-    scale_collapse,
-    transient,
-    unknown,
-)
 from maskrcnn_coco.diagnosis.rules.common import PROVED, cured, nonfinite
-from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.records import Culprit, Finding, StepRecord
+from maskrcnn_coco.records import Culprit, Finding
 
 if TYPE_CHECKING:
     from maskrcnn_coco.replay.case import Case
 
-RULES: tuple[ModuleType, ...] = (
-    rank_local,
-    poisoned_state,
-    norm_state,
-    data_box,
-    data_label,
-    data_pixel,
-    data_mask,
-    anchors,
-    fp16_overflow,
-    scale_collapse,
-    accumulation,
-    transient,
-    lr_too_high,
-    backend,
-    loss_math,
-    unknown,
-)
-"""All rules. Between findings of equal confidence the earlier one is named first: scans before replays."""
 
 OUTER = {"RANK_LOCAL", "SCALE_COLLAPSE"}
 """They say how the step failed, and have an inner cause that is looked for too."""
-
-DECISION_TREE = """Where to look first (a prior that orders the tests, never the verdict):
-  NaN in the first epoch            → learning rate, warm-up, normalisation, weights that were not loaded
-  NaN after several epochs          → slow divergence, accumulation, a rare image, a resumed checkpoint
-  NaN only sometimes                → data: one image or annotation; then hardware
-  loss finite, gradients NaN        → the maths of a loss (sqrt, where, 0/0), half precision
-  only with --amp fp16              → half-precision overflow, loss scale"""
 
 
 class Tests(Protocol):
@@ -183,11 +137,6 @@ def _maths_sign(f: Facts) -> bool:
     return not same.bad_losses or (len(same.bad_losses) == 1 and len(same.losses) > 1)
 
 
-def judge(facts: Facts) -> list[Finding]:
-    """What each rule says, in the order of `RULES`."""
-    return [found for rule in RULES if (found := rule.judge(facts)) is not None]
-
-
 def rank(facts: Facts) -> list[Finding]:
     """All findings, most certain first. A RANK_LOCAL or SCALE_COLLAPSE leads, with its inner cause right after it."""
     findings = sorted(judge(facts), key=lambda f: -f.confidence)
@@ -201,30 +150,3 @@ def rank(facts: Facts) -> list[Finding]:
         top.evidence = top.evidence + inner.evidence
         top.detail = {**inner.detail, **top.detail, "inner": inner.cause}
     return [top, *[f for f in findings if f is not top]]
-
-
-def codes() -> list[str]:
-    """Every cause code, in the order of the rules."""
-    return [rule.CODE for rule in RULES]
-
-
-def explain(code: str) -> str:
-    """What ``explain CODE`` prints: the rule's own text and the prior.
-
-    Raises:
-        ConfigError: no such code; the message lists those there are.
-    """
-    rule = next((r for r in RULES if code.strip().upper() == r.CODE), None)
-    if rule is None:
-        listed = ", ".join(sorted(codes()))
-        raise ConfigError(
-            f"there is no cause {code!r}", got=code, expected=listed, fix="maskrcnn-coco explain LR_TOO_HIGH"
-        )
-    return f"{rule.CODE}: {inspect.cleandoc(rule.__doc__ or '')}\n\n{DECISION_TREE}\n"
-
-
-def chain(
-    history: Sequence[StepRecord], *, max_grad_norm: float | None = None, component: str | None = None
-) -> list[str]:
-    """The chain from learning rate to NaN with the run's own figures: one line a link, last steps of ``history``."""
-    return lr_too_high.chain(list(history), max_grad_norm, component)

@@ -10,12 +10,14 @@ from itertools import cycle, islice
 
 from torch import nn
 
-from maskrcnn_coco.diagnosis.facts import Facts, LrTrial, LrVerdict, Outcome
+from maskrcnn_coco.components import component_of
+from maskrcnn_coco.diagnosis.facts import Drift, Facts, LrTrial, LrVerdict
 from maskrcnn_coco.diagnosis.search import FACTORS, lr_search
-from maskrcnn_coco.readings import between, dict_of, differences, drift
-from maskrcnn_coco.replay.case import Case
+from maskrcnn_coco.replay.case import Case, dict_of
+from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.replay import Replay, ReplayImpossible
-from maskrcnn_coco.replay.snapshot import Snapshot, TapeEntry
+from maskrcnn_coco.replay.snapshot import Snapshot
+from maskrcnn_coco.replay.tape import TapeEntry
 
 WALK = 20
 """Most steps of a walk over the tape."""
@@ -261,3 +263,34 @@ class Walks:
     def walkable(self) -> list[Snapshot]:
         older = [s for s in self.case.earlier if s.step < self.facts.step]
         return [s for s in older if self.facts.step - s.step <= WALK and self.replay.covers(s.step)]
+
+
+def between(low: float, high: float, most: float) -> float:
+    """``low`` times the square root of high / low, at most ``most`` times."""
+    return low * min(most, math.sqrt(max(high / low, 1.0))) if low > 0 and math.isfinite(low) else math.inf
+
+
+def differences(model: nn.Module, now: Snapshot) -> list[tuple[float, str]]:
+    found = []
+    for name, parameter in model.named_parameters():
+        other = now.model.get(name.replace("_orig_mod.", ""))
+        if other is None:
+            continue
+        here, there = parameter.detach().double(), other.detach().double()
+        size = max(float(there.norm()), float(here.norm()), 1e-12)
+        difference = float((here - there).norm()) / size
+        found.append((difference if difference == difference else math.inf, name))
+    return found
+
+
+def drift(differing: list[tuple[float, str]], from_step: int) -> Drift | None:
+    """The one tensor that is off, where nearly all others are as they should be."""
+    if not differing:
+        return None
+    ordered = sorted(differing, reverse=True)
+    worst, name = ordered[0]
+    median = ordered[len(ordered) // 2][0]
+    # Non-determinism moves every tensor a little; a changed weight moves one, by far.
+    if worst < 1e-2 or median > 1e-3 or (len(ordered) > 8 and ordered[len(ordered) // 8][0] > worst / 10):
+        return None
+    return Drift(name, component_of(name), name.rpartition(".")[0] or None, worst, from_step)

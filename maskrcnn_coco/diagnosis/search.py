@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from maskrcnn_coco.diagnosis.facts import LrTrial, LrVerdict, Outcome
+from maskrcnn_coco.diagnosis.facts import LrTrial, LrVerdict
+from maskrcnn_coco.replay.outcome import Outcome
 
 Walk = Callable[[Sequence[str], float], tuple[bool, Outcome]]
 """(components to lower, factor) → (stays bounded, what came out)."""

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from maskrcnn_coco.distributed.buckets import by_kind, empty, fill, in_buckets
+from maskrcnn_coco.distributed.device import _device
 from maskrcnn_coco.errors import ConfigError, MaskRCNNError
 
 TIMEOUT_SECONDS = 600.0
@@ -276,17 +277,3 @@ def _number(name: str, default: int) -> int:
     if not (text.isascii() and text.isdigit()):
         raise ConfigError(f"the environment variable {name} is not a number", got=text, fix="start with torchrun")
     return int(text)
-
-
-def _device(name: str, local_rank: int, world: int) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name != "cuda" or world == 1:
-        return torch.device(name)
-    if local_rank >= torch.cuda.device_count():
-        raise ConfigError(
-            f"process {local_rank} of this machine has no GPU",
-            got=f"{torch.cuda.device_count()} GPUs",
-            fix="torchrun --nproc-per-node with at most as many processes as GPUs, or --device cpu",
-        )
-    return torch.device("cuda", local_rank)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from maskrcnn_coco.data.masks import decode_mask
-from maskrcnn_coco.texts import clean
+from maskrcnn_coco.wording import clean
 
 Colour = tuple[int, int, int]
 

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.guard.divergence import Verdict
 from maskrcnn_coco.guard.norms import nonfinite_at, norms
+from maskrcnn_coco.guard.verdict import Verdict
 
 LEAP = 1e6
 """Growth of a buffer's norm within one step (or from ones) that no healthy data gives: huge but finite activations."""

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard import step as steps
-from maskrcnn_coco.guard.divergence import Verdict
 from maskrcnn_coco.guard.inputs import verdict_on
 from maskrcnn_coco.guard.norms import float_states, stacked_norms
+from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.records import StepRecord
 
 if TYPE_CHECKING:

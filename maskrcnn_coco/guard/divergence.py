@@ -9,11 +9,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from maskrcnn_coco.records import Symptom
+from maskrcnn_coco.guard.verdict import Verdict
 
 WINDOW = 50
 CALIBRATION = 5
@@ -36,17 +35,6 @@ SUDDEN_BOTH = 1e3
 SUDDEN_NORM = 1e7
 FLOOR = 0.3
 """The reference never falls below this share of the first losses: a model that fits its data may spike back to them."""
-
-
-@dataclass
-class Verdict:
-    """Why a step is refused. ``onset_step`` None: this very step. ``fatal``: running it could kill the interpreter."""
-
-    symptom: Symptom
-    message: str
-    measured: dict[str, Any] = field(default_factory=dict)
-    onset_step: int | None = None
-    fatal: bool = False
 
 
 class Divergence:
@@ -198,101 +186,3 @@ class Divergence:
                 break
             onset = step
         return onset
-
-
-STILL = 1e-9
-STILL_STEPS = 20
-
-
-class Stall:
-    """Weights that stand still although their gradients and learning rate do not."""
-
-    def __init__(self) -> None:
-        self._count: dict[str, int] = {}
-        self._lr: dict[str, float] = {}
-        self._norms: dict[str, deque[float]] = {}
-        self._onset: dict[str, int] = {}
-
-    @property
-    def watching(self) -> bool:
-        """Whether a component was seen standing still, so that the next step must be measured too."""
-        return any(self._count.values())
-
-    def judge(
-        self, step: int, ratio: dict[str, float], lr: dict[str, float], groups: dict[str, float]
-    ) -> Verdict | None:
-        """The verdict on a step whose update-to-weight ratio was measured."""
-        found = None
-        for name, value in ratio.items():
-            rate, norm = lr.get(name, 0.0), groups.get(name, 0.0)
-            self._lr[name] = max(self._lr.get(name, 0.0), rate)
-            known = self._norms.setdefault(name, deque(maxlen=WINDOW))
-            usual = median(known) if known else norm
-            still = value < STILL and rate >= 1e-3 * self._lr[name] > 0 and norm > 1e-3 * usual and norm > 1e-8
-            if not still:
-                known.append(norm)
-                self._count[name] = 0
-                continue
-            self._count[name] = self._count.get(name, 0) + 1
-            self._onset[name] = step if self._count[name] == 1 else self._onset[name]
-            if self._count[name] >= STILL_STEPS and found is None:
-                text = f"weights of {name} stand still for {STILL_STEPS} measured steps (update {value:.3g} of weight)"
-                measured = {"update_ratio": ratio, "group_grad_norm": groups, "lr": lr, "component": name}
-                found = Verdict("stalled", text, measured, self._onset[name])
-        if found is not None:
-            self._count.clear()
-        return found
-
-    def reset(self) -> None:
-        """Start counting anew."""
-        self._count.clear()
-
-
-HASTE_STEPS, HASTE, HASTY = 5, 1.5, 0.1
-"""(steps in a row, times its own norm in all that they moved a component's weights) that nothing learns at.
-
-A step that cannot move any component by the third of its norm ends the row.
-"""
-
-
-class Haste:
-    """Clipped updates that keep throwing a component's weights about.
-
-    Clipping keeps the loss from exploding, so that no loss is ever extreme; but none falls below where the run began.
-    """
-
-    def __init__(self) -> None:
-        self._moved: deque[tuple[int, dict[str, float]]] = deque(maxlen=HASTE_STEPS)
-        self._bound: dict[str, float] = {}
-        self.watching = False
-
-    def judge(self, step: int, loss: float, first_loss: float, bound: dict[str, float]) -> Verdict | None:
-        """The verdict on a step; ``bound``: component → most that it can move by, empty where nothing is clipped."""
-        self._bound = bound
-        self.watching = loss > first_loss and max(bound.values(), default=0.0) > HASTY
-        if not self.watching:
-            self._moved.clear()
-        if len(self._moved) < HASTE_STEPS:
-            return None
-        total = {name: sum(ratio[name] for _, ratio in self._moved) for name in self._moved[0][1]}
-        worst = max(total, key=total.__getitem__)
-        if total[worst] <= HASTE:
-            return None
-        onset, last = self._moved[0][0], self._moved[-1][1]
-        text = (
-            f"{worst} moved by {total[worst]:.2g} times its weights in {HASTE_STEPS} clipped steps from {onset} on, "
-            f"and the loss stayed above its start of {first_loss:.3g}: {loss:.4g}"
-        )
-        self.reset()
-        return Verdict("diverged", text, {"update_ratio": last, "moved": total, "component": worst}, onset)
-
-    def measured(self, step: int, ratio: dict[str, float]) -> None:
-        """The exact update-to-weight ratios of a step that was watched."""
-        if self.watching:
-            # The bound knows that weights which start at zero must be able to leave it.
-            self._moved.append((step, {c: min(v, self._bound.get(c, v)) for c, v in ratio.items()}))
-
-    def reset(self) -> None:
-        """Start counting anew."""
-        self._moved.clear()
-        self.watching = False

@@ -19,10 +19,12 @@ from maskrcnn_coco.guard import inputs as targets
 from maskrcnn_coco.guard import step as steps
 from maskrcnn_coco.guard.buffers import Buffers
 from maskrcnn_coco.guard.deferred import Deferred
-from maskrcnn_coco.guard.divergence import Divergence, Haste, Stall, Verdict
+from maskrcnn_coco.guard.divergence import Divergence
 from maskrcnn_coco.guard.health import Health, update_ratio
 from maskrcnn_coco.guard.loss_scale import Scale
 from maskrcnn_coco.guard.norms import Components, Layout, nonfinite_at, stacked_norms
+from maskrcnn_coco.guard.updates import Haste, Stall
+from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.records import Alarm, StepRecord
 
 Mode = Literal["recover", "stop", "observe", "off"]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskrcnn_coco.guard.divergence import Verdict
 from maskrcnn_coco.guard.norms import Layout, float_states, nonfinite_at, norms
+from maskrcnn_coco.guard.verdict import Verdict
 
 LEAP = 1e3
 """A step that may move a component's weights by this many times their norm is a divergence, whatever the loss says."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.guard.divergence import Verdict
+from maskrcnn_coco.guard.verdict import Verdict
 
 MAX_COORDINATE = 1e6
 """Pixels. roi_align's sampling grid grows with the box; beyond this it fails or dies."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from maskrcnn_coco.guard.divergence import Verdict
 from maskrcnn_coco.guard.norms import Layout
+from maskrcnn_coco.guard.verdict import Verdict
 
 FLOOR = 1.0
 """Below 1 the scale shrinks the very gradients that it exists to save from underflow, and from there it reaches 0."""

@@ -13,8 +13,8 @@ import torch
 
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.guard import step as steps
-from maskrcnn_coco.guard.divergence import Verdict
 from maskrcnn_coco.guard.guard import Guard
+from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.records import StepRecord
 
 

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
 from maskrcnn_coco.components import component_of, components
-from maskrcnn_coco.config.settings import MODELS
+from maskrcnn_coco.config.settings import MODELS, Config
 from maskrcnn_coco.errors import CheckpointError, ConfigError
 from maskrcnn_coco.model import weights as files
 from maskrcnn_coco.model.architecture import FULL, SMALL, assemble, freeze
@@ -222,3 +223,23 @@ def set_sampler(model: nn.Module, proposals: int | None) -> None:
     sampler = getattr(getattr(model, "roi_heads", None), "fg_bg_sampler", None)
     if proposals is not None and sampler is not None:
         sampler.batch_size_per_image = proposals
+
+
+def make_model(config: Config, num_classes: int, *, quick: bool) -> nn.Module:
+    """The model that a resolved ``config`` describes. ``quick``: the small variant for the built-in shapes."""
+    assert config.model and config.weights and config.min_size and config.max_size
+    # Weights of new heads are drawn from torch's generator: the same seed gives the same model.
+    torch.manual_seed(config.seed)
+    model = build_model(
+        config.model,
+        num_classes,
+        weights=config.weights,
+        backbone_weights=config.backbone_weights,
+        min_size=config.min_size,
+        max_size=config.max_size,
+        freeze_stages=config.freeze_stages,
+        small=quick,
+        detections_per_image=config.box_detections_per_image or 100,
+    )
+    set_sampler(model, config.box_batch_size_per_image)
+    return model

@@ -61,36 +61,3 @@ class Forward:
         with autocast(precision or self.precision, self.device):
             losses = model(batch.images, batch.targets)
         return {name: value.float() for name, value in losses.items()}
-
-
-def keep_fp32(model: nn.Module, module_name: str) -> None:
-    """Run one module of ``model`` in float32 inside autocast, for good: the cure for a half-precision overflow.
-
-    Inputs are cast to float32 (half-precision tensors only); outputs stay float32. Idempotent.
-    """
-    module = model.get_submodule(module_name)
-    if getattr(module, "_kept_fp32", False):
-        return
-    inner = module.forward
-
-    def forward(*args, **kwargs):
-        with torch.autocast(device_type=_device_type(module), enabled=False):
-            return inner(*[_float(a) for a in args], **{k: _float(v) for k, v in kwargs.items()})
-
-    module.forward = forward
-    module._kept_fp32 = True  # type: ignore[assignment]
-
-
-def _device_type(module: nn.Module) -> str:
-    parameter = next(module.parameters(), None)
-    return "cpu" if parameter is None else parameter.device.type
-
-
-def _float(value):
-    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
-        return value.float()
-    if isinstance(value, dict):
-        return type(value)((k, _float(v)) for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return type(value)(_float(v) for v in value)
-    return value

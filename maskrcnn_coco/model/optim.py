@@ -108,12 +108,6 @@ class Schedule:
         return {name: lr * scale * (factors or {}).get(name, 1.0) for name, lr in self.lr.items()}
 
 
-def lower_weight_decay(optimizer: torch.optim.Optimizer, most: float) -> None:
-    """Set the weight decay of every group that has more to ``most``."""
-    for group in optimizer.param_groups:
-        group["weight_decay"] = min(group["weight_decay"], most)
-
-
 def apply_lr(optimizer: Optimizer, lr_by_component: Mapping[str, float]) -> None:
     """Write learning rates into the groups that `build_optimizer` made.
 

@@ -11,48 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.components import components
-from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.settings import Config
-from maskrcnn_coco.data.batch import make_batch
 from maskrcnn_coco.model.build import build_from_state, set_sampler
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import build_optimizer
 from maskrcnn_coco.replay.case import Rig
 from maskrcnn_coco.replay.isolation import own
 from maskrcnn_coco.system.backends import compiled_modules, run_eagerly
-from maskrcnn_coco.training.session import Session
-
-
-def rig_of(session: Session) -> Rig:
-    """How to run one of the session's steps away from it."""
-    source = session.train_source
-    return make_rig(
-        session.config,
-        session.model,
-        session.device,
-        session.precision,
-        rank=session.ranks.rank,
-        make=lambda keys: make_batch(source, keys),
-        fp32_modules=session.progress.fp32_modules,
-    )
-
-
-def settings_of(session: Session) -> dict[str, Any]:
-    """Plain values for the explanation, and all that `rig_from_settings` needs on another machine."""
-    return {
-        "config": msgspec.to_builtins(session.config),
-        "resume_path": session.resumed_from,
-        "lr": recipes.component_lrs(session.config),
-        "lr_factors": dict(session.progress.lr_factors),
-        "classes": list(session.data.class_names),
-        "frozen": [n for n, p in session.model.named_parameters() if not p.requires_grad],
-        "precision": session.precision,
-        "rank": session.ranks.rank,
-        "world": session.ranks.world,
-        "fp32_modules": list(session.progress.fp32_modules),
-        "steps_per_epoch": session.plan.steps_per_epoch,
-        "accumulate": session.config.accumulate,
-    }
 
 
 def rig_from_settings(settings: dict[str, Any], state: Mapping[str, Tensor]) -> Rig:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.records import Alarm, StepRecord
-from maskrcnn_coco.replay.snapshot import Snapshot, TapeEntry
+from maskrcnn_coco.replay.snapshot import Snapshot
+from maskrcnn_coco.replay.tape import TapeEntry
 
 
 @dataclass
@@ -57,3 +58,7 @@ class Case:
     history: list[StepRecord]
     settings: dict[str, Any]
     rig: Rig
+
+
+def dict_of(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.model.forward import keep_fp32
 from maskrcnn_coco.replay.case import Rig
+from maskrcnn_coco.system.precision import keep_fp32
 
 
 class FixedScale:

@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskrcnn_coco.diagnosis.facts import Outcome
 from maskrcnn_coco.guard.norms import Layout
 from maskrcnn_coco.guard.step import FAULTS, apply, clip_coefficient
 from maskrcnn_coco.guard.step import run as step_run
-from maskrcnn_coco.model.optim import lower_weight_decay
-from maskrcnn_coco.readings import gradient_digest, read_norms
 from maskrcnn_coco.replay.case import Case, Rig
+from maskrcnn_coco.replay.gradients import gradient_digest, read_norms
 from maskrcnn_coco.replay.isolation import Counted, FixedScale, forked_random, kept_fp32, own
 from maskrcnn_coco.replay.locate import Located, located_run
-from maskrcnn_coco.replay.snapshot import Snapshot, TapeEntry, restore
+from maskrcnn_coco.replay.optimizer import lower_weight_decay
+from maskrcnn_coco.replay.outcome import Outcome
+from maskrcnn_coco.replay.snapshot import Snapshot, restore
+from maskrcnn_coco.replay.tape import TapeEntry
 from maskrcnn_coco.system.backends import own_kernels
 
 CALMER = 16.0

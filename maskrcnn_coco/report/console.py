@@ -24,8 +24,7 @@ from rich.text import Text
 
 from maskrcnn_coco.config.settings import flag
 from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, Result, StepRecord
-from maskrcnn_coco.texts import clean
-from maskrcnn_coco.wording import count, duration, figure, incident_lines, lr_line, score, size
+from maskrcnn_coco.wording import clean, count, duration, figure, incident_lines, lr_line, score, size
 
 _PLAIN_SECONDS = 15.0
 """Without a terminal, a progress line at most this often."""

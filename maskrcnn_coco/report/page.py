@@ -14,8 +14,7 @@ from maskrcnn_coco.config.settings import flag
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.report.page_curves import incident_charts, run_charts, timeline
 from maskrcnn_coco.report.run_files import RunFiles, picture, pictures_of, read_run
-from maskrcnn_coco.texts import clean
-from maskrcnn_coco.wording import action_words, count, culprit_words, figure, incident_lines, score, size
+from maskrcnn_coco.wording import action_words, clean, count, culprit_words, figure, incident_lines, score, size
 
 _TEMPLATES = Path(__file__).parent / "templates"
 STATUS = {
@@ -143,14 +142,14 @@ def incident_view(run: RunFiles, n: int) -> dict[str, Any]:
 
 
 def _explain(cause: str) -> str:
-    from maskrcnn_coco.diagnosis.investigate import codes, explain
+    from maskrcnn_coco.diagnosis.explain import codes, explain
 
     return explain(cause) if cause in codes() else ""
 
 
 def _chain(run: RunFiles, n: int) -> list[str]:
     """From learning rate to NaN with this run's own figures, where the cause is the learning rate."""
-    from maskrcnn_coco.diagnosis.investigate import chain
+    from maskrcnn_coco.diagnosis.explain import chain
     from maskrcnn_coco.records import StepRecord, record_from
 
     incident = run.incidents[n]

@@ -10,8 +10,7 @@ from typing import Any
 from maskrcnn_coco.records import COMPONENTS, Incident
 from maskrcnn_coco.report.run_files import RunFiles
 from maskrcnn_coco.report.svg import Chart, Level, Marker, Series, render
-from maskrcnn_coco.texts import clean
-from maskrcnn_coco.wording import incident_lines
+from maskrcnn_coco.wording import clean, incident_lines
 
 _BEFORE, _AFTER = 20, 10
 """Steps shown around an incident."""

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from maskrcnn_coco.texts import clean
-from maskrcnn_coco.wording import figure
+from maskrcnn_coco.wording import clean, figure
 
 MAX_POINTS = 800
 """Points drawn of one curve; of longer ones the smallest and largest of each slice are kept, so that spikes stay."""

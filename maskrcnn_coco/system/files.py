@@ -182,3 +182,9 @@ def _remove_quietly(path: Path) -> bool:
         path.unlink()
         return True
     return False
+
+
+def cache_folder(name: str) -> Path:
+    """Where this program keeps what it can make again, below the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "maskrcnn_coco" / name

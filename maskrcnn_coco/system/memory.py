@@ -8,9 +8,6 @@ from pathlib import Path
 
 import torch
 
-from maskrcnn_coco.config.settings import Config
-from maskrcnn_coco.errors import ConfigError
-
 ROOM = 0.85
 """Share of a device that a run may fill: the largest images and the allocator's gaps come on top of what was seen."""
 PHRASES = ("can't allocate memory", "out of memory", "not enough memory")
@@ -87,16 +84,10 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(p in str(error) for p in PHRASES)
 
 
-def too_large(config: Config, device: torch.device, *, saved: str = "") -> ConfigError:
-    """The error for a batch that did not fit, with the flags that make it fit at the same effective batch size."""
-    batch, parts = config.batch_size or 1, config.accumulate
-    smaller = [f"--batch-size {batch // 2} --accumulate {parts * 2}"] if batch > 1 else []
-    smaller += [f"--max-size {int((config.max_size or 1333) * 0.75)} --min-size {int((config.min_size or 800) * 0.75)}"]
-    whole = total(device)
-    room = f" of {whole / 2**30:.1f} GiB" if whole else ""
-    return ConfigError(
-        f"memory ran out on {device}{saved}",
-        got=f"batch size {batch}, images up to {config.max_size} pixels, {peak(device) / 2**30:.1f} GiB used{room}",
-        expected="a batch that fits",
-        fix=", or ".join(smaller) + "; maskrcnn-coco advise says what fits",
-    )
+def snapshot_budget() -> int:
+    """Most bytes for in-memory snapshots: a quarter of the memory that is free now."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        free = 4 << 30  # not said by this system: enough for ResNet-50 three times over
+    return free // 4

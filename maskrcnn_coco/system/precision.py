@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    pass
+
+from typing import Literal
 
 from maskrcnn_coco.errors import ConfigError
 
@@ -75,3 +81,36 @@ def autocast(precision: str, device: torch.device | str) -> torch.autocast:
 def make_scaler(precision: str, device: torch.device | str) -> torch.amp.GradScaler | None:
     """A loss scaler for fp16; None otherwise (bf16 has float32's range)."""
     return torch.amp.GradScaler(torch.device(device).type) if precision == "fp16" else None
+
+
+def keep_fp32(model: nn.Module, module_name: str) -> None:
+    """Run one module of ``model`` in float32 inside autocast, for good: the cure for a half-precision overflow.
+
+    Inputs are cast to float32 (half-precision tensors only); outputs stay float32. Idempotent.
+    """
+    module = model.get_submodule(module_name)
+    if getattr(module, "_kept_fp32", False):
+        return
+    inner = module.forward
+
+    def forward(*args, **kwargs):
+        with torch.autocast(device_type=_device_type(module), enabled=False):
+            return inner(*[_float(a) for a in args], **{k: _float(v) for k, v in kwargs.items()})
+
+    module.forward = forward
+    module._kept_fp32 = True  # type: ignore[assignment]
+
+
+def _device_type(module: nn.Module) -> str:
+    parameter = next(module.parameters(), None)
+    return "cpu" if parameter is None else parameter.device.type
+
+
+def _float(value):
+    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+        return value.float()
+    if isinstance(value, dict):
+        return type(value)((k, _float(v)) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value)(_float(v) for v in value)
+    return value

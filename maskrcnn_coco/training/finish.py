@@ -2,57 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import time
 from pathlib import Path
 
+from maskrcnn_coco.config.resolve import too_large
 from maskrcnn_coco.errors import ConfigError, GuardStop
-from maskrcnn_coco.evaluation.evaluate import evaluate_model
 from maskrcnn_coco.evaluation.pictures import save_gallery
-from maskrcnn_coco.records import EvalRecord, Result, to_json
+from maskrcnn_coco.records import Result, to_json
 from maskrcnn_coco.report.page import write_report
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.training.saving import save_now, weights_finite
 from maskrcnn_coco.training.session import Session
-
-
-def evaluate_session(session: Session, epoch: int) -> EvalRecord | None:
-    """COCO metrics of the current weights on the validation data; None where there is none, or no finite weights."""
-    if session.val_source is None or not weights_finite(session.model):
-        return None
-    began = time.monotonic()
-    result = evaluate_model(
-        session.model,
-        session.val_source,
-        device=session.device,
-        precision=session.precision,
-        batch_size=session.config.batch_size or 1,
-        class_names=session.data.class_names,
-        ranks=session.ranks,
-    )
-    if session.evaluation is None:
-        for sentence in result.left_out[:10]:
-            session.console.warn(f"evaluation leaves out: {sentence}")
-    session.evaluation = result
-    session.progress.metrics = dict(result.metrics)
-    return EvalRecord(
-        epoch=epoch,
-        step=session.progress.step,
-        metrics=result.metrics,
-        per_class=result.per_class,
-        seconds=time.monotonic() - began,
-    )
-
-
-def keep_best(session: Session, record: EvalRecord) -> bool:
-    """Whether this epoch is the best so far, by segm/AP (bbox/AP for a detector without masks)."""
-    value = record.metrics.get("segm/AP", record.metrics.get("bbox/AP", float("nan")))
-    best = session.progress.best
-    if not math.isfinite(value) or (best is not None and value <= best):
-        return False
-    session.progress.best, session.progress.best_epoch = value, record.epoch
-    return True
 
 
 def finished(session: Session) -> Result:
@@ -85,7 +45,7 @@ def out_of_memory(session: Session) -> ConfigError:
         session.guard.buffers.restore()
         save_now(session)
         saved = f" at step {session.progress.step}; the run so far is saved: add --resume auto"
-    return memory.too_large(session.config, session.device, saved=saved)
+    return too_large(session.config, session.device, saved=saved)
 
 
 def dry(session: Session) -> Result:

@@ -73,9 +73,3 @@ def _unusable(path: Path, e: OSError) -> ConfigError:
         expected="a folder that this user may write to",
         fix="free some space, change its permissions, or choose others with --logdir and --checkpoint-dir",
     )
-
-
-def cache_folder(name: str) -> Path:
-    """Where this program keeps what it can make again, below the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "maskrcnn_coco" / name

@@ -3,44 +3,15 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import msgspec
 import torch
 
-from maskrcnn_coco.checkpoint.lock import require_free, run_lock
-from maskrcnn_coco.checkpoint.saver import Saver
 from maskrcnn_coco.config import recipes
-from maskrcnn_coco.config.settings import dump_config
 from maskrcnn_coco.data.prepare import complaints
 from maskrcnn_coco.report.run_files import write_run_info
 from maskrcnn_coco.system import environment
-from maskrcnn_coco.system.files import write_text
-from maskrcnn_coco.training.folders import fresh_folder, keep_folder, started_at
 from maskrcnn_coco.training.session import Session
-
-
-def prepare_folders(session: Session, *, resuming: bool, dry_run: bool) -> None:
-    """Make the run's folders; older ones are renamed with their start time, and that is said."""
-    config, console = session.config, session.console
-    logdir, checkpoints = Path(config.logdir), Path(config.checkpoint_dir)
-    if session.ranks.is_main and not dry_run:
-        require_free(checkpoints)
-        if resuming:
-            keep_folder(logdir)
-            keep_folder(checkpoints)
-        else:
-            stamp = started_at(logdir) if logdir.is_dir() else None
-            for folder in (logdir, checkpoints):
-                moved = fresh_folder(folder, stamp)
-                if moved is not None:
-                    console.note(f"{folder} held an older run; it is now {moved}")
-        session.lock.enter_context(run_lock(checkpoints))
-        write_text(logdir / "config.yaml", dump_config(config))
-    session.ranks.barrier("folders")
-    session.saver = Saver(checkpoints)
-    if not dry_run:
-        session.open_tracker()
 
 
 def introduce(session: Session, resolved: recipes.Resolved, *, resuming: bool) -> None:

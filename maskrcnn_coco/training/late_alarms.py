@@ -9,7 +9,8 @@ most; where the step is sound the second time, that itself is the finding: a tra
 from __future__ import annotations
 
 from maskrcnn_coco.records import Action, Alarm, Evidence, Finding
-from maskrcnn_coco.training import response
+from maskrcnn_coco.training.incident import compose
+from maskrcnn_coco.training.rollback import go_back
 from maskrcnn_coco.training.session import Session
 
 NONFINITE = ("loss_nonfinite", "grad_nonfinite", "param_nonfinite", "optimizer_nonfinite", "buffer_nonfinite", "crash")
@@ -41,7 +42,7 @@ def settled(session: Session) -> bool:
 
 def go_back_to_look(session: Session, alarm: Alarm) -> int:
     """Restore the newest snapshot before ``alarm``; from there on the guard reads at once. Returns the step."""
-    step = response.go_back(session, alarm.step)
+    step = go_back(session, alarm.step)
     session.guard.at_once_until = alarm.step + WATCH
     session.doubt = alarm
     session.console.note(f"step {alarm.step}: {alarm.message}; looking at it again from step {step}")
@@ -58,5 +59,5 @@ def resolve_doubt(session: Session, now: Alarm | None, step: int) -> None:
         return
     evidence = [Evidence("same again from the last snapshot", "finite", "TRANSIENT")]
     finding = Finding("TRANSIENT", 0.9, evidence=evidence, fix="nothing to change; if it returns, test the hardware")
-    incident = response.compose(session, alarm, [finding], Action("rollback", {"to_step": step, "retry": True}))
+    incident = compose(session, alarm, [finding], Action("rollback", {"to_step": step, "retry": True}))
     session.keep_incident(incident)

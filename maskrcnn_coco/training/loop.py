@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from maskrcnn_coco.config.settings import Config, validate
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.guard.early_warning import early_warning
-from maskrcnn_coco.guard.guard import Guard
-from maskrcnn_coco.records import EpochRecord, Result
-from maskrcnn_coco.replay.snapshot import TapeEntry
+from maskrcnn_coco.records import Result
+from maskrcnn_coco.replay.tape import TapeEntry
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.training import finish as closing
 from maskrcnn_coco.training import late_alarms as late
 from maskrcnn_coco.training import response
-from maskrcnn_coco.training.saving import save_epoch, save_is_due, save_last, save_now
+from maskrcnn_coco.training.epoch import end_epoch
+from maskrcnn_coco.training.saving import save_is_due, save_last, save_now
 from maskrcnn_coco.training.session import Observer, Session
 from maskrcnn_coco.training.signals import Interrupts
 from maskrcnn_coco.training.start import open_session
@@ -181,98 +180,8 @@ def warn_early(session: Session) -> None:
             session.console.warn(f"step {warning.step}: {warning.message}; {warning.fix}")
 
 
-def end_epoch(session: Session) -> None:
-    """Epoch record, evaluation, checkpoint, console block."""
-    step = session.progress.step
-    epoch = session.epoch_of(step - 1)
-    record = epoch_record(session, epoch)
-    session.write(record)
-    evaluation = closing.evaluate_session(session, epoch)
-    better = False
-    if evaluation is not None:
-        session.write(evaluation)
-        better = closing.keep_best(session, evaluation)
-    session.console.epoch(record, evaluation, epochs=session.epochs, time_left=session.time_left())
-    session.progress.closed_epochs = epoch + 1
-    save_epoch(session, epoch, better=better)
-    session.keep_history()
-
-
-def epoch_record(session: Session, epoch: int) -> EpochRecord:
-    """Means over the applied steps of ``epoch``; refused steps are counted, never averaged in."""
-    per = session.plan.steps_per_epoch
-    records = [r for r in session.history if r.epoch == epoch and r.step >= epoch * per]
-    applied = [r for r in records if r.applied]
-    names = sorted({name for r in applied for name in r.losses})
-    seconds = session.progress.train_seconds - session.progress.epoch_began_seconds
-    images = sum(len(r.image_ids) for r in records) * session.ranks.world
-    session.progress.epoch_began_seconds = session.progress.train_seconds
-    return EpochRecord(
-        epoch=epoch,
-        step=session.progress.step,
-        losses={n: _mean([r.losses[n] for r in applied if n in r.losses]) for n in names},
-        loss=_mean([r.loss for r in applied]),
-        grad_norm=_mean([r.grad_norm for r in applied]),
-        lr=session.set_lr(session.progress.step - 1),
-        skipped_steps=len(records) - len(applied),
-        images_per_second=images / seconds if seconds > 0 else 0.0,
-        seconds=seconds,
-    )
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
-
-
 def _out_of_patience(session: Session) -> bool:
     patience = session.config.patience
     if patience is None or session.progress.best_epoch < 0:
         return False
     return session.progress.closed_epochs - 1 - session.progress.best_epoch >= patience
-
-
-def train_one_epoch(
-    model: nn.Module,
-    loader: Iterable[Any],
-    optimizer: torch.optim.Optimizer,
-    device: torch.device | str,
-    scaler: Any = None,
-    max_grad_norm: float = 10.0,
-) -> float:
-    """One guarded epoch over your own loader, for people who keep their own script.
-
-    Args:
-        model: a torchvision detector, or any module that returns a dict of losses for ``model(images, targets)``.
-        loader: yields ``(images, targets)`` as torchvision's reference collate function does.
-        scaler: a GradScaler; the forward pass then runs under fp16 autocast.
-        max_grad_norm: clip to this 2-norm after unscaling; 0 is off.
-
-    Returns:
-        Mean loss over the applied steps; nan where none was.
-
-    A step with anything non-finite is refused before it touches weights, buffers or optimizer state, and is said once
-    on stderr. Diagnosis and recovery need the data set and are part of `train`.
-    """
-    device = torch.device(device)
-    model.train()
-    guard = Guard(model, optimizer, scaler=scaler, max_grad_norm=max_grad_norm)
-
-    def forward(batch: Any) -> Any:
-        images, targets = batch
-        images = [image.to(device, non_blocking=True) for image in images]
-        targets = [{k: _sent(v, device) for k, v in t.items()} for t in targets]
-        with torch.autocast(device.type, dtype=torch.float16, enabled=scaler is not None and scaler.is_enabled()):
-            return model(images, targets)
-
-    total, applied = 0.0, 0
-    for step, batch in enumerate(loader):
-        record = guard.step(forward, batch, step=step)
-        if record.applied:
-            total, applied = total + record.loss, applied + 1
-        if guard.alarm is not None:
-            response.say(f"step {step} refused: {guard.alarm.message}")
-    return total / applied if applied else float("nan")
-
-
-def _sent(value: Any, device: torch.device) -> Any:
-    return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value

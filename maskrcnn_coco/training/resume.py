@@ -13,14 +13,13 @@ from maskrcnn_coco.checkpoint.store import load, load_newest
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.model.forward import keep_fp32
-from maskrcnn_coco.records import Action, Culprit, Evidence, Incident, StepRecord, record_from
-from maskrcnn_coco.replay.snapshot import restore_optimizer
+from maskrcnn_coco.records import StepRecord, record_from
 from maskrcnn_coco.report.incident_files import read_incidents, set_aside
 from maskrcnn_coco.report.metrics_file import read_metrics
 from maskrcnn_coco.system import environment
-from maskrcnn_coco.system.backends import run_eagerly, use_libraries
-from maskrcnn_coco.training.session import Progress, Session
+from maskrcnn_coco.training.incident import note_poisoned
+from maskrcnn_coco.training.rollback import load_state
+from maskrcnn_coco.training.session import Session
 
 
 @dataclass
@@ -178,57 +177,3 @@ def settle_incidents(session: Session) -> None:
         session.write_due()
     session.ranks.barrier("incidents")
     session.incidents = [i for i in read_incidents(folder) if i.id in known]
-
-
-def load_state(session: Session, state: dict[str, Any], source: str) -> None:
-    """Weights, optimizer, scaler, guard and progress of ``state`` into the session."""
-    try:
-        session.model.load_state_dict(state["model"])
-        restore_optimizer(session.optimizer, state["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as e:
-        raise CheckpointError(
-            f"{source} is a checkpoint of another model or optimizer",
-            got=str(e).splitlines()[0],
-            expected=f"{session.config.model}, {session.data.num_classes - 1} classes, {session.config.optimizer}",
-            fix="give the same --model, --optimizer and data as before, or start from its weights with --weights",
-        ) from e
-    if session.scaler is not None and state["scaler"] is not None:
-        session.scaler.load_state_dict(state["scaler"])
-    session.guard.load_state_dict(state["guard"])
-    loop = dict(state["loop"])
-    # Checkpoints of before this was counted were written after the epoch's end, or within an epoch.
-    loop.setdefault("closed_epochs", loop.pop("epoch", 0))
-    session.progress = Progress(**loop)
-    for name in session.progress.fp32_modules:
-        keep_fp32(session.model, name)
-    run_eagerly(session.model, session.progress.eager_modules)
-    if not session.progress.libraries:
-        use_libraries(False)
-    session.resumed_from = source
-    session.plan.quarantine([entry["id"] for entry in session.progress.quarantine if "index" not in entry])
-    for entry in session.progress.quarantine:
-        if "index" in entry:
-            session.plan.quarantine_at(entry["index"])
-    session.train_source.quarantine([entry["id"] for entry in session.progress.quarantine_annotations])
-
-
-def note_poisoned(session: Session, path: Path, why: str) -> None:
-    """An incident for a checkpoint that was passed over: what was wrong and how many steps it costs."""
-    step = session.progress.step
-    incident = Incident(
-        id=f"{len(session.progress.incidents) + 1:04d}",
-        step=step,
-        epoch=session.epoch_of(step),
-        onset_step=step,
-        symptom="param_nonfinite",
-        cause="POISONED_STATE",
-        confidence=1.0,
-        culprit=Culprit(checkpoint=str(path)),
-        evidence=[Evidence(f"scan: {path.name} at load", why, "POISONED_STATE")],
-        action=Action("reload", {"checkpoint": str(session.saver.folder), "to_step": step}),
-        outcome="recovered",
-        lost_steps=0,
-        fix=f"delete {path}",
-        explain="maskrcnn-coco explain POISONED_STATE",
-    )
-    session.keep_incident(incident)

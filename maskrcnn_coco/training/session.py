@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -30,11 +29,14 @@ from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import Schedule, apply_lr
 from maskrcnn_coco.records import Alarm, EpochRecord, EvalRecord, Incident, StepRecord
 from maskrcnn_coco.recovery import Limits
-from maskrcnn_coco.replay.snapshot import Ring, Snapshot, Tape, take
+from maskrcnn_coco.replay.ring import Ring
+from maskrcnn_coco.replay.snapshot import Snapshot, take
+from maskrcnn_coco.replay.tape import Tape
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.report.incident_files import write_incident
 from maskrcnn_coco.report.tracking import Tracker
 from maskrcnn_coco.system.backends import use_libraries
+from maskrcnn_coco.training.progress import Progress
 
 Observer = Callable[[Any], None]
 
@@ -42,39 +44,6 @@ SNAPSHOT_EVERY = 10
 """Planned steps between two in-memory snapshots; a copy of 352 MB costs 0.1 s, under 1 % of ten steps that size."""
 KEPT_RECORDS = 500
 """Step records held in memory, at least; the oldest snapshot in the ring is younger, and a diagnosis looks at 300."""
-
-
-@dataclass
-class Progress:
-    """Where the run stands: what a checkpoint's "loop" entry and a snapshot's ``extra`` hold. Plain data only."""
-
-    step: int = 0
-    first_loss: float | None = None
-    last_loss: float | None = None
-    best: float | None = None
-    best_epoch: int = -1
-    skipped_steps: int = 0
-    images_seen: int = 0
-    train_seconds: float = 0.0
-    epoch_began_seconds: float = 0.0
-    """``train_seconds`` when the last epoch was closed."""
-    closed_epochs: int = 0
-    """Epochs whose record and evaluation are done: at an epoch's last step they may still be to do."""
-    lr_factors: dict[str, float] = field(default_factory=dict)
-    weight_decay: float | None = None
-    """What recovery lowered the weight decay to."""
-    fp32_modules: list[str] = field(default_factory=list)
-    eager_modules: list[str] = field(default_factory=list)
-    libraries: bool = True
-    """False: cuDNN and oneDNN are off, because one of them was wrong."""
-    quarantine: list[dict[str, Any]] = field(default_factory=list)
-    quarantine_annotations: list[dict[str, Any]] = field(default_factory=list)
-    incidents: list[str] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
-
-    def plain(self) -> dict[str, Any]:
-        """A private copy as plain data."""
-        return copy.deepcopy(vars(self))
 
 
 @dataclass

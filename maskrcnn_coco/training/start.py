@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from maskrcnn_coco.advice.quick_check import quick_check
+from maskrcnn_coco.checkpoint.lock import require_free, run_lock
 from maskrcnn_coco.checkpoint.saver import Saver
 from maskrcnn_coco.components import components
 from maskrcnn_coco.config import recipes
-from maskrcnn_coco.config.settings import Config
+from maskrcnn_coco.config.resolve import is_quick, resolve_run
+from maskrcnn_coco.config.settings import Config, dump_config
 from maskrcnn_coco.data.dataset import CocoDataset, UserData
 from maskrcnn_coco.data.plan import Plan
-from maskrcnn_coco.data.prepare import RunData, check_data, open_data, read_quarantine
-from maskrcnn_coco.data.transforms import SCALES
+from maskrcnn_coco.data.prepare import RunData, open_data, own_data, quarantine_first
+from maskrcnn_coco.data.sources import make_plan, sources
+from maskrcnn_coco.distributed.device import resolve_device
 from maskrcnn_coco.distributed.ranks import Ranks
-from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard.deferred import late_reads
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.guard.team import TeamGuard
-from maskrcnn_coco.model.build import build_model, set_sampler
+from maskrcnn_coco.model.build import make_model
 from maskrcnn_coco.model.fast.accelerate import takes_outlines
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import Schedule, build_optimizer
-from maskrcnn_coco.replay.snapshot import Ring
+from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.report.console import Console
-from maskrcnn_coco.system.precision import amp_warning, make_scaler, resolve_amp
-from maskrcnn_coco.training.introduction import introduce, prepare_folders
+from maskrcnn_coco.system.files import write_text
+from maskrcnn_coco.system.memory import snapshot_budget
+from maskrcnn_coco.system.precision import make_scaler, resolve_amp
+from maskrcnn_coco.training.folders import fresh_folder, keep_folder, started_at
+from maskrcnn_coco.training.introduction import introduce
 from maskrcnn_coco.training.resume import find_together, restore_run, with_saved_settings
 from maskrcnn_coco.training.session import Observer, Session
 
@@ -82,155 +87,11 @@ def open_session(
     return session
 
 
-def resolve_device(name: str, ranks: Ranks) -> torch.device:
-    """The device to train on.
-
-    Raises:
-        ConfigError: a device this machine does not have.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and ranks.world > 1:
-        name = f"cuda:{ranks.local_rank}"
-    device = torch.device(name)
-    count = torch.cuda.device_count()
-    missing = (device.type == "cuda" and (device.index or 0) >= count) or (
-        device.type == "mps" and not torch.backends.mps.is_available()
-    )
-    if missing:
-        raise ConfigError(
-            f"--device {name}: this machine has no such device",
-            got=f"{count} CUDA devices",
-            fix="use --device cpu, or look at the driver with maskrcnn-coco doctor",
-        )
-    return device
-
-
-def own_data(config: Config, train_data: Any) -> RunData:
-    """The caller's own data set as run data: only the class count is known.
-
-    Raises:
-        ConfigError: ``num_classes`` is missing, or the data set is empty or has no length.
-    """
-    if config.num_classes is None:
-        raise ConfigError(
-            "num_classes is needed with a data set of your own",
-            expected="the number of classes with background, as in torchvision",
-            fix="Config(num_classes=…)",
-        )
-    try:
-        size = len(train_data)
-    except TypeError as e:
-        raise ConfigError(
-            "train_data has no length", got=type(train_data).__name__, expected="a map-style data set"
-        ) from e
-    if size == 0:
-        raise ConfigError("train_data is empty", expected="at least one (image, target)")
-    names = ("background", *(f"class {i}" for i in range(1, config.num_classes)))
-    return RunData(None, None, names, builtin=False)
-
-
-def quarantine_first(data: RunData, config: Config) -> None:
-    """Audit, then add the ids of ``--quarantine``."""
-    check_data(data, config)
-    if config.quarantine is not None:
-        given = read_quarantine(config.quarantine)
-        data.bad_images.update(given["image_ids"])
-        data.bad_annotations.update(given["annotation_ids"])
-
-
-def is_quick(config: Config, data: RunData) -> bool:
-    """Whether the small network for the built-in shapes is trained."""
-    return data.builtin and config.model in (None, "maskrcnn_resnet18_fpn")
-
-
-def resolve_run(
-    config: Config, data: RunData, train_data: Any, *, device: torch.device, ranks: Ranks
-) -> recipes.Resolved:
-    """The settings without gaps."""
-    images = len(data.train) if data.train is not None else len(train_data)
-    resolved = recipes.resolve(
-        config,
-        num_images=images - len(data.bad_images),
-        builtin=is_quick(config, data),
-        device=device.type,
-        world=ranks.world,
-    )
-    warning = amp_warning(config.amp, device)
-    if warning is not None:
-        resolved.warnings.append(warning)
-    if resolved.config.lr == "auto":
-        from maskrcnn_coco.advice.advise import settle_lr
-
-        resolved = settle_lr(resolved, data)
-    return resolved
-
-
 def preview(config: Config) -> recipes.Resolved:
     """What `train` would use, for ``--print-config``: finds the data, builds nothing, touches no folder."""
     ranks = Ranks.start(config.device)
     data = open_data(config)
     return resolve_run(config, data, None, device=resolve_device(config.device, ranks), ranks=ranks)
-
-
-def make_model(config: Config, num_classes: int, *, quick: bool) -> nn.Module:
-    """The model that a resolved ``config`` describes. ``quick``: the small variant for the built-in shapes."""
-    assert config.model and config.weights and config.min_size and config.max_size
-    # Weights of new heads are drawn from torch's generator: the same seed gives the same model.
-    torch.manual_seed(config.seed)
-    model = build_model(
-        config.model,
-        num_classes,
-        weights=config.weights,
-        backbone_weights=config.backbone_weights,
-        min_size=config.min_size,
-        max_size=config.max_size,
-        freeze_stages=config.freeze_stages,
-        small=quick,
-        detections_per_image=config.box_detections_per_image or 100,
-    )
-    set_sampler(model, config.box_batch_size_per_image)
-    return model
-
-
-def sources(
-    data: RunData, config: Config, train_data: Any, val_data: Any, *, quick: bool
-) -> tuple[CocoDataset | UserData, CocoDataset | UserData | None]:
-    """Training and validation source of samples."""
-    if data.train is None:
-        own, val = UserData(train_data, seed=config.seed), val_data
-        return own, None if val is None else UserData(val, seed=config.seed)
-    assert config.min_size and config.max_size
-    train = CocoDataset(
-        data.train,
-        train=True,
-        seed=config.seed,
-        min_size=config.min_size,
-        max_size=config.max_size,
-        # The built-in images have the size they are trained at: smaller scales only lose the small shapes.
-        scales=(1.0,) if quick else SCALES,
-    )
-    train.quarantine(sorted(data.bad_annotations))
-    if data.val is None:
-        return train, None
-    return train, CocoDataset(
-        data.val, train=False, seed=config.seed, min_size=config.min_size, max_size=config.max_size
-    )
-
-
-def make_plan(source: CocoDataset | UserData, data: RunData, config: Config, ranks: Ranks) -> Plan:
-    """Which images make each step; images left out from the start are never in it."""
-    plan = Plan(
-        config.seed,
-        source.image_ids,
-        config.batch_size or 1,
-        config.accumulate,
-        rank=ranks.rank,
-        world=ranks.world,
-        aspect_ratios=source.aspect_ratios,
-    )
-    plan.quarantine(sorted(data.bad_images))
-    return plan
 
 
 def assemble(
@@ -287,10 +148,24 @@ def assemble(
     )
 
 
-def snapshot_budget() -> int:
-    """Most bytes for in-memory snapshots: a quarter of the memory that is free now."""
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        free = 4 << 30  # not said by this system: enough for ResNet-50 three times over
-    return free // 4
+def prepare_folders(session: Session, *, resuming: bool, dry_run: bool) -> None:
+    """Make the run's folders; older ones are renamed with their start time, and that is said."""
+    config, console = session.config, session.console
+    logdir, checkpoints = Path(config.logdir), Path(config.checkpoint_dir)
+    if session.ranks.is_main and not dry_run:
+        require_free(checkpoints)
+        if resuming:
+            keep_folder(logdir)
+            keep_folder(checkpoints)
+        else:
+            stamp = started_at(logdir) if logdir.is_dir() else None
+            for folder in (logdir, checkpoints):
+                moved = fresh_folder(folder, stamp)
+                if moved is not None:
+                    console.note(f"{folder} held an older run; it is now {moved}")
+        session.lock.enter_context(run_lock(checkpoints))
+        write_text(logdir / "config.yaml", dump_config(config))
+    session.ranks.barrier("folders")
+    session.saver = Saver(checkpoints)
+    if not dry_run:
+        session.open_tracker()

@@ -11,7 +11,7 @@ from maskrcnn_coco.data.plan import SampleKey
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.records import Alarm, Culprit, Evidence, Finding
-from maskrcnn_coco.training.response import compose, history_at
+from maskrcnn_coco.training.incident import compose, history_at
 from maskrcnn_coco.training.session import Session
 
 

@@ -14,8 +14,7 @@ from maskrcnn_coco.data.audit.checks import audit
 from maskrcnn_coco.data.audit.pixels import file_state
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.records import DataFinding, to_json
-from maskrcnn_coco.system.files import write_text
-from maskrcnn_coco.training.folders import cache_folder
+from maskrcnn_coco.system.files import cache_folder, write_text
 
 VERSION = 2
 """Raised whenever a check changes, so that older findings are not read."""

@@ -8,7 +8,7 @@ from typing import Literal
 from maskrcnn_coco.data.coco.entries import Problem
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.records import DataFinding
-from maskrcnn_coco.texts import clean
+from maskrcnn_coco.wording import clean
 
 Severity = Literal["error", "warning", "info"]
 REPAIR = "check --fix OUT.json writes a copy"

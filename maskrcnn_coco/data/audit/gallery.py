@@ -20,7 +20,7 @@ from maskrcnn_coco.data.masks import decode_mask
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.records import DataFinding
 from maskrcnn_coco.system.files import write_text
-from maskrcnn_coco.texts import clean
+from maskrcnn_coco.wording import clean
 
 SIDE = 280
 """Longest side of a picture, pixels."""

@@ -18,7 +18,7 @@ import msgspec
 from maskrcnn_coco.data.coco.entries import Problem
 from maskrcnn_coco.data.coco.shared_arrays import mapped, write_arrays
 from maskrcnn_coco.data.coco.table import Category, CocoTable, load_coco, restored
-from maskrcnn_coco.training.folders import cache_folder
+from maskrcnn_coco.system.files import cache_folder
 
 VERSION = 1
 """Raised whenever the columns or their meaning change, so that older ones are not read."""

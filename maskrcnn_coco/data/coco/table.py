@@ -22,7 +22,7 @@ from maskrcnn_coco.data.coco.parse import parse
 from maskrcnn_coco.data.coco.shared_arrays import SharedArrays, Texts
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.system.garbage import without_garbage_collection
-from maskrcnn_coco.texts import clean
+from maskrcnn_coco.wording import clean
 
 
 @dataclass(frozen=True)

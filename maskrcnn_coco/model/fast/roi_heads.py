@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.roi_heads import RoIHeads
 
-from maskrcnn_coco.fast_masks import mask_targets
-from maskrcnn_coco.model.fast.mask_targets import outline_targets
+from maskrcnn_coco.model.fast.mask_targets import mask_targets, outline_targets
 from maskrcnn_coco.model.fast.roi_align import FastPool, flatten, sort_boxes
 from maskrcnn_coco.model.fast.sampler import Sample, draw
 

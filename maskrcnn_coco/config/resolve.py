@@ -1,0 +1,62 @@
+"""Settings without gaps: recipe, precision, the small network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from maskrcnn_coco.config import recipes
+from maskrcnn_coco.config.settings import Config
+from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.system.memory import peak, total
+from maskrcnn_coco.system.precision import amp_warning
+
+if TYPE_CHECKING:
+    from maskrcnn_coco.distributed.ranks import Ranks
+
+
+if TYPE_CHECKING:
+    from maskrcnn_coco.data.prepare import RunData
+
+
+def is_quick(config: Config, data: RunData) -> bool:
+    """Whether the small network for the built-in shapes is trained."""
+    return data.builtin and config.model in (None, "maskrcnn_resnet18_fpn")
+
+
+def resolve_run(
+    config: Config, data: RunData, train_data: Any, *, device: torch.device, ranks: Ranks
+) -> recipes.Resolved:
+    """The settings without gaps."""
+    images = len(data.train) if data.train is not None else len(train_data)
+    resolved = recipes.resolve(
+        config,
+        num_images=images - len(data.bad_images),
+        builtin=is_quick(config, data),
+        device=device.type,
+        world=ranks.world,
+    )
+    warning = amp_warning(config.amp, device)
+    if warning is not None:
+        resolved.warnings.append(warning)
+    if resolved.config.lr == "auto":
+        from maskrcnn_coco.advice.advise import settle_lr
+
+        resolved = settle_lr(resolved, data)
+    return resolved
+
+
+def too_large(config: Config, device: torch.device, *, saved: str = "") -> ConfigError:
+    """The error for a batch that did not fit, with the flags that make it fit at the same effective batch size."""
+    batch, parts = config.batch_size or 1, config.accumulate
+    smaller = [f"--batch-size {batch // 2} --accumulate {parts * 2}"] if batch > 1 else []
+    smaller += [f"--max-size {int((config.max_size or 1333) * 0.75)} --min-size {int((config.min_size or 800) * 0.75)}"]
+    whole = total(device)
+    room = f" of {whole / 2**30:.1f} GiB" if whole else ""
+    return ConfigError(
+        f"memory ran out on {device}{saved}",
+        got=f"batch size {batch}, images up to {config.max_size} pixels, {peak(device) / 2**30:.1f} GiB used{room}",
+        expected="a batch that fits",
+        fix=", or ".join(smaller) + "; maskrcnn-coco advise says what fits",
+    )

@@ -1,0 +1,199 @@
+"""Scans of targets, images and anchors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_coco.diagnosis.facts import AnchorFault, Facts, InputFault, TargetFault
+
+
+def repair(batch: Any, facts: Facts) -> Any:
+    copy = batch.subset(list(range(len(batch))))
+    scales = {i.image_id: i.scale for i in facts.inputs if i.scale}
+    copy.images = [im / scales[i] if scales.get(i) else im for im, i in zip(copy.images, batch.image_ids, strict=True)]
+    copy.targets = [
+        {**t, "masks": (t["masks"] > 0).to(torch.uint8)} if isinstance(t.get("masks"), Tensor) else t
+        for t in copy.targets
+    ]
+    return copy
+
+
+_KINDS = {"box": "DATA_BOX", "label": "DATA_LABEL", "mask": "DATA_MASK", "shape": "DATA_MASK", "batch": "DATA_BOX"}
+
+
+def reported(
+    problems: list[dict[str, Any]], targets: list[TargetFault], inputs: list[InputFault]
+) -> tuple[list[TargetFault], list[InputFault]]:
+    """What the guard's own input check reported and the scans here did not: no alarm of it goes unexplained."""
+    known = {(t.code, t.image_id) for t in targets} | {("DATA_PIXEL", i.image_id) for i in inputs}
+    more_targets: list[TargetFault] = []
+    more_inputs: list[InputFault] = []
+    for problem in problems:
+        kind, image_id, what = problem.get("kind"), problem.get("image_id"), str(problem.get("message"))
+        code = _KINDS.get(str(kind), "DATA_PIXEL")
+        if kind == "shape" and "mask" not in what:
+            code = "DATA_BOX"
+        if image_id is None or (code, image_id) in known:
+            continue
+        if code == "DATA_PIXEL":
+            more_inputs.append(InputFault(int(image_id), what, "before", True))
+        else:
+            more_targets.append(TargetFault(code, int(image_id), problem.get("annotation_id"), what, True))
+    return more_targets, more_inputs
+
+
+def num_classes(model: nn.Module, settings: dict[str, Any]) -> int | None:
+    predictor = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
+    score = getattr(predictor, "cls_score", None)
+    found = getattr(score, "out_features", None)
+    given = settings.get("num_classes") or len(settings.get("classes") or []) or None
+    return int(found) if isinstance(found, int) else given
+
+
+HUGE_BOX = 1e6
+"""Pixels. Beyond it roi_align runs out of memory or raises; no image is that large."""
+
+
+MAX_PIXEL = 10.0
+"""Images are 0..1; normalised ones stay below 5, 0..255 ones are far above."""
+
+
+def scan_targets(batch: Any, num_classes: int | None) -> list[TargetFault]:
+    """Boxes, labels and masks that no detector can learn from, per annotation.
+
+    ``batch.targets``: torchvision's target dicts; ``annotation_ids`` optional.
+    """
+    faults: list[TargetFault] = []
+    for image, target, image_id in zip(batch.images, batch.targets, batch.image_ids, strict=True):
+        ids = _annotation_ids(target)
+        boxes = target.get("boxes")
+        if isinstance(boxes, Tensor) and boxes.numel():
+            faults += _box_faults(boxes, image_id, ids)
+        labels = target.get("labels")
+        if isinstance(labels, Tensor) and labels.numel():
+            faults += _label_faults(labels, image_id, ids, num_classes)
+        masks = target.get("masks")
+        if isinstance(masks, Tensor) and masks.numel():
+            faults += _mask_faults(masks, target, image_id, ids, tuple(image.shape[-2:]))
+    return faults
+
+
+def _annotation_ids(target: dict[str, Any]) -> list[int | None]:
+    count = len(target["labels"]) if "labels" in target else len(target.get("boxes", []))
+    ids = target.get("annotation_ids")
+    values: list[int | None] = [int(i) for i in ids] if ids is not None and len(ids) == count else [None] * count
+    return values
+
+
+def _box_faults(boxes: Tensor, image_id: int, ids: list[int | None]) -> list[TargetFault]:
+    faults = []
+    for row, box in enumerate(boxes.detach().float().cpu().reshape(-1, 4).tolist()):
+        shown = ", ".join(f"{v:g}" for v in box)
+        if not all(math.isfinite(v) for v in box):
+            what = f"box ({shown}) is not finite"
+        elif box[2] <= box[0] or box[3] <= box[1]:
+            what = f"box ({shown}) is empty or inverted"
+        elif max(abs(v) for v in box) > HUGE_BOX:
+            what = f"box ({shown}) lies outside any image"
+        else:
+            continue
+        faults.append(TargetFault("DATA_BOX", image_id, ids[row] if row < len(ids) else None, what, True))
+    return faults
+
+
+def _label_faults(labels: Tensor, image_id: int, ids: list[int | None], num_classes: int | None) -> list[TargetFault]:
+    faults = []
+    for row, label in enumerate(labels.detach().cpu().reshape(-1).tolist()):
+        if label != label or label < 1 or (num_classes is not None and label >= num_classes):
+            high = f"1..{num_classes - 1}" if num_classes else "1 or more"
+            # 0 and negative labels run through silently; only a label past the end kills native code.
+            lethal = num_classes is not None and not label < num_classes
+            what = f"label {label}, expected {high}"
+            faults.append(TargetFault("DATA_LABEL", image_id, ids[row] if row < len(ids) else None, what, lethal))
+    return faults
+
+
+def _mask_faults(
+    masks: Tensor, target: dict[str, Any], image_id: int, ids: list[int | None], size: tuple[int, int]
+) -> list[TargetFault]:
+    faults = []
+    if tuple(masks.shape[-2:]) != size:
+        what = f"masks of {tuple(masks.shape[-2:])} for an image of {size}"
+        return [TargetFault("DATA_MASK", image_id, None, what, False)]
+    flat = masks.detach().reshape(masks.shape[0], -1)
+    floats = flat.float()
+    binary = ((floats == 0) | (floats == 1)).all(1).cpu().tolist()
+    empty = (floats != 0).any(1).logical_not().cpu().tolist()
+    for row in range(len(flat)):
+        annotation = ids[row] if row < len(ids) else None
+        if not binary[row]:
+            values = f"{float(floats[row].min()):g}..{float(floats[row].max()):g}"
+            what = f"mask values {values}, expected 0 and 1"
+            faults.append(TargetFault("DATA_MASK", image_id, annotation, what, False, repairable=True))
+        elif empty[row]:
+            faults.append(TargetFault("DATA_MASK", image_id, annotation, "mask is empty", False))
+    return faults
+
+
+def scan_images(batch: Any, transform: nn.Module | None) -> list[InputFault]:
+    """Non-finite and unscaled pixels before, and non-finite ones after, the model's own transform."""
+    faults = []
+    for image, image_id in zip(batch.images, batch.image_ids, strict=True):
+        if not image.is_floating_point() or not image.numel():
+            pixels = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+        else:
+            pixels = image
+        if not bool(torch.isfinite(pixels).all()):
+            bad = int((~torch.isfinite(pixels)).sum())
+            faults.append(InputFault(image_id, f"{bad} of {pixels.numel()} pixel values non-finite", "before", True))
+            continue
+        high = float(pixels.abs().max()) if pixels.numel() else 0.0
+        if high > MAX_PIXEL:
+            scale = 255.0 if high <= 255 else 65535.0 if high <= 65535 else high
+            faults.append(InputFault(image_id, f"pixel values up to {high:g}, expected 0..1", "before", False, scale))
+        after = _transformed(pixels, transform)
+        if after is not None and not bool(torch.isfinite(after).all()):
+            faults.append(InputFault(image_id, _why_not_finite(transform), "after", True))
+    return faults
+
+
+def _transformed(pixels: Tensor, transform: nn.Module | None) -> Tensor | None:
+    normalize = getattr(transform, "normalize", None)
+    if normalize is None:
+        return None
+    with torch.no_grad():
+        return normalize(pixels.float())
+
+
+def _why_not_finite(transform: nn.Module | None) -> str:
+    std = getattr(transform, "image_std", None)
+    if std is not None and any(float(s) == 0 or not math.isfinite(float(s)) for s in std):
+        return f"finite pixels, non-finite after the transform: image_std is {[float(s) for s in std]}"
+    return "finite pixels, non-finite after the model's transform"
+
+
+def scan_anchors(model: nn.Module) -> list[AnchorFault]:
+    """Anchors of no width or height after rounding, and counts that do not fit the RPN head."""
+    generator = next((m for m in model.modules() if hasattr(m, "cell_anchors") and hasattr(m, "aspect_ratios")), None)
+    if generator is None:
+        return []
+    faults = []
+    sizes: Any = getattr(generator, "sizes", ())
+    for level, cells in enumerate(generator.cell_anchors):  # type: ignore[union-attr, arg-type]
+        sides = torch.stack([cells[:, 2] - cells[:, 0], cells[:, 3] - cells[:, 1]])
+        if bool((sides <= 0).any()) or not bool(torch.isfinite(sides).all()):
+            given = sizes[level] if level < len(sizes) else "?"
+            what = (
+                f"level {level}, sizes {given}: an anchor is {float(sides.min()):g} pixels wide or high after rounding"
+            )
+            faults.append(AnchorFault(what, "anchor sizes of 2 pixels or more on every level, aspect ratios near 1"))
+    counts = {len(c) for c in generator.cell_anchors}  # type: ignore[union-attr, arg-type]
+    logits = next((m for n, m in model.named_modules() if n.endswith("rpn.head.cls_logits")), None)
+    out = getattr(logits, "out_channels", None)
+    if out is not None and (len(counts) > 1 or out not in counts):
+        faults.append(AnchorFault(f"{sorted(counts)} anchors a place, but the RPN head has {out} outputs", "one count"))
+    return faults

@@ -1,0 +1,50 @@
+"""Which device this process computes on: one answer for every verb."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from maskrcnn_coco.errors import ConfigError
+
+if TYPE_CHECKING:
+    from maskrcnn_coco.distributed.ranks import Ranks
+
+
+def resolve_device(name: str, ranks: Ranks) -> torch.device:
+    """The device to train on.
+
+    Raises:
+        ConfigError: a device this machine does not have.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks.world > 1:
+        name = f"cuda:{ranks.local_rank}"
+    device = torch.device(name)
+    count = torch.cuda.device_count()
+    missing = (device.type == "cuda" and (device.index or 0) >= count) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing:
+        raise ConfigError(
+            f"--device {name}: this machine has no such device",
+            got=f"{count} CUDA devices",
+            fix="use --device cpu, or look at the driver with maskrcnn-coco doctor",
+        )
+    return device
+
+
+def _device(name: str, local_rank: int, world: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cuda" or world == 1:
+        return torch.device(name)
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local_rank} of this machine has no GPU",
+            got=f"{torch.cuda.device_count()} GPUs",
+            fix="torchrun --nproc-per-node with at most as many processes as GPUs, or --device cpu",
+        )
+    return torch.device("cuda", local_rank)

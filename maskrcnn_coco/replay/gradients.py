@@ -1,0 +1,53 @@
+"""Norms and digest of the gradients of a replay."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_coco.guard.norms import Layout, stacked_norms
+from maskrcnn_coco.replay.outcome import Outcome
+
+
+def read_norms(layout: Layout, outcome: Outcome, scale: float) -> None:
+    """Per-component norms, computed as the guard does: clipping must come out the same to the last bit."""
+    gradients, where = layout.gradients()
+    if scale != 1.0 and gradients:
+        torch._foreach_div_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
+    if not gradients:
+        outcome.finite = outcome.finite and not outcome.bad_losses
+        return
+    stacked = stacked_norms(gradients)
+    *each, outcome.grad_norm = torch.cat([stacked, stacked.norm().reshape(1)]).tolist()
+    for i in [i for i, v in enumerate(each) if not math.isfinite(v)]:
+        if _finite(gradients[i]):
+            # Only the square of a huge norm overflowed.
+            each[i] = float(gradients[i].double().norm())
+        else:
+            outcome.bad_grads.append(layout.names[where[i]])
+    outcome.bad_grad_count = len(outcome.bad_grads)
+    outcome.group_grad_norm = layout.by_component(layout.totals(each, where))
+    if not math.isfinite(outcome.grad_norm):
+        outcome.grad_norm = _total(outcome.group_grad_norm.values())
+    outcome.finite = outcome.finite and not outcome.bad_losses and outcome.bad_grad_count == 0
+
+
+def _total(values: Iterable[float]) -> float:
+    squares = sum(v * v for v in values)
+    return math.sqrt(squares) if squares == squares else squares
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def gradient_digest(model: nn.Module, outcome: Outcome) -> str:
+    h = hashlib.sha256(repr(sorted(outcome.losses.items())).encode())
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            h.update(parameter.grad.detach().float().cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()

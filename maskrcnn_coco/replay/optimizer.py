@@ -1,0 +1,62 @@
+"""An optimizer's state and settings, put in place."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def optimizer_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    names = {id(p): n for n, p in model.named_parameters()}
+    return [names.get(id(p), "?") for group in optimizer.param_groups for p in group["params"]]
+
+
+def lower_weight_decay(optimizer: torch.optim.Optimizer, most: float) -> None:
+    """Set the weight decay of every group that has more to ``most``."""
+    for group in optimizer.param_groups:
+        group["weight_decay"] = min(group["weight_decay"], most)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Put a saved optimizer state back in place, bit for bit.
+
+    Not `load_state_dict`: that one casts state to the parameters' dtype and gives every tensor a new identity and
+    the file's memory layout. Fused kernels walk parameter and momentum side by side in memory: with weights in
+    channels_last and momentum as it came from the file, they would pair the wrong numbers.
+
+    Raises:
+        KeyError: the state is of an optimizer with other groups.
+    """
+    groups: Sequence[dict[str, Any]] = saved["param_groups"]
+    if [len(g["params"]) for g in groups] != [len(g["params"]) for g in optimizer.param_groups]:
+        raise KeyError("not the optimizer of this snapshot: its parameter groups differ")
+    for group, kept in zip(optimizer.param_groups, groups, strict=True):
+        for key in [k for k in group if k not in kept]:
+            del group[key]
+        for key, value in kept.items():
+            if key != "params":
+                group[key] = _put(group.get(key), value)
+        for parameter, index in zip(group["params"], kept["params"], strict=True):
+            entry = saved["state"].get(index)
+            if entry is None:
+                optimizer.state.pop(parameter, None)
+                continue
+            state = optimizer.state[parameter]
+            for key in [k for k in state if k not in entry]:
+                del state[key]
+            for key, value in entry.items():
+                state[key] = _put(state.get(key), value)
+
+
+def _put(live: Any, value: Any) -> Any:
+    if isinstance(value, Tensor):
+        if isinstance(live, Tensor) and live.shape == value.shape and live.dtype == value.dtype:
+            return live.copy_(value)
+        return value.clone()
+    return copy.deepcopy(value)

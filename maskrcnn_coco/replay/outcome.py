@@ -1,0 +1,45 @@
+"""What one replay gave."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Outcome:
+    """One replay: what was changed and what came out. Norms are true 2-norms, unscaled, before clipping."""
+
+    test: str
+    finite: bool
+    losses: dict[str, float] = field(default_factory=dict)
+    loss: float = math.nan
+    grad_norm: float = math.nan
+    group_grad_norm: dict[str, float] = field(default_factory=dict)
+    bad_losses: list[str] = field(default_factory=list)
+    bad_grads: list[str] = field(default_factory=list)
+    bad_grad_count: int = 0
+    error: str | None = None
+    first_bad_module: str | None = None
+    first_bad_op: str | None = None
+    max_abs: float | None = None
+    phase: str = "forward"
+    digest: str | None = None
+    steps: float = 1.0
+    path: list[tuple[int, float, float]] = field(default_factory=list)
+    """(step, loss, grad_norm) of each step of a walk over the tape."""
+    loss_scale: float | None = None
+    """The loss scale that was needed, where the recorded one was too large for the gradients."""
+
+    def describe(self) -> str:
+        """One phrase for the evidence table."""
+        if self.error:
+            return f"raised {self.error}"
+        if not self.finite:
+            if self.bad_losses:
+                return "non-finite: " + ", ".join(self.bad_losses)
+            return f"loss {self.loss:.4g} finite, {self.bad_grad_count} gradients non-finite"
+        if self.grad_norm == 0.0 and self.loss:
+            return f"finite, loss {self.loss:.4g}"
+        at = "" if self.loss_scale is None else f" at loss scale {self.loss_scale:g}"
+        return f"finite, loss {self.loss:.4g}, gradient norm {self.grad_norm:.4g}{at}"

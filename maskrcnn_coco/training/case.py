@@ -1,0 +1,84 @@
+"""A refused step of this run, ready to be replayed."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from maskrcnn_coco.advice.trials import Task
+from maskrcnn_coco.data.batch import make_batch
+from maskrcnn_coco.model.optim import build_optimizer
+from maskrcnn_coco.model.rig import make_rig
+from maskrcnn_coco.system.precision import make_scaler
+
+if TYPE_CHECKING:
+    from maskrcnn_coco.training.session import Session
+import msgspec
+
+from maskrcnn_coco.config import recipes
+from maskrcnn_coco.records import Alarm
+from maskrcnn_coco.replay.case import Case, Rig
+from maskrcnn_coco.training.session import Session
+
+
+def rig_of(session: Session) -> Rig:
+    """How to run one of the session's steps away from it."""
+    source = session.train_source
+    return make_rig(
+        session.config,
+        session.model,
+        session.device,
+        session.precision,
+        rank=session.ranks.rank,
+        make=lambda keys: make_batch(source, keys),
+        fp32_modules=session.progress.fp32_modules,
+    )
+
+
+def settings_of(session: Session) -> dict[str, Any]:
+    """Plain values for the explanation, and all that `rig_from_settings` needs on another machine."""
+    return {
+        "config": msgspec.to_builtins(session.config),
+        "resume_path": session.resumed_from,
+        "lr": recipes.component_lrs(session.config),
+        "lr_factors": dict(session.progress.lr_factors),
+        "classes": list(session.data.class_names),
+        "frozen": [n for n, p in session.model.named_parameters() if not p.requires_grad],
+        "precision": session.precision,
+        "rank": session.ranks.rank,
+        "world": session.ranks.world,
+        "fp32_modules": list(session.progress.fp32_modules),
+        "steps_per_epoch": session.plan.steps_per_epoch,
+        "accumulate": session.config.accumulate,
+    }
+
+
+def build_case(session: Session, alarm: Alarm, batches: list[Any]) -> Case:
+    """All that a replay needs, taken from the session without changing it."""
+    return Case(
+        alarm=alarm,
+        now=session.snapshot(alarm.step),
+        earlier=[s for s in session.ring.items if s.step <= alarm.step],
+        tape=list(session.tape),
+        batches=batches,
+        history=session.history[-300:],
+        settings=settings_of(session),
+        rig=rig_of(session),
+    )
+
+
+def _task(session: Session, steps: int) -> Task:
+    """The session's training, on a private copy of its model."""
+    config = session.config
+    micro = [[make_batch(session.train_source, keys) for keys in session.plan.step(s)[1]] for s in range(min(steps, 8))]
+    return Task(
+        lambda: copy.deepcopy(session.model),
+        lambda model: build_optimizer(
+            model, kind=config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay or 0.0
+        ),
+        session.forward.losses,
+        [m if len(m) > 1 else m[0] for m in micro],
+        max_grad_norm=config.max_grad_norm,
+        precision=session.precision,
+        make_scaler=lambda: make_scaler(session.precision, session.device),
+    )

@@ -1,0 +1,92 @@
+"""The end of an epoch: its record, its evaluation, the best so far."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from maskrcnn_coco.evaluation.evaluate import evaluate_model
+from maskrcnn_coco.records import EpochRecord, EvalRecord
+from maskrcnn_coco.training.saving import save_epoch, weights_finite
+from maskrcnn_coco.training.session import Session
+
+
+def end_epoch(session: Session) -> None:
+    """Epoch record, evaluation, checkpoint, console block."""
+    step = session.progress.step
+    epoch = session.epoch_of(step - 1)
+    record = epoch_record(session, epoch)
+    session.write(record)
+    evaluation = evaluate_session(session, epoch)
+    better = False
+    if evaluation is not None:
+        session.write(evaluation)
+        better = keep_best(session, evaluation)
+    session.console.epoch(record, evaluation, epochs=session.epochs, time_left=session.time_left())
+    session.progress.closed_epochs = epoch + 1
+    save_epoch(session, epoch, better=better)
+    session.keep_history()
+
+
+def epoch_record(session: Session, epoch: int) -> EpochRecord:
+    """Means over the applied steps of ``epoch``; refused steps are counted, never averaged in."""
+    per = session.plan.steps_per_epoch
+    records = [r for r in session.history if r.epoch == epoch and r.step >= epoch * per]
+    applied = [r for r in records if r.applied]
+    names = sorted({name for r in applied for name in r.losses})
+    seconds = session.progress.train_seconds - session.progress.epoch_began_seconds
+    images = sum(len(r.image_ids) for r in records) * session.ranks.world
+    session.progress.epoch_began_seconds = session.progress.train_seconds
+    return EpochRecord(
+        epoch=epoch,
+        step=session.progress.step,
+        losses={n: _mean([r.losses[n] for r in applied if n in r.losses]) for n in names},
+        loss=_mean([r.loss for r in applied]),
+        grad_norm=_mean([r.grad_norm for r in applied]),
+        lr=session.set_lr(session.progress.step - 1),
+        skipped_steps=len(records) - len(applied),
+        images_per_second=images / seconds if seconds > 0 else 0.0,
+        seconds=seconds,
+    )
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def evaluate_session(session: Session, epoch: int) -> EvalRecord | None:
+    """COCO metrics of the current weights on the validation data; None where there is none, or no finite weights."""
+    if session.val_source is None or not weights_finite(session.model):
+        return None
+    began = time.monotonic()
+    result = evaluate_model(
+        session.model,
+        session.val_source,
+        device=session.device,
+        precision=session.precision,
+        batch_size=session.config.batch_size or 1,
+        class_names=session.data.class_names,
+        ranks=session.ranks,
+    )
+    if session.evaluation is None:
+        for sentence in result.left_out[:10]:
+            session.console.warn(f"evaluation leaves out: {sentence}")
+    session.evaluation = result
+    session.progress.metrics = dict(result.metrics)
+    return EvalRecord(
+        epoch=epoch,
+        step=session.progress.step,
+        metrics=result.metrics,
+        per_class=result.per_class,
+        seconds=time.monotonic() - began,
+    )
+
+
+def keep_best(session: Session, record: EvalRecord) -> bool:
+    """Whether this epoch is the best so far, by segm/AP (bbox/AP for a detector without masks)."""
+    value = record.metrics.get("segm/AP", record.metrics.get("bbox/AP", float("nan")))
+    best = session.progress.best
+    if not math.isfinite(value) or (best is not None and value <= best):
+        return False
+    session.progress.best, session.progress.best_epoch = value, record.epoch
+    return True

@@ -1,0 +1,68 @@
+"""An incident put together from alarm, findings and action."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from maskrcnn_coco import recovery
+from maskrcnn_coco.records import Action, Alarm, Culprit, Evidence, Finding, Incident
+from maskrcnn_coco.training.session import Session
+
+
+def history_at(session: Session, step: int) -> recovery.History:
+    """What the policy has to know of the run, seen from ``step``."""
+    return recovery.History(session.incidents, step, images=len(session.plan), total=session.total_steps)
+
+
+def compose(session: Session, alarm: Alarm, findings: list[Finding], action: Action) -> Incident:
+    """The incident record of the best finding and the action that was decided."""
+    top = findings[0] if findings else Finding("UNKNOWN", 0.0, evidence=[Evidence("none made", "no finding")])
+    number = f"{len(session.progress.incidents) + 1:04d}"
+    return Incident(
+        id=number,
+        step=alarm.step,
+        epoch=alarm.epoch,
+        onset_step=alarm.onset_step if top.onset_step is None else top.onset_step,
+        symptom=alarm.symptom,
+        cause=top.cause,
+        confidence=top.confidence,
+        culprit=top.culprit,
+        evidence=top.evidence,
+        action=action,
+        outcome="recovered",
+        lost_steps=0,
+        fix=top.fix,
+        explain=f"maskrcnn-coco explain {top.cause}",
+        detail={
+            **top.detail,
+            "lr_factors": dict(session.progress.lr_factors),
+            "message": alarm.message,
+            "measured": alarm.measured,
+            "other_findings": [{"cause": f.cause, "confidence": f.confidence} for f in findings[1:]],
+            "records": session.history[-60:],
+            "time": time.time(),
+        },
+    )
+
+
+def note_poisoned(session: Session, path: Path, why: str) -> None:
+    """An incident for a checkpoint that was passed over: what was wrong and how many steps it costs."""
+    step = session.progress.step
+    incident = Incident(
+        id=f"{len(session.progress.incidents) + 1:04d}",
+        step=step,
+        epoch=session.epoch_of(step),
+        onset_step=step,
+        symptom="param_nonfinite",
+        cause="POISONED_STATE",
+        confidence=1.0,
+        culprit=Culprit(checkpoint=str(path)),
+        evidence=[Evidence(f"scan: {path.name} at load", why, "POISONED_STATE")],
+        action=Action("reload", {"checkpoint": str(session.saver.folder), "to_step": step}),
+        outcome="recovered",
+        lost_steps=0,
+        fix=f"delete {path}",
+        explain="maskrcnn-coco explain POISONED_STATE",
+    )
+    session.keep_incident(incident)

@@ -1,0 +1,43 @@
+"""Where the run stands, and what stays in force when it goes back."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+DECISIONS = ("incidents", "quarantine", "quarantine_annotations", "lr_factors", "weight_decay", "fp32_modules")
+"""What stays in force when an older state is loaded."""
+
+
+@dataclass
+class Progress:
+    """Where the run stands: what a checkpoint's "loop" entry and a snapshot's ``extra`` hold. Plain data only."""
+
+    step: int = 0
+    first_loss: float | None = None
+    last_loss: float | None = None
+    best: float | None = None
+    best_epoch: int = -1
+    skipped_steps: int = 0
+    images_seen: int = 0
+    train_seconds: float = 0.0
+    epoch_began_seconds: float = 0.0
+    """``train_seconds`` when the last epoch was closed."""
+    closed_epochs: int = 0
+    """Epochs whose record and evaluation are done: at an epoch's last step they may still be to do."""
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    weight_decay: float | None = None
+    """What recovery lowered the weight decay to."""
+    fp32_modules: list[str] = field(default_factory=list)
+    eager_modules: list[str] = field(default_factory=list)
+    libraries: bool = True
+    """False: cuDNN and oneDNN are off, because one of them was wrong."""
+    quarantine: list[dict[str, Any]] = field(default_factory=list)
+    quarantine_annotations: list[dict[str, Any]] = field(default_factory=list)
+    incidents: list[str] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """A private copy as plain data."""
+        return copy.deepcopy(vars(self))

@@ -1,0 +1,111 @@
+"""Back to an older state, of memory or disk; what was decided stays in force."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from maskrcnn_coco.checkpoint.store import by_age, load
+from maskrcnn_coco.components import component_of
+from maskrcnn_coco.diagnosis.facts import StateFault
+from maskrcnn_coco.diagnosis.scan_state import scan_state
+from maskrcnn_coco.errors import CheckpointError, GuardStop
+from maskrcnn_coco.records import Alarm
+from maskrcnn_coco.replay.optimizer import lower_weight_decay, optimizer_names, restore_optimizer
+from maskrcnn_coco.replay.snapshot import Snapshot, restore
+from maskrcnn_coco.system.backends import run_eagerly, use_libraries
+from maskrcnn_coco.system.precision import keep_fp32
+from maskrcnn_coco.training.progress import DECISIONS, Progress
+from maskrcnn_coco.training.session import Session
+
+
+def go_back(session: Session, to_step: int) -> int:
+    """Restore the newest verified snapshot at or before ``to_step``; returns its step.
+
+    A state that was never touched (a refused step, snapshot of this very step missing) is kept as it is.
+    """
+    older = session.ring.items
+    # The ring thins old states out: where none is old enough, the oldest is the nearest to it.
+    snapshot = session.ring.newest(before_step=to_step + 1) or (min(older, key=lambda s: s.step) if older else None)
+    if snapshot is None:
+        raise GuardStop(f"no verified state is left from step {to_step} or before", fix="lower --lr, or check the data")
+    return restore_session(session, snapshot)
+
+
+def restore_session(session: Session, snapshot: Snapshot) -> int:
+    """Put the session back to ``snapshot``; what recovery decided since (lower rates, quarantine) stays in force."""
+    restore(snapshot, session.model, session.optimizer, session.scaler, guard=session.guard)
+    if session.progress.weight_decay is not None:
+        lower_weight_decay(session.optimizer, session.progress.weight_decay)
+    session.guard.reset(snapshot.step)
+    session.rewind(snapshot.step)
+    return snapshot.step
+
+
+def reload(session: Session, alarm: Alarm) -> int:
+    """The newest state that a scan finds sound: of memory first, then of the checkpoint folder.
+
+    A state may be finite and poisoned all the same; so what was loaded or copied last is not taken on trust.
+    """
+    names = optimizer_names(session.model, session.optimizer)
+    for snapshot in session.ring.items:
+        if snapshot.step <= alarm.step and not poisoned(session, snapshot, names):
+            return restore_session(session, snapshot)
+    for path in by_age(session.config.checkpoint_dir):
+        try:
+            state = load(path)
+        except CheckpointError as e:
+            session.console.note(str(e))
+            continue
+        loop = state["loop"]
+        held = Snapshot(loop["step"], loop["epoch"], state["model"], state["optimizer"], state["scaler"])
+        faults = poisoned(session, held, names)
+        if faults:
+            session.console.note(f"{path} is passed over: {faults[0].what} ({faults[0].name})")
+            continue
+        decided = {name: getattr(session.progress, name) for name in DECISIONS}
+        load_state(session, state, str(path))
+        vars(session.progress).update(decided)
+        if session.progress.weight_decay is not None:
+            lower_weight_decay(session.optimizer, session.progress.weight_decay)
+        session.ring.clear()
+        session.guard.reset(session.progress.step)
+        session.rewind(session.progress.step)
+        return session.progress.step
+    raise GuardStop("no verified state is left, in memory or on disk", fix="start again with healthy weights")
+
+
+def poisoned(session: Session, snapshot: Snapshot, names: list[str]) -> list[StateFault]:
+    """What no healthy run can hold, in ``snapshot``."""
+    return [f for f in scan_state(snapshot, session.model, names, component_of) if f.certain]
+
+
+def load_state(session: Session, state: dict[str, Any], source: str) -> None:
+    """Weights, optimizer, scaler, guard and progress of ``state`` into the session."""
+    try:
+        session.model.load_state_dict(state["model"])
+        restore_optimizer(session.optimizer, state["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as e:
+        raise CheckpointError(
+            f"{source} is a checkpoint of another model or optimizer",
+            got=str(e).splitlines()[0],
+            expected=f"{session.config.model}, {session.data.num_classes - 1} classes, {session.config.optimizer}",
+            fix="give the same --model, --optimizer and data as before, or start from its weights with --weights",
+        ) from e
+    if session.scaler is not None and state["scaler"] is not None:
+        session.scaler.load_state_dict(state["scaler"])
+    session.guard.load_state_dict(state["guard"])
+    loop = dict(state["loop"])
+    # Checkpoints of before this was counted were written after the epoch's end, or within an epoch.
+    loop.setdefault("closed_epochs", loop.pop("epoch", 0))
+    session.progress = Progress(**loop)
+    for name in session.progress.fp32_modules:
+        keep_fp32(session.model, name)
+    run_eagerly(session.model, session.progress.eager_modules)
+    if not session.progress.libraries:
+        use_libraries(False)
+    session.resumed_from = source
+    session.plan.quarantine([entry["id"] for entry in session.progress.quarantine if "index" not in entry])
+    for entry in session.progress.quarantine:
+        if "index" in entry:
+            session.plan.quarantine_at(entry["index"])
+    session.train_source.quarantine([entry["id"] for entry in session.progress.quarantine_annotations])
