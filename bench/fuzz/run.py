@@ -33,7 +33,7 @@ from mutate import mutated_bytes, mutated_json, segmentation  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from maskrcnn_coco.data.images import read_image  # noqa: E402
-from maskrcnn_coco.data.masks import decode_mask, encode_rle
+from maskrcnn_coco.data.masks import decode_mask, encode_rle  # noqa: E402
 from maskrcnn_coco.errors import DataError  # noqa: E402
 
 MEMORY = "/dev/shm"

@@ -15,14 +15,13 @@ from unittest import mock
 
 import torch
 
-import maskrcnn_coco.checkpoint.content
-import maskrcnn_coco.model.forward
-import maskrcnn_coco.system.precision
-import maskrcnn_coco.training.response
-import maskrcnn_coco.training.session
 from maskrcnn_coco import Config, train
+from maskrcnn_coco.checkpoint import content
 from maskrcnn_coco.checkpoint.store import load, peek, save
+from maskrcnn_coco.model import forward
 from maskrcnn_coco.records import Incident, StepRecord, plain
+from maskrcnn_coco.system import precision
+from maskrcnn_coco.training import response, session
 from nanbench.scenario import Outcome
 from nanbench.scene import BATCH, EPOCHS, STEPS, Live, Scene
 
@@ -71,7 +70,6 @@ class Watch:
     def patches(self) -> ExitStack:
         """Faults happen where the session sets the learning rates; investigations are timed."""
         watch, scene = self, self.scene
-        session, response, forward = maskrcnn_coco.session, maskrcnn_coco.response, maskrcnn_coco.forward
         set_lr, investigate = session.Session.set_lr, response.investigate
         call = forward.Forward.__call__
 
@@ -101,7 +99,7 @@ class Watch:
         if scene.undivided:
             stack.enter_context(mock.patch.object(forward.Forward, "__call__", undivided))
         # This CPU has no native float16; autocast emulates it, which is all that is asked here.
-        stack.enter_context(mock.patch.object(maskrcnn_coco.precision, "fp16_is_native", lambda device: True))
+        stack.enter_context(mock.patch.object(precision, "fp16_is_native", lambda device: True))
         return stack
 
 
@@ -201,7 +199,7 @@ def change_checkpoint(folder: Path, change: Any) -> None:
     newest = load(folder / "last.pth")
     serial, step = peek(folder / "last.pth").serial, newest["loop"]["step"]
     change(newest)
-    with mock.patch.object(maskrcnn_coco.content, "nonfinite", lambda state: []):
+    with mock.patch.object(content, "nonfinite", lambda state: []):
         for path in sorted(folder.glob("*.pth")):
             if load(path)["loop"]["step"] == step:
                 path.unlink()

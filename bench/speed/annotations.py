@@ -48,7 +48,8 @@ READERS = {
     ),
 }
 _CHECK = (
-    "from maskrcnn_coco.data.coco.table import load_coco; from maskrcnn_coco.data.audit.checks import audit; t = load_coco(sys.argv[1], '.')",
+    "from maskrcnn_coco.data.coco.table import load_coco; from maskrcnn_coco.data.audit.checks import audit; "
+    "t = load_coco(sys.argv[1], '.')",
     "audit(t, images=False)",
 )
 _MEMORY = (

@@ -23,7 +23,7 @@ import step
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "helpers"))
 
 from pretend_cuda import CUDA, Counts, pretend_cuda, to_device
 

@@ -22,9 +22,8 @@ from maskrcnn_coco.advice.candidates import (
 )
 from maskrcnn_coco.advice.ladder import ladder as climb
 from maskrcnn_coco.advice.ladder import svg
-from maskrcnn_coco.advice.limits import Limit, Say, Settled, limits_from, measure_limits, settle
+from maskrcnn_coco.advice.limits import Limit, Say, Settled, limits_from, settle
 from maskrcnn_coco.advice.prepare import Bench, memory_use, open_bench
-from maskrcnn_coco.advice.quick_check import quick_check
 from maskrcnn_coco.advice.recommendation import ADVISED, Advice, command_line, over_limit, show
 from maskrcnn_coco.advice.remembered import fingerprint, remember
 from maskrcnn_coco.advice.trials import State
@@ -34,12 +33,9 @@ from maskrcnn_coco.config.settings import Config, validate
 from maskrcnn_coco.data.prepare import RunData, open_data, quarantine_first
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.guard.early_warning import early_warning
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.files import write_text
-
-__all__ = ["Advice", "advise_data", "advise_run", "early_warning", "measure_limits", "quick_check", "settle_lr"]
 
 BUDGET_SECONDS = {"cuda": 60.0, "cpu": 110.0, "mps": 90.0}
 SETTLE_STEPS = 10

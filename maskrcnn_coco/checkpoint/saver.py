@@ -21,24 +21,15 @@ from maskrcnn_coco.checkpoint import store
 from maskrcnn_coco.checkpoint.content import (
     BEST,
     EPOCH,
-    FORMAT,
     LAST,
     PREVIOUS,
-    Header,
-    check_model,
     epoch_name,
     plain_copy,
     to_document,
 )
-from maskrcnn_coco.checkpoint.lock import require_free, run_lock
-from maskrcnn_coco.checkpoint.store import Skipped, checkpoints, load, load_newest, newest_intact, peek, save, verify
+from maskrcnn_coco.checkpoint.store import checkpoints, peek, verify
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.system import files as durable
-
-__all__ = [
-    "FORMAT", "Header", "Saver", "Skipped", "check_model", "checkpoints", "epoch_name", "load", "load_newest",
-    "newest_intact", "peek", "require_free", "run_lock", "save", "verify",
-]  # fmt: skip
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",

@@ -61,9 +61,9 @@ def train(args: Any, words: Sequence[str]) -> int:
 
 def check(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco check``."""
-    from maskrcnn_coco.data.audit import repair
     from maskrcnn_coco.data.audit.checks import audit
     from maskrcnn_coco.data.audit.gallery import write_gallery
+    from maskrcnn_coco.data.audit.repair import repair
     from maskrcnn_coco.data.audit.show import print_findings
     from maskrcnn_coco.data.layouts import find_data
 

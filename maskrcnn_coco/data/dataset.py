@@ -16,28 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from maskrcnn_coco.data.batch import Batch, SampleError, Source, Target, make_batch
+from maskrcnn_coco.data.batch import Batch, Target
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.images import read_image
-from maskrcnn_coco.data.loader import Loader, build_loader
 from maskrcnn_coco.data.masks import checked_polygons, checked_runs
 from maskrcnn_coco.data.outlines import Outline, Outlines, Runs, draw_masks, move_outlines
-from maskrcnn_coco.data.plan import Plan, SampleKey, mix
+from maskrcnn_coco.data.plan import SampleKey, mix
 from maskrcnn_coco.data.transforms import SCALES, Recipe, change_boxes, change_image, draw_recipe
 from maskrcnn_coco.errors import DataError
-
-__all__ = [
-    "Batch",
-    "CocoDataset",
-    "Loader",
-    "Plan",
-    "SampleError",
-    "SampleKey",
-    "Source",
-    "UserData",
-    "build_loader",
-    "make_batch",
-]
 
 Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
 MIN_SIDE = 1.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.rules import (
@@ -28,10 +27,6 @@ from maskrcnn_coco.diagnosis.rules import (
 )
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.records import Finding, StepRecord
-
-if TYPE_CHECKING:
-    pass
-
 
 RULES: tuple[ModuleType, ...] = (
     rank_local,

@@ -16,14 +16,11 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
-from maskrcnn_coco.components import component_of, components
 from maskrcnn_coco.config.settings import MODELS, Config
 from maskrcnn_coco.errors import CheckpointError, ConfigError
 from maskrcnn_coco.model import weights as files
 from maskrcnn_coco.model.architecture import FULL, SMALL, assemble, freeze
 from maskrcnn_coco.model.fast.accelerate import accelerate
-
-__all__ = ["build_from_state", "build_model", "component_of", "components", "load_for_inference", "set_sampler"]
 
 
 def build_model(

@@ -86,9 +86,9 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path} holds no state dict", got=type(state).__name__, expected="tensors by name")
     if "format" in state and "model" in state:
-        from maskrcnn_coco.checkpoint import saver as checkpoint
+        from maskrcnn_coco.checkpoint.store import load
 
-        return checkpoint.load(path)
+        return load(path)
     return dict(state)
 
 

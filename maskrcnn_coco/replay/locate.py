@@ -166,7 +166,7 @@ def _where() -> str:
     """The innermost line outside torch and this file, as " (file.py:12, function)"."""
     for frame in reversed(traceback.extract_stack(limit=60)):
         name = frame.filename.replace("\\", "/")
-        if "/torch/" not in name and not name.endswith("maskrcnn_coco/locate.py"):
+        if "/torch/" not in name and not name.endswith("maskrcnn_coco/replay/locate.py"):
             return f" ({name.rsplit('/', 1)[-1]}:{frame.lineno}, {frame.name})"
     return ""
 

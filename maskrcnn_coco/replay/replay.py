@@ -19,7 +19,7 @@ from torch import nn
 from maskrcnn_coco.guard.norms import Layout
 from maskrcnn_coco.guard.step import FAULTS, apply, clip_coefficient
 from maskrcnn_coco.guard.step import run as step_run
-from maskrcnn_coco.replay.case import Case, Rig
+from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.gradients import gradient_digest, read_norms
 from maskrcnn_coco.replay.isolation import Counted, FixedScale, forked_random, kept_fp32, own
 from maskrcnn_coco.replay.locate import Located, located_run
@@ -295,6 +295,3 @@ def _share(batches: Sequence[Any], whole: Sequence[Any] | None) -> float:
     """Cost of a replay as a share of the failing step, in images."""
     total = sum(len(b) for b in whole or []) or sum(len(b) for b in batches) or 1
     return sum(len(b) for b in batches) / total
-
-
-__all__ = ["Case", "Replay", "ReplayImpossible", "Rig", "own"]

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from maskrcnn_coco.replay.snapshot import Snapshot
-
-if TYPE_CHECKING:
-    pass
 
 
 class Ring:

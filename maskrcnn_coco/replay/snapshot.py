@@ -5,18 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.replay.optimizer import restore_optimizer
-from maskrcnn_coco.replay.state import digest, nonfinite_names, rng_state, scalar_finite, set_rng_state, state_tensors
-
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["Ring", "Snapshot", "Tape", "TapeEntry", "digest", "is_finite", "restore", "take"]
+from maskrcnn_coco.replay.state import nonfinite_names, rng_state, scalar_finite, set_rng_state, state_tensors
 
 
 @dataclass

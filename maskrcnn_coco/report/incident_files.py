@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.records import Action, Incident, record_from, to_json
 from maskrcnn_coco.system.files import write_text
-
-if TYPE_CHECKING:
-    pass
 
 
 def write_incident(folder: str | Path, incident: Incident) -> Path:

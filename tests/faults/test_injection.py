@@ -1,4 +1,4 @@
-"""A slice of the fault sweep of bench/guard_faults.py, of every kind of place."""
+"""A slice of the fault sweep of bench/guard/faults.py, of every kind of place."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 @pytest.fixture(scope="module")
 def sweep() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("guard_faults", BENCH / "guard_faults.py")
+    spec = importlib.util.spec_from_file_location("bench_guard_faults", BENCH / "guard" / "faults.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["guard_faults"] = module
+    sys.modules["bench_guard_faults"] = module
     spec.loader.exec_module(module)
     return module
 

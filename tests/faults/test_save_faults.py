@@ -53,7 +53,7 @@ def test_the_power_sweep_notices_a_missing_fsync(broken: str, fast_folder: Path,
 
 def test_the_fault_sweep_notices_a_save_in_place(shim: Path, fast_folder: Path, child_environment: dict[str, str]):
     broken = (
-        "import sys, runpy; from maskrcnn_coco import durable\n"
+        "import sys, runpy; from maskrcnn_coco.system import files as durable\n"
         "def in_place(path, write, **rest):\n"
         "    path.unlink(missing_ok=True)\n"
         "    durable._write_new(path, write)\n"

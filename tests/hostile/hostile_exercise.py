@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from maskrcnn_coco.data.audit import repair
 from maskrcnn_coco.data.audit.checks import audit
 from maskrcnn_coco.data.audit.gallery import write_gallery
 from maskrcnn_coco.data.audit.quarantine import to_quarantine
+from maskrcnn_coco.data.audit.repair import repair
 from maskrcnn_coco.data.coco.table import CocoTable, load_coco
 from maskrcnn_coco.data.images import read_image
 from maskrcnn_coco.data.masks import decode_mask

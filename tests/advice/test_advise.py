@@ -1,0 +1,291 @@
+"""Measured advice: limits against closed forms, the choice of settings, early warning, the check at run start."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from runs import OwnData, config, small_model
+from toy import quadratic
+
+from maskrcnn_coco.advice import advise
+from maskrcnn_coco.advice import quick_check as quickcheck
+from maskrcnn_coco.advice.candidates import (
+    SAFETY,
+    Choice,
+    Joint,
+    candidates,
+    cap,
+    choose,
+    clip_from,
+    cold_start,
+    why_this,
+)
+from maskrcnn_coco.advice.limits import Limit, bracket, describe, interval, judge, measure_limits, rising, settle
+from maskrcnn_coco.advice.quick_check import quick_check, try_rates
+from maskrcnn_coco.advice.remembered import above, fingerprint, recall, remember
+from maskrcnn_coco.advice.trials import Lab
+from maskrcnn_coco.config.recipes import Resolved
+from maskrcnn_coco.config.settings import Config
+from maskrcnn_coco.data.prepare import open_data
+from maskrcnn_coco.errors import ConfigError, DataError
+from maskrcnn_coco.guard.early_warning import own_level
+from maskrcnn_coco.records import COMPONENTS
+from maskrcnn_coco.report.console import Console
+from maskrcnn_coco.training.start import open_session
+from tests.conftest import ShapesFolder
+
+CURVES = {"backbone": 4.0, "rpn": 1.0, "box_head": 100.0, "mask_head": 20.0}
+
+
+def limit(value: float, high: float | None = None) -> Limit:
+    return Limit(value, value / 1.4, value * 1.4 if high is None else high, "for a test", 0, 0.0)
+
+
+def test_measured_limit_is_the_closed_form():
+    found = measure_limits(quadratic(CURVES), base_lr=dict.fromkeys(CURVES, 1e-4), steps=30)
+    for component, curvature in CURVES.items():
+        assert found[component].low <= 2 / curvature <= found[component].high, describe(found[component])
+        assert found[component].width <= 2.0 + 1e-9
+
+
+@pytest.mark.parametrize(("momentum", "clip", "kind"), [(0.9, 0.0, "sgd"), (0.9, 1.0, "sgd"), (0.9, 0.0, "adamw")])
+def test_measured_limit_predicts_a_longer_training(momentum: float, clip: float, kind: str):
+    task = quadratic(CURVES, momentum=momentum, clip=clip, kind=kind, noise=1.0)
+    base = dict.fromkeys(CURVES, 1e-4)
+    found = measure_limits(task, base_lr=base, components=["box_head"])["box_head"]
+    lab = Lab(task)
+    fresh = lab.save(0)
+    level = own_level(settle(lab, base, 10).trial.records, "box_head")
+    for factor, stable in ((0.4, True), (2.5, False)):
+        lab.load(fresh)
+        trial = lab.run(base | {"box_head": found.value * factor}, 60, ramp=rising(15))
+        assert judge(trial, "box_head", level).stable is stable
+
+
+def test_clipping_raises_the_measured_limit():
+    """What a curvature alone cannot know: with clipping the same bowl stands far more."""
+    plain = measure_limits(quadratic({"backbone": 100.0}), base_lr={"backbone": 1e-4})["backbone"]
+    clipped = measure_limits(quadratic({"backbone": 100.0}, clip=1.0), base_lr={"backbone": 1e-4})["backbone"]
+    assert clipped.value > 5 * plain.value
+
+
+def test_a_base_rate_that_diverges_is_lowered():
+    lab = Lab(quadratic({"backbone": 1.0, "box_head": 100.0}))
+    said: list[str] = []
+    settled = settle(lab, {"backbone": 1.0, "box_head": 1.0}, 12, say=said.append)
+    assert settled.lr["box_head"] <= 1 / 16
+    assert said and "quarter" in said[0]
+
+
+def test_data_that_fail_at_every_rate_are_not_a_matter_of_learning_rate():
+    task = quadratic({"backbone": 1.0})
+    broken = dataclasses.replace(task, batches=[torch.tensor(math.nan)])
+    with pytest.raises(DataError, match="every learning rate"):
+        settle(Lab(broken), {"backbone": 0.1}, 5)
+
+
+def test_a_lab_returns_to_its_state_bit_for_bit():
+    lab = Lab(quadratic(CURVES, momentum=0.9, kind="adamw"))
+    lr = dict.fromkeys(CURVES, 1e-2)
+    lab.run(lr, 3)
+    state = lab.save(3)
+    first = lab.run(lr, 5, first_step=3)
+    lab.load(state)
+    second = lab.run(lr, 5, first_step=3)
+    assert first.losses == second.losses
+    assert [r.grad_norm for r in first.records] == [r.grad_norm for r in second.records]
+
+
+@pytest.mark.parametrize("truth", [0.011, 0.3, 7.0])
+@pytest.mark.parametrize("guess", [0.002, 0.5, 20.0])
+def test_bracket_closes_on_the_truth(truth: float, guess: float):
+    calls: list[float] = []
+    low, high = bracket(lambda r: calls.append(r) or r < truth, 1e-3, math.inf, guess, math.inf)
+    assert low < truth <= high and high / low <= 1.5
+    assert len(calls) <= 11
+    value, wide_low, wide_high = interval(low, high)
+    assert wide_high / wide_low == pytest.approx(2.0) and wide_low < value < wide_high
+
+
+def test_bracket_says_so_when_nothing_breaks_or_time_is_up():
+    low, high = bracket(lambda r: True, 1e-3, math.inf, 0.1, math.inf)
+    assert math.isinf(high) and low > 5
+    assert bracket(lambda r: True, 1e-3, math.inf, 0.1, time.monotonic() - 1) == (1e-3, math.inf)
+
+
+def test_candidates_stay_below_the_limits_and_keep_what_was_given():
+    limits = {"backbone": limit(0.1), "rpn": limit(4.0), "box_head": limit(0.2), "mask_head": limit(2.0)}
+    recipe = Choice("recipe", 5e-3, 5.0, 1.0)
+    for choice in candidates(limits, recipe, {}, pretrained=False):
+        for component, rate in choice.rates.items():
+            assert rate <= limits[component].value / 2 * 1.05, (choice, component)
+    measured = candidates(limits, recipe, {}, pretrained=False)[-1]
+    assert measured.rates["backbone"] == pytest.approx(0.1 / SAFETY, rel=0.1)
+    hot = candidates(limits, Choice("recipe", 0.5, 10.0, 1.0), {}, pretrained=False)[0]
+    assert "lowered" in hot.name and hot.rates["box_head"] <= 0.2 / 2 * 1.05
+    assert all(c.lr == 0.3 for c in candidates(limits, recipe, {"lr": 0.3}, pretrained=False)[1:])
+    assert cap(limit(50.0), "backbone", pretrained=True) == 1e-2
+
+
+def test_choice_is_verified_with_all_components_together():
+    lab = Lab(quadratic(CURVES, momentum=0.9))
+    settled = settle(lab, dict.fromkeys(CURVES, 1e-3), 6)
+    joint = Joint(lab, settled, 20)
+    unsafe = Choice("recipe", 0.02, 10.0, 1.0)  # the box head's limit is 0.038
+    best, reasons = choose(joint, [unsafe], deadline=math.inf, fixed_lr=False)
+    assert best.safe and best.choice.rates["box_head"] * 2 <= 0.038
+    assert any("box_head breaks" in r for r in reasons) and best.choice.name.endswith("halved")
+    assert "no other" in why_this(best.choice) and "lower than the recipe's" in why_this(Choice("measured", 1, 1, 1))
+    kept, reasons = choose(joint, [unsafe], deadline=math.inf, fixed_lr=True)
+    assert kept.choice.lr == 0.02 and any("is kept" in r for r in reasons)
+
+
+def test_multipliers_that_were_not_given_give_way_to_a_given_rate_without_a_margin():
+    lab = Lab(quadratic(CURVES))  # the box head's limit is 0.02
+    joint = Joint(lab, settle(lab, dict.fromkeys(CURVES, 1e-4), 6), 20)
+    edge, spare = Choice("recipe", 0.0015, 10.0, 1.0), Choice("measured", 1e-5, 1.0, 1.0)
+    assert joint.train(edge).safe and not joint.train(edge, 2.0).safe
+    taken, reasons = choose(joint, [edge, spare], deadline=math.inf, fixed_lr=True)
+    assert taken.choice is spare and "multipliers stand it" in reasons[-1]
+
+
+def test_lr_auto_takes_the_advice_and_keeps_what_was_given(
+    tiny_shapes: ShapesFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[Config] = []
+
+    def measured(resolved: Resolved, data: Any, ranks: Any) -> Any:
+        seen.append(resolved.config)
+        return SimpleNamespace(lr=0.0123, head_lr_multiplier=4.5, rpn_lr_multiplier=1.5, seconds=7.0)
+
+    monkeypatch.setattr(advise, "advise_run", measured)
+    wanted = config(tiny_shapes.root, tmp_path, lr="auto", head_lr_multiplier=3.0)
+    session = open_session(wanted, model=small_model(), quiet=True)
+    session.close_tracker()
+    lr = session.schedule.lr
+    assert lr == pytest.approx({"backbone": 0.0123, "rpn": 0.0123 * 1.5, "box_head": 0.0369, "mask_head": 0.0369})
+    assert "lr: 0.0123" in (tmp_path / "run" / "config.yaml").read_text() and len(seen) == 1
+    with pytest.raises(ConfigError, match="COCO folder"):
+        open_session(config(None, tmp_path, lr="auto"), model=small_model(classes=2), train_data=OwnData(4), quiet=True)
+
+
+def test_the_recipe_wins_unless_another_is_clearly_better():
+    lab = Lab(quadratic({"backbone": 1.0, "rpn": 1.0, "box_head": 1.0, "mask_head": 1.0}))
+    joint = Joint(lab, settle(lab, dict.fromkeys(CURVES, 1e-3), 6), 20)
+    slow, fast = Choice("recipe", 0.0101, 1.0, 1.0), Choice("measured", 0.1, 1.0, 1.0)
+    assert choose(joint, [slow, fast], deadline=math.inf, fixed_lr=False)[0].choice.name == "measured"
+    near = Choice("measured", 0.0102, 1.0, 1.0)
+    assert choose(joint, [slow, near], deadline=math.inf, fixed_lr=False)[0].choice.name == "recipe"
+
+
+def test_cold_start_tells_whether_a_warm_up_is_needed():
+    lab = Lab(quadratic(CURVES))
+    fresh = lab.save(0)
+    levels = dict.fromkeys(CURVES, 100.0)
+    cold = cold_start(lab, fresh, Choice("", 0.1, 0.1, 1.0), levels, 10)
+    assert not cold.broken and "no warm-up" in cold.sentence(0) and "of 48" in cold.sentence(48)
+    assert "backbone" in cold_start(lab, fresh, Choice("", 0.9, 0.01, 0.1), levels, 10).broken
+
+
+def test_clip_norm_comes_from_the_runs_own_gradient_norms():
+    assert clip_from([0.1] * 99 + [3.0], 10.0)[0] == 1.0
+    assert clip_from([2.0] * 50, 10.0)[0] == 5.0
+    assert clip_from([30.0] * 50, 10.0)[0] == 10.0
+    assert "clips many" in clip_from([30.0] * 50, 10.0)[1]
+    assert clip_from([2.0] * 50, 0.0)[0] == 5.0 and "almost no" in clip_from([2.0] * 50, 0.0)[1]
+    assert clip_from([60.0] * 50, 0.0)[0] == 20.0 and "many" in clip_from([60.0] * 50, 0.0)[1]
+    assert clip_from([math.inf], 10.0)[0] == 10.0
+
+
+def test_quick_check_names_the_component_and_the_flag():
+    lab = Lab(quadratic(CURVES, momentum=0.9))
+    assert try_rates(lab, dict.fromkeys(CURVES, 1e-3), 20) == []
+    lab = Lab(quadratic(CURVES, momentum=0.9))
+    found = try_rates(lab, {"backbone": 0.01, "rpn": 0.01, "box_head": 0.3, "mask_head": 0.01}, 20)
+    assert len(found) == 1 and found[0].startswith("box_head") and "--head-lr-multiplier" in found[0]
+
+
+def test_limits_are_remembered_and_a_damaged_file_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    remember("wide", {"backbone": limit(0.1), "rpn": limit(1.0, math.inf)})
+    assert recall("wide") == {}
+    remember("ceiling", {"backbone": limit(0.1), "rpn": limit(30.0, math.inf)})
+    assert above({"rpn": 29.0}, recall("ceiling")) == []
+    remember("abc", {"backbone": limit(0.1), "rpn": limit(100.0)})
+    spans = recall("abc")
+    assert spans["backbone"][0] == 0.1
+    assert [w.split(":")[0] for w in above({"backbone": 0.2, "rpn": 50.0}, spans)] == ["backbone"]
+    next(tmp_path.rglob("abc.json")).write_text("{")
+    assert recall("abc") == {} and recall(None) == {}
+
+
+@pytest.mark.slow
+def test_advice_on_the_built_in_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(advise.BUDGET_SECONDS, "cpu", 12.0)
+    config = Config(device="cpu", amp="off", min_size=64, max_size=64, batch_size=1, lr="auto", logdir=str(tmp_path))
+    advice = advise.advise_data(config, Console(quiet=True), ladder=True)
+    assert set(advice.max_stable_lr) == set(COMPONENTS)
+    for component, rate in Choice("", advice.lr, advice.head_lr_multiplier, advice.rpn_lr_multiplier).rates.items():
+        assert 0 < rate < advice.interval[component][1]
+    assert advice.command.startswith("maskrcnn-coco train ") and f"--lr {advice.lr:g}" in advice.command
+    assert [r.multiplier for r in advice.ladder] == [3.0, 5.0, 7.0, 10.0]
+    plot = (tmp_path / "ladder.svg").read_text()
+    assert plot.count("<polyline") == 4 and "× 10" in plot
+    assert advice.seconds < 60 and advice.expected_minutes > 0
+
+
+def opened(out: Path, monkeypatch: pytest.MonkeyPatch, *, bad: tuple[int, ...] = (), epochs: int = 100, **changes: Any):
+    """A session of 10 steps an epoch, its first warnings, and the steps that looking for them took."""
+    spent = []
+    monkeypatch.setattr(Lab, "step", lambda lab, step, step_of=Lab.step: spent.append(step) or step_of(lab, step))
+    settings = config(None, out, epochs=epochs, batch_size=1, **changes)
+    session = open_session(settings, model=small_model(classes=2), train_data=OwnData(10, bad=bad), quiet=True)
+    session.close_tracker()
+    return session, quick_check(session), len(spent)
+
+
+def test_the_check_at_run_start_takes_a_hundredth_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert opened(tmp_path, monkeypatch)[1:] == ([], 10)
+    assert opened(tmp_path, monkeypatch, epochs=99)[1:] == ([], 0)
+    _, found, _ = opened(tmp_path, monkeypatch, head_lr_multiplier=1e3)
+    assert found and "--head-lr-multiplier" in found[0]
+
+
+@pytest.mark.parametrize("first", [0, 5])
+def test_the_check_at_run_start_blames_no_rate_for_a_bad_image(
+    first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A NaN image among the steps that settle, or among those that are tried: it is the guard's to leave out."""
+    order = [keys[0].image_id - 100 for _, (keys,) in map(opened(tmp_path, monkeypatch)[0].plan.step, range(10))]
+    assert opened(tmp_path, monkeypatch, bad=(order[first],))[1] == []
+
+
+def test_limits_of_other_settings_are_not_taken(
+    tiny_shapes: ShapesFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    data, backbone = open_data(Config(data=str(tiny_shapes.root))), tmp_path / "backbone.pth"
+    settings = config(tiny_shapes.root, tmp_path, backbone_weights=str(backbone))
+    backbone.write_bytes(b"1")
+    names = [fingerprint(settings, data, "fp32"), fingerprint(settings, data, "bf16")]
+    changes: list[dict[str, Any]] = [{"batch_size": 2}, {"box_batch_size_per_image": 64}, {"accumulate": 2}]
+    names += [fingerprint(msgspec.structs.replace(settings, **c), data, "fp32") for c in changes]
+    assert fingerprint(msgspec.structs.replace(settings, epochs=7, lr=1.0), data, "fp32") == names[0]
+    backbone.write_bytes(b"22")
+    names.append(fingerprint(settings, data, "fp32"))
+    assert None not in names and len(set(names)) == len(names)
+
+
+def test_limits_of_one_process_are_not_taken_for_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(quickcheck, "recall", lambda key: {"backbone": (1e-9, 1e-9, 1e-9)})
+    session, found, _ = opened(tmp_path, monkeypatch, epochs=1)
+    assert len(found) == 1
+    session.ranks.world = 2
+    assert quick_check(session) == []

@@ -1,0 +1,70 @@
+"""Critical learning rate and exact curvature, against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from toy import quadratic
+
+from maskrcnn_coco.advice.sharpness import critical_lr, line_search, real_update, top_eigenvalue
+from maskrcnn_coco.advice.trials import Lab
+
+
+@pytest.mark.parametrize("curvature", [0.01, 1.0, 300.0])
+@pytest.mark.parametrize("start", [1e-4, 1.0])
+def test_line_search_finds_two_over_lambda(curvature: float, start: float):
+    found = line_search(lambda t: 0.5 * curvature * (1 - t * curvature) ** 2, start, max_forwards=40)
+    assert found.lr == pytest.approx(2 / curvature, rel=0.15)
+    assert found.sharpness == pytest.approx(curvature, rel=0.15)
+
+
+def test_line_search_counts_its_forwards_and_stops():
+    calls = []
+    found = line_search(lambda t: calls.append(t) or 1.0 + t, 1.0, max_forwards=7)
+    assert found.lr == 0.0 and math.isinf(found.sharpness)
+    assert found.forwards == len(calls) == 7
+
+
+def test_line_search_takes_a_non_finite_loss_for_a_raised_one():
+    found = line_search(lambda t: math.nan if t > 0.5 else 1.0 - t, 0.01, max_forwards=30)
+    assert 0.5 / 1.3 <= found.lr <= 0.5 * 1.3
+
+
+def test_critical_rate_of_one_component_and_everything_put_back():
+    lab = Lab(quadratic({"backbone": 4.0, "box_head": 100.0}))
+    state = lab.save(0)
+    for component, curvature in (("backbone", 4.0), ("box_head", 100.0)):
+        found = critical_lr(lab, state, component, start=1e-3, max_forwards=30)
+        assert found.lr == pytest.approx(2 / curvature, rel=0.2)
+    for name, value in lab.model.state_dict().items():
+        assert torch.equal(value, state.model[name])
+
+
+def test_real_update_is_what_the_optimizer_subtracts():
+    lab = Lab(quadratic({"backbone": 4.0, "box_head": 100.0}, momentum=0.9, clip=1.0))
+    lab.set_lr({"backbone": 0.0, "box_head": 0.0})
+    lab.step(0)
+    with_momentum = real_update(lab, "backbone", 1, fresh=False)[0]
+    alone = real_update(lab, "backbone", 1, fresh=True)[0]
+    assert torch.allclose(with_momentum, alone * 1.9, rtol=1e-4)
+    gradient = 4.0 / math.hypot(4.0, 100.0)
+    assert alone.item() == pytest.approx(gradient, rel=1e-3)
+
+
+def test_top_eigenvalue_against_the_full_hessian():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    x, y = torch.randn(16, 3).double(), torch.randn(16, 1).double()
+    parameters = list(model[2].parameters())
+
+    def loss() -> torch.Tensor:
+        return ((model(x) - y) ** 2).mean()
+
+    hidden = torch.cat([model[1](model[0](x)), torch.ones(16, 1).double()], 1).detach()
+    exact = torch.linalg.eigvalsh(2 * hidden.T @ hidden / 16)[-1].item()
+    value, change = top_eigenvalue(loss, parameters, iterations=60)
+    assert value == pytest.approx(exact, rel=1e-4)
+    assert change < 1e-4

@@ -1,0 +1,125 @@
+"""The command line: verbs, flags, hints, exit codes, JSON on stdout."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from maskrcnn_coco.cli.command_line import ARGUMENTS, VERBS, main, parse
+from maskrcnn_coco.config.settings import Config
+from maskrcnn_coco.system.garbage import without_garbage_collection
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_verb_has_help(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for verb in VERBS:
+        assert verb in text
+        assert main([verb, "--help"]) == 0
+
+
+def test_help_does_not_import_torch():
+    code = "import sys; from maskrcnn_coco.cli.command_line import main; main(['train', '--help']); "
+    code += "assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+
+
+def test_the_collector_rests_while_torch_is_imported_and_only_then():
+    with pytest.raises(ImportError), without_garbage_collection():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with without_garbage_collection():
+            pass
+        assert not gc.isenabled(), "left as it was found"
+    finally:
+        gc.enable()
+
+
+def test_a_typo_in_a_verb_gets_a_hint(capsys):
+    assert main(["trian"]) == 2
+    assert "did you mean train?" in capsys.readouterr().err
+
+
+def test_a_typo_in_a_flag_gets_a_hint(capsys):
+    assert main(["train", "--eopchs", "3"]) == 2
+    assert "--epochs" in capsys.readouterr().err
+
+
+def test_underscores_and_dashes_are_the_same():
+    args, _ = parse("train", ["--batch_size", "3", "--head-lr-multiplier", "5"])
+    assert (args.batch_size, args.head_lr_multiplier) == (3, 5.0)
+
+
+def test_positional_words_may_stand_anywhere():
+    args, words = parse("predict", ["c.pth", "--score", "0.3", "a.png", "--json", "b.png", "--out", "o"])
+    assert words == ["c.pth", "a.png", "b.png"]
+    assert (args.score, args.out, args.json) == (0.3, "o", True)
+
+
+def test_a_settings_file_comes_after_flags(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("lr: 1e-3\nepochs: 4\n")
+    args, _ = parse("train", ["--config", str(path), "--epochs", "9"])
+    assert (args.lr, args.epochs) == (1e-3, 9)
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [
+        (["train", "--lr", "nan"], "--lr"),
+        (["train", "--lr", "0"], "--lr"),
+        (["train", "--lr", "-1"], "--lr"),
+        (["train", "--device", "tpu9"], "--device"),
+        (["train", "--device", "cuda:7"], "--device"),
+        (["evaluate"], "CHECKPOINT"),
+        (["predict", "only.pth"], "image"),
+    ],
+)
+def test_bad_command_lines_exit_2_and_name_the_flag(argv, word, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert word in captured.err
+    assert "Traceback" not in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "argv", [["train", "--data", "/nowhere/at/all"], ["check", "--data", "/nowhere/at/all"]], ids=["train", "check"]
+)
+def test_unusable_data_exits_3(argv, capsys):
+    assert main(argv) == 3
+    assert "/nowhere/at/all" in capsys.readouterr().err
+
+
+def test_the_training_script_runs_verbatim_from_a_checkout():
+    done = subprocess.run(
+        [sys.executable, "maskrcnn_coco/main_mlops.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert "--head-lr-multiplier" in done.stdout
+
+
+FROZEN = set(
+    """accumulate amp backbone_weights batch_size box_batch_size_per_image box_detections_per_image
+    checkpoint_dir checkpoint_every data demo device epochs freeze_stages guard head_lr_multiplier images
+    logdir lr lr_scaling max_grad_norm max_size min_size model momentum num_classes optimizer patience
+    quarantine resume rpn_lr_multiplier seed strict val val_images warmup_steps weight_decay weights workers""".split()  # noqa: SIM905
+)
+
+
+def test_the_settings_are_frozen():
+    """Changing a public flag is a breaking change: it needs a line in the changelog and here."""
+    assert set(Config.__struct_fields__) == FROZEN
+    extra = {f.name for f in msgspec.structs.fields(ARGUMENTS["train"][0])} - FROZEN
+    assert extra == {"config", "print_config", "dry_run", "json", "debug"}

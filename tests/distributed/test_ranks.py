@@ -1,0 +1,203 @@
+"""Several processes: the same bits everywhere, every verdict known to all, no hang when one is lost."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from maskrcnn_coco.distributed.ranks import Ranks
+from maskrcnn_coco.errors import ConfigError
+
+WORLD = 3
+WORKER = """
+import hashlib, json, math, os, signal, sys
+import torch
+from maskrcnn_coco.distributed.ranks import Ranks
+from maskrcnn_coco.errors import MaskRCNNError
+
+torch.set_num_threads(1)
+ranks = Ranks.start("cpu", timeout=4.0)
+out = {"rank": ranks.rank, "main": ranks.is_main}
+
+def grads(seed):
+    g = torch.Generator().manual_seed(1000 * seed + ranks.rank)
+    return [torch.randn(s, generator=g) for s in ((3, 5), (7,), (2,), (4,))]
+
+params = [torch.nn.Parameter(torch.zeros(s)) for s in ((3, 5), (7,), (2,), (4,))]
+frozen = torch.nn.Parameter(torch.zeros(2), requires_grad=False)
+digests = []
+for step in range(3):
+    for p, g in zip(params, grads(step)):
+        p.grad = g
+    params[1].grad = None if ranks.rank != 1 else params[1].grad   # on one process only
+    params[3].grad = None                                          # on none
+    ranks.average_gradients([*params, frozen])
+    digests.append(hashlib.sha256(b"".join(p.grad.numpy().tobytes() for p in params[:3])).hexdigest())
+out["digests"] = digests
+out["mean"] = params[0].grad.tolist()
+out["one"] = params[1].grad.tolist()
+out["none"] = params[3].grad is None
+verdicts = ranks.all_flags({"bad": math.nan if ranks.rank == 2 else 0.0, "image": 2**40 + ranks.rank})
+out["bad"] = [r for r, v in enumerate(verdicts) if math.isnan(v["bad"])]
+out["images"] = [v["image"] for v in verdicts]
+out["objects"] = ranks.gather_objects({"rank": ranks.rank, "scores": [0.1 * ranks.rank] * (1 + 100 * ranks.rank)})
+out["from1"] = ranks.broadcast_object([ranks.rank, "ü"], source=1)
+weight = torch.full((3, 2), float(ranks.rank)).t()
+ranks.broadcast_tensors([weight])
+out["weight"] = weight.unique().tolist()
+ranks.same_everywhere("the data set", "abc")
+try:
+    ranks.same_everywhere("the data set", "abc" if ranks.rank != 1 else "abd")
+except MaskRCNNError as e:
+    out["differs"] = e.what
+try:
+    ranks.all_flags({"a": 1} if ranks.rank != 1 else {"b": 1})
+except MaskRCNNError as e:
+    out["misplaced"] = e.what
+ranks.barrier("the end of the first part")
+print(json.dumps(out), flush=True)
+if ranks.rank == 2:
+    os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+try:
+    ranks.average_gradients(params)
+    print(json.dumps({"lost": None}), flush=True)
+except MaskRCNNError as e:
+    print(json.dumps({"lost": e.what}), flush=True)
+os._exit(0)
+"""
+
+
+def launch(fault: str) -> tuple[list[dict], list[dict], float]:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(WORLD)}
+    common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    began = time.monotonic()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, fault],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(WORLD)
+    ]
+    first, last = [], []
+    for process in processes[:2]:
+        out, err = process.communicate(timeout=60)
+        lines = said(out)
+        assert len(lines) == 2, err
+        first.append(lines[0])
+        last.append(lines[1])
+    processes[2].send_signal(signal.SIGKILL)
+    out, _ = processes[2].communicate(timeout=30)
+    first.append(said(out)[0])
+    return first, last, time.monotonic() - began
+
+
+def said(out: str) -> list[dict]:
+    """The lines of a worker; gloo before torch 2.11 writes its own beside them."""
+    return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+
+
+@pytest.fixture(scope="module")
+def killed():
+    return launch("SIGKILL")
+
+
+def test_averaged_gradients_are_the_mean_and_the_same_bits_everywhere(killed):
+    first, _, _ = killed
+    assert len({tuple(r["digests"]) for r in first}) == 1
+    want = torch.zeros(3, 5)
+    for rank in range(WORLD):
+        want += torch.randn(3, 5, generator=torch.Generator().manual_seed(2000 + rank))
+    torch.testing.assert_close(torch.tensor(first[0]["mean"]), want / WORLD)
+
+
+def test_a_gradient_on_one_process_only_counts_as_zero_on_the_others(killed):
+    first, _, _ = killed
+    g = torch.Generator().manual_seed(2001)
+    torch.randn(3, 5, generator=g)
+    want = torch.randn(7, generator=g) / WORLD
+    for r in first:
+        torch.testing.assert_close(torch.tensor(r["one"]), want)
+        assert r["none"], "a parameter without gradient on any process must stay without"
+
+
+def test_every_process_learns_which_one_is_bad(killed):
+    for r in killed[0]:
+        assert r["bad"] == [2]
+        assert r["images"] == [2**40, 2**40 + 1, 2**40 + 2]
+
+
+def test_objects_and_weights_reach_everyone(killed):
+    for r in killed[0]:
+        assert r["from1"] == [1, "ü"]
+        assert [o["rank"] for o in r["objects"]] == [0, 1, 2]
+        assert [len(o["scores"]) for o in r["objects"]] == [1, 101, 201]
+        assert r["weight"] == [0.0]
+
+
+def test_processes_that_disagree_are_named(killed):
+    for r in killed[0]:
+        assert "process 1" in r["differs"] and "the data set" in r["differs"]
+        assert "process 1" in r["misplaced"] or "process 0" in r["misplaced"]
+
+
+def test_a_killed_process_ends_the_wait_with_its_name(killed):
+    _, last, seconds = killed
+    for answer in last:
+        assert "process 2" in answer["lost"] and "averaging of gradients" in answer["lost"]
+    assert seconds < 30
+
+
+@pytest.mark.slow
+def test_a_stopped_process_is_noticed_in_time_and_new_processes_get_the_same_bits(killed):
+    first, last, seconds = launch("SIGSTOP")
+    assert first[0]["digests"] == killed[0][0]["digests"]
+    for answer in last:
+        assert "process 2" in answer["lost"]
+    assert seconds < 40
+
+
+def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    ranks = Ranks.start("cpu")
+    assert (ranks.rank, ranks.world, ranks.is_main) == (0, 1, True)
+    p = torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.tensor([1.0, math.inf])
+    ranks.average_gradients([p])
+    assert p.grad.tolist() == [1.0, math.inf]
+    assert ranks.all_flags({"a": 1}) == [{"a": 1.0}]
+    assert ranks.gather_objects((1, 2)) == [(1, 2)]
+    assert ranks.broadcast_object("x") == "x"
+    ranks.barrier("nothing")
+    ranks.same_everywhere("x", 1)
+    ranks.close()
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_broken_environment_says_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ConfigError, match="WORLD_SIZE"):
+        Ranks.start("cpu")
+
+
+def test_more_processes_than_gpus_says_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "64")
+    monkeypatch.setenv("LOCAL_RANK", "63")
+    with pytest.raises(ConfigError, match="no GPU"):
+        Ranks.start("cuda")

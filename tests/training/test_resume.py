@@ -1,0 +1,135 @@
+"""When a run saves, what a resumed one says, and how several processes agree on the checkpoint to go on from."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from runs import config
+from states import state_at
+from tiny_run import tiny_model
+
+from maskrcnn_coco import train
+from maskrcnn_coco.checkpoint.store import load, save
+from maskrcnn_coco.errors import CheckpointError
+from maskrcnn_coco.records import Alarm
+from maskrcnn_coco.training import loop as training
+from maskrcnn_coco.training.resume import find_together
+from maskrcnn_coco.training.rollback import reload
+from maskrcnn_coco.training.saving import save_is_due
+
+
+class Ranks:
+    """One of several processes; the others say what ``others`` holds, in turn for each exchange."""
+
+    def __init__(self, rank: int, said: Any, others: list[dict[str, Any]]) -> None:
+        self.rank, self.world, self.is_main = rank, 1 + len(others), rank == 0
+        self.said, self.others = said, others
+
+    def broadcast_object(self, value: Any) -> Any:
+        self.said = value if self.is_main else self.said
+        return self.said
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        others = [{"error": None, "path": "", "loop": value["loop"], "skipped": [], **o} for o in self.others]
+        return [*others[: self.rank], value, *others[self.rank :]]
+
+
+@pytest.fixture
+def settings(tmp_path: Path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for step, name in ((3, "epoch_001.pth"), (4, "last.pth")):
+        save(folder / name, {**state_at(step), "quick": False}, serial=step)
+    return config(None, tmp_path, resume="auto")
+
+
+def together(settings: Any, rank: int = 0, said: Any = None, others: list[dict[str, Any]] | None = None):
+    ranks = Ranks(rank, said, [{}] if others is None else others)
+    return find_together(settings, ranks), ranks  # type: ignore[arg-type]
+
+
+def test_all_load_what_process_0_chose_even_where_they_see_a_newer_one(settings):
+    newest, ranks = together(settings)
+    assert newest.state is not None and newest.state["loop"]["step"] == 4
+    older = Path(settings.checkpoint_dir) / "epoch_001.pth"
+    said = {**ranks.said, "path": str(older), "loop": repr(sorted(load(older)["loop"].items()))}
+    found, _ = together(settings, 1, said, [{"loop": said["loop"]}])
+    assert found.path == older and found.state is not None and found.state["loop"]["step"] == 3
+
+
+def test_a_process_that_cannot_load_it_is_named_on_all(settings):
+    with pytest.raises(CheckpointError, match="process 1 of 2: the checkpoint is damaged"):
+        together(settings, others=[{"error": ["the checkpoint is damaged", None, None]}])
+
+
+def test_another_file_under_the_same_name_is_named(settings):
+    with pytest.raises(CheckpointError, match="another checkpoint on process 1 of 2"):
+        together(settings, others=[{"loop": "[('step', 2)]"}])
+
+
+def test_a_failure_of_process_0_ends_the_others_with_its_words(settings, tmp_path):
+    said = {"error": ["no checkpoint can be used", None, "start again"], "path": "", "loop": "", "skipped": []}
+    with pytest.raises(CheckpointError, match="process 0 of 2: no checkpoint can be used") as e:
+        together(settings, 1, said, [said])
+    assert e.value.fix == "start again"
+
+
+def test_what_was_passed_over_is_known_to_all(settings):
+    last = Path(settings.checkpoint_dir) / "last.pth"
+    last.write_bytes(last.read_bytes()[:-100])
+    found, ranks = together(settings)
+    assert [p for p, _ in found.skipped] == [last]
+    other, _ = together(settings, 1, ranks.said, [{}])
+    assert [p for p, _ in other.skipped] == [last] and other.path == found.path
+
+
+def due(every: str | None, step: int, seconds: float) -> bool:
+    session = SimpleNamespace(
+        config=SimpleNamespace(checkpoint_every=every),
+        ranks=SimpleNamespace(is_main=True),
+        progress=SimpleNamespace(step=step),
+        last_save=time.monotonic() - seconds,
+    )
+    return save_is_due(session)  # type: ignore[arg-type]
+
+
+def test_checkpoint_every_counts_steps_or_seconds():
+    assert [step for step in range(1, 10) if due("3", step, 0)] == [3, 6, 9]
+    assert [seconds for seconds in (1, 59, 61, 600) if due("60s", 7, seconds)] == [61, 600]
+    assert not due(None, 10, 1e6)
+
+
+def test_a_resume_elsewhere_says_that_it_is_inexact_and_why(tiny_shapes, tmp_path, capsys, monkeypatch):
+    settings = {"checkpoint_every": "2", "epochs": 1}
+    train(config(tiny_shapes.root, tmp_path, **settings), model=tiny_model(), stop_after=2)
+    assert load(tmp_path / "checkpoints" / "last.pth")["loop"]["step"] == 2
+    capsys.readouterr()
+    again = config(tiny_shapes.root, tmp_path, **settings, resume="auto")
+    train(again, model=tiny_model(), stop_after=2)
+    said = capsys.readouterr()
+    assert "going on from" in said.out + said.err and "inexact" not in said.out + said.err
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    train(again, model=tiny_model(), stop_after=1)
+    said = capsys.readouterr()
+    sentence = "this resume is inexact, the last bits may differ: ONEDNN_MAX_CPU_ISA was not set and is now AVX2"
+    assert sentence in (said.out + said.err).replace("\n", " ")
+
+
+def test_what_was_decided_since_outlives_a_reload_from_disk(tiny_shapes, tmp_path, monkeypatch):
+    held, opened = [], training.open_session
+    monkeypatch.setattr(training, "open_session", lambda *a, **k: held.append(opened(*a, **k)) or held[0])
+    train(config(tiny_shapes.root, tmp_path, checkpoint_every="2"), model=tiny_model(), stop_after=4)
+    (session,) = held
+    session.ring.clear()
+    session.progress.incidents.append("0001")
+    session.progress.lr_factors["rpn"] = 0.5
+    session.leave_out([3], [], "0001")
+    assert reload(session, Alarm("param_nonfinite", 4, 0, 4, "test")) == 4
+    session.close_tracker()
+    assert session.progress.incidents == ["0001"], "the next incident must not take its number"
+    assert session.progress.lr_factors == {"rpn": 0.5}
+    assert session.progress.quarantine == [{"id": 3, "incident": "0001"}] and session.plan.quarantined == [3]
