@@ -101,7 +101,11 @@ class EvalRecord:
 
 @dataclass
 class DataFinding:
-    """One problem in annotations or images, as ``check`` prints it."""
+    """One problem in annotations or images, as ``check`` prints it.
+
+    ``annotation_id`` is the file's; ``row`` is the place in its ``annotations``, from 0, where that id does not name
+    one annotation: it is missing, below 0, or used again.
+    """
 
     code: str
     severity: Literal["error", "warning", "info"]
@@ -110,6 +114,7 @@ class DataFinding:
     file_name: str | None
     message: str
     fix: str
+    row: int | None = None
 
 
 @dataclass

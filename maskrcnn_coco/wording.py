@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maskrcnn_coco.records import Action, Incident
@@ -77,7 +77,7 @@ def culprit_words(culprit: Any) -> str:
     if culprit.image_ids:
         parts.append(f"image {_some(culprit.image_ids)}")
     if culprit.annotation_ids:
-        parts.append(f"annotation {_some(culprit.annotation_ids)}")
+        parts.append(annotation_words(culprit.annotation_ids))
     if culprit.checkpoint:
         parts.append(f"checkpoint {clean(culprit.checkpoint)}")
     if culprit.rank is not None and culprit.rank > 0:
@@ -85,7 +85,16 @@ def culprit_words(culprit: Any) -> str:
     return ", ".join(parts)
 
 
-def _some(ids: list[int], most: int = 5) -> str:
+def annotation_words(ids: Sequence[int]) -> str:
+    """The annotations as their file names them: by id, or, where ids do not tell them apart, by place.
+
+    Those are below 0: -1 stands for the first of the file's ``annotations``, -2 for the second.
+    """
+    named, placed = [i for i in ids if i >= 0], [f"annotations[{-1 - i}]" for i in ids if i < 0]
+    return ", ".join(([f"annotation {_some(named)}"] if named else []) + ([_some(placed)] if placed else []))
+
+
+def _some(ids: Sequence[object], most: int = 5) -> str:
     return ", ".join(map(str, ids[:most])) + (f" and {len(ids) - most} more" if len(ids) > most else "")
 
 
@@ -106,7 +115,7 @@ def action_words(action: Action) -> str:
         return "the step was left out"
     if action.kind == "quarantine":
         ids, annotations = d.get("image_ids") or [], d.get("annotation_ids") or []
-        return f"left out for good: image {_some(ids)}" + (f", annotation {_some(annotations)}" if annotations else "")
+        return f"left out for good: image {_some(ids)}" + (f", {annotation_words(annotations)}" if annotations else "")
     if action.kind == "rollback":
         return f"went back{to}"
     if action.kind == "lower_lr":

@@ -72,9 +72,9 @@ def check(args: Any, words: Sequence[str]) -> int:
     # Ids of the two parts overlap: the repair sees those of the training part alone.
     changes = repair(found.train, findings, args.fix) if args.fix is not None else None
     if found.val is not None:
-        seen = {(f.code, f.file_name, f.annotation_id) for f in findings}
+        seen = {(f.code, f.file_name, f.annotation_id, f.row) for f in findings}
         more = audit(found.val, images=not args.no_images)
-        findings += [f for f in more if (f.code, f.file_name, f.annotation_id) not in seen]
+        findings += [f for f in more if (f.code, f.file_name, f.annotation_id, f.row) not in seen]
     if args.html is not None:
         write_gallery(found.train, findings, args.html)
     if args.json:

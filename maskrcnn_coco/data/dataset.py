@@ -24,6 +24,7 @@ from maskrcnn_coco.data.outlines import Outline, Outlines, Runs, draw_masks, mov
 from maskrcnn_coco.data.plan import SampleKey, mix
 from maskrcnn_coco.data.transforms import SCALES, Recipe, change_boxes, change_image, draw_recipe
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.wording import annotation_words
 
 Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
 MIN_SIDE = 1.0
@@ -168,7 +169,7 @@ class CocoDataset(Dataset):
         except DataError as e:
             problem, got, expected = e.what, e.got, e.expected
         raise DataError(
-            f"annotation {int(self.table.ann_ids[row])} of image {int(self.table.image_ids[index])} "
+            f"{annotation_words([int(self.table.ann_ids[row])])} of image {int(self.table.image_ids[index])} "
             f"({self.table.file_name(index)}): {problem}",
             got=got,
             expected=expected or "polygons or RLE",

@@ -17,6 +17,7 @@ from maskrcnn_coco.evaluation.evaluate import EvalResult
 from maskrcnn_coco.evaluation.ground_truth import EvalSet, as_eval_set
 from maskrcnn_coco.records import Incident, to_json
 from maskrcnn_coco.system.files import write_bytes
+from maskrcnn_coco.wording import annotation_words
 
 FOLDER = "predictions"
 _LONGEST = 640
@@ -191,7 +192,7 @@ def _evidence_shape(a: dict[str, Any], data: EvalSet, guilty: set[int], height: 
     except DataError:  # the very mask that was found bad
         (shape,) = shapes_of([a | {"segmentation": None}], names or {1: "object"}, height, width)
     if a["id"] in guilty:
-        return Shape(shape.box, shape.mask, f"annotation {a['id']}", ALARM)
+        return Shape(shape.box, shape.mask, annotation_words([a["id"]]), ALARM)
     return shape
 
 

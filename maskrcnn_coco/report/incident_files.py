@@ -8,6 +8,7 @@ from pathlib import Path
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.records import Action, Incident, record_from, to_json
 from maskrcnn_coco.system.files import write_text
+from maskrcnn_coco.wording import annotation_words
 
 
 def write_incident(folder: str | Path, incident: Incident) -> Path:
@@ -57,7 +58,7 @@ def incident_text(incident: Incident) -> list[str]:
     c = incident.culprit
     who = [c.component, c.module]
     who += [f"image {', '.join(map(str, c.image_ids[:5]))}"] if c.image_ids else []
-    who += [f"annotation {', '.join(map(str, c.annotation_ids[:5]))}"] if c.annotation_ids else []
+    who += [annotation_words(c.annotation_ids)] if c.annotation_ids else []
     who += [c.checkpoint] if c.checkpoint else []
     who += [f"rank {c.rank}"] if c.rank is not None else []
     named = ", ".join(str(w) for w in dict.fromkeys(who) if w)

@@ -18,6 +18,7 @@ from typing import Any
 
 from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, StepRecord, to_json
 from maskrcnn_coco.report.metrics_file import METRICS, cut, truncate
+from maskrcnn_coco.wording import annotation_words
 
 _FLUSH_SECONDS = 5.0
 _MOST_OWED = 64 << 20
@@ -245,7 +246,7 @@ def _markdown(incident: Incident) -> str:
         f"**{incident.cause}** at step {incident.step} (onset {incident.onset_step}, {incident.symptom}), "
         f"confidence {incident.confidence:.2f}: {incident.outcome}",
         f"culprit: component {who.component}, module {who.module}, images {who.image_ids}, "
-        f"annotations {who.annotation_ids}",
+        f"{annotation_words(who.annotation_ids) or 'no annotation'}",
         *(f"- {e.test}: {e.outcome}" + (f" → {e.supports}" if e.supports else "") for e in incident.evidence),
         f"action: {incident.action.kind} {to_json(incident.action.detail)}",
         f"fix: `{incident.fix}` · `{incident.explain}`",

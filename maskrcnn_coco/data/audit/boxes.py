@@ -114,9 +114,7 @@ def check_ids(table: CocoTable, report: Reporter) -> None:
     for ann in np.flatnonzero(table.ann_image < 0).tolist():
         if int(table.ann_ids[ann]) not in noted:
             report.add("ANN_IMAGE_UNKNOWN", "its image_id is not in `images`", ann=ann)
-    _, first, counts = np.unique(table.ann_ids, return_index=True, return_counts=True)
-    for ann, n in zip(first[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True):
-        report.add("ANN_ID_DUPLICATE", f"{n} annotations have this id", ann=ann)
+    _check_repeated_ids(table, report)
     for ann in repeated(table).tolist():
         report.add("ANN_DUPLICATE", f"the same category and box once more: {table.boxes[ann].tolist()}", ann=ann)
     seen: dict[str, int] = {}
@@ -129,6 +127,18 @@ def check_ids(table: CocoTable, report: Reporter) -> None:
         report.add("NO_ANNOTATIONS", f"{len(table)} images and no annotation")
     elif empty:
         report.add("IMAGES_EMPTY", f"{empty} of {len(table)} images have no annotations")
+
+
+def _check_repeated_ids(table: CocoTable, report: Reporter) -> None:
+    """One finding an id; one for all of them where ids start again in each image, or are all the same."""
+    _, first, counts = np.unique(table.given_ids, return_index=True, return_counts=True)
+    first, counts = first[counts > 1], counts[counts > 1]
+    if counts.sum() >= max(10, len(table.ann_ids) / 2):
+        several = f"share {len(counts)} ids" if len(counts) > 1 else f"have the id {table.given_ids[first[0]]}"
+        report.add("ANN_ID_DUPLICATE", f"{counts.sum()} of {len(table.ann_ids)} annotations {several}")
+        return
+    for ann, n in zip(first.tolist(), counts.tolist(), strict=True):
+        report.add("ANN_ID_DUPLICATE", f"{n} annotations have this id", ann=ann)
 
 
 def repeated(table: CocoTable) -> np.ndarray:

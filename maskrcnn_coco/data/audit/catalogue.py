@@ -67,7 +67,11 @@ CATALOGUE: dict[str, Kind] = {
     "CATEGORY_UNUSED": Kind("info", "a category has no annotations", "remove it, unless other data sets have it"),
     "CATEGORY_NAME_DUPLICATE": Kind("warning", "two categories have the same name", "merge them, or rename one"),
     "CLASS_IMBALANCE": Kind("warning", "classes differ a hundredfold in number", "add images of the rare class"),
-    "ANN_ID_DUPLICATE": Kind("warning", "two annotations have the same id", f"{REPAIR} with new ids"),
+    "ANN_ID_DUPLICATE": Kind(
+        "warning",
+        "annotations have the same id",
+        f"nothing is lost, they go by place; {REPAIR} with new ids",
+    ),
     "ANN_DUPLICATE": Kind("warning", "an annotation is there twice", f"{REPAIR} without the second"),
     "IMAGE_NAME_DUPLICATE": Kind("warning", "two image entries name the same file", "merge the two entries"),
     "NO_ANNOTATIONS": Kind(
@@ -144,7 +148,7 @@ class Reporter:
             code,
             text,
             int(t.image_ids[image]) if image >= 0 else None,
-            int(t.ann_ids[ann]) if ann >= 0 else None,
+            ann,
             t.file_name(image) if image >= 0 else None,
             severity,
         )
@@ -155,21 +159,35 @@ class Reporter:
             name = None if problem.image_id is None else self.table.file_name(self.table.row_of(problem.image_id))
         except KeyError:
             name = None
-        self._append(problem.code, problem.text, problem.image_id, problem.annotation_id, name, severity)
+        ann = -1 if problem.annotation_id is None else self._row(problem.annotation_id)
+        self._append(problem.code, problem.text, problem.image_id, ann, name, severity)
+
+    def _row(self, ann_id: int) -> int:
+        try:
+            return self.table.row_of_annotation(ann_id)
+        except KeyError:  # of another part of the file
+            return -1
 
     def _append(
         self,
         code: str,
         text: str,
         image_id: int | None,
-        ann_id: int | None,
+        ann: int,
         name: str | None,
         severity: Severity | None,
     ) -> None:
         kind = CATALOGUE[code]
         parts = [clean(name or self.table.json_path.name, 150)]
         parts += [f"image {image_id}"] if image_id is not None else []
-        parts += [f"annotation {ann_id}"] if ann_id is not None and ann_id >= 0 else []
-        message = f"{', '.join(parts)}: {text}"
-        message = clean(message)
-        self.findings.append(DataFinding(code, severity or kind.severity, image_id, ann_id, name, message, kind.fix))
+        given = row = None
+        if ann >= 0:
+            given, own = int(self.table.given_ids[ann]), int(self.table.ann_ids[ann])
+            row = None if own >= 0 else -1 - own
+            parts += [f"annotation {given}"] if given != own or row is None else []
+            if row is not None and not text.startswith("annotations["):
+                parts.append(f"annotations[{row}]")
+        message = clean(f"{', '.join(parts)}: {text}")
+        self.findings.append(
+            DataFinding(code, severity or kind.severity, image_id, given, name, message, kind.fix, row)
+        )

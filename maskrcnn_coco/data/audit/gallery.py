@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from maskrcnn_coco.data.audit.catalogue import CATALOGUE
 from maskrcnn_coco.data.audit.checks import summary
+from maskrcnn_coco.data.audit.quarantine import annotation_of
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.images import read_image
 from maskrcnn_coco.data.masks import decode_mask
@@ -94,9 +95,8 @@ def write_gallery(table: CocoTable, findings: list[DataFinding], path: str | Pat
     by_kind: defaultdict[tuple[str, str], list[DataFinding]] = defaultdict(list)
     for f in findings:
         by_kind[f.severity, f.code].append(f)
-    rows = _AnnotationRows(table)
     kinds = [
-        _Kind(severity, code, count, title, CATALOGUE[code].fix, _pictures(table, by_kind[severity, code], rows), texts)
+        _Kind(severity, code, count, title, CATALOGUE[code].fix, _pictures(table, by_kind[severity, code]), texts)
         for severity, code, count, title in summary(findings)
         for texts in [[clean(f.message) for f in by_kind[severity, code][:LISTED]]]
     ]
@@ -115,18 +115,7 @@ def write_gallery(table: CocoTable, findings: list[DataFinding], path: str | Pat
         raise DataError(f"cannot write {path}: {e.strerror}", fix="choose a folder that can be written") from e
 
 
-class _AnnotationRows:
-    """Annotation id → row, built once."""
-
-    def __init__(self, table: CocoTable) -> None:
-        self.order = np.argsort(table.ann_ids, kind="stable")
-        self.ids = table.ann_ids[self.order]
-
-    def __getitem__(self, ann_id: int) -> int:
-        return int(self.order[np.searchsorted(self.ids, ann_id)])
-
-
-def _pictures(table: CocoTable, findings: list[DataFinding], rows: _AnnotationRows) -> list[_Picture]:
+def _pictures(table: CocoTable, findings: list[DataFinding]) -> list[_Picture]:
     """Pictures of the first findings whose image can be read, no image twice."""
     found: list[_Picture] = []
     seen: set[int] = set()
@@ -136,10 +125,11 @@ def _pictures(table: CocoTable, findings: list[DataFinding], rows: _AnnotationRo
         seen.add(f.image_id)
         try:
             row = table.row_of(f.image_id)
+            which = annotation_of(f)
+            ann = None if which is None else table.row_of_annotation(which)
             image = read_image(table.image_root, table.file_name(row))
         except (DataError, KeyError):
             continue
-        ann = rows[f.annotation_id] if f.annotation_id is not None else None
         found.append(_Picture(_jpeg(_drawn(table, image, ann)), clean(f.message)))
     return found
 

@@ -11,13 +11,18 @@ from maskrcnn_coco.records import DataFinding
 _WHOLE_SET = ("NO_MASKS", "NO_ANNOTATIONS")
 
 
+def annotation_of(finding: DataFinding) -> int | None:
+    """The annotation a finding is about, as in `CocoTable.ann_ids`; None where it is about none."""
+    return finding.annotation_id if finding.row is None else -1 - finding.row
+
+
 def to_quarantine(findings: list[DataFinding]) -> tuple[set[int], set[int]]:
-    """(image ids, annotation ids) that findings of severity error say to leave out.
+    """(image ids, annotations as in `CocoTable.ann_ids`) that findings of severity error say to leave out.
 
     A fault in one annotation costs that annotation; the image goes only where the image itself cannot be used.
     """
     errors = [f for f in findings if f.severity == "error"]
-    annotations = {f.annotation_id for f in errors if f.annotation_id is not None}
+    annotations = {a for f in errors if (a := annotation_of(f)) is not None}
     images = {f.image_id for f in errors if f.annotation_id is None and f.image_id is not None}
     return images, annotations
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from maskrcnn_coco.data.audit.boxes import repeated
 from maskrcnn_coco.data.audit.clip import clip_polygon
+from maskrcnn_coco.data.audit.quarantine import annotation_of
 from maskrcnn_coco.data.coco.file import read_text
 from maskrcnn_coco.data.coco.parse import mended
 from maskrcnn_coco.data.coco.table import CocoTable
@@ -34,7 +35,6 @@ BOX_FROM_MASK = frozenset(
 )
 AREA_FROM_MASK = frozenset({"AREA_BAD", "MASK_AREA_DISAGREE"})
 KEPT_ERRORS = frozenset({"NO_MASKS", "NO_ANNOTATIONS"})
-NEW_ID = frozenset({"ANN_ID_BAD", "ANN_ID_DUPLICATE"})
 _raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -103,12 +103,12 @@ class _Repair:
         self.of_image: defaultdict[int, dict[str, str]] = defaultdict(dict)
         self.of_annotation: defaultdict[int, dict[str, str]] = defaultdict(dict)
         for f in findings:
-            if f.annotation_id is not None:
-                self.of_annotation[f.annotation_id][f.code] = f.severity
+            if (annotation := annotation_of(f)) is not None:
+                self.of_annotation[annotation][f.code] = f.severity
             elif f.image_id is not None:
                 self.of_image[f.image_id][f.code] = f.severity
         self.xyxy = "BOX_XYXY" in self.whole
-        self.next_id = int(max(table.ann_ids.max(initial=0), 0)) + 1
+        self.next_id = int(max(table.given_ids.max(initial=0), 0)) + 1
         self.repeated = set(repeated(table).tolist())
         self.used_ids: set[int] = set()
         self.used_images: set[int] = set()
@@ -134,10 +134,10 @@ class _Repair:
 
     def annotation(self, n: int, raw: msgspec.Raw) -> msgspec.Raw | None:
         """The entry as it goes into the copy, None where it is left out."""
-        t, own = self.table, int(self.table.ann_ids[n])
+        t, own = self.table, int(self.table.given_ids[n])
         row = int(t.ann_image[n])
         image_id = int(t.image_ids[row]) if row >= 0 else None
-        codes = dict(self.of_annotation[own])
+        codes = dict(self.of_annotation[int(t.ann_ids[n])])
         wrong = {c for c, s in codes.items() if s == "error"} - (
             BOX_FROM_MASK if not self.whole & KEPT_ERRORS else set()
         )
@@ -153,8 +153,9 @@ class _Repair:
     def _values(self, n: int, codes: dict[str, str]) -> dict[str, Any] | None:
         """New values of fields by name; None where the annotation cannot be saved."""
         t, values = self.table, {}
-        own = int(t.ann_ids[n])
-        if NEW_ID & set(codes) and (own < 0 or own in self.used_ids):
+        own = int(t.given_ids[n])
+        if own < 0 or own in self.used_ids:
+            codes.setdefault("ANN_ID_BAD" if own < 0 else "ANN_ID_DUPLICATE", "warning")
             own, self.next_id = self.next_id, self.next_id + 1
             values["id"] = own
         self.used_ids.add(own)
@@ -189,7 +190,7 @@ class _Repair:
         row = int(self.table.ann_image[n])
         value = msgspec.json.decode(self.table.segmentation_raw(n) or b"null")
         if not isinstance(value, list):
-            return None  # findings go by id, and another annotation has the same
+            return None
         parts = [p for p in value if len(p) >= 6]
         if "POLYGON_OUTSIDE" in codes:
             parts = [clip_polygon(p, int(self.table.widths[row]), int(self.table.heights[row])) for p in parts]

@@ -54,6 +54,7 @@ class Problem:
     """Something in the file that did not fit, found while reading; `audit` turns it into a finding.
 
     ``code`` is the finding's; ``image_id`` and ``annotation_id`` are None where unknown; ``text`` says what was found.
+    ``annotation_id`` is as in `CocoTable.ann_ids`; while reading, when those are not known, the place, -(n + 1).
     """
 
     code: str
@@ -175,10 +176,11 @@ class LooseReader:
             self._note("ANN_ENTRY_BAD", None, -(n + 1), f"annotations[{n}] is not an object: {_shown(raw)}")
             return AnnotationEntry(-(n + 1), UNKNOWN, UNKNOWN, NO_BOX)
         where = f"annotations[{n}]"
-        own = self._integer(fields.id, "ANN_ID_BAD", f"{where}.id", (None, -(n + 1)))
-        own = -(n + 1) if own is None else own
-        image = self._integer(fields.image_id, "ANN_IMAGE_UNKNOWN", f"{where}.image_id", (None, own))
-        who = (image, own)
+        place = -(n + 1)
+        own = self._integer(fields.id, "ANN_ID_BAD", f"{where}.id", (None, place))
+        own = place if own is None else own
+        image = self._integer(fields.image_id, "ANN_IMAGE_UNKNOWN", f"{where}.image_id", (None, place))
+        who = (image, place)
         category = self._integer(fields.category_id, "LABEL_UNKNOWN", f"{where}.category_id", who)
         return AnnotationEntry(
             own,

@@ -39,7 +39,10 @@ class CocoTable:
 
     Attributes:
         image_ids: int64 (I,), unique. heights, widths: int32 (I,), pixels as the file says, 0 where it does not.
-        ann_ids: int64 (A,); -(n + 1) where the n-th annotation has none. ann_image: int64 (A,), image row, -1 unknown.
+        ann_ids: int64 (A,), unique: the file's id where it names one annotation, else, where ids are missing, below 0
+            or used again, the place in the file: -(n + 1) for its n-th annotation, from 0. What targets, findings
+            and the quarantine go by. given_ids: int64 (A,), as the file says; -(n + 1) where the n-th has none.
+        ann_image: int64 (A,), image row, -1 unknown.
         boxes: float64 (A, 4), COCO xywh in pixels; NaN where the file has no finite number.
         labels: int64 (A,), 1..K-1 by sorted category id, 0 where the category is unknown.
         iscrowd: bool (A,). area: float64 (A,), as given, NaN where not.
@@ -53,6 +56,7 @@ class CocoTable:
     heights: np.ndarray
     widths: np.ndarray
     ann_ids: np.ndarray
+    given_ids: np.ndarray
     ann_image: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
@@ -131,6 +135,19 @@ class CocoTable:
             raise KeyError(image_id)
         return int(order[at])
 
+    @cached_property
+    def _ann_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        order = np.argsort(self.ann_ids, kind="stable")
+        return self.ann_ids[order], order
+
+    def row_of_annotation(self, annotation_id: int) -> int:
+        """The row of an entry of ``ann_ids``. Raises KeyError where there is none."""
+        ids, order = self._ann_rows
+        at = int(np.searchsorted(ids, annotation_id))
+        if at == len(ids) or ids[at] != annotation_id:
+            raise KeyError(annotation_id)
+        return int(order[at])
+
     def subset(self, image_rows: np.ndarray) -> CocoTable:
         """The images in ``image_rows`` (int64, in that order) with their annotations, in the file's order."""
         rows = np.asarray(image_rows, np.int64)
@@ -148,12 +165,12 @@ class CocoTable:
         )
 
     def without(self, image_ids: Iterable[int], annotation_ids: Iterable[int]) -> CocoTable:
-        """This table without these images and annotations."""
+        """This table without these images, and these annotations, named as in ``ann_ids``."""
         left = self.subset(np.flatnonzero(~np.isin(self.image_ids, list(image_ids))))
         return left._with_annotations(np.flatnonzero(~np.isin(left.ann_ids, list(annotation_ids))))
 
     def _with_annotations(self, keep: np.ndarray) -> CocoTable:
-        names = ("ann_ids", "ann_image", "boxes", "labels", "iscrowd", "area", "category_ids")
+        names = ("ann_ids", "given_ids", "ann_image", "boxes", "labels", "iscrowd", "area", "category_ids")
         texts = Texts(self.segmentations.data, self.segmentations.spans[keep])
         return replace(self, segmentations=texts, **{n: getattr(self, n)[keep] for n in names})
 
@@ -211,11 +228,12 @@ def _table(entries: Entries, path: Path, root: Path) -> CocoTable:
         raise DataError(f"{path} has no images", expected=SHAPE, fix="name a file whose `images` list has entries")
     image_ids = np.array([i.id for i in images], np.int64)
     columns: dict[str, Any] = _columns(entries.annotations)
+    columns["ann_ids"] = _unique_ids(columns["given_ids"])
     category_ids = columns["category_ids"]
     flags = columns["iscrowd"]
     for n in np.flatnonzero((flags != 0) & (flags != 1)).tolist():
-        entry = entries.annotations[n]
-        problems.append(Problem("ISCROWD_BAD", entry.image_id, entry.id, f"annotations[{n}].iscrowd is {flags[n]}"))
+        image_id = entries.annotations[n].image_id
+        problems.append(Problem("ISCROWD_BAD", image_id, -(n + 1), f"annotations[{n}].iscrowd is {flags[n]}"))
     columns["iscrowd"] = flags == 1
     categories, dropped = _categories(entries.categories, category_ids, path, problems)
     return CocoTable(
@@ -229,7 +247,7 @@ def _table(entries: Entries, path: Path, root: Path) -> CocoTable:
         categories=tuple(Category(c.id, c.name) for c in categories),
         names=Texts.of([i.file_name.encode("utf-8", "replace") for i in images]),
         segmentations=Texts.of(list(map(attrgetter("segmentation"), entries.annotations))),
-        problems=tuple(problems),
+        problems=tuple(_settled(p, columns["ann_ids"]) for p in problems),
         dropped_category=dropped,
         **columns,
     )
@@ -238,7 +256,7 @@ def _table(entries: Entries, path: Path, root: Path) -> CocoTable:
 def _columns(entries: list[AnnotationEntry]) -> dict[str, Any]:
     """The numbers of the annotations, a column each. map and attrgetter keep a million calls out of the interpreter."""
     n = len(entries)
-    numbers = (("ann_ids", "id"), ("image_ids", "image_id"), ("category_ids", "category_id"), ("area", "area"))
+    numbers = (("given_ids", "id"), ("image_ids", "image_id"), ("category_ids", "category_id"), ("area", "area"))
     columns = {
         name: np.fromiter(map(attrgetter(attr), entries), np.float64 if attr == "area" else np.int64, n)
         for name, attr in numbers
@@ -247,6 +265,21 @@ def _columns(entries: list[AnnotationEntry]) -> dict[str, Any]:
     columns["boxes"] = np.fromiter(boxes, np.float64, 4 * n).reshape(n, 4)
     columns["iscrowd"] = np.fromiter(map(attrgetter("iscrowd"), entries), np.int64, n)
     return columns
+
+
+def _unique_ids(given: np.ndarray) -> np.ndarray:
+    """A name for each annotation that no other has, int64 (A,); see `CocoTable.ann_ids`."""
+    order = np.argsort(given, kind="stable")
+    again = given[order][1:] == given[order][:-1]
+    shared = given < 0
+    shared[order[1:][again]] = shared[order[:-1][again]] = True
+    return np.where(shared, -1 - np.arange(len(given)), given)
+
+
+def _settled(problem: Problem, ann_ids: np.ndarray) -> Problem:
+    """``problem`` with the annotation's name in place of where it stands."""
+    place = problem.annotation_id
+    return problem if place is None else replace(problem, annotation_id=int(ann_ids[-1 - place]))
 
 
 def _unique_images(images: list[ImageEntry], problems: list[Problem]) -> list[ImageEntry]:

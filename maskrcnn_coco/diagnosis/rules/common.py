@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from maskrcnn_coco.diagnosis.facts import Facts, InputFault, TargetFault
 from maskrcnn_coco.records import Culprit, Evidence, Finding
+from maskrcnn_coco.wording import annotation_words
 
 PROVED = 0.9
 CURE_LOSS, CURE_NORM = 3.0, 5.0
@@ -57,7 +58,7 @@ def data_finding(
 
 def _annotation(hit: TargetFault | InputFault) -> str:
     annotation = getattr(hit, "annotation_id", None)
-    return "" if annotation is None else f", annotation {annotation}"
+    return "" if annotation is None else f", {annotation_words([annotation])}"
 
 
 def replayed_data(facts: Facts, code: str, terms: tuple[str, ...], fix: str) -> Finding | None:
