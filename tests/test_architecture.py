@@ -19,7 +19,28 @@ TORCH_FREE = (
     *("report.console", "report.page", "training.folders", "training.signals"),
 )
 TORCH_FREE_FOLDERS = ("data/coco", "data/audit", "diagnosis/rules")
-LEAVES = ("errors", "records")
+LEAVES = {"errors", "records", "wording", "components", "recovery"}
+EVERYTHING = None
+TABLE: dict[str, set[str] | None] = {
+    "cli": EVERYTHING,
+    "training": {"advice", "report", "evaluation", "model", "diagnosis", "replay", "checkpoint", "guard"}
+    | {"data", "config", "distributed", "system"},
+    "advice": {"report", "model", "guard", "data", "config", "distributed", "system"},
+    "report": {"diagnosis", "config", "system"},
+    "evaluation": {"data", "distributed", "system"},
+    "model": {"replay", "checkpoint", "data", "config", "system"},
+    "diagnosis": {"replay", "system"},
+    "replay": {"guard", "system"},
+    "guard": {"distributed"},
+    "checkpoint": {"system"},
+    "data": {"config", "distributed", "system"},
+    "config": {"system"},
+    "distributed": set(),
+    "system": set(),
+}
+"""Which wing may import which, beside itself and the leaves; a new wing gets its line here."""
+GENERIC = ("guard", "replay", "diagnosis", "recovery")
+"""Serve any PyTorch training: nothing of data, of the model or of torchvision."""
 
 
 def module_name(path: Path) -> str:
@@ -82,7 +103,64 @@ def reachable(name: str) -> set[str]:
     return seen
 
 
-@pytest.mark.parametrize("name", LEAVES)
+def wing_of(module: str) -> str:
+    """The wing, or the single file at the top, that ``maskrcnn_coco.X.Y`` belongs to; "" for the package itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_wing_imports_what_the_table_says(path: Path):
+    """Also inside functions and under TYPE_CHECKING."""
+    own = wing_of(module_name(path))
+    if own in ("", "main_mlops", "__main__"):
+        return
+    for module in imports(path, top_only=False):
+        other = wing_of(module)
+        if other in (own, ""):
+            continue
+        if own in LEAVES:
+            allowed = other in ("errors", "records")
+        elif TABLE[own] is EVERYTHING:
+            allowed = True
+        else:
+            allowed = other in TABLE[own] or (
+                other == "errors" if own in ("system", "distributed") else other in LEAVES
+            )
+        assert allowed, f"{own} imports {module}"
+
+
+def test_wings_make_no_circle():
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, f"circle of wings: {' → '.join((*above, name))}"
+        if name not in done:
+            for other in sorted(TABLE[name] or set()):
+                visit(other, (*above, name))
+            done.add(name)
+
+    for name in TABLE:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_the_generic_half_imports_no_torchvision(path: Path):
+    if wing_of(module_name(path)) not in GENERIC:
+        return
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert not any(n.split(".")[0] == "torchvision" for n in names), path.name
+
+
+def test_a_wing_hands_nothing_on():
+    for path in PACKAGE.rglob("__init__.py"):
+        if path.parent not in (PACKAGE, PACKAGE / "cli"):
+            body = ast.parse(path.read_text(encoding="utf-8")).body
+            assert len(body) == 1 and isinstance(body[0], ast.Expr), f"{path} is more than a docstring"
+
+
+@pytest.mark.parametrize("name", ("errors", "records"))
 def test_leaves_import_only_the_standard_library(name: str):
     tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
     names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}

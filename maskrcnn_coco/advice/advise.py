@@ -55,7 +55,7 @@ def advise_data(config: Config, console: Console, *, ladder: bool = False) -> Ad
     ranks = Ranks.start(config.device)
     data = open_data(wanted)
     quarantine_first(data, wanted)
-    resolved = resolve_run(wanted, data, None, device=ranks.device, ranks=ranks)
+    resolved = _resolve(wanted, data, ranks)
     advice = advise_run(resolved, data, ranks, say=console.note, ladder=ladder)
     show(advice, console)
     if advice.ladder_svg is not None and ranks.is_main:
@@ -69,26 +69,34 @@ def advise_data(config: Config, console: Console, *, ladder: bool = False) -> Ad
     return advice
 
 
+def _resolve(config: Config, data: RunData, ranks: Ranks) -> recipes.Resolved:
+    return resolve_run(
+        config, images=data.usable_images(), builtin=data.builtin, device=ranks.device, world=ranks.world
+    )
+
+
 def settle_lr(resolved: recipes.Resolved, data: RunData) -> recipes.Resolved:
-    """``--lr auto``: measure, and put the advised rate and multipliers where they were not given.
+    """``--lr auto``: measure, and put the advised rate and multipliers where they were not given; else as it is.
 
     Raises:
         ConfigError: the data set is the caller's own, which cannot be opened here.
     """
+    if resolved.config.lr != "auto":
+        return resolved
     if data.train is None:
         raise ConfigError(
             "--lr auto needs the data as a COCO folder or file", got="a data set of your own", fix="give a number"
         )
     config = msgspec.structs.replace(resolved.config, lr=None)
     ranks = Ranks.start(config.device)
-    again = resolve_run(config, data, None, device=ranks.device, ranks=ranks)
+    again = _resolve(config, data, ranks)
     reasons = {k: v for k, v in resolved.reasons.items() if k != "lr"}
     advice = advise_run(recipes.Resolved(again.config, {**again.reasons, **reasons}), data, ranks)
     names = [n for n in ("lr", "head_lr_multiplier", "rpn_lr_multiplier") if reasons.get(n) != "given"]
     values = {n: getattr(advice, n) for n in names}
     why = f"measured before the run in {advice.seconds:.0f} s"
     settled = msgspec.structs.replace(again.config, **values)
-    warnings = [*resolved.warnings, *recipes.lr_warnings(settled, builtin=is_quick(settled, data))]
+    warnings = [*resolved.warnings, *recipes.lr_warnings(settled, builtin=is_quick(settled, data.builtin))]
     return recipes.Resolved(settled, {**again.reasons, **reasons, **dict.fromkeys(names, why)}, warnings)
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from maskrcnn_coco.advice.trials import Lab, Task
+from maskrcnn_coco.advice.trials import ForwardAt, Lab, Task
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.resolve import is_quick
 from maskrcnn_coco.config.settings import Config
-from maskrcnn_coco.data.batch import make_batch
+from maskrcnn_coco.data.batch import Source, make_batch
+from maskrcnn_coco.data.plan import Plan
 from maskrcnn_coco.data.prepare import RunData
 from maskrcnn_coco.data.sources import make_plan, sources
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.model.build import make_model
 from maskrcnn_coco.model.forward import Forward
-from maskrcnn_coco.model.optim import build_optimizer
+from maskrcnn_coco.model.optim import optimizer_for
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.precision import make_scaler, resolve_amp
 
@@ -44,35 +46,56 @@ class Bench:
 def open_bench(resolved: recipes.Resolved, data: RunData, ranks: Ranks) -> Bench:
     """Model, batches and optimizer of a run, on their own."""
     config, device = resolved.config, ranks.device
-    quick = is_quick(config, data)
+    quick = is_quick(config, data.builtin)
     precision = resolve_amp(config.amp, device)
     source, _ = sources(data, config, None, None, quick=quick)
     plan = make_plan(source, data, config, ranks)
-    batches = []
-    for step in range(min(BATCHES, plan.steps_per_epoch)):
-        micro = [make_batch(source, keys) for keys in plan.step(step)[1]]
-        batches.append(micro if len(micro) > 1 else micro[0])
     forward = Forward(torch.nn.Identity(), device=device, precision=precision, seed=config.seed)
-
-    def optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
-        decay = config.weight_decay or 0.0
-        return build_optimizer(model, kind=config.optimizer, momentum=config.momentum, weight_decay=decay)
-
     lab = Lab(
-        Task(
+        make_task(
+            config,
             lambda: make_model(config, data.num_classes, quick=quick).to(device),
-            optimizer,
             forward.losses,
-            batches,
-            max_grad_norm=config.max_grad_norm,
+            first_batches(source, plan, BATCHES),
+            device=device,
             precision=precision,
-            make_scaler=lambda: make_scaler(precision, device),
         )
     )
     given = {n: getattr(config, n) for n, why in resolved.reasons.items() if why == "given"}
     total = plan.steps_per_epoch * (config.epochs or 1)
     pretrained = config.weights != "none" or config.backbone_weights is not None
     return Bench(config, given, resolved.reasons, lab, total, device, pretrained, memory.held(device), len(plan))
+
+
+def make_task(
+    config: Config,
+    new_model: Callable[[], torch.nn.Module],
+    losses: ForwardAt,
+    batches: list[Any],
+    *,
+    device: torch.device,
+    precision: str,
+) -> Task:
+    """The training that ``config`` names, as trials take it: each on a model that ``new_model`` makes."""
+    return Task(
+        new_model,
+        lambda model: optimizer_for(model, config),
+        losses,
+        batches,
+        max_grad_norm=config.max_grad_norm,
+        precision=precision,
+        make_scaler=lambda: make_scaler(precision, device),
+    )
+
+
+def first_batches(source: Source, plan: Plan, most: int) -> list[Any]:
+    """The batches of the first ``most`` steps, at most an epoch; a list of micro-batches where a step has several.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    micro = [[make_batch(source, keys) for keys in plan.step(s)[1]] for s in range(min(most, plan.steps_per_epoch))]
+    return [m if len(m) > 1 else m[0] for m in micro]
 
 
 def memory_use(bench: Bench) -> tuple[int, str]:

@@ -8,19 +8,14 @@ while nothing moves, or cannot be read, is not their fault: nothing is said, the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 from maskrcnn_coco.advice.limits import judge, rising, settle
-from maskrcnn_coco.advice.remembered import above, fingerprint, recall
-from maskrcnn_coco.advice.trials import Lab, State, Trial
+from maskrcnn_coco.advice.remembered import Spans, above
+from maskrcnn_coco.advice.trials import Lab, State, Task, Trial
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.guard.early_warning import FLAGS, own_level
 from maskrcnn_coco.system import memory
-from maskrcnn_coco.training.case import _task
-
-if TYPE_CHECKING:
-    from maskrcnn_coco.training.session import Session
 
 SHARE = 100
 """One step in so many may be spent."""
@@ -30,19 +25,24 @@ STILL = 1e-6
 """At this share of the rates no weight moves enough to matter: what breaks then is in the data."""
 
 
-def quick_check(session: Session) -> list[str]:
-    """Warnings about learning rates of a run that is about to start; the session is not changed."""
-    rates = dict(session.schedule.lr)
-    # Limits are measured with the batches of one process: the mean over several stands more.
-    alone = session.ranks.world == 1
-    spans = recall(fingerprint(session.config, session.data, session.precision)) if alone else {}
-    if spans:
-        return above(rates, spans)
-    steps = min(session.total_steps // SHARE, 20)
+def quick_check(
+    task: Callable[[int], Task], rates: Mapping[str, float], *, total_steps: int, remembered: Spans
+) -> list[str]:
+    """Warnings about the learning rates of a run that is about to start.
+
+    Args:
+        task: makes the run's training, on a private copy of its model, for so many steps.
+        rates: each component's full learning rate.
+        total_steps: planned steps of the run.
+        remembered: limits measured before for the same data and settings; then nothing is tried.
+    """
+    if remembered:
+        return above(dict(rates), remembered)
+    steps = min(total_steps // SHARE, 20)
     if steps < FEWEST:
         return []
     try:
-        return try_rates(Lab(_task(session, steps)), rates, steps)
+        return try_rates(Lab(task(steps)), rates, steps)
     except DataError:
         return []  # an image that cannot be read, or no rate trains: the run leaves it out, or stops with the cause
     except (RuntimeError, MemoryError) as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 
 from maskrcnn_coco.config import recipes
@@ -12,38 +10,28 @@ from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.system.memory import peak, total
 from maskrcnn_coco.system.precision import amp_warning
 
-if TYPE_CHECKING:
-    from maskrcnn_coco.distributed.ranks import Ranks
 
-
-if TYPE_CHECKING:
-    from maskrcnn_coco.data.prepare import RunData
-
-
-def is_quick(config: Config, data: RunData) -> bool:
+def is_quick(config: Config, builtin: bool) -> bool:
     """Whether the small network for the built-in shapes is trained."""
-    return data.builtin and config.model in (None, "maskrcnn_resnet18_fpn")
+    return builtin and config.model in (None, "maskrcnn_resnet18_fpn")
 
 
-def resolve_run(
-    config: Config, data: RunData, train_data: Any, *, device: torch.device, ranks: Ranks
-) -> recipes.Resolved:
-    """The settings without gaps."""
-    images = len(data.train) if data.train is not None else len(train_data)
+def resolve_run(config: Config, *, images: int, builtin: bool, device: torch.device, world: int) -> recipes.Resolved:
+    """The settings without gaps; ``--lr auto`` stays as it is, to be measured later.
+
+    Args:
+        config: the settings as given.
+        images: usable training images.
+        builtin: whether they are the built-in shapes.
+        device: what the run computes on.
+        world: processes of the run.
+    """
     resolved = recipes.resolve(
-        config,
-        num_images=images - len(data.bad_images),
-        builtin=is_quick(config, data),
-        device=device.type,
-        world=ranks.world,
+        config, num_images=images, builtin=is_quick(config, builtin), device=device.type, world=world
     )
     warning = amp_warning(config.amp, device)
     if warning is not None:
         resolved.warnings.append(warning)
-    if resolved.config.lr == "auto":
-        from maskrcnn_coco.advice.advise import settle_lr
-
-        resolved = settle_lr(resolved, data)
     return resolved
 
 

@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,11 @@ class RunData:
     def num_classes(self) -> int:
         """Classes with background."""
         return len(self.class_names)
+
+    def usable_images(self, own: Sized | None = None) -> int:
+        """Training images that are not left out; ``own`` is the caller's data set, where there is no table."""
+        images = self.train if self.train is not None else own
+        return (0 if images is None else len(images)) - len(self.bad_images)
 
 
 def shapes_folder() -> Path:

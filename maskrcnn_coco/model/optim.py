@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from maskrcnn_coco.components import components
+from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.errors import ConfigError
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -65,6 +66,12 @@ def build_optimizer(
         raise ConfigError("--optimizer is not known", got=kind, expected="sgd or adamw")
     zero_state(optimizer)
     return optimizer
+
+
+def optimizer_for(model: nn.Module, config: Config) -> Optimizer:
+    """The optimizer that ``config`` names, of ``model``; every learning rate is still 0."""
+    decay = config.weight_decay or 0.0
+    return build_optimizer(model, kind=config.optimizer, momentum=config.momentum, weight_decay=decay)
 
 
 def zero_state(optimizer: Optimizer) -> None:

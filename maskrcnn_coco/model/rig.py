@@ -14,7 +14,7 @@ from maskrcnn_coco.components import components
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.model.build import build_from_state, set_sampler
 from maskrcnn_coco.model.forward import Forward
-from maskrcnn_coco.model.optim import build_optimizer
+from maskrcnn_coco.model.optim import optimizer_for
 from maskrcnn_coco.replay.case import Rig
 from maskrcnn_coco.replay.isolation import own
 from maskrcnn_coco.system.backends import compiled_modules, run_eagerly
@@ -70,9 +70,7 @@ def make_rig(
     on_cpu = Forward(nn.Identity(), device=torch.device("cpu"), precision="fp32", seed=config.seed, rank=rank)
     return Rig(
         model=model,
-        build_optimizer=lambda m: build_optimizer(
-            m, kind=config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay or 0.0
-        ),
+        build_optimizer=lambda m: optimizer_for(m, config),
         forward=lambda m, batch, step, micro, how: forward.losses(m, batch, step, micro, how),
         components=components,
         make_batch=make,

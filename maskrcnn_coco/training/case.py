@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from maskrcnn_coco.advice.trials import Task
-from maskrcnn_coco.data.batch import make_batch
-from maskrcnn_coco.model.optim import build_optimizer
-from maskrcnn_coco.model.rig import make_rig
-from maskrcnn_coco.system.precision import make_scaler
-
-if TYPE_CHECKING:
-    from maskrcnn_coco.training.session import Session
 import msgspec
 
+from maskrcnn_coco.advice.prepare import BATCHES, first_batches, make_task
+from maskrcnn_coco.advice.trials import Task
 from maskrcnn_coco.config import recipes
+from maskrcnn_coco.data.batch import make_batch
+from maskrcnn_coco.model.rig import make_rig
 from maskrcnn_coco.records import Alarm
 from maskrcnn_coco.replay.case import Case, Rig
 from maskrcnn_coco.training.session import Session
@@ -67,18 +63,13 @@ def build_case(session: Session, alarm: Alarm, batches: list[Any]) -> Case:
     )
 
 
-def _task(session: Session, steps: int) -> Task:
-    """The session's training, on a private copy of its model."""
-    config = session.config
-    micro = [[make_batch(session.train_source, keys) for keys in session.plan.step(s)[1]] for s in range(min(steps, 8))]
-    return Task(
+def task_of(session: Session, steps: int) -> Task:
+    """The session's training for ``steps`` steps, on a private copy of its model."""
+    return make_task(
+        session.config,
         lambda: copy.deepcopy(session.model),
-        lambda model: build_optimizer(
-            model, kind=config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay or 0.0
-        ),
         session.forward.losses,
-        [m if len(m) > 1 else m[0] for m in micro],
-        max_grad_norm=config.max_grad_norm,
+        first_batches(session.train_source, session.plan, min(steps, BATCHES)),
+        device=session.device,
         precision=session.precision,
-        make_scaler=lambda: make_scaler(session.precision, session.device),
     )

@@ -16,11 +16,11 @@ def end_epoch(session: Session) -> None:
     step = session.progress.step
     epoch = session.epoch_of(step - 1)
     record = epoch_record(session, epoch)
-    session.write(record)
+    session.log.record(record)
     evaluation = evaluate_session(session, epoch)
     better = False
     if evaluation is not None:
-        session.write(evaluation)
+        session.log.record(evaluation)
         better = keep_best(session, evaluation)
     session.console.epoch(record, evaluation, epochs=session.epochs, time_left=session.time_left())
     session.progress.closed_epochs = epoch + 1

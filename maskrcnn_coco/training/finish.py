@@ -59,15 +59,15 @@ def _end(session: Session, status: str, code: int, finite: bool) -> Result:
     result = _result(session, status, code, finite)
     if not session.ranks.is_main:
         return result
-    session.close_tracker()
-    session.write_due()
+    session.log.close()
+    session.log.write_due(session.progress)
     draw_predictions(session)
     try:
-        write_text(session.logdir / "result.json", to_json(result, indent=1))
-        report = write_report(session.logdir)
+        write_text(session.log.folder / "result.json", to_json(result, indent=1))
+        report = write_report(session.log.folder)
     except OSError as e:
         session.console.warn(f"result.json or the report was not written: {e}; maskrcnn-coco report makes it later")
-        report = session.logdir / "report.html"
+        report = session.log.folder / "report.html"
     session.console.end(result, report=report, checkpoints=Path(session.config.checkpoint_dir))
     return result
 
@@ -98,6 +98,6 @@ def draw_predictions(session: Session) -> None:
     if session.evaluation is None or session.val_source is None or not session.ranks.is_main:
         return
     try:
-        save_gallery(session.logdir, session.val_source, session.evaluation)
+        save_gallery(session.log.folder, session.val_source, session.evaluation)
     except OSError as e:
         session.console.warn(f"the predictions were not drawn: {e}")

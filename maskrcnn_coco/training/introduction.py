@@ -27,7 +27,7 @@ def introduce(session: Session, resolved: recipes.Resolved, *, resuming: bool) -
         )
     for warning in resolved.warnings:
         console.warn(warning)
-    if session.ranks.is_main and session.tracker is not None:
+    if session.ranks.is_main and session.log.tracker is not None:
         describe(session, resolved)
     console.note(
         f"{len(session.plan)} training images, {data.num_classes - 1} classes, "
@@ -72,7 +72,7 @@ def describe(session: Session, resolved: recipes.Resolved) -> None:
     if data.val is not None:
         facts |= {"val": str(data.val.json_path), "validation images": len(data.val)}
     write_run_info(
-        session.logdir,
+        session.log.folder,
         reasons=resolved.reasons,
         environment=environment.fingerprint(session.ranks.world, device=session.device),
         data=facts,

@@ -18,8 +18,9 @@ from maskrcnn_coco.training import finish as closing
 from maskrcnn_coco.training import late_alarms as late
 from maskrcnn_coco.training import response
 from maskrcnn_coco.training.epoch import end_epoch
+from maskrcnn_coco.training.run_log import Observer
 from maskrcnn_coco.training.saving import save_is_due, save_last, save_now
-from maskrcnn_coco.training.session import Observer, Session
+from maskrcnn_coco.training.session import Session
 from maskrcnn_coco.training.signals import Interrupts
 from maskrcnn_coco.training.start import open_session
 from maskrcnn_coco.training.unreadable import readable

@@ -6,7 +6,10 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-DECISIONS = ("incidents", "quarantine", "quarantine_annotations", "lr_factors", "weight_decay", "fp32_modules")
+DECISIONS = (
+    *("incidents", "quarantine", "quarantine_annotations", "lr_factors", "weight_decay"),
+    *("fp32_modules", "eager_modules", "libraries"),
+)
 """What stays in force when an older state is loaded."""
 
 
@@ -41,3 +44,8 @@ class Progress:
     def plain(self) -> dict[str, Any]:
         """A private copy as plain data."""
         return copy.deepcopy(vars(self))
+
+    def keep_decisions(self, since: Progress) -> None:
+        """Take over what was decided in ``since``, a later state of the same run."""
+        for name in DECISIONS:
+            setattr(self, name, copy.deepcopy(getattr(since, name)))

@@ -122,7 +122,7 @@ def change_precision(session: Session, alarm: Alarm, detail: dict[str, Any]) -> 
 def keep_case(session: Session, incident: Incident, case: Case) -> None:
     """Write what replays the incident elsewhere; a full disk or an odd tensor costs the replay, never the run."""
     try:
-        save_case(session.logdir / "incidents", incident.id, case)
+        save_case(session.log.folder / "incidents", incident.id, case)
     except (OSError, RuntimeError) as e:
         session.console.warn(f"incident {incident.id} cannot be replayed later: its case was not written ({e})")
 

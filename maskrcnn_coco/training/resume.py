@@ -149,11 +149,11 @@ def restore_run(session: Session, found: Found) -> None:
     """
     assert found.state is not None
     load_state(session, found.state, str(found.path))
-    session.open_tracker(session.progress.step)
+    session.log.open(session.progress.step, session.progress.closed_epochs)
     session.first_step = session.progress.step
     session.history = [
         record_from(StepRecord, line)
-        for line in read_metrics(session.logdir / "metrics.jsonl")
+        for line in read_metrics(session.log.folder / "metrics.jsonl")
         if line["kind"] == "step" and line["step"] < session.progress.step
     ]
     session.keep_history()
@@ -170,10 +170,11 @@ def restore_run(session: Session, found: Found) -> None:
 
 def settle_incidents(session: Session) -> None:
     """The incidents that the checkpoint knows; later ones have not happened yet, and their files are set aside."""
-    folder, known = session.logdir / "incidents", set(session.progress.incidents)
+    folder, known = session.log.folder / "incidents", set(session.progress.incidents)
     if session.ranks.is_main:
         set_aside(folder, known)
-        session.quarantine_due = bool(session.progress.quarantine) or (session.logdir / "quarantine.json").exists()
-        session.write_due()
+        written = (session.log.folder / "quarantine.json").exists()
+        session.log.quarantine_due = written or bool(session.progress.quarantine)
+        session.log.write_due(session.progress)
     session.ranks.barrier("incidents")
     session.incidents = [i for i in read_incidents(folder) if i.id in known]

@@ -14,7 +14,7 @@ from maskrcnn_coco.replay.optimizer import lower_weight_decay, optimizer_names, 
 from maskrcnn_coco.replay.snapshot import Snapshot, restore
 from maskrcnn_coco.system.backends import run_eagerly, use_libraries
 from maskrcnn_coco.system.precision import keep_fp32
-from maskrcnn_coco.training.progress import DECISIONS, Progress
+from maskrcnn_coco.training.progress import Progress
 from maskrcnn_coco.training.session import Session
 
 
@@ -34,8 +34,7 @@ def go_back(session: Session, to_step: int) -> int:
 def restore_session(session: Session, snapshot: Snapshot) -> int:
     """Put the session back to ``snapshot``; what recovery decided since (lower rates, quarantine) stays in force."""
     restore(snapshot, session.model, session.optimizer, session.scaler, guard=session.guard)
-    if session.progress.weight_decay is not None:
-        lower_weight_decay(session.optimizer, session.progress.weight_decay)
+    put_in_force(session)
     session.guard.reset(snapshot.step)
     session.rewind(snapshot.step)
     return snapshot.step
@@ -62,11 +61,10 @@ def reload(session: Session, alarm: Alarm) -> int:
         if faults:
             session.console.note(f"{path} is passed over: {faults[0].what} ({faults[0].name})")
             continue
-        decided = {name: getattr(session.progress, name) for name in DECISIONS}
+        decided = session.progress
         load_state(session, state, str(path))
-        vars(session.progress).update(decided)
-        if session.progress.weight_decay is not None:
-            lower_weight_decay(session.optimizer, session.progress.weight_decay)
+        session.progress.keep_decisions(decided)
+        put_in_force(session)
         session.ring.clear()
         session.guard.reset(session.progress.step)
         session.rewind(session.progress.step)
@@ -98,14 +96,22 @@ def load_state(session: Session, state: dict[str, Any], source: str) -> None:
     # Checkpoints of before this was counted were written after the epoch's end, or within an epoch.
     loop.setdefault("closed_epochs", loop.pop("epoch", 0))
     session.progress = Progress(**loop)
-    for name in session.progress.fp32_modules:
-        keep_fp32(session.model, name)
-    run_eagerly(session.model, session.progress.eager_modules)
-    if not session.progress.libraries:
-        use_libraries(False)
     session.resumed_from = source
-    session.plan.quarantine([entry["id"] for entry in session.progress.quarantine if "index" not in entry])
-    for entry in session.progress.quarantine:
+    put_in_force(session)
+
+
+def put_in_force(session: Session) -> None:
+    """What recovery decided, from `Progress`, on model, optimizer and data; doing it twice changes nothing."""
+    decided = session.progress
+    for name in decided.fp32_modules:
+        keep_fp32(session.model, name)
+    run_eagerly(session.model, decided.eager_modules)
+    if not decided.libraries:
+        use_libraries(False)
+    if decided.weight_decay is not None:
+        lower_weight_decay(session.optimizer, decided.weight_decay)
+    session.plan.quarantine([entry["id"] for entry in decided.quarantine if "index" not in entry])
+    for entry in decided.quarantine:
         if "index" in entry:
             session.plan.quarantine_at(entry["index"])
-    session.train_source.quarantine([entry["id"] for entry in session.progress.quarantine_annotations])
+    session.train_source.quarantine([entry["id"] for entry in decided.quarantine_annotations])

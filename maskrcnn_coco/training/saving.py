@@ -72,9 +72,8 @@ def may_save(session: Session) -> bool:
 
 def before(session: Session) -> None:
     """What happened before a checkpoint is on the disk before it: a resumed run does not write it again."""
-    session.write_due()
-    if session.tracker is not None:
-        session.tracker.flush()
+    session.log.write_due(session.progress)
+    session.log.flush()
 
 
 def after(session: Session, warnings: list[str] | None = None) -> None:

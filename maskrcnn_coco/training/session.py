@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,26 +17,21 @@ from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.dataset import CocoDataset, UserData
 from maskrcnn_coco.data.loader import build_loader
 from maskrcnn_coco.data.plan import Plan
-from maskrcnn_coco.data.prepare import RunData, write_quarantine
+from maskrcnn_coco.data.prepare import RunData
 from maskrcnn_coco.distributed.ranks import Ranks
-from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.evaluate import EvalResult
-from maskrcnn_coco.evaluation.pictures import save_incident_images
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import Schedule, apply_lr
-from maskrcnn_coco.records import Alarm, EpochRecord, EvalRecord, Incident, StepRecord
+from maskrcnn_coco.records import Alarm, Incident, StepRecord
 from maskrcnn_coco.recovery import Limits
 from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.replay.snapshot import Snapshot, take
 from maskrcnn_coco.replay.tape import Tape
 from maskrcnn_coco.report.console import Console
-from maskrcnn_coco.report.incident_files import write_incident
-from maskrcnn_coco.report.tracking import Tracker
 from maskrcnn_coco.system.backends import use_libraries
 from maskrcnn_coco.training.progress import Progress
-
-Observer = Callable[[Any], None]
+from maskrcnn_coco.training.run_log import RunLog
 
 SNAPSHOT_EVERY = 10
 """Planned steps between two in-memory snapshots; a copy of 352 MB costs 0.1 s, under 1 % of ten steps that size."""
@@ -48,7 +41,7 @@ KEPT_RECORDS = 500
 
 @dataclass
 class Session:
-    """The parts of a run. Built by `opening.open_session`; the loop in `training.py` moves it."""
+    """The parts of a run. Built by `start.open_session`; the loop moves it."""
 
     config: Config
     data: RunData
@@ -64,11 +57,10 @@ class Session:
     train_source: CocoDataset | UserData
     val_source: CocoDataset | UserData | None
     plan: Plan
-    tracker: Tracker | None
     console: Console
+    log: RunLog
     saver: Saver
     quick: bool = False
-    observers: Sequence[Observer] = ()
     ring: Ring = field(default_factory=Ring)
     tape: Tape = field(default_factory=Tape)
     progress: Progress = field(default_factory=Progress)
@@ -85,9 +77,6 @@ class Session:
     """An alarm that came late, whose step is about to be taken again."""
     warned: dict[str, int] = field(default_factory=dict)
     last_save: float = field(default_factory=time.monotonic)
-    incidents_due: list[Incident] = field(default_factory=list)
-    """Incidents whose files are still to be written."""
-    quarantine_due: bool = False
     lock: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Session:
@@ -95,15 +84,10 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.saver.wait()
-        self.close_tracker()
+        self.log.close()
         if not self.progress.libraries:
             use_libraries(True)  # the setting is the process's, not the run's
         self.lock.close()
-
-    @property
-    def logdir(self) -> Path:
-        """Folder of records, incidents and the report."""
-        return Path(self.config.logdir)
 
     @property
     def epochs(self) -> int:
@@ -130,35 +114,6 @@ class Session:
         apply_lr(self.optimizer, lr)
         return lr
 
-    def open_tracker(self, resume_step: int | None = None) -> None:
-        """Begin writing records (rank 0 only); what was written from ``resume_step`` on is dropped."""
-        owed = b"" if self.tracker is None else self.tracker.take_owed()
-        self.close_tracker()
-        if self.ranks.is_main:
-            closed = None if resume_step is None else self.progress.closed_epochs
-            self.tracker = Tracker(self.logdir, resume_step, closed, owed=owed, warn=self.console.warn)
-
-    def close_tracker(self) -> None:
-        """Flush and close the record files."""
-        if self.tracker is not None:
-            self.tracker.close()
-            self.tracker = None
-
-    def write(self, record: StepRecord | EpochRecord | EvalRecord | Incident) -> None:
-        """One record to the files and to the caller's observers; they look and never change training."""
-        if self.tracker is not None:
-            match record:
-                case StepRecord():
-                    self.tracker.step(record)
-                case EpochRecord():
-                    self.tracker.epoch(record)
-                case EvalRecord():
-                    self.tracker.eval(record)
-                case Incident():
-                    self.tracker.incident(record)
-        for observer in self.observers:
-            observer(record)
-
     def batches(self, epoch: int) -> Iterator[list[Batch]]:
         """The micro-batches of each coming step of ``epoch``, from where the run stands."""
         return build_loader(
@@ -175,7 +130,7 @@ class Session:
         return self.config.guard in ("recover", "stop") and (step % SNAPSHOT_EVERY == 0 or not self.ring.items)
 
     def snapshot(self, step: int, *, inspected: bool = False) -> Snapshot:
-        """The state before planned step ``step``, copied and verified; see `snapshot.take`."""
+        """The state before planned step ``step``, copied and verified; see `replay.snapshot.take`."""
         return take(
             self.model,
             self.optimizer,
@@ -195,7 +150,7 @@ class Session:
         self.tape.drop_from(step)
         self.ring.drop_after(step)
         self.history = [r for r in self.history if r.step < step]
-        self.open_tracker(step)
+        self.log.open(step, self.progress.closed_epochs)
 
     def keep_records(self, records: Sequence[StepRecord]) -> None:
         """Write steps down, everywhere."""
@@ -210,7 +165,7 @@ class Session:
                 progress.skipped_steps += 1
             self.tape.complete(record)
             self.history.append(record)
-            self.write(record)
+            self.log.record(record)
 
     def keep_history(self) -> None:
         """Forget records that no roll-back, epoch mean or diagnosis can ask for any more."""
@@ -222,37 +177,13 @@ class Session:
         self.progress.quarantine_annotations += [{"id": a, "incident": why} for a in annotation_ids]
         self.plan.quarantine(image_ids)
         self.train_source.quarantine(annotation_ids)
-        self.quarantine_due = True
-        self.write_due()
-
-    def write_due(self) -> None:
-        """Incident files and ``quarantine.json``, now or, where the disk is full, at the next call."""
-        if not self.ranks.is_main:
-            return
-        try:
-            while self.incidents_due:
-                write_incident(self.logdir / "incidents", self.incidents_due[0])
-                del self.incidents_due[0]
-            if self.quarantine_due:
-                p = self.progress
-                write_quarantine(self.logdir / "quarantine.json", p.quarantine, p.quarantine_annotations)
-                self.quarantine_due = False
-        except OSError as e:
-            self.console.warn(f"{self.logdir} cannot be written ({e}); incidents wait in memory, the run goes on")
+        self.log.quarantine_due = True
+        self.log.write_due(self.progress)
 
     def keep_incident(self, incident: Incident) -> None:
-        """Write one incident down, everywhere, and say it in five lines."""
+        """Write one incident down, everywhere, and remember it."""
         self.incidents.append(incident)
-        self.progress.incidents.append(incident.id)
-        self.console.incident(incident)
-        self.write(incident)
-        self.incidents_due.append(incident)
-        self.write_due()
-        if self.ranks.is_main:
-            try:
-                save_incident_images(self.logdir, incident, self.train_source)
-            except (OSError, DataError) as e:
-                self.console.warn(f"the images of incident {incident.id} were not drawn: {e}")
+        self.log.incident(incident, self.progress, self.train_source)
 
     def time_left(self) -> float:
         """Seconds to the planned end, at the pace so far."""

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from maskrcnn_coco.advice.advise import settle_lr
 from maskrcnn_coco.advice.quick_check import quick_check
+from maskrcnn_coco.advice.remembered import fingerprint, recall
 from maskrcnn_coco.checkpoint.lock import require_free, run_lock
 from maskrcnn_coco.checkpoint.saver import Saver
 from maskrcnn_coco.components import components
@@ -28,16 +30,18 @@ from maskrcnn_coco.guard.team import TeamGuard
 from maskrcnn_coco.model.build import make_model
 from maskrcnn_coco.model.fast.accelerate import takes_outlines
 from maskrcnn_coco.model.forward import Forward
-from maskrcnn_coco.model.optim import Schedule, build_optimizer
+from maskrcnn_coco.model.optim import Schedule, optimizer_for
 from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.system.memory import snapshot_budget
 from maskrcnn_coco.system.precision import make_scaler, resolve_amp
+from maskrcnn_coco.training.case import task_of
 from maskrcnn_coco.training.folders import fresh_folder, keep_folder, started_at
 from maskrcnn_coco.training.introduction import introduce
 from maskrcnn_coco.training.resume import find_together, restore_run, with_saved_settings
-from maskrcnn_coco.training.session import Observer, Session
+from maskrcnn_coco.training.run_log import Observer, RunLog
+from maskrcnn_coco.training.session import Session
 
 
 def open_session(
@@ -66,8 +70,11 @@ def open_session(
     precision = resolve_amp(config.amp, device)
     data = own_data(config, train_data) if train_data is not None else open_data(config)
     quarantine_first(data, config)
-    resolved = resolve_run(config, data, train_data, device=device, ranks=ranks)
-    config, quick = resolved.config, is_quick(config, data)
+    resolved = resolve_run(
+        config, images=data.usable_images(train_data), builtin=data.builtin, device=device, world=ranks.world
+    )
+    resolved = settle_lr(resolved, data)
+    config, quick = resolved.config, is_quick(config, data.builtin)
     train_source, val_source = sources(data, config, train_data, val_data, quick=quick)
     if model is None:
         model = make_model(config, data.num_classes, quick=quick)
@@ -75,23 +82,38 @@ def open_session(
     if isinstance(train_source, CocoDataset):
         train_source.outlines = takes_outlines(model, device)
     plan = make_plan(train_source, data, config, ranks)
-    session = assemble(config, data, device, precision, ranks, model, train_source, val_source, plan, console, quick)
-    session.observers = tuple(observers)
+    log = RunLog(Path(config.logdir), console, writes=ranks.is_main, observers=tuple(observers))
+    session = assemble(config, data, device, precision, ranks, model, train_source, val_source, plan, log, quick)
     prepare_folders(session, resuming=found.state is not None, dry_run=dry_run)
     if found.state is not None:
         restore_run(session, found)
     introduce(session, resolved, resuming=found.state is not None)
     if found.state is None and not dry_run and config.guard in ("recover", "stop") and not quiet:
-        for sentence in quick_check(session):
+        for sentence in check_rates(session):
             console.warn(sentence)
     return session
+
+
+def check_rates(session: Session) -> list[str]:
+    """Warnings about learning rates that this model does not stand; see `quick_check`."""
+    # Limits are measured with the batches of one process: the mean over several stands more.
+    alone = session.ranks.world == 1
+    remembered = recall(fingerprint(session.config, session.data, session.precision)) if alone else {}
+    return quick_check(
+        lambda steps: task_of(session, steps),
+        session.schedule.lr,
+        total_steps=session.total_steps,
+        remembered=remembered,
+    )
 
 
 def preview(config: Config) -> recipes.Resolved:
     """What `train` would use, for ``--print-config``: finds the data, builds nothing, touches no folder."""
     ranks = Ranks.start(config.device)
     data = open_data(config)
-    return resolve_run(config, data, None, device=resolve_device(config.device, ranks), ranks=ranks)
+    device = resolve_device(config.device, ranks)
+    resolved = resolve_run(config, images=data.usable_images(), builtin=data.builtin, device=device, world=ranks.world)
+    return settle_lr(resolved, data)
 
 
 def assemble(
@@ -104,13 +126,11 @@ def assemble(
     train_source: CocoDataset | UserData,
     val_source: CocoDataset | UserData | None,
     plan: Plan,
-    console: Console,
+    log: RunLog,
     quick: bool,
 ) -> Session:
     """Optimizer, schedule, guard and writers around the model; nothing is written yet."""
-    optimizer = build_optimizer(
-        model, kind=config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay or 0.0
-    )
+    optimizer = optimizer_for(model, config)
     scaler = make_scaler(precision, device)
     guard = (Guard if ranks.world == 1 else TeamGuard)(
         model,
@@ -140,9 +160,9 @@ def assemble(
         train_source=train_source,
         val_source=val_source,
         plan=plan,
-        tracker=None,
-        console=console,
-        saver=Saver.__new__(Saver),
+        console=log.console,
+        log=log,
+        saver=Saver(config.checkpoint_dir),
         quick=quick,
         ring=Ring(4, max_bytes=snapshot_budget()),
     )
@@ -166,6 +186,5 @@ def prepare_folders(session: Session, *, resuming: bool, dry_run: bool) -> None:
         session.lock.enter_context(run_lock(checkpoints))
         write_text(logdir / "config.yaml", dump_config(config))
     session.ranks.barrier("folders")
-    session.saver = Saver(checkpoints)
     if not dry_run:
-        session.open_tracker()
+        session.log.open()

@@ -16,7 +16,6 @@ from runs import OwnData, config, small_model
 from toy import quadratic
 
 from maskrcnn_coco.advice import advise
-from maskrcnn_coco.advice import quick_check as quickcheck
 from maskrcnn_coco.advice.candidates import (
     SAFETY,
     Choice,
@@ -29,7 +28,7 @@ from maskrcnn_coco.advice.candidates import (
     why_this,
 )
 from maskrcnn_coco.advice.limits import Limit, bracket, describe, interval, judge, measure_limits, rising, settle
-from maskrcnn_coco.advice.quick_check import quick_check, try_rates
+from maskrcnn_coco.advice.quick_check import try_rates
 from maskrcnn_coco.advice.remembered import above, fingerprint, recall, remember
 from maskrcnn_coco.advice.trials import Lab
 from maskrcnn_coco.config.recipes import Resolved
@@ -39,7 +38,8 @@ from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.guard.early_warning import own_level
 from maskrcnn_coco.records import COMPONENTS
 from maskrcnn_coco.report.console import Console
-from maskrcnn_coco.training.start import open_session
+from maskrcnn_coco.training import start
+from maskrcnn_coco.training.start import check_rates, open_session
 from tests.conftest import ShapesFolder
 
 CURVES = {"backbone": 4.0, "rpn": 1.0, "box_head": 100.0, "mask_head": 20.0}
@@ -169,7 +169,7 @@ def test_lr_auto_takes_the_advice_and_keeps_what_was_given(
     monkeypatch.setattr(advise, "advise_run", measured)
     wanted = config(tiny_shapes.root, tmp_path, lr="auto", head_lr_multiplier=3.0)
     session = open_session(wanted, model=small_model(), quiet=True)
-    session.close_tracker()
+    session.log.close()
     lr = session.schedule.lr
     assert lr == pytest.approx({"backbone": 0.0123, "rpn": 0.0123 * 1.5, "box_head": 0.0369, "mask_head": 0.0369})
     assert "lr: 0.0123" in (tmp_path / "run" / "config.yaml").read_text() and len(seen) == 1
@@ -248,8 +248,8 @@ def opened(out: Path, monkeypatch: pytest.MonkeyPatch, *, bad: tuple[int, ...] =
     monkeypatch.setattr(Lab, "step", lambda lab, step, step_of=Lab.step: spent.append(step) or step_of(lab, step))
     settings = config(None, out, epochs=epochs, batch_size=1, **changes)
     session = open_session(settings, model=small_model(classes=2), train_data=OwnData(10, bad=bad), quiet=True)
-    session.close_tracker()
-    return session, quick_check(session), len(spent)
+    session.log.close()
+    return session, check_rates(session), len(spent)
 
 
 def test_the_check_at_run_start_takes_a_hundredth_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -284,8 +284,8 @@ def test_limits_of_other_settings_are_not_taken(
 
 
 def test_limits_of_one_process_are_not_taken_for_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(quickcheck, "recall", lambda key: {"backbone": (1e-9, 1e-9, 1e-9)})
+    monkeypatch.setattr(start, "recall", lambda key: {"backbone": (1e-9, 1e-9, 1e-9)})
     session, found, _ = opened(tmp_path, monkeypatch, epochs=1)
     assert len(found) == 1
     session.ranks.world = 2
-    assert quick_check(session) == []
+    assert check_rates(session) == []

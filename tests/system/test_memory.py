@@ -81,7 +81,7 @@ def test_advice_halves_the_batch_until_it_fits(monkeypatch):
     out_of_memory_at(monkeypatch, lambda batch, step: len(batch.images) > 1)
     settings, said, ranks = Config(demo=True, epochs=2, device="cpu"), [], Ranks.start("cpu")
     data = open_data(settings)
-    resolved = resolve_run(settings, data, None, device=ranks.device, ranks=ranks)
+    resolved = resolve_run(settings, images=len(data.train), builtin=True, device=ranks.device, world=1)
     bench, fresh, settled = settle_what_fits(resolved, data, ranks, 1.0, said.append)
     assert (bench.config.batch_size, bench.config.accumulate, bench.given["accumulate"]) == (1, 4, 4)
     assert said[0] == "memory ran out at batch size 4: on with 2, accumulated 2 times" and len(said) == 2

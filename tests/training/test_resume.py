@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from runs import config
 from states import state_at
 from tiny_run import tiny_model
@@ -16,6 +17,7 @@ from maskrcnn_coco import train
 from maskrcnn_coco.checkpoint.store import load, save
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.records import Alarm
+from maskrcnn_coco.system.backends import use_libraries
 from maskrcnn_coco.training import loop as training
 from maskrcnn_coco.training.resume import find_together
 from maskrcnn_coco.training.rollback import reload
@@ -127,9 +129,15 @@ def test_what_was_decided_since_outlives_a_reload_from_disk(tiny_shapes, tmp_pat
     session.ring.clear()
     session.progress.incidents.append("0001")
     session.progress.lr_factors["rpn"] = 0.5
+    session.progress.eager_modules.append("backbone")
+    session.progress.libraries = False
+    session.model.get_submodule("backbone")._compiled_call_impl = object()
     session.leave_out([3], [], "0001")
     assert reload(session, Alarm("param_nonfinite", 4, 0, 4, "test")) == 4
-    session.close_tracker()
+    session.log.close()
     assert session.progress.incidents == ["0001"], "the next incident must not take its number"
     assert session.progress.lr_factors == {"rpn": 0.5}
     assert session.progress.quarantine == [{"id": 3, "incident": "0001"}] and session.plan.quarantined == [3]
+    assert session.progress.eager_modules == ["backbone"] and not session.progress.libraries
+    assert session.model.get_submodule("backbone")._compiled_call_impl is None and not torch.backends.cudnn.enabled
+    use_libraries(True)

@@ -1,0 +1,95 @@
+"""What a run writes down, now or, where the disk is full, at the next call: records, incidents, quarantine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from maskrcnn_coco.data.batch import Source
+from maskrcnn_coco.data.prepare import write_quarantine
+from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.evaluation.pictures import save_incident_images
+from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, StepRecord
+from maskrcnn_coco.report.console import Console
+from maskrcnn_coco.report.incident_files import write_incident
+from maskrcnn_coco.report.tracking import Tracker
+from maskrcnn_coco.training.progress import Progress
+
+Observer = Callable[[Any], None]
+
+
+@dataclass
+class RunLog:
+    """Files, observers and console of a run. Only the main process (``writes``) has files."""
+
+    folder: Path
+    console: Console
+    writes: bool
+    observers: Sequence[Observer] = ()
+    tracker: Tracker | None = None
+    incidents_due: list[Incident] = field(default_factory=list)
+    """Incidents whose files are still to be written."""
+    quarantine_due: bool = False
+
+    def open(self, resume_step: int | None = None, closed_epochs: int | None = None) -> None:
+        """Begin writing records; what was written from ``resume_step`` on is dropped."""
+        owed = b"" if self.tracker is None else self.tracker.take_owed()
+        self.close()
+        if self.writes:
+            closed = None if resume_step is None else closed_epochs
+            self.tracker = Tracker(self.folder, resume_step, closed, owed=owed, warn=self.console.warn)
+
+    def close(self) -> None:
+        """Flush and close the record files."""
+        if self.tracker is not None:
+            self.tracker.close()
+            self.tracker = None
+
+    def flush(self) -> None:
+        """Hand everything written so far to the system."""
+        if self.tracker is not None:
+            self.tracker.flush()
+
+    def record(self, record: StepRecord | EpochRecord | EvalRecord | Incident) -> None:
+        """One record to the files and to the caller's observers; they look and never change training."""
+        if self.tracker is not None:
+            match record:
+                case StepRecord():
+                    self.tracker.step(record)
+                case EpochRecord():
+                    self.tracker.epoch(record)
+                case EvalRecord():
+                    self.tracker.eval(record)
+                case Incident():
+                    self.tracker.incident(record)
+        for observer in self.observers:
+            observer(record)
+
+    def incident(self, incident: Incident, progress: Progress, source: Source) -> None:
+        """One incident, everywhere, in five lines on the console; ``source`` gives the pictures of its images."""
+        progress.incidents.append(incident.id)
+        self.console.incident(incident)
+        self.record(incident)
+        self.incidents_due.append(incident)
+        self.write_due(progress)
+        if self.writes:
+            try:
+                save_incident_images(self.folder, incident, source)
+            except (OSError, DataError) as e:
+                self.console.warn(f"the images of incident {incident.id} were not drawn: {e}")
+
+    def write_due(self, progress: Progress) -> None:
+        """Incident files and ``quarantine.json``, now or, where the disk is full, at the next call."""
+        if not self.writes:
+            return
+        try:
+            while self.incidents_due:
+                write_incident(self.folder / "incidents", self.incidents_due[0])
+                del self.incidents_due[0]
+            if self.quarantine_due:
+                write_quarantine(self.folder / "quarantine.json", progress.quarantine, progress.quarantine_annotations)
+                self.quarantine_due = False
+        except OSError as e:
+            self.console.warn(f"{self.folder} cannot be written ({e}); incidents wait in memory, the run goes on")
