@@ -15,6 +15,7 @@ from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 from maskrcnn_coco.data.masks import encode_rle
+from maskrcnn_coco.system.exact_boxes import exact_boxes
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _RAW = "masks_of_boxes"
@@ -47,7 +48,7 @@ def infer(
     # no_grad, not inference_mode: tensors that a model caches here (anchors) must stay usable in training.
     half = torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
     with torch.no_grad(), evaluating(model), _masks_of_boxes(model), half:
-        outputs = model([i.image.to(device) for i in images])
+        outputs = exact_boxes(model)([i.image.to(device) for i in images])
     return [_prediction(image, output) for image, output in zip(images, outputs, strict=True)]
 
 

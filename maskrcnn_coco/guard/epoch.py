@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from maskrcnn_coco.guard.guard import Guard
+from maskrcnn_coco.system.exact_boxes import exact_boxes
 
 
 def train_one_epoch(
@@ -25,7 +26,7 @@ def train_one_epoch(
     Args:
         model: a torchvision detector, or any module that returns a dict of losses for ``model(images, targets)``.
         loader: yields ``(images, targets)`` as torchvision's reference collate function does.
-        scaler: a GradScaler; the forward pass then runs under fp16 autocast.
+        scaler: a GradScaler; the forward pass then runs under fp16 autocast, boxes in float32 (`exact_boxes`).
         max_grad_norm: clip to this 2-norm after unscaling; 0 is off.
 
     Returns:
@@ -43,7 +44,7 @@ def train_one_epoch(
         images = [image.to(device, non_blocking=True) for image in images]
         targets = [{k: _sent(v, device) for k, v in t.items()} for t in targets]
         with torch.autocast(device.type, dtype=torch.float16, enabled=scaler is not None and scaler.is_enabled()):
-            return model(images, targets)
+            return exact_boxes(model)(images, targets)
 
     total, applied = 0.0, 0
     for step, batch in enumerate(loader):

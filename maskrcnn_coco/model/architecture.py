@@ -11,12 +11,13 @@ from torch import nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, RPNHead, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.model.predictors import Float32Predictor, Float32RPNHead
+from maskrcnn_coco.model.predictors import Float32Predictor
+from maskrcnn_coco.system.exact_boxes import exact_boxes
 
 NormLayer = Callable[[int], nn.Module]
 DEFAULT_FREEZE = 2
@@ -89,12 +90,12 @@ def assemble(
         box_head: nn.Module = FastRCNNConvFCHead((size.channels, 7, 7), [256] * 4, [size.box_width], norm_layer=norm)
     else:
         box_head = TwoMLPHead(size.channels * 7 * 7, size.box_width)
-    return MaskRCNN(
+    model = MaskRCNN(
         backbone,
         min_size=min_size,
         max_size=max_size,
         rpn_anchor_generator=anchors,
-        rpn_head=Float32RPNHead(size.channels, per_cell, conv_depth=2 if v2 else 1),
+        rpn_head=RPNHead(size.channels, per_cell, conv_depth=2 if v2 else 1),
         rpn_batch_size_per_image=size.rpn_batch,
         rpn_pre_nms_top_n_train=size.proposals_train[0],
         rpn_post_nms_top_n_train=size.proposals_train[1],
@@ -109,6 +110,8 @@ def assemble(
         mask_head=MaskRCNNHeads(size.channels, list(size.mask_layers), 1, norm_layer=norm),
         mask_predictor=MaskRCNNPredictor(size.mask_layers[-1], size.mask_width, num_classes),
     )
+    exact_boxes(model)
+    return model
 
 
 def _backbone(name: str, channels: int, norm: NormLayer, fpn_norm: NormLayer | None) -> BackboneWithFPN:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from maskrcnn_coco.system.exact_boxes import exact_boxes
 from maskrcnn_coco.system.precision import autocast
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class Forward:
     """``forward(batch)`` for the guard: counts micro-batches itself, seeds torch before each.
 
     torchvision's RPN and RoI samplers draw from torch's global generator; seeding it from a counter makes every step
-    repeatable on its own, without saved generator states.
+    repeatable on its own, without saved generator states. Boxes stay float32 in every precision (`exact_boxes`), for a
+    model of the caller's as well.
     """
 
     def __init__(self, model: nn.Module, *, device: torch.device, precision: str, seed: int, rank: int = 0) -> None:
@@ -59,5 +61,5 @@ class Forward:
             # Our own data sets resize (multi-scale) themselves; torchvision's transform then only normalises and pads.
             transform._skip_resize = batch.resized
         with autocast(precision or self.precision, self.device):
-            losses = model(batch.images, batch.targets)
+            losses = exact_boxes(model)(batch.images, batch.targets)
         return {name: value.float() for name, value in losses.items()}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.system.exact_boxes import in_float32
 
 Precision = Literal["fp32", "fp16", "bf16"]
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -90,7 +91,7 @@ def keep_fp32(model: nn.Module, module_name: str) -> None:
 
     def forward(*args, **kwargs):
         with torch.autocast(device_type=_device_type(module), enabled=False):
-            return inner(*[_float(a) for a in args], **{k: _float(v) for k, v in kwargs.items()})
+            return inner(*[in_float32(a) for a in args], **{k: in_float32(v) for k, v in kwargs.items()})
 
     module.forward = forward
     module._kept_fp32 = True  # type: ignore[assignment]
@@ -99,13 +100,3 @@ def keep_fp32(model: nn.Module, module_name: str) -> None:
 def _device_type(module: nn.Module) -> str:
     parameter = next(module.parameters(), None)
     return "cpu" if parameter is None else parameter.device.type
-
-
-def _float(value):
-    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
-        return value.float()
-    if isinstance(value, dict):
-        return type(value)((k, _float(v)) for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return type(value)(_float(v) for v in value)
-    return value
