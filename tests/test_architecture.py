@@ -31,7 +31,7 @@ TABLE: dict[str, set[str] | None] = {
     "model": {"replay", "checkpoint", "data", "config", "system"},
     "diagnosis": {"replay", "system"},
     "replay": {"guard", "system"},
-    "guard": {"distributed"},
+    "guard": {"distributed", "system"},
     "checkpoint": {"system"},
     "data": {"config", "distributed", "system"},
     "config": {"system"},
