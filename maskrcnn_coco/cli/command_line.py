@@ -133,6 +133,8 @@ class PredictArgs(msgspec.Struct, frozen=True, kw_only=True):
     """Folder for the drawn images and results.json."""
     score: float = 0.5
     """Draw detections of at least this score."""
+    coco: str | None = None
+    """A COCO json that lists the images: results take its image ids and its category ids."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     json: bool = False

@@ -12,8 +12,9 @@ from maskrcnn_coco.data.builtin_shapes import write_shapes
 from maskrcnn_coco.data.coco.table import CocoTable, load_coco
 from maskrcnn_coco.data.layouts import find_data
 from maskrcnn_coco.data.prepare import shapes_folder
+from maskrcnn_coco.evaluation.classes import in_labels_of
 from maskrcnn_coco.evaluation.evaluate import EvalResult, evaluate_model
-from maskrcnn_coco.model.build import load_for_inference
+from maskrcnn_coco.model.build import classes_in, load_for_inference
 from maskrcnn_coco.records import to_json
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system.files import write_text
@@ -49,9 +50,12 @@ def evaluate_checkpoint(
     console = Console(json_mode=json_mode)
     table = evaluation_table(data, images)
     where = pick_device(device)
-    model, _ = load_for_inference(checkpoint, num_classes=table.num_classes)
+    model, contents = load_for_inference(checkpoint)
+    source, notes = in_labels_of(table, contents, classes_in(model), checkpoint)
+    for sentence in notes:
+        console.note(sentence)
     model.to(where)
-    result = evaluate_model(model, table, device=where, precision=resolve_amp("auto", where))
+    result = evaluate_model(model, source, device=where, precision=resolve_amp("auto", where))
     if out is not None:
         write_text(Path(out), to_json(result.detections))
     for sentence in result.left_out:
@@ -80,7 +84,10 @@ def _print(console: Console, table: CocoTable, result: EvalResult) -> None:
     names = ["bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50", "objects"]
     shown = [n for n in names if any(n in figures for figures in result.per_class.values())]
     cells = [
-        [name, *(f"{figures[n]:.3f}" if n != "objects" else f"{figures[n]:.0f}" for n in shown if n in figures)]
-        for name, figures in result.per_class.items()
+        [name, *(_cell(n, figures[n]) for n in shown if n in figures)] for name, figures in result.per_class.items()
     ]
     console.table("per class", cells, ["class", *shown])
+
+
+def _cell(name: str, value: float) -> str:
+    return f"{value:.0f}" if name == "objects" else f"{value:.3f}" if value >= 0 else "-"

@@ -1,4 +1,4 @@
-"""."""
+"""``predict``: drawn predictions and COCO results, in the data's own ids."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ import sys
 from pathlib import Path
 
 from maskrcnn_coco.cli.evaluate import pick_device
+from maskrcnn_coco.data.classes import named_classes
+from maskrcnn_coco.data.coco.table import load_coco
+from maskrcnn_coco.evaluation.ids import result_ids
 from maskrcnn_coco.evaluation.predict import image_paths, predict_images
-from maskrcnn_coco.model.build import load_for_inference
+from maskrcnn_coco.model.build import classes_in, load_for_inference
 from maskrcnn_coco.records import to_json
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system.precision import resolve_amp
 
 
 def predict_checkpoint(
-    checkpoint: Path, images: list[Path], out: Path, *, score: float, device: str, json_mode: bool
+    checkpoint: Path,
+    images: list[Path],
+    out: Path,
+    *,
+    score: float,
+    device: str,
+    json_mode: bool,
+    coco: Path | None = None,
 ) -> int:
     """``maskrcnn-coco predict``: draws and writes COCO results; returns the exit code."""
     console = Console(json_mode=json_mode)
@@ -22,12 +32,21 @@ def predict_checkpoint(
     paths = image_paths(images)
     model, contents = load_for_inference(checkpoint)
     model.to(where)
-    classes = contents.get("classes")
-    count = int(model.state_dict()["roi_heads.box_predictor.cls_score.weight"].shape[0])
-    names = [str(c) for c in classes] if isinstance(classes, (list, tuple)) else [f"class {i}" for i in range(count)]
+    classes = named_classes(contents, classes_in(model))
+    ids = result_ids(paths, classes, None if coco is None else load_coco(coco, coco.parent))
+    for sentence in ids.notes:
+        console.note(sentence)
     out.mkdir(parents=True, exist_ok=True)
     result = predict_images(
-        model, paths, out, names, device=where, precision=resolve_amp("auto", where), min_score=score
+        model,
+        paths,
+        out,
+        ("background", *classes.names),
+        device=where,
+        precision=resolve_amp("auto", where),
+        min_score=score,
+        category_ids=ids.categories,
+        image_ids=ids.images,
     )
     for sentence in result.failed:
         console.warn(sentence)

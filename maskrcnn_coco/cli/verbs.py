@@ -143,6 +143,7 @@ def predict(args: Any, words: Sequence[str]) -> int:
         score=args.score,
         device=args.device,
         json_mode=args.json,
+        coco=None if args.coco is None else Path(args.coco),
     )
 
 

@@ -48,6 +48,13 @@ class RunData:
         images = self.train if self.train is not None else own
         return (0 if images is None else len(images)) - len(self.bad_images)
 
+    @property
+    def category_ids(self) -> list[int]:
+        """The data's category id of each label, from 1; the labels themselves for a data set of your own."""
+        if self.train is None:
+            return list(range(1, len(self.class_names)))
+        return [c.id for c in self.train.categories]
+
 
 def shapes_folder() -> Path:
     """Where the built-in shapes are drawn once: the user's cache folder."""

@@ -27,6 +27,7 @@ class EvalResult:
         metrics: ``bbox/AP`` … ``segm/ARl``: the twelve COCO numbers of each kind, 0..1, -1 where undefined.
         per_class: class name → ``bbox/AP``, ``bbox/AP50``, ``segm/AP``, ``segm/AP50``, and ``objects``, their number.
         detections: COCO results with the data set's image and category ids; boxes xywh and masks (RLE) in pixels.
+            Without those of classes that the data set does not list: they have no id there, and COCO counts none.
         truth, found: ground truth and results as scored, with rows for image ids and labels for category ids.
         left_out: images and annotations that could not be used, one sentence each.
         seconds, seconds_metrics: wall time of the whole, and of the metric part.
@@ -215,8 +216,11 @@ def _with_users_ids(results: list[dict[str, Any]], images: list[dict[str, Any]],
     ids = {i["id"]: i["image_id"] for i in images}
     if len(set(ids.values())) != len(ids):  # a data set whose images share an id: the row is the only name left
         ids = {row: row for row in ids}
-    categories = dict(enumerate(data.category_ids, 1)) if data.category_ids is not None else {}
+    if data.category_ids is None:
+        return [r | {"image_id": ids[r["image_id"]]} for r in results]
+    categories = dict(enumerate(data.category_ids, 1))
     return [
-        r | {"image_id": ids[r["image_id"]], "category_id": categories.get(r["category_id"], r["category_id"])}
+        r | {"image_id": ids[r["image_id"]], "category_id": category}
         for r in results
+        if (category := categories.get(r["category_id"], r["category_id"])) is not None
     ]

@@ -34,10 +34,13 @@ class Example:
 
 
 class EvalSet(Protocol):
-    """Images by row; ``names``: class names from label 1 on, None where unknown; ``category_ids`` likewise."""
+    """Images by row; ``names``: class names from label 1 on, None where unknown; ``category_ids`` likewise.
+
+    A category id that is None: the data does not list that class of the model.
+    """
 
     names: list[str] | None
-    category_ids: list[int] | None
+    category_ids: Sequence[int | None] | None
     threads: int
 
     def __len__(self) -> int: ...
@@ -55,9 +58,11 @@ def as_eval_set(source: Any, class_names: Sequence[str] | None = None) -> EvalSe
     """The rows of a `CocoTable`, of a data set that holds one as ``.table``, or of any map-style data set.
 
     Args:
-        source: the validation data.
+        source: the validation data; an `EvalSet` of this file stays as it is.
         class_names: ("background", first class, …) for a data set of your own.
     """
+    if isinstance(source, (TableSet, UserSet)):
+        return source
     if isinstance(source, CocoTable):
         return TableSet(source)
     table = getattr(source, "table", None)
@@ -67,14 +72,19 @@ def as_eval_set(source: Any, class_names: Sequence[str] | None = None) -> EvalSe
 
 
 class TableSet:
-    """A COCO table: images as stored, annotations as in the file."""
+    """A COCO table: images as stored, annotations as in the file.
+
+    Args:
+        table: the annotations.
+        category_ids: what results call each label, from 1; default: the ids of the table's categories.
+    """
 
     threads = 2
 
-    def __init__(self, table: CocoTable) -> None:
+    def __init__(self, table: CocoTable, category_ids: Sequence[int | None] | None = None) -> None:
         self.table = table
         self.names: list[str] | None = list(table.class_names[1:])
-        self.category_ids: list[int] | None = [c.id for c in table.categories]
+        self.category_ids: Sequence[int | None] | None = category_ids or [c.id for c in table.categories]
 
     def __len__(self) -> int:
         return len(self.table)
@@ -114,7 +124,7 @@ class UserSet:
         self.dataset = dataset
         names = class_names or getattr(dataset, "class_names", None)
         self.names: list[str] | None = list(names[1:]) if names else None
-        self.category_ids: list[int] | None = list(range(1, len(names))) if names else None
+        self.category_ids: Sequence[int | None] | None = list(range(1, len(names))) if names else None
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -215,6 +215,11 @@ def load_for_inference(
     return model, {k: v for k, v in contents.items() if k not in state}
 
 
+def classes_in(model: nn.Module) -> int:
+    """The number of classes, with background, that a detector of this project tells apart."""
+    return int(model.state_dict()["roi_heads.box_predictor.cls_score.weight"].shape[0])
+
+
 def set_sampler(model: nn.Module, proposals: int | None) -> None:
     """Train the heads on ``proposals`` of each image; None, or a model without torchvision's sampler: as it is."""
     sampler = getattr(getattr(model, "roi_heads", None), "fg_bg_sampler", None)

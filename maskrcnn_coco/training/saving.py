@@ -23,6 +23,7 @@ def state_of(session: Session) -> dict[str, Any]:
         "loop": {**session.progress.plain(), "epoch": session.epoch_of(session.progress.step)},
         "config": msgspec.to_builtins(session.config),
         "classes": list(session.data.class_names),
+        "category_ids": session.data.category_ids,
         "quick": session.quick,
         "environment": environment.fingerprint(session.ranks.world, device=session.device),
     }

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from maskrcnn_coco.data.classes import Classes, match_classes
 from maskrcnn_coco.data.coco.entries import AnnotationEntry, CategoryEntry, Entries, ImageEntry, Problem
 from maskrcnn_coco.data.coco.file import SHAPE, read_text
 from maskrcnn_coco.data.coco.parse import parse
@@ -181,20 +182,21 @@ class CocoTable:
         """This table with the labels of another one's ``categories``, matched by name: a validation set's labels.
 
         Raises:
-            DataError: an annotated category is not among ``categories``.
+            DataError: an annotated category is not among ``categories``, or its name stands for several of them.
         """
-        label_of = {c.name: n for n, c in enumerate(categories, 1)}
-        strange = [
-            c.name for n, c in enumerate(self.categories, 1) if c.name not in label_of and np.any(self.labels == n)
-        ]
-        if strange:
+        used = np.unique(self.labels[self.labels > 0]).tolist()
+        match = match_classes(Classes.of(self.categories), Classes.of(categories), used)
+        if match.unknown or match.repeated:
+            why = (
+                "that the training data does not have" if match.unknown else "whose name it uses twice, with other ids"
+            )
             raise DataError(
-                f"{self.json_path} has annotations of categories that the training data does not have",
-                got=clean(", ".join(strange)),
+                f"{self.json_path} has annotations of categories {why}",
+                got=clean(", ".join(match.unknown or match.repeated)),
                 expected=clean(", ".join(c.name for c in categories)),
                 fix="use the same category names in both files",
             )
-        table = np.array([0, *(label_of.get(c.name, 0) for c in self.categories)], np.int64)
+        table = np.array([0, *match.labels], np.int64)
         return replace(self, labels=table[self.labels], categories=categories)
 
 
