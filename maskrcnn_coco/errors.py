@@ -53,11 +53,3 @@ class CheckpointError(MaskRCNNError):
     """A checkpoint that cannot be used, or none that can (exit code 5)."""
 
     exit_code = 5
-
-
-class Interrupted(MaskRCNNError):
-    """Ctrl-C or SIGTERM, after the checkpoint was saved (exit code 130 or 143)."""
-
-    def __init__(self, what: str, *, signal_number: int, fix: str | None = None) -> None:
-        self.exit_code = 128 + signal_number
-        super().__init__(what, fix=fix)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskrcnn_coco.advice.trials import Lab, State
 
@@ -116,33 +116,3 @@ def critical_lr(
         return line_search(loss_at, start, max_forwards=max_forwards)
     finally:
         lab.load(state)
-
-
-def top_eigenvalue(
-    loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter], *, iterations: int = 20, seed: int = 0
-) -> tuple[float, float]:
-    """Largest absolute Hessian eigenvalue by power iteration with exact products, and the last relative change.
-
-    Args:
-        loss: builds the scalar loss anew or returns one graph; called once.
-        parameters: those the Hessian is taken over; the graph to them must be twice differentiable.
-    """
-    gradients = torch.autograd.grad(loss(), list(parameters), create_graph=True, allow_unused=True)
-    used = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None and g.requires_grad]
-    wanted = [p for p, _ in used]
-    flat = torch.cat([g.reshape(-1) for _, g in used])
-    generator = torch.Generator().manual_seed(seed)
-    vector = torch.randn(flat.numel(), generator=generator).to(flat)
-    vector /= vector.norm()
-    value, change = 0.0, math.inf
-    for _ in range(iterations):
-        product = torch.autograd.grad(flat @ vector, wanted, retain_graph=True, allow_unused=True)
-        parts = [torch.zeros_like(p) if h is None else h for p, h in zip(wanted, product, strict=True)]
-        image = torch.cat([h.reshape(-1) for h in parts])
-        new, norm = float(vector @ image), float(image.norm())
-        change = abs(new - value) / max(abs(new), 1e-30)
-        value = new
-        if norm == 0.0:
-            break
-        vector = image / norm
-    return abs(value), change

@@ -46,11 +46,6 @@ class Skipped(NamedTuple):
         return f"{self.path.name}: {self.reason}"
 
 
-def epoch_name(number: int) -> str:
-    """The file name of the checkpoint after epoch ``number`` (1-based)."""
-    return f"epoch_{number:03d}.pth"
-
-
 def save(path: str | Path, state: dict[str, Any], *, names: tuple[str, ...] | None = None, serial: int = 0) -> None:
     """Write ``state`` to ``path``: whole or not at all, read back before it takes the place of an older file.
 

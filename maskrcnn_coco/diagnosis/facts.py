@@ -165,7 +165,6 @@ class Facts:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     guilty_images: list[int] | None = None
     guilty_annotations: list[int] = field(default_factory=list)
-    guilty_micro: list[int] = field(default_factory=list)
     location: Location | None = None
     fp32_modules: list[str] = field(default_factory=list)
     eager_modules: list[str] = field(default_factory=list)

@@ -16,7 +16,7 @@ from maskrcnn_coco.errors import CheckpointError, DataError
 from maskrcnn_coco.records import Action, Culprit, Evidence, Incident
 from maskrcnn_coco.replay.case import Rig
 from maskrcnn_coco.replay.replay import Replay
-from maskrcnn_coco.report.incident_files import incident_text, read_incidents, set_aside, write_incident
+from maskrcnn_coco.report.incident_files import read_incidents, set_aside, write_incident
 from maskrcnn_coco.training.case_file import load_case, save_case
 
 
@@ -53,29 +53,6 @@ def test_a_damaged_incident_names_its_file(tmp_path):
     (tmp_path / "0002.json").write_text("{")
     with pytest.raises(DataError, match=r"0002\.json"):
         read_incidents(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "action",
-    [
-        Action("skip"),
-        Action("rollback", {"to_step": 30}),
-        Action("quarantine", {"image_ids": [17]}),
-        Action("lower_lr", {"component": "box_head", "components": ["box_head"], "factor": 0.3, "to_step": 30}),
-        Action("precision", {"module": "backbone", "dtype": "fp32"}),
-        Action("precision", {"loss_scale": 4096.0}),
-        Action("reload", {"checkpoint": None}),
-        Action("stop", {"why": "budget spent"}),
-    ],
-)
-def test_five_lines_cause_first_then_proof_action_command(action: Action):
-    lines = incident_text(incident("LR_TOO_HIGH", action))
-    assert len(lines) == 5
-    assert "LR_TOO_HIGH" in lines[0] and "box_head" in lines[0] and "step 41" in lines[0]
-    assert "weights of step 30" in lines[1]
-    assert lines[2].startswith("  done: ") and len(lines[2]) > 12
-    assert "--head-lr-multiplier 3.0" in lines[3]
-    assert "explain LR_TOO_HIGH" in lines[4]
 
 
 def rig_of(settings) -> Rig:
