@@ -16,8 +16,7 @@ install: $(STAMP)
 train: $(STAMP)
 	$(BIN)/python maskrcnn_coco/main_mlops.py --demo
 
-test: $(STAMP)
-	$(BIN)/ruff check .
+test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(STAMP)
