@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,9 +10,14 @@ from typing import Any, Literal
 
 import msgspec
 
-from maskrcnn_coco.cli.flags import readable
-from maskrcnn_coco.config.settings import Config, load_config
+from maskrcnn_coco import __version__
+from maskrcnn_coco.cli.flags import read_flags
+from maskrcnn_coco.cli.help_page import help_page
+from maskrcnn_coco.config.settings import Config, flag, given, load_config
 from maskrcnn_coco.errors import ConfigError, MaskRCNNError
+from maskrcnn_coco.records import to_json
+from maskrcnn_coco.system.streams import outliving_streams
+from maskrcnn_coco.wording import clean
 
 VERBS = {
     "train": "fine-tune on COCO-format data (no flags: the built-in shapes)",
@@ -174,97 +178,128 @@ def usage() -> str:
         "",
     ]
     lines += [f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()]
-    return "\n".join([*lines, "", "maskrcnn-coco VERB --help lists the flags of a verb."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "maskrcnn-coco VERB --help lists the flags of a verb, with examples.",
+        ]
+    )
 
 
 def parse(verb: str, argv: Sequence[str]) -> tuple[Any, list[str]]:
-    """The settings of ``verb`` and its positional arguments.
+    """The settings of ``verb`` and its positional arguments; a settings file comes after flags.
 
     Raises:
-        ConfigError: unusable settings file. SystemExit(2) with tyro's hint on an unknown flag.
+        ConfigError: an unusable settings file, unknown flags, values that do not fit, a required flag that is missing.
     """
-    import tyro
-
     kind, positional = ARGUMENTS[verb]
-    flags, paths = _separate(argv, kind) if positional else (list(argv), [])
-    file = _value_of("--config", argv) if issubclass(kind, Config) else None
-    given = {} if file is None else msgspec.structs.asdict(load_config(file))
-    args = tyro.cli(
-        readable(kind, given),
-        prog=f"maskrcnn-coco {verb} {positional}".strip(),
-        args=flags,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    return args, paths
+    given_now, words = read_flags(kind, argv, words=bool(positional))
+    fields = {**_from_file(kind, given_now.get("config")), **given_now}
+    missing = [f.name for f in msgspec.structs.fields(kind) if f.required and f.name not in fields]
+    if missing:
+        raise ConfigError(f"{verb} needs {', '.join(map(flag, missing))}", fix=f"maskrcnn-coco {verb} --help")
+    return kind(**fields), words
 
 
-def _value_of(flag: str, argv: Sequence[str]) -> str | None:
-    for i, word in enumerate(argv):
-        if word == flag and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(flag + "="):
-            return word.partition("=")[2]
-    return None
-
-
-def _separate(argv: Sequence[str], kind: type) -> tuple[list[str], list[str]]:
-    """Flags with their values, and the rest: positional words may stand before or after flags."""
-    switches = {f.replace("_", "-") for f, t in kind.__annotations__.items() if t in (bool, "bool")} | {"json", "debug"}
-    flags: list[str] = []
-    words: list[str] = []
-    queue = list(argv)
-    while queue:
-        word = queue.pop(0)
-        if not word.startswith("--") and word != "-h":
-            words.append(word)
-            continue
-        flags.append(word)
-        name = word.lstrip("-").replace("_", "-")
-        if "=" not in word and name not in switches | {"h", "help"} and queue:
-            flags.append(queue.pop(0))
-    return flags, words
+def _from_file(kind: type, path: str | None) -> dict[str, Any]:
+    if path is None or not issubclass(kind, Config):
+        return {}
+    config = load_config(path)
+    return {name: getattr(config, name) for name in given(config)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code; errors go to stderr, without a traceback unless --debug."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0
-    verb = argv[0]
-    debug = "--debug" in argv
-    try:
-        if verb not in VERBS:
-            near = difflib.get_close_matches(verb, VERBS, 1, 0.5)
-            raise ConfigError(
-                f"unknown verb {verb!r}" + (f"; did you mean {near[0]}?" if near else ""), fix="maskrcnn-coco --help"
-            )
-        args, words = parse(verb, argv[1:])
-        from maskrcnn_coco.cli import verbs
+    """Run one command line and return its exit code; errors go to stderr, without a traceback unless --debug.
 
-        return getattr(verbs, verb)(args, words)
+    With ``--json`` an error is also the one object on stdout. A stream that dies changes no exit code.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    with outliving_streams():
+        if "--debug" in argv:
+            return _run(argv)
+        try:
+            return _run(argv)
+        except Exception as e:
+            problem = as_error(e)
+            _say(problem, json_mode="--json" in argv)
+            return problem.exit_code
+
+
+def _run(argv: list[str]) -> int:
+    try:
+        return _answer(argv)
     except MaskRCNNError as e:
-        if debug:
+        if "--debug" in argv:
             traceback.print_exc()
-        print(f"error: {e.render()}", file=sys.stderr)
+        _say(e, json_mode="--json" in argv)
         return e.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # `maskrcnn-coco … | head`: the reader has what it wanted.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else 2
-    except Exception as e:
-        if debug:
-            raise
-        print(
-            f"error: {type(e).__name__}: {e}\n  what to do: run again with --debug and report the traceback",
-            file=sys.stderr,
+
+
+def _answer(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        print(f"maskrcnn-coco {__version__}")
+        return 0
+    verb, flags = argv[0], argv[1:]
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, 1, 0.5)
+        hint = f"; did you mean {near[0]}?" if near else "; a verb comes first" if verb.startswith("-") else ""
+        raise ConfigError(f"unknown verb {verb!r}{hint}", fix="maskrcnn-coco --help")
+    if {"-h", "--help"} & set(flags):
+        kind, positional = ARGUMENTS[verb]
+        print(help_page(verb, kind, positional, _from_file(kind, _value_of("--config", flags))))
+        return 0
+    args, words = parse(verb, flags)
+    from maskrcnn_coco.cli import verbs
+
+    return getattr(verbs, verb)(args, words)
+
+
+def _value_of(name: str, argv: Sequence[str]) -> str | None:
+    for i, word in enumerate(argv):
+        if word == name and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(name + "="):
+            return word.partition("=")[2]
+    return None
+
+
+def as_error(error: Exception) -> MaskRCNNError:
+    """What a stranger's error says to a user: what the machine refused (exit 2), or a fault of ours (exit 1)."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        paths = " → ".join(str(p) for p in (error.filename, error.filename2) if p is not None)
+        return ConfigError(
+            f"{paths or 'a file'}: {error.strerror}", fix="check the path, its permissions and the free space"
         )
-        return 1
+    if isinstance(error, UnicodeError):
+        return ConfigError(
+            "a name or a text that is not valid UTF-8", got=str(error)[:200], fix="rename the file, or set PYTHONUTF8=1"
+        )
+    if isinstance(error, MemoryError):
+        return ConfigError("memory ran out", fix="smaller images or batches, fewer workers, or a larger machine")
+    what = f"{type(error).__name__}: {error}"
+    return MaskRCNNError(what, fix="run again with --debug and report the traceback")
+
+
+def _say(error: MaskRCNNError, *, json_mode: bool) -> None:
+    """The error on stderr; with ``--json`` also as the object that stdout was to hold."""
+    print(f"error: {clean_lines(error.render())}", file=sys.stderr)
+    if json_mode:
+        parts = {"what": error.what, "got": error.got, "expected": error.expected, "fix": error.fix}
+        print(to_json({"status": "error", "exit_code": error.exit_code, "error": parts}))
+
+
+def clean_lines(text: str) -> str:
+    """``text`` without what a terminal would obey; its lines stay."""
+    return "\n".join(clean(line) for line in text.splitlines())
 
 
 def entry() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from maskrcnn_coco.config.settings import Config, dump_config, validate
+from maskrcnn_coco.config.settings import Config, dump_config, given, validate
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.records import to_json
 from maskrcnn_coco.system.garbage import without_garbage_collection
@@ -19,9 +19,8 @@ def emit(value: Any) -> None:
 
 
 def as_config(args: Any) -> Config:
-    """The Config inside a verb's arguments, validated."""
-    fields = {name: getattr(args, name) for name in Config.__struct_fields__}
-    config = Config(**fields)
+    """The Config inside a verb's arguments, validated; what was not given there is not given in it."""
+    config = Config(**{name: getattr(args, name) for name in Config.__struct_fields__ if name in given(args)})
     validate(config)
     return config
 

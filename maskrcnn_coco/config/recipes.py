@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from maskrcnn_coco.config.settings import Config, flag
+from maskrcnn_coco.config.settings import Config, flag, given
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.records import COMPONENTS
 
@@ -102,7 +102,7 @@ def resolve(config: Config, *, num_images: int, builtin: bool = False, device: s
     size = f"recipe: {recipe.name} ({num_images})"
     values = _defaults(config, recipe, size, num_images=num_images, builtin=builtin, device=device, world=world)
     filled: dict[str, object] = {}
-    reasons = {name: "given" for name in Config.__struct_fields__ if _given(config, name)}
+    reasons = dict.fromkeys(sorted(given(config)), "given")
     for name, (value, reason) in values.items():
         if getattr(config, name) is None:
             filled[name] = value
@@ -120,10 +120,6 @@ def resolve(config: Config, *, num_images: int, builtin: bool = False, device: s
             else f"{world} processes make the batch {world} times larger"
         )
     return Resolved(resolved, reasons, warnings)
-
-
-def _given(config: Config, name: str) -> bool:
-    return getattr(config, name) != getattr(Config(), name)
 
 
 def _defaults(c: Config, recipe: Recipe, size: str, *, num_images: int, builtin: bool, device: str, world: int):

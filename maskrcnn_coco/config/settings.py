@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -24,10 +25,19 @@ MODELS = (
 )
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Remembers(type(msgspec.Struct)):
+    """Structs that know which fields their caller gave: ``Config(max_grad_norm=10.0)`` is not ``Config()``."""
+
+    def __call__(cls, *args: Any, **fields: Any) -> Any:
+        made = super().__call__(*args, **fields)
+        return _mark(made, fields)
+
+
+class Config(msgspec.Struct, metaclass=_Remembers, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """Fine-tune Mask R-CNN on COCO-format data; no run is lost to NaN.
 
     Flags that are not given come from the recipe for the data set's size; a flag given is never overridden.
+    A new field stands in the group of `GROUPS` that it belongs to: ``--help`` shows it there.
     """
 
     data: str | None = None
@@ -40,44 +50,62 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Folder of the validation images, where --val is a json file."""
     demo: bool = False
     """Use the built-in shapes data, and say so explicitly."""
+    quarantine: str | None = None
+    """A quarantine.json whose images and annotations are left out from the start."""
+    strict: bool = False
+    """Exit 3 on data errors instead of leaving those images out."""
+    num_classes: int | None = None
+    """Classes with background, for a data set of your own (Python only); otherwise read from the data."""
     lr: float | Literal["auto"] | None = None
     """Learning rate of the backbone; the other components are multiples of it. "auto": measured before the run."""
     head_lr_multiplier: float | None = None
     """Box and mask head learn at --lr times this."""
     rpn_lr_multiplier: float | None = None
     """The region proposal network learns at --lr times this (default 1)."""
+    lr_scaling: Literal["none", "linear"] = "none"
+    """linear: multiply --lr by the number of processes, and say so."""
+    warmup_steps: int | None = None
+    """Steps over which the learning rate rises linearly from a thousandth."""
     epochs: int | None = None
     """Passes over the training images."""
+    patience: int | None = None
+    """Stop after this many epochs without a better segm/AP. None: never."""
     batch_size: int | None = None
     """Images in one forward pass of one process."""
     accumulate: int = 1
     """Forward passes per optimizer step; the loss is divided by this."""
-    max_grad_norm: float = 10.0
-    """Clip the gradient to this 2-norm, after unscaling (0: off)."""
-    amp: Literal["auto", "off", "fp16", "bf16"] = "auto"
-    """Mixed precision. auto: bf16 where the device computes it natively, else fp16 on CUDA, else off."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Optimizer, fused where the device has it."""
     momentum: float = 0.9
     """SGD momentum; AdamW's beta1."""
     weight_decay: float | None = None
     """Weight decay, not applied to norms and biases (default 1e-4 for sgd, 0.05 for adamw)."""
-    warmup_steps: int | None = None
-    """Steps over which the learning rate rises linearly from a thousandth."""
+    max_grad_norm: float = 10.0
+    """Clip the gradient to this 2-norm, after unscaling (0: off)."""
+    amp: Literal["auto", "off", "fp16", "bf16"] = "auto"
+    """Mixed precision. auto: bf16 where the device computes it natively, else fp16 on CUDA, else off."""
     model: str | None = None
     """Architecture, by torchvision's name."""
     weights: str | None = None
     """coco, imagenet, none, or the path of a checkpoint of this project or of a torchvision detector."""
     backbone_weights: str | None = None
     """Path of weights for the backbone alone."""
+    freeze_stages: int | None = None
+    """Backbone stages, from the stem, whose weights stay as loaded (default by model and weights)."""
     min_size: int | None = None
     """Shorter image side after resizing, pixels."""
     max_size: int | None = None
     """Longest image side allowed after resizing, pixels."""
-    workers: int | None = None
-    """Loader processes."""
+    box_batch_size_per_image: int | None = None
+    """Proposals of an image that the box head is trained on (a quarter of them, at most, train the mask head)."""
+    box_detections_per_image: int | None = None
+    """Most detections kept for an image in evaluation."""
+    guard: Literal["recover", "stop", "observe", "off"] = "recover"
+    """recover: refuse, diagnose, repair and go on; stop: refuse and stop; observe: only report; off: a plain loop."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto."""
+    workers: int | None = None
+    """Loader processes."""
     seed: int = 0
     """Every random number of the run follows from this."""
     checkpoint_dir: str = "checkpoints"
@@ -88,24 +116,35 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Folder of TensorBoard events, records, incidents and the report."""
     resume: str = "none"
     """none, auto (the newest intact checkpoint of --checkpoint-dir), or the path of a checkpoint."""
-    patience: int | None = None
-    """Stop after this many epochs without a better segm/AP. None: never."""
-    guard: Literal["recover", "stop", "observe", "off"] = "recover"
-    """recover: refuse, diagnose, repair and go on; stop: refuse and stop; observe: only report; off: a plain loop."""
-    strict: bool = False
-    """Exit 3 on data errors instead of leaving those images out."""
-    quarantine: str | None = None
-    """A quarantine.json whose images and annotations are left out from the start."""
-    num_classes: int | None = None
-    """Classes with background, for a data set of your own (Python only); otherwise read from the data."""
-    lr_scaling: Literal["none", "linear"] = "none"
-    """linear: multiply --lr by the number of processes, and say so."""
-    freeze_stages: int | None = None
-    """Backbone stages, from the stem, whose weights stay as loaded (default by model and weights)."""
-    box_batch_size_per_image: int | None = None
-    """Proposals of an image that the box head is trained on (a quarter of them, at most, train the mask head)."""
-    box_detections_per_image: int | None = None
-    """Most detections kept for an image in evaluation."""
+
+
+GROUPS = {
+    "data": "Data",
+    "lr": "Learning rate and length",
+    "optimizer": "Optimizer",
+    "model": "Model",
+    "guard": "Guard",
+    "device": "Machine",
+    "checkpoint_dir": "Files",
+}
+"""The groups of ``--help``, by the first field of each: the fields below it in `Config` belong to it too."""
+
+
+def given(config: Config) -> frozenset[str]:
+    """The fields that were given: as keywords, as flags, or in a settings file; None is never given.
+
+    A Config made in another way (a copy with other values, one read from a checkpoint) does not know: there it is
+    what differs from the defaults.
+    """
+    known = vars(config).get("_given")
+    if known is None:
+        return frozenset(f.name for f in msgspec.structs.fields(type(config)) if getattr(config, f.name) != f.default)
+    return frozenset(n for n in known if getattr(config, n) is not None)
+
+
+def _mark(config: Any, names: Iterable[str]) -> Any:
+    msgspec.structs.force_setattr(config, "_given", frozenset(names))
+    return config
 
 
 def validate(config: Config) -> None:
@@ -202,7 +241,7 @@ def load_config(path: str | Path) -> Config:
     # YAML 1.1 reads 1e-3 (no dot) as a string; a person means a number.
     data = {k: _number(v) for k, v in data.items()}
     try:
-        return msgspec.convert(data, type=Config)
+        return _mark(msgspec.convert(data, type=Config), data)
     except msgspec.ValidationError as e:
         raise ConfigError(f"{path}: {e}", fix="--print-config shows the type of each setting") from e
 

@@ -6,11 +6,10 @@ Nothing here can stop a run: when the terminal or pipe is gone, the console fall
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -24,21 +23,13 @@ from rich.text import Text
 
 from maskrcnn_coco.config.settings import flag
 from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, Result, StepRecord
+from maskrcnn_coco.system.streams import unbreakable
 from maskrcnn_coco.wording import clean, count, duration, figure, incident_lines, lr_line, score, size
 
 _PLAIN_SECONDS = 15.0
 """Without a terminal, a progress line at most this often."""
 _TABLE_COLUMNS = 90
 """Narrower terminals get lines, which wrap better than cells."""
-
-
-class _Rich(RichConsole):
-    def on_broken_pipe(self) -> None:
-        # rich ends the process here; a training run must outlive `| head`. With the descriptor on the null device,
-        # Python's own flush at exit does not fail either.
-        self.quiet = True
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 class Console:
@@ -59,11 +50,8 @@ class Console:
         terminal: bool | None = None,
         width: int | None = None,
     ) -> None:
-        stream = file or (sys.stderr if json_mode else sys.stdout)
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="replace")  # a console that cannot show "·" shows "?" instead of failing
-        self.rich = _Rich(
+        stream = unbreakable(file or (sys.stderr if json_mode else sys.stdout))
+        self.rich = RichConsole(
             file=stream, force_terminal=terminal, width=width, highlight=False, markup=False, emoji=False, quiet=quiet
         )
         self.live = self.rich.is_terminal and not quiet
@@ -175,9 +163,8 @@ class Console:
         self._print(Text("\n".join(lines), style=style), soft_wrap=not self.live)
 
     def _print(self, what: RenderableType, *, soft_wrap: bool = False) -> None:
-        try:
-            self.rich.print(what, soft_wrap=soft_wrap)
-        except (OSError, ValueError):  # the reader of the pipe has gone, or the stream is closed
+        self.rich.print(what, soft_wrap=soft_wrap)
+        if getattr(self.rich.file, "dead", False):  # the reader of the pipe has gone, or the disk is full
             self.rich.quiet, self.live = True, False
 
 

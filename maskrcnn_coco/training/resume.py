@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from maskrcnn_coco.checkpoint.store import load, load_newest
-from maskrcnn_coco.config.settings import Config
+from maskrcnn_coco.config.settings import Config, given
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.records import StepRecord, record_from
@@ -136,9 +136,8 @@ def with_saved_settings(config: Config, state: dict[str, Any] | None) -> Config:
         saved = msgspec.convert(state["config"], type=Config, strict=False)
     except msgspec.ValidationError as e:
         raise CheckpointError(f"the settings in the checkpoint are not readable: {e}", fix="use --weights PATH") from e
-    plain = Config()
-    given = {n: getattr(config, n) for n in Config.__struct_fields__ if getattr(config, n) != getattr(plain, n)}
-    return msgspec.structs.replace(saved, **{**given, "resume": config.resume})
+    now = {n: getattr(config, n) for n in given(config)}
+    return msgspec.structs.replace(saved, **{**now, "resume": config.resume})
 
 
 def restore_run(session: Session, found: Found) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
+
+from maskrcnn_coco.system.streams import unbreakable
 
 if TYPE_CHECKING:
     from maskrcnn_coco.distributed.ranks import Ranks
@@ -15,7 +18,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """Remembers the first signal; the second Ctrl-C stops at once, with the last checkpoint intact.
+    """Remembers the first signal; the second stops at once, with the last checkpoint intact.
 
     Outside the main thread (a notebook's worker, a test) signals cannot be caught; then nothing is changed.
     """
@@ -50,7 +53,11 @@ class Interrupts:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
+            os.kill(os.getpid(), number)  # the default: the process ends here
             return
         self._seen = number
         name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        sys.stderr.write(f"\n{name}: finishing this step and saving a checkpoint; once more stops at once\n")
+        # `train 2>&1 | tee log`, Ctrl-C: the reader is gone before the handler speaks. It must not matter.
+        unbreakable(sys.stderr).write(
+            f"\n{name}: finishing this step and saving a checkpoint; once more stops at once\n"
+        )

@@ -1,10 +1,17 @@
 """Signals: remembered once, acted on at once the second time, restored afterwards."""
 
+import io
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
+from runs import config
+from tiny_run import tiny_model
 
+from maskrcnn_coco import train
+from maskrcnn_coco.checkpoint.store import load
 from maskrcnn_coco.training.signals import Interrupts
 
 
@@ -49,3 +56,39 @@ def test_a_signal_during_the_exchange_is_acted_on_at_the_next_one_not_lost_and_n
         assert interrupts.received == 0
         interrupts.agree(Two(hit=False))  # type: ignore[arg-type]
         assert interrupts.received == signal.SIGTERM
+
+
+def test_the_second_sigterm_stops_at_once():
+    code = "import os, signal, time\nfrom maskrcnn_coco.training.signals import Interrupts\n"
+    code += "with Interrupts():\n os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM)\n"
+    code += " time.sleep(20)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=10)
+    assert done.returncode == -signal.SIGTERM
+
+
+class Dead(io.StringIO):
+    """A stream whose reader has gone: `train 2>&1 | tee log` after Ctrl-C, or a full disk."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+    def flush(self) -> None:
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("dead", [("stderr",), ("stdout", "stderr"), ("stdout",)])
+def test_an_interruption_with_dead_streams_saves_and_says_so_in_the_exit_code(
+    dead, number, tiny_shapes, tmp_path, monkeypatch
+):
+    for name in dead:
+        monkeypatch.setattr(sys, name, Dead())
+
+    def interrupt(record):
+        if getattr(record, "kind", "step") == "step" and record.step == 1:
+            os.kill(os.getpid(), number)
+
+    result = train(config(tiny_shapes.root, tmp_path), model=tiny_model(), observers=[interrupt])
+    assert (result.status, result.exit_code) == ("interrupted", 128 + number)
+    assert load(tmp_path / "checkpoints" / "last.pth")["loop"]["step"] == 2
+    assert (tmp_path / "run" / "result.json").exists()
