@@ -37,6 +37,12 @@ _DECODE_ERRORS += (OverflowError, MemoryError, ZeroDivisionError, RuntimeError, 
 """What Pillow raises on damaged files, as its fuzzers found."""
 
 
+def is_thin(height: int, width: int, min_size: int, max_size: int) -> bool:
+    """Whether a side of an image is less than a pixel once it is resized for the model: nothing of it is left."""
+    short, long = min(height, width), max(height, width)
+    return short * min(min_size / short, max_size / long) < 1
+
+
 def read_image(root: str | Path, file_name: str) -> np.ndarray:
     """The image ``root``/``file_name`` as uint8 (H, W, 3) RGB, turned as its EXIF orientation says.
 

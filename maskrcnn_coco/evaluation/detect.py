@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
+from maskrcnn_coco.data.images import is_thin
 from maskrcnn_coco.data.masks import encode_rle
+from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.system.exact_boxes import exact_boxes
+from maskrcnn_coco.system.memory import ran_out
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _RAW = "masks_of_boxes"
@@ -50,6 +53,50 @@ def infer(
     with torch.no_grad(), evaluating(model), _masks_of_boxes(model), half:
         outputs = exact_boxes(model)([i.image.to(device) for i in images])
     return [_prediction(image, output) for image, output in zip(images, outputs, strict=True)]
+
+
+def infer_each(
+    model: nn.Module, images: Sequence[Sized], *, device: torch.device | str, precision: str = "fp32"
+) -> list[Prediction | DataError]:
+    """`infer`, where an image that the model cannot take costs that image alone: a DataError stands in its place.
+
+    Running out of memory is raised: it is the machine's fault, not the image's.
+    """
+    thin = [_too_thin(model, i) for i in images]
+    fit = [i for i, problem in zip(images, thin, strict=True) if problem is None]
+    found = iter(_inferred(model, fit, device, precision))
+    return [next(found) if problem is None else problem for problem in thin]
+
+
+def _inferred(
+    model: nn.Module, images: list[Sized], device: torch.device | str, precision: str
+) -> list[Prediction | DataError]:
+    if not images:
+        return []
+    try:
+        return list(infer(model, images, device=device, precision=precision))
+    except Exception as e:
+        if isinstance(e, MemoryError) or ran_out(e):
+            raise
+        if len(images) > 1:  # which of them was it?
+            return [found for i in images for found in _inferred(model, [i], device, precision)]
+        return [DataError(f"the model failed on it: {type(e).__name__}: {e}", fix="leave it out, or look at the model")]
+
+
+def _too_thin(model: nn.Module, image: Sized) -> DataError | None:
+    """Why torchvision's resizing leaves nothing of an image, if so: a side of 0 pixels."""
+    transform = getattr(model, "transform", None)
+    if not isinstance(transform, GeneralizedRCNNTransform):
+        return None
+    height, width = (int(n) for n in image.image.shape[-2:])
+    sizes: Any = transform.min_size  # a tuple, or one number: torchvision takes both
+    smallest = sizes[-1] if isinstance(sizes, (tuple, list)) else sizes
+    if not is_thin(height, width, smallest, transform.max_size):
+        return None
+    return DataError(
+        f"it is too thin: nothing is left of {width}×{height} pixels at a longest side of {transform.max_size}",
+        fix="cut it into pieces, or raise --max-size",
+    )
 
 
 @contextmanager

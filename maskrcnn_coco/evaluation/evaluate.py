@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from torch import nn
 
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.evaluation.detect import Prediction, infer
+from maskrcnn_coco.evaluation.detect import Prediction, infer_each
 from maskrcnn_coco.evaluation.ground_truth import EvalSet, Example, as_eval_set, check_label
 from maskrcnn_coco.evaluation.metrics import GroundTruth, IouType, coco_metrics, ground_truth
 
@@ -30,6 +31,7 @@ class EvalResult:
             Without those of classes that the data set does not list: they have no id there, and COCO counts none.
         truth, found: ground truth and results as scored, with rows for image ids and labels for category ids.
         left_out: images and annotations that could not be used, one sentence each.
+        notes: how images of a data set of one's own were converted to be read: a sentence for each kind.
         seconds, seconds_metrics: wall time of the whole, and of the metric part.
     """
 
@@ -39,6 +41,7 @@ class EvalResult:
     truth: GroundTruth
     found: list[dict[str, Any]]
     left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     images: int = 0
     seconds: float = 0.0
     seconds_metrics: float = 0.0
@@ -52,6 +55,7 @@ class Shard:
     annotations: list[dict[str, Any]] = field(default_factory=list)
     results: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
     masks: bool = False
 
 
@@ -78,7 +82,8 @@ def evaluate_model(
         progress: called with (images done, images to do) of this process.
 
     Raises:
-        DataError: the model predicts a class that the data does not have. Unreadable images are left out and named.
+        DataError: the model predicts a class that the data does not have, or no image can be evaluated. Single images
+            that cannot be read, or that the model cannot take, are left out and named.
     """
     began = time.perf_counter()
     data = as_eval_set(source, class_names)
@@ -105,8 +110,11 @@ def detect(
     """Run ``model`` over ``rows`` of ``data``; see `evaluate_model`."""
     shard, done = Shard(), 0
     for batch in _batches(data, data.order(rows), batch_size, shard):
-        for example, found in zip(batch, infer(model, batch, device=device, precision=precision), strict=True):
-            _keep(shard, example, found)
+        for example, found in zip(batch, infer_each(model, batch, device=device, precision=precision), strict=True):
+            if isinstance(found, DataError):
+                shard.left_out.append(f"{example.file_name}: {found.what}")
+            else:
+                _keep(shard, example, found)
         done += len(batch)
         if progress is not None:
             progress(done, len(rows))
@@ -163,6 +171,8 @@ def _keep(shard: Shard, example: Example, found: Prediction) -> None:
         {"id": example.row, "image_id": example.image_id, "height": example.height, "width": example.width}
     )
     shard.annotations += example.annotations
+    for note in dict.fromkeys(example.notes):
+        shard.notes[note] = shard.notes.get(note, 0) + 1
     shard.masks |= found.has_masks
     shard.results += found.results
     if found.dropped:
@@ -170,7 +180,14 @@ def _keep(shard: Shard, example: Example, found: Prediction) -> None:
 
 
 def score(shards: Sequence[Shard], data: EvalSet) -> EvalResult:
-    """COCO metrics of gathered shards."""
+    """COCO metrics of gathered shards.
+
+    Raises:
+        DataError: the model predicts a class that the data does not have, or no image at all could be evaluated.
+    """
+    left_out = [text for s in shards for text in s.left_out]
+    if left_out and not any(s.images for s in shards):
+        raise DataError(f"none of the {len(data)} images can be evaluated; the first: {left_out[0]}")
     images = sorted((i for s in shards for i in s.images), key=lambda i: i["id"])
     results = sorted((r for s in shards for r in s.results), key=lambda r: r["image_id"])
     annotations = [a for s in shards for a in s.annotations]
@@ -191,9 +208,25 @@ def score(shards: Sequence[Shard], data: EvalSet) -> EvalResult:
             per_class[labels[label]] |= {f"{kind}/{name}": value for name, value in values.items()}
     seconds = time.perf_counter() - began
     _count_objects(per_class, labels, truth)
-    left_out = [text for s in shards for text in s.left_out] + truth.left_out
     detections = _with_users_ids(results, images, data)
-    return EvalResult(metrics, per_class, detections, truth, results, left_out, len(images), seconds_metrics=seconds)
+    return EvalResult(
+        metrics,
+        per_class,
+        detections,
+        truth,
+        results,
+        left_out + truth.left_out,
+        _said(shards),
+        len(images),
+        seconds_metrics=seconds,
+    )
+
+
+def _said(shards: Sequence[Shard]) -> list[str]:
+    counts: Counter[str] = Counter()
+    for shard in shards:
+        counts.update(shard.notes)
+    return [f"{text} ({number} of them)" for text, number in counts.items()]
 
 
 def _labels(data: EvalSet, annotations: list[dict[str, Any]], results: list[dict[str, Any]]) -> dict[int, str]:

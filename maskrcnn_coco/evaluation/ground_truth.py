@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
@@ -14,6 +14,7 @@ from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.images import read_image
 from maskrcnn_coco.data.masks import encode_rle
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.evaluation.own_items import read_item
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Example:
 
     ``image``: float32 (3, H, W) in 0..1. ``height``, ``width``: the size the annotations speak of, pixels.
     ``annotations``: COCO dicts (bbox xywh, pixels) with ``image_id`` = row and ``category_id`` = label.
+    ``notes``: how the image was converted to be read.
     """
 
     row: int
@@ -31,6 +33,7 @@ class Example:
     height: int
     width: int
     annotations: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
 
 
 class EvalSet(Protocol):
@@ -133,25 +136,19 @@ class UserSet:
         return list(rows)
 
     def load(self, row: int) -> Example:
-        image, target = self.dataset[row]
-        height, width = image.shape[-2:]
-        image_id = int(target.get("image_id", row))
-        boxes = torch.as_tensor(target["boxes"], dtype=torch.float64).reshape(-1, 4)
-        masks = target.get("masks")
-        crowd = target.get("iscrowd", [False] * len(boxes))
+        item = read_item(self.dataset, row)
+        height, width = int(item.image.shape[-2]), int(item.image.shape[-1])
         annotations = []
-        for n, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
-            mask = np.asarray(torch.as_tensor(masks[n]).cpu()) if masks is not None else None
-            area = float((mask != 0).sum()) if mask is not None else (x1 - x0) * (y1 - y0)
+        for n, (x0, y0, x1, y1) in enumerate(item.boxes.tolist()):
+            mask = None if item.masks is None else item.masks[n]
+            area = float(mask.sum()) if mask is not None else (x1 - x0) * (y1 - y0)
             annotations.append({
-                "id": n, "image_id": row, "category_id": int(target["labels"][n]), "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "area": area, "iscrowd": bool(crowd[n]),
-                "segmentation": encode_rle(mask) if mask is not None else None,
+                "id": n, "image_id": row, "category_id": int(item.labels[n]), "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": area, "iscrowd": bool(item.crowd[n]),
+                "segmentation": encode_rle(mask.astype(np.uint8)) if mask is not None else None,
             })  # fmt: skip
-        tensor = image.float().div(255.0) if image.dtype == torch.uint8 else image.float()
-        return Example(
-            row, image_id, str(target.get("file_name", f"image {image_id}")), tensor, height, width, annotations
-        )
+        name = item.file_name or f"image {item.image_id}"
+        return Example(row, item.image_id, name, item.image, height, width, annotations, item.notes)
 
 
 def _json(raw: bytes) -> Any:

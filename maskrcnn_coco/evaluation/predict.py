@@ -13,7 +13,7 @@ from torch import nn
 
 from maskrcnn_coco.data.images import read_image
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.evaluation.detect import infer
+from maskrcnn_coco.evaluation.detect import infer_each
 from maskrcnn_coco.evaluation.draw import draw, encoded, shapes_of
 from maskrcnn_coco.records import to_json
 from maskrcnn_coco.system.files import write_bytes
@@ -100,7 +100,10 @@ def predict_images(
         except DataError as e:
             result.failed.append(e.what)
             continue
-        (found,) = infer(model, [picture], device=device, precision=precision)
+        (found,) = infer_each(model, [picture], device=device, precision=precision)
+        if isinstance(found, DataError):
+            result.failed.append(f"{path}: {found.what}")
+            continue
         shapes = shapes_of(found.results, names, picture.height, picture.width, min_score=min_score)
         write_bytes(targets[path], encoded(draw(picture.pixels, shapes), targets[path].suffix))
         result.drawn.append(targets[path])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 
+from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.evaluate import evaluate_model
 from maskrcnn_coco.records import EpochRecord, EvalRecord
 from maskrcnn_coco.training.saving import save_epoch, weights_finite
@@ -59,16 +60,22 @@ def evaluate_session(session: Session, epoch: int) -> EvalRecord | None:
     if session.val_source is None or not weights_finite(session.model):
         return None
     began = time.monotonic()
-    result = evaluate_model(
-        session.model,
-        session.val_source,
-        device=session.device,
-        precision=session.precision,
-        batch_size=session.config.batch_size or 1,
-        class_names=session.data.class_names,
-        ranks=session.ranks,
-    )
+    try:
+        result = evaluate_model(
+            session.model,
+            session.val_source,
+            device=session.device,
+            precision=session.precision,
+            batch_size=session.config.batch_size or 1,
+            class_names=session.data.class_names,
+            ranks=session.ranks,
+        )
+    except DataError as e:  # a validation set that cannot be used must not end a training that goes well
+        session.console.warn(f"there is no AP of this epoch: {e.render()}")
+        return None
     if session.evaluation is None:
+        for sentence in result.notes:
+            session.console.note(f"validation data: {sentence}")
         for sentence in result.left_out[:10]:
             session.console.warn(f"evaluation leaves out: {sentence}")
     session.evaluation = result

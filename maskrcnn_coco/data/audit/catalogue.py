@@ -116,6 +116,9 @@ CATALOGUE: dict[str, Kind] = {
     ),
     "IMAGE_UNREADABLE": Kind("error", "an image is damaged, or is none", "replace the file, or remove the entry"),
     "IMAGE_TOO_LARGE": Kind("error", "an image has too many pixels", "make it smaller, or cut it into tiles"),
+    "IMAGE_THIN": Kind(
+        "error", "nothing is left of an image when it is resized", "cut it into pieces, or raise --max-size"
+    ),
     "IMAGE_SIZE_WRONG": Kind(
         "error", "an image has another size than its entry says", "correct width and height, or the masks"
     ),

@@ -41,7 +41,7 @@ def audit(
     check_boxes(table, report)
     check_agreement(table, measure(table, report), report)
     check_sizes(table, report, min_size, max_size, smallest_anchor)
-    check_images(table, report, depth, other, workers)
+    check_images(table, report, depth, other, workers, min_size=min_size, max_size=max_size)
     return sorted(report.findings, key=lambda f: (_ORDER[f.severity], f.code))
 
 

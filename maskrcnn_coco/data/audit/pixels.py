@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from maskrcnn_coco.data.audit.catalogue import Reporter
 from maskrcnn_coco.data.coco.table import CocoTable
-from maskrcnn_coco.data.images import MAX_PIXELS, open_inside, probe
+from maskrcnn_coco.data.images import MAX_PIXELS, is_thin, open_inside, probe
 from maskrcnn_coco.errors import DataError
 
 Depth = Literal["none", "headers", "all"]
@@ -26,12 +28,18 @@ class _Seen:
     bytes: int
 
 
-def check_images(table: CocoTable, report: Reporter, depth: Depth, other: CocoTable | None, workers: int) -> None:
+def check_images(
+    table: CocoTable,
+    report: Reporter,
+    depth: Depth,
+    other: CocoTable | None,
+    workers: int,
+    *,
+    min_size: int = 800,
+    max_size: int = 1333,
+) -> None:
     """Look at each file: "headers" opens it and reads its size, "all" also decodes it. Then duplicates and leaks."""
-    for row in range(len(table)):
-        if int(table.heights[row]) * int(table.widths[row]) > MAX_PIXELS:
-            text = f"{table.widths[row]}×{table.heights[row]} pixels, at most {MAX_PIXELS} can be used"
-            report.add("IMAGE_TOO_LARGE", text, image=row)
+    _check_sides(table, report, min_size, max_size)
     if depth == "none":
         return
     with ThreadPoolExecutor(max(workers, 1)) as pool:
@@ -40,6 +48,18 @@ def check_images(table: CocoTable, report: Reporter, depth: Depth, other: CocoTa
         for code, text in one.found:
             report.add(code, text, image=row)
     _check_same(table, [s.bytes for s in seen], other, report)
+
+
+def _check_sides(table: CocoTable, report: Reporter, min_size: int, max_size: int) -> None:
+    pixels = table.heights.astype(np.int64) * table.widths
+    short, long = np.minimum(table.heights, table.widths), np.maximum(table.heights, table.widths)
+    for row in np.flatnonzero((pixels > MAX_PIXELS) | ((short > 0) & (long > max_size))).tolist():
+        height, width = int(table.heights[row]), int(table.widths[row])
+        if height * width > MAX_PIXELS:
+            report.add("IMAGE_TOO_LARGE", f"{width}×{height} pixels, at most {MAX_PIXELS} can be used", image=row)
+        elif is_thin(height, width, min_size, max_size):
+            text = f"nothing is left of {width}×{height} pixels at a longest side of {max_size}"
+            report.add("IMAGE_THIN", text, image=row)
 
 
 def _look(table: CocoTable, row: int, decode: bool) -> _Seen:
