@@ -52,5 +52,6 @@ def empty(bucket: Tensor, share: list[Tensor], present: dict[int, int]) -> None:
         if p.grad is not None:
             p.grad.copy_(part)
         elif present[id(p)]:
-            p.grad = part.clone()
+            # Laid out as the weights are: fused kernels walk weight and gradient side by side in memory.
+            p.grad = torch.empty_like(p).copy_(part)
         start += p.numel()

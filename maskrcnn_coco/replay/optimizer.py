@@ -51,12 +51,15 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
             for key in [k for k in state if k not in entry]:
                 del state[key]
             for key, value in entry.items():
-                state[key] = _put(state.get(key), value)
+                state[key] = _put(state.get(key), value, parameter)
 
 
-def _put(live: Any, value: Any) -> Any:
+def _put(live: Any, value: Any, like: Tensor | None = None) -> Any:
+    """``value`` in the place of ``live``; a new tensor of the shape of ``like`` is laid out in memory as that is."""
     if isinstance(value, Tensor):
         if isinstance(live, Tensor) and live.shape == value.shape and live.dtype == value.dtype:
             return live.copy_(value)
+        if like is not None and like.shape == value.shape:
+            return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
         return value.clone()
     return copy.deepcopy(value)
