@@ -67,12 +67,12 @@ def check(args: Any, words: Sequence[str]) -> int:
     from maskrcnn_coco.data.layouts import find_data
 
     found = find_data(args.data, images=args.images, val=args.val, val_images=args.val_images)
-    findings = audit(found.train, images=not args.no_images, other=found.val)
+    findings = audit(found.train, images=not args.no_images, other=found.val, gathered=True)
     # Ids of the two parts overlap: the repair sees those of the training part alone.
     changes = repair(found.train, findings, args.fix) if args.fix is not None else None
     if found.val is not None:
         seen = {(f.code, f.file_name, f.annotation_id, f.row) for f in findings}
-        more = audit(found.val, images=not args.no_images)
+        more = audit(found.val, images=not args.no_images, gathered=True)
         findings += [f for f in more if (f.code, f.file_name, f.annotation_id, f.row) not in seen]
     if args.html is not None:
         write_gallery(found.train, findings, args.html)

@@ -22,7 +22,8 @@ def decode_mask(segmentation: object, height: int, width: int) -> np.ndarray:
 
     Args:
         segmentation: JSON text (bytes or str that starts with ``[`` or ``{``) or the decoded value: a list of polygons
-            ``[[x1, y1, x2, y2, …], …]`` in pixels, or RLE ``{"size": [height, width], "counts": [ints] or text}``.
+            ``[[x1, y1, x2, y2, …], …]`` in pixels (other forms: `plain_polygons`), or RLE
+            ``{"size": [height, width], "counts": [ints] or text}``.
             Parts with fewer than 3 points are left out where other parts remain.
         height, width: of the image, pixels.
 
@@ -69,11 +70,42 @@ def _decoded(segmentation: object) -> object:
     return segmentation
 
 
+def plain_polygons(value: list[Any]) -> list[Any]:
+    """Polygons as ``[[x1, y1, x2, y2, …], …]`` where their meaning is plain; ``value`` itself where they are that.
+
+    Converters also write one flat list ``[x1, y1, …]``, points ``[[x1, y1], [x2, y2], …]``, both nested deeper, and
+    points ``{"x": …, "y": …}``. What is none of these comes back as it is.
+    """
+    head = value[0] if value else None
+    if isinstance(head, list) and len(head) > 2 and type(head[0]) in (float, int):
+        nested = any(isinstance(p, list) and p and isinstance(p[0], (list, dict)) for p in value)
+        return value if not nested else [q for p in value for q in _rings(p)]
+    return _rings(value)
+
+
+def _rings(value: Any, depth: int = 0) -> list[Any]:
+    if not isinstance(value, list) or not value or depth > 8:
+        return [value] if depth else value
+    points = [_point(v) for v in value]
+    if len(points) >= 3 and None not in points:
+        return [[v for p in points if p is not None for v in p]]
+    if all(type(v) is float or type(v) is int for v in value):
+        return [value] if depth or len(value) >= 6 else value
+    return [q for v in value for q in _rings(v, depth + 1)]
+
+
+def _point(value: Any) -> tuple[Any, Any] | None:
+    if isinstance(value, dict):
+        value = [value[k] for k in "xy"] if set(value) >= {"x", "y"} else None
+    numbers = isinstance(value, list) and len(value) == 2 and all(type(v) is float or type(v) is int for v in value)
+    return (value[0], value[1]) if numbers else None
+
+
 def checked_polygons(value: list[Any], height: int, width: int) -> list[np.ndarray]:
     """The parts as float64 (points, 2) arrays, safe to rasterise. Raises DataError as `decode_mask` does."""
     if not value:
         raise _bad("it is an empty list", "at least one polygon")
-    parts = [_part(p) for p in value]
+    parts = [_part(p) for p in plain_polygons(value)]
     kept = [p for p in parts if len(p) >= 3]
     if not kept:
         raise _bad(f"no part has 3 points (the largest has {max(len(p) for p in parts)})", "3 points or more")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as reference
 
-from maskrcnn_coco.data.masks import MAX_PIXELS, decode_mask, encode_rle
+from maskrcnn_coco.data.masks import MAX_PIXELS, decode_mask, encode_rle, plain_polygons
 from maskrcnn_coco.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside pycocotools
@@ -91,3 +91,47 @@ def test_sizes_that_cannot_be(size):
 def test_a_long_outline_is_not_walked():
     with pytest.raises(DataError, match="outline"):
         decode_mask([[v for i in range(200_000) for v in (i % 2 * 300.0, i % 7)]], 100, 100)
+
+
+ROOF = [2.5, 3.0, 30.0, 4.0, 28.0, 20.5, 9.0, 25.0]
+DOOR = [31.0, 10.0, 38.0, 10.0, 38.0, 22.0]
+
+
+def points(part: list[float]) -> list[list[float]]:
+    return [part[i : i + 2] for i in range(0, len(part), 2)]
+
+
+def named(part: list[float]) -> list[dict[str, float]]:
+    return [{"x": x, "y": y} for x, y in points(part)]
+
+
+@pytest.mark.parametrize(
+    ("odd", "parts"),
+    [
+        (ROOF, [ROOF]),
+        ([int(v) for v in ROOF], [[float(int(v)) for v in ROOF]]),
+        (points(ROOF), [ROOF]),
+        ([points(ROOF)], [ROOF]),
+        ([points(ROOF), points(DOOR)], [ROOF, DOOR]),
+        ([[points(ROOF)], [points(DOOR)]], [ROOF, DOOR]),
+        ([[ROOF, DOOR]], [ROOF, DOOR]),
+        ([ROOF, points(DOOR)], [ROOF, DOOR]),
+        (named(ROOF), [ROOF]),
+        ([named(ROOF), named(DOOR)], [ROOF, DOOR]),
+        (points(DOOR), [DOOR]),
+        ([points(DOOR)], [DOOR]),
+    ],
+)
+def test_polygons_in_another_form_are_the_same_mask(odd, parts):
+    wanted = reference.decode(reference.merge(reference.frPyObjects(parts, 30, 40)))
+    assert np.array_equal(decode_mask(odd, 30, 40), wanted)
+    assert np.array_equal(decode_mask(json.dumps(odd).encode(), 30, 40), wanted)
+    assert plain_polygons(parts) is parts
+
+
+@pytest.mark.parametrize(
+    "odd", [[], [1, 2], [1, 2, 3, 4, 5], [[1, 2], [3, 4]], [[]], [None], ["a"], [[["a", 1]]], [{}]]
+)
+def test_what_is_no_form_of_polygon_is_refused(odd):
+    with pytest.raises(DataError, match="segmentation cannot be used"):
+        decode_mask(odd, 30, 40)

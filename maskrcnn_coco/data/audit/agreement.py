@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from maskrcnn_coco.data.audit.boxes import check_corners
 from maskrcnn_coco.data.audit.catalogue import Reporter
 from maskrcnn_coco.data.audit.geometry import overlap
+from maskrcnn_coco.data.audit.readings import FEWEST, MOST, Agreement, agreement
 from maskrcnn_coco.data.audit.segmentations import Shapes
 from maskrcnn_coco.data.coco.table import CocoTable
 
@@ -25,42 +27,64 @@ def corners(table: CocoTable) -> np.ndarray:
     return boxes
 
 
-def check_agreement(table: CocoTable, shapes: Shapes, report: Reporter) -> None:
-    """Findings where mask, box and area disagree, and about masks of the whole set."""
+def check_agreement(table: CocoTable, shapes: Shapes, report: Reporter) -> np.ndarray:
+    """Findings where mask, box and area disagree, and about masks of the whole set.
+
+    Returns:
+        bool (A,): annotations whose faults are those of the whole set, read another way: one finding says it for all.
+    """
     if not len(table.ann_ids):
-        return
+        return np.zeros(0, bool)
     _check_missing(table, shapes, report)
     boxes = corners(table)
+    found = agreement(table, shapes)
+    explained = found.explained if found is not None else np.zeros(len(boxes), bool)
+    if found is not None:
+        _say_reading(found, report)
     with np.errstate(invalid="ignore"):
         measured = np.isfinite(shapes.extent).all(axis=1) & (shapes.area > 0) & (table.boxes[:, 2:] > 0).all(axis=1)
         apart = np.abs(boxes - shapes.extent).max(axis=1) > SLACK
-        fit = overlap(boxes, shapes.extent)
-        disagree = measured & apart & (fit < 0.5)
-    _check_corners(table, fit, shapes.extent, measured, report)
-    for ann in np.flatnonzero(disagree).tolist():
-        x1, y1, x2, y2 = (f"{v:.6g}" for v in shapes.extent[ann].tolist())
-        box = [float(f"{v:.6g}") for v in table.boxes[ann].tolist()]
-        text = f"the box is {box}, the mask spans x {x1} to {x2}, y {y1} to {y2}"
-        report.add("MASK_BOX_DISAGREE", text, ann=ann)
-    _check_area(table, shapes, report, measured)
+        disagree = measured & ~explained & apart & (overlap(boxes, shapes.extent) < 0.5)
+        inside = np.asarray(((shapes.extent - boxes) * (1, 1, -1, -1) >= -SLACK).all(axis=1))
+    if found is None and measured.sum() < FEWEST:
+        check_corners(table, report)
+    _say_disagreement(table, shapes, disagree, inside, int(measured.sum()), report)
+    _check_area(table, shapes, report, measured & ~explained)
     count = len(table.ann_ids)
     if shapes.multipart:
         report.add("POLYGON_MULTIPART", f"{shapes.multipart} of {count} objects have several parts")
     if shapes.rle_objects:
         report.add("RLE_NOT_CROWD", f"{shapes.rle_objects} of {count} objects that are not crowds have RLE masks")
+    if shapes.odd_forms:
+        report.add("POLYGON_FORM", f"{shapes.odd_forms} of {count} objects have polygons as flat lists or as points")
+    return explained
 
 
-def _check_corners(
-    table: CocoTable, fit: np.ndarray, extent: np.ndarray, measured: np.ndarray, report: Reporter
+def _say_reading(found: Agreement, report: Reporter) -> None:
+    as_is = f"{found.as_is:.0%} of {found.count} boxes agree with their masks as they are"
+    if found.others:
+        ways = " or as ".join(r.text for r in (found.reading, *found.others))
+        report.add("READINGS_TIE", f"{as_is}; {found.agree:.0%} if read as {ways}: which of these is true is not known")
+    else:
+        report.add(found.reading.code, f"{as_is}, {found.agree:.0%} if read as {found.reading.text}")
+
+
+def _say_disagreement(
+    table: CocoTable, shapes: Shapes, disagree: np.ndarray, inside: np.ndarray, measured: int, report: Reporter
 ) -> None:
-    """Where nearly all boxes fit their masks better as [x1, y1, x2, y2], the whole set is written that way."""
-    as_corners = overlap(table.boxes, extent)
-    better = int((measured & (as_corners > 0.8) & (as_corners > fit + 0.1)).sum())
-    count = int(measured.sum())
-    if better >= max(5, 0.9 * count) and not any(f.code == "BOX_XYXY" for f in report.findings):
-        report.add(
-            "BOX_XYXY", f"{better} of {count} boxes fit their masks as [x1, y1, x2, y2], not as [x, y, width, height]"
-        )
+    """One finding an annotation, unless it is so often so that the set is to blame."""
+    within = disagree & inside
+    if within.sum() >= max(FEWEST, 0.05 * measured):
+        report.add("MASK_INSIDE_BOX", f"{within.sum()} of {measured} boxes are more than twice as large as their masks")
+        disagree = disagree & ~inside
+    if disagree.sum() >= max(FEWEST, MOST * measured):
+        report.add("MASK_BOX_UNRELATED", f"{disagree.sum()} of {measured} boxes are not where their masks are")
+        return
+    for ann in np.flatnonzero(disagree).tolist():
+        x1, y1, x2, y2 = (f"{v:.6g}" for v in shapes.extent[ann].tolist())
+        box = [float(f"{v:.6g}") for v in table.boxes[ann].tolist()]
+        text = f"the box is {box}, the mask spans x {x1} to {x2}, y {y1} to {y2}"
+        report.add("MASK_BOX_DISAGREE", text, ann=ann)
 
 
 def _check_missing(table: CocoTable, shapes: Shapes, report: Reporter) -> None:

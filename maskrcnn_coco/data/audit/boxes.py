@@ -32,7 +32,7 @@ def sides_of(table: CocoTable) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_boxes(table: CocoTable, report: Reporter) -> None:
-    """Inverted, empty, sub-pixel, outside boxes, and xywh that is xyxy."""
+    """Inverted, empty, sub-pixel and outside boxes."""
     x, y, w, h = table.boxes.T
     width, height = sides_of(table)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -57,12 +57,6 @@ def check_boxes(table: CocoTable, report: Reporter) -> None:
             box = [float(f"{v:.6g}") for v in table.boxes[ann]]
             sizes = (f"{width[ann]:g}", f"{height[ann]:g}") if "×" in text else ()
             report.add(code, text.format(*sizes, box), ann=ann)
-    share = xyxy_share(table)
-    if share is not None:
-        report.add(
-            "BOX_XYXY",
-            f"{share:.0%} of the boxes leave their image if read as [x, y, width, height]; all fit as [x1, y1, x2, y2]",
-        )
 
 
 def xyxy_share(table: CocoTable) -> float | None:
@@ -77,6 +71,16 @@ def xyxy_share(table: CocoTable) -> float | None:
     if count < 5 or as_corners.sum() < 0.99 * count or leaves.sum() < XYXY_SHARE * count:
         return None
     return float(leaves.sum() / count)
+
+
+def check_corners(table: CocoTable, report: Reporter) -> None:
+    """xyxy in place of xywh, where there are no masks to tell it from."""
+    share = xyxy_share(table)
+    if share is not None:
+        report.add(
+            "BOX_XYXY",
+            f"{share:.0%} of the boxes leave their image if read as [x, y, width, height]; all fit as [x1, y1, x2, y2]",
+        )
 
 
 def check_labels(table: CocoTable, report: Reporter) -> None:
@@ -156,13 +160,18 @@ def repeated(table: CocoTable) -> np.ndarray:
     return np.array(sorted(b for a, b in found if table.segmentation_raw(a) == table.segmentation_raw(b)), np.int64)
 
 
-def check_sizes(table: CocoTable, report: Reporter, min_size: int, max_size: int, anchor: int) -> None:
-    """Objects that are smaller than the smallest anchor once the image has been resized for training."""
+def check_sizes(
+    table: CocoTable, report: Reporter, min_size: int, max_size: int, anchor: int, misread: np.ndarray
+) -> None:
+    """Objects that are smaller than the smallest anchor once the image has been resized for training.
+
+    ``misread`` bool (A,): annotations whose boxes do not say how large they are.
+    """
     width, height = sides_of(table)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         scale = np.minimum(min_size / np.minimum(width, height), max_size / np.maximum(width, height))
         size = np.sqrt(table.boxes[:, 2] * table.boxes[:, 3]) * scale
-        small = int((size < anchor / 2).sum())
+        small = int((~misread & (size < anchor / 2)).sum())
     if small:
         share = small / len(table.ann_ids)
         report.add(

@@ -14,6 +14,9 @@ Severity = Literal["error", "warning", "info"]
 REPAIR = "check --fix OUT.json writes a copy"
 
 
+_READ = f"{REPAIR} in COCO's form"
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a code means. error: left out of training; warning: likely a mistake; info: good to know."""
@@ -57,6 +60,31 @@ CATALOGUE: dict[str, Kind] = {
     "BOX_XYXY": Kind(
         "warning", "boxes look like [x1, y1, x2, y2]", f"COCO wants [x, y, width, height]; {REPAIR} that has it"
     ),
+    # how a whole set is written: see `readings`
+    "BOX_CENTER": Kind("warning", "boxes look like [center x, center y, width, height]", _READ),
+    "BOX_SWAPPED": Kind("warning", "boxes look like x and y swapped", _READ),
+    "BOX_UNIT": Kind("warning", "boxes look like shares of the image, 0 to 1", _READ),
+    "BOX_SCALED": Kind("warning", "boxes look like those of images of another size", _READ),
+    "MASK_SWAPPED": Kind("warning", "masks look like x and y swapped", _READ),
+    "MASK_ROW_MAJOR": Kind("warning", "RLE masks run along rows, COCO's along columns", _READ),
+    "MASK_SIDES": Kind("warning", "RLE masks give width before height", _READ),
+    "MASK_UNIT": Kind("warning", "masks look like shares of the image, 0 to 1", _READ),
+    "MASK_SCALED": Kind("warning", "masks look like those of images of another size", _READ),
+    "ALL_UNIT": Kind("warning", "boxes and masks look like shares of the image, 0 to 1", _READ),
+    "ALL_SWAPPED": Kind("warning", "boxes and masks look like x and y swapped", _READ),
+    "READINGS_TIE": Kind(
+        "warning",
+        "boxes and masks disagree, and it cannot be told which are right",
+        "look at check --html OUT.html, then correct the exporter; --fix leaves them alone",
+    ),
+    "MASK_BOX_UNRELATED": Kind(
+        "warning",
+        "most boxes and masks disagree, under every known reading",
+        "look at check --html OUT.html, then correct the exporter; --fix leaves them alone",
+    ),
+    "MASK_INSIDE_BOX": Kind(
+        "info", "boxes far larger than their masks", "nothing to do where boxes are drawn around what is hidden too"
+    ),
     # labels and ids
     "LABEL_UNKNOWN": Kind(
         "error", "a category id is not in `categories`", "add the category, or correct the annotation"
@@ -93,6 +121,7 @@ CATALOGUE: dict[str, Kind] = {
     "POLYGON_FAR": Kind("error", "a polygon reaches far out of its image", f"{REPAIR} without it"),
     "POLYGON_LONG": Kind("error", "the outline of a polygon is absurdly long", f"{REPAIR} without it"),
     "POLYGON_OUTSIDE": Kind("warning", "a polygon leaves its image", f"{REPAIR} with it cut off at the border"),
+    "POLYGON_FORM": Kind("info", "polygons are written in another form", f"nothing to do: they are read; {_READ}"),
     "POLYGON_CROSSING": Kind("info", "a polygon crosses itself", "nothing to do, unless the drawn mask looks wrong"),
     "POLYGON_MULTIPART": Kind("info", "objects of several parts", "nothing to do: all parts are used"),
     "RLE_SIZE": Kind("error", "an RLE has another size than its image", "export the masks at the size of the image"),
@@ -141,6 +170,8 @@ class Reporter:
     def __init__(self, table: CocoTable) -> None:
         self.table = table
         self.findings: list[DataFinding] = []
+        self.rows: list[int] = []
+        """Of each finding, the annotation's row in the table, -1 where it is about none."""
 
     def add(self, code: str, text: str, *, image: int = -1, ann: int = -1, severity: Severity | None = None) -> None:
         """One finding; ``image`` and ``ann`` are rows, both -1 where it is about the whole set."""
@@ -181,6 +212,7 @@ class Reporter:
         severity: Severity | None,
     ) -> None:
         kind = CATALOGUE[code]
+        self.rows.append(ann)
         parts = [clean(name or self.table.json_path.name, 150)]
         parts += [f"image {image_id}"] if image_id is not None else []
         given = row = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
+
 from maskrcnn_coco.data.audit.agreement import check_agreement
 from maskrcnn_coco.data.audit.boxes import check_boxes, check_ids, check_labels, check_problems, check_sizes
 from maskrcnn_coco.data.audit.catalogue import CATALOGUE, Reporter
@@ -24,6 +26,7 @@ def audit(
     min_size: int = 800,
     max_size: int = 1333,
     smallest_anchor: int = 32,
+    gathered: bool = False,
 ) -> list[DataFinding]:
     """Every problem of ``table``: errors first, then by code, in the file's order. Never raises because of the data.
 
@@ -32,6 +35,8 @@ def audit(
         other: the validation set, to look for images that are in both (compared byte for byte; needs the files).
         workers: threads that look at image files.
         min_size, max_size, smallest_anchor: of the model, pixels, for objects that end up too small.
+        gathered: leave out errors that one finding about the whole set explains (boxes written in another way). For
+            people; what training leaves out goes by each error.
     """
     depth: Depth = images if isinstance(images, str) else ("all" if images else "none")
     report = Reporter(table)
@@ -39,10 +44,39 @@ def audit(
     check_ids(table, report)
     check_labels(table, report)
     check_boxes(table, report)
-    check_agreement(table, measure(table, report), report)
-    check_sizes(table, report, min_size, max_size, smallest_anchor)
+    explained = check_agreement(table, measure(table, report), report)
+    _gather(report, explained, gathered)
+    check_sizes(table, report, min_size, max_size, smallest_anchor, explained)
     check_images(table, report, depth, other, workers, min_size=min_size, max_size=max_size)
     return sorted(report.findings, key=lambda f: (_ORDER[f.severity], f.code))
+
+
+_BY_READING = frozenset(
+    {
+        "BOX_INVERTED",
+        "BOX_EMPTY",
+        "BOX_TINY",
+        "BOX_OUTSIDE",
+        "BOX_FAR",
+        "BOX_PARTLY_OUTSIDE",
+        "POLYGON_OUTSIDE",
+        "POLYGON_FAR",
+        "MASK_EMPTY",
+        "RLE_SIZE",
+        "MASK_AREA_DISAGREE",
+    }
+)
+"""Faults of single annotations that come from how the whole set is written."""
+
+
+def _gather(report: Reporter, explained: np.ndarray, errors: bool) -> None:
+    """Drop the findings about annotations that the finding about the whole set explains; errors only where asked."""
+    drop = [
+        row >= 0 and explained[row] and f.code in _BY_READING and (errors or f.severity != "error")
+        for f, row in zip(report.findings, report.rows, strict=True)
+    ]
+    report.findings = [f for f, gone in zip(report.findings, drop, strict=True) if not gone]
+    report.rows = [r for r, gone in zip(report.rows, drop, strict=True) if not gone]
 
 
 def summary(findings: list[DataFinding]) -> list[tuple[str, str, int, str]]:

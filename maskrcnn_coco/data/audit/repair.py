@@ -11,12 +11,17 @@ import msgspec
 import numpy as np
 
 from maskrcnn_coco.data.audit.boxes import repeated
+from maskrcnn_coco.data.audit.catalogue import Reporter
+from maskrcnn_coco.data.audit.checks import audit
 from maskrcnn_coco.data.audit.clip import clip_polygon
 from maskrcnn_coco.data.audit.quarantine import annotation_of
+from maskrcnn_coco.data.audit.readings import READING_CODES, Agreement, agreement
+from maskrcnn_coco.data.audit.reread import reread
+from maskrcnn_coco.data.audit.segmentations import measure
 from maskrcnn_coco.data.coco.file import read_text
 from maskrcnn_coco.data.coco.parse import mended
 from maskrcnn_coco.data.coco.table import CocoTable
-from maskrcnn_coco.data.masks import decode_mask
+from maskrcnn_coco.data.masks import decode_mask, plain_polygons
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.records import DataFinding, to_json
 from maskrcnn_coco.system.files import write_bytes
@@ -73,7 +78,15 @@ def repair(table: CocoTable, findings: list[DataFinding], out_json: str | Path) 
         raise DataError(f"{table.json_path} cannot be repaired: {e}", fix="export it again") from e
     if len(annotations) != len(table.ann_ids):
         raise DataError(f"{table.json_path} has changed since it was checked", fix="check it again")
-    work = _Repair(table, findings)
+    read_anew = None
+    if {f.code for f in findings if f.image_id is None} & READING_CODES:
+        found = agreement(table, measure(table, Reporter(table)))
+        if found is not None and not found.others:
+            meant = reread(table, found)
+            kept = [f for f in findings if f.image_id is not None and f.annotation_id is None]
+            findings = kept + [f for f in audit(meant, images=False) if f not in kept]
+            read_anew, table = (table, found), meant
+    work = _Repair(table, findings, read_anew)
     top["images"] = _raw([r for n, raw in enumerate(images) if (r := work.image(n, raw)) is not None])
     top["annotations"] = _raw([r for n, raw in enumerate(annotations) if (r := work.annotation(n, raw)) is not None])
     _write(out, msgspec.json.encode(top))
@@ -96,8 +109,11 @@ def _raw(value: Any) -> msgspec.Raw:
 
 
 class _Repair:
-    def __init__(self, table: CocoTable, findings: list[DataFinding]) -> None:
+    def __init__(
+        self, table: CocoTable, findings: list[DataFinding], read_anew: tuple[CocoTable, Agreement] | None = None
+    ) -> None:
         self.table = table
+        self.read_anew = read_anew
         self.changes: list[Change] = []
         self.whole = {f.code for f in findings if f.image_id is None and f.annotation_id is None}
         self.of_image: defaultdict[int, dict[str, str]] = defaultdict(dict)
@@ -163,6 +179,7 @@ class _Repair:
             values |= {"id": own, "image_id": int(t.image_ids[t.ann_image[n]]), "category_id": int(t.category_ids[n])}
         if "ISCROWD_BAD" in codes:
             values["iscrowd"] = 0
+        values |= self._as_meant(n, codes)
         segmentation = self._segmentation(n, codes)
         if segmentation is not None:
             if not segmentation:
@@ -176,6 +193,20 @@ class _Repair:
         area = self._area(n, codes, segmentation)
         return values | ({"area": area} if area is not None else {})
 
+    def _as_meant(self, n: int, codes: dict[str, str]) -> dict[str, Any]:
+        """Box and mask under the reading that holds for the whole set."""
+        if self.read_anew is None or not self.read_anew[1].rows[n]:
+            return {}
+        before, found = self.read_anew
+        values: dict[str, Any] = {}
+        if found.reading.boxes is not None:
+            values["bbox"] = self.table.boxes[n].tolist()
+        if self.table.segmentation_raw(n) != before.segmentation_raw(n):
+            values["segmentation"] = msgspec.json.decode(self.table.segmentation_raw(n))
+        if values:
+            codes[found.reading.code] = "warning"
+        return values
+
     def _mask(self, n: int, segmentation: Any) -> np.ndarray | None:
         row = int(self.table.ann_image[n])
         source = segmentation if segmentation is not None else self.table.segmentation_raw(n)
@@ -185,13 +216,17 @@ class _Repair:
             return None
 
     def _segmentation(self, n: int, codes: dict[str, str]) -> list[list[float]] | None:
-        if not {"POLYGON_OUTSIDE", "POLYGON_PART_SHORT"} & set(codes):
+        odd = "POLYGON_FORM" in self.whole
+        if not odd and not {"POLYGON_OUTSIDE", "POLYGON_PART_SHORT"} & set(codes):
             return None
         row = int(self.table.ann_image[n])
         value = msgspec.json.decode(self.table.segmentation_raw(n) or b"null")
         if not isinstance(value, list):
             return None
-        parts = [p for p in value if len(p) >= 6]
+        plain = plain_polygons(value)
+        if odd and plain is value and not {"POLYGON_OUTSIDE", "POLYGON_PART_SHORT"} & set(codes):
+            return None
+        parts = [p for p in plain if len(p) >= 6]
         if "POLYGON_OUTSIDE" in codes:
             parts = [clip_polygon(p, int(self.table.widths[row]), int(self.table.heights[row])) for p in parts]
         return [p for p in parts if len(p) >= 6]

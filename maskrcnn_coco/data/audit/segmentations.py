@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from maskrcnn_coco.data.audit.catalogue import Reporter
 from maskrcnn_coco.data.audit.geometry import Rings, boxes_of_runs
+from maskrcnn_coco.data.audit.runs import RunLists
 from maskrcnn_coco.data.coco.table import CocoTable
-from maskrcnn_coco.data.masks import MAX_WALK, checked_runs, decode_mask
+from maskrcnn_coco.data.masks import MAX_WALK, checked_runs, decode_mask, plain_polygons
 from maskrcnn_coco.errors import DataError
 
 CHUNK = 20_000
@@ -19,8 +23,15 @@ CROSSING_SAMPLE = 60_000
 """Most polygon parts that are examined for self-crossing: it costs points squared, and is only worth an info."""
 
 Polygons = list[list[float]]
+
+
+class _Rle(msgspec.Struct, gc=False):
+    size: tuple[int, int]
+    counts: str | list[int]
+
+
 Segment = Polygons | dict[str, msgspec.Raw] | None
-_polygon_lists = msgspec.json.Decoder(list[Polygons])
+_typed = msgspec.json.Decoder(list[Polygons | _Rle | None])
 _segment = msgspec.json.Decoder(Segment)
 _any = msgspec.json.Decoder()
 _RLE_CODES = (("size", "RLE_SIZE"), ("add up", "RLE_SUM"))
@@ -29,34 +40,119 @@ _RLE_CODES = (("size", "RLE_SIZE"), ("add up", "RLE_SUM"))
 @dataclass
 class Shapes:
     """What each mask encloses: ``extent`` xyxy float64 (A, 4), clipped to the image, and ``area`` (A,), both
-    NaN where the segmentation is missing or bad. ``missing`` bool (A,). Counts for the findings about the whole set."""
+    NaN where the segmentation is missing or bad. ``raw`` is the extent as written, also where it leaves the image or an
+    RLE says its sides the other way round. ``missing`` bool (A,). Counts for the findings about the whole set."""
 
     extent: np.ndarray
+    raw: np.ndarray
     area: np.ndarray
     missing: np.ndarray
     multipart: int = 0
     rle_objects: int = 0
     crossing_seen: int = 0
+    odd_forms: int = 0
+    turned_sides: int = 0
+
+    @staticmethod
+    def none(count: int) -> Shapes:
+        """Of ``count`` annotations, nothing known yet."""
+        return Shapes(
+            np.full((count, 4), np.nan), np.full((count, 4), np.nan), np.full(count, np.nan), np.zeros(count, bool)
+        )
 
 
 def measure(table: CocoTable, report: Reporter) -> Shapes:
     """Look at every segmentation; findings about single ones go to ``report``."""
-    count = len(table.ann_ids)
-    shapes = Shapes(np.full((count, 4), np.nan), np.full(count, np.nan), np.zeros(count, bool))
-    for start in range(0, count, CHUNK):
-        rows = range(start, min(start + CHUNK, count))
-        texts = [t or b"null" for t in table.segmentations.between(rows.start, rows.stop)]
+    shapes = Shapes.none(len(table.ann_ids))
+    for rows, texts in _chunks(table):
         try:
-            segments = _polygon_lists.decode(b"[" + b",".join(texts) + b"]")
+            segments = _typed.decode(b"[" + b",".join(texts) + b"]")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             _one_by_one(table, list(zip(rows, texts, strict=True)), shapes, report)
-        else:
-            _polygons(table, list(rows), segments, shapes, report)
+            continue
+        anns = np.array(rows, np.int64)
+        kinds = list(map(type, segments))
+        _missing(anns, [k is type(None) for k in kinds], shapes)
+        lists = [k is list for k in kinds]
+        _polygons(table, anns[lists].tolist(), [s for s in segments if isinstance(s, list)], shapes, report)
+        masks = [s for s in segments if isinstance(s, _Rle)]
+        _rles(table, anns[[k is _Rle for k in kinds]], masks, shapes, report)
     return shapes
 
 
+def along_rows(table: CocoTable) -> np.ndarray:
+    """Extents of RLE masks as if their runs went along rows, xyxy float64 (A, 4); NaN for polygons and what is bad."""
+    found = np.full((len(table.ann_ids), 4), np.nan)
+    for rows, texts in _chunks(table):
+        for ann, text in zip(rows, texts, strict=True):
+            size = _image_size(table, ann) if text[:1] == b"{" else None
+            if size is None:
+                continue
+            try:
+                value = _any.decode(text)
+                sides = value.get("size")
+                runs = checked_runs(value, *(size if list(sides or []) == [*size] else size[::-1]))
+            except (DataError, msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError, AttributeError):
+                continue
+            found[ann] = boxes_of_runs(runs, size[1])[1][[1, 0, 3, 2]]
+    return found
+
+
+def _chunks(table: CocoTable) -> Iterator[tuple[range, list[bytes]]]:
+    count = len(table.ann_ids)
+    for start in range(0, count, CHUNK):
+        rows = range(start, min(start + CHUNK, count))
+        yield rows, [t or b"null" for t in table.segmentations.between(rows.start, rows.stop)]
+
+
+def _missing(anns: np.ndarray, where: list[bool], shapes: Shapes) -> None:
+    shapes.missing[anns[where]] = True
+
+
+def _rles(table: CocoTable, anns: np.ndarray, found: list[_Rle], shapes: Shapes, report: Reporter) -> None:
+    """Judge RLE masks at once; those with a fault, and what is rare, one by one."""
+    if not found:
+        return
+    rows = np.maximum(table.ann_image[anns], 0)
+    sizes = np.stack([table.heights[rows], table.widths[rows]], axis=1).astype(np.int64)
+    given = np.array([f.size for f in found], object)
+    plain = (table.ann_image[anns] >= 0) & (sizes > 0).all(axis=1) & (given == sizes).all(axis=1)
+    slow = ~plain
+    for texts in (True, False):
+        some = np.array([p and isinstance(f.counts, str) == texts for p, f in zip(plain, found, strict=True)], bool)
+        some &= np.fromiter((len(f.counts) > 0 for f in found), bool, len(found))
+        at = np.flatnonzero(some)
+        pixels = sizes[at].prod(axis=1)
+        counts: list[Any] = [found[i].counts for i in at.tolist()]
+        try:
+            runs = (
+                RunLists.of_texts([c.encode() for c in counts], pixels) if texts else RunLists.of_lists(counts, pixels)
+            )
+        except (OverflowError, UnicodeEncodeError):  # a run beyond 64 bits, half a character
+            slow[at] = True
+            continue
+        slow[at] = ~runs.good
+        area, extents = runs.extents(sizes[at, 0])
+        _note_rles(anns[at][runs.good], area[runs.good], extents[runs.good], table, shapes, report)
+        plain &= ~some
+    slow |= plain
+    texts_of = table.segmentation_raw
+    for ann in anns[slow].tolist():
+        _rle(table, ann, _segment.decode(texts_of(ann)), shapes, report)
+
+
+def _note_rles(
+    anns: np.ndarray, pixels: np.ndarray, extents: np.ndarray, table: CocoTable, shapes: Shapes, report: Reporter
+) -> None:
+    shapes.rle_objects += int((~table.iscrowd[anns]).sum())
+    shapes.area[anns] = pixels
+    shapes.extent[anns] = shapes.raw[anns] = extents
+    for ann in anns[pixels == 0].tolist():
+        report.add("MASK_EMPTY", "the RLE has no foreground pixel", ann=ann)
+
+
 def _one_by_one(table: CocoTable, texts: list[tuple[int, bytes]], shapes: Shapes, report: Reporter) -> None:
-    """A chunk that holds something else than polygons of numbers: RLE, nothing, or what does not fit."""
+    """A chunk that holds something else than polygons of numbers and RLE: what does not fit."""
     plain: list[tuple[int, Polygons]] = []
     odd: list[tuple[int, Polygons]] = []
     for ann, text in texts:
@@ -96,17 +192,28 @@ def _rle(table: CocoTable, ann: int, segment: dict[str, msgspec.Raw], shapes: Sh
     size = _image_size(table, ann)
     if size is None:
         return
+    value: dict[str, Any] = {}
     try:
         value = {k: _any.decode(v) for k, v in segment.items() if k in ("size", "counts")}
         runs = checked_runs(value, *size)
     except (DataError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         text = str(e.what if isinstance(e, DataError) else e).removeprefix("the segmentation cannot be used: ")
         report.add(next((c for word, c in _RLE_CODES if word in text), "RLE_BAD"), text, ann=ann)
+        if value.get("size") == [size[1], size[0]]:
+            _turned(ann, value, size, shapes)
         return
     shapes.rle_objects += not table.iscrowd[ann]
-    shapes.area[ann], shapes.extent[ann] = boxes_of_runs(runs, size[0])
+    shapes.area[ann], extent = boxes_of_runs(runs, size[0])
+    shapes.extent[ann] = shapes.raw[ann] = extent
     if shapes.area[ann] == 0:
         report.add("MASK_EMPTY", "the RLE has no foreground pixel", ann=ann)
+
+
+def _turned(ann: int, value: dict[str, Any], size: tuple[int, int], shapes: Shapes) -> None:
+    """An RLE that gives width before height: where it would lie if its runs are right."""
+    with contextlib.suppress(DataError):
+        shapes.raw[ann] = boxes_of_runs(checked_runs(value, size[1], size[0]), size[0])[1]
+        shapes.turned_sides += 1
 
 
 def _polygons(table: CocoTable, anns: list[int], found: list[Polygons], shapes: Shapes, report: Reporter) -> None:
@@ -127,7 +234,9 @@ def _polygons_apart(table: CocoTable, found: list[tuple[int, Polygons]], shapes:
     for ann, segment in found:
         if not segment:
             shapes.missing[ann] = True
-        kept = _sound_parts(ann, segment, report) if segment else []
+        usual = plain_polygons(segment)
+        shapes.odd_forms += usual is not segment
+        kept = _sound_parts(ann, usual, report) if segment else []
         parts += kept
         owners += [ann] * len(kept)
     if parts:
@@ -200,6 +309,7 @@ def _judge(table: CocoTable, rings: Rings, owner: np.ndarray, shapes: Shapes, re
         w, h = size[i].tolist()
         report.add("POLYGON_OUTSIDE", f"it spans {_shown(extent[i])}, the image is {w:g}×{h:g}", ann=int(anns[i]))
     shapes.extent[anns[good]] = clipped[good]
+    shapes.raw[anns[finite]] = extent[finite]
     shapes.area[anns[good]] = area[good]
     inside = np.minimum(clipped[:, 2] - clipped[:, 0], clipped[:, 3] - clipped[:, 1])
     # Only what is small, thin as a sliver, or over the border can miss all pixel centres: the rest is not drawn.
