@@ -148,15 +148,18 @@ def settle_what_fits(
     while True:
         bench = open_bench(resolved, data, ranks)
         fresh = bench.lab.save(0)
+        config = bench.config
         try:
             return bench, fresh, settle(bench.lab, _safe(_recipe(bench.config)), SETTLE_STEPS, seconds=seconds, say=say)
         except (RuntimeError, MemoryError) as error:
             if not memory.ran_out(error):
                 raise
-            batch, parts = bench.config.batch_size or 1, bench.config.accumulate
+            batch, parts = config.batch_size or 1, config.accumulate
             if batch == 1:
-                raise too_large(bench.config, ranks.device) from error
-        config = msgspec.structs.replace(bench.config, batch_size=batch // 2, accumulate=parts * 2)
+                raise too_large(config, ranks.device) from error
+        del bench, fresh
+        memory.release(ranks.device)
+        config = msgspec.structs.replace(config, batch_size=batch // 2, accumulate=parts * 2)
         # "given": it stands in the command line that is advised.
         resolved = recipes.Resolved(config, {**resolved.reasons, "accumulate": "given"}, resolved.warnings)
         if say:

@@ -47,6 +47,7 @@ def open_bench(resolved: recipes.Resolved, data: RunData, ranks: Ranks) -> Bench
     """Model, batches and optimizer of a run, on their own."""
     config, device = resolved.config, ranks.device
     quick = is_quick(config, data.builtin)
+    memory.reset_peak(device)  # a batch that did not fit before this one is no measure of it
     precision = resolve_amp(config.amp, device)
     source, _ = sources(data, config, None, None, quick=quick)
     plan = make_plan(source, data, config, ranks)
@@ -99,8 +100,8 @@ def first_batches(source: Source, plan: Plan, most: int) -> list[Any]:
 
 
 def memory_use(bench: Bench) -> tuple[int, str]:
-    """Highest memory use so far, bytes, and a sentence on the batch size that fits."""
-    batch, most, whole = bench.config.batch_size or 1, memory.peak(bench.device), memory.total(bench.device)
+    """Highest memory use since the bench was opened, bytes, and a sentence on the batch size that fits."""
+    batch, most, whole = bench.config.batch_size or 1, memory.peak(bench.device), memory.usable(bench.device)
     if not whole or most <= bench.bytes_before:
         return most, f"batch size {batch}: up to {most / 2**30:.1f} GiB were used"
     fits = memory.batch_that_fits(batch, bench.bytes_before, most, whole)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -31,7 +32,16 @@ class Machinery:
         f.libraries = f.good("reference")
         if not f.libraries and self.case.rig.reference is not None:
             test = "same batch, same weights, eager on the CPU"
-            f.outcomes["reference"] = self.replay.run(test, precision="fp32", reference=True)
+            batches = None
+            if f.guilty_images:
+                # In float32 a whole batch takes twice the memory of half precision, here beside the run's own.
+                test = f"images {', '.join(map(str, f.guilty_images))} only, same weights, eager on the CPU"
+                batches = self._guilty(set(f.guilty_images))
+            f.outcomes["reference"] = self.replay.run(test, batches=batches, precision="fp32", reference=True)
+
+    def _guilty(self, ids: set[int]) -> list[Any]:
+        places = [(b, [n for n, i in enumerate(b.image_ids) if i in ids]) for b in self.case.batches or []]
+        return [batch.subset(positions) for batch, positions in places if positions]
 
     def live(self) -> None:
         """Replays are eager: whether the compiled code of the run is wrong, only the run's own model can say."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard.norms import Layout
+from maskrcnn_coco.system.memory import ran_out
 
 Losses = Tensor | Mapping[str, Tensor]
 Forward = Callable[[Any], Losses]
@@ -73,8 +74,7 @@ def is_fatal(error: BaseException) -> bool:
     """Whether going on is pointless: out of memory, or a device whose context is gone."""
     if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
         return True
-    text = str(error)
-    return any(t in text for t in ("can't allocate memory", "out of memory", "CUDA error", "device-side assert"))
+    return ran_out(error) or any(t in str(error) for t in ("CUDA error", "device-side assert"))
 
 
 def as_terms(losses: Losses) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.snapshot import Snapshot, restore
 from maskrcnn_coco.replay.tape import TapeEntry
 from maskrcnn_coco.system.backends import own_kernels
+from maskrcnn_coco.system.memory import ran_out
 
 CALMER = 16.0
 """A loss scale at which only the gradients overflow is divided by this, down to 1."""
@@ -68,7 +69,9 @@ class Replay:
             source = self.rig.model
             try:
                 built = copy.deepcopy(source) if isinstance(source, nn.Module) else source()
-            except torch.OutOfMemoryError as e:
+            except Exception as e:
+                if not ran_out(e):
+                    raise
                 raise ReplayImpossible("no memory for a private copy of the model") from e
             self._model = own(built, self.rig.fp32_modules)
             self._model.zero_grad(set_to_none=True)
@@ -287,6 +290,12 @@ class Replay:
         try:
             with forked_random(torch.device(self.rig.device).type == "cuda"), torch.enable_grad():
                 yield
+        except Exception as e:
+            if self._model is not None:
+                self._model.zero_grad(set_to_none=True)  # what a failed replay holds is missing to the next
+            if ran_out(e):
+                raise ReplayImpossible(f"memory ran out: {str(e)[:120]}") from e
+            raise
         finally:
             self.spent += time.monotonic() - began
 

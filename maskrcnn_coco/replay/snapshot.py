@@ -20,7 +20,7 @@ class Snapshot:
 
     ``model`` holds parameters and buffers (also non-persistent ones) under their state-dict names, without the prefix
     that `torch.compile` adds; ``optimizer`` has the layout of ``optimizer.state_dict()``. Every tensor is a private
-    copy on the device it came from. ``verified`` says that no entry is non-finite.
+    copy, on the device it came from or, where that is short, in main memory. ``verified``: no entry is non-finite.
     """
 
     step: int
@@ -50,6 +50,7 @@ def take(
     guard: Any = None,
     extra: dict[str, Any] | None = None,
     inspected: bool = False,
+    host: bool = False,
 ) -> Snapshot:
     """Copy the state before planned step ``step`` and verify the copy.
 
@@ -57,13 +58,15 @@ def take(
         guard: a `Guard`: what its alarms have learned is part of the state, and it must find the state sound.
         extra: the loop's own plain data (learning-rate factors, quarantined images …), copied deeply.
         inspected: the guard has just looked at this state and found it sound; it is not asked again.
+        host: copy into main memory: the device has no room.
     """
     memo: dict[int, Tensor] = {}
+    to = torch.device("cpu") if host else None
     snapshot = Snapshot(
         step=step,
         epoch=epoch,
-        model={name: _clone(t, memo) for name, t in state_tensors(model).items()},
-        optimizer=_clone(optimizer.state_dict(), memo),
+        model={name: _clone(t, memo, to) for name, t in state_tensors(model).items()},
+        optimizer=_clone(optimizer.state_dict(), memo, to),
         scaler=scaler.state_dict() if scaler is not None and scaler.is_enabled() else None,
         guard=copy.deepcopy(guard.state_dict()) if guard is not None else {},
         extra=copy.deepcopy(extra) if extra else {},
@@ -71,6 +74,12 @@ def take(
     )
     snapshot.verified = not is_finite(snapshot) and (guard is None or inspected or guard.inspect() is None)
     return snapshot
+
+
+def state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes that a snapshot of them holds."""
+    states = (v for state in optimizer.state.values() for v in state.values())
+    return sum(t.nbytes for t in (*state_tensors(model).values(), *states) if isinstance(t, Tensor))
 
 
 def restore(
@@ -122,16 +131,18 @@ def is_finite(snapshot: Snapshot) -> list[str]:
     return bad
 
 
-def _clone(value: Any, memo: dict[int, Tensor]) -> Any:
-    """A deep copy in which a tensor that occurs twice is copied once."""
+def _clone(value: Any, memo: dict[int, Tensor], to: torch.device | None) -> Any:
+    """A deep copy in which a tensor that occurs twice is copied once; on device ``to``, None: where it is."""
     if isinstance(value, Tensor):
         if id(value) not in memo:
-            memo[id(value)] = value.detach().clone()
+            value, key = value.detach(), id(value)
+            memo[key] = value.clone() if to is None else value.to(to, copy=True)
+            return memo[key]
         return memo[id(value)]
     if isinstance(value, dict):
-        return {k: _clone(v, memo) for k, v in value.items()}
+        return {k: _clone(v, memo, to) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_clone(v, memo) for v in value)
+        return type(value)(_clone(v, memo, to) for v in value)
     return copy.deepcopy(value)
 
 

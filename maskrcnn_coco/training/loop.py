@@ -78,7 +78,7 @@ def train(
                 run(session, interrupts)
             except GuardStop as stop:
                 return closing.stopped(session, stop)
-            except (RuntimeError, MemoryError) as error:
+            except (RuntimeError, MemoryError, OSError) as error:
                 if memory.ran_out(error):
                     raise closing.out_of_memory(session) from error
                 raise

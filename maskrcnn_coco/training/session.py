@@ -26,10 +26,11 @@ from maskrcnn_coco.model.optim import Schedule, apply_lr
 from maskrcnn_coco.records import Alarm, Incident, StepRecord
 from maskrcnn_coco.recovery import Limits
 from maskrcnn_coco.replay.ring import Ring
-from maskrcnn_coco.replay.snapshot import Snapshot, take
+from maskrcnn_coco.replay.snapshot import Snapshot, state_bytes, take
 from maskrcnn_coco.replay.tape import Tape
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system.backends import use_libraries
+from maskrcnn_coco.system.memory import is_short
 from maskrcnn_coco.training.progress import Progress
 from maskrcnn_coco.training.run_log import RunLog
 
@@ -140,6 +141,7 @@ class Session:
             guard=self.guard,
             extra=self.progress.plain(),
             inspected=inspected,
+            host=is_short(self.device, state_bytes(self.model, self.optimizer)),
         )
 
     def rewind(self, step: int) -> None:

@@ -164,7 +164,7 @@ def assemble(
         log=log,
         saver=Saver(config.checkpoint_dir),
         quick=quick,
-        ring=Ring(4, max_bytes=snapshot_budget()),
+        ring=Ring(4, max_bytes=snapshot_budget(device)),
     )
 
 

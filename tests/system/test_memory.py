@@ -11,12 +11,14 @@ from runs import OwnData, config, small_model
 
 from maskrcnn_coco import Config, train
 from maskrcnn_coco.advice.advise import advise_data, settle_what_fits
-from maskrcnn_coco.advice.prepare import memory_use
+from maskrcnn_coco.advice.prepare import memory_use, open_bench
 from maskrcnn_coco.checkpoint.store import newest_intact, peek
 from maskrcnn_coco.config.resolve import resolve_run
 from maskrcnn_coco.data.prepare import open_data
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.guard.norms import Layout
+from maskrcnn_coco.guard.step import is_fatal, run
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system import memory
@@ -103,6 +105,138 @@ def test_no_more_images_fit_than_there_are(monkeypatch):
         (10, "about 34 would fit, but"),
         (1, "about 3 would fit"),
     ):
-        monkeypatch.setattr(memory, "total", lambda device, whole=whole: whole * 2**30)
+        monkeypatch.setattr(memory, "usable", lambda device, whole=whole: whole * 2**30)
         sentence = memory_use(bench)[1]
         assert said in sentence and ("this batch size" in sentence) is (whole > 1)
+
+
+OUT = [
+    "CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0; 79.10 GiB total capacity)",
+    "MPS backend out of memory (MPS allocated: 5.00 GB)",
+    "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate",
+    "[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "GET was unable to find an engine to execute this computation",
+    "Unable to find a valid cuDNN algorithm to run convolution",
+    "std::bad_alloc",
+    "unable to mmap 1024 bytes from file: Cannot allocate memory (12)",
+]
+NOT_OUT = [
+    "mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)",
+    "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!",
+    "CUDA error: device-side assert triggered",
+    "view size is not compatible with input tensor's size and stride (at least one dimension spans across memory)",
+]
+
+
+@pytest.mark.parametrize("text", OUT)
+def test_what_running_out_says_is_no_fault_of_an_image(text):
+    error = RuntimeError(text)
+    assert memory.ran_out(error) and is_fatal(error)
+    forward = raising(error)
+    with pytest.raises(RuntimeError):
+        run(forward, [1], None, Layout(*one_weight()))
+
+
+@pytest.mark.parametrize("text", NOT_OUT)
+def test_other_errors_are_not_taken_for_it(text):
+    assert not memory.ran_out(RuntimeError(text))
+    assert not memory.ran_out(ValueError("the value is out of memory of man"))
+
+
+def test_the_systems_own_error_counts():
+    assert memory.ran_out(OSError(12, "Cannot allocate memory")) and not memory.ran_out(OSError(28, "No space left"))
+    assert memory.ran_out(MemoryError())
+
+
+def raising(error):
+    def forward(_batch):
+        raise error
+
+    return forward
+
+
+def one_weight():
+    model = torch.nn.Linear(2, 1)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1), None
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("where", ["own", "above", "root"])
+def test_the_tightest_control_group_counts_without_the_pages_of_files(tmp_path, version, where):
+    base = tmp_path / "fs" / "memory" if version == 1 else tmp_path / "fs"
+    folder = base / {"own": "job/task", "above": "job", "root": ""}[where]
+    (base / "job/task").mkdir(parents=True)
+    limit, used = (
+        ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    )
+    unlimited = "max" if version == 2 else "9223372036854771712"
+    for other in (base, base / "job", base / "job/task"):
+        (other / limit).write_text(unlimited)
+        (other / used).write_text(str(5 << 30))
+    (folder / limit).write_text(str(8 << 30))
+    name = "inactive_file" if version == 2 else "total_inactive_file"
+    (folder / "memory.stat").write_text(f"cache 1\n{name} {2 << 30}\n")
+    own = tmp_path / "cgroup"
+    own.write_text("0::/job/task\n" if version == 2 else "5:cpu:/else\n4:memory:/job/task\n0::/\n")
+    assert memory._from_cgroup(tmp_path / "fs", own) == (8 << 30, 3 << 30)
+
+
+def test_no_control_group_is_no_limit(tmp_path):
+    assert memory._from_cgroup(tmp_path, tmp_path / "none") == (None, 0)
+
+
+def test_the_budget_of_snapshots_knows_the_container_and_the_device(monkeypatch):
+    monkeypatch.setattr(memory, "main_memory", lambda: {"total": 64 << 30, "available": 8 << 30})
+    assert memory.snapshot_budget() == memory.snapshot_budget(CPU) == 2 << 30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 << 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2 << 30)
+    gpu = torch.device("cuda", 0)
+    assert memory.snapshot_budget(gpu) == 1 << 30
+    assert memory.is_short(gpu, 3 << 30) and not memory.is_short(gpu, 2 << 30) and not memory.is_short(CPU, 1 << 60)
+    assert memory.usable(gpu) == 6 << 30, "what other processes hold is not this one's"
+
+
+def test_a_peak_can_be_forgotten():
+    block = torch.ones(64 << 20)
+    del block
+    before = memory.peak(CPU)
+    memory.reset_peak(CPU)
+    if memory.peak(CPU) == before:
+        pytest.skip("this system does not let a process forget its peak")
+    assert memory.peak(CPU) < before and memory.peak(CPU) >= memory.held(CPU) - (64 << 20)
+
+
+def test_advice_after_a_failure_measures_the_batch_that_fit(monkeypatch):
+    """A batch that did not fit leaves its peak; what is said of the smaller one must not be of that."""
+    at = {"peak": 10 << 30}
+    monkeypatch.setattr(memory, "reset_peak", lambda device: at.update(peak=2 << 30))
+    monkeypatch.setattr(memory, "peak", lambda device: at["peak"])
+    monkeypatch.setattr(memory, "usable", lambda device: 12 << 30)
+    monkeypatch.setattr(memory, "held", lambda device: 1 << 30)
+    ranks = Ranks.start("cpu")
+    settings = Config(demo=True, epochs=1, batch_size=2, device="cpu")
+    data = open_data(settings)
+    resolved = resolve_run(settings, images=len(data.train), builtin=True, device=CPU, world=1)
+    bench = open_bench(resolved, data, ranks)
+    assert memory_use(bench)[0] == 2 << 30
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError(OUT[2])])
+def test_an_investigation_without_memory_costs_the_cause_and_never_the_run(tmp_path, monkeypatch, error):
+    """Every replay runs out; the scans, which need none, still name the image, and the run goes on."""
+    inner, own = Forward.losses, {"once": True}
+
+    def losses(self, model, batch, step, micro, precision=None):
+        if model is not own["model"]:
+            raise error
+        found = inner(self, model, batch, step, micro, precision)
+        return {k: v * float("nan") for k, v in found.items()} if step == 1 and own.pop("once", False) else found
+
+    monkeypatch.setattr(Forward, "losses", losses)
+    model = own["model"] = small_model(1)
+    result = train(config(None, tmp_path, epochs=2), model=model, train_data=OwnData(12, bad=(5,)), quiet=True)
+    assert result.status == "finished" and result.finite and len(result.incidents) == 2
