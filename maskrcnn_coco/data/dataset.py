@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from maskrcnn_coco.data.audit.targets import MIN_SIDE
 from maskrcnn_coco.data.batch import Batch, Target
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.images import read_image
@@ -27,8 +28,6 @@ from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.wording import annotation_words
 
 Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
-MIN_SIDE = 1.0
-"""Boxes below this many pixels in the resized image are left out, with their masks: RoIAlign cannot learn from them."""
 
 
 class CocoDataset(Dataset):

@@ -131,7 +131,7 @@ def check_data(data: RunData, config: Config) -> None:
     from maskrcnn_coco.data.audit.quarantine import require_usable, to_quarantine
 
     data.findings, data.val_findings = audit_parts(data.train, data.val)
-    require_usable(data.train, data.findings)
+    require_usable(data.train, data.findings, min_size=config.min_size or 800, max_size=config.max_size or 1333)
     _refuse_if_strict(data.train, data.findings, config)
     images, annotations = to_quarantine(data.findings)
     data.bad_images |= images

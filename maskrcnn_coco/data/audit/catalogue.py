@@ -50,6 +50,14 @@ CATALOGUE: dict[str, Kind] = {
     "BOX_STRING": Kind("warning", "a box holds text", f"write numbers without quotes; {REPAIR} that does"),
     "AREA_BAD": Kind("warning", "an area is not a number", f"{REPAIR} with the mask's area"),
     "ISCROWD_BAD": Kind("warning", "iscrowd is neither 0 nor 1", "write 0 or 1; it was read as 0"),
+    "CROWD_ALL": Kind(
+        "error",
+        "every annotation is called a crowd",
+        f"CVAT and pycococreator write iscrowd 1 for brush masks: write 0; {REPAIR} with 0",
+    ),
+    "CROWD_SINGLE": Kind(
+        "warning", "annotations called crowds look like single objects", f"write iscrowd 0; {REPAIR} with 0"
+    ),
     # boxes
     "BOX_INVERTED": Kind("error", "a box has negative width or height", f"{REPAIR} with the box of its mask"),
     "BOX_EMPTY": Kind("error", "a box has no width or height", f"{REPAIR} with the box of its mask"),

@@ -11,6 +11,7 @@ from maskrcnn_coco.data.audit.boxes import check_boxes, check_ids, check_labels,
 from maskrcnn_coco.data.audit.catalogue import CATALOGUE, Reporter
 from maskrcnn_coco.data.audit.pixels import Depth, check_images
 from maskrcnn_coco.data.audit.segmentations import measure
+from maskrcnn_coco.data.audit.targets import check_crowds
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.records import DataFinding
 
@@ -43,6 +44,7 @@ def audit(
     check_problems(table, report)
     check_ids(table, report)
     check_labels(table, report)
+    check_crowds(table, report)
     check_boxes(table, report)
     explained = check_agreement(table, measure(table, report), report)
     _gather(report, explained, gathered)

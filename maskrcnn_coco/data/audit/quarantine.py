@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-
+from maskrcnn_coco.data.audit.targets import count_targets
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.records import DataFinding
 
-_WHOLE_SET = ("NO_MASKS", "NO_ANNOTATIONS")
+_WHOLE_SET = ("NO_MASKS", "NO_ANNOTATIONS", "CROWD_ALL")
 
 
 def annotation_of(finding: DataFinding) -> int | None:
@@ -27,8 +26,11 @@ def to_quarantine(findings: list[DataFinding]) -> tuple[set[int], set[int]]:
     return images, annotations
 
 
-def require_usable(table: CocoTable, findings: list[DataFinding]) -> None:
-    """Raise the DataError that says why nothing is left to train on, if so: no masks at all, or errors everywhere."""
+def require_usable(table: CocoTable, findings: list[DataFinding], *, min_size: int = 800, max_size: int = 1333) -> None:
+    """Raise the DataError that says why nothing is left to train on, if so: no masks at all, or errors everywhere.
+
+    ``min_size``, ``max_size``: of the model, pixels.
+    """
     for f in findings:
         if f.code in _WHOLE_SET:
             raise DataError(f.message, fix=f.fix)
@@ -38,11 +40,13 @@ def require_usable(table: CocoTable, findings: list[DataFinding]) -> None:
         raise DataError(
             f"no image of {table.json_path} can be used", got=first, fix="maskrcnn-coco check --data … lists why"
         )
-    bad_image = np.isin(table.image_ids, list(images))
-    left = (
-        (table.ann_image >= 0) & ~bad_image[np.maximum(table.ann_image, 0)] & ~np.isin(table.ann_ids, list(annotations))
+    left = count_targets(table, images, annotations, min_size=min_size, max_size=max_size)
+    if left.left:
+        return
+    if left.crowds:
+        first = f"{left.crowds} have iscrowd 1, which training leaves out" + (f"; else {first}" if first else "")
+    elif left.thin:
+        first = f"{left.thin} are under a pixel wide or high once the images are resized"
+    raise DataError(
+        f"no annotation of {table.json_path} can be used", got=first, fix="maskrcnn-coco check --data … lists why"
     )
-    if not left.any():
-        raise DataError(
-            f"no annotation of {table.json_path} can be used", got=first, fix="maskrcnn-coco check --data … lists why"
-        )

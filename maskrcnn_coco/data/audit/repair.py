@@ -177,7 +177,7 @@ class _Repair:
         self.used_ids.add(own)
         if "ID_STRING" in codes:
             values |= {"id": own, "image_id": int(t.image_ids[t.ann_image[n]]), "category_id": int(t.category_ids[n])}
-        if "ISCROWD_BAD" in codes:
+        if "ISCROWD_BAD" in codes or (t.iscrowd[n] and {"CROWD_ALL", "CROWD_SINGLE"} & self.whole):
             values["iscrowd"] = 0
         values |= self._as_meant(n, codes)
         segmentation = self._segmentation(n, codes)

@@ -1,0 +1,92 @@
+"""What training sees of what was annotated, and what keeps the rest out: counts, and crowds that are none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from maskrcnn_coco.data.audit.boxes import sides_of
+from maskrcnn_coco.data.audit.catalogue import Reporter
+from maskrcnn_coco.data.coco.table import CocoTable
+
+MIN_SIDE = 1.0
+"""Boxes below this many pixels in the resized image are left out, with their masks: RoIAlign cannot learn from them."""
+SUSPECT = 0.1
+"""Share of the annotations that real crowds rarely reach: COCO has one in a hundred."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Annotations, counted where they fall out, in this order; what remains is ``left``.
+
+    Attributes:
+        annotated: all. strays: of no image, or of no known category. left_out: with errors, or on images with errors.
+        crowds: iscrowd 1. thin: under a pixel in the resized image. left: what training sees.
+    """
+
+    annotated: int
+    strays: int
+    left_out: int
+    crowds: int
+    thin: int
+    left: int
+
+
+def count_targets(
+    table: CocoTable,
+    bad_images: Iterable[int] = (),
+    bad_annotations: Iterable[int] = (),
+    *,
+    min_size: int = 800,
+    max_size: int = 1333,
+) -> Targets:
+    """How many annotations of ``table`` become training targets when these images and annotations are left out.
+
+    Args:
+        bad_images: image ids. bad_annotations: as in `CocoTable.ann_ids`. min_size, max_size: of the model, pixels.
+    """
+    rows = np.maximum(table.ann_image, 0)
+    known = (table.ann_image >= 0) & (table.labels > 0)
+    bad = np.isin(table.image_ids, list(bad_images))[rows] | np.isin(table.ann_ids, list(bad_annotations))
+    width, height = sides_of(table)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        scale = np.minimum(min_size / np.minimum(width, height), max_size / np.maximum(width, height))
+        sides = table.boxes[:, 2:] * scale[:, None]
+        thin = ((sides >= 0) & (sides < MIN_SIDE)).any(axis=1)  # below 0 is an error of its own
+    steps = []
+    left = np.ones(len(rows), bool)
+    for gone in (~known, bad, table.iscrowd, thin):
+        steps.append(int((left & gone).sum()))
+        left &= ~gone
+    return Targets(len(rows), *steps, int(left.sum()))
+
+
+def check_crowds(table: CocoTable, report: Reporter) -> None:
+    """Objects that are called crowds, so that nothing is learned from them: all of them, or many that look single."""
+    crowds, count = int(table.iscrowd.sum()), len(table.ann_ids)
+    if not crowds:
+        return
+    if crowds == count:
+        report.add("CROWD_ALL", f"all {count} annotations have iscrowd 1: training leaves crowds out, so none is left")
+    elif crowds >= max(3, SUSPECT * count) and (why := _look_single(table)):
+        report.add("CROWD_SINGLE", f"{crowds} of {count} annotations have iscrowd 1 and are left out; {why}")
+
+
+def _look_single(table: CocoTable) -> str | None:
+    """Why these crowds are not COCO's: those are one region for all that was not told apart in an image."""
+    rows = np.flatnonzero(table.iscrowd & (table.ann_image >= 0))
+    if not len(rows):
+        return None
+    where = table.ann_image[rows] * table.num_classes + table.labels[rows]
+    _, which, counts = np.unique(where, return_inverse=True, return_counts=True)
+    shared = float((counts[which] > 1).mean())
+    if shared >= 0.3:
+        return f"{shared:.0%} of them share image and class with another, which crowds do not"
+    sizes = table.boxes[:, 2] * table.boxes[:, 3]
+    with np.errstate(invalid="ignore"):
+        crowd, single = np.nanmedian(sizes[rows]), np.nanmedian(sizes[~table.iscrowd])
+    if 0.5 * single <= crowd <= 1.5 * single:
+        return "they are as large as single objects"
+    return None
