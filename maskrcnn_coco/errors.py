@@ -53,3 +53,7 @@ class CheckpointError(MaskRCNNError):
     """A checkpoint that cannot be used, or none that can (exit code 5)."""
 
     exit_code = 5
+
+
+class GuardWarning(UserWarning):
+    """A guard that nobody asked refused a step (or saw one that it would refuse); said once per symptom."""

@@ -12,7 +12,7 @@ from tiny_run import TinyRun, rates
 from maskrcnn_coco.diagnosis.investigate import investigate
 from maskrcnn_coco.records import CAUSES, Action, Culprit, Finding, Incident
 from maskrcnn_coco.recovery import HOLD_STEPS, History, Limits, decide, maybe_raise
-from maskrcnn_coco.replay.snapshot import is_finite, restore, take
+from maskrcnn_coco.replay.snapshot import nonfinite_entries, restore, take
 
 
 def finding(cause: str, confidence: float = 0.97, **rest) -> Finding:
@@ -275,7 +275,7 @@ def test_a_diverging_run_is_brought_back_and_finishes(change: dict[str, float]):
     history = recover(run, 40)
     assert 1 <= len(history) <= 6
     assert {c for i in history for c in i.action.detail["components"]} <= set(change) | {"backbone", "box_head"}
-    assert is_finite(take(run.model, run.optimizer, None, step=40, epoch=0)) == []
+    assert nonfinite_entries(take(run.model, run.optimizer, None, step=40, epoch=0)) == []
     last = [r.loss for r in run.history[-5:]]
     assert sum(last) / 5 < run.history[0].loss
 

@@ -123,14 +123,14 @@ def ours(model: nn.Module, batch: Any, clock: Clock, mode: Any) -> Callable[[], 
     """A step of this project's loop on the same model: fused SGD, clipping at 10."""
     guard = Guard(model, sgd(model, fused=True), mode=mode)
     forward = clock.timed(lambda b: model(*b))
-    backward = steps._backward
+    backward = steps.backward
 
     def step() -> None:
-        steps._backward = clock.timed(backward)
+        steps.backward = clock.timed(backward)
         try:
             record = guard.step(forward, batch)
         finally:
-            steps._backward = backward
+            steps.backward = backward
         assert record.applied, guard.alarm
 
     return step

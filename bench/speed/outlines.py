@@ -20,7 +20,7 @@ from scaling import Setting
 from step import make_batch, only, own_step, small_model
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
-from maskrcnn_coco.guard.inputs import Limits, check
+from maskrcnn_coco.guard.inputs import Expected, check
 from maskrcnn_coco.model.fast.accelerate import accelerate
 from maskrcnn_coco.model.fast.mask_targets import mask_targets, outline_targets
 from maskrcnn_coco.system.precision import bf16_is_native
@@ -74,7 +74,7 @@ def check_row(setting: Setting, rounds: int) -> str:
     for kind in ("masks", "outlines"):
         values = [v for t in only(batch, kind)[1] for v in (t[kind],)]
         held.append(sum(v.nbytes if isinstance(v, torch.Tensor) else v.points.nbytes + v.pixels.nbytes for v in values))
-    looks = {k: (lambda b: lambda _: check([b], Limits(4)))(only(batch, k)) for k in ("masks", "outlines")}
+    looks = {k: (lambda b: lambda _: check([b], Expected(4)))(only(batch, k)) for k in ("masks", "outlines")}
     return in_turn(_shown(setting), looks, rounds) + f" {held[0] / 2**20:.2f} | {held[1] / 2**20:.2f} |"
 
 

@@ -57,9 +57,7 @@ def serve(name: str, threads: int, times_batch: int) -> None:
     batch = make_batch(size, images * times_batch, objects)
     optimizer = build_optimizer(net)
     apply_lr(optimizer, {"backbone": LR})
-    guard = (Guard if ranks.world == 1 else TeamGuard)(net, optimizer)
-    if isinstance(guard, TeamGuard):
-        guard.ranks = ranks
+    guard = Guard(net, optimizer) if ranks.world == 1 else TeamGuard(net, optimizer, ranks=ranks)
     step = 0
     for line in sys.stdin:
         for _ in range(int(line)):

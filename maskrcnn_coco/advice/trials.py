@@ -96,6 +96,7 @@ class Lab:
             scaler=self.scaler,
             max_grad_norm=task.max_grad_norm,
             mode="observe",
+            say=False,
         )
         self.steps_spent = 0
 

@@ -7,11 +7,12 @@ optimizer steps afterwards; training then looks healthy, and evaluation finds no
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.guard.norms import nonfinite_at, norms
+from maskrcnn_coco.guard.norms import all_finite, has_fractions, nonfinite_at, norms
 from maskrcnn_coco.guard.verdict import Verdict
 
 LEAP = 1e6
@@ -23,6 +24,9 @@ class Buffers:
 
     Running statistics of norm layers in train mode are copied before every forward pass (they are small). Any other
     buffer is copied once, and again only after it was seen to change, so frozen norms cost nothing.
+
+    What a buffer is when it is first met is how it was meant: causal masks of -inf or -1e9, observers that start at
+    ±inf. Statistics and weights of norm layers are no such thing: they must be finite from the start.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -39,6 +43,19 @@ class Buffers:
         self._active: list[int] = []
         self._changing: set[int] = set()
         self._sizes: dict[int, float] = {}
+        self._by_design: set[int] = set()
+        self.accept()
+
+    def accept(self, names: Collection[str] | None = None) -> None:
+        """Take the buffers (by name; None: all but those of norm layers) as they are now for what they should be."""
+        looked = [i for i, (module, _, name) in enumerate(self._slots) if _wanted(module, name, names)]
+        floats = self._floats(looked)
+        for (i, t), size in zip(floats, norms([t for _, t in floats]), strict=True):
+            self._by_design.discard(i)
+            if math.isfinite(size):
+                self._sizes[i] = size
+            elif not all_finite(t):
+                self._by_design.add(i)
 
     @property
     def nbytes(self) -> int:
@@ -83,24 +100,39 @@ class Buffers:
         Args:
             whole: look at every buffer; otherwise at those that forward passes change.
         """
-        looked = range(len(self._slots)) if whole else sorted(self._changing.union(self._active))
-        found = [(i, self._slots[i][0]._buffers.get(self._slots[i][1])) for i in looked]
-        floats = [(i, t) for i, t in found if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
+        floats = self._floats(range(len(self._slots)) if whole else sorted(self._changing.union(self._active)))
         sizes = norms([t for _, t in floats])
         bad = set(nonfinite_at(sizes))
         if whole:
             bad |= self._negative(floats)
         for j, (i, t) in enumerate(floats):
+            if i in self._by_design:
+                bad.discard(j)
+                if self._spoilt(i, t):
+                    bad.add(j)
+                continue
             known = self._sizes.get(i, math.sqrt(t.numel()))
             if sizes[j] > LEAP * max(known, 1e-3 * math.sqrt(t.numel())):
                 bad.add(j)
         if not bad:
-            self._sizes.update((i, s) for (i, _), s in zip(floats, sizes, strict=True))
+            self._sizes.update((i, s) for (i, _), s in zip(floats, sizes, strict=True) if math.isfinite(s))
         return [self._slots[floats[j][0]][2] for j in sorted(bad)]
+
+    def _floats(self, looked: Iterable[int]) -> list[tuple[int, Tensor]]:
+        found = [(i, self._slots[i][0]._buffers.get(self._slots[i][1])) for i in looked]
+        return [(i, t) for i, t in found if isinstance(t, Tensor) and has_fractions(t) and t.numel()]
+
+    def _spoilt(self, i: int, live: Tensor) -> bool:
+        """Whether a buffer that is not finite by design has NaN or ±inf where its last sound copy had a number."""
+        kept = self._kept[i]
+        if kept is None or live.is_meta or kept.shape != live.shape or not live.is_floating_point():
+            return False
+        before, now = kept.float(), live.detach().float()
+        return bool((now.isnan() & ~before.isnan()).any() or (now.isinf() & before.isfinite()).any())
 
     def _negative(self, floats: list[tuple[int, Tensor]]) -> set[int]:
         """Positions of variances below zero: training does not read them, but evaluation takes their root."""
-        found = [(j, t) for j, (i, t) in enumerate(floats) if self._slots[i][1] == "running_var"]
+        found = [(j, t) for j, (i, t) in enumerate(floats) if self._slots[i][1] == "running_var" and not t.is_meta]
         if not found:
             return set()
         lowest = torch.stack([t.detach().min().float() for _, t in found]).tolist()
@@ -114,8 +146,7 @@ class Buffers:
 
     def active_floats(self) -> list[Tensor]:
         """The floating buffers that forward passes change, live."""
-        found = (self._slots[i][0]._buffers.get(self._slots[i][1]) for i in sorted(self._changing.union(self._active)))
-        return [t for t in found if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
+        return [t for i, t in self._floats(sorted(self._changing.union(self._active))) if i not in self._by_design]
 
     def restore(self) -> None:
         """Put every changed buffer back, bit for bit and with the identity it had."""
@@ -123,7 +154,7 @@ class Buffers:
             for i in self.changed():
                 module, name, _ = self._slots[i]
                 kept, live = self._kept[i], self._live[i]
-                if kept is not None and live is not None:
+                if kept is not None and live is not None and not live.is_meta:
                     live.copy_(kept)
                     self._marks[i] = _mark(live)
                 module._buffers[name] = live
@@ -134,7 +165,7 @@ class Buffers:
             for i in self.changed():
                 module, name, _ = self._slots[i]
                 kept, live = self._kept[i], module._buffers.get(name)
-                if kept is not None and live is not None:
+                if kept is not None and live is not None and not live.is_meta:
                     live.copy_(torch.where(bad.to(live.device), kept, live))
 
 
@@ -144,3 +175,7 @@ def _mark(tensor: Tensor) -> tuple[int, int]:
     Native batch norm writes without telling, which is why norm layers in train mode are always copied.
     """
     return (id(tensor), -1 if tensor.is_inference() else tensor._version)
+
+
+def _wanted(module: nn.Module, name: str, names: Collection[str] | None) -> bool:
+    return "running_mean" not in module._buffers if names is None else name in names

@@ -1,28 +1,31 @@
 """The guard: measures every step and refuses the bad ones; it never decides what to do about them.
 
-Order of a step: inputs and state → forward and backward → unscale → measure → verdict → clip and step, or put
-everything back. A refusal is a branch, never a product: `0 * NaN` is NaN.
+A step has three acts. Begin: look at inputs and state, copy what a forward pass may change. Judge: after the backward
+pass, unscale and measure. Apply: clip and step, or put everything back. A refusal is a branch, never a product:
+`0 * NaN` is NaN.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from maskrcnn_coco.errors import GuardStop
-from maskrcnn_coco.guard import inputs as targets
+from maskrcnn_coco.guard import inputs
 from maskrcnn_coco.guard import step as steps
 from maskrcnn_coco.guard.buffers import Buffers
 from maskrcnn_coco.guard.deferred import Deferred
 from maskrcnn_coco.guard.divergence import Divergence
 from maskrcnn_coco.guard.health import Health, update_ratio
+from maskrcnn_coco.guard.instruments import Instruments, Measured
 from maskrcnn_coco.guard.loss_scale import Scale
 from maskrcnn_coco.guard.norms import Components, Layout, nonfinite_at, stacked_norms
+from maskrcnn_coco.guard.sharding import refuse_shards
+from maskrcnn_coco.guard.undo import Undo
 from maskrcnn_coco.guard.updates import Haste, Stall
 from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.records import Alarm, StepRecord
@@ -32,6 +35,14 @@ Mode = Literal["recover", "stop", "observe", "off"]
 
 class Guard:
     """Takes the place of zero_grad, backward, unscale, clip and step in any PyTorch training loop.
+
+    `step` is all three acts. A loop that makes its own backward pass calls them one by one::
+
+        guard.begin(batch)
+        loss = model(batch)
+        loss.backward()
+        guard.judge(loss)
+        guard.apply()
 
     Args:
         model: any module; its norm buffers are protected.
@@ -46,9 +57,11 @@ class Guard:
         max_crashes: crashes in a row after which the code is to blame.
         deferred: for CUDA, with a fused optimizer: nothing is read within a step. The device refuses; a record is
             filled in a step or two later, when it is listed in ``completed``, and its alarm is raised then.
+        on_alarm: called with each `Alarm`, in place of the warning.
+        say: warn (`GuardWarning`, once per symptom) about what is refused; a loop that says it itself turns it off.
 
     Raises:
-        ConfigError: an optimizer that needs a closure, or holds no parameters.
+        ConfigError: an optimizer that needs a closure, or holds no parameters, or only shards of them.
     """
 
     def __init__(
@@ -64,23 +77,107 @@ class Guard:
         check_every: int = 10,
         max_crashes: int = 5,
         deferred: bool = False,
+        on_alarm: Callable[[Alarm], Any] | None = None,
+        say: bool = True,
     ) -> None:
-        steps.refuse_closures(optimizer)
-        self.model, self.optimizer, self.max_grad_norm = model, optimizer, max_grad_norm
+        self._refuse_what_it_cannot(model, optimizer)
+        self.instruments = Instruments(
+            model,
+            optimizer,
+            scaler=scaler,
+            max_grad_norm=max_grad_norm,
+            components=components,
+            measure_every=measure_every,
+            check_every=check_every,
+            max_crashes=max_crashes,
+            say=say,
+        )
+        self.instruments.on_alarm = on_alarm
         self.mode: Mode = mode
-        self.measure_every, self.check_every, self.max_crashes = measure_every, check_every, max_crashes
-        self._components = components
-        self._lay_out()
-        self.scale = Scale(scaler)
-        self.buffers = Buffers(model)
-        self.limits = targets.Limits.of(model)
-        self.divergence, self.stall, self.haste = Divergence(), Stall(), Haste()
-        self.alarm: Alarm | None = None
-        self.seconds = 0.0
-        self._next = self._taken = self._crashes = 0
-        self.completed: list[StepRecord] = []
-        self._deferred = Deferred(self) if deferred and mode in ("recover", "stop") else None
-        self.at_once_until = -1  # a deferred guard reads at once before this step
+        self.at_once_until = -1
+        """A deferred guard reads at once before this step."""
+        self._next = 0
+        self._deferred = Deferred(self.instruments) if deferred and mode in ("recover", "stop") else None
+        self._undo = Undo(self.instruments)
+        self._act: Act | None = None
+
+    def _refuse_what_it_cannot(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        steps.refuse_closures(optimizer)
+        refuse_shards(model, optimizer)
+
+    # --- what others look at
+
+    @property
+    def model(self) -> nn.Module:
+        """The guarded model."""
+        return self.instruments.model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The guarded optimizer."""
+        return self.instruments.optimizer
+
+    @property
+    def layout(self) -> Layout:
+        """The optimizer's parameters by component."""
+        return self.instruments.layout
+
+    @property
+    def health(self) -> Health:
+        """The judge of state between steps."""
+        return self.instruments.health
+
+    @property
+    def buffers(self) -> Buffers:
+        """The protected buffers."""
+        return self.instruments.buffers
+
+    @property
+    def scale(self) -> Scale:
+        """The loss scale of fp16."""
+        return self.instruments.scale
+
+    @property
+    def divergence(self) -> Divergence:
+        """What the run's losses and norms have taught."""
+        return self.instruments.divergence
+
+    @property
+    def stall(self) -> Stall:
+        """The judge of weights that stand still."""
+        return self.instruments.stall
+
+    @property
+    def haste(self) -> Haste:
+        """The judge of weights that are thrown about."""
+        return self.instruments.haste
+
+    @property
+    def alarm(self) -> Alarm | None:
+        """The verdict on the last step; None for an applied step and for a benign skip."""
+        return self.instruments.alarm
+
+    @property
+    def completed(self) -> list[StepRecord]:
+        """The records that the last call completed; without ``deferred`` that of its own step."""
+        return self.instruments.completed
+
+    @property
+    def seconds(self) -> float:
+        """Wall time spent in the guard itself."""
+        return self.instruments.seconds
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the guard holds between steps (copies of norm buffers; of all state for some optimizers)."""
+        return self.instruments.buffers.nbytes + self._undo.nbytes
+
+    @property
+    def late(self) -> bool:
+        """Whether records and alarms come later than their steps; before ``at_once_until`` they do not."""
+        return self._deferred is not None and self._next >= self.at_once_until
+
+    # --- one step
 
     def step(
         self,
@@ -95,7 +192,8 @@ class Guard:
         """Take one planned step, or refuse it and leave everything bit for bit as it was.
 
         Args:
-            forward: ``forward(batch)`` → a scalar loss tensor, or a dict of them whose sum is the loss.
+            forward: ``forward(batch)`` → the loss: a scalar tensor, a dict of them whose sum it is, an output with
+                ``.loss``, or a tuple that begins with it.
             batch: what ``forward`` takes; with ``micro_batches`` a list of them, whose gradients are averaged.
             ids: image (sample) ids, for the record; by default those the batch carries.
             step: number of the planned step; by default counted from 0.
@@ -106,41 +204,77 @@ class Guard:
         Raises:
             GuardStop: the same crash came ``max_crashes`` times in a row: the code is wrong, not a batch.
         """
-        if self.layout.outdated(self.optimizer):
-            self._lay_out()
-        step = self._next if step is None else step
-        self._next, self.alarm = step + 1, None
         batches = list(batch) if micro_batches else [batch]
-        found = [int(i) for i in ids] if ids is not None else targets.image_ids(batches)
-        deferred = self._deferred if step >= self.at_once_until else None
-        scale = None if deferred else self.scale.value
-        record = StepRecord(step, epoch, {}, math.nan, math.nan, {}, self.health.lr(), scale, found, applied=False)
-        if deferred is not None:
-            return deferred.step(forward, batches, record)
-        self.completed = [record]
+        record = self._record(batches, ids, step, epoch)
+        if self._deferred is not None and record.step >= self.at_once_until:
+            return self._deferred.step(forward, batches, record)
         if self.mode == "off":
             return self._plain(forward, batches, record)
-        return self._guarded(forward, batches, record)
+        act = self._begin(batches, record)
+        if not act.over:
+            self.instruments.layout.zero_grad()
+            self._judge(act, self._run(forward, batches, catch=self.mode != "observe"))
+        record = self._apply(act, None)
+        if act.done is not None and not record.applied:
+            self.instruments.layout.zero_grad()
+        return record
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the guard holds between steps (copies of norm buffers)."""
-        return self.buffers.nbytes
+    def begin(self, batch: Any = None, *, ids: Sequence[int] | None = None, epoch: int = 0) -> bool:
+        """Act one, before the forward pass: look at batch and state, and copy what the pass may change.
+
+        Gradients are the caller's: they are neither dropped nor zeroed, so several batches may add up.
+
+        Returns:
+            False where this step will be refused whatever comes: the model need not run, and `apply` will say why.
+        """
+        batches = [] if batch is None else [batch]
+        self._act = self._begin(batches, self._record(batches, ids, None, epoch))
+        return not self._act.over
+
+    def judge(self, loss: Any = None) -> bool:
+        """Act two, after the caller's backward pass: measure the gradients as they stand.
+
+        Args:
+            loss: what was trained on, in any form that `step`'s ``forward`` may return; None: unknown, so that only
+                gradients, buffers and state are judged.
+
+        Returns:
+            Whether `apply` will take the step.
+        """
+        act = self._act if self._act is not None else self._begin([], self._record([], None, None, 0))
+        self._act = act
+        if not act.over:
+            self._judge(act, steps.seen(loss))
+        return not act.over
+
+    def apply(self, step: Callable[[], Any] | None = None) -> StepRecord:
+        """Act three: take the optimizer's step, or put everything back.
+
+        Args:
+            step: the caller's own way to step; by default clip and ``optimizer.step()``.
+        """
+        act, self._act = self._act, None
+        if act is None or (act.done is None and not act.over):
+            raise RuntimeError("apply() comes after judge()")
+        return self._apply(act, step)
+
+    # --- between steps
 
     def reset(self, step: int | None = None) -> None:
         """After a rollback, a load or a repair: forget the run-up, look at the whole state before the next step."""
         self._next = self._next if step is None else step
-        self.alarm, self._crashes = None, 0
-        for part in (self.divergence, self.stall, self.haste, self.health):
-            part.reset()
-        self.layout.zero_grad()
+        self._act = None
+        self.instruments.reset()
         if self._deferred is not None:
             self._deferred.pending.clear()
 
-    @property
-    def late(self) -> bool:
-        """Whether records and alarms come later than their steps; before ``at_once_until`` they do not."""
-        return self._deferred is not None and self._next >= self.at_once_until
+    def new_regime(self) -> None:
+        """The loss means something else from here on (re-weighted, another task): learn anew what is healthy."""
+        self.instruments.new_regime()
+
+    def accept_buffers(self, names: Sequence[str] | None = None) -> None:
+        """Take the model's buffers as they are now (all, or those named) for what they are meant to be."""
+        self.instruments.buffers.accept(names)
 
     def flush(self) -> None:
         """With ``deferred``: wait for the steps under way, so that every record is complete."""
@@ -149,154 +283,192 @@ class Guard:
 
     def inspect(self) -> Verdict | None:
         """Look at the whole state now, between steps: call it before anything is saved. None: it is sound."""
-        return self.scale.check() or self.health.check(whole=True) or self.buffers.verdict(whole=True)
+        return self.instruments.inspect()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data: what the alarms have learned."""
-        return {"divergence": self.divergence.state_dict(), "scale": self.scale.state_dict(), "taken": self._taken}
+        parts = self.instruments
+        return {"divergence": parts.divergence.state_dict(), "scale": parts.scale.state_dict(), "taken": parts.taken}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self.divergence.load_state_dict(state["divergence"])
-        self.scale.load_state_dict(state["scale"])
-        self._taken = int(state["taken"])
+        self.instruments.divergence.load_state_dict(state["divergence"])
+        self.instruments.scale.load_state_dict(state["scale"])
+        self.instruments.taken = int(state["taken"])
 
-    def _lay_out(self) -> None:
-        self.layout = Layout(self.model, self.optimizer, self._components)
-        self.health = Health(self.layout, self.optimizer, every=self.check_every)
+    # --- the acts
 
-    def _guarded(self, forward: steps.Forward, batches: list[Any], record: StepRecord) -> StepRecord:
-        began = time.perf_counter()
-        before = self._before(batches)
-        observing = self.mode == "observe"
-        if before is not None and (not observing or before.fatal):
-            return self.refuse(record, before, began, ran=False)
-        self.layout.zero_grad()
-        self.buffers.save()
-        self.seconds += time.perf_counter() - began
-        done = self._run(forward, batches, catch=not observing)
-        began = time.perf_counter()
-        self.scale.unscale(self.optimizer, self.layout)
-        gradients, where = self.layout.gradients()
-        record.losses, record.loss = done.losses, done.loss
-        group_norms = self._measure(gradients, where, record)
-        verdict = before or self._verdict(done, record, group_norms)
-        if self.scale.scaler is not None and not math.isfinite(record.grad_norm) and (verdict is None or observing):
-            return self._overflow(record, verdict, began)
-        if (verdict is not None and not observing) or (done.hollow and math.isnan(record.loss)):
-            return self.refuse(record, verdict, began)
-        self._apply(gradients, group_norms, record, began)
-        if verdict is not None:
-            self.sound(record, verdict)
+    def _record(self, batches: Sequence[Any], ids: Sequence[int] | None, step: int | None, epoch: int) -> StepRecord:
+        parts = self.instruments
+        if parts.layout.outdated(parts.optimizer):
+            parts.lay_out()
+        step = self._next if step is None else step
+        self._next, parts.alarm = step + 1, None
+        found = [int(i) for i in ids] if ids is not None else inputs.image_ids(batches)
+        late = self._deferred is not None and step >= self.at_once_until
+        scale = None if late else parts.scale.value
+        record = StepRecord(step, epoch, {}, math.nan, math.nan, {}, parts.health.lr(), scale, found, applied=False)
+        parts.completed = [] if late else [record]
         return record
+
+    def _begin(self, batches: list[Any], record: StepRecord) -> Act:
+        began = time.perf_counter()
+        act, found = Act(record, None), self._before(batches)
+        if found is not None and found.suspicion:
+            act.suspicion = found
+        else:
+            act.before = found
+        # What cannot be used is not even run: native code might take the interpreter down.
+        act.over = act.before is not None and (self.mode != "observe" or act.before.fatal)
+        if not act.over:
+            self.instruments.buffers.save()
+        act.foreign = [p for p in self.instruments.layout.outside if p.grad is None]
+        self.instruments.seconds += time.perf_counter() - began
+        return act
 
     def _run(self, forward: steps.Forward, batches: list[Any], *, catch: bool) -> steps.Pass:
-        return steps.run(forward, batches, self.scale.scaler, self.layout, catch=catch)
+        return steps.run(forward, batches, self.instruments.scale.scaler, self.instruments.layout, catch=catch)
 
     def _before(self, batches: list[Any]) -> Verdict | None:
-        """What must be known before native code sees the batch."""
-        found = targets.verdict_on(batches, self.limits) or self.scale.check() or self.health.check()
-        return found or self.buffers.verdict(whole=self._taken % self.check_every == 0)
+        """What must be known before native code sees the batch: certain faults first, then the mere suspicion."""
+        parts = self.instruments
+        batch = inputs.verdict_on(batches, parts.expected)
+        if batch is not None and not batch.suspicion:
+            return batch
+        found = parts.scale.check() or parts.health.check()
+        return found or parts.buffers.verdict(whole=parts.taken % parts.check_every == 0) or batch
 
-    def _measure(self, gradients: list[torch.Tensor], where: list[int], record: StepRecord) -> list[float]:
-        stacked = stacked_norms(gradients)
+    def _judge(self, act: Act, done: steps.Pass) -> None:
+        """Measure, and find the verdict. Sets ``act.over`` where the step is not to be taken."""
+        parts, record, observing = self.instruments, act.record, self.mode == "observe"
+        began = time.perf_counter()
+        act.done = done
+        parts.scale.unscale(parts.optimizer, parts.layout)
+        act.gradients, where = parts.layout.gradients()
+        record.losses, record.loss = done.losses, done.loss
+        act.groups = self._measure(act, where)
+        act.verdict = act.before or self._verdict(act)
+        scaled = parts.scale.scaler is not None and not math.isfinite(record.grad_norm)
+        # An overflow of scaled gradients at a sound loss: no fault, but no step either, not even when only observing.
+        act.overflow = scaled and (act.verdict is None or observing)
+        nothing = bool(done.without_gradient) and math.isnan(record.loss)
+        act.over = act.overflow or nothing or (act.verdict is not None and not observing)
+        parts.seconds += time.perf_counter() - began
+
+    def _measure(self, act: Act, where: list[int]) -> list[float]:
+        parts, record = self.instruments, act.record
+        stacked = stacked_norms(act.gradients)
         # The total as torch's clip_grad_norm_ has it, to the last bit, so that both clip alike.
-        *self._tensor_norms, record.grad_norm = torch.cat([stacked, stacked.norm().reshape(1)]).tolist()
-        self._where = where
-        groups = self.layout.totals(self._tensor_norms, where)
-        record.group_grad_norm = self.layout.by_component(groups)
+        *act.norms, record.grad_norm = torch.cat([stacked, stacked.norm().reshape(1)]).tolist()
+        act.where = where
+        groups = parts.layout.totals(act.norms, where)
+        record.group_grad_norm = parts.layout.by_component(groups)
         return groups
 
-    def _verdict(self, done: steps.Pass, record: StepRecord, groups: list[float]) -> Verdict | None:
-        """None for a sound step, and for an overflow of scaled gradients at a sound loss."""
-        measured: dict[str, Any] = {"losses": done.losses, "group_grad_norm": record.group_grad_norm}
-        measured |= {} if done.micro_batch is None else {"micro_batch": done.micro_batch}
-        if done.error is not None:
-            return self.crash(done.error, measured)
-        self._crashes = 0
-        if done.micro_batch is not None:
-            bad = [n for n, v in done.losses.items() if not math.isfinite(v) and n not in done.hollow]
-            return Verdict("loss_nonfinite", f"{', '.join(bad) or 'the total loss'} is not finite", measured)
-        self.buffers.changed()
-        buffers = self.buffers.wrong()
-        if not math.isfinite(record.grad_norm):
-            wild = self.divergence.wild(record.step, record.loss)
-            if wild is not None or self.scale.scaler is not None:
-                return wild
-            bad = [self.layout.names[self._where[i]] for i in nonfinite_at(self._tensor_norms)]
-            measured |= {"parameters": bad, "buffers": buffers}
-            some = f"{len(bad)} of {len(self._where)} gradients" if bad else "the gradient's norm"
-            return Verdict("grad_nonfinite", f"{some} not finite, first {bad[:1]}, with finite losses", measured)
-        if buffers:
-            text = f"the forward pass made {buffers[0]} non-finite or enormous"
-            return Verdict("buffer_nonfinite", text, measured | {"buffers": buffers})
-        coefficient = steps.clip_coefficient(record.grad_norm, self.max_grad_norm)
-        leap = self.health.leap(groups, coefficient)
-        if leap is not None or math.isnan(record.loss):
-            return leap
-        found = self.divergence.judge(record.step, record.loss, record.grad_norm, record.group_grad_norm)
-        bound = self.health.bound if coefficient < 1.0 else {}
-        return found or self.haste.judge(record.step, record.loss, self.divergence.first_loss, bound)
+    def _verdict(self, act: Act) -> Verdict | None:
+        parts, record, done = self.instruments, act.record, act.done
+        assert done is not None
+        coefficient = steps.clip_coefficient(record.grad_norm, parts.max_grad_norm)
 
-    def crash(self, error: str, measured: dict[str, Any]) -> Verdict:
-        """The verdict on a forward or backward pass that raised ``error``."""
-        self._crashes += 1
-        if self._crashes >= self.max_crashes:
-            raise GuardStop(
-                f"the forward or backward pass failed {self._crashes} times in a row: {error}",
-                fix="this is more than one bad batch: run the step once outside the guard and read the traceback",
+        def parameters() -> tuple[list[str], int]:
+            return [parts.layout.names[act.where[i]] for i in nonfinite_at(act.norms)], len(act.where)
+
+        def buffers() -> list[str]:
+            parts.buffers.changed()
+            return parts.buffers.wrong()
+
+        return parts.judge(
+            Measured(
+                record,
+                act.groups,
+                parts.health.update_bound(act.groups, coefficient),
+                coefficient < 1.0,
+                done.without_gradient,
+                done.micro_batch,
+                done.error,
+                act.suspicion,
+                buffers=buffers,
+                parameters=parameters,
             )
-        return Verdict("crash", error, measured | {"error": error})
+        )
 
-    def _overflow(self, record: StepRecord, verdict: Verdict | None, began: float) -> StepRecord:
-        """fp16 gradients beyond range: part of the search for a scale, until the scale says otherwise."""
-        verdict = self.scale.overflowed(record.step) or verdict
-        self.buffers.restore()
-        if verdict is not None:
-            verdict.measured |= {"losses": record.losses, "group_grad_norm": record.group_grad_norm}
-        return self.refuse(record, verdict, began, ran=False)
-
-    def refuse(self, record: StepRecord, verdict: Verdict | None, began: float, *, ran: bool = True) -> StepRecord:
-        """Put everything back. ``ran``: the forward pass was begun. ``verdict`` None: no incident."""
-        self.layout.zero_grad()
-        if ran:
-            self.buffers.restore()
-            self.scale.refused(record.loss_scale)
-        if verdict is not None:
-            self.sound(record, verdict)
-        self.seconds += time.perf_counter() - began
+    def _apply(self, act: Act, step: Callable[[], Any] | None) -> StepRecord:
+        parts, record, began = self.instruments, act.record, time.perf_counter()
+        if act.overflow:
+            self._overflow(act, began)
+        elif act.over:
+            parts.refuse(record, act.before or act.verdict, began, ran=act.done is not None)
+        else:
+            self._take(act, step, began)
+        for p in act.foreign:
+            p.grad = None  # made by this step's backward pass; the optimizer does not have these parameters
         return record
 
-    def _apply(self, gradients: list[torch.Tensor], groups: list[float], record: StepRecord, began: float) -> None:
-        coefficient = steps.clip_coefficient(record.grad_norm, self.max_grad_norm)
-        due = self._taken % self.measure_every == 0 or self.stall.watching or self.haste.watching or self.health.brisk
-        copies = [p.detach().clone() for p in self.layout.params] if due else []
-        self.seconds += time.perf_counter() - began
-        steps.apply(self.optimizer, gradients, coefficient)
-        began = time.perf_counter()
-        self.scale.applied(bool(gradients))
-        record.applied = True
-        self._taken += 1
-        self.health.finished(due=due)
-        self.divergence.accept(record.loss, record.grad_norm, record.group_grad_norm)
-        if due:
-            record.update_ratio = update_ratio(copies, self.layout, self.health.weight_norms())
-            self.haste.measured(record.step, record.update_ratio)
-            verdict = self.stall.judge(record.step, record.update_ratio, record.lr, record.group_grad_norm)
-            if verdict is not None:
-                self.sound(record, verdict)
-        self.seconds += time.perf_counter() - began
+    def _overflow(self, act: Act, began: float) -> None:
+        """fp16 gradients beyond range: part of the search for a scale, until the scale says otherwise."""
+        parts, record = self.instruments, act.record
+        verdict = parts.scale.overflowed(record.step) or act.verdict
+        parts.buffers.restore()
+        if verdict is not None:
+            verdict.measured |= {"losses": record.losses, "group_grad_norm": record.group_grad_norm}
+        parts.refuse(record, verdict, began, ran=False)
 
-    def sound(self, record: StepRecord, verdict: Verdict) -> None:
-        """Raise the alarm for ``record``."""
-        record.symptom = verdict.symptom
-        onset = record.step if verdict.onset_step is None else verdict.onset_step
-        self.alarm = Alarm(verdict.symptom, record.step, record.epoch, onset, verdict.message, verdict.measured)
+    def _take(self, act: Act, step: Callable[[], Any] | None, began: float) -> None:
+        parts, record, gradients = self.instruments, act.record, act.gradients
+        coefficient = steps.clip_coefficient(record.grad_norm, parts.max_grad_norm)
+        brisk = parts.stall.watching or parts.haste.watching or parts.health.brisk
+        due = parts.taken % parts.measure_every == 0 or brisk
+        copies = [p.detach().clone() for p in parts.layout.params] if due else []
+        watched = self.mode != "observe" and self._undo.wanted()
+        if watched:
+            self._undo.take()
+        parts.seconds += time.perf_counter() - began
+        if step is None:
+            steps.apply(parts.optimizer, gradients, coefficient)
+        else:
+            step()
+        began = time.perf_counter()
+        fault = self._undo.fault() if watched else None
+        if fault is not None:
+            self._undo.put_back()
+            parts.refuse(record, fault, began)
+            return
+        parts.scale.applied(bool(gradients))
+        record.applied = True
+        parts.taken += 1
+        parts.health.finished(due=due)
+        parts.divergence.accept(record.loss, record.grad_norm, record.group_grad_norm)
+        if due:
+            record.update_ratio = update_ratio(copies, parts.layout, parts.health.weight_norms())
+            parts.haste.measured(record.step, record.update_ratio)
+            stalled = parts.stall.judge(record.step, record.update_ratio, record.lr, record.group_grad_norm)
+            act.verdict = act.verdict or stalled
+        if act.verdict is not None:
+            parts.raise_alarm(record, act.verdict)
+        parts.seconds += time.perf_counter() - began
 
     def _plain(self, forward: steps.Forward, batches: list[Any], record: StepRecord) -> StepRecord:
-        parameters = list(self.model.parameters())
+        parts = self.instruments
+        parameters = list(parts.model.parameters())
         record.losses, record.grad_norm = steps.plain(
-            forward, batches, self.optimizer, self.scale.scaler, parameters, self.max_grad_norm
+            forward, batches, parts.optimizer, parts.scale.scaler, parameters, parts.max_grad_norm
         )
         record.loss, record.applied = sum(record.losses.values()), True
         return record
+
+
+class Act:
+    """One step on its way through the acts."""
+
+    def __init__(self, record: StepRecord, before: Verdict | None) -> None:
+        self.record = record
+        self.before = before
+        self.suspicion: Verdict | None = None
+        self.verdict: Verdict | None = None
+        self.done: steps.Pass | None = None
+        self.gradients: list[torch.Tensor] = []
+        self.groups: list[float] = []
+        self.norms: list[float] = []
+        self.where: list[int] = []
+        self.foreign: list[nn.Parameter] = []
+        self.over = self.overflow = False

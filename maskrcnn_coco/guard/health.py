@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskrcnn_coco.guard.norms import Layout, float_states, nonfinite_at, norms
+from maskrcnn_coco.guard.norms import Layout, all_finite, float_states, nonfinite_at, norms
 from maskrcnn_coco.guard.verdict import Verdict
 
 LEAP = 1e3
@@ -51,12 +51,13 @@ class Health:
         """Before the step: settings and optimizer state each time, the weights when due, or all with ``whole``."""
         return self.check_lr() or self._check_states() or self._check_weights(whole=whole)
 
-    def leap(self, group_norms: list[float], coefficient: float) -> Verdict | None:
-        """Whether this step could throw weights away though every gradient is finite: a bound on ‖update‖ / ‖weights‖.
+    def leap(self, bound: dict[str, float]) -> Verdict | None:
+        """Whether this step could throw weights away though every gradient is finite.
 
-        SGD: lr x (momentum ‖buffer‖ + ‖clipped gradient‖). Others (Adam and kin): lr for every weight.
+        Args:
+            bound: component → upper bound of ‖update‖ / ‖weights‖, as `update_bound` gives it.
         """
-        bound = self.bound = self.update_bound(group_norms, coefficient)
+        self.bound = bound
         worst = max(bound, key=bound.__getitem__)
         if bound[worst] <= LEAP:
             return None
@@ -64,8 +65,13 @@ class Health:
         return Verdict("diverged", text, {"update_bound": bound, "component": worst, "lr": self.lr()})
 
     def update_bound(self, group_norms: list[float], coefficient: float) -> dict[str, float]:
-        """Component → upper bound of ‖update‖ / ‖weights‖."""
-        layout, rates = self.layout, list(self.lr().values())
+        """Component → upper bound of ‖update‖ / ‖weights‖.
+
+        SGD: lr x (momentum ‖buffer‖ + ‖clipped gradient‖). Others (Adam and kin): lr for every weight. A rate that the
+        optimizer keeps to itself bounds nothing and counts as 0.
+        """
+        layout, known = self.layout, self.lr()
+        rates = [known.get(name, 0.0) for name in layout.components]
         weights = layout.totals(self._weights or [0.0] * len(layout.params))
         scale = [max(w, SMALLEST_RMS * math.sqrt(n)) for w, n in zip(weights, layout.sizes, strict=True)]
         if isinstance(self.optimizer, torch.optim.SGD):
@@ -79,7 +85,7 @@ class Health:
     def lr(self) -> dict[str, float]:
         """Learning rate per component, in the layout's order."""
         found = self.layout.lr(self.optimizer)
-        return {name: found[name] for name in self.layout.components}
+        return {name: found[name] for name in self.layout.components if name in found}
 
     def weight_norms(self) -> list[float]:
         """Component norms of the weights, as last measured."""
@@ -158,7 +164,7 @@ class Health:
         if self._weights is not None and self._after is None and not whole:
             return None
         values = layout.weight_norms()
-        bad = [i for i in nonfinite_at(values) if not bool(layout.params[i].isfinite().all())]
+        bad = [i for i in nonfinite_at(values) if not all_finite(layout.params[i])]
         if bad:
             names = [layout.names[i] for i in bad]
             component = layout.components[layout.component[bad[0]]]

@@ -24,7 +24,7 @@ MAX_DEVIATIONS = 50.0
 
 
 @dataclass
-class Limits:
+class Expected:
     """What the model expects: classes with background (None: unknown), and its normalisation of 0..1 images."""
 
     num_classes: int | None = None
@@ -32,7 +32,7 @@ class Limits:
     std: float = 0.225
 
     @classmethod
-    def of(cls, model: nn.Module) -> Limits:
+    def of(cls, model: nn.Module) -> Expected:
         """Read from a torchvision detector; the defaults for other models."""
         inner = getattr(model, "module", model)
         score = getattr(getattr(getattr(inner, "roi_heads", None), "box_predictor", None), "cls_score", None)
@@ -53,26 +53,28 @@ class Problem:
     annotation_id: int | None = None
 
 
-def check(batches: Sequence[Any], limits: Limits) -> list[Problem]:
+def check(batches: Sequence[Any], expected: Expected) -> list[Problem]:
     """Everything in these micro-batches that must not reach the model; empty for a sound step."""
     problems: list[Problem] = []
     for batch in batches:
         pair = detection_pair(batch)
         if pair is None:
             problems += _check_tensors(batch)
-        elif not _sound(*pair, limits):
-            problems += _explain(*pair, limits)
+        elif not _sound(*pair, expected):
+            problems += _explain(*pair, expected)
     return problems
 
 
-def verdict_on(batches: Sequence[Any], limits: Limits) -> Verdict | None:
+def verdict_on(batches: Sequence[Any], expected: Expected) -> Verdict | None:
     """The same as a verdict; "fatal" where native code could take the interpreter down."""
-    problems = check(batches, limits)
+    problems = check(batches, expected)
     if not problems:
         return None
     lines = "; ".join(p.message for p in problems[:3]) + (" …" if len(problems) > 3 else "")
-    fatal = any(p.kind in ("box", "label", "shape", "batch") for p in problems)
-    return Verdict("input_nonfinite", lines, {"problems": [vars(p) for p in problems[:100]]}, fatal=fatal)
+    kinds = {p.kind for p in problems}
+    fatal = bool(kinds & {"box", "label", "shape", "batch"})
+    measured = {"problems": [vars(p) for p in problems[:100]]}
+    return Verdict("input_nonfinite", lines, measured, fatal=fatal, suspicion=kinds == {"input"})
 
 
 def detection_pair(batch: Any) -> tuple[Sequence[Tensor], Sequence[Mapping[str, Any]]] | None:
@@ -101,9 +103,9 @@ def image_ids(batches: Sequence[Any]) -> list[int]:
     return found
 
 
-def _sound(images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]], limits: Limits) -> bool:
+def _sound(images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]], expected: Expected) -> bool:
     """The fast path: one pass over pixels and masks, and one small tensor for all boxes."""
-    if any(not _image_ok(i, limits) for i in images) or len(images) != len(targets):
+    if any(not _image_ok(i, expected) for i in images) or len(images) != len(targets):
         return False
     if any(not _shapes_ok(i, t) for i, t in zip(images, targets, strict=True)):
         return False
@@ -111,7 +113,7 @@ def _sound(images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]], limit
     if boxes and not bool(_good_boxes(torch.cat(boxes)).all()):
         return False
     labels = [t["labels"] for t in targets if "labels" in t and t["labels"].numel() and _host(t["labels"])]
-    if labels and not bool(_good_labels(torch.cat(labels), limits).all()):
+    if labels and not bool(_good_labels(torch.cat(labels), expected).all()):
         return False
     return all(_masks_ok(t.get("masks")) for t in targets)
 
@@ -122,17 +124,19 @@ def _good_boxes(boxes: Tensor) -> Tensor:
     return bounded & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
 
 
-def _good_labels(labels: Tensor, limits: Limits) -> Tensor:
+def _good_labels(labels: Tensor, expected: Expected) -> Tensor:
     good = labels >= 1
-    return good if limits.num_classes is None else good & (labels < limits.num_classes)
+    return good if expected.num_classes is None else good & (labels < expected.num_classes)
 
 
-def _image_ok(image: Tensor, limits: Limits) -> bool:
+def _image_ok(image: Tensor, expected: Expected) -> bool:
     if not _host(image) or not image.is_floating_point() or image.numel() == 0:
         return True
     low, high = (v.item() for v in torch.aminmax(image))
     # A NaN or an infinity fails the comparison too.
-    return (high - limits.mean) / limits.std <= MAX_DEVIATIONS and (limits.mean - low) / limits.std <= MAX_DEVIATIONS
+    return (high - expected.mean) / expected.std <= MAX_DEVIATIONS and (
+        expected.mean - low
+    ) / expected.std <= MAX_DEVIATIONS
 
 
 def _shapes_ok(image: Tensor, target: Mapping[str, Any]) -> bool:
@@ -156,7 +160,7 @@ def _masks_ok(masks: Tensor | None) -> bool:
     return bool((low >= 0) & (high <= 1))
 
 
-def _explain(images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]], limits: Limits) -> list[Problem]:
+def _explain(images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]], expected: Expected) -> list[Problem]:
     """The slow path: every problem of a bad batch, with image and annotation ids."""
     if len(images) != len(targets):
         return [Problem("batch", 0, f"{len(images)} images but {len(targets)} targets")]
@@ -164,26 +168,26 @@ def _explain(images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]], lim
     for i, (image, target) in enumerate(zip(images, targets, strict=True)):
         image_id = _scalar(target.get("image_id"))
         name = f"image {image_id}" if image_id is not None else f"image at position {i} of the batch"
-        if not _image_ok(image, limits):
+        if not _image_ok(image, expected):
             problems.append(Problem("pixel", i, f"{name}: {_pixels(image)}", image_id))
         if not _shapes_ok(image, target):
             problems.append(Problem("shape", i, f"{name}: {_shapes(image, target)}", image_id))
             continue
-        for kind, row, message in _rows(target, limits):
+        for kind, row, message in _rows(target, expected):
             annotation = _annotation(target, row)
             where = f", annotation {annotation}" if annotation is not None else f", object {row}"
             problems.append(Problem(kind, i, f"{name}{where}: {message}", image_id, annotation))
     return problems
 
 
-def _rows(target: Mapping[str, Any], limits: Limits) -> Iterator[tuple[str, int, str]]:
+def _rows(target: Mapping[str, Any], expected: Expected) -> Iterator[tuple[str, int, str]]:
     boxes, labels, masks = target["boxes"], target.get("labels"), target.get("masks")
     if boxes.numel() and _host(boxes):
         for row in (~_good_boxes(boxes)).nonzero().flatten().tolist():
             yield "box", row, f"box {boxes[row].tolist()} (x1, y1, x2, y2) is not finite, too large, or empty"
     if labels is not None and labels.numel() and _host(labels):
-        known = "" if limits.num_classes is None else f"..{limits.num_classes - 1}"
-        for row in (~_good_labels(labels, limits)).nonzero().flatten().tolist():
+        known = "" if expected.num_classes is None else f"..{expected.num_classes - 1}"
+        for row in (~_good_labels(labels, expected)).nonzero().flatten().tolist():
             yield "label", row, f"label {int(labels[row])}, expected 1{known}"
     if masks is not None and not _masks_ok(masks):
         for row, mask in enumerate(masks):
@@ -194,7 +198,9 @@ def _rows(target: Mapping[str, Any], limits: Limits) -> Iterator[tuple[str, int,
 def _check_tensors(batch: Any) -> list[Problem]:
     problems = []
     for i, tensor in enumerate(_tensors(batch)):
-        if not tensor.is_floating_point() or not _host(tensor) or tensor.numel() == 0 or tensor.layout != torch.strided:
+        if not tensor.is_floating_point() or tensor.element_size() < 2 or tensor.layout != torch.strided:
+            continue
+        if not _host(tensor) or tensor.numel() == 0:
             continue
         # A finite sum proves that every element is finite; an infinite one may be overflow, so look again.
         if not bool(tensor.detach().sum().isfinite()) and not bool(tensor.isfinite().all()):

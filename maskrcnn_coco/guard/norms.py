@@ -36,31 +36,32 @@ class Layout:
         self.components: list[str] = order
         self.component: list[int] = [order.index(o) for o in owners]
         self.position = {id(p): i for i, p in enumerate(self.params)}
+        self._ids = [id(p) for p in self.params]
         self.sizes = self.totals([p.numel() for p in self.params], squared=False)
         self._pairs = list(dict.fromkeys(zip(self.component, self.groups, strict=True)))
         inside = {id(p) for p in self.params}
         self.outside = [p for p in model.parameters() if id(p) not in inside]
 
     def lr(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-        """Learning rate per component; the largest, where a component's groups differ."""
-        rates = [float(g["lr"]) for g in optimizer.param_groups]
+        """Learning rate per component; the largest, where a component's groups differ. Absent: the optimizer's own."""
+        rates = [group.get("lr") for group in optimizer.param_groups]
         found: dict[str, float] = {}
         for c, g in self._pairs:
-            name, rate = self.components[c], rates[g]
+            if rates[g] is None:
+                continue  # Adafactor and kin work out their own
+            name, rate = self.components[c], float(rates[g])  # type: ignore[arg-type]
             # A NaN must not lose against a number, so the order of arguments is no detail: keep whichever is NaN.
             known = found.get(name, rate)
             found[name] = rate if rate > known or rate != rate else known
         return found
 
     def outdated(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether parameters were added to the optimizer, frozen or thawed since."""
-        return sum(len(_trainable(g["params"])) for g in optimizer.param_groups) != len(self.params)
+        """Whether parameters were added to the optimizer, frozen or thawed since: by identity, not by their number."""
+        return self._ids != [id(p) for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
 
     def zero_grad(self) -> None:
-        """Drop every gradient, also of parameters that the optimizer does not have."""
+        """Drop the gradients of the optimizer's parameters."""
         for p in self.params:
-            p.grad = None
-        for p in self.outside:
             p.grad = None
 
     def gradients(self) -> tuple[list[Tensor], list[int]]:
@@ -69,7 +70,7 @@ class Layout:
         for i, p in enumerate(self.params):
             if p.grad is not None:
                 if p.grad.is_sparse:
-                    p.grad = p.grad.coalesce()
+                    p.grad = p.grad.coalesce()  # the same gradient, its rows added up
                     tensors.append(p.grad._values())
                 else:
                     tensors.append(p.grad)
@@ -103,15 +104,58 @@ def norms(tensors: Sequence[Tensor]) -> list[float]:
 
 
 def stacked_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """The same, (len(tensors),), left on the device of the first tensor."""
+    """The same, (len(tensors),), left on the device of the first tensor that has one.
+
+    Any mixture: half and double precision, complex, float8, sparse (its values), sharded (the local part); a meta
+    tensor holds nothing and counts as 0.
+    """
     if not tensors:
         return torch.zeros(0)
     with torch.no_grad():
-        half = any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors)
-        plain = [t.detach() for t in tensors] if any(t.requires_grad for t in tensors) else list(tensors)
-        found = torch._foreach_norm(plain, 2, torch.float32 if half else None)  # pyright: ignore[reportPrivateImportUsage]
-        device = found[0].device
-        return torch.stack([n if n.device == device else n.to(device) for n in found])
+        first = tensors[0]
+        if first.dtype in (torch.float32, torch.float64) and all(_like(t, first) for t in tensors):
+            plain = [t.detach() for t in tensors] if any(t.requires_grad for t in tensors) else list(tensors)
+            return torch.stack(torch._foreach_norm(plain, 2))  # pyright: ignore[reportPrivateImportUsage]
+        return _stacked_mixed([_measurable(t.detach()) for t in tensors])
+
+
+def _like(tensor: Tensor, first: Tensor) -> bool:
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+    return plain and tensor.dtype is first.dtype and tensor.device == first.device and not tensor.is_meta
+
+
+def _measurable(tensor: Tensor) -> Tensor:
+    """A dense real tensor of the same norm, in a precision that has one."""
+    if hasattr(tensor, "to_local"):
+        tensor = tensor.to_local()  # type: ignore[operator]
+    if tensor.layout is torch.sparse_coo:
+        tensor = tensor.coalesce()._values()
+    elif tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if tensor.is_meta:
+        return torch.zeros(1)
+    small = tensor.is_floating_point() and tensor.element_size() < 2  # float8 has no arithmetic
+    return tensor.float() if small or not tensor.is_floating_point() else tensor
+
+
+def _stacked_mixed(tensors: list[Tensor]) -> Tensor:
+    """Norms of tensors of several kinds, in their order; double precision where one of them has it."""
+    places: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for i, t in enumerate(tensors):
+        places.setdefault((t.dtype, t.device), []).append(i)
+    device = tensors[0].device
+    wide = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    out = torch.zeros(len(tensors), dtype=wide, device=device)
+    for (dtype, _), where in places.items():
+        precise = None if dtype in (torch.float32, torch.float64) else torch.float32
+        found = torch._foreach_norm([tensors[i] for i in where], 2, precise)  # pyright: ignore[reportPrivateImportUsage]
+        values = torch.stack(found).to(device, wide)
+        if len(places) == 1:
+            return values
+        out[torch.tensor(where).to(device)] = values
+    return out
 
 
 def float_states(optimizer: torch.optim.Optimizer, layout: Layout) -> tuple[list[Tensor], list[int], list[str]]:
@@ -122,11 +166,21 @@ def float_states(optimizer: torch.optim.Optimizer, layout: Layout) -> tuple[list
         if not state:
             continue
         for key, value in state.items():
-            if key != "step" and isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+            if key != "step" and isinstance(value, Tensor) and has_fractions(value) and value.numel():
                 tensors.append(value)
                 where.append(i)
                 keys.append(key)
     return tensors, where, keys
+
+
+def has_fractions(tensor: Tensor) -> bool:
+    """Whether ``tensor`` can hold a NaN: real or complex floating point."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether every element is finite, whatever the tensor's layout and precision."""
+    return bool(_measurable(tensor.detach()).isfinite().all())
 
 
 def nonfinite_at(values: Sequence[float]) -> list[int]:

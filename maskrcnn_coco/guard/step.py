@@ -15,7 +15,8 @@ from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard.norms import Layout
 from maskrcnn_coco.system.memory import ran_out
 
-Losses = Tensor | Mapping[str, Tensor]
+Losses = Any
+"""A loss in any of the forms that `as_terms` takes."""
 Forward = Callable[[Any], Losses]
 
 FAULTS = (RuntimeError, IndexError, AssertionError, ValueError, ArithmeticError)
@@ -26,19 +27,20 @@ FAULTS = (RuntimeError, IndexError, AssertionError, ValueError, ArithmeticError)
 class Pass:
     """What forward and backward of one step gave. ``losses`` are means over the micro-batches.
 
-    ``hollow`` names loss terms that are NaN but reach no gradient, such as a mean over no elements: they do no harm.
+    ``without_gradient`` names loss terms that are NaN but reach no gradient, such as a mean over no elements: they do
+    no harm.
     ``error`` is the text of what the forward or backward pass raised.
     """
 
     losses: dict[str, float] = field(default_factory=dict)
-    hollow: list[str] = field(default_factory=list)
+    without_gradient: list[str] = field(default_factory=list)
     error: str | None = None
     micro_batch: int | None = None
 
     @property
     def loss(self) -> float:
         """The total, without terms that reach no gradient; NaN where there is none."""
-        terms = [v for k, v in self.losses.items() if k not in self.hollow]
+        terms = [v for k, v in self.losses.items() if k not in self.without_gradient]
         return math.fsum(terms) if terms and all(map(math.isfinite, terms)) else sum(terms) if terms else math.nan
 
 
@@ -55,11 +57,11 @@ def run(forward: Forward, batches: Sequence[Any], scaler: Any, layout: Layout, *
             for name, value in values.items():
                 out.losses[name] = out.losses.get(name, 0.0) + value / len(batches)
             bad = [n for n, v in values.items() if not math.isfinite(v)]
-            hollow = [n for n in bad if math.isnan(values[n]) and not _reaches(terms[n], layout)]
-            out.hollow += [n for n in hollow if n not in out.hollow]
-            if len(bad) > len(hollow):
+            without_gradient = [n for n in bad if math.isnan(values[n]) and not _reaches(terms[n], layout)]
+            out.without_gradient += [n for n in without_gradient if n not in out.without_gradient]
+            if len(bad) > len(without_gradient):
                 out.micro_batch = position
-            _backward([t for n, t in terms.items() if n not in hollow], len(batches), scaler)
+            backward([t for n, t in terms.items() if n not in without_gradient], len(batches), scaler)
         except FAULTS as error:
             if not catch or is_fatal(error):
                 raise
@@ -70,6 +72,15 @@ def run(forward: Forward, batches: Sequence[Any], scaler: Any, layout: Layout, *
     return out
 
 
+def seen(losses: Any) -> Pass:
+    """A `Pass` of which only the loss is known: forward and backward were the caller's."""
+    out = Pass()
+    if losses is not None:
+        out.losses = _read(as_terms(losses))
+        out.micro_batch = 0 if any(not math.isfinite(v) for v in out.losses.values()) else None
+    return out
+
+
 def is_fatal(error: BaseException) -> bool:
     """Whether going on is pointless: out of memory, or a device whose context is gone."""
     if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
@@ -77,18 +88,42 @@ def is_fatal(error: BaseException) -> bool:
     return ran_out(error) or any(t in str(error) for t in ("CUDA error", "device-side assert"))
 
 
-def as_terms(losses: Losses) -> dict[str, Tensor]:
-    """What ``forward`` returned as a dict of scalar tensors; ConfigError for anything else."""
-    terms = {"loss": losses} if isinstance(losses, Tensor) else losses
-    if not isinstance(terms, Mapping) or not all(isinstance(t, Tensor) and t.numel() == 1 for t in terms.values()):
-        kind = type(losses).__name__
+def as_terms(losses: Any) -> dict[str, Tensor]:
+    """What ``forward`` returned as a dict of scalar tensors.
+
+    A tensor (a vector counts as its mean), a dict of scalar tensors (their sum is the loss), an output object with a
+    ``loss`` (Hugging Face's), or a tuple whose first part is the loss. Terms that are None are left out.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    found = _named(losses)
+    if found is None:
         raise ConfigError(
             "forward(batch) must return a loss",
-            got=kind,
-            expected="a scalar tensor, or a dict of scalar tensors",
+            got=_kind(losses),
+            expected="a scalar tensor, a dict of scalar tensors, an output with .loss, or a tuple that begins with it",
             fix="call model.train() first; torchvision detectors return losses only in train mode",
         )
-    return dict(terms)
+    return found
+
+
+def _named(losses: Any) -> dict[str, Tensor] | None:
+    if isinstance(losses, Tensor):
+        return {"loss": losses if losses.numel() == 1 else losses.mean()} if losses.ndim < 2 else None
+    if isinstance(losses, Mapping):
+        terms = {str(n): t for n, t in losses.items() if t is not None}
+        if all(isinstance(t, Tensor) and t.numel() == 1 for t in terms.values()):
+            return terms if type(losses) is dict or "loss" not in terms else {"loss": terms["loss"]}
+        return _named(terms["loss"]) if isinstance(terms.get("loss"), Tensor) else None
+    if isinstance(losses, (tuple, list)):
+        return _named(losses[0]) if losses and isinstance(losses[0], (Tensor, Mapping)) else None
+    inner = getattr(losses, "loss", None)
+    return _named(inner) if isinstance(inner, Tensor) else None
+
+
+def _kind(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _read(terms: Mapping[str, Tensor]) -> dict[str, float]:
@@ -100,7 +135,7 @@ def _read(terms: Mapping[str, Tensor]) -> dict[str, float]:
     return dict(zip(terms, stacked.tolist(), strict=True))
 
 
-def _backward(terms: Sequence[Tensor], parts: int, scaler: Any) -> None:
+def backward(terms: Sequence[Tensor], parts: int, scaler: Any) -> None:
     graphs = [t for t in terms if t.requires_grad]
     if not graphs:
         return
@@ -122,7 +157,9 @@ def _reaches(term: Tensor, layout: Layout) -> bool:
         return False
     wanted = [p for p in layout.params if p.requires_grad]
     found = torch.autograd.grad(term, wanted, retain_graph=True, allow_unused=True)
-    return any(g is not None and bool((g != 0).any()) for g in found)
+    # Dense: a sparse gradient has no comparison of its own, and NaN != 0 must stay true.
+    dense = (g._values() if g is not None and g.is_sparse else g for g in found)
+    return any(g is not None and bool((g != 0).any()) for g in dense)
 
 
 def clip_coefficient(norm: float, max_norm: float | None) -> float:
@@ -168,7 +205,7 @@ def plain(
     for batch in batches:
         terms = as_terms(forward(batch))
         kept.append({n: t.detach() for n, t in terms.items()})
-        _backward(list(terms.values()), len(batches), scaler)
+        backward(list(terms.values()), len(batches), scaler)
     norm: Tensor | None = None
     if scaler is not None and max_norm:
         scaler.unscale_(optimizer)
@@ -187,10 +224,16 @@ def plain(
 
 
 def refuse_closures(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ConfigError for an optimizer whose step() needs a closure."""
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
+    """Raise ConfigError for an optimizer whose step() needs a closure: `Guard.step` has none to give."""
+    if needs_closure(optimizer):
         raise ConfigError(
-            f"{type(optimizer).__name__} evaluates the loss several times within a step, so no step can be refused",
+            f"{type(optimizer).__name__} evaluates the loss several times within a step, which guard.step cannot do",
             expected="an optimizer whose step() needs no closure, such as SGD or AdamW",
+            fix="guard = attach(model, optimizer), and keep optimizer.step(closure) in your loop",
         )
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether ``step()`` cannot be called without one, as LBFGS."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty

@@ -10,22 +10,33 @@ import math
 from typing import Any
 
 import torch
+from torch import nn
 
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.guard import step as steps
-from maskrcnn_coco.guard.guard import Guard
+from maskrcnn_coco.guard.guard import Act, Guard
 from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.records import StepRecord
 
 
 class TeamGuard(Guard):
-    """A `Guard` that agrees with those of the other processes; construct it like a `Guard`, then set ``ranks``."""
+    """A `Guard` that agrees with those of the other processes.
 
-    ranks: Ranks
-    _shared: Verdict | None = None
+    Args:
+        ranks: the processes of the run. All else is `Guard`'s.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, ranks: Ranks, **settings: Any) -> None:
+        super().__init__(model, optimizer, **settings)
+        self.ranks = ranks
+        self._shared: Verdict | None = None
 
     def _before(self, batches: list[Any]) -> Verdict | None:
-        return self._worst(super()._before(batches))
+        mine = super()._before(batches)
+        if mine is not None and mine.suspicion:
+            self._worst(None)  # what is only a suspicion waits for the loss
+            return mine
+        return self._worst(mine)
 
     def _run(self, forward: steps.Forward, batches: list[Any], *, catch: bool) -> steps.Pass:
         done = super()._run(forward, batches, catch=catch)
@@ -35,28 +46,31 @@ class TeamGuard(Guard):
             done.losses = self._mean(done.losses)
         return done
 
-    def _verdict(self, done: steps.Pass, record: StepRecord, groups: list[float]) -> Verdict | None:
+    def _verdict(self, act: Act) -> Verdict | None:
         shared, self._shared = self._shared, None
         if shared is None:
-            return super()._verdict(done, record, groups)
+            return super()._verdict(act)
         if shared.measured["rank"] == self.ranks.rank:
-            own = super()._verdict(done, record, groups)  # the full account; the others know the sentence
+            own = super()._verdict(act)  # the full account; the others know the sentence
             if own is not None:
                 own.measured |= {k: shared.measured[k] for k in ("rank", "per_rank_flags")}
                 return own
         return shared
 
     def _plain(self, forward: steps.Forward, batches: list[Any], record: StepRecord) -> StepRecord:
-        done = steps.run(forward, batches, self.scale.scaler, self.layout, catch=False)
-        self.ranks.average_gradients(self.layout.params)
-        self.scale.unscale(self.optimizer, self.layout)
-        gradients, where = self.layout.gradients()
+        parts = self.instruments
+        parts.layout.zero_grad()
+        done = steps.run(forward, batches, parts.scale.scaler, parts.layout, catch=False)
+        self.ranks.average_gradients(parts.layout.params)
+        parts.scale.unscale(parts.optimizer, parts.layout)
+        act = Act(record, None)
+        act.gradients, where = parts.layout.gradients()
         record.losses = self._mean(done.losses)
         record.loss = sum(record.losses.values())
-        self._measure(gradients, where, record)
-        steps.apply(self.optimizer, gradients, steps.clip_coefficient(record.grad_norm, self.max_grad_norm))
-        self.scale.applied(bool(gradients))
-        self.layout.zero_grad()
+        self._measure(act, where)
+        steps.apply(parts.optimizer, act.gradients, steps.clip_coefficient(record.grad_norm, parts.max_grad_norm))
+        parts.scale.applied(bool(act.gradients))
+        parts.layout.zero_grad()
         record.applied = True
         return record
 

@@ -89,7 +89,7 @@ def located_run(forward: Forward, batches: Sequence[Any], scaler: Any, layout: L
 
 
 def _bad(taken: Pass) -> bool:
-    return any(v - v != 0.0 for k, v in taken.losses.items() if k not in taken.hollow)
+    return any(v - v != 0.0 for k, v in taken.losses.items() if k not in taken.without_gradient)
 
 
 @contextmanager

@@ -261,7 +261,9 @@ class Replay:
             outcome.error = out.error.splitlines()[0][:160]
             outcome.finite = False
         outcome.losses, outcome.loss = out.losses, out.loss
-        outcome.bad_losses = sorted(k for k, v in out.losses.items() if not math.isfinite(v) and k not in out.hollow)
+        outcome.bad_losses = sorted(
+            k for k, v in out.losses.items() if not math.isfinite(v) and k not in out.without_gradient
+        )
         read_norms(layout, outcome, scale)
         return outcome
 

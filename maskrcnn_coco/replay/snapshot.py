@@ -72,7 +72,7 @@ def take(
         extra=copy.deepcopy(extra) if extra else {},
         rng=rng_state(),
     )
-    snapshot.verified = not is_finite(snapshot) and (guard is None or inspected or guard.inspect() is None)
+    snapshot.verified = not nonfinite_entries(snapshot) and (guard is None or inspected or guard.inspect() is None)
     return snapshot
 
 
@@ -114,7 +114,7 @@ def restore(
         set_rng_state(snapshot.rng)
 
 
-def is_finite(snapshot: Snapshot) -> list[str]:
+def nonfinite_entries(snapshot: Snapshot) -> list[str]:
     """The names of the snapshot's entries that hold a NaN or an infinity; an empty list means it is sound."""
     state = {
         f"optimizer state {index}.{key}": value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def assemble(
     """Optimizer, schedule, guard and writers around the model; nothing is written yet."""
     optimizer = optimizer_for(model, config)
     scaler = make_scaler(precision, device)
-    guard = (Guard if ranks.world == 1 else TeamGuard)(
+    guard = (Guard if ranks.world == 1 else functools.partial(TeamGuard, ranks=ranks))(
         model,
         optimizer,
         scaler=scaler,
@@ -140,9 +141,8 @@ def assemble(
         components=components(model),
         mode=config.guard,
         deferred=late_reads(device, optimizer) and ranks.world == 1,
+        say=False,
     )
-    if isinstance(guard, TeamGuard):
-        guard.ranks = ranks
     return Session(
         config=config,
         data=data,

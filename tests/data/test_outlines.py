@@ -16,7 +16,7 @@ from maskrcnn_coco.data.outlines import Outlines
 from maskrcnn_coco.data.plan import SampleKey
 from maskrcnn_coco.data.shared_memory import pack
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.guard.inputs import Limits, check
+from maskrcnn_coco.guard.inputs import Expected, check
 from maskrcnn_coco.model.build import build_model
 from maskrcnn_coco.model.fast.accelerate import takes_outlines
 from maskrcnn_coco.model.forward import Forward
@@ -97,12 +97,12 @@ def test_who_takes_them():
 
 def test_outlines_that_do_not_fit_are_refused_before_the_model(tiny_table):
     batch = batch_of(tiny_table).to("cpu")
-    assert check([batch], Limits(4)) == []
+    assert check([batch], Expected(4)) == []
     place = next(i for i, t in enumerate(batch.targets) if len(t["boxes"]) > 1)
     own = batch.targets[place]
     keep = torch.arange(len(own["boxes"])) > 0
     batch.targets[place] = {**own, "outlines": own["outlines"][keep]}
-    (problem,) = check([batch], Limits(4))
+    (problem,) = check([batch], Expected(4))
     assert problem.kind == "shape" and "outlines" in problem.message
 
 

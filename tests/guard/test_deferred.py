@@ -113,7 +113,7 @@ def test_clipping_matches() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_a_bad_input_and_a_crash_are_known_at_once() -> None:
+def test_a_bad_input_is_known_with_its_loss_and_a_crash_at_once() -> None:
     model = net()
     guard = Guard(model, OPTIMIZERS["sgd"](model), deferred=True)
     forward = lambda b: F.cross_entropy(model(b[0]), b[1])  # noqa: E731
@@ -122,6 +122,7 @@ def test_a_bad_input_and_a_crash_are_known_at_once() -> None:
     before = digest(model, guard.optimizer)
     x[0, 0] = math.nan
     guard.step(forward, (x, y))
+    guard.flush()
     assert guard.alarm is not None
     assert guard.alarm.symptom == "input_nonfinite"
     guard.step(forward, (data(1)[0], y + 9))

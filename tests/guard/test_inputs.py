@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from maskrcnn_coco.guard.inputs import Limits, check, image_ids
+from maskrcnn_coco.guard.inputs import Expected, check, image_ids
 
 
 def batch() -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
@@ -29,7 +29,7 @@ def batch() -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
     return images, targets
 
 
-LIMITS = Limits(num_classes=3)
+LIMITS = Expected(num_classes=3)
 
 
 def test_a_sound_batch_has_no_problem() -> None:
@@ -62,7 +62,7 @@ def test_a_bad_label_is_named(label: int) -> None:
     targets[0]["labels"][1] = label
     (problem,) = check([(images, targets)], LIMITS)
     assert (problem.kind, problem.image_id, problem.annotation_id) == ("label", 70, 800)
-    assert bool(check([(images, targets)], Limits(None))) == (label < 1)
+    assert bool(check([(images, targets)], Expected(None))) == (label < 1)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 255.0, 65535.0, -300.0])
@@ -113,15 +113,15 @@ def test_what_only_looks_odd_goes_through() -> None:
     images = [(i - 0.45) / 0.225 for i in images]  # normalised by the user
     assert check([(images, targets)], LIMITS) == []
     assert check([([(i * 255).byte() for i in images], targets)], LIMITS) == []
-    caffe = Limits(3, mean=110.0, std=57.0)
+    caffe = Expected(3, mean=110.0, std=57.0)
     assert check([([i * 255 for i in batch()[0]], targets)], caffe) == []
 
 
 def test_any_other_batch_is_searched_for_what_is_not_finite() -> None:
     good = {"x": torch.rand(4, 3), "n": [torch.ones(2, dtype=torch.long), (torch.rand(()), "text", None)]}
-    assert check([good, torch.rand(3)], Limits()) == []
-    assert check([torch.full((4,), 3e38)], Limits()) == []  # huge, but finite
+    assert check([good, torch.rand(3)], Expected()) == []
+    assert check([torch.full((4,), 3e38)], Expected()) == []  # huge, but finite
     good["x"][2, 1] = math.inf
-    (problem,) = check([good], Limits())
+    (problem,) = check([good], Expected())
     assert problem.kind == "input"
     assert problem.position == 2

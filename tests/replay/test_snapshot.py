@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from maskrcnn_coco.replay.ring import Ring
-from maskrcnn_coco.replay.snapshot import Snapshot, is_finite, restore, take
+from maskrcnn_coco.replay.snapshot import Snapshot, nonfinite_entries, restore, take
 from maskrcnn_coco.replay.state import digest
 from maskrcnn_coco.replay.tape import Tape, TapeEntry
 
@@ -109,7 +109,7 @@ def test_nothing_unsound_is_verified_or_kept(value: float, where: str) -> None:
         else:
             optimizer.param_groups[0]["lr"] = value
     snapshot = take(model, optimizer, None, step=2, epoch=0)
-    assert len(is_finite(snapshot)) == 1
+    assert len(nonfinite_entries(snapshot)) == 1
     assert not snapshot.verified
     ring = Ring()
     assert not ring.add(snapshot)
@@ -121,7 +121,7 @@ def test_huge_but_finite_weights_are_finite() -> None:
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     with torch.no_grad():
         model.head.weight.fill_(1e30)
-    assert is_finite(take(model, optimizer, None, step=0, epoch=0)) == []
+    assert nonfinite_entries(take(model, optimizer, None, step=0, epoch=0)) == []
 
 
 def plain(step: int, size: int = 10) -> Snapshot:

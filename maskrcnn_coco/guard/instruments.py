@@ -1,0 +1,186 @@
+"""What both ways of taking a step share: the instruments, one judge, and how a step is refused.
+
+Made once by `Guard` and handed to the way that reads at once and to the one that reads late (`deferred`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from maskrcnn_coco.errors import GuardStop, GuardWarning
+from maskrcnn_coco.guard.buffers import Buffers
+from maskrcnn_coco.guard.divergence import Divergence
+from maskrcnn_coco.guard.health import Health
+from maskrcnn_coco.guard.inputs import Expected
+from maskrcnn_coco.guard.loss_scale import Scale
+from maskrcnn_coco.guard.norms import Components, Layout
+from maskrcnn_coco.guard.updates import Haste, Stall
+from maskrcnn_coco.guard.verdict import Verdict
+from maskrcnn_coco.records import Alarm, StepRecord
+
+
+@dataclass
+class Measured:
+    """What is known of one forward and backward pass when it is judged. Numbers only, from whichever way measured them.
+
+    ``groups`` and ``bound`` are per component, in the layout's order and by name; ``clipped``: the gradient was longer
+    than the limit. ``buffers`` and ``parameters`` name what is not finite (functions: only asked for where it matters).
+    """
+
+    record: StepRecord
+    groups: list[float]
+    bound: dict[str, float]
+    clipped: bool = False
+    without_gradient: list[str] = field(default_factory=list)
+    micro_batch: int | None = None
+    error: str | None = None
+    suspicion: Verdict | None = None
+    states: bool = False
+    buffers: Callable[[], list[str]] = list
+    parameters: Callable[[], tuple[list[str], int]] = lambda: ([], 0)
+
+
+class Instruments:
+    """Layout, health, buffers, loss scale and alarms of one guarded model."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        scaler: torch.amp.GradScaler | None,
+        max_grad_norm: float | None,
+        components: Components | None,
+        measure_every: int,
+        check_every: int,
+        max_crashes: int,
+        say: bool,
+    ) -> None:
+        self.model, self.optimizer, self.max_grad_norm = model, optimizer, max_grad_norm
+        self.measure_every, self.check_every, self.max_crashes, self.say = measure_every, check_every, max_crashes, say
+        self._components = components
+        self.lay_out()
+        self.scale = Scale(scaler)
+        self.buffers = Buffers(model)
+        self.expected = Expected.of(model)
+        self.new_regime()
+        self.alarm: Alarm | None = None
+        self.on_alarm: Callable[[Alarm], Any] | None = None
+        self.completed: list[StepRecord] = []
+        self.seconds = 0.0
+        self.taken = self.crashes = 0
+        self._said: set[str] = set()
+
+    def lay_out(self) -> None:
+        """Look at the optimizer's parameters anew."""
+        self.layout = Layout(self.model, self.optimizer, self._components)
+        self.health = Health(self.layout, self.optimizer, every=self.check_every)
+
+    def new_regime(self) -> None:
+        """Forget what is healthy: the loss means something else from here on."""
+        self.divergence, self.stall, self.haste = Divergence(), Stall(), Haste()
+
+    def reset(self) -> None:
+        """After a rollback, a load or a repair: forget the run-up, look at the whole state before the next step."""
+        self.alarm, self.crashes = None, 0
+        for part in (self.divergence, self.stall, self.haste, self.health):
+            part.reset()
+        self.layout.zero_grad()
+
+    def inspect(self) -> Verdict | None:
+        """Look at the whole state now, between steps; None: it is sound."""
+        return self.scale.check() or self.health.check(whole=True) or self.buffers.verdict(whole=True)
+
+    def judge(self, seen: Measured) -> Verdict | None:
+        """The verdict on one pass; None for a sound one, for an overflow of scaled gradients, for a loss of nothing.
+
+        The order is the order in which one fault hides behind another: a crash leaves nothing to measure; a loss that
+        is not finite makes every gradient so; gradients that are not finite make the update so. Only where all of it
+        is finite can sizes be compared.
+        """
+        record = seen.record
+        measured: dict[str, Any] = {"losses": record.losses, "group_grad_norm": record.group_grad_norm}
+        measured |= {} if seen.micro_batch is None else {"micro_batch": seen.micro_batch}
+        if seen.error is not None:
+            return self.crash(seen.error, measured)
+        self.crashes = 0
+        bad = [n for n, v in record.losses.items() if not math.isfinite(v) and n not in seen.without_gradient]
+        if seen.micro_batch is not None or bad:
+            return seen.suspicion or self._nonfinite_loss(bad, measured)
+        if seen.states:
+            # Only the late way meets this here; the other looked before it ran the model.
+            return Verdict("optimizer_nonfinite", "optimizer state is not finite", measured)
+        if not math.isfinite(record.grad_norm):
+            return self._nonfinite_gradient(seen, measured)
+        buffers = seen.buffers()
+        if buffers:
+            text = f"the forward pass made {buffers[0]} non-finite or enormous"
+            return seen.suspicion or Verdict("buffer_nonfinite", text, measured | {"buffers": buffers})
+        leap = self.health.leap(seen.bound)
+        if leap is not None or math.isnan(record.loss):
+            return leap  # a loss that nobody showed us, or of nothing at all, cannot be compared with others
+        found = self.divergence.judge(record.step, record.loss, record.grad_norm, record.group_grad_norm)
+        # What is not clipped shows in the loss, which is the better witness.
+        bound = seen.bound if seen.clipped else {}
+        return found or self.haste.judge(record.step, record.loss, self.divergence.first_loss, bound)
+
+    def _nonfinite_loss(self, bad: list[str], measured: dict[str, Any]) -> Verdict:
+        return Verdict("loss_nonfinite", f"{', '.join(bad) or 'the total loss'} is not finite", measured)
+
+    def _nonfinite_gradient(self, seen: Measured, measured: dict[str, Any]) -> Verdict | None:
+        record = seen.record
+        wild = self.divergence.wild(record.step, record.loss)
+        if wild is not None or self.scale.scaler is not None:
+            return wild  # with a scaler and a healthy loss an overflow is part of the search for a scale
+        if seen.suspicion is not None:
+            return seen.suspicion
+        bad, count = seen.parameters()
+        measured |= {"parameters": bad, "buffers": seen.buffers()}
+        some = f"{len(bad)} of {count} gradients" if bad else "the gradient's norm"
+        first = f", first {bad[:1]}" if bad else ""
+        return Verdict("grad_nonfinite", f"{some} not finite{first}, with finite losses", measured)
+
+    def crash(self, error: str, measured: dict[str, Any]) -> Verdict:
+        """The verdict on a forward or backward pass that raised ``error``."""
+        self.crashes += 1
+        if self.crashes >= self.max_crashes:
+            raise GuardStop(
+                f"the forward or backward pass failed {self.crashes} times in a row: {error}",
+                fix="this is more than one bad batch: run the step once outside the guard and read the traceback",
+            )
+        return Verdict("crash", error, measured | {"error": error})
+
+    def refuse(self, record: StepRecord, verdict: Verdict | None, began: float, *, ran: bool = True) -> StepRecord:
+        """Put everything back. ``ran``: the forward pass was begun. ``verdict`` None: no incident."""
+        if ran:
+            self.buffers.restore()
+            self.scale.refused(record.loss_scale)
+        if verdict is not None:
+            self.raise_alarm(record, verdict)
+        self.seconds += time.perf_counter() - began
+        return record
+
+    def raise_alarm(self, record: StepRecord, verdict: Verdict) -> None:
+        """Raise the alarm for ``record``; said once per symptom where nobody else says it."""
+        record.symptom = verdict.symptom
+        onset = record.step if verdict.onset_step is None else verdict.onset_step
+        self.alarm = Alarm(verdict.symptom, record.step, record.epoch, onset, verdict.message, verdict.measured)
+        if self.on_alarm is not None:
+            self.on_alarm(self.alarm)
+        elif self.say and verdict.symptom not in self._said:
+            self._said.add(verdict.symptom)
+            done = "was applied" if record.applied else "is refused; weights, buffers and optimizer are as before"
+            hint = REGIME if verdict.symptom == "diverged" else ""
+            text = f"step {record.step} {done}: {verdict.message} ({verdict.symptom}; said once){hint}"
+            warnings.warn(text, GuardWarning, stacklevel=3)
+
+
+REGIME = ". If the loss was changed on purpose: guard.new_regime()"

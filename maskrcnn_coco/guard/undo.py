@@ -1,0 +1,144 @@
+"""Faults inside `optimizer.step()`: what a step of finite gradients may still make non-finite, and how it is undone.
+
+Everything is sound before the step: gradients, weights, state, settings. torch's own optimizers, in single precision
+or wider and with an eps that is not lost, then give finite weights: a quotient of finite numbers by at least eps.
+Others do not promise it: eps 0 divides 0 by 0, RMSprop with ``centered`` takes the root of a difference that rounding
+makes negative, half precision rounds eps to 0. For those the weights and the optimizer's state are copied before the
+step, looked at after it, and put back.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from maskrcnn_coco.guard.norms import all_finite, has_fractions, nonfinite_at, norms
+from maskrcnn_coco.guard.verdict import Verdict
+
+if TYPE_CHECKING:
+    from maskrcnn_coco.guard.instruments import Instruments
+
+PROVED = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta")
+"""torch's own optimizers that divide by nothing smaller than eps."""
+SMALLEST_EPS = {torch.float32: 1e-30, torch.float64: 1e-200, torch.bfloat16: 1e-30}
+"""Below it eps may round to nothing beside a square's root. float16 is absent: 1e-8 is nothing there."""
+
+
+class Undo:
+    """Copies of weights and optimizer state from before a step, kept only where a step may fail."""
+
+    def __init__(self, instruments: Instruments) -> None:
+        self.parts = instruments
+        self._weights: list[Tensor] = []
+        self._states: list[tuple[Any, dict[str, Any]]] = []
+        self._settings: list[dict[str, Any]] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the copies held."""
+        states = (v for _, state in self._states for v in state.values() if isinstance(v, Tensor))
+        return sum(t.numel() * t.element_size() for t in (*self._weights, *states))
+
+    def wanted(self) -> bool:
+        """Whether the coming step must be watched."""
+        return may_fault(self.parts.optimizer)
+
+    def take(self) -> None:
+        """Copy weights, states and settings."""
+        optimizer, layout = self.parts.optimizer, self.parts.layout
+        live = [p.detach() for p in layout.params]
+        if len(live) == len(self._weights) and all(map(_fits, self._weights, live)):
+            with torch.no_grad():
+                torch._foreach_copy_(self._weights, live)  # pyright: ignore[reportPrivateImportUsage]
+        else:
+            self._weights = [t.clone() for t in live]
+        self._states = [(p, _copied(optimizer.state[p])) for p in layout.params if p in optimizer.state]
+        self._settings = [{k: _copied(v) for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+
+    def fault(self) -> Verdict | None:
+        """The verdict on the state that the step left."""
+        layout, optimizer = self.parts.layout, self.parts.optimizer
+        values = layout.weight_norms()
+        bad = [i for i in nonfinite_at(values) if not all_finite(layout.params[i])]
+        kind = type(optimizer).__name__
+        if bad:
+            names = [layout.names[i] for i in bad]
+            measured = {"parameters": names, "component": layout.components[layout.component[bad[0]]]}
+            text = f"{kind} made weights non-finite from finite gradients: {', '.join(names[:3])}; the step is undone"
+            return Verdict("param_nonfinite", text, measured)
+        tensors, names = [], []
+        for p, name in zip(layout.params, layout.names, strict=True):
+            for key, value in optimizer.state.get(p, {}).items():
+                if isinstance(value, Tensor) and has_fractions(value) and value.numel():
+                    tensors.append(value)
+                    names.append(f"{key} of {name}")
+        wrong = [names[i] for i in nonfinite_at(norms(tensors)) if not all_finite(tensors[i])]
+        if wrong:
+            text = f"{kind} made its own state non-finite: {', '.join(wrong[:3])}; the step is undone"
+            return Verdict("optimizer_nonfinite", text, {"optimizer_state": wrong})
+        return self._leapt()
+
+    def _leapt(self) -> Verdict | None:
+        """An optimizer whose rates nobody knows has no bound beforehand, so its update is measured."""
+        return None
+
+    def put_back(self) -> None:
+        """Weights, states and settings as they were, bit for bit; state that the step made is dropped."""
+        optimizer, layout = self.parts.optimizer, self.parts.layout
+        with torch.no_grad():
+            for p, kept in zip(layout.params, self._weights, strict=True):
+                p.detach().copy_(kept)
+        known = dict(self._states)
+        for p in layout.params:
+            if p not in known:
+                optimizer.state.pop(p, None)
+                continue
+            live = optimizer.state[p]
+            for key in [k for k in live if k not in known[p]]:
+                del live[key]
+            for key, kept in known[p].items():
+                now = live.get(key)
+                if isinstance(kept, Tensor) and isinstance(now, Tensor) and _fits(kept, now):
+                    with torch.no_grad():
+                        now.copy_(kept)  # in place: graphs and other holders keep their tensor
+                else:
+                    live[key] = _copied(kept)
+        for group, kept in zip(optimizer.param_groups, self._settings, strict=True):
+            group.update({k: _copied(v) for k, v in kept.items()})
+
+
+def may_fault(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step of finite gradients on a finite state may give anything non-finite."""
+    kind = type(optimizer)
+    if kind.__module__.split(".")[0] != "torch" or kind.__name__ not in PROVED:
+        return True
+    return any(_group_may_fault(kind.__name__, group) for group in optimizer.param_groups)
+
+
+def _group_may_fault(kind: str, group: dict[str, Any]) -> bool:
+    dtypes = {p.dtype for p in group["params"]}
+    if torch.float16 in dtypes or not dtypes <= {*SMALLEST_EPS, torch.complex64, torch.complex128}:
+        return True  # float16 ends at 65504, whatever the optimizer
+    if kind == "SGD":
+        return False
+    eps = group.get("eps", 0.0)
+    smallest = max(SMALLEST_EPS.get(d, 1e-30) for d in dtypes) if dtypes else 0.0
+    known = isinstance(eps, (int, float)) and math.isfinite(eps) and eps >= smallest
+    return not known or bool(group.get("centered"))
+
+
+def _fits(kept: Tensor, live: Tensor) -> bool:
+    return kept.shape == live.shape and kept.dtype == live.dtype and kept.device == live.device
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {k: _copied(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return type(value)(_copied(v) for v in value)
+    return value
