@@ -24,7 +24,6 @@ from step import LR, MODELS, make_batch, make_model
 
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.guard.guard import Guard
-from maskrcnn_coco.guard.team import TeamGuard
 from maskrcnn_coco.model.fast.accelerate import accelerate
 from maskrcnn_coco.model.optim import apply_lr, build_optimizer
 
@@ -57,7 +56,7 @@ def serve(name: str, threads: int, times_batch: int) -> None:
     batch = make_batch(size, images * times_batch, objects)
     optimizer = build_optimizer(net)
     apply_lr(optimizer, {"backbone": LR})
-    guard = Guard(net, optimizer) if ranks.world == 1 else TeamGuard(net, optimizer, ranks=ranks)
+    guard = Guard(net, optimizer, ranks=ranks)
     step = 0
     for line in sys.stdin:
         for _ in range(int(line)):

@@ -69,6 +69,15 @@ class Ranks:
                 ranks._connect("nccl" if where.type == "cuda" else "gloo")
         return ranks
 
+    @classmethod
+    def joined(cls) -> Ranks:
+        """The processes that somebody else has connected (torch.distributed's default group)."""
+        device = (
+            torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+        )
+        local = _number("LOCAL_RANK", 0)
+        return cls(dist.get_rank(), dist.get_world_size(), local, device, TIMEOUT_SECONDS)
+
     def _connect(self, backend: str) -> None:
         """Wait patiently until all processes are there, then little for their connections.
 

@@ -8,29 +8,28 @@ pass, unscale and measure. Apply: clip and step, or put everything back. A refus
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
+from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.guard import inputs
 from maskrcnn_coco.guard import step as steps
+from maskrcnn_coco.guard.acts import Act, Acts, Mode
 from maskrcnn_coco.guard.buffers import Buffers
 from maskrcnn_coco.guard.deferred import Deferred
 from maskrcnn_coco.guard.divergence import Divergence
-from maskrcnn_coco.guard.health import Health, update_ratio
-from maskrcnn_coco.guard.instruments import Instruments, Measured
+from maskrcnn_coco.guard.health import Health
+from maskrcnn_coco.guard.instruments import Instruments
 from maskrcnn_coco.guard.loss_scale import Scale
-from maskrcnn_coco.guard.norms import Components, Layout, nonfinite_at, stacked_norms
+from maskrcnn_coco.guard.norms import Components, Layout
 from maskrcnn_coco.guard.sharding import refuse_shards
-from maskrcnn_coco.guard.undo import Undo
+from maskrcnn_coco.guard.team import Team
 from maskrcnn_coco.guard.updates import Haste, Stall
 from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.records import Alarm, StepRecord
-
-Mode = Literal["recover", "stop", "observe", "off"]
 
 
 class Guard:
@@ -59,6 +58,9 @@ class Guard:
             filled in a step or two later, when it is listed in ``completed``, and its alarm is raised then.
         on_alarm: called with each `Alarm`, in place of the warning.
         say: warn (`GuardWarning`, once per symptom) about what is refused; a loop that says it itself turns it off.
+        ranks: the processes of a run of several; the guard then averages their gradients. By default those that
+            torch.distributed knows, whose gradients are averaged where the model is a DistributedDataParallel. All
+            processes refuse together, and the one that is bad is named.
 
     Raises:
         ConfigError: an optimizer that needs a closure, or holds no parameters, or only shards of them.
@@ -79,6 +81,7 @@ class Guard:
         deferred: bool = False,
         on_alarm: Callable[[Alarm], Any] | None = None,
         say: bool = True,
+        ranks: Ranks | None = None,
     ) -> None:
         self._refuse_what_it_cannot(model, optimizer)
         self.instruments = Instruments(
@@ -98,8 +101,9 @@ class Guard:
         """A deferred guard reads at once before this step."""
         self._next = 0
         self._deferred = Deferred(self.instruments) if deferred and mode in ("recover", "stop") else None
-        self._undo = Undo(self.instruments)
         self._act: Act | None = None
+        self.acts = Acts(self.instruments, mode)
+        self.acts.team = Team(ranks, averages=True) if ranks is not None and ranks.world > 1 else None
 
     def _refuse_what_it_cannot(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         steps.refuse_closures(optimizer)
@@ -170,7 +174,7 @@ class Guard:
     @property
     def nbytes(self) -> int:
         """Bytes that the guard holds between steps (copies of norm buffers; of all state for some optimizers)."""
-        return self.instruments.buffers.nbytes + self._undo.nbytes
+        return self.instruments.buffers.nbytes + self.acts.undo.nbytes
 
     @property
     def late(self) -> bool:
@@ -209,12 +213,12 @@ class Guard:
         if self._deferred is not None and record.step >= self.at_once_until:
             return self._deferred.step(forward, batches, record)
         if self.mode == "off":
-            return self._plain(forward, batches, record)
-        act = self._begin(batches, record)
+            return self.acts.plain(forward, batches, record)
+        act = self.acts.begin(batches, record)
         if not act.over:
             self.instruments.layout.zero_grad()
-            self._judge(act, self._run(forward, batches, catch=self.mode != "observe"))
-        record = self._apply(act, None)
+            self.acts.judge(act, self.acts.run(forward, batches, act))
+        record = self.acts.apply(act, None)
         if act.done is not None and not record.applied:
             self.instruments.layout.zero_grad()
         return record
@@ -228,8 +232,8 @@ class Guard:
             False where this step will be refused whatever comes: the model need not run, and `apply` will say why.
         """
         batches = [] if batch is None else [batch]
-        self._act = self._begin(batches, self._record(batches, ids, None, epoch))
-        return not self._act.over
+        act = self._act = self.acts.begin(batches, self._record(batches, ids, None, epoch))
+        return not act.over
 
     def judge(self, loss: Any = None) -> bool:
         """Act two, after the caller's backward pass: measure the gradients as they stand.
@@ -241,10 +245,11 @@ class Guard:
         Returns:
             Whether `apply` will take the step.
         """
-        act = self._act if self._act is not None else self._begin([], self._record([], None, None, 0))
-        self._act = act
+        if self._act is None:
+            self._act = self.acts.begin([], self._record([], None, None, 0))
+        act = self._act
         if not act.over:
-            self._judge(act, steps.seen(loss))
+            self.acts.judge(act, steps.seen(loss))
         return not act.over
 
     def apply(self, step: Callable[[], Any] | None = None) -> StepRecord:
@@ -256,7 +261,7 @@ class Guard:
         act, self._act = self._act, None
         if act is None or (act.done is None and not act.over):
             raise RuntimeError("apply() comes after judge()")
-        return self._apply(act, step)
+        return self.acts.apply(act, step)
 
     # --- between steps
 
@@ -300,6 +305,8 @@ class Guard:
 
     def _record(self, batches: Sequence[Any], ids: Sequence[int] | None, step: int | None, epoch: int) -> StepRecord:
         parts = self.instruments
+        if self.acts.team is None:
+            self.acts.team = Team.found(parts.model)
         if parts.layout.outdated(parts.optimizer):
             parts.lay_out()
         step = self._next if step is None else step
@@ -310,165 +317,3 @@ class Guard:
         record = StepRecord(step, epoch, {}, math.nan, math.nan, {}, parts.health.lr(), scale, found, applied=False)
         parts.completed = [] if late else [record]
         return record
-
-    def _begin(self, batches: list[Any], record: StepRecord) -> Act:
-        began = time.perf_counter()
-        act, found = Act(record, None), self._before(batches)
-        if found is not None and found.suspicion:
-            act.suspicion = found
-        else:
-            act.before = found
-        # What cannot be used is not even run: native code might take the interpreter down.
-        act.over = act.before is not None and (self.mode != "observe" or act.before.fatal)
-        if not act.over:
-            self.instruments.buffers.save()
-        act.foreign = [p for p in self.instruments.layout.outside if p.grad is None]
-        self.instruments.seconds += time.perf_counter() - began
-        return act
-
-    def _run(self, forward: steps.Forward, batches: list[Any], *, catch: bool) -> steps.Pass:
-        return steps.run(forward, batches, self.instruments.scale.scaler, self.instruments.layout, catch=catch)
-
-    def _before(self, batches: list[Any]) -> Verdict | None:
-        """What must be known before native code sees the batch: certain faults first, then the mere suspicion."""
-        parts = self.instruments
-        batch = inputs.verdict_on(batches, parts.expected)
-        if batch is not None and not batch.suspicion:
-            return batch
-        found = parts.scale.check() or parts.health.check()
-        return found or parts.buffers.verdict(whole=parts.taken % parts.check_every == 0) or batch
-
-    def _judge(self, act: Act, done: steps.Pass) -> None:
-        """Measure, and find the verdict. Sets ``act.over`` where the step is not to be taken."""
-        parts, record, observing = self.instruments, act.record, self.mode == "observe"
-        began = time.perf_counter()
-        act.done = done
-        parts.scale.unscale(parts.optimizer, parts.layout)
-        act.gradients, where = parts.layout.gradients()
-        record.losses, record.loss = done.losses, done.loss
-        act.groups = self._measure(act, where)
-        act.verdict = act.before or self._verdict(act)
-        scaled = parts.scale.scaler is not None and not math.isfinite(record.grad_norm)
-        # An overflow of scaled gradients at a sound loss: no fault, but no step either, not even when only observing.
-        act.overflow = scaled and (act.verdict is None or observing)
-        nothing = bool(done.without_gradient) and math.isnan(record.loss)
-        act.over = act.overflow or nothing or (act.verdict is not None and not observing)
-        parts.seconds += time.perf_counter() - began
-
-    def _measure(self, act: Act, where: list[int]) -> list[float]:
-        parts, record = self.instruments, act.record
-        stacked = stacked_norms(act.gradients)
-        # The total as torch's clip_grad_norm_ has it, to the last bit, so that both clip alike.
-        *act.norms, record.grad_norm = torch.cat([stacked, stacked.norm().reshape(1)]).tolist()
-        act.where = where
-        groups = parts.layout.totals(act.norms, where)
-        record.group_grad_norm = parts.layout.by_component(groups)
-        return groups
-
-    def _verdict(self, act: Act) -> Verdict | None:
-        parts, record, done = self.instruments, act.record, act.done
-        assert done is not None
-        coefficient = steps.clip_coefficient(record.grad_norm, parts.max_grad_norm)
-
-        def parameters() -> tuple[list[str], int]:
-            return [parts.layout.names[act.where[i]] for i in nonfinite_at(act.norms)], len(act.where)
-
-        def buffers() -> list[str]:
-            parts.buffers.changed()
-            return parts.buffers.wrong()
-
-        return parts.judge(
-            Measured(
-                record,
-                act.groups,
-                parts.health.update_bound(act.groups, coefficient),
-                coefficient < 1.0,
-                done.without_gradient,
-                done.micro_batch,
-                done.error,
-                act.suspicion,
-                buffers=buffers,
-                parameters=parameters,
-            )
-        )
-
-    def _apply(self, act: Act, step: Callable[[], Any] | None) -> StepRecord:
-        parts, record, began = self.instruments, act.record, time.perf_counter()
-        if act.overflow:
-            self._overflow(act, began)
-        elif act.over:
-            parts.refuse(record, act.before or act.verdict, began, ran=act.done is not None)
-        else:
-            self._take(act, step, began)
-        for p in act.foreign:
-            p.grad = None  # made by this step's backward pass; the optimizer does not have these parameters
-        return record
-
-    def _overflow(self, act: Act, began: float) -> None:
-        """fp16 gradients beyond range: part of the search for a scale, until the scale says otherwise."""
-        parts, record = self.instruments, act.record
-        verdict = parts.scale.overflowed(record.step) or act.verdict
-        parts.buffers.restore()
-        if verdict is not None:
-            verdict.measured |= {"losses": record.losses, "group_grad_norm": record.group_grad_norm}
-        parts.refuse(record, verdict, began, ran=False)
-
-    def _take(self, act: Act, step: Callable[[], Any] | None, began: float) -> None:
-        parts, record, gradients = self.instruments, act.record, act.gradients
-        coefficient = steps.clip_coefficient(record.grad_norm, parts.max_grad_norm)
-        brisk = parts.stall.watching or parts.haste.watching or parts.health.brisk
-        due = parts.taken % parts.measure_every == 0 or brisk
-        copies = [p.detach().clone() for p in parts.layout.params] if due else []
-        watched = self.mode != "observe" and self._undo.wanted()
-        if watched:
-            self._undo.take()
-        parts.seconds += time.perf_counter() - began
-        if step is None:
-            steps.apply(parts.optimizer, gradients, coefficient)
-        else:
-            step()
-        began = time.perf_counter()
-        fault = self._undo.fault() if watched else None
-        if fault is not None:
-            self._undo.put_back()
-            parts.refuse(record, fault, began)
-            return
-        parts.scale.applied(bool(gradients))
-        record.applied = True
-        parts.taken += 1
-        parts.health.finished(due=due)
-        parts.divergence.accept(record.loss, record.grad_norm, record.group_grad_norm)
-        if due:
-            record.update_ratio = update_ratio(copies, parts.layout, parts.health.weight_norms())
-            parts.haste.measured(record.step, record.update_ratio)
-            stalled = parts.stall.judge(record.step, record.update_ratio, record.lr, record.group_grad_norm)
-            act.verdict = act.verdict or stalled
-        if act.verdict is not None:
-            parts.raise_alarm(record, act.verdict)
-        parts.seconds += time.perf_counter() - began
-
-    def _plain(self, forward: steps.Forward, batches: list[Any], record: StepRecord) -> StepRecord:
-        parts = self.instruments
-        parameters = list(parts.model.parameters())
-        record.losses, record.grad_norm = steps.plain(
-            forward, batches, parts.optimizer, parts.scale.scaler, parameters, parts.max_grad_norm
-        )
-        record.loss, record.applied = sum(record.losses.values()), True
-        return record
-
-
-class Act:
-    """One step on its way through the acts."""
-
-    def __init__(self, record: StepRecord, before: Verdict | None) -> None:
-        self.record = record
-        self.before = before
-        self.suspicion: Verdict | None = None
-        self.verdict: Verdict | None = None
-        self.done: steps.Pass | None = None
-        self.gradients: list[torch.Tensor] = []
-        self.groups: list[float] = []
-        self.norms: list[float] = []
-        self.where: list[int] = []
-        self.foreign: list[nn.Parameter] = []
-        self.over = self.overflow = False

@@ -29,13 +29,14 @@ class Pass:
 
     ``without_gradient`` names loss terms that are NaN but reach no gradient, such as a mean over no elements: they do
     no harm.
-    ``error`` is the text of what the forward or backward pass raised.
+    ``error`` is the text of what the forward or backward pass raised. ``certain``: the losses are those trained on.
     """
 
     losses: dict[str, float] = field(default_factory=dict)
     without_gradient: list[str] = field(default_factory=list)
     error: str | None = None
     micro_batch: int | None = None
+    certain: bool = True
 
     @property
     def loss(self) -> float:

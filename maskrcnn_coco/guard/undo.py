@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from maskrcnn_coco.guard.health import LEAP, SMALLEST_RMS
 from maskrcnn_coco.guard.norms import all_finite, has_fractions, nonfinite_at, norms
 from maskrcnn_coco.guard.verdict import Verdict
 
@@ -33,13 +34,13 @@ class Undo:
     def __init__(self, instruments: Instruments) -> None:
         self.parts = instruments
         self._weights: list[Tensor] = []
-        self._states: list[tuple[Any, dict[str, Any]]] = []
-        self._settings: list[dict[str, Any]] = []
+        self._optimizers: list[tuple[torch.optim.Optimizer, dict[Any, Any], list[dict[str, Any]]]] = []
 
     @property
     def nbytes(self) -> int:
         """Bytes of the copies held."""
-        states = (v for _, state in self._states for v in state.values() if isinstance(v, Tensor))
+        entries = (e for _, states, _ in self._optimizers for e in states.values() if isinstance(e, dict))
+        states = (v for e in entries for v in e.values() if isinstance(v, Tensor))
         return sum(t.numel() * t.element_size() for t in (*self._weights, *states))
 
     def wanted(self) -> bool:
@@ -48,15 +49,17 @@ class Undo:
 
     def take(self) -> None:
         """Copy weights, states and settings."""
-        optimizer, layout = self.parts.optimizer, self.parts.layout
-        live = [p.detach() for p in layout.params]
+        live = [p.detach() for p in self.parts.layout.params]
         if len(live) == len(self._weights) and all(map(_fits, self._weights, live)):
             with torch.no_grad():
                 torch._foreach_copy_(self._weights, live)  # pyright: ignore[reportPrivateImportUsage]
         else:
             self._weights = [t.clone() for t in live]
-        self._states = [(p, _copied(optimizer.state[p])) for p in layout.params if p in optimizer.state]
-        self._settings = [{k: _copied(v) for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        self._optimizers = []
+        for optimizer in each(self.parts.optimizer):
+            states = {key: _copied(value) for key, value in optimizer.state.items()}
+            settings = [{k: _copied(v) for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+            self._optimizers.append((optimizer, states, settings))
 
     def fault(self) -> Verdict | None:
         """The verdict on the state that the step left."""
@@ -70,48 +73,75 @@ class Undo:
             text = f"{kind} made weights non-finite from finite gradients: {', '.join(names[:3])}; the step is undone"
             return Verdict("param_nonfinite", text, measured)
         tensors, names = [], []
-        for p, name in zip(layout.params, layout.names, strict=True):
-            for key, value in optimizer.state.get(p, {}).items():
+        known = {id(p): name for p, name in zip(layout.params, layout.names, strict=True)}
+        for key, entry in ((k, e) for o in each(optimizer) for k, e in o.state.items() if isinstance(e, dict)):
+            for what, value in entry.items():
                 if isinstance(value, Tensor) and has_fractions(value) and value.numel():
                     tensors.append(value)
-                    names.append(f"{key} of {name}")
+                    names.append(f"{what} of {known.get(id(key), 'the optimizer')}")
         wrong = [names[i] for i in nonfinite_at(norms(tensors)) if not all_finite(tensors[i])]
         if wrong:
             text = f"{kind} made its own state non-finite: {', '.join(wrong[:3])}; the step is undone"
             return Verdict("optimizer_nonfinite", text, {"optimizer_state": wrong})
-        return self._leapt()
+        return self.leap()
 
-    def _leapt(self) -> Verdict | None:
-        """An optimizer whose rates nobody knows has no bound beforehand, so its update is measured."""
+    def leap(self) -> Verdict | None:
+        """An optimizer whose rates nobody knows has no bound beforehand, so what it did is measured."""
+        layout = self.parts.layout
+        moved = layout.totals(norms([p.detach() - kept for p, kept in zip(layout.params, self._weights, strict=True)]))
+        sizes = layout.totals(norms(self._weights))
+        for name, far, size, count in zip(layout.components, moved, sizes, layout.sizes, strict=True):
+            ratio = far / max(size, SMALLEST_RMS * math.sqrt(count))
+            if ratio > LEAP:
+                text = f"the update of {name} was {ratio:.3g} times its weights; the step is undone"
+                return Verdict("diverged", text, {"update_ratio": {name: ratio}, "component": name})
         return None
 
     def put_back(self) -> None:
         """Weights, states and settings as they were, bit for bit; state that the step made is dropped."""
-        optimizer, layout = self.parts.optimizer, self.parts.layout
         with torch.no_grad():
-            for p, kept in zip(layout.params, self._weights, strict=True):
+            for p, kept in zip(self.parts.layout.params, self._weights, strict=True):
                 p.detach().copy_(kept)
-        known = dict(self._states)
-        for p in layout.params:
-            if p not in known:
-                optimizer.state.pop(p, None)
-                continue
-            live = optimizer.state[p]
-            for key in [k for k in live if k not in known[p]]:
-                del live[key]
-            for key, kept in known[p].items():
-                now = live.get(key)
-                if isinstance(kept, Tensor) and isinstance(now, Tensor) and _fits(kept, now):
-                    with torch.no_grad():
-                        now.copy_(kept)  # in place: graphs and other holders keep their tensor
-                else:
-                    live[key] = _copied(kept)
-        for group, kept in zip(optimizer.param_groups, self._settings, strict=True):
-            group.update({k: _copied(v) for k, v in kept.items()})
+        for optimizer, states, settings in self._optimizers:
+            for key in [k for k in optimizer.state if k not in states]:
+                del optimizer.state[key]
+            for key, kept in states.items():
+                optimizer.state[key] = _put_back(kept, optimizer.state.get(key))
+            for group, kept in zip(optimizer.param_groups, settings, strict=True):
+                group.update({k: _copied(v) for k, v in kept.items()})
+
+
+def each(optimizer: Any) -> list[torch.optim.Optimizer]:
+    """The optimizers that a step may change: those that are looked at as one, and those inside one (SAM's base)."""
+    outer = getattr(optimizer, "optimizers", None) or [optimizer]
+    return [o for one in outer for o in (one, *nested(one))]
+
+
+def nested(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """The optimizers that ``optimizer`` steps itself."""
+    return [v for v in vars(optimizer).values() if isinstance(v, torch.optim.Optimizer)]
+
+
+def _put_back(kept: Any, live: Any) -> Any:
+    """``kept`` once more, in ``live``'s own tensors where they fit: graphs and other holders keep their tensor."""
+    if isinstance(kept, dict) and isinstance(live, dict):
+        for key in [k for k in live if k not in kept]:
+            del live[key]
+        for key, value in kept.items():
+            live[key] = _put_back(value, live.get(key))
+        return live
+    if isinstance(kept, Tensor) and isinstance(live, Tensor) and _fits(kept, live):
+        with torch.no_grad():
+            live.copy_(kept)
+        return live
+    return _copied(kept)
 
 
 def may_fault(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a step of finite gradients on a finite state may give anything non-finite."""
+    inside = getattr(optimizer, "optimizers", None)
+    if inside is not None:
+        return any(map(may_fault, inside))
     kind = type(optimizer)
     if kind.__module__.split(".")[0] != "torch" or kind.__name__ not in PROVED:
         return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from maskrcnn_coco.distributed.device import resolve_device
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.guard.deferred import late_reads
 from maskrcnn_coco.guard.guard import Guard
-from maskrcnn_coco.guard.team import TeamGuard
 from maskrcnn_coco.model.build import make_model
 from maskrcnn_coco.model.fast.accelerate import takes_outlines
 from maskrcnn_coco.model.forward import Forward
@@ -133,7 +131,7 @@ def assemble(
     """Optimizer, schedule, guard and writers around the model; nothing is written yet."""
     optimizer = optimizer_for(model, config)
     scaler = make_scaler(precision, device)
-    guard = (Guard if ranks.world == 1 else functools.partial(TeamGuard, ranks=ranks))(
+    guard = Guard(
         model,
         optimizer,
         scaler=scaler,
@@ -142,6 +140,7 @@ def assemble(
         mode=config.guard,
         deferred=late_reads(device, optimizer) and ranks.world == 1,
         say=False,
+        ranks=ranks,
     )
     return Session(
         config=config,

@@ -1,0 +1,267 @@
+"""The three acts of a step that is read at once: begin, judge, apply.
+
+Begin looks at inputs and state, and copies what a forward pass may change; judge measures after the backward pass;
+apply takes the optimizer's step or puts everything back.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from maskrcnn_coco.guard import inputs
+from maskrcnn_coco.guard import step as steps
+from maskrcnn_coco.guard.health import update_ratio
+from maskrcnn_coco.guard.instruments import Instruments, Measured
+from maskrcnn_coco.guard.norms import nonfinite_at, stacked_norms
+from maskrcnn_coco.guard.team import Team
+from maskrcnn_coco.guard.undo import Undo
+from maskrcnn_coco.guard.verdict import Verdict
+from maskrcnn_coco.records import StepRecord
+
+Mode = Literal["recover", "stop", "observe", "off"]
+
+
+class Act:
+    """One step on its way through the acts."""
+
+    def __init__(self, record: StepRecord, before: Verdict | None) -> None:
+        self.record = record
+        self.before = before
+        self.suspicion: Verdict | None = None
+        self.verdict: Verdict | None = None
+        self.done: steps.Pass | None = None
+        self.gradients: list[torch.Tensor] = []
+        self.groups: list[float] = []
+        self.norms: list[float] = []
+        self.where: list[int] = []
+        self.foreign: list[nn.Parameter] = []
+        self.shared: Verdict | None = None
+        self.seen: list[torch.Tensor] = []
+        self.certain = False
+        self.copies: list[torch.Tensor] = []
+        self.due = self.watched = False
+        self.over = self.overflow = False
+
+
+class Acts:
+    """Takes steps with the instruments of one guard. ``team``: the other processes, where there are any."""
+
+    def __init__(self, parts: Instruments, mode: Mode) -> None:
+        self.parts = parts
+        self.mode: Mode = mode
+        self.undo = Undo(parts)
+        self.team: Team | None = None
+        self.agree_at_once = True
+        self.grad_scale: torch.Tensor | None = None
+
+    def begin(self, batches: list[Any], record: StepRecord, *, save: bool = True) -> Act:
+        """Act one, for these micro-batches (none: nothing is known of what goes into the model).
+
+        ``save``: copy the buffers now; not where the forward pass has changed them already.
+        """
+        began = time.perf_counter()
+        act, found = Act(record, None), self._before(batches)
+        if found is not None and found.suspicion:
+            act.suspicion, found = found, None
+        act.before = self.team.worst(found) if self.team is not None and self.agree_at_once else found
+        # What cannot be used is not even run: native code might take the interpreter down.
+        act.over = act.before is not None and (self.mode != "observe" or act.before.fatal)
+        if not act.over and save:
+            self.parts.buffers.save()
+        act.foreign = [p for p in self.parts.layout.outside if p.grad is None]
+        self.parts.seconds += time.perf_counter() - began
+        return act
+
+    def run(self, forward: steps.Forward, batches: list[Any], act: Act) -> steps.Pass:
+        """Forward and backward; in a team each process learns of a fault in another before gradients are averaged."""
+        parts, team, catch = self.parts, self.team, self.mode != "observe"
+        if team is None:
+            return steps.run(forward, batches, parts.scale.scaler, parts.layout, catch=catch)
+        with team.alone(parts.model):
+            done = steps.run(forward, batches, parts.scale.scaler, parts.layout, catch=catch)
+        act.shared = team.ran(done, parts)
+        return done
+
+    def _before(self, batches: list[Any]) -> Verdict | None:
+        """What must be known before native code sees the batch: certain faults first, then the mere suspicion."""
+        parts = self.parts
+        batch = inputs.verdict_on(batches, parts.expected)
+        if batch is not None and not batch.suspicion:
+            return batch
+        found = parts.scale.check() or parts.health.check()
+        return found or parts.buffers.verdict(whole=parts.taken % parts.check_every == 0) or batch
+
+    def judge(self, act: Act, done: steps.Pass) -> None:
+        """Act two: measure, and find the verdict. Sets ``act.over`` where the step is not to be taken."""
+        parts, record, observing = self.parts, act.record, self.mode == "observe"
+        began = time.perf_counter()
+        act.done = done
+        parts.scale.unscale(parts.optimizer, parts.layout)
+        act.gradients, where = parts.layout.gradients()
+        record.losses, record.loss = done.losses, done.loss
+        act.groups = self._measure(act, where)
+        if not done.certain and done.micro_batch is not None and math.isfinite(record.grad_norm):
+            # A loss that nobody trains on, or only in part: no gradient knows of it.
+            record.losses, record.loss, done.micro_batch = {}, math.nan, None
+        act.verdict = act.before or self._verdict(act)
+        if self.team is not None and not (self.agree_at_once and act.before is not None):
+            act.verdict = self._agreed(act)
+        scaled = parts.scale.scaler is not None and not math.isfinite(record.grad_norm)
+        # An overflow of scaled gradients at a sound loss: no fault, but no step either, not even when only observing.
+        act.overflow = scaled and (act.verdict is None or observing)
+        nothing = bool(done.without_gradient) and math.isnan(record.loss)
+        act.over = act.overflow or nothing or (act.verdict is not None and not observing)
+        parts.seconds += time.perf_counter() - began
+
+    def _measure(self, act: Act, where: list[int]) -> list[float]:
+        parts, record = self.parts, act.record
+        stacked = stacked_norms(act.gradients)
+        if self.grad_scale is not None:
+            stacked = stacked / self.grad_scale.to(stacked.device)
+        # The total as torch's clip_grad_norm_ has it, to the last bit, so that both clip alike.
+        *act.norms, record.grad_norm = torch.cat([stacked, stacked.norm().reshape(1)]).tolist()
+        act.where = where
+        groups = parts.layout.totals(act.norms, where)
+        record.group_grad_norm = parts.layout.by_component(groups)
+        return groups
+
+    def _verdict(self, act: Act) -> Verdict | None:
+        parts, record, done = self.parts, act.record, act.done
+        assert done is not None
+        coefficient = steps.clip_coefficient(record.grad_norm, parts.max_grad_norm)
+
+        def parameters() -> tuple[list[str], int]:
+            return [parts.layout.names[act.where[i]] for i in nonfinite_at(act.norms)], len(act.where)
+
+        def buffers() -> list[str]:
+            parts.buffers.changed()
+            return parts.buffers.wrong()
+
+        return parts.judge(
+            Measured(
+                record,
+                act.groups,
+                parts.health.update_bound(act.groups, coefficient),
+                coefficient < 1.0,
+                done.without_gradient,
+                done.micro_batch,
+                done.error,
+                act.suspicion,
+                buffers=buffers,
+                parameters=parameters,
+            )
+        )
+
+    def _agreed(self, act: Act) -> Verdict | None:
+        """One verdict for all processes, before any of them applies."""
+        assert self.team is not None
+        if act.shared is None:
+            return self.team.worst(act.verdict)
+        if act.verdict is not None and act.shared.measured["rank"] == self.team.ranks.rank:
+            act.verdict.measured |= {k: act.shared.measured[k] for k in ("rank", "per_rank_flags")}
+            return act.verdict  # the full account; the others know the sentence
+        return act.shared
+
+    def apply(self, act: Act, step: Callable[[], Any] | None) -> StepRecord:
+        """Act three: clip and step (or the caller's own ``step``), or everything put back."""
+        parts, record, began = self.parts, act.record, time.perf_counter()
+        if act.overflow:
+            self._overflow(act, began)
+        elif act.over:
+            parts.refuse(record, act.before or act.verdict, began, ran=act.done is not None)
+        else:
+            self._take(act, step, began)
+        for p in act.foreign:
+            p.grad = None  # made by this step's backward pass; the optimizer does not have these parameters
+        return record
+
+    def _overflow(self, act: Act, began: float) -> None:
+        """fp16 gradients beyond range: part of the search for a scale, until the scale says otherwise."""
+        parts, record = self.parts, act.record
+        verdict = parts.scale.overflowed(record.step) or act.verdict
+        parts.buffers.restore()
+        if verdict is not None:
+            verdict.measured |= {"losses": record.losses, "group_grad_norm": record.group_grad_norm}
+        parts.refuse(record, verdict, began, ran=False)
+
+    def _take(self, act: Act, step: Callable[[], Any] | None, began: float) -> None:
+        parts = self.parts
+        self.before_step(act)
+        parts.seconds += time.perf_counter() - began
+        if step is None:
+            steps.apply(
+                parts.optimizer, act.gradients, steps.clip_coefficient(act.record.grad_norm, parts.max_grad_norm)
+            )
+        else:
+            step()
+        self.after_step(act)
+
+    def before_step(self, act: Act) -> None:
+        """Copy what is compared with afterwards, or put back."""
+        parts = self.parts
+        brisk = parts.stall.watching or parts.haste.watching or parts.health.brisk
+        act.due = parts.taken % parts.measure_every == 0 or brisk
+        act.copies = [p.detach().clone() for p in parts.layout.params] if act.due else []
+        act.watched = self.mode != "observe" and self.undo.wanted()
+        if act.watched:
+            self.undo.take()
+
+    def after_step(self, act: Act) -> None:
+        """Look at what the optimizer did, undo it if it must not stand, and learn from it."""
+        parts, record, began = self.parts, act.record, time.perf_counter()
+        fault = self.undo.fault() if act.watched else None
+        if fault is not None:
+            self.undo.put_back()
+            parts.refuse(record, fault, began)
+            return
+        parts.scale.applied(bool(act.gradients))
+        record.applied = True
+        parts.taken += 1
+        parts.health.finished(due=act.due)
+        parts.divergence.accept(record.loss, record.grad_norm, record.group_grad_norm)
+        if act.due:
+            record.update_ratio = update_ratio(act.copies, parts.layout, parts.health.weight_norms())
+            act.copies = []
+            parts.haste.measured(record.step, record.update_ratio)
+            stalled = parts.stall.judge(record.step, record.update_ratio, record.lr, record.group_grad_norm)
+            act.verdict = act.verdict or stalled
+        if act.verdict is not None:
+            parts.raise_alarm(record, act.verdict)
+        parts.seconds += time.perf_counter() - began
+
+    def plain(self, forward: steps.Forward, batches: list[Any], record: StepRecord) -> StepRecord:
+        """The step of a plain loop, for mode "off"."""
+        if self.team is not None:
+            return self._plain_team(self.team, forward, batches, record)
+        parts = self.parts
+        parameters = list(parts.model.parameters())
+        record.losses, record.grad_norm = steps.plain(
+            forward, batches, parts.optimizer, parts.scale.scaler, parameters, parts.max_grad_norm
+        )
+        record.loss, record.applied = sum(record.losses.values()), True
+        return record
+
+    def _plain_team(self, team: Team, forward: steps.Forward, batches: list[Any], record: StepRecord) -> StepRecord:
+        parts = self.parts
+        parts.layout.zero_grad()
+        done = steps.run(forward, batches, parts.scale.scaler, parts.layout, catch=False)
+        if team.averages and not isinstance(parts.model, DistributedDataParallel):
+            team.ranks.average_gradients(parts.layout.params)
+        parts.scale.unscale(parts.optimizer, parts.layout)
+        act = Act(record, None)
+        act.gradients, where = parts.layout.gradients()
+        record.losses = team.mean(done.losses)
+        record.loss = sum(record.losses.values())
+        self._measure(act, where)
+        steps.apply(parts.optimizer, act.gradients, steps.clip_coefficient(record.grad_norm, parts.max_grad_norm))
+        parts.scale.applied(bool(act.gradients))
+        parts.layout.zero_grad()
+        record.applied = True
+        return record

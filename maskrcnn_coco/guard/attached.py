@@ -1,0 +1,391 @@
+"""A guard behind somebody else's `optimizer.step`: the loop stays as it is, gradients stay the loop's own.
+
+The model's forward pass is act one (hooks look at what goes in, and copy the buffers), the optimizer's step is acts two
+and three: the gradients are judged as they stand, then the optimizer's own step runs or nothing does.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_coco.errors import ConfigError, DataError
+from maskrcnn_coco.guard import inputs
+from maskrcnn_coco.guard import step as steps
+from maskrcnn_coco.guard.acts import Act, Mode
+from maskrcnn_coco.guard.guard import Guard
+from maskrcnn_coco.guard.hooks import Entrances, Hook, Joined, replace_step
+from maskrcnn_coco.guard.loss_scale import Scale
+from maskrcnn_coco.guard.norms import Components
+from maskrcnn_coco.guard.sharding import refuse_shards
+from maskrcnn_coco.guard.undo import nested
+from maskrcnn_coco.guard.verdict import Verdict
+from maskrcnn_coco.records import Alarm, StepRecord
+
+KEPT = 300
+"""Records and alarms that are kept."""
+
+
+class Attached(Guard):
+    """A guard that a training does not call; made by `maskrcnn_coco.attach`.
+
+    ``alarm`` is the verdict on the last step, ``refused`` whether it was refused, ``alarms`` and ``records`` the last
+    of each.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        *,
+        scaler: torch.amp.GradScaler | None = None,
+        components: Components | None = None,
+        mode: Mode = "recover",
+        measure_every: int = 50,
+        check_every: int = 10,
+        on_alarm: Callable[[Alarm], Any] | None = None,
+        say: bool = True,
+    ) -> None:
+        optimizer: Any = optimizers[0] if len(optimizers) == 1 else Joined(optimizers)
+        super().__init__(
+            model,
+            optimizer,
+            max_grad_norm=None,
+            components=components,
+            mode=mode,
+            measure_every=measure_every,
+            check_every=check_every,
+            on_alarm=on_alarm,
+            say=say,
+        )
+        self.alarms: deque[Alarm] = deque(maxlen=KEPT)
+        self.records: deque[StepRecord] = deque(maxlen=KEPT)
+        self.refused = False
+        self.acts.agree_at_once = False  # forward passes need not be equally many on every process
+        self.instruments.scale = _OthersScale(scaler)
+        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self._round: set[int] = set()
+        self._through = False
+        self._result: Any = None
+        self.instruments.buffers.save()  # a compiled model has no hooks that would do it in time
+        self._entrances = Entrances(model, self._before_forward, self._after_forward)
+        self._loaded = model.register_load_state_dict_post_hook(Hook(self._after_load))
+        self._inner: list[tuple[torch.optim.Optimizer, bool, Callable[..., Any]]] = []
+        for i, each in enumerate(optimizers):
+            for one in (each, *nested(each)):
+                self._replace(one, i)
+        if self._scaler is not None:
+            self._scaler_step = self._scaler.step
+            self._scaler.step = self._scaled_step  # type: ignore[method-assign]
+
+    def _refuse_what_it_cannot(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        refuse_shards(model, optimizer)
+
+    def _replace(self, optimizer: torch.optim.Optimizer, index: int) -> None:
+        had = "step" in vars(optimizer)
+
+        def stepped(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return self._stepped(optimizer, index, inner, args, kwargs)
+
+        self._inner.append((optimizer, had, replace_step(optimizer, stepped)))
+
+    # --- what a training may call
+
+    def see(self, loss: Any) -> Any:
+        """Show the loss that is trained on, where it is made outside the model; returns it unchanged.
+
+        Args:
+            loss: in any form that `Guard.step` takes. Of several in one step (accumulation) the mean counts.
+        """
+        act = self._open([])
+        terms = [t.detach() for t in steps.as_terms(loss).values()]
+        if not act.certain:
+            act.seen, act.certain = [], True
+        act.seen.append(sum(t.reshape(()).float() for t in terms))  # type: ignore[arg-type]
+        return loss
+
+    def detach(self) -> None:
+        """Take hooks and wrapped steps off again; the training goes on without a guard."""
+        self._entrances.remove()
+        self._loaded.remove()
+        for optimizer, had, inner in self._inner:
+            if had:
+                optimizer.step = inner  # type: ignore[method-assign]
+            else:
+                vars(optimizer).pop("step", None)
+        self._inner = []
+        if self._scaler is not None:
+            vars(self._scaler).pop("step", None)
+            self._scaler = None
+
+    # --- act one
+
+    def _open(self, batches: list[Any], *, early: bool = False) -> Act:
+        """The step in hand; a new one where the last is over. ``early``: the forward pass has not begun yet."""
+        if self._act is not None and self._act.done is None:
+            return self._act
+        self._close_round()
+        act = self._act = self.acts.begin(batches, self._record(batches, None, None, 0), save=early)
+        act.foreign = []  # whatever gradients there are, they are the loop's
+        if act.over and early:
+            self.instruments.buffers.save()  # the forward pass runs all the same
+        return act
+
+    def _before_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.mode == "off" or self._result is not None:
+            return
+        batches = [args, kwargs] if kwargs else [args]
+        known = self._act is not None and self._act.done is None
+        act = self._open(batches, early=True)
+        if known:
+            found = inputs.verdict_on(batches, self.instruments.expected)
+            if found is not None and (found.fatal or act.suspicion is None):
+                act.before, act.suspicion = (found, act.suspicion) if found.fatal else (act.before, found)
+        if act.before is not None and act.before.fatal and self.mode != "observe":
+            self._act = None
+            self.instruments.raise_alarm(act.record, act.before)
+            # Nothing can keep the caller's forward pass from running but an error; native code may kill the process.
+            raise DataError(
+                act.before.message,
+                expected="targets that the model can take",
+                fix="leave this sample out; with guard.step(forward, batch) the step is refused and training goes on",
+            )
+
+    def _after_forward(self, _: nn.Module, out: Any) -> None:
+        act = self._act
+        if act is None or act.done is not None or act.certain:
+            return
+        loss = _loss_in(out)
+        if loss is not None:
+            act.seen.append(loss)
+
+    def _after_load(self, *_: Any) -> None:
+        self.instruments.health.reset()
+        self.instruments.buffers.save()
+
+    # --- acts two and three
+
+    def _stepped(
+        self,
+        optimizer: torch.optim.Optimizer,
+        index: int,
+        inner: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if self.mode == "off" or self._through:
+            return inner(*args, **kwargs)
+        closure = kwargs.get("closure", args[0] if args and callable(args[0]) else None)
+        if closure is None:
+            return self._judged_step(optimizer, index, lambda: inner(*args, **kwargs))
+        if not evaluates_once(optimizer):
+            return self._watched_step(optimizer, inner, closure)
+        with torch.enable_grad():
+            result = closure()
+        self._note(result)
+        rest = {k: v for k, v in kwargs.items() if k != "closure"}
+        self._judged_step(optimizer, index, lambda: inner(closure=lambda: result, **rest))
+        return result
+
+    def _note(self, result: Any) -> None:
+        """What a closure returned is the loss, surely."""
+        if result is not None:
+            self.see(result if isinstance(result, Tensor) else torch.as_tensor(float(result)))
+
+    def _judged_step(self, optimizer: torch.optim.Optimizer, index: int, call: Callable[[], Any]) -> Any:
+        """Judge at the first optimizer of a step; then this optimizer's own step, or none."""
+        if index in self._round:
+            self._close_round()
+            self._act = None
+        act = self._act
+        if act is None or (act.done is not None and not self._round):
+            act = self._open([])
+        # A GradScaler leaves these two on a fused optimizer, whose gradients are still scaled.
+        found_inf, scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
+        overflowed = found_inf is not None and bool(found_inf)
+        if act.done is None and overflowed:
+            self._overflowed(act)
+        elif act.done is None:
+            self.acts.grad_scale = scale
+            self.acts.judge(act, self._pass(act))
+            if not act.over:
+                self.acts.before_step(act)
+        self._round.add(index)
+        result = None
+        if not act.over or overflowed:
+            # What the device skips by itself is told to it, so that it can clear up.
+            self._through = True
+            try:
+                result = call()
+            finally:
+                self._through = False
+        else:
+            optimizer._opt_called = True  # type: ignore[attr-defined]  # the scheduler's own question: it was asked
+        if len(self._round) == len(self._optimizers):
+            self._close_round()
+        return result
+
+    def _overflowed(self, act: Act) -> None:
+        """The scaler found scaled gradients beyond range: no fault, unless the loss itself is bad."""
+        act.done, act.over = self._pass(act), True
+        act.record.losses, act.record.loss = act.done.losses, act.done.loss
+        if act.done.micro_batch is not None:
+            act.verdict = act.suspicion or Verdict("loss_nonfinite", "the loss is not finite", {})
+
+    def _pass(self, act: Act) -> steps.Pass:
+        """What is known of this step's forward and backward passes. One host read."""
+        if not act.seen:
+            return steps.Pass()
+        values = torch.stack([v.reshape(()).float() for v in act.seen]).tolist()
+        bad = [i for i, v in enumerate(values) if not math.isfinite(v)]
+        mean = sum(values) / len(values)
+        return steps.Pass({"loss": mean}, micro_batch=bad[0] if bad else None, certain=act.certain)
+
+    @property
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        known = self.instruments.optimizer
+        return known.optimizers if isinstance(known, Joined) else [known]
+
+    def _close_round(self) -> None:
+        """The step is complete: learn from it, or put everything back."""
+        act, self._round = self._act, set()
+        if act is None or act.done is None:
+            return
+        self._act = None
+        if act.over:
+            self.acts.apply(act, None)
+        else:
+            self.acts.after_step(act)
+        self._keep(act.record)
+
+    def _keep(self, record: StepRecord) -> None:
+        self.refused = not record.applied
+        self.records.append(record)
+        if self.alarm is not None:
+            self.alarms.append(self.alarm)
+        self._entrances.step_taken()
+        self.instruments.buffers.save()
+
+    def _watched_step(
+        self, optimizer: torch.optim.Optimizer, inner: Callable[..., Any], closure: Callable[[], Any]
+    ) -> Any:
+        """A step that evaluates the loss as often as it likes (LBFGS, SAM): copied, taken, looked at, put back."""
+        self._close_round()
+        self._act = None
+        act, began = self._open([], early=True), time.perf_counter()
+        record, parts = act.record, self.instruments
+        self.acts.undo.take()
+
+        def evaluated() -> Any:
+            loss = closure()
+            self._note(loss)
+            return loss
+
+        self._through = True
+        try:
+            result = inner(evaluated)
+        except BaseException:
+            self.acts.undo.put_back()
+            parts.buffers.restore()
+            self._act = None
+            raise
+        finally:
+            self._through = False
+        act.done = done = self._pass(act)
+        first = float(act.seen[0]) if act.seen else math.nan
+        record.losses, record.loss = {"loss": first}, first
+        record.grad_norm = 0.0
+        verdict = act.before or self._looked_at(done, record)
+        verdict = verdict if self.acts.team is None else self.acts.team.worst(verdict)
+        self._act = None
+        if verdict is None or self.mode == "observe":
+            record.applied = True
+            parts.taken += 1
+            parts.health.finished(due=True)
+            parts.divergence.accept(first, 1.0, {})
+            if verdict is not None:
+                parts.raise_alarm(record, verdict)
+        else:
+            self.acts.undo.put_back()
+            parts.refuse(record, verdict, began)
+        self._keep(record)
+        return result
+
+    def _looked_at(self, done: steps.Pass, record: StepRecord) -> Verdict | None:
+        parts = self.instruments
+        fault = self.acts.undo.fault()
+        if done.micro_batch is not None:
+            return Verdict("loss_nonfinite", "the loss is not finite", {"losses": record.losses})
+        if fault is not None:
+            return fault
+        parts.buffers.changed()
+        bad = parts.buffers.wrong()
+        if bad:
+            return Verdict("buffer_nonfinite", f"the step made {bad[0]} non-finite or enormous", {"buffers": bad})
+        leap = self.acts.undo.leap()
+        if leap is not None or math.isnan(record.loss):
+            return leap
+        return parts.divergence.judge(record.step, record.loss, 1.0, {})
+
+    # --- a scaler that was shown to us
+
+    def _scaled_step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        """In the place of ``scaler.step``: a bad loss is no reason to halve the scale."""
+        scaler: Any = self._scaler
+        if self.mode in ("off", "observe") or all(optimizer is not o for o in self._optimizers):
+            return self._scaler_step(optimizer, *args, **kwargs)
+        state = scaler._per_optimizer_states[id(optimizer)]
+        if state["stage"].name == "READY":
+            scaler.unscale_(optimizer)
+        act = self._open([])
+        if any(bool(v) for v in state["found_inf_per_device"].values()):
+            scale = float(scaler.get_scale())
+            self._overflowed(act)
+            if act.verdict is not None:
+                for v in state["found_inf_per_device"].values():
+                    v.zero_()  # the loss is to blame, not the scale: update() must not halve it
+                state["stage"] = type(state["stage"]).STEPPED
+            else:
+                act.verdict = self.instruments.scale.judge(act.record.step, scale)
+                self._scaler_step(optimizer, *args, **kwargs)
+            self._close_round()
+            return None
+        return self._scaler_step(optimizer, *args, **kwargs)
+
+
+class _OthersScale(Scale):
+    """A loss scale that its owner unscales with and updates."""
+
+    def __init__(self, scaler: Any) -> None:
+        super().__init__(None)
+        self.watched = scaler if scaler is not None and scaler.is_enabled() else None
+
+    @property
+    def value(self) -> float | None:
+        """The present scale."""
+        return None if self.watched is None else float(self.watched.get_scale())
+
+
+def evaluates_once(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether ``step(closure)`` calls the closure once, before it does anything: torch's own but LBFGS."""
+    kind = type(optimizer)
+    return kind.__module__.startswith("torch.optim") and not steps.needs_closure(optimizer)
+
+
+def _loss_in(out: Any) -> Tensor | None:
+    """The loss in what a model returned, where it is plain to see; detached, not read. None: made elsewhere."""
+    if isinstance(out, Tensor):
+        return out.detach() if out.numel() == 1 and out.requires_grad else None
+    try:
+        terms = steps.as_terms(out)
+    except (ConfigError, TypeError, ValueError):
+        return None
+    if not terms or not any(t.requires_grad and t.numel() == 1 for t in terms.values()):
+        return None
+    return torch.stack([t.detach().reshape(()).float() for t in terms.values()]).sum()

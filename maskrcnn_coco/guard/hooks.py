@@ -1,0 +1,160 @@
+"""What a guard puts into somebody else's training: hooks on modules, a method on the optimizer.
+
+All of it survives `pickle`, `copy.deepcopy` (averaged copies of a model are made so) and `torch.compile`: a copy
+carries hooks that do nothing, a copied optimizer has its own plain `step` again, and inside a compiled graph there is
+no hook.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Inert:
+    """What a copy of a hooked module carries."""
+
+    def __call__(self, *_: Any, **__: Any) -> None:
+        """Nothing happens."""
+
+
+class Hook:
+    """Calls a method of a guard, as long as there is one; outside of compiled graphs only."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = weakref.WeakMethod(call)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """See the module that this hook is on."""
+        if torch.compiler.is_compiling():
+            return
+        call = self._call()
+        if call is not None:
+            call(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Inert:
+        return Inert()
+
+    def __reduce__(self) -> tuple[type[Inert], tuple[()]]:
+        return Inert, ()
+
+
+class Entrances:
+    """Finds out through which modules a training enters the model, and watches those.
+
+    A trainer may call the model, or a part of it (a LightningModule's ``self.net``). For the first steps every module
+    is watched; then only those that were called from outside, so that a step of a deep model costs two hooks.
+    """
+
+    LEARN = 3
+
+    def __init__(self, model: nn.Module, before: Callable[..., Any], after: Callable[..., Any]) -> None:
+        self.model = model
+        self._before, self._after = before, after
+        self._inside: nn.Module | None = None
+        self._seen: set[int] = set()
+        self._handles: dict[int, list[Any]] = {}
+        self._steps = 0
+        for module in {id(m): m for m in (model, *model.modules())}.values():
+            self._watch(module)
+
+    def _watch(self, module: nn.Module) -> None:
+        enter = module.register_forward_pre_hook(Hook(self._enter), with_kwargs=True)
+        leave = module.register_forward_hook(Hook(self._leave), always_call=True)
+        self._handles[id(module)] = [enter, leave]
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._inside is not None or not (module.training and torch.is_grad_enabled()):
+            return
+        self._inside = module
+        self._seen.add(id(module))
+        self._before(module, args, kwargs)
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        if self._inside is module:
+            self._inside = None
+            self._after(module, out)
+
+    def step_taken(self) -> None:
+        """After each optimizer step: when enough was seen, leave only the entrances watched."""
+        self._inside = None  # a pass that raised never left
+        self._steps += 1
+        if self._steps != self.LEARN or not self._seen:
+            return
+        for key in [k for k in self._handles if k not in self._seen and k != id(self.model)]:
+            for handle in self._handles.pop(key):
+                handle.remove()
+
+    def remove(self) -> None:
+        """Take every hook off again."""
+        for handles in self._handles.values():
+            for handle in handles:
+                handle.remove()
+        self._handles.clear()
+
+
+def replace_step(optimizer: torch.optim.Optimizer, stepped: Callable[..., Any]) -> Callable[..., Any]:
+    """Put ``stepped(inner, args, kwargs)`` in front of this optimizer's ``step``; returns the one that was there.
+
+    The replacement is a bound method, because torch's schedulers look for its ``__func__``.
+    """
+    inner = optimizer.step
+
+    @functools.wraps(getattr(inner, "__func__", inner))
+    def step(_: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        return stepped(inner, args, kwargs)
+
+    # A scheduler that was made before must not take this for somebody's mistake.
+    for mark in ("_wrapped_by_lr_sched", "_with_counter"):
+        if hasattr(inner, mark):
+            setattr(step, mark, True)
+    optimizer.step = types.MethodType(step, optimizer)
+    return inner
+
+
+class Joined:
+    """Several optimizers of one model, looked at as one. It is never stepped itself."""
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self.optimizers = list(optimizers)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all, in order."""
+        return [group for o in self.optimizers for group in o.param_groups]
+
+    @property
+    def state(self) -> _State:
+        """Parameter → its optimizer's state of it."""
+        return _State(self.optimizers)
+
+
+class _State:
+    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        self._states = [o.state for o in optimizers]
+
+    def _holder(self, key: Any) -> Any:
+        return next((s for s in self._states if key in s), None)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        holder = self._holder(key)
+        return default if holder is None else holder[key]
+
+    def __getitem__(self, key: Any) -> Any:
+        holder = self._holder(key)
+        if holder is None:
+            raise KeyError(key)
+        return holder[key]
+
+    def __contains__(self, key: Any) -> bool:
+        return self._holder(key) is not None
+
+    def pop(self, key: Any, default: Any = None) -> Any:
+        holder = self._holder(key)
+        return default if holder is None else holder.pop(key)
