@@ -45,6 +45,7 @@ class Act:
         self.shared: Verdict | None = None
         self.seen: list[torch.Tensor] = []
         self.certain = False
+        self.own_loss = 0.0
         self.copies: list[torch.Tensor] = []
         self.due = self.watched = False
         self.over = self.overflow = False
@@ -86,6 +87,7 @@ class Acts:
             return steps.run(forward, batches, parts.scale.scaler, parts.layout, catch=catch)
         with team.alone(parts.model):
             done = steps.run(forward, batches, parts.scale.scaler, parts.layout, catch=catch)
+        act.own_loss = done.loss
         act.shared = team.ran(done, parts)
         return done
 
@@ -103,6 +105,7 @@ class Acts:
         parts, record, observing = self.parts, act.record, self.mode == "observe"
         began = time.perf_counter()
         act.done = done
+        act.own_loss = done.loss if not self.agree_at_once else act.own_loss
         parts.scale.unscale(parts.optimizer, parts.layout)
         act.gradients, where = parts.layout.gradients()
         record.losses, record.loss = done.losses, done.loss
@@ -163,7 +166,8 @@ class Acts:
         """One verdict for all processes, before any of them applies."""
         assert self.team is not None
         if act.shared is None:
-            return self.team.worst(act.verdict)
+            # Gradients are averaged by now, each process's own loss may still tell who brought what is too large.
+            return self.team.worst(act.verdict, act.own_loss)
         if act.verdict is not None and act.shared.measured["rank"] == self.team.ranks.rank:
             act.verdict.measured |= {k: act.shared.measured[k] for k in ("rank", "per_rank_flags")}
             return act.verdict  # the full account; the others know the sentence

@@ -20,6 +20,9 @@ from maskrcnn_coco.guard import step as steps
 from maskrcnn_coco.guard.instruments import Instruments
 from maskrcnn_coco.guard.verdict import Verdict
 
+OWN = ("crash", "input_nonfinite", "loss_nonfinite", "buffer_nonfinite")
+"""Symptoms that a process has by itself; gradients are everybody's once they are averaged."""
+
 
 class Team:
     """This process's guard among those of the others.
@@ -47,23 +50,28 @@ class Team:
 
     def ran(self, done: steps.Pass, parts: Instruments) -> Verdict | None:
         """After this process's own pass: the verdict all share, or None with gradients and losses averaged."""
-        shared = self.worst(own_fault(done, parts))
+        shared = self.worst(own_fault(done, parts), done.loss)
         if shared is None and self.averages:
             self.ranks.average_gradients(parts.layout.params)
             done.losses = self.mean(done.losses)
         return shared
 
-    def worst(self, mine: Verdict | None) -> Verdict | None:
-        """The verdict of the first process that has one, on every process; None if none has.
+    def worst(self, mine: Verdict | None, loss: float = 0.0) -> Verdict | None:
+        """The verdict of the process that is to blame, on every process; None if none has one.
 
-        The process that has it keeps its full account; the others know the sentence and who it is.
+        What only one process can have (a crash, an input, its own loss) is blamed before what the average of gradients
+        spreads to all; of several alike the one with the largest ``loss``, NaN above all, then the first.
+        The process that is blamed keeps its full account; the others know the sentence and who it is.
         """
-        flags = [bool(f["bad"]) for f in self.ranks.all_flags({"bad": float(mine is not None)})]
+        blame = 0.0 if mine is None else 1.0 + float(mine.symptom in OWN)
+        size = abs(loss) if math.isfinite(loss) else math.inf
+        rows = self.ranks.all_flags({"blame": blame, "loss": size})
+        flags = [bool(r["blame"]) for r in rows]
         if not any(flags):
             return None
         plain = None if mine is None else {"symptom": mine.symptom, "message": mine.message, "fatal": mine.fatal}
         said = self.ranks.gather_objects(plain)
-        first = flags.index(True)
+        first = max(range(len(rows)), key=lambda r: (rows[r]["blame"], rows[r]["loss"], -r))
         measured = {"rank": first, "per_rank_flags": flags}
         if mine is not None and first == self.ranks.rank:
             mine.measured |= measured

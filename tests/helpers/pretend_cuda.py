@@ -270,7 +270,7 @@ _MOVES: dict[str, Callable[..., Any]] = {
 class _Event:
     """Everything has happened already."""
 
-    def record(self) -> None: ...
+    def record(self, stream: Any) -> None: ...
 
     def query(self) -> bool:
         return True
@@ -296,7 +296,9 @@ def pretend_cuda() -> Iterator[Counts]:
     try:
         with ExitStack() as stack:
             if outermost:
-                for part in (_Calls(), mock.patch.object(torch.cuda, "Event", _Event), grouping):
+                events = mock.patch.object(torch.cuda, "Event", _Event)
+                streams = mock.patch.object(torch.cuda, "current_stream", lambda device: device)
+                for part in (_Calls(), events, streams, grouping):
                     stack.enter_context(part)
             yield counts
     finally:
