@@ -30,6 +30,7 @@ TABLE: dict[str, set[str] | None] = {
     "evaluation": {"data", "distributed", "system"},
     "model": {"replay", "checkpoint", "data", "config", "system"},
     "diagnosis": {"replay", "system"},
+    "anywhere": {"diagnosis", "replay", "guard", "report", "system"},
     "replay": {"guard", "system"},
     "guard": {"distributed", "system"},
     "checkpoint": {"system"},
@@ -39,7 +40,7 @@ TABLE: dict[str, set[str] | None] = {
     "system": set(),
 }
 """Which wing may import which, beside itself and the leaves; a new wing gets its line here."""
-GENERIC = ("guard", "replay", "diagnosis", "recovery")
+GENERIC = ("anywhere", "guard", "replay", "diagnosis", "recovery")
 """Serve any PyTorch training: nothing of data, of the model or of torchvision."""
 
 
