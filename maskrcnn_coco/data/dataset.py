@@ -107,7 +107,7 @@ class CocoDataset(Dataset):
         Raises:
             DataError: the image cannot be read, or a segmentation is broken; names file and annotation.
         """
-        pixels = read_image(self.table.image_root, self.table.file_name(index))
+        pixels = read_image(self.table.image_root, self.table.file_name(index), self.table.bit_range)
         size = (pixels.shape[0], pixels.shape[1])
         image_id = int(self.table.image_ids[index])
         if self.train:
