@@ -10,7 +10,7 @@ import torch
 
 from maskrcnn_coco.advice.trials import ForwardAt, Lab, Task
 from maskrcnn_coco.config import recipes
-from maskrcnn_coco.config.resolve import is_quick
+from maskrcnn_coco.config.resolve import is_quick, total_steps
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.data.batch import Source, make_batch
 from maskrcnn_coco.data.plan import Plan
@@ -63,7 +63,7 @@ def open_bench(resolved: recipes.Resolved, data: RunData, ranks: Ranks) -> Bench
         )
     )
     given = {n: getattr(config, n) for n, why in resolved.reasons.items() if why == "given"}
-    total = plan.steps_per_epoch * (config.epochs or 1)
+    total = total_steps(plan.steps_per_epoch, config)
     pretrained = config.weights != "none" or config.backbone_weights is not None
     return Bench(config, given, resolved.reasons, lab, total, device, pretrained, memory.held(device), len(plan))
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from maskrcnn_coco.cli.evaluate import pick_device, range_to_use
-from maskrcnn_coco.data.bit_range import find_depth
+from maskrcnn_coco.cli.evaluate import pick_device
 from maskrcnn_coco.data.classes import named_classes
 from maskrcnn_coco.data.coco.table import load_coco
 from maskrcnn_coco.evaluation.ids import result_ids
@@ -26,7 +25,6 @@ def predict_checkpoint(
     device: str,
     json_mode: bool,
     coco: Path | None = None,
-    bit_range: str | None = None,
 ) -> int:
     """``maskrcnn-coco predict``: draws and writes COCO results; returns the exit code."""
     console = Console(json_mode=json_mode)
@@ -36,9 +34,7 @@ def predict_checkpoint(
     model.to(where)
     classes = named_classes(contents, classes_in(model))
     ids = result_ids(paths, classes, None if coco is None else load_coco(coco, coco.parent))
-    given, source = range_to_use(bit_range, contents)
-    depth = find_depth([(p.parent, p.name) for p in paths], given)
-    for sentence in ids.notes + ([depth.sentence(source if given else None)] if depth.scale else []):
+    for sentence in ids.notes:
         console.note(sentence)
     out.mkdir(parents=True, exist_ok=True)
     result = predict_images(
@@ -51,7 +47,6 @@ def predict_checkpoint(
         min_score=score,
         category_ids=ids.categories,
         image_ids=ids.images,
-        bit_range=depth.scale,
     )
     for sentence in result.failed:
         console.warn(sentence)

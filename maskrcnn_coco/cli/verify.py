@@ -14,6 +14,7 @@ import msgspec
 from maskrcnn_coco.cli import checklist
 from maskrcnn_coco.cli.checklist import Check
 from maskrcnn_coco.config import recipes
+from maskrcnn_coco.config.resolve import total_steps
 from maskrcnn_coco.config.settings import Config, flag, load_config, validate
 from maskrcnn_coco.data.prepare import read_quarantine
 from maskrcnn_coco.diagnosis.facts import LOSS_FACTOR, NO_HISTORY_LOSS
@@ -114,8 +115,8 @@ def _without_images(case: Case, bad: set[int]) -> Outcome | None:
 
 def _with_new_rates(case: Case, config: Config) -> Outcome:
     """From the oldest state the case holds, over the recorded batches, with the new schedule, to the failing step."""
-    total = case.settings["steps_per_epoch"] * (config.epochs or 1)
-    schedule = Schedule(recipes.component_lrs(config), config.warmup_steps or 0, total)
+    total = total_steps(case.settings["steps_per_epoch"], config)
+    schedule = Schedule(recipes.component_lrs(config), config.warmup_steps or 0, total, kind=config.schedule)
     case.tape = [dataclasses.replace(entry, lr=schedule.at(entry.step)) for entry in case.tape]
     replay = Replay(case)
     starts = [s for s in sorted(case.earlier, key=lambda s: s.step) if replay.covers(s.step)]

@@ -125,8 +125,13 @@ def resolve(config: Config, *, num_images: int, builtin: bool = False, device: s
 def _defaults(c: Config, recipe: Recipe, size: str, *, num_images: int, builtin: bool, device: str, world: int):
     """Field → (value, reason) for everything that may be left open."""
     batch_size = c.batch_size or (4 if builtin else 2 if device == "cpu" else 4)
+    per_epoch = max(1, -(-num_images // (batch_size * c.accumulate * world)))
     epochs = c.epochs or recipe.epochs
-    steps = max(1, -(-num_images // (batch_size * c.accumulate * world))) * epochs
+    if c.max_steps is not None and c.epochs is None:
+        epochs, size_of_epochs = -(-c.max_steps // per_epoch), f"as many as hold the {c.max_steps} steps of --max-steps"
+    else:
+        size_of_epochs = size
+    steps = min(per_epoch * epochs, c.max_steps or per_epoch * epochs)
     warmup = min(1000, max(1, steps // 20)) if not builtin else min(60, max(1, steps // 10))
     small = "small network for the built-in shapes"
     cores = os.cpu_count() or 1
@@ -137,7 +142,7 @@ def _defaults(c: Config, recipe: Recipe, size: str, *, num_images: int, builtin:
         "lr": lr,
         "head_lr_multiplier": (recipe.head_lr_multiplier, size),
         "rpn_lr_multiplier": (1.0, "default: the rpn is partly pretrained"),
-        "epochs": (recipe.epochs, size),
+        "epochs": (epochs, size_of_epochs),
         "batch_size": (batch_size, small if builtin else f"default on {device}"),
         "warmup_steps": (warmup, f"a share of the {steps} planned steps, at most 1000"),
         "weight_decay": (0.05, "default for adamw") if adamw else (1e-4, "default for sgd"),

@@ -35,6 +35,12 @@ def resolve_run(config: Config, *, images: int, builtin: bool, device: torch.dev
     return resolved
 
 
+def total_steps(steps_per_epoch: int, config: Config) -> int:
+    """Optimizer steps of the whole run: all epochs, or --max-steps where that is less."""
+    steps = steps_per_epoch * (config.epochs or 1)
+    return steps if config.max_steps is None else min(steps, config.max_steps)
+
+
 def too_large(config: Config, device: torch.device, *, saved: str = "") -> ConfigError:
     """The error for a batch that did not fit, with the flags that make it fit at the same effective batch size."""
     batch, parts = config.batch_size or 1, config.accumulate

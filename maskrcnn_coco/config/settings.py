@@ -54,10 +54,16 @@ class Config(msgspec.Struct, metaclass=_Remembers, frozen=True, kw_only=True, fo
     """A quarantine.json whose images and annotations are left out from the start."""
     strict: bool = False
     """Exit 3 on data errors instead of leaving those images out."""
-    bit_range: str = "auto"
-    """Images of more than 8 bits: the values that become black and white, LOW,HIGH. auto: found for the whole set."""
     num_classes: int | None = None
     """Classes with background, for a data set of your own (Python only); otherwise read from the data."""
+    augment: str = "light"
+    """none, light, medium, heavy, or a YAML file that lists every operation with its probability and range."""
+    flip: Literal["none", "horizontal", "vertical", "both"] | None = None
+    """Flips, each with probability 1/2 (default: the augmentation's own, horizontal). none: text, or left and right."""
+    copy_paste: float | None = None
+    """Probability that objects of another training image are pasted into one (default: the augmentation's own)."""
+    class_balance: Literal["none", "repeat"] = "none"
+    """repeat: images with rare classes come several times an epoch (repeat-factor sampling)."""
     lr: float | Literal["auto"] | None = None
     """Learning rate of the backbone; the other components are multiples of it. "auto": measured before the run."""
     head_lr_multiplier: float | None = None
@@ -68,8 +74,12 @@ class Config(msgspec.Struct, metaclass=_Remembers, frozen=True, kw_only=True, fo
     """linear: multiply --lr by the number of processes, and say so."""
     warmup_steps: int | None = None
     """Steps over which the learning rate rises linearly from a thousandth."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """After the warm-up: down to a hundredth along a cosine; to a tenth after 2/3 and again after 8/9; or level."""
     epochs: int | None = None
     """Passes over the training images."""
+    max_steps: int | None = None
+    """End after this many optimizer steps, however many epochs that is; the schedule is laid over them."""
     patience: int | None = None
     """Stop after this many epochs without a better segm/AP. None: never."""
     batch_size: int | None = None
@@ -122,6 +132,7 @@ class Config(msgspec.Struct, metaclass=_Remembers, frozen=True, kw_only=True, fo
 
 GROUPS = {
     "data": "Data",
+    "augment": "Augmentation and balance",
     "lr": "Learning rate and length",
     "optimizer": "Optimizer",
     "model": "Model",
@@ -174,6 +185,7 @@ def _problems(c: Config):
         yield f"--momentum: got {c.momentum}, expected 0 <= momentum < 1 (1 or more diverges by itself)"
     for name, low in (
         ("epochs", 1),
+        ("max_steps", 1),
         ("batch_size", 1),
         ("accumulate", 1),
         ("warmup_steps", 0),
@@ -190,6 +202,8 @@ def _problems(c: Config):
         value = getattr(c, name)
         if value is not None and value < low:
             yield f"{flag(name)}: got {value}, expected {low} or more"
+    if c.copy_paste is not None and not 0 <= c.copy_paste <= 1:
+        yield f"--copy-paste: got {c.copy_paste}, expected a probability from 0 to 1"
     if c.min_size is not None and c.max_size is not None and c.max_size < c.min_size:
         yield f"--max-size: got {c.max_size}, expected at least --min-size ({c.min_size})"
     if c.model is not None and c.model not in MODELS:
@@ -202,32 +216,6 @@ def _problems(c: Config):
         yield f"--demo: the built-in shapes and --data {c.data} exclude each other; give one of them"
     if c.checkpoint_every is not None and not _interval(c.checkpoint_every):
         yield f'--checkpoint-every: got {c.checkpoint_every!r}, expected steps such as "500" or seconds such as "60s"'
-
-    if c.data is None:
-        for name in ("images", "val", "val_images"):
-            if getattr(c, name) is not None:
-                yield f"{flag(name)}: got {getattr(c, name)} without --data; the built-in shapes have their own images"
-    try:
-        bit_range(c.bit_range)
-    except ValueError as e:
-        yield f"--bit-range: {e}"
-
-
-def bit_range(text: str) -> tuple[float, float] | None:
-    """``--bit-range`` as two numbers; None for "auto".
-
-    Raises:
-        ValueError: neither "auto" nor two finite numbers, the first below the second.
-    """
-    if text == "auto":
-        return None
-    try:
-        low, high = (float(part) for part in str(text).split(","))
-    except ValueError:
-        low = high = math.nan
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"got {text!r}, expected auto or LOW,HIGH, two numbers with LOW below HIGH")
-    return low, high
 
 
 def _interval(text: object) -> bool:

@@ -17,13 +17,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from maskrcnn_coco.data.audit.targets import MIN_SIDE
+from maskrcnn_coco.data.augment import LIGHT, SMALLEST_OBJECT, Policy, draw_change, generator
+from maskrcnn_coco.data.augmented import Sample, changed, pasted
 from maskrcnn_coco.data.batch import Batch, Target
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.images import read_image
 from maskrcnn_coco.data.masks import checked_polygons, checked_runs
 from maskrcnn_coco.data.outlines import Outline, Outlines, Runs, draw_masks, move_outlines
 from maskrcnn_coco.data.plan import SampleKey, mix
-from maskrcnn_coco.data.transforms import SCALES, Recipe, change_boxes, change_image, draw_recipe
+from maskrcnn_coco.data.transforms import Recipe, change_boxes, change_image, draw_recipe, output_size
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.wording import annotation_words
 
@@ -35,12 +37,12 @@ class CocoDataset(Dataset):
 
     Args:
         table: the annotations.
-        train: flip, multi-scale resizing and mild brightness and contrast; crowd regions are no targets. Otherwise
-            images come as they are, and crowd regions have ``iscrowd`` 1.
+        train: augmented by ``policy``; crowd regions are no targets. Otherwise images come as they are, and crowd
+            regions have ``iscrowd`` 1.
         seed: of the run.
         min_size, max_size: of the resized image, pixels, as the model's; training draws the shorter side from
-            ``scales`` times min_size.
-        scales: multi-scale training; (1.0,) is off.
+            the policy's scales times min_size.
+        policy: what augmentation does, see `augment.Policy`.
         transform: your own augmentation, after this one's, on (image uint8 (3, H, W), target); it may draw from
             torch's, numpy's and Python's global generators, which are seeded for each sample.
         masks: False leaves ``masks`` out, where only boxes are needed.
@@ -60,12 +62,13 @@ class CocoDataset(Dataset):
         seed: int = 0,
         min_size: int = 800,
         max_size: int = 1333,
-        scales: tuple[float, ...] = SCALES,
+        policy: Policy = LIGHT,
         transform: Transform | None = None,
         masks: bool = True,
     ) -> None:
-        self.table, self.train, self.seed, self.max_size = table, train, seed, max_size
-        self.min_sizes = tuple(round(min_size * s) for s in scales)
+        self.table, self.train, self.seed, self.policy = table, train, seed, policy
+        self.min_size, self.max_size = min_size, max_size
+        self.least_scale = smallest_scale(table, min_size, max_size) if train and not policy.plain else 0.0
         self.transform, self.masks, self.outlines = transform, masks, False
         self.resized = train
         self.epoch = 0
@@ -107,20 +110,54 @@ class CocoDataset(Dataset):
         Raises:
             DataError: the image cannot be read, or a segmentation is broken; names file and annotation.
         """
-        pixels = read_image(self.table.image_root, self.table.file_name(index), self.table.bit_range)
-        size = (pixels.shape[0], pixels.shape[1])
         image_id = int(self.table.image_ids[index])
-        if self.train:
-            recipe = draw_recipe(self.seed, epoch, image_id, size, self.min_sizes, self.max_size)
+        packed = self.outlines and self.train and self.transform is None
+        if not self.train or (self.policy.plain and not self.policy.copy_paste.p):
+            image, target = self._resized(epoch, index, packed=packed)
         else:
-            recipe = Recipe(*size)
-        image, target = change_image(pixels, recipe), self._target(index, size, recipe)
+            image, target = self._augmented(epoch, index)
+            if not packed:
+                outlines = target.pop("outlines")
+                target |= {"masks": outlines.masks()} if self.masks else {}
         if self.transform is None:
             return image, target
         with seeded(self.seed, epoch, image_id, 2):
             return self.transform(image, target)
 
-    def _target(self, index: int, size: tuple[int, int], recipe: Recipe) -> Target:
+    def _augmented(self, epoch: int, index: int) -> Sample:
+        """The sample after the whole policy; the objects pasted into it come from an image that a counter picks."""
+        image_id, paste = int(self.table.image_ids[index]), self.policy.copy_paste
+        image, target = self._changed(epoch, index, 0)
+        rng = generator(self.seed, epoch, image_id, 6)
+        if rng.random() >= paste.p or len(self) < 2:
+            return image, target
+        other = int(rng.integers(len(self) - 1))
+        try:
+            source = self._changed(epoch, other + (other >= index), 1 + image_id)
+        except DataError:
+            return image, target  # the other image's fault is told when its own turn comes
+        return pasted(image, target, source, paste, rng)
+
+    def _changed(self, epoch: int, index: int, salt: int) -> Sample:
+        image, target = self._resized(epoch, index, packed=True, salt=salt)
+        # The budget of pixels is that of scale 1, whatever the scale that was drawn.
+        size = (image.shape[-2], image.shape[-1])
+        limit = output_size(*size, self.min_size, self.max_size)
+        rng = generator(self.seed, epoch, int(self.table.image_ids[index]), 7, salt)
+        return changed(image, target, draw_change(self.policy, rng, size, limit))
+
+    def _resized(self, epoch: int, index: int, *, packed: bool, salt: int = 0) -> Sample:
+        """The sample at its size, flipped and with the light of the policy; ``packed``: with outlines."""
+        pixels = read_image(self.table.image_root, self.table.file_name(index))
+        size = (pixels.shape[0], pixels.shape[1])
+        recipe = Recipe(*size)
+        if self.train:
+            seed, image_id = self.seed, int(self.table.image_ids[index])
+            args = (seed, epoch, image_id, size, self.min_size, self.max_size, self.policy)
+            recipe = draw_recipe(*args, least=self.least_scale, salt=salt)
+        return change_image(pixels, recipe), self._target(index, size, recipe, packed=packed)
+
+    def _target(self, index: int, size: tuple[int, int], recipe: Recipe, *, packed: bool) -> Target:
         table = self.table
         rows = table.annotations_of(index)
         rows = rows[(table.labels[rows] > 0) & ~np.isin(table.ann_ids[rows], self._left_out)]
@@ -133,13 +170,15 @@ class CocoDataset(Dataset):
         drawn: Target = {}
         if self.masks:
             outlines = [self._outline(index, row, size) for row in rows]
-            if self.outlines and self.train and self.transform is None:
+            if packed:
                 moved, seen = move_outlines(outlines, size, recipe)
                 drawn = {"outlines": Outlines.of(moved, (recipe.height, recipe.width))}
             else:
                 masks, seen = draw_masks(outlines, size, recipe)
                 drawn = {"masks": masks if seen.all() else masks[torch.from_numpy(seen)]}
             rows, boxes = rows[seen], boxes[seen]
+        elif packed:
+            drawn = {"outlines": Outlines.of([_rectangle(b) for b in boxes], (recipe.height, recipe.width))}
         factor = (recipe.height * recipe.width) / (size[0] * size[1])
         return {
             "boxes": torch.from_numpy(boxes),
@@ -174,6 +213,20 @@ class CocoDataset(Dataset):
             expected=expected or "polygons or RLE",
             fix="maskrcnn-coco check lists such annotations; --fix OUT.json writes a copy without them",
         )
+
+
+def _rectangle(box: np.ndarray) -> list[np.ndarray]:
+    x0, y0, x1, y1 = np.nan_to_num(box.astype(np.float64))
+    return [np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])]
+
+
+def smallest_scale(table: CocoTable, min_size: int, max_size: int) -> float:
+    """The scale at which a tenth of the objects of ``table`` have sides below `SMALLEST_OBJECT` pixels, at most 1."""
+    heights, widths = (np.maximum(v, 1).astype(np.float64) for v in (table.heights, table.widths))
+    scale = np.minimum(min_size / np.minimum(heights, widths), max_size / np.maximum(heights, widths))
+    sides = np.sqrt(np.maximum(table.boxes[:, 2] * table.boxes[:, 3], 0.0)) * scale[table.ann_image]
+    sides = sides[np.isfinite(sides) & (sides > 0)]
+    return min(1.0, SMALLEST_OBJECT / float(np.quantile(sides, 0.1))) if len(sides) else 0.0
 
 
 class seeded:  # noqa: N801

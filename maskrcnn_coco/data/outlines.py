@@ -148,7 +148,7 @@ def draw_masks(outlines: Sequence[Outline], size: tuple[int, int], recipe: Recip
         uint8 (N, recipe.height, recipe.width), 0 or 1; and bool (N,): whether anything of the object is left.
     """
     moved = [_moved(outline, size, recipe) for outline in outlines]
-    windows = [m if m is None or isinstance(m, Window) else _window(m, (recipe.height, recipe.width)) for m in moved]
+    windows = [m if m is None or isinstance(m, Window) else window_of(m, (recipe.height, recipe.width)) for m in moved]
     masks = _drawn([w or Window(0, 0, np.zeros((0, 0), np.uint8)) for w in windows], (recipe.height, recipe.width))
     return masks, np.array([w is not None and w.mask.any() for w in windows], bool)
 
@@ -157,7 +157,7 @@ def _drawn(objects: Sequence[Moved], size: tuple[int, int]) -> Tensor:
     # Untouched pages of zeros cost nothing: only the windows of the objects are written.
     masks = np.zeros((len(objects), *size), np.uint8)
     for mask, one in zip(masks, objects, strict=True):
-        window = one if isinstance(one, Window) else _window(one, size)
+        window = one if isinstance(one, Window) else window_of(one, size)
         if window is not None:
             height, width = window.mask.shape
             mask[window.top : window.top + height, window.left : window.left + width] = window.mask
@@ -176,19 +176,19 @@ def _moved(outline: Outline, size: tuple[int, int], recipe: Recipe) -> Moved | N
 
 
 def _has_pixels(parts: list[np.ndarray], recipe: Recipe) -> bool:
-    made = _rles(parts, (recipe.height, recipe.width))
+    made = rles_of(parts, (recipe.height, recipe.width))
     return made is not None and any(native.area(made[2]))
 
 
-def _window(parts: list[np.ndarray], size: tuple[int, int]) -> Window | None:
-    made = _rles(parts, size)
+def window_of(parts: list[np.ndarray], size: tuple[int, int]) -> Window | None:
+    made = rles_of(parts, size)
     if made is None:
         return None
     top, left, rles = made
     return Window(top, left, native.decode(rles[0] if len(rles) == 1 else native.merge(rles)))
 
 
-def _rles(parts: list[np.ndarray], size: tuple[int, int]) -> tuple[int, int, list[Any]] | None:
+def rles_of(parts: list[np.ndarray], size: tuple[int, int]) -> tuple[int, int, list[Any]] | None:
     """Top, left, and the RLE of each part in a window around the object: shifts by whole pixels change nothing."""
     low = np.min([p.min(axis=0) for p in parts], axis=0)
     high = np.max([p.max(axis=0) for p in parts], axis=0)

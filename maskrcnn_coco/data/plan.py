@@ -47,6 +47,8 @@ class Plan:
         batch_size: images of one micro-batch of one rank. accumulate: micro-batches of one step.
         rank, world: this process among how many.
         aspect_ratios: width / height, (N,); None puts all images together.
+        repeats: how often each image comes an epoch, (N,), 1 or more; 2.3 is twice, in three epochs of ten three
+            times. None: once.
 
     Raises:
         DataError: no images.
@@ -62,6 +64,7 @@ class Plan:
         rank: int = 0,
         world: int = 1,
         aspect_ratios: np.ndarray | None = None,
+        repeats: np.ndarray | None = None,
     ) -> None:
         self.image_ids = np.array(image_ids, np.int64)
         if len(self.image_ids) == 0:
@@ -70,7 +73,11 @@ class Plan:
             raise ValueError(f"batch_size {batch_size}, accumulate {accumulate}, rank {rank} of {world}")
         self.seed, self.batch_size, self.accumulate, self.rank, self.world = seed, batch_size, accumulate, rank, world
         self.groups = aspect_groups(np.ones(len(self.image_ids)) if aspect_ratios is None else aspect_ratios)
-        self.steps_per_epoch = math.ceil(len(self.image_ids) / (batch_size * accumulate * world))
+        self.repeats = None if repeats is None else np.maximum(np.asarray(repeats, np.float64), 1.0)
+        images = len(self.image_ids) if self.repeats is None else round(float(self.repeats.sum()))
+        self.images_per_epoch = images
+        """Samples an epoch, before the last step is filled."""
+        self.steps_per_epoch = math.ceil(images / (batch_size * accumulate * world))
         self._bad = np.zeros(len(self.image_ids), bool)
         self._unknown: set[int] = set()
         self._index = {int(i): n for n, i in enumerate(self.image_ids)}
@@ -93,11 +100,24 @@ class Plan:
                 self._orders.clear()
             rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
             shape = (self.steps_per_epoch, self.accumulate, self.world, self.batch_size)
-            filled = np.resize(rng.permutation(len(self.image_ids)), math.prod(shape))
+            filled = np.resize(self._drawn(rng), math.prod(shape))
             # A stable sort by group keeps the shuffled order within a group; only batches on a border are mixed.
             batches = filled[np.argsort(self.groups[filled], kind="stable")].reshape(-1, self.batch_size)
             self._orders[epoch] = batches[rng.permutation(len(batches))].reshape(shape)
         return self._orders[epoch]
+
+    def _drawn(self, rng: np.random.Generator) -> np.ndarray:
+        """Image rows of one epoch in random order; with ``repeats`` each comes its whole part, or once more by lot.
+
+        The lot is systematic (one random offset for all), so that every epoch has the same number of samples.
+        """
+        if self.repeats is None:
+            return rng.permutation(len(self.image_ids))
+        ends = np.cumsum(self.repeats) * (self.images_per_epoch / self.repeats.sum())
+        ends[-1] = self.images_per_epoch
+        times = np.diff(np.floor(ends + rng.random()), prepend=0).astype(np.int64)
+        times[-1] += self.images_per_epoch - times.sum()
+        return rng.permutation(np.repeat(np.arange(len(times)), times))
 
     def _key(self, epoch: int, row: int) -> SampleKey:
         if self._bad[row]:

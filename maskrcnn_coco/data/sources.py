@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from maskrcnn_coco.config.settings import Config
+from maskrcnn_coco.data.augment import Policy, Scale, policy_of
+from maskrcnn_coco.data.balance import repeat_factors
 from maskrcnn_coco.data.dataset import CocoDataset, UserData
 from maskrcnn_coco.data.plan import Plan
 from maskrcnn_coco.data.prepare import RunData
-from maskrcnn_coco.data.transforms import SCALES
 from maskrcnn_coco.distributed.ranks import Ranks
 
 
@@ -26,8 +29,7 @@ def sources(
         seed=config.seed,
         min_size=config.min_size,
         max_size=config.max_size,
-        # The built-in images have the size they are trained at: smaller scales only lose the small shapes.
-        scales=(1.0,) if quick else SCALES,
+        policy=policy_of_run(config, quick=quick),
     )
     train.quarantine(sorted(data.bad_annotations))
     if data.val is None:
@@ -35,6 +37,19 @@ def sources(
     return train, CocoDataset(
         data.val, train=False, seed=config.seed, min_size=config.min_size, max_size=config.max_size
     )
+
+
+def policy_of_run(config: Config, *, quick: bool) -> Policy:
+    """The augmentation of a run.
+
+    Raises:
+        ConfigError: ``config.augment`` is neither a preset nor a readable file.
+    """
+    policy = policy_of(config.augment, config.flip, config.copy_paste)
+    if quick and config.augment == "light":
+        # The built-in images have the size they are trained at: smaller scales only lose the small shapes.
+        policy = msgspec.structs.replace(policy, scale=Scale())
+    return policy
 
 
 def make_plan(source: CocoDataset | UserData, data: RunData, config: Config, ranks: Ranks) -> Plan:
@@ -47,6 +62,7 @@ def make_plan(source: CocoDataset | UserData, data: RunData, config: Config, ran
         rank=ranks.rank,
         world=ranks.world,
         aspect_ratios=source.aspect_ratios,
+        repeats=None if config.class_balance == "none" or data.train is None else repeat_factors(data.train),
     )
     plan.quarantine(sorted(data.bad_images))
     return plan

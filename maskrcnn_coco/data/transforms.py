@@ -12,15 +12,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from maskrcnn_coco.data.augment import LIGHT, Amount, Policy, draw_scale, generator
 from maskrcnn_coco.data.plan import mix
 
 FLIP = 0.5
-"""Probability of a horizontal flip."""
-LIGHT = 0.2
-"""Brightness and contrast are each multiplied by 1 ± this at most."""
-SCALES = (0.8, 0.85, 0.9, 0.95, 1.0)
-"""Multi-scale training: the shorter side is one of these times min_size, as in torchvision's and detectron2's recipes
-(640 to 800 of 800). Never above 1, so that memory stays what min_size promises."""
+"""Probability of a horizontal flip, where there is one."""
 
 
 class Recipe(NamedTuple):
@@ -34,12 +30,41 @@ class Recipe(NamedTuple):
 
 
 def draw_recipe(
-    seed: int, epoch: int, image_id: int, size: tuple[int, int], min_sizes: tuple[int, ...], max_size: int
+    seed: int,
+    epoch: int,
+    image_id: int,
+    size: tuple[int, int],
+    min_size: int,
+    max_size: int,
+    policy: Policy = LIGHT,
+    *,
+    least: float = 0.0,
+    salt: int = 0,
 ) -> Recipe:
-    """The recipe of a training image of ``size`` (height, width): a pure function of its arguments."""
-    a, b, c, d = (int.from_bytes(part, "little") / 2.0**64 for part in _quarters(mix(seed, epoch, image_id)))
-    height, width = output_size(*size, min_sizes[int(b * len(min_sizes))], max_size)
-    return Recipe(height, width, a < FLIP, 1 + LIGHT * (2 * c - 1), 1 + LIGHT * (2 * d - 1))
+    """The recipe of a training image of ``size`` (height, width): a pure function of its arguments.
+
+    Args:
+        min_size, max_size: sides that scale 1 is resized to, pixels.
+        policy: its flip, scale, brightness and contrast; the rest of it comes after, in `augmented`.
+        least: a jittered scale is not below this.
+        salt: other numbers for the same image, where it gives its objects to another one; 0: its own.
+    """
+    more = (salt,) if salt else ()
+    a, b, c, d = (int.from_bytes(part, "little") / 2.0**64 for part in _quarters(mix(seed, epoch, image_id, *more)))
+    steps = policy.scale.steps
+    rng = generator(seed, epoch, image_id, 5, *more)
+    if steps > 1:
+        scales = np.linspace(policy.scale.low, policy.scale.high, steps).round(6)
+        scale = float(scales[int(b * steps)])
+    else:
+        scale = draw_scale(policy, rng, least)
+    height, width = output_size(*size, round(min_size * scale), round(max_size * max(1.0, scale)))
+    flip = policy.flip in ("horizontal", "both") and a < FLIP
+    return Recipe(height, width, flip, _light(policy.brightness, c, rng), _light(policy.contrast, d, rng))
+
+
+def _light(op: Amount, place: float, rng: np.random.Generator) -> float:
+    return 1 + op.amount * (2 * place - 1) if rng.random() < op.p else 1.0
 
 
 def _quarters(data: bytes) -> list[bytes]:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from maskrcnn_coco.data.depth import BitRange
 from maskrcnn_coco.data.images import read_image
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.detect import infer_each
@@ -74,7 +73,6 @@ def predict_images(
     min_score: float = 0.5,
     category_ids: Mapping[int, int] | None = None,
     image_ids: Mapping[Path, int] | None = None,
-    bit_range: BitRange | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PredictResult:
     """Run ``model`` on image files and write what it finds.
@@ -87,7 +85,6 @@ def predict_images(
         category_ids: the data set's id of each label; default: the label itself.
         image_ids: the data set's id of each path; default: numbered from 1 in the order given. ``file_name`` is always
             with each result.
-        bit_range: the values that become black and white in images of more than 8 bits; None: each image's own.
         progress: called with (images done, images to do).
 
     Raises:
@@ -99,7 +96,7 @@ def predict_images(
     targets = _targets(paths, out_dir)
     for number, path in enumerate(paths, 1):
         try:
-            picture = _read(path, number, bit_range)
+            picture = _read(path, number)
         except DataError as e:
             result.failed.append(e.what)
             continue
@@ -123,8 +120,8 @@ def predict_images(
     return result
 
 
-def _read(path: Path, number: int, bit_range: BitRange | None) -> _Picture:
-    pixels = read_image(path.parent, path.name, bit_range)
+def _read(path: Path, number: int) -> _Picture:
+    pixels = read_image(path.parent, path.name)
     image = torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255.0)
     return _Picture(number, path, pixels, image, *pixels.shape[:2])
 

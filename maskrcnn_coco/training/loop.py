@@ -93,7 +93,7 @@ def run(session: Session, interrupts: Interrupts) -> None:
     session.model.train()
     while True:
         # Steps to the end of an epoch leave it to be closed, be it by an earlier process that was stopped there.
-        if session.progress.closed_epochs < session.epoch_of(session.progress.step):
+        if session.progress.closed_epochs < session.epochs_done:
             end_epoch(session)
         if _out_of_patience(session):
             session.console.note(f"no better segm/AP for {session.config.patience} epochs: stopped early (--patience)")
@@ -110,7 +110,7 @@ def run(session: Session, interrupts: Interrupts) -> None:
 def train_epoch(session: Session, interrupts: Interrupts) -> None:
     """Steps to the end of the current epoch. A roll-back may leave the session in an earlier epoch; then it returns."""
     epoch = session.epoch_of(session.progress.step)
-    end = (epoch + 1) * session.plan.steps_per_epoch
+    end = min((epoch + 1) * session.plan.steps_per_epoch, session.total_steps)
     with session.console.progress(epoch, session.epochs, session.plan.steps_per_epoch) as bar:
         while session.progress.step < end and session.epoch_of(session.progress.step) == epoch:
             for batches in readable(session, session.batches(epoch)):
@@ -124,8 +124,8 @@ def train_epoch(session: Session, interrupts: Interrupts) -> None:
                 interrupts.agree(session.ranks)
                 if interrupts.received or session.out_of_steps:
                     return
-                if again:
-                    # The plan of the coming batches changed, or the step went back: fetch anew.
+                if again or session.progress.step >= end:
+                    # The plan of the coming batches changed, the step went back, or --max-steps is reached.
                     break
 
 

@@ -24,7 +24,6 @@ def state_of(session: Session) -> dict[str, Any]:
         "config": msgspec.to_builtins(session.config),
         "classes": list(session.data.class_names),
         "category_ids": session.data.category_ids,
-        "bit_range": session.data.bit_range,
         "quick": session.quick,
         "environment": environment.fingerprint(session.ranks.world, device=session.device),
     }

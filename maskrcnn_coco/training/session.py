@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from maskrcnn_coco.checkpoint.saver import Saver
+from maskrcnn_coco.config.resolve import total_steps
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.dataset import CocoDataset, UserData
@@ -93,12 +94,18 @@ class Session:
     @property
     def epochs(self) -> int:
         """Planned epochs."""
-        return self.config.epochs or 1
+        return -(-self.total_steps // self.plan.steps_per_epoch)
 
     @property
     def total_steps(self) -> int:
         """Planned optimizer steps of the whole run."""
-        return self.plan.steps_per_epoch * self.epochs
+        return total_steps(self.plan.steps_per_epoch, self.config)
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs whose steps are all taken; at the planned end also the one that --max-steps cut short."""
+        step, per = self.progress.step, self.plan.steps_per_epoch
+        return -(-step // per) if step >= self.total_steps else step // per
 
     @property
     def out_of_steps(self) -> bool:

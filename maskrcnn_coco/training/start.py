@@ -16,11 +16,11 @@ from maskrcnn_coco.checkpoint.lock import require_free, run_lock
 from maskrcnn_coco.checkpoint.saver import Saver
 from maskrcnn_coco.components import components
 from maskrcnn_coco.config import recipes
-from maskrcnn_coco.config.resolve import is_quick, resolve_run
+from maskrcnn_coco.config.resolve import is_quick, resolve_run, total_steps
 from maskrcnn_coco.config.settings import Config, dump_config
 from maskrcnn_coco.data.dataset import CocoDataset, UserData
 from maskrcnn_coco.data.plan import Plan
-from maskrcnn_coco.data.prepare import RunData, open_data, own_data, quarantine_first, with_found_range
+from maskrcnn_coco.data.prepare import RunData, open_data, own_data, quarantine_first
 from maskrcnn_coco.data.sources import make_plan, sources
 from maskrcnn_coco.distributed.device import resolve_device
 from maskrcnn_coco.distributed.ranks import Ranks
@@ -73,7 +73,7 @@ def open_session(
         config, images=data.usable_images(train_data), builtin=data.builtin, device=device, world=ranks.world
     )
     resolved = settle_lr(resolved, data)
-    config, quick = with_found_range(resolved.config, data), is_quick(config, data.builtin)
+    config, quick = resolved.config, is_quick(config, data.builtin)
     train_source, val_source = sources(data, config, train_data, val_data, quick=quick)
     if model is None:
         model = make_model(config, data.num_classes, quick=quick)
@@ -152,7 +152,10 @@ def assemble(
         optimizer=optimizer,
         scaler=scaler,
         schedule=Schedule(
-            recipes.component_lrs(config), config.warmup_steps or 0, plan.steps_per_epoch * (config.epochs or 1)
+            recipes.component_lrs(config),
+            config.warmup_steps or 0,
+            total_steps(plan.steps_per_epoch, config),
+            kind=config.schedule,
         ),
         guard=guard,
         forward=Forward(model, device=device, precision=precision, seed=config.seed, rank=ranks.rank),

@@ -142,3 +142,26 @@ def test_the_last_step_of_a_long_run_is_planned_at_once():
     began = time.perf_counter()
     p.step(20 * p.steps_per_epoch - 1)
     assert time.perf_counter() - began < 2.0
+
+
+def test_repeats_keep_the_length_of_an_epoch_and_come_as_often_as_asked():
+    repeats = np.linspace(1, 3.7, 50)
+    p = plan(50, 4, repeats=repeats)
+    assert p.images_per_epoch == round(repeats.sum()) and p.steps_per_epoch == -(-p.images_per_epoch // 4)
+    seen = np.zeros(50)
+    for epoch in range(40):
+        drawn = p._drawn(np.random.default_rng(epoch))
+        assert len(drawn) == p.images_per_epoch
+        times = np.bincount(drawn, minlength=50)
+        assert (times >= np.floor(repeats) - 1).all() and (times <= np.ceil(repeats) + 1).all() and times.min() >= 0
+        seen += times
+    np.testing.assert_allclose(seen / 40, repeats, rtol=0.15)
+    assert plan(50, 4).step(7) == plan(50, 4, repeats=None).step(7)
+    again = plan(50, 4, repeats=repeats)
+    assert [again.step(s) for s in range(40)] == [p.step(s) for s in range(40)]
+
+
+def test_ones_as_repeats_are_each_image_once():
+    p = plan(31, 4, repeats=np.ones(31))
+    seen = [i for s in range(p.steps_per_epoch) for i in ids(p, s)]
+    assert set(seen) == set(range(100, 131)) and len(seen) == 32

@@ -107,3 +107,10 @@ def test_schedule_is_a_pure_function_of_the_step():
 def test_short_schedules_stay_in_range(warmup, total):
     schedule = Schedule({"a": 1.0}, warmup_steps=warmup, total_steps=total)
     assert all(0 < schedule.at(s)["a"] <= 1 for s in range(10))
+
+
+def test_other_schedules():
+    step = Schedule({"a": 1.0}, warmup_steps=10, total_steps=90, kind="step")
+    assert [round(step.at(s)["a"], 6) for s in (10, 59, 60, 79, 80, 200)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
+    level = Schedule({"a": 1.0}, warmup_steps=10, total_steps=90, kind="constant")
+    assert level.at(5)["a"] < 1 and {level.at(s)["a"] for s in (10, 50, 89, 500)} == {1.0}

@@ -273,3 +273,14 @@ def test_an_image_that_cannot_be_read_is_left_out_and_the_run_goes_on(tiny_shape
     (incident,) = incidents(tmp_path)
     assert (incident["cause"], incident["action"]["kind"]) == ("DATA_PIXEL", "quarantine")
     assert victim.name in incident["evidence"][0]["outcome"]
+
+
+def test_max_steps_ends_within_an_epoch_which_is_then_evaluated(tiny_shapes, tmp_path):
+    looks, seen = [], [0, 0]
+    looks.append(lambda r: seen.__setitem__(0, seen[0] + isinstance(r, StepRecord)))
+    looks.append(lambda r: seen.__setitem__(1, seen[1] + isinstance(r, EvalRecord)))
+    mine = {"max_steps": 8, "augment": "heavy", "class_balance": "repeat", "schedule": "step"}
+    result = run(tiny_shapes.root, tmp_path, observers=looks, epochs=2, **mine)
+    assert (result.status, result.steps, seen) == ("finished", 8, [8, 2])
+    again = run(tiny_shapes.root, tmp_path, observers=looks, epochs=2, resume="auto", **mine)
+    assert (again.status, again.steps, seen) == ("finished", 8, [8, 2])

@@ -12,6 +12,7 @@ from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.data.audit.checks import audit
 from maskrcnn_coco.data.audit.quarantine import to_quarantine
 from maskrcnn_coco.data.audit.repair import repair
+from maskrcnn_coco.data.augment import NONE
 from maskrcnn_coco.data.coco.table import load_coco
 from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.data.prepare import check_data, complaints, open_data
@@ -44,7 +45,7 @@ def data(tmp_path: Path, request: pytest.FixtureRequest) -> OddSet:
 
 
 def targets(table, left_out) -> int:
-    source = CocoDataset(table, train=True, min_size=80, max_size=120, scales=(1.0,))
+    source = CocoDataset(table, train=True, min_size=80, max_size=120, policy=NONE)
     source.quarantine(left_out)
     return sum(len(source[i][1]["labels"]) for i in range(len(source)))
 
