@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from maskrcnn_coco.anywhere.attach import attach as attach
     from maskrcnn_coco.config.settings import Config as Config
+    from maskrcnn_coco.errors import FindingWarning as FindingWarning
     from maskrcnn_coco.guard.epoch import train_one_epoch as train_one_epoch
     from maskrcnn_coco.guard.guard import Guard as Guard
     from maskrcnn_coco.training.loop import train as train
 
 __version__ = "0.1.0"
-__all__ = ["Config", "Guard", "attach", "train", "train_one_epoch"]
+__all__ = ["Config", "FindingWarning", "Guard", "attach", "train", "train_one_epoch"]
 
 _HOMES = {
     "Config": "config.settings",
+    "FindingWarning": "errors",
     "Guard": "guard.guard",
     "attach": "anywhere.attach",
     "train": "training.loop",

@@ -57,3 +57,11 @@ class CheckpointError(MaskRCNNError):
 
 class GuardWarning(UserWarning):
     """A guard that nobody asked refused a step (or saw one that it would refuse); said once per symptom."""
+
+
+class FindingWarning(UserWarning):
+    """A finding about a run that stays finite and may be useless; ``code`` is its code, for `explain`."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code

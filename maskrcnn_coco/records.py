@@ -46,6 +46,21 @@ CAUSES = (
     "UNKNOWN",
 )
 
+FINDING_CODES = (
+    "NO_TARGETS",
+    "GEOMETRY",
+    "CLASSES",
+    "PIXELS",
+    "NOT_TRAINED",
+    "LR_TOO_LOW",
+    "SAME_DRAWS",
+    "CEILING",
+    "MASKS_ELSEWHERE",
+    "MEMORISED",
+    "NOT_LEARNING",
+)
+"""What can make a run finite and useless: the codes of `RunFinding`."""
+
 
 @dataclass
 class StepRecord:
@@ -124,6 +139,20 @@ class Evidence:
     test: str
     outcome: str
     supports: str | None = None
+
+
+@dataclass
+class RunFinding(DataFinding):
+    """Something that makes a run finite and useless, with its proof. It has the fields of a `check` finding, and more.
+
+    ``severity`` error: nothing can be learned. ``moment``: when it was seen. ``detail["what"]`` names the kind of
+    finding within its code, so that each is said once. ``explain`` is the command that teaches the code.
+    """
+
+    moment: Literal["before", "steps", "epoch"] = "before"
+    evidence: list[Evidence] = field(default_factory=list)
+    detail: dict[str, Any] = field(default_factory=dict)
+    explain: str = ""
 
 
 @dataclass
@@ -220,6 +249,7 @@ class Result:
     images_per_second: float
     guard_seconds: float
     peak_memory_bytes: int
+    findings: list[RunFinding] = field(default_factory=list)
 
 
 def plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from maskrcnn_coco.records import Action, Incident
+from maskrcnn_coco.records import Action, Incident, RunFinding
 
 
 def figure(value: float) -> str:
@@ -63,6 +63,23 @@ def incident_lines(incident: Incident) -> list[str]:
         f"make it permanent: {clean(incident.fix) or 'nothing to change'}",
         f"more: {clean(explain)} · incidents/{clean(incident.id)}.json",
     ]
+
+
+def finding_lines(finding: RunFinding) -> list[str]:
+    """Four lines: what, the proof, what to do, where to read on."""
+    return [
+        f"{finding.code}: {clean(finding.message)}",
+        f"proof: {'; '.join(f'{clean(e.test)}: {clean(e.outcome)}' for e in finding.evidence[:3])}",
+        f"what to do: {clean(finding.fix)}",
+        f"more: {clean(finding.explain)}",
+    ]
+
+
+def finding_markdown(finding: RunFinding) -> str:
+    """A finding for TensorBoard's text."""
+    rows = [f"**{finding.code}** ({finding.severity}, {finding.moment}): {clean(finding.message)}"]
+    rows += [f"- {clean(e.test)}: {clean(e.outcome)}" for e in finding.evidence]
+    return "\n\n".join([*rows, f"what to do: `{clean(finding.fix)}` · `{clean(finding.explain)}`"])
 
 
 def _symptom(incident: Incident) -> str:

@@ -16,31 +16,40 @@ TORCH_FREE = (
     *("errors", "records", "wording", "recovery", "config.settings", "config.recipes"),
     *("cli.command_line", "cli.flags", "cli.verbs", "data.builtin_shapes", "data.layouts", "data.masks", "data.plan"),
     *("data.prepare", "diagnosis.facts", "diagnosis.investigate", "diagnosis.explain", "replay.outcome"),
-    *("report.console", "report.page", "training.folders", "training.signals"),
+    *(
+        "findings.facts",
+        "findings.judge",
+        "findings.extents",
+        "report.console",
+        "report.page",
+        "training.folders",
+        "training.signals",
+    ),
 )
-TORCH_FREE_FOLDERS = ("data/coco", "data/audit", "diagnosis/rules")
+TORCH_FREE_FOLDERS = ("data/coco", "data/audit", "diagnosis/rules", "findings/rules")
 LEAVES = {"errors", "records", "wording", "components", "recovery"}
 EVERYTHING = None
 TABLE: dict[str, set[str] | None] = {
     "cli": EVERYTHING,
-    "training": {"advice", "report", "evaluation", "model", "diagnosis", "replay", "checkpoint", "guard"}
+    "training": {"findings", "advice", "report", "evaluation", "model", "diagnosis", "replay", "checkpoint", "guard"}
     | {"data", "config", "distributed", "system"},
     "advice": {"report", "model", "guard", "data", "config", "distributed", "system"},
-    "report": {"diagnosis", "config", "system"},
-    "evaluation": {"data", "distributed", "system"},
+    "report": {"findings", "diagnosis", "config", "system"},
+    "evaluation": {"findings", "data", "distributed", "system"},
     "model": {"replay", "checkpoint", "data", "config", "system"},
-    "diagnosis": {"replay", "system"},
+    "diagnosis": {"findings", "replay", "system"},
     "anywhere": {"diagnosis", "replay", "guard", "report", "system"},
     "replay": {"guard", "system"},
-    "guard": {"distributed", "system"},
+    "guard": {"findings", "distributed", "system"},
+    "findings": set(),
     "checkpoint": {"system"},
-    "data": {"config", "distributed", "system"},
+    "data": {"findings", "config", "distributed", "system"},
     "config": {"system"},
     "distributed": set(),
     "system": set(),
 }
 """Which wing may import which, beside itself and the leaves; a new wing gets its line here."""
-GENERIC = ("anywhere", "guard", "replay", "diagnosis", "recovery")
+GENERIC = ("anywhere", "guard", "findings", "replay", "diagnosis", "recovery")
 """Serve any PyTorch training: nothing of data, of the model or of torchvision."""
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from maskrcnn_coco.config.settings import Config, dump_config, given, validate
-from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.errors import ConfigError, FindingWarning
 from maskrcnn_coco.records import to_json
 from maskrcnn_coco.system.garbage import without_garbage_collection
 
@@ -52,6 +53,7 @@ def train(args: Any, words: Sequence[str]) -> int:
     if args.print_config:
         sys.stdout.write(dump_config(preview(config).config))
         return 0
+    warnings.simplefilter("ignore", FindingWarning)  # the console says them
     result = run(config, dry_run=args.dry_run, json_mode=args.json)
     if args.json:
         emit(result)

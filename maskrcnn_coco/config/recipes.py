@@ -49,6 +49,8 @@ GUIDELINE = {
     "box_head": Range("random", (1e-3, 1e-2), (1e-2, 5e-2)),
     "mask_head": Range("random", (1e-3, 1e-2), (1e-2, 5e-2)),
 }
+COCO_DETECTIONS = 100
+"""Detections of an image that COCO counts."""
 ADAMW_SHARE = 20
 """AdamW's rates are SGD's over this. Built-in shapes, 5 epochs: segm/AP 0.257 at a tenth, 0.268 here, 0.153 at 1/50."""
 CLIP_GUIDE = ((1.0, "very conservative"), (5.0, "conservative"), (10.0, "default"), (20.0, "loose"))
@@ -89,7 +91,15 @@ def component_lrs(config: Config) -> dict[str, float]:
     return dict(zip(COMPONENTS, (lr, lr * rpn, lr * head, lr * head), strict=True))
 
 
-def resolve(config: Config, *, num_images: int, builtin: bool = False, device: str = "cpu", world: int = 1) -> Resolved:
+def resolve(
+    config: Config,
+    *,
+    num_images: int,
+    builtin: bool = False,
+    device: str = "cpu",
+    world: int = 1,
+    most_objects: int = 0,
+) -> Resolved:
     """Fill each setting that was not given and say why; a value that was given stays as it is.
 
     Args:
@@ -97,14 +107,16 @@ def resolve(config: Config, *, num_images: int, builtin: bool = False, device: s
         builtin: the data are the built-in shapes.
         device: torch device type, "cpu", "cuda" or "mps".
         world: number of processes.
+        most_objects: in one image; 0 where that is not known.
     """
     recipe = recipe_for(num_images, builtin=builtin)
     size = f"recipe: {recipe.name} ({num_images})"
     values = _defaults(config, recipe, size, num_images=num_images, builtin=builtin, device=device, world=world)
+    values["box_detections_per_image"] = _default_detections(most_objects)
     filled: dict[str, object] = {}
     reasons = dict.fromkeys(sorted(given(config)), "given")
     for name, (value, reason) in values.items():
-        if getattr(config, name) is None:
+        if getattr(config, name) is None or (getattr(config, name) == "auto" and name == "box_detections_per_image"):
             filled[name] = value
             reasons[name] = reason
     resolved = msgspec.structs.replace(config, **filled)
@@ -152,8 +164,13 @@ def _defaults(c: Config, recipe: Recipe, size: str, *, num_images: int, builtin:
         "max_size": _default_max_size(c, builtin=builtin),
         "workers": (workers, f"{cores} cores, training on {device}"),
         "box_batch_size_per_image": _default_rois(builtin=builtin, device=device),
-        "box_detections_per_image": (100, "COCO's maxDets"),
     }
+
+
+def _default_detections(most_objects: int) -> tuple[int, str]:
+    if most_objects > COCO_DETECTIONS:
+        return most_objects, "the most objects in one image; COCO's maxDets is 100"
+    return COCO_DETECTIONS, "COCO's maxDets"
 
 
 def _default_rois(*, builtin: bool, device: str) -> tuple[int, str]:
@@ -183,7 +200,7 @@ def _default_max_size(c: Config, *, builtin: bool) -> tuple[int, str]:
 
 
 def lr_warnings(config: Config, *, builtin: bool) -> list[str]:
-    """One sentence for each component whose learning rate is in the aggressive range of the guideline, or past it."""
+    """One sentence for each component whose learning rate is below the guideline's range, or above the safe one."""
     sentences = []
     names = {
         "backbone": "lr",
@@ -194,6 +211,11 @@ def lr_warnings(config: Config, *, builtin: bool) -> list[str]:
     guides = guideline(config.optimizer)
     for component, lr in component_lrs(config).items():
         guide = guides[component]
+        if lr < guide.safe[0] * (1 - 1e-9) and not builtin:
+            sentences.append(
+                f"{component}: learning rate {lr:g} is below the range {guide.safe[0]:g} to {guide.safe[1]:g} of "
+                f"{guide.state} weights: it will learn slowly, if at all ({flag(names[component])})"
+            )
         if lr <= guide.safe[1] * (1 + 1e-9):
             continue
         low, high = guide.aggressive

@@ -16,7 +16,9 @@ def is_quick(config: Config, builtin: bool) -> bool:
     return builtin and config.model in (None, "maskrcnn_resnet18_fpn")
 
 
-def resolve_run(config: Config, *, images: int, builtin: bool, device: torch.device, world: int) -> recipes.Resolved:
+def resolve_run(
+    config: Config, *, images: int, builtin: bool, device: torch.device, world: int, most_objects: int = 0
+) -> recipes.Resolved:
     """The settings without gaps; ``--lr auto`` stays as it is, to be measured later.
 
     Args:
@@ -25,9 +27,15 @@ def resolve_run(config: Config, *, images: int, builtin: bool, device: torch.dev
         builtin: whether they are the built-in shapes.
         device: what the run computes on.
         world: processes of the run.
+        most_objects: in one image of the data; 0 where that is not known.
     """
     resolved = recipes.resolve(
-        config, num_images=images, builtin=is_quick(config, builtin), device=device.type, world=world
+        config,
+        num_images=images,
+        builtin=is_quick(config, builtin),
+        device=device.type,
+        world=world,
+        most_objects=most_objects,
     )
     warning = amp_warning(config.amp, device)
     if warning is not None:

@@ -110,8 +110,10 @@ class Config(msgspec.Struct, metaclass=_Remembers, frozen=True, kw_only=True, fo
     """Longest image side allowed after resizing, pixels."""
     box_batch_size_per_image: int | None = None
     """Proposals of an image that the box head is trained on (a quarter of them, at most, train the mask head)."""
-    box_detections_per_image: int | None = None
-    """Most detections kept for an image in evaluation."""
+    box_detections_per_image: int | Literal["auto"] | None = None
+    """Most detections kept for an image in evaluation. auto: 100, or the data's own most objects, where more."""
+    eval_max_dets: int | Literal["auto"] = "auto"
+    """Detections of a class in an image that AP counts. auto: 100, or the data's own most objects, where more."""
     guard: Literal["recover", "stop", "observe", "off"] = "recover"
     """recover: refuse, diagnose, repair and go on; stop: refuse and stop; observe: only report; off: a plain loop."""
     device: str = "auto"
@@ -197,10 +199,11 @@ def _problems(c: Config):
         ("freeze_stages", 0),
         ("box_batch_size_per_image", 8),
         ("box_detections_per_image", 1),
+        ("eval_max_dets", 1),
         ("seed", 0),
     ):
         value = getattr(c, name)
-        if value is not None and value < low:
+        if value is not None and value != "auto" and value < low:
             yield f"{flag(name)}: got {value}, expected {low} or more"
     if c.copy_paste is not None and not 0 <= c.copy_paste <= 1:
         yield f"--copy-paste: got {c.copy_paste}, expected a probability from 0 to 1"

@@ -39,6 +39,11 @@ class RunData:
     bad_annotations: set[int] = field(default_factory=set)
 
     @property
+    def most_objects(self) -> int:
+        """Most objects, crowds left aside, in one image of training or validation data; 0 where no table is known."""
+        return max((most_in_an_image(t) for t in (self.train, self.val) if t is not None), default=0)
+
+    @property
     def num_classes(self) -> int:
         """Classes with background."""
         return len(self.class_names)
@@ -54,6 +59,14 @@ class RunData:
         if self.train is None:
             return list(range(1, len(self.class_names)))
         return [c.id for c in self.train.categories]
+
+
+def most_in_an_image(table: CocoTable) -> int:
+    """Most objects, crowds left aside, in one image."""
+    import numpy as np
+
+    rows = table.ann_image[(table.ann_image >= 0) & ~table.iscrowd & (table.labels > 0)]
+    return int(np.bincount(rows, minlength=1).max()) if len(rows) else 0
 
 
 def shapes_folder() -> Path:
@@ -185,6 +198,24 @@ def complaints(data: RunData) -> list[str]:
             f"{len(leaks)} training images are validation images too, so AP will flatter the model; "
             f"the first: {leaks[0].message}"
         )
+    return sentences + warnings_of(data.findings, data.val_findings)
+
+
+def warnings_of(findings: Sequence[DataFinding], val_findings: Sequence[DataFinding]) -> list[str]:
+    """One sentence for each kind of warning of the audit: how often, the first of them, what to do."""
+    from maskrcnn_coco.data.audit.catalogue import CATALOGUE
+    from maskrcnn_coco.data.audit.whole_set import GEOMETRY
+
+    sentences = []
+    for part, found in (("", findings), ("validation data: ", val_findings)):
+        kinds: dict[str, list[DataFinding]] = {}
+        for f in found:
+            # What the whole set has in common, and leaks, have sentences of their own.
+            if f.severity == "warning" and f.code not in GEOMETRY | {"IMAGE_LEAK"}:
+                kinds.setdefault(f.code, []).append(f)
+        for code, group in kinds.items():
+            lead = "" if len(group) == 1 else f" ({len(group)} times): {CATALOGUE[code].title}; the first"
+            sentences.append(f"{part}{code}{lead}: {group[0].message}; {group[0].fix}")
     return sentences
 
 

@@ -26,7 +26,8 @@ from maskrcnn_coco.diagnosis.rules import (
     unknown,
 )
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.records import Finding, StepRecord
+from maskrcnn_coco.findings import judge as findings
+from maskrcnn_coco.records import FINDING_CODES, Finding, StepRecord
 
 RULES: tuple[ModuleType, ...] = (
     rank_local,
@@ -74,8 +75,11 @@ def explain(code: str) -> str:
         ConfigError: no such code; the message lists those there are.
     """
     rule = next((r for r in RULES if code.strip().upper() == r.CODE), None)
+    silent = findings.explain(code)
+    if rule is None and silent is not None:
+        return silent
     if rule is None:
-        listed = ", ".join(sorted(codes()))
+        listed = ", ".join(sorted((*codes(), *FINDING_CODES)))
         raise ConfigError(
             f"there is no cause {code!r}", got=code, expected=listed, fix="maskrcnn-coco explain LR_TOO_HIGH"
         )

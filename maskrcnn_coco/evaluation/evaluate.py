@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,7 +17,16 @@ from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.detect import Prediction, infer_each
 from maskrcnn_coco.evaluation.ground_truth import EvalSet, Example, as_eval_set, check_label
-from maskrcnn_coco.evaluation.metrics import GroundTruth, IouType, coco_metrics, ground_truth
+from maskrcnn_coco.evaluation.metrics import (
+    COCO_DETECTIONS,
+    GroundTruth,
+    IouType,
+    coco_metrics,
+    ground_truth,
+    most_objects,
+)
+
+MaxDets = int | Literal["auto"]
 
 
 @dataclass
@@ -25,7 +34,8 @@ class EvalResult:
     """What an evaluation found.
 
     Attributes:
-        metrics: ``bbox/AP`` … ``segm/ARl``: the twelve COCO numbers of each kind, 0..1, -1 where undefined.
+        metrics: ``bbox/AP`` … ``segm/ARl``: the twelve COCO numbers of each kind, 0..1, -1 where undefined; and
+            ``segm/AP@100`` … as COCO counts, where ``max_dets`` is another number.
         per_class: class name → ``bbox/AP``, ``bbox/AP50``, ``segm/AP``, ``segm/AP50``, and ``objects``, their number.
         detections: COCO results with the data set's image and category ids; boxes xywh and masks (RLE) in pixels.
             Without those of classes that the data set does not list: they have no id there, and COCO counts none.
@@ -43,6 +53,8 @@ class EvalResult:
     left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     images: int = 0
+    max_dets: int = COCO_DETECTIONS
+    """Detections of one class in one image that count."""
     seconds: float = 0.0
     seconds_metrics: float = 0.0
 
@@ -69,6 +81,7 @@ def evaluate_model(
     class_names: Sequence[str] | None = None,
     ranks: Ranks | None = None,
     progress: Callable[[int, int], None] | None = None,
+    max_dets: MaxDets = "auto",
 ) -> EvalResult:
     """COCO metrics of ``model`` on ``source``. The model's train or eval mode is left as it was found.
 
@@ -80,6 +93,7 @@ def evaluate_model(
         class_names: ("background", first class, …) for a data set of your own.
         ranks: the run's processes: each then evaluates its share, and all get the same result.
         progress: called with (images done, images to do) of this process.
+        max_dets: detections of one class in one image that count; "auto": 100, or the data's own most objects.
 
     Raises:
         DataError: the model predicts a class that the data does not have, or no image can be evaluated. Single images
@@ -92,7 +106,7 @@ def evaluate_model(
     shards = [shard]
     if ranks is not None and ranks.world > 1:
         shards = [Shard(**part) for part in ranks.gather_objects(shard)]
-    result = score(shards, data)
+    result = score(shards, data, max_dets)
     result.seconds = time.perf_counter() - began
     return result
 
@@ -179,8 +193,8 @@ def _keep(shard: Shard, example: Example, found: Prediction) -> None:
         shard.left_out.append(f"{example.file_name}: {found.dropped} detections are not finite and were dropped")
 
 
-def score(shards: Sequence[Shard], data: EvalSet) -> EvalResult:
-    """COCO metrics of gathered shards.
+def score(shards: Sequence[Shard], data: EvalSet, max_dets: MaxDets = "auto") -> EvalResult:
+    """COCO metrics of gathered shards; ``max_dets`` as in `evaluate_model`.
 
     Raises:
         DataError: the model predicts a class that the data does not have, or no image at all could be evaluated.
@@ -198,12 +212,14 @@ def score(shards: Sequence[Shard], data: EvalSet) -> EvalResult:
     truth = ground_truth(images, [{"id": n, "name": name} for n, name in labels.items()], annotations)
     metrics: dict[str, float] = {}
     per_class: dict[str, dict[str, float]] = {name: {} for name in labels.values()}
+    cap = counted(max_dets, truth)
     kinds: tuple[IouType, ...] = ("bbox", "segm") if any(s.masks for s in shards) else ("bbox",)
     for kind in kinds:
         # Without the box a mask's own area decides whether it is small, medium or large.
         given = results if kind == "bbox" else [{k: v for k, v in r.items() if k != "bbox"} for r in results]
-        scores = coco_metrics(truth, given, kind)
+        scores = coco_metrics(truth, given, kind, cap)
         metrics |= {f"{kind}/{name}": value for name, value in scores.metrics.items()}
+        metrics |= {f"{kind}/{name}@{COCO_DETECTIONS}": value for name, value in scores.coco.items()}
         for label, values in scores.per_class.items():
             per_class[labels[label]] |= {f"{kind}/{name}": value for name, value in values.items()}
     seconds = time.perf_counter() - began
@@ -218,6 +234,7 @@ def score(shards: Sequence[Shard], data: EvalSet) -> EvalResult:
         left_out + truth.left_out,
         _said(shards),
         len(images),
+        cap,
         seconds_metrics=seconds,
     )
 
@@ -227,6 +244,11 @@ def _said(shards: Sequence[Shard]) -> list[str]:
     for shard in shards:
         counts.update(shard.notes)
     return [f"{text} ({number} of them)" for text, number in counts.items()]
+
+
+def counted(max_dets: MaxDets, truth: GroundTruth) -> int:
+    """Detections of one class in one image that count."""
+    return max(COCO_DETECTIONS, most_objects(truth)) if max_dets == "auto" else max_dets
 
 
 def _labels(data: EvalSet, annotations: list[dict[str, Any]], results: list[dict[str, Any]]) -> dict[int, str]:

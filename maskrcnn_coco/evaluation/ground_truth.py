@@ -102,8 +102,11 @@ class TableSet:
         image = torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255.0)
         height = int(self.table.heights[row]) or pixels.shape[0]
         width = int(self.table.widths[row]) or pixels.shape[1]
-        annotations = [self._annotation(row, int(a)) for a in self.table.annotations_of(row)]
-        return Example(row, int(self.table.image_ids[row]), name, image, height, width, annotations)
+        return Example(row, int(self.table.image_ids[row]), name, image, height, width, self.annotations(row))
+
+    def annotations(self, row: int) -> list[dict[str, Any]]:
+        """What an image's annotations say, without reading the image."""
+        return [self._annotation(row, int(a)) for a in self.table.annotations_of(row)]
 
     def _annotation(self, row: int, a: int) -> dict[str, Any]:
         t = self.table

@@ -7,6 +7,7 @@ Unlike pycocotools, an empty list of results is a score of 0, not an IndexError,
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -24,13 +25,20 @@ IouType = Literal["bbox", "segm"]
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """What COCO calls them, in COCO's order. Sizes by area in pixels: small < 32², medium < 96², large above."""
 
+COCO_DETECTIONS = 100
+"""Detections of one class in one image that COCO counts, best first."""
+
 
 @dataclass
 class Scores:
-    """``metrics``: `METRICS` → value in 0..1 or -1. ``per_class``: category id → {"AP", "AP50"}, likewise."""
+    """``metrics``: `METRICS` → value in 0..1 or -1. ``per_class``: category id → {"AP", "AP50"}, likewise.
+
+    ``coco``: AP, AP50 and AP75 as COCO counts them, at 100 detections, where ``metrics`` count otherwise.
+    """
 
     metrics: dict[str, float]
     per_class: dict[int, dict[str, float]]
+    coco: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -127,12 +135,27 @@ def _area(annotation: dict[str, Any], height: int, width: int) -> float:
     segmentation = annotation.get("segmentation")
     if segmentation is None:
         return annotation["bbox"][2] * annotation["bbox"][3]
-    if isinstance(segmentation, list):
-        segmentation = native.merge(native.fr_py_objects(segmentation, height, width))
-    return float(native.area(segmentation))
+    return float(native.area(rle_of(segmentation, height, width)))
 
 
-def coco_metrics(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: IouType) -> Scores:
+def rle_of(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """The RLE of a checked segmentation: polygons are drawn, an RLE stays as it is."""
+    if not isinstance(segmentation, list):
+        return segmentation
+    drawn = native.merge(native.fr_py_objects(segmentation, height, width))
+    counts = drawn["counts"]
+    return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
+def most_objects(truth: GroundTruth) -> int:
+    """Most objects of one class in one image, crowds left aside: COCO counts detections by image and class."""
+    counts = Counter((a["image_id"], a["category_id"]) for a in truth.annotations if not a["iscrowd"])
+    return max(counts.values(), default=0)
+
+
+def coco_metrics(
+    truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: IouType, max_dets: int = COCO_DETECTIONS
+) -> Scores:
     """COCO's twelve numbers and AP per class, as pycocotools computes them from the same lists.
 
     Args:
@@ -140,6 +163,8 @@ def coco_metrics(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_t
         results: COCO results, dicts with image_id, category_id, score, bbox (xywh, pixels) and/or segmentation (RLE).
             Where both are given, COCO takes an unmatched result's area, which decides its size class, from the box.
         iou_type: "bbox" or "segm".
+        max_dets: detections of an image and class that count, best first; all numbers but AR1, AR10 and AR100 are at
+            this many.
 
     Raises:
         DataError: a score, box or mask that is not finite or does not fit its image; an image the truth does not have.
@@ -147,11 +172,33 @@ def coco_metrics(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_t
     coco = truth.native(iou_type)
     _check_results(truth, results, iou_type)
     evaluation = hotcoco.COCOeval(coco, coco.load_res(_loadable(results, iou_type)), iou_type)
+    if max_dets != COCO_DETECTIONS:
+        return _scores_at(evaluation, max_dets)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summary_lines()  # computes `stats` without printing them
     metrics: dict[str, float] = {n: float(v) for n, v in zip(METRICS, evaluation.stats, strict=True)}
     return Scores(metrics, _per_class(evaluation))
+
+
+def _scores_at(evaluation: Any, max_dets: int) -> Scores:
+    """The twelve numbers at ``max_dets``, and COCO's beside them, from one matching."""
+    counts = sorted({1, 10, COCO_DETECTIONS, max_dets})
+    evaluation.params.max_dets = counts
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision, recall = (np.asarray(evaluation.eval[k]) for k in ("precision", "recall"))
+    here, whole = counts.index(max_dets), counts.index(COCO_DETECTIONS)
+
+    def figures(m: int) -> dict[str, float]:
+        found = {"AP": _mean(precision[:, :, :, 0, m]), "AP50": _mean(precision[0, :, :, 0, m])}
+        found |= {"AP75": _mean(precision[5, :, :, 0, m])}
+        return found | {f"AP{s}": _mean(precision[:, :, :, i, m]) for i, s in enumerate("sml", 1)}
+
+    metrics = figures(here) | {f"AR{n}": _mean(recall[:, :, 0, counts.index(n)]) for n in (1, 10, COCO_DETECTIONS)}
+    metrics |= {f"AR{s}": _mean(recall[:, :, i, here]) for i, s in enumerate("sml", 1)}
+    coco = figures(whole)
+    return Scores(metrics, _per_class(evaluation, here), {n: coco[n] for n in ("AP", "AP50", "AP75")})
 
 
 def _check_results(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: IouType) -> None:
@@ -194,11 +241,11 @@ def _loadable(results: Sequence[Mapping[str, Any]], iou_type: IouType) -> Any:
     return [{k: v for k, v in r.items() if k in keys} for r in results]
 
 
-def _per_class(evaluation: Any) -> dict[int, dict[str, float]]:
+def _per_class(evaluation: Any, m: int = -1) -> dict[int, dict[str, float]]:
     precision = np.asarray(evaluation.eval["precision"])  # (IoU, recall, class, size, detections)
     ids = list(evaluation.params.cat_ids)
     return {
-        int(ids[k]): {"AP": _mean(precision[:, :, k, 0, -1]), "AP50": _mean(precision[0, :, k, 0, -1])}
+        int(ids[k]): {"AP": _mean(precision[:, :, k, 0, m]), "AP50": _mean(precision[0, :, k, 0, m])}
         for k in range(len(ids))
     }
 

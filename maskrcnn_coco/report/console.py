@@ -22,9 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from maskrcnn_coco.config.settings import flag
-from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, Result, StepRecord
+from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, Result, RunFinding, StepRecord
 from maskrcnn_coco.system.streams import unbreakable
-from maskrcnn_coco.wording import clean, count, duration, figure, incident_lines, lr_line, score, size
+from maskrcnn_coco.wording import clean, count, duration, figure, finding_lines, incident_lines, lr_line, score, size
 
 _PLAIN_SECONDS = 15.0
 """Without a terminal, a progress line at most this often."""
@@ -112,7 +112,8 @@ class Console:
             f"grad norm: {figure(record.grad_norm)} · skipped steps: {record.skipped_steps}",
         ]
         if evaluation is not None:
-            names = [n for n in ("bbox/AP", "segm/AP", "segm/AP50") if n in evaluation.metrics]
+            shown = ("bbox/AP", "segm/AP", "segm/AP50", "segm/AP@100")
+            names = [n for n in shown if n in evaluation.metrics]
             lines.append(" · ".join(f"{n}: {score(evaluation.metrics[n])}" for n in names))
         left = "" if record.epoch + 1 >= epochs else f" · time left: {duration(time_left)}"
         lines.append(f"images/s: {figure(record.images_per_second)}{left}")
@@ -128,10 +129,19 @@ class Console:
         body = Text("\n").join([Text(lines[0], style="bold"), *(_labelled(line) for line in lines[1:])])
         self._print(Panel(body, title=Text(f"incident {clean(incident.id)}"), border_style=style, box=box.ROUNDED))
 
+    def finding(self, finding: RunFinding) -> None:
+        """Something that keeps a run from learning: what, its proof, what to do."""
+        first, *rest = finding_lines(finding)
+        known = finding.severity == "info"
+        lead = "" if known else f"{finding.severity}: "
+        self._lines([f"{lead}{first}", *(f"   {line}" for line in rest)], "" if known else "yellow")
+
     def end(self, result: Result, *, report: Path | None, checkpoints: Path | None) -> None:
         """How it ended, what came out, and where it is."""
         ap = " · ".join(
-            f"{n} {score(v)}" for n, v in result.metrics.items() if n in ("bbox/AP", "segm/AP", "segm/AP50")
+            f"{n} {score(v)}"
+            for n, v in result.metrics.items()
+            if n in ("bbox/AP", "segm/AP", "segm/AP50", "segm/AP@100")
         )
         facts = [
             f"{result.status} after {count(result.epochs, 'epoch')}, {count(result.steps, 'step')}"

@@ -69,6 +69,7 @@ def evaluate_session(session: Session, epoch: int) -> EvalRecord | None:
             batch_size=session.config.batch_size or 1,
             class_names=session.data.class_names,
             ranks=session.ranks,
+            max_dets=session.config.eval_max_dets,
         )
     except DataError as e:  # a validation set that cannot be used must not end a training that goes well
         session.console.warn(f"there is no AP of this epoch: {e.render()}")

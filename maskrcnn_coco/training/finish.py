@@ -7,12 +7,13 @@ from pathlib import Path
 from maskrcnn_coco.config.resolve import too_large
 from maskrcnn_coco.errors import ConfigError, GuardStop
 from maskrcnn_coco.evaluation.pictures import save_gallery
-from maskrcnn_coco.records import Result, to_json
+from maskrcnn_coco.records import Result, RunFinding, record_from, to_json
 from maskrcnn_coco.report.page import write_report
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.training.saving import save_now, weights_finite
 from maskrcnn_coco.training.session import Session
+from maskrcnn_coco.wording import count
 
 
 def finished(session: Session) -> Result:
@@ -50,7 +51,9 @@ def out_of_memory(session: Session) -> ConfigError:
 
 def dry(session: Session) -> Result:
     """Nothing was trained: ``--dry-run``."""
-    session.console.note("dry run: data, model and folders are fine; nothing was trained")
+    found = [f for f in session.progress.findings if f["severity"] != "info"]
+    state = f"{count(len(found), 'finding')} above: look at them first" if found else "data, model and folders are fine"
+    session.console.note(f"dry run: {state}; nothing was trained")
     return _result(session, "finished", 0, True)
 
 
@@ -90,6 +93,7 @@ def _result(session: Session, status: str, code: int, finite: bool) -> Result:
         images_per_second=p.images_seen * session.ranks.world / p.train_seconds if p.train_seconds else 0.0,
         guard_seconds=session.guard.seconds,
         peak_memory_bytes=memory.peak(session.device),
+        findings=[record_from(RunFinding, f) for f in p.findings],
     )
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from maskrcnn_coco.config.settings import Config, validate
 from maskrcnn_coco.errors import GuardStop
+from maskrcnn_coco.findings.parameters import train_but
 from maskrcnn_coco.guard.early_warning import early_warning
 from maskrcnn_coco.records import Result
 from maskrcnn_coco.replay.tape import TapeEntry
@@ -90,7 +91,7 @@ def train(
 
 def run(session: Session, interrupts: Interrupts) -> None:
     """All epochs, from where the session stands. Returns early on a signal or when patience is spent."""
-    session.model.train()
+    train_but(session.model, session.norms_in_eval)
     while True:
         # Steps to the end of an epoch leave it to be closed, be it by an earlier process that was stopped there.
         if session.progress.closed_epochs < session.epochs_done:
@@ -138,6 +139,8 @@ def train_step(session: Session, batches: list[Any]) -> bool:
             return True
         session.ring.add(session.snapshot(step, inspected=session.guard.late))  # `settled` looked at it
     began = time.monotonic()
+    if session.watch is not None:
+        session.watch.batch(session.model, [(b.images, b.targets) for b in batches])
     lr = session.set_lr(step)
     ids = [image_id for batch in batches for image_id in batch.image_ids]
     record = session.guard.step(

@@ -8,7 +8,7 @@ from typing import Any
 
 DECISIONS = (
     *("incidents", "quarantine", "quarantine_annotations", "lr_factors", "weight_decay"),
-    *("fp32_modules", "eager_modules", "libraries"),
+    *("fp32_modules", "eager_modules", "libraries", "findings"),
 )
 """What stays in force when an older state is loaded."""
 
@@ -40,6 +40,8 @@ class Progress:
     quarantine_annotations: list[dict[str, Any]] = field(default_factory=list)
     incidents: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+    findings: list[dict[str, Any]] = field(default_factory=list)
+    """`RunFinding` as plain data, in the order in which they were said."""
 
     def plain(self) -> dict[str, Any]:
         """A private copy as plain data."""

@@ -11,11 +11,14 @@ from maskrcnn_coco.data.batch import Source
 from maskrcnn_coco.data.prepare import write_quarantine
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.pictures import save_incident_images
-from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, StepRecord
+from maskrcnn_coco.findings.watch import warn
+from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, RunFinding, StepRecord, plain, to_json
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.report.incident_files import write_incident
 from maskrcnn_coco.report.tracking import Tracker
+from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.training.progress import Progress
+from maskrcnn_coco.wording import finding_markdown
 
 Observer = Callable[[Any], None]
 
@@ -79,6 +82,25 @@ class RunLog:
                 save_incident_images(self.folder, incident, source)
             except (OSError, DataError) as e:
                 self.console.warn(f"the images of incident {incident.id} were not drawn: {e}")
+
+    def finding(self, finding: RunFinding, progress: Progress) -> None:
+        """One finding, everywhere: console, TensorBoard's text, ``findings.json``, observers, a Python warning."""
+        progress.findings.append(plain(finding))
+        self.console.finding(finding)
+        if self.tracker is not None:
+            self.tracker.text(f"finding/{finding.code}", finding_markdown(finding), progress.step)
+        for observer in self.observers:
+            observer(finding)
+        self.write_findings(progress)
+        warn(finding)
+
+    def write_findings(self, progress: Progress) -> None:
+        """``findings.json``: what was found so far, for the report of a run that has not ended."""
+        if self.writes and self.tracker is not None:
+            try:
+                write_text(self.folder / "findings.json", to_json(progress.findings, indent=1))
+            except OSError as e:
+                self.console.warn(f"{self.folder / 'findings.json'} cannot be written ({e})")
 
     def write_due(self, progress: Progress) -> None:
         """Incident files and ``quarantine.json``, now or, where the disk is full, at the next call."""

@@ -21,6 +21,8 @@ from maskrcnn_coco.data.plan import Plan
 from maskrcnn_coco.data.prepare import RunData
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.evaluation.evaluate import EvalResult
+from maskrcnn_coco.findings.facts import Way
+from maskrcnn_coco.findings.watch import Watch
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import Schedule, apply_lr
@@ -63,6 +65,11 @@ class Session:
     log: RunLog
     saver: Saver
     quick: bool = False
+    way: Way = "command"
+    """How the caller came in: by a command on COCO data, or from Python with a data set of their own."""
+    norms_in_eval: list[str] = field(default_factory=list)
+    """Norm layers that the caller handed over in eval mode: they stay so."""
+    watch: Watch | None = None
     ring: Ring = field(default_factory=Ring)
     tape: Tape = field(default_factory=Tape)
     progress: Progress = field(default_factory=Progress)
@@ -175,6 +182,8 @@ class Session:
             self.tape.complete(record)
             self.history.append(record)
             self.log.record(record)
+            if self.watch is not None and self.ranks.is_main:
+                self.watch.record(record)
 
     def keep_history(self) -> None:
         """Forget records that no roll-back, epoch mean or diagnosis can ask for any more."""

@@ -35,9 +35,11 @@ from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.system.memory import snapshot_budget
 from maskrcnn_coco.system.precision import make_scaler, resolve_amp
+from maskrcnn_coco.training import findings
 from maskrcnn_coco.training.case import task_of
 from maskrcnn_coco.training.folders import fresh_folder, keep_folder, started_at
 from maskrcnn_coco.training.introduction import introduce
+from maskrcnn_coco.training.look import sized_for
 from maskrcnn_coco.training.resume import find_together, restore_run, with_saved_settings
 from maskrcnn_coco.training.run_log import Observer, RunLog
 from maskrcnn_coco.training.session import Session
@@ -70,24 +72,35 @@ def open_session(
     data = own_data(config, train_data) if train_data is not None else open_data(config)
     quarantine_first(data, config)
     resolved = resolve_run(
-        config, images=data.usable_images(train_data), builtin=data.builtin, device=device, world=ranks.world
+        config,
+        images=data.usable_images(train_data),
+        builtin=data.builtin,
+        device=device,
+        world=ranks.world,
+        most_objects=data.most_objects,
     )
     resolved = settle_lr(resolved, data)
     config, quick = resolved.config, is_quick(config, data.builtin)
     train_source, val_source = sources(data, config, train_data, val_data, quick=quick)
+    own_model = model is not None
     if model is None:
         model = make_model(config, data.num_classes, quick=quick)
     model.to(device)
     if isinstance(train_source, CocoDataset):
         train_source.outlines = takes_outlines(model, device)
+    if data.train is not None:
+        sized_for(model, data.train, data.findings, config.min_size or 800, config.max_size or 1333)
     plan = make_plan(train_source, data, config, ranks)
     log = RunLog(Path(config.logdir), console, writes=ranks.is_main, observers=tuple(observers))
     session = assemble(config, data, device, precision, ranks, model, train_source, val_source, plan, log, quick)
-    prepare_folders(session, resuming=found.state is not None, dry_run=dry_run)
-    if found.state is not None:
+    resuming, way = found.state is not None, "own" if train_data is not None else "command"
+    noticed = findings.prepare(session, way, own_model=own_model, resuming=resuming)
+    prepare_folders(session, resuming=resuming, dry_run=dry_run)
+    if resuming:
         restore_run(session, found)
-    introduce(session, resolved, resuming=found.state is not None)
-    if found.state is None and not dry_run and config.guard in ("recover", "stop") and not quiet:
+    introduce(session, resolved, resuming=resuming)
+    findings.tell_all(session, noticed)
+    if not resuming and not dry_run and config.guard in ("recover", "stop") and not quiet:
         for sentence in check_rates(session):
             console.warn(sentence)
     return session
@@ -111,7 +124,14 @@ def preview(config: Config) -> recipes.Resolved:
     ranks = Ranks.start(config.device)
     data = open_data(config)
     device = resolve_device(config.device, ranks)
-    resolved = resolve_run(config, images=data.usable_images(), builtin=data.builtin, device=device, world=ranks.world)
+    resolved = resolve_run(
+        config,
+        images=data.usable_images(),
+        builtin=data.builtin,
+        device=device,
+        world=ranks.world,
+        most_objects=data.most_objects,
+    )
     return settle_lr(resolved, data)
 
 

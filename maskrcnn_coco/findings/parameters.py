@@ -1,0 +1,97 @@
+"""Model and optimizer: which weights can learn, which cannot, and in which mode the layers are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from maskrcnn_coco.findings.facts import Parameters
+
+LEAST = 1500
+"""Numbers that a layer needs to tell its spread."""
+SHARE, LAYERS = 0.9, 2
+
+
+def parameters_of(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None = None, kept_eval: Iterable[str] = ()
+) -> Parameters:
+    """What can learn. ``kept_eval``: norm layers that the caller handed over in eval mode."""
+    trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    mine = {id(p) for p in model.parameters()}
+    found = Parameters(len(trainable), frozen_random=frozen_random(model), kept_eval=list(kept_eval))
+    if optimizer is not None:
+        held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+        found.strangers = sum(i not in mine for i in held)
+        found.owned = sum(i in mine for i in held)
+        found.missing = [name for i, name in trainable.items() if i not in set(held)]
+    return found
+
+
+def norms_in_eval(model: nn.Module) -> list[str]:
+    """Norm layers with statistics that are in eval mode in a model that is not: somebody meant it."""
+    if not model.training:
+        return []
+    return [
+        n for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats and not m.training
+    ]
+
+
+def all_in_eval(model: nn.Module) -> list[str]:
+    """Layers that would behave otherwise in training, where every module is in eval mode; else none."""
+    if any(m.training for m in model.modules()):
+        return []
+    return [
+        name
+        for name, m in model.named_modules()
+        if (isinstance(m, _BatchNorm) and m.track_running_stats) or (isinstance(m, _DropoutNd) and m.p > 0)
+    ]
+
+
+def train_but(model: nn.Module, names: Iterable[str]) -> None:
+    """Train mode, and eval mode for the modules ``names``."""
+    model.train()
+    kept = set(names)
+    for name, module in model.named_modules():
+        if name in kept:
+            module.eval()
+
+
+def frozen_random(model: nn.Module) -> list[str]:
+    """Frozen layers whose weights have an initialiser's spread, where (nearly) all frozen layers have; else none."""
+    looked = [(name, m) for name, m in _frozen(model) if m.weight.numel() >= LEAST]
+    hits = [name for name, m in looked if looks_random(m.weight.detach())]
+    return hits if len(hits) >= max(LAYERS, math.ceil(SHARE * len(looked))) else []
+
+
+def _frozen(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.ndim >= 2 and not weight.requires_grad and not weight.is_meta:
+            yield name, module
+
+
+def looks_random(weight: Tensor) -> bool:
+    """Whether mean, spread and tails are those of a usual initialiser, as closely as so many draws come to them.
+
+    Trained weights have heavier tails than a normal distribution and another spread; by chance one layer may pass.
+    """
+    values = weight.float().flatten()
+    n = values.numel()
+    mean, std = float(values.mean()), float(values.std())
+    if not math.isfinite(std) or std == 0 or abs(mean) > 5 * std / math.sqrt(n):
+        return False
+    kurtosis = float((((values - mean) / std) ** 4).mean())
+    fan_in = weight[0].numel()
+    fan_out = weight.shape[0] * weight[0, 0].numel() if weight.ndim > 2 else weight.shape[0]
+    normal = [math.sqrt(2 / fan_out), math.sqrt(2 / fan_in), math.sqrt(2 / (fan_in + fan_out)), 0.01, 0.02]
+    uniform = [math.sqrt(1 / (3 * fan_in)), math.sqrt(1 / fan_in), math.sqrt(2 / fan_in), normal[2]]
+    for spreads, tails in ((normal, 3.0), (uniform, 1.8)):
+        near = 5 * math.sqrt((tails - 1) / (4 * n))
+        if abs(kurtosis - tails) < 6 * math.sqrt(24 / n) and any(abs(std / s - 1) < near for s in spreads):
+            return True
+    return False

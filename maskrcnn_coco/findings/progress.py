@@ -1,0 +1,70 @@
+"""What step records show of a run that takes steps and learns nothing. No torch."""
+
+from __future__ import annotations
+
+from maskrcnn_coco.findings.facts import Rates, Still
+from maskrcnn_coco.records import StepRecord
+
+STEPS = 20
+"""Applied steps with objects that are looked at."""
+FALLEN, STAYED, SHARE = 1e-6, 10, 0.05
+"""Of its highest, for so many steps in a row and such a share of all steps: the end of a cosine is far shorter."""
+MOVES = 1e-7
+"""A rate from which on weights must change where there is a gradient."""
+DETECTION = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
+
+
+class Progress:
+    """Add every step's record; ask for `still` once ``steps`` are seen, and for `rates` at any time."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.steps = 0
+        self._gradient: dict[str, float] = {}
+        self._ratio: dict[str, float] = {}
+        self._rate: dict[str, float] = {}
+        self._loss: dict[str, float] = {}
+        self._fallen: dict[str, int] = {}
+        self._latest: dict[str, float] = {}
+
+    def add(self, record: StepRecord, *, objects: bool = True) -> None:
+        """One record; refused steps and batches without objects say nothing about gradients."""
+        self.seen += 1
+        self._add_rates(record)
+        if not record.applied or not objects:
+            return
+        self.steps += 1
+        for known, new in ((self._gradient, record.group_grad_norm), (self._ratio, record.update_ratio)):
+            for name, value in new.items():
+                known[name] = max(known.get(name, 0.0), value)
+        for name, value in record.losses.items():
+            self._loss[name] = max(self._loss.get(name, 0.0), abs(value))
+
+    def _add_rates(self, record: StepRecord) -> None:
+        for name, rate in record.lr.items():
+            self._rate[name] = max(self._rate.get(name, 0.0), rate)
+            low = self._rate[name] > 0 and rate <= FALLEN * self._rate[name]
+            self._fallen[name] = self._fallen.get(name, 0) + 1 if low else 0
+            self._latest[name] = rate
+
+    def still(self) -> Still:
+        """Components and losses at which nothing happened in any of the steps so far."""
+        moving = [n for n, r in self._rate.items() if r >= MOVES]
+        others = any(v > 0 for v in self._gradient.values())
+        zero = [n for n, v in self._loss.items() if v == 0 and n in DETECTION]
+        rates = list(self._rate.values())
+        return Still(
+            self.steps,
+            no_gradient=[n for n, v in self._gradient.items() if v == 0 and others],
+            no_change=[n for n in moving if self._ratio.get(n, 1.0) == 0 and self._gradient.get(n, 0.0) > 1e-8],
+            # A rate of 0 for one group may freeze it on purpose; for all of them it cannot.
+            zero_rate=["all components"] if rates and max(rates) == 0 else [],
+            zero_losses=zero if others else [],
+        )
+
+    def rates(self) -> Rates:
+        """Components whose rate fell a million-fold and stayed there."""
+        need = max(STAYED, SHARE * self.seen)
+        fell = {n: (self._rate[n], self._latest[n]) for n, count in self._fallen.items() if count >= need}
+        since = max((self._fallen[n] for n in fell), default=0)
+        return Rates(self.seen, fell, self.seen - since)

@@ -1,0 +1,1 @@
+"""One file a code: the rule that reads the facts, and the text that ``explain CODE`` prints. No torch."""

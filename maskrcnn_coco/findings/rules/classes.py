@@ -1,0 +1,95 @@
+"""Labels, head and categories do not belong together.
+
+What happens: boxes are well placed and AP is near 0; or nothing is ever predicted; or each image that has the first
+  class is refused.
+Why: labels start at 0, which is the background; the head counts one class too few; validation data number their
+  classes in another order; two categories have one name.
+How it is proved: the labels that were seen stand beside what the head tells apart; at an evaluation AP with classes
+  left aside is far above AP, and one renaming of classes restores it.
+What is done: where every label is out of range, or the head is smaller than the labels, the run stops with exit code
+  3 before its first step; else it warns.
+How to fix it: labels are 1..K, `num_classes` is K + 1, the background being 0; give training and validation data the
+  same categories.
+"""
+
+from __future__ import annotations
+
+from maskrcnn_coco.findings.facts import Facts, Labels, Matching, Way
+from maskrcnn_coco.findings.rules.common import finding, listed, some
+from maskrcnn_coco.records import RunFinding
+
+CODE = "CLASSES"
+GAIN, FACTOR, NEAR = 0.1, 3.0, 0.6
+"""A renaming must add so much AP50, multiply it so often, and come so near to AP50 without classes."""
+
+
+def judge(facts: Facts) -> list[RunFinding]:
+    found = _labels(facts.labels, facts.way) if facts.labels is not None else []
+    return found + (_renamed(facts.matching, facts.way) if facts.matching is not None else [])
+
+
+def _labels(labels: Labels, way: Way) -> list[RunFinding]:
+    found = []
+    known = labels.head or labels.num_classes
+    if labels.head is not None and labels.num_classes is not None and labels.head != labels.num_classes:
+        message = f"the model's head tells {labels.head} classes apart, num_classes is {labels.num_classes}"
+        fix = f"give both the same number, background included: num_classes={max(labels.counts, default=0) + 1}"
+        proof = [("head against num_classes", f"{labels.head} outputs, {labels.num_classes} classes with background")]
+        found.append(finding(CODE, "head", "warning", message, fix, proof))
+    if labels.twice:
+        message = f"several categories are called {listed([repr(n) for n in labels.twice])}: each is a class of its own"
+        proof = [("names of categories", f"twice: {listed(labels.twice)}")]
+        found.append(finding(CODE, "twice", "warning", message, "merge them in the json, or rename one", proof))
+    if labels.counts and known is not None:
+        found += _range(labels, known)
+    return found
+
+
+def _range(labels: Labels, known: int) -> list[RunFinding]:
+    low, high = min(labels.counts), max(labels.counts)
+    total = sum(labels.counts.values())
+    zeros = sum(n for label, n in labels.counts.items() if label < 1)
+    above = sum(n for label, n in labels.counts.items() if label >= known)
+    seen = f"labels {low} to {high} in {total} objects; the model tells 1 to {known - 1} apart, 0 is the background"
+    proof = [("labels against classes", seen)]
+    # A label that is wrong here and there costs its image; where most images have one, nothing much is left.
+    severity = "error" if labels.bad_images >= 0.5 * labels.images else "warning"
+    where = some(labels.image_ids)
+    found = []
+    if zeros and (low == 0 and zeros >= 0.02 * total):
+        message = f"labels start at 0, which is the background: {zeros} of {total} objects have it{where}"
+        fix = f'labels start at 1: target["labels"] = target["labels"] + 1, with num_classes={high + 2}'
+        found.append(
+            finding(CODE, "from zero", severity, message, fix, proof, images=labels.image_ids, num_classes=high + 2)
+        )
+    elif zeros:
+        message = f"{zeros} of {total} objects have labels below 1{where}"
+        fix = "labels are 1, 2, …: 0 is the background"
+        found.append(finding(CODE, "below one", severity, message, fix, proof, images=labels.image_ids))
+    if above and not found:
+        counted = "background counts: " if high == known else ""
+        message = f"{above} of {total} objects have labels up to {high}, the head tells {known} classes apart{where}"
+        fix = f"{counted}num_classes={high + 1} (labels 1 to {high}, and the background)"
+        sure = "error" if severity == "error" or labels.head is not None else "warning"
+        found.append(finding(CODE, "too few", sure, message, fix, proof, images=labels.image_ids, num_classes=high + 1))
+    return found
+
+
+def _renamed(m: Matching, way: Way) -> list[RunFinding]:
+    gain = m.renamed - m.ap
+    if not m.mapping or gain < GAIN or m.renamed < FACTOR * max(m.ap, 0.01) or m.renamed < NEAR * m.agnostic:
+        return []
+    pairs = ", ".join(f"{a} → {b}" for a, b in list(m.mapping.items())[:6])
+    message = (
+        f"boxes are found and classes are permuted: AP50 {m.ap:.3f}, {m.agnostic:.3f} with classes left aside, "
+        f"{m.renamed:.3f} with {pairs}"
+    )
+    proof = [
+        ("AP50 of boxes, as named", f"{m.ap:.4f}"),
+        ("AP50 with classes left aside", f"{m.agnostic:.4f}"),
+        (f"AP50 renamed: {pairs}", f"{m.renamed:.4f}"),
+    ]
+    fix = "give training and validation data the same categories in the same order"
+    if way != "command":
+        fix = "give training and validation data sets one and the same map from class name to label"
+    return [finding(CODE, "permuted", "warning", message, fix, proof, mapping=m.mapping)]

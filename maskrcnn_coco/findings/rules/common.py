@@ -1,0 +1,49 @@
+"""What the rules of this wing share: how a finding is put together, and how numbers and images are said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from maskrcnn_coco.records import Evidence, RunFinding
+
+Severity = Literal["error", "warning", "info"]
+
+
+def finding(
+    code: str,
+    what: str,
+    severity: Severity,
+    message: str,
+    fix: str,
+    evidence: Sequence[tuple[str, str]],
+    *,
+    images: Sequence[int] = (),
+    **detail: Any,
+) -> RunFinding:
+    """A finding of ``code``; ``what`` names its kind within the code, ``evidence`` is (test, outcome) pairs."""
+    return RunFinding(
+        code=code,
+        severity=severity,
+        image_id=images[0] if images else None,
+        annotation_id=None,
+        file_name=None,
+        message=message,
+        fix=fix,
+        evidence=[Evidence(test, outcome, code) for test, outcome in evidence],
+        detail={"what": what, "image_ids": list(images), **detail},
+        explain=f"maskrcnn-coco explain {code}",
+    )
+
+
+def some(images: Sequence[int], most: int = 3) -> str:
+    """A few of the images in words, "" for none: " (images 3, 7, 12 and more)"."""
+    if not images:
+        return ""
+    shown = ", ".join(map(str, images[:most]))
+    return f" (image{'s' if len(images) > 1 else ''} {shown}{' and more' if len(images) > most else ''})"
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """Names, the first few and how many more."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,146 @@
+"""Boxes, masks and image do not belong together in most of a set.
+
+What happens: losses fall a little and AP stays near 0, or boxes are found and masks are not.
+Why: boxes written as [x1, y1, x2, y2] and read as [x, y, width, height], or the reverse; x and y exchanged in masks
+  or boxes; an RLE counted along rows; an augmentation that moves image and boxes and not the masks; boxes of the
+  image before it was resized; boxes as shares of the image.
+How it is proved: the extent of each mask is compared with its box, as they are and under each of these readings.
+  It is said where so many disagree, and named where one reading makes nearly all of them agree. A box that reaches
+  beyond its mask all around (hidden parts) agrees. Square images of round objects say nothing about a transposition.
+What is done: it warns before the first step; nothing is changed.
+How to fix it: correct the conversion that the finding names; `maskrcnn-coco check --data PATH --fix OUT.json` writes
+  a copy with the boxes of the masks where it is the boxes that are wrong.
+"""
+
+from __future__ import annotations
+
+from maskrcnn_coco.findings.facts import Audited, Facts, Geometry, Way
+from maskrcnn_coco.findings.rules.common import finding, some
+from maskrcnn_coco.records import RunFinding
+
+CODE = "GEOMETRY"
+SHARE, FEWEST = 0.1, 4
+"""So many objects must disagree to be looked at for a reading; and without a reading, half of them."""
+RESTORED = 0.8
+"""Share of the disagreeing objects that one reading must make agree."""
+OUTSIDE, NOTHING = 0.5, 0.1
+READINGS: dict[str, tuple[str, str, str]] = {
+    "boxes as x, y, width, height": (
+        "boxes are x, y, width, height where x1, y1, x2, y2 is expected",
+        "boxes[:, 2:] += boxes[:, :2]",
+        "the boxes of the masks",
+    ),
+    "boxes as corners": (
+        "boxes are x1, y1, x2, y2 where x, y, width, height is expected",
+        "boxes[:, 2:] -= boxes[:, :2]",
+        "the boxes of the masks",
+    ),
+    "boxes as centre and size": (
+        "boxes are centre x, centre y, width, height",
+        'boxes = torchvision.ops.box_convert(boxes, "cxcywh", "xyxy")',
+        "the boxes of the masks",
+    ),
+    "x and y of boxes exchanged": (
+        "x and y of the boxes are exchanged",
+        "boxes = boxes[:, [1, 0, 3, 2]]",
+        "the boxes of the masks",
+    ),
+    "masks transposed": (
+        "x and y of the masks are exchanged",
+        "masks = masks.transpose(1, 2), or exchange x and y in the polygons",
+        "x and y exchanged in `segmentation`",
+    ),
+    "masks counted along rows": (
+        "the masks were counted along rows, and are read along columns",
+        "decode RLE in column order: counts.reshape(width, height).T",
+        "the RLE counted along columns",
+    ),
+    "masks mirrored left to right": (
+        "boxes are mirrored left to right, their masks are not",
+        "flip the masks with the image and the boxes: masks = masks.flip(-1)",
+        "masks and boxes mirrored alike",
+    ),
+    "masks mirrored top to bottom": (
+        "boxes are mirrored top to bottom, their masks are not",
+        "flip the masks with the image and the boxes: masks = masks.flip(-2)",
+        "masks and boxes mirrored alike",
+    ),
+    "boxes 0..1": (
+        "boxes are shares of the image, 0..1",
+        "boxes = boxes * torch.tensor([width, height, width, height])",
+        "boxes in pixels",
+    ),
+    "boxes of another image size": (
+        "boxes belong to the image at another size",
+        "scale boxes with the image: boxes * torch.tensor([sx, sy, sx, sy])",
+        "boxes in the pixels of the image as stored",
+    ),
+    "masks moved": (
+        "masks are moved against their boxes by the same way everywhere",
+        "crop or pad masks and boxes alike",
+        "masks and boxes in the same pixels",
+    ),
+}
+
+
+def judge(facts: Facts) -> list[RunFinding]:
+    found = [f for geometry in facts.geometry for f in _judge(geometry, facts)]
+    return found + [_audited(a) for a in facts.audited if a.code == CODE]
+
+
+def _audited(a: Audited) -> RunFinding:
+    return finding(
+        CODE, f"{a.kind} {a.of}", "warning", a.message, a.fix, [(f"audit of the {a.of}: {a.kind}", a.message)]
+    )
+
+
+def reading_of(g: Geometry) -> tuple[str, int, int] | None:
+    """(reading, objects that agree under it, objects that do not as they are), where one reading restores them."""
+    if g.boxes >= FEWEST and g.unit_boxes >= 0.9 * g.boxes:
+        return "boxes 0..1", g.unit_boxes, g.boxes
+    best = max(g.readings.items(), key=lambda r: r[1], default=("", 0))
+    if g.disagree >= FEWEST and g.disagree >= SHARE * g.measured and best[1] >= RESTORED * g.disagree:
+        return *best, g.disagree
+    return None
+
+
+def _judge(g: Geometry, facts: Facts) -> list[RunFinding]:
+    way, reading = facts.way, reading_of(g)
+    if reading is not None:
+        found = _named(g, *reading, way)
+        # Of boxes that are inverted, or smaller than a pixel, nothing is learned.
+        left = [t.stages for t in facts.targets if t.of == g.of and t.whole]
+        none = left and min(s.count for s in left[0]) <= NOTHING * left[0][0].count
+        found.severity = "error" if g.of == "training data" and none else "warning"
+        return [found]
+    unexplained = g.disagree - g.amodal
+    share = unexplained / g.measured if g.measured else 0.0
+    if unexplained >= FEWEST and share >= 0.5:
+        message = f"boxes and masks disagree in {unexplained} of {g.measured} objects of the {g.of}{some(g.image_ids)}"
+        proof = [
+            ("extent of masks against boxes", f"{g.agree} of {g.measured} agree"),
+            ("under the other readings", ", ".join(f"{n}: {v}" for n, v in g.readings.items()) or "none fits"),
+        ]
+        return [finding(CODE, "disagree", "warning", message, _look(way), proof, images=g.image_ids)]
+    if g.boxes >= FEWEST and g.outside >= OUTSIDE * g.boxes:
+        message = f"{g.outside} of {g.boxes} boxes of the {g.of} leave their image{some(g.image_ids)}"
+        proof = [("boxes against the image", f"{g.outside} of {g.boxes} reach outside")]
+        return [finding(CODE, "outside", "warning", message, _look(way), proof, images=g.image_ids)]
+    return []
+
+
+def _look(way: Way) -> str:
+    if way == "command":
+        return "maskrcnn-coco check --data PATH --html OUT.html draws them; --fix OUT.json writes a repaired copy"
+    return "draw a sample with torchvision.utils.draw_bounding_boxes; boxes are x1, y1, x2, y2 in pixels of that image"
+
+
+def _named(g: Geometry, reading: str, restored: int, of: int, way: Way) -> RunFinding:
+    sentence, code, exported = READINGS[reading]
+    message = f"{sentence}: {of} of {max(g.measured, g.boxes)} objects of the {g.of} disagree{some(g.image_ids)}"
+    proof = [
+        ("boxes against masks or image, as they are", f"{of} of {max(g.measured, g.boxes)} disagree"),
+        (f"read with {reading}", f"{restored} of these {of} agree"),
+    ]
+    fix = code if way != "command" else f"export with {exported}; maskrcnn-coco check --data PATH --fix OUT.json"
+    return finding(CODE, reading, "warning", message, fix, proof, images=g.image_ids, reading=reading)

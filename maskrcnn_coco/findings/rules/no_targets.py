@@ -1,0 +1,102 @@
+"""Nothing, or much less than was annotated, reaches the losses.
+
+What happens: losses of boxes and masks are 0.0000 from the first step, or fall to nothing; AP stays 0 and nothing
+  is ever refused. Where half of the objects are lost, the detector learns that they are background.
+Why: a tool writes iscrowd 1 for every brush mask, and crowd regions are no targets; masks come out empty after a
+  resize or a wrong conversion; boxes are given as shares of the image, so that they are smaller than a pixel; a
+  filter by class name keeps nothing.
+How it is proved: objects are counted at each stage on the way from the annotation to the losses, and the stage that
+  loses them is named. Images without objects prove nothing: what counts is the objects that were annotated.
+What is done: with no object left the run stops with exit code 3 before its first step; else it warns.
+How to fix it: set `iscrowd` to 0 for single objects; write masks at the size of the image, 0 and 1; give boxes in
+  pixels.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from maskrcnn_coco.findings.facts import Facts, Stage, Still, Targets, Way
+from maskrcnn_coco.findings.rules.common import finding, listed, some
+from maskrcnn_coco.findings.rules.geometry import reading_of
+from maskrcnn_coco.records import RunFinding
+
+CODE = "NO_TARGETS"
+MUCH, EMPTY = 0.4, 0.05
+"""Shares of the objects, lost at one stage, that are said. An empty mask is never honest, a crowd or a speck may be."""
+SMALL = ("large enough", "usable")
+FIXES: dict[str, dict[Way, str]] = {
+    "no crowd": {
+        "command": "write iscrowd 0 for single objects: maskrcnn-coco check --data PATH --fix OUT.json",
+        "own": 'give single objects iscrowd 0: target["iscrowd"] = torch.zeros(len(boxes), dtype=torch.int64)',
+        "loop": 'give single objects iscrowd 0: target["iscrowd"] = torch.zeros(len(boxes), dtype=torch.int64)',
+    },
+    "mask not empty": {
+        "command": "draw these masks again, or leave them out: maskrcnn-coco check --data PATH --fix OUT.json",
+        "own": "look at dataset[i][1]['masks'].sum((1, 2)): resize masks with nearest neighbours, as uint8 0 and 1",
+        "loop": "look at target['masks'].sum((1, 2)): resize masks with nearest neighbours, as uint8 0 and 1",
+    },
+    "large enough": {
+        "command": "raise --min-size and --max-size, or cut the images into tiles",
+        "own": "give boxes as x1, y1, x2, y2 in pixels, or larger images",
+        "loop": "give boxes as x1, y1, x2, y2 in pixels, or larger images",
+    },
+}
+OTHER: dict[Way, str] = {
+    "command": "maskrcnn-coco check --data PATH lists what is wrong with them",
+    "own": "look at dataset[i][1]: boxes (N, 4), labels (N,) and masks (N, H, W) of the objects in the image",
+    "loop": "look at a batch's targets: boxes (N, 4), labels (N,) and masks (N, H, W) of the objects in the image",
+}
+
+
+def judge(facts: Facts) -> list[RunFinding]:
+    # Boxes that are read another way than they are written are small for that reason: one fault, not two.
+    misread = any(reading_of(g) is not None for g in facts.geometry)
+    found = [
+        f
+        for targets in facts.targets
+        for f in _lost(targets, facts.way)
+        if not misread or f.detail["what"] not in SMALL
+    ]
+    return found + (_zero(facts.still, facts.way) if facts.still is not None else [])
+
+
+def _lost(targets: Targets, way: Way) -> list[RunFinding]:
+    stages = targets.stages
+    first, last = stages[0].count, stages[-1].count
+    trail = " → ".join(f"{s.count} {s.name}" for s in stages)
+    proof = [(f"objects of {targets.images} images at each stage", trail)]
+    if first == 0:
+        if not targets.whole or not targets.images:
+            return []
+        message = f"no image of the {targets.of} has an object: there is nothing to learn"
+        return [finding(CODE, "none annotated", "error", message, OTHER[way], proof)]
+    worst = max(pairwise(stages), key=lambda pair: pair[0].count - pair[1].count)
+    before, after = worst
+    lost = before.count - after.count
+    bound = EMPTY if after.name == "mask not empty" else MUCH
+    if lost < 2 or lost < bound * first:
+        return []
+    none = last == 0 and targets.whole
+    # Of a validation set nothing is learned: it costs its figures, not the run.
+    severity = "error" if none and targets.of == "training data" else "warning"
+    share = "all" if lost == before.count else f"{lost} of"
+    message = (
+        f"{share} {before.count} objects of the {targets.of} never reach the losses: they are not “{after.name}”"
+        f"{some(after.image_ids)}"
+    )
+    fix = FIXES.get(after.name, OTHER)[way]
+    return [finding(CODE, after.name, severity, message, fix, proof, images=after.image_ids, counts=_counts(stages))]
+
+
+def _counts(stages: list[Stage]) -> dict[str, int]:
+    return {s.name: s.count for s in stages}
+
+
+def _zero(still: Still, way: Way) -> list[RunFinding]:
+    if not still.zero_losses:
+        return []
+    names = listed(still.zero_losses)
+    message = f"{names}: exactly 0 in all of {still.steps} steps, though their images have objects"
+    proof = [("losses of the first steps with objects", f"{names} 0 in {still.steps} of {still.steps}")]
+    return [finding(CODE, "zero losses", "warning", message, OTHER[way], proof)]

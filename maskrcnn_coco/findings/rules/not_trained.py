@@ -1,0 +1,73 @@
+"""Weights that are meant to learn and do not, or that were never trained and cannot.
+
+What happens: losses fall to a level and stay; one part of the detector stays as it began.
+Why: the optimizer was built before the head was replaced, or for another model; a part of the model is in no loss;
+  weights were not loaded and are frozen; a model left in eval mode after a validation.
+How it is proved: trainable parameters are looked for in the optimizer's groups, by identity, and named; gradients and
+  weights of the first steps are compared; frozen weights have exactly the spread that an initialiser gives, layer for
+  layer, which no trained network has. Weights with requires_grad False are frozen on purpose and no fault.
+What is done: it warns, once; a norm layer that was handed over in eval mode stays in eval mode, and that is said.
+How to fix it: build the optimizer after the model is complete; load the weights, or thaw what is random; call
+  model.train() before training.
+"""
+
+from __future__ import annotations
+
+from maskrcnn_coco.findings.facts import Facts, Parameters, Still
+from maskrcnn_coco.findings.rules.common import finding, listed
+from maskrcnn_coco.records import RunFinding
+
+CODE = "NOT_TRAINED"
+BUILD = "build the optimizer after the model is complete: [p for p in model.parameters() if p.requires_grad]"
+
+
+def judge(facts: Facts) -> list[RunFinding]:
+    found = _parameters(facts.parameters) if facts.parameters is not None else []
+    return found + (_still(facts.still) if facts.still is not None else [])
+
+
+def _parameters(p: Parameters) -> list[RunFinding]:
+    found = []
+    if p.strangers and not p.owned:
+        message = f"the optimizer belongs to another model: none of its {p.strangers} parameters is this model's"
+        proof = [("parameters by identity", f"0 of {p.trainable} trainable ones in the optimizer")]
+        found.append(finding(CODE, "another model", "error", message, BUILD, proof))
+    elif p.missing:
+        others = f"; {p.strangers} parameters of the optimizer are not the model's" if p.strangers else ""
+        message = (
+            f"{len(p.missing)} of {p.trainable} trainable parameters are in no group of the optimizer and stay as "
+            f"they are: {listed(p.missing)}{others}"
+        )
+        fix = f"{BUILD}; or requires_grad_(False) for what is to stay"
+        proof = [("parameters by identity", f"{len(p.missing)} of {p.trainable} are in no group")]
+        found.append(finding(CODE, "no group", "warning", message, fix, proof, names=p.missing))
+    if p.frozen_random:
+        message = f"frozen and random: {listed(p.frozen_random)} will never learn, and no weights were loaded into them"
+        proof = [("spread of frozen weights", f"{len(p.frozen_random)} layers have exactly the initialiser's")]
+        fix = "load weights into the backbone, or let it learn: requires_grad_(True), trainable_backbone_layers=5"
+        found.append(finding(CODE, "frozen random", "warning", message, fix, proof, names=p.frozen_random))
+    if p.kept_eval:
+        message = f"{len(p.kept_eval)} norm layers were handed over in eval mode and stay so: {listed(p.kept_eval, 3)}"
+        proof = [("modes of the modules", f"{len(p.kept_eval)} norm layers in eval mode, the rest in train mode")]
+        fix = "nothing to do, if it is meant; else model.train() before"
+        found.append(finding(CODE, "norms kept", "info", message, fix, proof, names=p.kept_eval))
+    if p.eval_mode:
+        message = f"the model is in eval mode while it is trained: {listed(p.eval_mode, 3)} behave as in evaluation"
+        proof = [("modes of the modules", "every module is in eval mode at a training step")]
+        fix = "call model.train() after each validation"
+        found.append(finding(CODE, "eval mode", "warning", message, fix, proof, names=p.eval_mode))
+    return found
+
+
+def _still(s: Still) -> list[RunFinding]:
+    found = []
+    if s.no_gradient:
+        message = f"{listed(s.no_gradient)}: no gradient in {s.steps} steps that had objects; it does not learn"
+        proof = [("gradient norm by component", f"0 in {s.steps} of {s.steps} steps")]
+        fix = f"use {s.no_gradient[0]} in the forward pass and the loss, or set requires_grad_(False)"
+        found.append(finding(CODE, "no gradient", "warning", message, fix, proof, names=s.no_gradient))
+    if s.no_change:
+        message = f"{listed(s.no_change)}: weights are the same after {s.steps} steps, though they have gradients"
+        proof = [("weights before and after", f"equal after {s.steps} steps")]
+        found.append(finding(CODE, "no change", "warning", message, BUILD, proof, names=s.no_change))
+    return found

@@ -1,0 +1,46 @@
+"""Images do not reach the model as it expects them.
+
+What happens: training runs and learns little or nothing, above all from pretrained weights.
+Why: the data set normalises and the detector normalises again; values were divided by 255 twice, or not at all; all
+  pixels of an image are equal after decoding.
+How it is proved: range and levels of decoded samples, against what the model does with them. Dark images, grey ones
+  and images of few levels are no fault. Channels swapped in every image cannot be told from the images alone.
+What is done: it warns before the first step.
+How to fix it: give float32 images in 0..1; torchvision's detectors subtract mean and deviation themselves.
+"""
+
+from __future__ import annotations
+
+from maskrcnn_coco.findings.facts import Facts, Pixels
+from maskrcnn_coco.findings.rules.common import finding, some
+from maskrcnn_coco.records import RunFinding
+
+CODE = "PIXELS"
+MOST = 0.5
+
+
+def judge(facts: Facts) -> list[RunFinding]:
+    return _judge(facts.pixels) if facts.pixels is not None and facts.pixels.images else []
+
+
+def _judge(p: Pixels) -> list[RunFinding]:
+    span = f"values from {p.low:.3g} to {p.high:.3g} in {p.images} images"
+    proof = [("pixels of decoded samples", span)]
+    where = some(p.image_ids)
+    if p.negative >= MOST * p.images and p.normalises:
+        message = f"images are normalised twice: {span}, expected 0..1, and the model normalises them itself{where}"
+        fix = "drop transforms.Normalize from the data set, or give the model image_mean=[0, 0, 0], image_std=[1, 1, 1]"
+        return [finding(CODE, "normalised twice", "warning", message, fix, proof, images=p.image_ids)]
+    if p.large >= MOST * p.images and p.high > 2.0 and p.normalises:
+        message = f"images are not scaled: {span}, expected 0..1{where}"
+        fix = "image = image / 255, or transforms.v2.ToDtype(torch.float32, scale=True)"
+        return [finding(CODE, "not scaled", "warning", message, fix, proof, images=p.image_ids)]
+    if p.faint == p.images and p.high > 0:
+        message = f"images are scaled twice: {span}, expected 0..1{where}"
+        fix = "divide by 255 once: ToTensor and ToDtype(scale=True) do it already"
+        return [finding(CODE, "scaled twice", "warning", message, fix, proof, images=p.image_ids)]
+    if p.constant >= max(2, MOST * p.images):
+        message = f"{p.constant} of {p.images} images have one value in all pixels{where}"
+        fix = "look at dataset[i][0].min() and .max(): the images are lost on the way"
+        return [finding(CODE, "constant", "warning", message, fix, proof, images=p.image_ids)]
+    return []

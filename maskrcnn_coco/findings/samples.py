@@ -1,0 +1,225 @@
+"""Samples of detection data as they reach the model: labels, boxes, masks, pixels, put into facts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_coco.findings.extents import Objects, geometry_of
+from maskrcnn_coco.findings.facts import Facts, Labels, Pixels, Stage, Targets, Way
+
+ENOUGH = 64
+"""Samples after which a look is over."""
+NEGATIVE, LARGE, FAINT = -0.05, 1.05, 1 / 250
+"""Values past 0..1 by more than interpolation goes; and below which two divisions by 255 leave everything."""
+ROWS = 200
+"""Most masks that are also read along rows."""
+NONE4 = np.full(4, np.nan)
+
+
+class Samples:
+    """Collects what samples show. Add (image, target) pairs of torchvision's contract, then ask for `facts`.
+
+    Args:
+        head: outputs of the classifier, background included. num_classes: what the caller says. normalises: the
+            model subtracts a mean of its own.
+    """
+
+    def __init__(self, *, head: int | None = None, num_classes: int | None = None, normalises: bool = True) -> None:
+        self.head, self.num_classes, self.normalises = head, num_classes, normalises
+        self.forms: Counter[str] = Counter()
+        """What does not fit torchvision's contract, with the number of samples that have it."""
+        self.images = self.bad_images = 0
+        self._labels: Counter[int] = Counter()
+        self._labelled: list[int] = []
+        self._boxes: list[np.ndarray] = []
+        self._extents: list[np.ndarray] = []
+        self._rows: list[list[np.ndarray]] = []
+        self._sizes: list[np.ndarray] = []
+        self._ids: list[int] = []
+        self._lost: dict[str, list[int]] = {"large enough": [], "mask not empty": []}
+        self._counts = Counter[str]()
+        self._ranges: list[tuple[float, float]] = []
+        self._range_ids: list[int] = []
+
+    @classmethod
+    def for_model(cls, model: nn.Module, num_classes: int | None = None) -> Samples:
+        """What a torchvision detector expects; nothing is expected of other models."""
+        inner = getattr(model, "module", model)
+        score = getattr(getattr(getattr(inner, "roi_heads", None), "box_predictor", None), "cls_score", None)
+        transform = getattr(inner, "transform", None)
+        mean, std = getattr(transform, "image_mean", None), getattr(transform, "image_std", None)
+        normalises = bool(mean and std) and (max(map(abs, mean)) > 0.05 or abs(max(std) - 1) > 0.05)
+        return cls(head=getattr(score, "out_features", None), num_classes=num_classes, normalises=normalises)
+
+    def add(self, image: Tensor, target: Mapping[str, Any], image_id: int) -> None:
+        """One sample; what cannot be read is counted in ``forms``."""
+        self.images += 1
+        problem = form_of(image, target)
+        if problem is not None:
+            self.forms[problem] += 1
+            return
+        self._add_pixels(image, image_id)
+        boxes = target["boxes"].detach().reshape(-1, 4).cpu().double().numpy()
+        if "labels" in target:
+            self._add_labels(target["labels"], image_id)
+        size = np.array(image.shape[-2:], np.float64)
+        masks = target.get("masks")
+        extents, rows = extents_of(masks) if isinstance(masks, Tensor) else (None, None)
+        self._counts["objects"] += len(boxes)
+        with np.errstate(invalid="ignore"):
+            large = (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1) | ~np.isfinite(boxes).all(axis=1)
+        self._stage("large enough", large, image_id)
+        if extents is not None:
+            self._counts["masked"] += 1
+            self._stage("mask not empty", large & np.isfinite(extents).all(axis=1), image_id, large)
+        for n, box in enumerate(boxes):
+            self._boxes.append(box)
+            self._extents.append(NONE4 if extents is None else extents[n])
+            self._sizes.append(size)
+            self._ids.append(image_id)
+            self._rows.append([NONE4, NONE4] if rows is None else [r[n] for r in rows])
+
+    def _stage(self, name: str, kept: np.ndarray, image_id: int, of: np.ndarray | None = None) -> None:
+        self._counts[name] += int(kept.sum())
+        if (~kept if of is None else of & ~kept).any():
+            self._lost[name].append(image_id)
+
+    def _add_labels(self, labels: Tensor, image_id: int) -> None:
+        values = labels.detach().reshape(-1).cpu().tolist()
+        self._labels.update(int(v) for v in values)
+        if not values:
+            return
+        self._labelled.append(image_id)
+        known = self.head or self.num_classes
+        if min(values) < 1 or (known is not None and max(values) >= known):
+            self.bad_images += 1
+
+    def _add_pixels(self, image: Tensor, image_id: int) -> None:
+        low, high = (float(v) for v in torch.aminmax(image.detach()))
+        if low == low and high == high and abs(low) != float("inf") and abs(high) != float("inf"):
+            self._ranges.append((low, high))
+            self._range_ids.append(image_id)
+
+    @property
+    def form(self) -> str | None:
+        """What keeps every sample so far from being read; None where one can be."""
+        return self.forms.most_common(1)[0][0] if self.images and self.forms.total() == self.images else None
+
+    @property
+    def objects(self) -> int:
+        """Objects seen."""
+        return self._counts["objects"]
+
+    def facts(self, way: Way, *, whole: bool) -> Facts:
+        """Everything seen. ``whole``: that was every sample there is."""
+        facts = Facts(way=way, labels=self._label_facts(), pixels=self._pixel_facts(), targets=[self._targets(whole)])
+        if self._boxes:
+            rows = [np.array([r[i] for r in self._rows]) for i in (0, 1)]
+            objects = Objects(
+                *(np.array(v) for v in (self._boxes, self._extents, self._sizes, self._ids)), by_rows=rows
+            )
+            facts.geometry = [geometry_of(objects)]
+        return facts
+
+    def _label_facts(self) -> Labels:
+        return Labels(
+            dict(sorted(self._labels.items())),
+            len(self._labelled),
+            self.bad_images,
+            self.num_classes,
+            self.head,
+            image_ids=self._labelled[:20],
+        )
+
+    def _targets(self, whole: bool) -> Targets:
+        stages = [Stage("annotated", self._counts["objects"])]
+        names = ["large enough", *(["mask not empty"] if self._counts["masked"] else [])]
+        stages += [Stage(n, self._counts[n], self._lost[n][:20]) for n in names]
+        return Targets(self.images, stages, whole=whole)
+
+    def _pixel_facts(self) -> Pixels:
+        low = min((a for a, _ in self._ranges), default=0.0)
+        high = max((b for _, b in self._ranges), default=0.0)
+        return Pixels(
+            len(self._ranges),
+            low,
+            high,
+            negative=sum(a < NEGATIVE for a, _ in self._ranges),
+            large=sum(b > LARGE for _, b in self._ranges),
+            faint=sum(a >= 0 and 0 < b <= FAINT for a, b in self._ranges),
+            constant=sum(a == b for a, b in self._ranges),
+            normalises=self.normalises,
+            image_ids=self._range_ids[:20],
+        )
+
+
+def form_of(image: Any, target: Any) -> str | None:
+    """What keeps a sample from being read as (image (3, H, W), target dict), or None."""
+    if not isinstance(image, Tensor) or image.ndim != 3:
+        got = f"a tensor of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        return f"the image is {got}, expected float32 (3, H, W) in 0..1"
+    if image.shape[0] not in (1, 3) and image.shape[-1] in (1, 3):
+        return f"the image has shape {tuple(image.shape)}: channels come first, (3, H, W); image.permute(2, 0, 1)"
+    if not isinstance(target, Mapping):
+        return f"the target is {type(target).__name__}, expected a dict"
+    missing = [k for k in ("boxes", "labels") if k not in target]
+    if missing:
+        return (
+            f"the target has no {' and no '.join(map(repr, missing))}, only {', '.join(map(repr, target)) or 'nothing'}"
+        )
+    for name in ("boxes", "labels"):
+        if not isinstance(target[name], Tensor):
+            return f"target[{name!r}] is {type(target[name]).__name__}, expected a tensor: torch.as_tensor(…)"
+    return _shapes(image, target)
+
+
+def _shapes(image: Tensor, target: Mapping[str, Any]) -> str | None:
+    boxes, labels, masks = target["boxes"], target["labels"], target.get("masks")
+    if boxes.numel() and (boxes.ndim != 2 or boxes.shape[-1] != 4):
+        return f"target['boxes'] has shape {tuple(boxes.shape)}, expected (N, 4)"
+    count = len(boxes) if boxes.numel() else 0
+    if labels.is_floating_point() and labels.numel():
+        return f"target['labels'] is {labels.dtype}, expected int64: labels.long()"
+    if labels.numel() != count:
+        return f"target has {count} boxes and {labels.numel()} labels"
+    if isinstance(masks, Tensor) and count:
+        if masks.ndim != 3 or len(masks) != count:
+            return f"target['masks'] has shape {tuple(masks.shape)}, expected ({count}, H, W)"
+        if tuple(masks.shape[-2:]) != tuple(image.shape[-2:]):
+            return (
+                f"masks are {tuple(masks.shape[-2:])} and the image is {tuple(image.shape[-2:])}: (H, W) must be equal"
+            )
+    return None
+
+
+def extents_of(masks: Tensor) -> tuple[np.ndarray, list[np.ndarray] | None]:
+    """Extents xyxy (N, 4) of masks (N, H, W), NaN where empty; and read along rows, for the first `ROWS` of them."""
+    if masks.ndim != 3 or not len(masks):
+        return np.zeros((0, 4)), None
+    solid = masks.detach() != 0
+    found = _extents(solid).cpu().numpy()
+    h, w = solid.shape[-2:]
+    if h == w or len(masks) > ROWS:
+        return found, None
+    flat = solid.reshape(len(solid), -1)
+    columns = flat.reshape(-1, w, h).transpose(1, 2)
+    rows = solid.transpose(1, 2).reshape(len(solid), -1).reshape(-1, h, w)
+    return found, [_extents(m).cpu().numpy() for m in (columns, rows)]
+
+
+def _extents(solid: Tensor) -> Tensor:
+    columns, rows = solid.any(dim=1), solid.any(dim=2)
+    out = torch.full((len(solid), 4), float("nan"), dtype=torch.float64, device=solid.device)
+    for axis, line in ((0, columns), (1, rows)):
+        length = line.shape[1]
+        place = torch.arange(length, device=line.device)
+        out[:, axis] = torch.where(line, place, length).amin(1).double()
+        out[:, axis + 2] = torch.where(line, place + 1, 0).amax(1).double()
+    out[~columns.any(dim=1)] = float("nan")
+    return out
