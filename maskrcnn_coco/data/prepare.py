@@ -142,9 +142,13 @@ def check_data(data: RunData, config: Config) -> None:
         return
     from maskrcnn_coco.data.audit.cache import audit_parts
     from maskrcnn_coco.data.audit.quarantine import require_usable, to_quarantine
+    from maskrcnn_coco.data.audit.whole_set import named
 
     data.findings, data.val_findings = audit_parts(data.train, data.val)
-    require_usable(data.train, data.findings, min_size=config.min_size or 800, max_size=config.max_size or 1333)
+    try:
+        require_usable(data.train, data.findings, min_size=config.min_size or 800, max_size=config.max_size or 1333)
+    except DataError as e:
+        raise named(e, data.findings) from e
     _refuse_if_strict(data.train, data.findings, config)
     images, annotations = to_quarantine(data.findings)
     data.bad_images |= images
@@ -204,14 +208,14 @@ def complaints(data: RunData) -> list[str]:
 def warnings_of(findings: Sequence[DataFinding], val_findings: Sequence[DataFinding]) -> list[str]:
     """One sentence for each kind of warning of the audit: how often, the first of them, what to do."""
     from maskrcnn_coco.data.audit.catalogue import CATALOGUE
-    from maskrcnn_coco.data.audit.whole_set import GEOMETRY
+    from maskrcnn_coco.data.audit.whole_set import silent_code
 
     sentences = []
     for part, found in (("", findings), ("validation data: ", val_findings)):
         kinds: dict[str, list[DataFinding]] = {}
         for f in found:
             # What the whole set has in common, and leaks, have sentences of their own.
-            if f.severity == "warning" and f.code not in GEOMETRY | {"IMAGE_LEAK"}:
+            if f.severity == "warning" and f.code != "IMAGE_LEAK" and not silent_code(f.code):
                 kinds.setdefault(f.code, []).append(f)
         for code, group in kinds.items():
             lead = "" if len(group) == 1 else f" ({len(group)} times): {CATALOGUE[code].title}; the first"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from maskrcnn_coco.data.audit.boxes import check_sizes
 from maskrcnn_coco.data.audit.catalogue import Reporter
-from maskrcnn_coco.data.audit.whole_set import facts_of
+from maskrcnn_coco.data.audit.whole_set import GEOMETRY, facts_of
 from maskrcnn_coco.data.batch import image_id
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.dataset import UserData, seeded
@@ -127,8 +128,10 @@ def _tables(session: Session, table: CocoTable) -> list[Facts]:
 
 def sized_for(model: nn.Module, table: CocoTable, findings: list[DataFinding], min_size: int, max_size: int) -> None:
     """Objects below the smallest anchor, counted anew at the run's own sizes and anchors; ``findings`` is changed."""
+    if any(f.code in GEOMETRY for f in findings):
+        return  # boxes that are read another way than they are written do not say how large anything is
     sizes = getattr(getattr(getattr(model, "rpn", None), "anchor_generator", None), "sizes", None)
     smallest = min((s for level in sizes for s in level), default=32) if sizes else 32
     report = Reporter(table)
-    check_sizes(table, report, min_size, max_size, int(smallest))
+    check_sizes(table, report, min_size, max_size, int(smallest), np.zeros(len(table.ann_ids), bool))
     findings[:] = [f for f in findings if f.code != "OBJECT_SMALL"] + report.findings

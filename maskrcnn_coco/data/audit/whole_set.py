@@ -8,6 +8,7 @@ import numpy as np
 
 from maskrcnn_coco.data.audit.boxes import sides_of
 from maskrcnn_coco.data.coco.table import CocoTable
+from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.findings.facts import Audited, Facts, Labels, Stage, Targets
 from maskrcnn_coco.records import DataFinding
 
@@ -19,6 +20,8 @@ GEOMETRY = frozenset(
     }
 )
 """Findings of the audit, each about the whole set, that boxes, masks and images do not belong together."""
+TARGETS = frozenset({"CROWD_SINGLE"})
+"""Findings of the audit that many objects are lost on the way to the losses."""
 HALF = 0.5
 """Share of the annotations from which on one kind of disagreement is the set's, not theirs."""
 
@@ -39,7 +42,7 @@ def facts_of(
         of: what messages call the data.
     """
     facts = Facts(audited=_audited(table, findings, of))
-    if not facts.audited:
+    if not any(a.code == "GEOMETRY" for a in facts.audited):
         # Boxes that are read another way than they are written lose objects too; that is one fault, not two.
         facts.targets = [_targets(table, findings, min_size, max_size, of)]
     names = Counter(c.name for c in table.categories)
@@ -49,11 +52,26 @@ def facts_of(
     return facts
 
 
+def silent_code(code: str) -> str:
+    """The code of `findings` for a finding of the audit about the whole set, "" for others."""
+    return "GEOMETRY" if code in GEOMETRY else "NO_TARGETS" if code in TARGETS else ""
+
+
+def named(error: DataError, findings: list[DataFinding]) -> DataError:
+    """``error``, that nothing of a set can be used, with the code that teaches it and what all of the set shares."""
+    reading = next((f for f in findings if f.code in GEOMETRY), None)
+    code = "GEOMETRY" if reading is not None else "NO_TARGETS"
+    what = error.what if reading is None else f"{error.what}: {reading.message}"
+    fix = error.fix if reading is None else reading.fix
+    return DataError(
+        f"{code}: {what}", got=error.got, expected=error.expected, fix=f"{fix}; maskrcnn-coco explain {code} tells more"
+    )
+
+
 def _audited(table: CocoTable, findings: list[DataFinding], of: str) -> list[Audited]:
-    whole = [f for f in findings if f.code in GEOMETRY]
-    found = [Audited("GEOMETRY", f.code, f.message, f.fix, of) for f in whole]
+    found = [Audited(silent_code(f.code), f.code, f.message, f.fix, of) for f in findings if silent_code(f.code)]
     alone = [f for f in findings if f.code == "MASK_BOX_DISAGREE"]
-    if not found and len(alone) >= max(4, HALF * len(table.ann_ids)):
+    if not any(a.code == "GEOMETRY" for a in found) and len(alone) >= max(4, HALF * len(table.ann_ids)):
         text = f"boxes and masks disagree in {len(alone)} of {len(table.ann_ids)} annotations: {alone[0].message}"
         found.append(Audited("GEOMETRY", alone[0].code, text, alone[0].fix, of))
     return found

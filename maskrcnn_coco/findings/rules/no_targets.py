@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from maskrcnn_coco.findings.facts import Facts, Stage, Still, Targets, Way
+from maskrcnn_coco.findings.facts import Audited, Facts, Stage, Still, Targets, Way
 from maskrcnn_coco.findings.rules.common import finding, listed, some
 from maskrcnn_coco.findings.rules.geometry import reading_of
 from maskrcnn_coco.records import RunFinding
@@ -58,7 +58,14 @@ def judge(facts: Facts) -> list[RunFinding]:
         for f in _lost(targets, facts.way)
         if not misread or f.detail["what"] not in SMALL
     ]
+    found += [_audited(a) for a in facts.audited if a.code == CODE]
     return found + (_zero(facts.still, facts.way) if facts.still is not None else [])
+
+
+def _audited(a: Audited) -> RunFinding:
+    return finding(
+        CODE, f"{a.kind} {a.of}", "warning", a.message, a.fix, [(f"audit of the {a.of}: {a.kind}", a.message)]
+    )
 
 
 def _lost(targets: Targets, way: Way) -> list[RunFinding]:
@@ -71,8 +78,9 @@ def _lost(targets: Targets, way: Way) -> list[RunFinding]:
             return []
         message = f"no image of the {targets.of} has an object: there is nothing to learn"
         return [finding(CODE, "none annotated", "error", message, OTHER[way], proof)]
-    worst = max(pairwise(stages), key=lambda pair: pair[0].count - pair[1].count)
-    before, after = worst
+    # Real crowds are no targets on purpose: those that are none are found by what they look like, not by their share.
+    pairs = [(a, b) for a, b in pairwise(stages) if b.name != "no crowd" or last == 0]
+    before, after = max(pairs, key=lambda pair: pair[0].count - pair[1].count)
     lost = before.count - after.count
     bound = EMPTY if after.name == "mask not empty" else MUCH
     if lost < 2 or lost < bound * first:
