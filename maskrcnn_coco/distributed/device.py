@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def resolve_device(name: str, ranks: Ranks) -> torch.device:
-    """The device to train on.
+    """The device to train on; a CUDA device with a number becomes the current one, which libraries take unasked.
 
     Raises:
         ConfigError: a device this machine does not have.
@@ -33,12 +34,20 @@ def resolve_device(name: str, ranks: Ranks) -> torch.device:
             got=f"{count} CUDA devices",
             fix="use --device cpu, or look at the driver with maskrcnn-coco doctor",
         )
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 
 def _device(name: str, local_rank: int, world: int) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda:") and world > 1 and os.environ.get("LOCAL_WORLD_SIZE", str(world)) != "1":
+        raise ConfigError(
+            "all processes of this machine would share one GPU",
+            got=f"--device {name}",
+            fix="use --device cuda: each process takes a GPU of its own",
+        )
     if name != "cuda" or world == 1:
         return torch.device(name)
     if local_rank >= torch.cuda.device_count():

@@ -46,13 +46,17 @@ class Ranks:
         self.device = device
         self.timeout = timeout
         self._buckets: dict[tuple[Any, ...], list[Tensor]] = {}
+        self._words: Any = None
+        """The group that carries flags, objects and barriers; None: the default one, gloo. Beside nccl, which carries
+        gradients only, it is another: nccl answers a lost process by ending this one without a word, gloo by an error
+        that can name it."""
 
     @classmethod
     def start(cls, device: str | torch.device = "auto", *, timeout: float = TIMEOUT_SECONDS) -> Ranks:
         """Connect to the other processes, if ``torchrun`` (or SLURM through it) started more than one.
 
         Args:
-            device: "auto", "cpu", "cuda" …; nccl carries CUDA tensors, gloo all others.
+            device: "auto", "cpu", "cuda" …; nccl carries gradients and weights on CUDA, gloo all else.
             timeout: seconds to wait for the slowest process in any exchange.
 
         Raises:
@@ -94,6 +98,11 @@ class Ranks:
         # The public name is newer than torch 2.10.
         set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
         set_timeout(patience)
+        if backend != "gloo":
+            self._open_words(patience)
+
+    def _open_words(self, patience: timedelta) -> None:
+        self._words = dist.new_group(backend="gloo", timeout=patience)
 
     @property
     def is_main(self) -> bool:
@@ -114,7 +123,7 @@ class Ranks:
             return [{k: float(v) for k, v in local.items()}]
         names = sorted(local)
         place = zlib.crc32("\n".join(names).encode())
-        mine = torch.tensor([float(place), *(float(local[n]) for n in names)], dtype=torch.float64, device=self.device)
+        mine = torch.tensor([float(place), *(float(local[n]) for n in names)], dtype=torch.float64)
         rows = self._gather_rows(mine, "the exchange of verdicts")
         odd = [r for r, row in enumerate(rows) if row[0] != place]
         if odd:
@@ -143,10 +152,9 @@ class Ranks:
     def _average(self, params: list[Tensor]) -> None:
         buckets = self._buckets_for(params)
         shares = list(in_buckets(params))
-        presence = torch.zeros(len(params), dtype=torch.int32, device=params[0].device)
+        presence = torch.tensor([p.grad is not None for p in params], dtype=torch.int32)
         with self._exchange("the averaging of gradients"), torch.no_grad():
-            presence.copy_(torch.tensor([p.grad is not None for p in params]))
-            works = [dist.all_reduce(presence, async_op=True)]
+            works = [dist.all_reduce(presence, group=self._words, async_op=True)]
             for bucket, share in zip(buckets, shares, strict=True):
                 fill(bucket, share)
                 works.append(dist.all_reduce(bucket, async_op=True))  # runs while the next one is filled
@@ -183,13 +191,13 @@ class Ranks:
         """
         if self.world == 1:
             return [value]
-        payload = torch.frombuffer(bytearray(msgspec.msgpack.encode(value)), dtype=torch.uint8).to(self.device)
+        payload = torch.frombuffer(bytearray(msgspec.msgpack.encode(value)), dtype=torch.uint8)
         sizes = [int(f["bytes"]) for f in self.all_flags({"bytes": payload.numel()})]
         padded = payload.new_zeros(max(sizes))
         padded[: payload.numel()] = payload
         parts = [torch.empty_like(padded) for _ in sizes]
         with self._exchange("the gathering of results"):
-            dist.all_gather(parts, padded)
+            dist.all_gather(parts, padded, group=self._words)
         raw = [bytes(part[:size].cpu().numpy()) for part, size in zip(parts, sizes, strict=True)]
         return [msgspec.msgpack.decode(r, strict=False) for r in raw]
 
@@ -212,7 +220,7 @@ class Ranks:
     def barrier(self, name: str) -> None:
         """Wait until every process is here. Raises MaskRCNNError, with ``name``, if one does not come in time."""
         if self.world > 1:
-            self._gather_rows(torch.zeros(1, dtype=torch.float64, device=self.device), name)
+            self._gather_rows(torch.zeros(1, dtype=torch.float64), name)
 
     def close(self) -> None:
         """Leave the group; a second call does nothing."""
@@ -222,7 +230,7 @@ class Ranks:
     def _gather_rows(self, mine: Tensor, name: str) -> list[list[float]]:
         rows = [torch.empty_like(mine) for _ in range(self.world)]
         with self._exchange(name):
-            dist.all_gather(rows, mine)
+            dist.all_gather(rows, mine, group=self._words)
         return [row.tolist() for row in rows]
 
     @contextlib.contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from maskrcnn_coco.distributed.device import resolve_device
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
 
@@ -22,11 +23,14 @@ WORLD = 3
 WORKER = """
 import hashlib, json, math, os, signal, sys
 import torch
+from maskrcnn_coco.distributed.device import resolve_device
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import MaskRCNNError
 
 torch.set_num_threads(1)
 ranks = Ranks.start("cpu", timeout=4.0)
+if "TWO_GROUPS" in os.environ:   # as beside nccl
+    ranks._open_words(__import__("datetime").timedelta(seconds=4))
 out = {"rank": ranks.rank, "main": ranks.is_main}
 
 def grads(seed):
@@ -77,12 +81,12 @@ os._exit(0)
 """
 
 
-def launch(fault: str) -> tuple[list[dict], list[dict], float]:
+def launch(fault: str, **more: str) -> tuple[list[dict], list[dict], float]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(WORLD)}
-    common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2]), **more}
     began = time.monotonic()
     processes = [
         subprocess.Popen(
@@ -201,3 +205,27 @@ def test_more_processes_than_gpus_says_so(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_RANK", "63")
     with pytest.raises(ConfigError, match="no GPU"):
         Ranks.start("cuda")
+
+
+def test_flags_objects_and_barriers_go_by_a_group_of_their_own_beside_nccl():
+    first, last, seconds = launch("SIGKILL", TWO_GROUPS="1")
+    for r in first:
+        assert r["bad"] == [2] and r["from1"] == [1, "ü"] and r["none"]
+        assert r["images"] == [2**40, 2**40 + 1, 2**40 + 2]
+    assert len({tuple(r["digests"]) for r in first}) == 1
+    assert all(r["lost"] and "process 2" in r["lost"] for r in last) and seconds < 60
+
+
+def test_processes_that_would_share_a_gpu_say_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="share one GPU"):
+        Ranks.start("cuda:0")
+
+
+def test_a_gpu_with_a_number_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch):
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    device = resolve_device("cuda:1", Ranks.start("cpu"))
+    assert current == [device] == [torch.device("cuda", 1)]
+    assert resolve_device("cuda", Ranks.start("cpu")) == torch.device("cuda") and len(current) == 1

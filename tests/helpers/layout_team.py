@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.distributed.ranks import Ranks
-from maskrcnn_coco.guard.team import TeamGuard
+from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.model.optim import build_optimizer
 from maskrcnn_coco.replay import snapshot
 from maskrcnn_coco.replay.optimizer import restore_optimizer
@@ -86,8 +86,7 @@ def main(precision: str, out: str) -> None:
     for group in optimizer.param_groups:
         group["lr"] = LR
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0) if precision == "fp16" else None
-    guard = TeamGuard(model, optimizer, scaler=scaler, max_grad_norm=CLIP)
-    guard.ranks = ranks
+    guard = Guard(model, optimizer, scaler=scaler, max_grad_norm=CLIP, ranks=ranks)
 
     def walk(first: int, last: int) -> None:
         for step in range(first, last):
