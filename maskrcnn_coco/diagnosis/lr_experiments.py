@@ -276,7 +276,8 @@ def differences(model: nn.Module, now: Snapshot) -> list[tuple[float, str]]:
         other = now.model.get(name.replace("_orig_mod.", ""))
         if other is None:
             continue
-        here, there = parameter.detach().double(), other.detach().double()
+        # On the CPU: not every device has float64.
+        here, there = parameter.detach().cpu().double(), other.detach().cpu().double()
         size = max(float(there.norm()), float(here.norm()), 1e-12)
         difference = float((here - there).norm()) / size
         found.append((difference if difference == difference else math.inf, name))

@@ -26,7 +26,7 @@ def read_norms(layout: Layout, outcome: Outcome, scale: float) -> None:
     for i in [i for i, v in enumerate(each) if not math.isfinite(v)]:
         if _finite(gradients[i]):
             # Only the square of a huge norm overflowed.
-            each[i] = float(gradients[i].double().norm())
+            each[i] = _norm(gradients[i])
         else:
             outcome.bad_grads.append(layout.names[where[i]])
     outcome.bad_grad_count = len(outcome.bad_grads)
@@ -39,6 +39,12 @@ def read_norms(layout: Layout, outcome: Outcome, scale: float) -> None:
 def _total(values: Iterable[float]) -> float:
     squares = sum(v * v for v in values)
     return math.sqrt(squares) if squares == squares else squares
+
+
+def _norm(tensor: Tensor) -> float:
+    """2-norm of finite numbers whose squares overflow float32. Not in float64, which not every device has."""
+    largest = float(tensor.abs().max())
+    return largest * float((tensor.float() / largest).norm())
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -65,7 +65,8 @@ def nonfinite_names(tensors: dict[str, Tensor]) -> list[str]:
         sound: dict[int, bool] = {}
         for device in {n.device for n in norms}:  # one read for each
             here = [i for i, n in enumerate(norms) if n.device == device]
-            flags = torch.stack([norms[i].double() for i in here]).isfinite().tolist()
+            # Each in its own dtype: no float64 on MPS, and a float16 norm is infinite where it overflowed.
+            flags = torch.stack([norms[i].isfinite() for i in here]).tolist()
             sound.update(zip(here, flags, strict=True))
         return [name for i, (name, t) in enumerate(named) if not sound[i] and not bool(t.isfinite().all())]
 

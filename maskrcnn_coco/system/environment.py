@@ -27,6 +27,9 @@ _NAMES = {
     "deterministic": "deterministic algorithms",
     "benchmark": "cuDNN benchmark mode",
     "tf32": "TF32 matrix products",
+    "cudnn_tf32": "TF32 convolutions",
+    "cudnn_deterministic": "cuDNN's deterministic mode",
+    "driver": "CUDA driver",
     "cublas_workspace": "CUBLAS_WORKSPACE_CONFIG",
     "nccl_algorithm": "NCCL_ALGO",
 }
@@ -59,10 +62,26 @@ def fingerprint(world: int = 1, *, device: str | torch.device | None = None) -> 
         "onednn_isa": os.environ.get("ONEDNN_MAX_CPU_ISA"),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "benchmark": torch.backends.cudnn.benchmark,
-        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "tf32": _tf32(torch.backends.cuda.matmul),
         "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
         "nccl_algorithm": os.environ.get("NCCL_ALGO"),
+        **(_of_cuda() if where.type == "cuda" and cuda else {}),
     }
+
+
+def _of_cuda() -> dict[str, Any]:
+    """What matters on CUDA only; TF32 convolutions are torch's default there."""
+    return {
+        "cudnn_tf32": _tf32(getattr(torch.backends.cudnn, "conv", torch.backends.cudnn)),
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "driver": getattr(torch._C, "_cuda_getDriverVersion", lambda: None)(),
+    }
+
+
+def _tf32(switch: Any) -> bool:
+    """Whether ``switch`` of `torch.backends` is on. Its old name raises once somebody has used the new one."""
+    precision = getattr(switch, "fp32_precision", None)
+    return bool(switch.allow_tf32) if precision is None else precision == "tf32"
 
 
 def differs(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -39,3 +41,20 @@ def test_an_older_fingerprint_without_a_field_is_a_difference():
 
 def test_the_device_can_be_named():
     assert fingerprint(device="cpu")["device"] == "cpu"
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9")
+@pytest.mark.parametrize("new", ["tf32", "ieee"])
+def test_either_name_of_the_tf32_switch_is_read(new):
+    """Reading the old name raises once the new one was used, in a process of its own: the switch is global."""
+    code = f"""
+import torch
+from maskrcnn_coco.system.environment import fingerprint
+before = fingerprint()["tf32"]
+torch.backends.cuda.matmul.allow_tf32 = True
+legacy = fingerprint()["tf32"]
+torch.backends.cuda.matmul.fp32_precision = {new!r}
+print(before, legacy, fingerprint()["tf32"])
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["False", "True", str(new == "tf32")], done.stderr

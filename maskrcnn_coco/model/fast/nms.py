@@ -16,6 +16,8 @@ ROUNDS = 16
 """Rounds before the host looks whether anything is left to settle; chains are longer where neighbours score alike."""
 PAIRS = 2**25
 """Pairs of boxes compared at a time: three temporary tensors of that many numbers."""
+MOST_BYTES = 2**30
+"""Largest table of overlaps held at once; beyond it groups are settled one part after the other."""
 
 
 def overlaps(boxes: Tensor, threshold: float) -> Tensor:
@@ -25,23 +27,49 @@ def overlaps(boxes: Tensor, threshold: float) -> Tensor:
         boxes: (G, K, 4), xyxy, best first. threshold: intersection over union above which the later one goes.
     """
     groups, size = boxes.shape[:2]
+    rows = max(1, min(size, PAIRS // max(1, size)))
     # As torchvision's kernel, which counts areas in float32.
     boxes = boxes.float() if boxes.dtype in (torch.float16, torch.bfloat16) else boxes
     found = boxes.new_empty((groups, size, size), dtype=torch.float16)
     step = max(1, PAIRS // max(1, size * size))
     for part, out in zip(boxes.split(step), found.split(step), strict=True):
-        out.copy_((_iou(part) > threshold).triu_(1))
+        for first in range(0, size, rows):
+            block = slice(first, first + rows)
+            out[:, block].copy_((_iou(part[:, block], part) > threshold).triu_(1 + first))
     return found
 
 
-def _iou(boxes: Tensor) -> Tensor:
-    """Intersection over union (G, K, K) in the order of operations of torchvision's kernels; 0 / 0 is NaN."""
-    x0, y0, x1, y1 = boxes.unbind(-1)
-    area = (x1 - x0) * (y1 - y0)
-    inter = torch.minimum(x1[:, :, None], x1[:, None]).sub_(torch.maximum(x0[:, :, None], x0[:, None])).clamp_(min=0)
-    height = torch.minimum(y1[:, :, None], y1[:, None]).sub_(torch.maximum(y0[:, :, None], y0[:, None])).clamp_(min=0)
+def fits(boxes: Tensor) -> bool:
+    """Whether the table of `overlaps` of ``boxes`` (G, K, 4) may be held at once."""
+    return _table_bytes(boxes) * len(boxes) <= MOST_BYTES
+
+
+def _table_bytes(boxes: Tensor) -> int:
+    return 2 * boxes.shape[1] ** 2
+
+
+def suppress_in_parts(
+    boxes: Tensor, threshold: float, fit: Tensor, stay: Tensor, rounds: int = ROUNDS
+) -> tuple[Tensor, Tensor]:
+    """`suppress` without the table of all groups: some groups at a time, in at most `MOST_BYTES`, or one."""
+    step = max(1, MOST_BYTES // max(1, _table_bytes(boxes)))
+    parts = [
+        suppress(overlaps(b, threshold), f, s, rounds)
+        for b, f, s in zip(boxes.split(step), fit.split(step), stay.split(step), strict=True)
+    ]
+    return torch.cat([kept for kept, _ in parts]), torch.stack([final for _, final in parts]).all()
+
+
+def _iou(earlier: Tensor, later: Tensor) -> Tensor:
+    """Intersection over union (G, M, K) of (G, M, 4) with (G, K, 4), in the order of operations of torchvision's
+    kernels; 0 / 0 is NaN.
+    """
+    x0, y0, x1, y1 = (c[:, :, None] for c in earlier.unbind(-1))
+    u0, v0, u1, v1 = (c[:, None] for c in later.unbind(-1))
+    inter = torch.minimum(x1, u1).sub_(torch.maximum(x0, u0)).clamp_(min=0)
+    height = torch.minimum(y1, v1).sub_(torch.maximum(y0, v0)).clamp_(min=0)
     inter.mul_(height)
-    union = torch.add(area[:, :, None], area[:, None], out=height).sub_(inter)
+    union = torch.add((x1 - x0) * (y1 - y0), (u1 - u0) * (v1 - v0), out=height).sub_(inter)
     return inter.div_(union)
 
 

@@ -118,14 +118,20 @@ class FastRPN(RegionProposalNetwork):
         ends = torch.tensor([(w, h, w, h) for h, w in shapes], dtype=boxes.dtype)
         boxes = boxes.clamp(min=0).minimum(ends.to(boxes.device, non_blocking=True)[:, None, None])
         fit = self._fit(boxes, scores) & (scores >= 0)
-        return Candidates(boxes, scores, fit, fast_nms.overlaps(boxes.flatten(0, 1), self.nms_thresh))
+        groups = boxes.flatten(0, 1)
+        suppresses = fast_nms.overlaps(groups, self.nms_thresh) if fast_nms.fits(groups) else None
+        return Candidates(boxes, scores, fit, suppresses)
 
     def _settle(self, found: Candidates, extra: Tensor | None) -> tuple[Found, list[int]]:
         """NMS and the best of each image, with one read, in which the numbers ``extra`` (int64, 1-D) come along."""
         images, fit, rounds = len(found.boxes), found.fit.flatten(0, 1), fast_nms.ROUNDS
         stay = fit
         while True:
-            stay, settled = fast_nms.suppress(found.suppresses, fit, stay, rounds)
+            if found.suppresses is None:
+                groups = found.boxes.flatten(0, 1)
+                stay, settled = fast_nms.suppress_in_parts(groups, self.nms_thresh, fit, stay, rounds)
+            else:
+                stay, settled = fast_nms.suppress(found.suppresses, fit, stay, rounds)
             kept = stay.view(images, -1)
             ranked = torch.where(kept, found.scores.flatten(1), -1.0).sort(dim=1, descending=True, stable=True)
             order = ranked.indices[:, : self.post_nms_top_n()]
@@ -151,12 +157,12 @@ class FastRPN(RegionProposalNetwork):
 
 
 class Candidates(NamedTuple):
-    """Boxes before NMS: (B, L, K, 4), (B, L, K), (B, L, K) and, of `fast_nms.overlaps`, (B * L, K, K)."""
+    """Boxes before NMS: (B, L, K, 4), (B, L, K), (B, L, K) and, of `fast_nms.overlaps`, (B * L, K, K), if it fits."""
 
     boxes: Tensor
     scores: Tensor
     fit: Tensor
-    suppresses: Tensor
+    suppresses: Tensor | None
 
 
 def _losses(
