@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,19 +29,30 @@ _SMALL_SIDE = 420
 
 @dataclass(frozen=True)
 class Shape:
-    """One object to draw: ``box`` xywh in pixels, ``mask`` bool (H, W) or None, and the text beside it."""
+    """One object to draw: ``box`` xywh in pixels, ``mask`` bool or None, and the text beside it.
+
+    The mask's upper left pixel lies at ``corner`` (column, row): masks of a whole image have none.
+    """
 
     box: Sequence[float]
     mask: np.ndarray | None
     text: str
     colour: Colour
     crowd: bool = False
+    corner: tuple[int, int] = (0, 0)
+
+
+def colour_of(place: int) -> Colour:
+    """The colour of class or object ``place``, from 0."""
+    return PALETTE[place % len(PALETTE)]
 
 
 def shapes_of(
     results: Sequence[Mapping[str, Any]], names: Mapping[int, str], height: int, width: int, *, min_score: float = 0.0
 ) -> list[Shape]:
     """COCO results or annotations as shapes, in one colour a class; with a single class, in one colour an object.
+
+    The name of a single class is left out: it would say the same on each.
 
     Args:
         results: dicts with category_id, bbox xywh (pixels), and optionally segmentation, score, iscrowd.
@@ -53,11 +65,11 @@ def shapes_of(
     shapes = []
     for n, r in enumerate(kept):
         label = int(r["category_id"])
-        score = f" {r['score']:.2f}" if "score" in r else ""
+        words = [names.get(label, f"class {label}")] if len(names) != 1 else []
+        words += [f"{r['score']:.2f}"] if "score" in r else []
         mask = decode_mask(r["segmentation"], height, width).view(bool) if r.get("segmentation") else None
         place = order.get(label, 0) if len(names) > 1 else n
-        text = f"{names.get(label, f'class {label}')}{score}"
-        shapes.append(Shape(r["bbox"], mask, text, PALETTE[place % len(PALETTE)], bool(r.get("iscrowd"))))
+        shapes.append(Shape(r["bbox"], mask, " ".join(words), colour_of(place), bool(r.get("iscrowd"))))
     return shapes
 
 
@@ -78,7 +90,7 @@ def draw(pixels: np.ndarray, shapes: Sequence[Shape], *, longest: int | None = N
     canvas = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)).astype(np.float32)
     for shape in ordered:
         if shape.mask is not None:
-            _paint_mask(canvas, shape, size)
+            _paint_mask(canvas, shape, (width, height))
     picture = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(picture)
     crowded = len(shapes) > 40  # then boxes and labels would hide what they are about
@@ -88,23 +100,53 @@ def draw(pixels: np.ndarray, shapes: Sequence[Shape], *, longest: int | None = N
             _draw_box(pen, shape, scale, width)
     if not crowded:
         taken: list[tuple[float, float, float, float]] = []
-        for shape in reversed(ordered):
-            _draw_label(pen, shape, scale, picture.size, taken)
+        boxes = [_scaled(s.box, scale) for s in ordered]
+        for n in range(len(ordered) - 1, -1, -1):
+            _draw_label(pen, ordered[n], boxes[n], boxes[:n] + boxes[n + 1 :], picture.size, taken)
     return picture
 
 
-def _paint_mask(canvas: np.ndarray, shape: Shape, size: tuple[int, int]) -> None:
-    assert shape.mask is not None
-    image = Image.fromarray(shape.mask.astype(np.uint8) * 255)
-    mask = np.asarray(image.resize(size, Image.Resampling.BILINEAR)) > 127
+def _paint_mask(canvas: np.ndarray, shape: Shape, source: tuple[int, int]) -> None:
+    """Fill and outline one object inside its own window of ``canvas``; ``source``: (width, height) before scaling."""
+    placed = _placed(shape, source, (canvas.shape[1], canvas.shape[0]))
+    if placed is None:
+        return
+    left, top, mask = placed
+    part = canvas[top : top + mask.shape[0], left : left + mask.shape[1]]
     colour = np.array(shape.colour, np.float32)
     inside = mask if not shape.crowd else mask & _hatch(mask.shape)
-    canvas[inside] += (colour - canvas[inside]) * _FILL
+    part[inside] += (colour - part[inside]) * _FILL
     inner = mask
-    for _ in range(_line(size)):
+    for _ in range(_line((canvas.shape[1], canvas.shape[0]))):
         inner = _eroded(inner)
-    edge = mask & ~inner
-    canvas[edge] = colour
+    part[mask & ~inner] = colour
+
+
+def _placed(shape: Shape, source: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, np.ndarray] | None:
+    """(left, top, mask) on a canvas of ``size`` (width, height); None where there is no pixel to paint.
+
+    As if the mask of the whole picture were resized; only the object's surroundings are.
+    """
+    assert shape.mask is not None
+    rows, columns = np.flatnonzero(shape.mask.any(1)), np.flatnonzero(shape.mask.any(0))
+    if len(rows) == 0:
+        return None
+    (x0, x1), (y0, y1) = (
+        (int(v[0]) + c, int(v[-1]) + 1 + c) for v, c in zip((columns, rows), shape.corner, strict=True)
+    )
+    sx, sy = size[0] / source[0], size[1] / source[1]
+    # Where a resize of the whole would set pixels: one pixel of either size around the object at most.
+    left, top = max(math.floor((x0 - 1) * sx) - 1, 0), max(math.floor((y0 - 1) * sy) - 1, 0)
+    right, bottom = min(math.ceil((x1 + 1) * sx) + 1, size[0]), min(math.ceil((y1 + 1) * sy) + 1, size[1])
+    margin = math.ceil(3 / min(sx, sy, 1.0)) + 2
+    object_ = shape.mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    padded = Image.fromarray(np.pad(object_.astype(np.uint8) * 255, margin))
+    box = [left / sx, top / sy, right / sx, bottom / sy]
+    within = [v - o + margin for v, o in zip(box, (x0, y0, x0, y0), strict=True)]
+    limits = (padded.width, padded.height) * 2
+    clipped = tuple(min(max(v, 0.0), float(m)) for v, m in zip(within, limits, strict=True))
+    resized = padded.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=clipped)  # type: ignore[arg-type]
+    return left, top, np.asarray(resized) > 127
 
 
 def _line(size: tuple[int, int]) -> int:
@@ -122,28 +164,50 @@ def _eroded(mask: np.ndarray) -> np.ndarray:
     return inner
 
 
+def _scaled(box: Sequence[float], scale: float) -> tuple[float, float, float, float]:
+    """(x0, y0, x1, y1) of a box xywh."""
+    x, y, w, h = (float(v) * scale for v in box)
+    return x, y, x + w, y + h
+
+
 def _draw_box(pen: ImageDraw.ImageDraw, shape: Shape, scale: float, line: int) -> None:
-    x, y, w, h = (float(v) * scale for v in shape.box)
-    if w > 0 and h > 0:
-        pen.rectangle((x, y, x + w, y + h), outline=shape.colour, width=line)
+    x0, y0, x1, y1 = _scaled(shape.box, scale)
+    if x1 > x0 and y1 > y0:
+        pen.rectangle((x0, y0, x1, y1), outline=shape.colour, width=line)
 
 
-def _draw_label(pen: ImageDraw.ImageDraw, shape: Shape, scale: float, size: tuple[int, int], taken: list[Any]) -> None:
-    """A chip above the box, inside the picture; left out where it would cover another one."""
-    font = ImageFont.load_default(max(12, max(size) // 50))
+def _draw_label(
+    pen: ImageDraw.ImageDraw,
+    shape: Shape,
+    box: tuple[float, float, float, float],
+    others: Sequence[tuple[float, float, float, float]],
+    size: tuple[int, int],
+    taken: list[Any],
+) -> None:
+    """A chip above, inside or below the box; left out where it would cover another chip or hide an object."""
     text = clean(shape.text)[:40]
-    x, y = float(shape.box[0]) * scale, float(shape.box[1]) * scale
+    if not text:
+        return
+    font = ImageFont.load_default(max(12, max(size) // 50))
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     w, h = right - left + 6, bottom - top + 5
-    x = min(max(x, 0), max(size[0] - w, 0))
-    for place in (y - h, y, y + float(shape.box[3]) * scale):
+    x = min(max(box[0], 0), max(size[0] - w, 0))
+    for place in (box[1] - h, box[3], box[1]):
         chip = (x, place, x + w, place + h)
         inside = place >= 0 and place + h <= size[1]
-        if inside and not any(_overlap(chip, t) for t in taken):
+        hides = _share(box, chip) > 0.25 or any(_share(o, chip) > 0.25 for o in others)
+        if inside and not hides and not any(_overlap(chip, t) for t in taken):
             pen.rectangle(chip, fill=shape.colour)
             pen.text((x + 3 - left, place + 2 - top), text, fill=_ink(shape.colour), font=font)
             taken.append(chip)
             return
+
+
+def _share(box: tuple[float, ...], chip: tuple[float, ...]) -> float:
+    """How much of a box lies under a chip, 0..1."""
+    w, h = min(box[2], chip[2]) - max(box[0], chip[0]), min(box[3], chip[3]) - max(box[1], chip[1])
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    return w * h / area if w > 0 and h > 0 and area > 0 else 0.0
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:

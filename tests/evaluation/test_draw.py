@@ -32,6 +32,60 @@ def test_mask_and_box_are_where_they_should_be() -> None:
     assert not outside.any()
 
 
+@pytest.mark.parametrize("size", [(60, 80), (500, 430), (900, 1300)])
+@pytest.mark.parametrize("longest", [None, 300])
+def test_an_object_in_its_window_is_drawn_as_one_in_the_whole_picture(
+    size: tuple[int, int], longest: int | None
+) -> None:
+    rng = np.random.default_rng(size[0])
+    pixels = rng.integers(0, 255, (*size, 3)).astype(np.uint8)
+    whole, cut = [], []
+    for n in range(6):
+        x, y = int(rng.integers(-5, size[1] - 3)), int(rng.integers(-5, size[0] - 3))
+        mask = np.zeros(size, bool)
+        mask[max(y, 0) : y + 4 + 9 * n, max(x, 0) : x + 30] = rng.random() < 2
+        mask[::3, ::2] &= n % 2 == 0
+        ys, xs = np.nonzero(mask)
+        corner = (int(xs.min()), int(ys.min()))
+        part = mask[corner[1] : ys.max() + 1, corner[0] : xs.max() + 1]
+        whole.append(Shape((x, y, 30, 4 + 9 * n), mask, f"{n}", PALETTE[n]))
+        cut.append(Shape((x, y, 30, 4 + 9 * n), part, f"{n}", PALETTE[n], corner=corner))
+    a, b = (np.asarray(draw(pixels, shapes, longest=longest)) for shapes in (whole, cut))
+    assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("size", [(60, 80), (500, 430), (901, 1303)])
+@pytest.mark.parametrize("longest", [None, 333])
+def test_a_mask_lands_where_resizing_the_whole_would_put_it(size: tuple[int, int], longest: int | None) -> None:
+    rng = np.random.default_rng(size[1])
+    mask = np.zeros(size, bool)
+    mask[size[0] // 3 : size[0] // 2, 5 : size[1] // 2] = (
+        rng.random((size[0] // 2 - size[0] // 3, size[1] // 2 - 5)) < 0.7
+    )
+    drawn = draw(np.zeros((*size, 3), np.uint8), [Shape((0, 0, 0, 0), mask, "", (255, 0, 0))], longest=longest)
+    resized = Image.fromarray(mask.astype(np.uint8) * 255).resize(drawn.size, Image.Resampling.BILINEAR)
+    whole = np.asarray(resized) > 127
+    wrong = (np.asarray(drawn)[..., 0] > 0) != whole
+    # Pillow rounds its weights to 1/256 of a pixel: at most a few pixels that stand at one half.
+    assert wrong.sum() <= 0.01 * whole.sum()
+
+
+def test_labels_hide_no_small_object() -> None:
+    big, small = (40.0, 60.0, 300.0, 200.0), (44.0, 46.0, 12.0, 10.0)
+    grey = np.full((500, 600, 3), 128, np.uint8)
+    shapes = [Shape(big, None, "something long", PALETTE[0]), Shape(small, None, "", PALETTE[1])]
+    out = np.asarray(draw(grey, shapes))
+    inner = out[49:53, 48:52]
+    assert (inner == 128).all(), "the chip above the large box would lie on the small object"
+    assert tuple(out[46, 50]) == PALETTE[1]
+
+
+def test_a_tiny_object_is_not_under_its_own_label() -> None:
+    grey = np.full((500, 600, 3), 128, np.uint8)
+    out = np.asarray(draw(grey, [Shape((300, 2, 8, 8), None, "a long name 0.99", PALETTE[0])]))
+    assert (out[5:7, 303:306] == 128).all()
+
+
 def test_small_pictures_are_enlarged_and_large_ones_fit() -> None:
     pixels = np.zeros((64, 80, 3), np.uint8)
     assert min(draw(pixels, []).size) >= 400
@@ -48,7 +102,15 @@ def test_colour_by_class_and_with_one_class_by_object() -> None:
 
 def test_scores_are_written_and_low_ones_left_out() -> None:
     items = [{"category_id": 1, "bbox": [1, 1, 2, 2], "score": s} for s in (0.9, 0.2)]
-    assert [s.text for s in shapes_of(items, {1: "cat"}, 10, 10, min_score=0.5)] == ["cat 0.90"]
+    assert [s.text for s in shapes_of(items, {1: "cat", 2: "dog"}, 10, 10, min_score=0.5)] == ["cat 0.90"]
+
+
+def test_one_class_needs_no_name() -> None:
+    items: list[dict] = [
+        {"category_id": 1, "bbox": [1, 1, 2, 2], "score": 0.9},
+        {"category_id": 1, "bbox": [1, 1, 2, 2]},
+    ]
+    assert [s.text for s in shapes_of(items, {1: "cat"}, 10, 10)] == ["0.90", ""]
 
 
 def test_rle_is_drawn() -> None:
