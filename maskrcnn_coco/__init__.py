@@ -10,16 +10,18 @@ if TYPE_CHECKING:
     from maskrcnn_coco.errors import FindingWarning as FindingWarning
     from maskrcnn_coco.guard.epoch import train_one_epoch as train_one_epoch
     from maskrcnn_coco.guard.guard import Guard as Guard
+    from maskrcnn_coco.inference.predictor import load as load
     from maskrcnn_coco.training.loop import train as train
 
 __version__ = "0.1.0"
-__all__ = ["Config", "FindingWarning", "Guard", "attach", "train", "train_one_epoch"]
+__all__ = ["Config", "FindingWarning", "Guard", "attach", "load", "train", "train_one_epoch"]
 
 _HOMES = {
     "Config": "config.settings",
     "FindingWarning": "errors",
     "Guard": "guard.guard",
     "attach": "anywhere.attach",
+    "load": "inference.predictor",
     "train": "training.loop",
     "train_one_epoch": "guard.epoch",
 }

@@ -16,15 +16,9 @@ TORCH_FREE = (
     *("errors", "records", "wording", "recovery", "config.settings", "config.recipes"),
     *("cli.command_line", "cli.flags", "cli.verbs", "data.builtin_shapes", "data.layouts", "data.masks", "data.plan"),
     *("data.prepare", "diagnosis.facts", "diagnosis.investigate", "diagnosis.explain", "replay.outcome"),
-    *(
-        "findings.facts",
-        "findings.judge",
-        "findings.extents",
-        "report.console",
-        "report.page",
-        "training.folders",
-        "training.signals",
-    ),
+    *("findings.facts", "findings.judge", "findings.extents", "report.console", "report.page", "training.folders"),
+    *("inference.predictor", "inference.onnx_engine", "inference.openvino_engine", "inference.formats"),
+    "training.signals",
 )
 TORCH_FREE_FOLDERS = ("data/coco", "data/audit", "diagnosis/rules", "findings/rules")
 LEAVES = {"errors", "records", "wording", "components", "recovery"}
@@ -35,6 +29,7 @@ TABLE: dict[str, set[str] | None] = {
     | {"data", "config", "distributed", "system"},
     "advice": {"report", "model", "guard", "data", "config", "distributed", "system"},
     "report": {"findings", "diagnosis", "config", "system"},
+    "inference": {"evaluation", "model", "data", "distributed", "system"},
     "evaluation": {"findings", "data", "distributed", "system"},
     "model": {"replay", "checkpoint", "data", "config", "system"},
     "diagnosis": {"findings", "replay", "system"},

@@ -26,7 +26,7 @@ VERBS = {
     "diagnose": "name the cause of a failed step, a run or a checkpoint, with its proof",
     "verify": "tell whether a fix holds",
     "evaluate": "COCO bbox and segm AP of a checkpoint",
-    "predict": "draw a checkpoint's predictions on images",
+    "predict": "what a checkpoint or an exported model finds on images, in five formats",
     "explain": "teach one cause code: what happens, why, how it is proved, how to fix it",
     "report": "write report.html again from a run's files",
     "doctor": "versions, devices, threads, memory, and the health of a checkpoint folder",
@@ -131,12 +131,21 @@ class EvaluateArgs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PredictArgs(msgspec.Struct, frozen=True, kw_only=True):
-    """Draw a checkpoint's predictions on images, and write them as COCO results."""
+    """What a checkpoint, or an exported model, finds on images: pictures, tables, outlines, label images, COCO results.
+
+    IMAGE is a file, a glob, a folder with the folders in it, or a video. Exit code 3: some images could not be read.
+    """
 
     out: str = "predictions"
-    """Folder for the drawn images and results.json."""
+    """Folder for what is written. What an earlier run wrote there goes; other files stay."""
     score: float = 0.5
-    """Draw detections of at least this score."""
+    """Show objects of at least this score."""
+    format: str = "coco,png"
+    """What to write, with commas: coco (all detections), csv, polygons (LabelMe and GeoJSON), labels (16 bits), png."""
+    tile: str | None = None
+    """Cut large images into tiles of N pixels; auto: the size of the images it was trained on."""
+    overlap: float = 0.25
+    """Share of a tile that its neighbour sees, too; objects are put together across seams."""
     coco: str | None = None
     """A COCO json that lists the images: results take its image ids and its category ids."""
     device: str = "auto"

@@ -34,7 +34,11 @@ EXAMPLES = {
     ),
     "verify": (("does a smaller rate hold?", "maskrcnn-coco verify runs/maskrcnn --head-lr-multiplier 3"),),
     "evaluate": (("AP of the best epoch", "maskrcnn-coco evaluate checkpoints/best.pth --data my_set/"),),
-    "predict": (("draw what it finds", "maskrcnn-coco predict checkpoints/best.pth photos/ --out drawn/"),),
+    "predict": (
+        ("draw what it finds", "maskrcnn-coco predict checkpoints/best.pth photos/ --out drawn/"),
+        ("large images; label images and a table for ImageJ",
+         "maskrcnn-coco predict checkpoints/best.pth slide.tif --tile auto --format labels,csv"),
+    ),
     "explain": (("one cause", "maskrcnn-coco explain LR_TOO_HIGH"),),
     "doctor": (("the machine and its checkpoints", "maskrcnn-coco doctor --checkpoint-dir checkpoints"),),
 }  # fmt: skip

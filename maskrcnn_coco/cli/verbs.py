@@ -131,21 +131,23 @@ def evaluate(args: Any, words: Sequence[str]) -> int:
 def predict(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco predict``."""
     with without_garbage_collection():
-        from maskrcnn_coco.cli.predict import predict_checkpoint
+        from maskrcnn_coco.cli.predict import PredictOptions, predict_checkpoint
 
     if len(words) < 2:
         raise ConfigError(
             "name a checkpoint and at least one image", fix="maskrcnn-coco predict CHECKPOINT IMAGE… --out DIR"
         )
-    return predict_checkpoint(
-        Path(words[0]),
-        [Path(w) for w in words[1:]],
-        Path(args.out),
+    options = PredictOptions(
+        out=Path(args.out),
         score=args.score,
+        format=args.format,
+        tile=args.tile,
+        overlap=args.overlap,
+        coco=None if args.coco is None else Path(args.coco),
         device=args.device,
         json_mode=args.json,
-        coco=None if args.coco is None else Path(args.coco),
     )
+    return predict_checkpoint(Path(words[0]), words[1:], options)
 
 
 def explain(args: Any, words: Sequence[str]) -> int:

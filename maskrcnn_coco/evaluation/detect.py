@@ -21,7 +21,8 @@ from maskrcnn_coco.system.exact_boxes import exact_boxes
 from maskrcnn_coco.system.memory import ran_out
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-_RAW = "masks_of_boxes"
+RAW = "masks_of_boxes"
+"""Where `detections` hands out a torchvision detector's masks, (N, 1, 28, 28) in their boxes."""
 
 
 class Sized(Protocol):
@@ -46,13 +47,23 @@ def infer(
     model: nn.Module, images: Sequence[Sized], *, device: torch.device | str, precision: str = "fp32"
 ) -> list[Prediction]:
     """Detections on ``images``, one `Prediction` each. The mode of every module is left as it was found."""
+    outputs = detections(model, [i.image for i in images], device=device, precision=precision)
+    return [_prediction(image, output) for image, output in zip(images, outputs, strict=True)]
+
+
+def detections(
+    model: nn.Module, images: Sequence[Tensor], *, device: torch.device | str, precision: str = "fp32"
+) -> list[dict[str, Tensor]]:
+    """What ``model`` answers to ``images``, float (3, H, W) in 0..1; see `infer`.
+
+    A torchvision detector's masks come as (N, 1, 28, 28) in their boxes, under `RAW`, not under "masks".
+    """
     device = torch.device(device)
     dtype = _DTYPES.get(precision)
     # no_grad, not inference_mode: tensors that a model caches here (anchors) must stay usable in training.
     half = torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
     with torch.no_grad(), evaluating(model), _masks_of_boxes(model), half:
-        outputs = exact_boxes(model)([i.image.to(device) for i in images])
-    return [_prediction(image, output) for image, output in zip(images, outputs, strict=True)]
+        return exact_boxes(model)([i.to(device) for i in images])
 
 
 def infer_each(
@@ -126,7 +137,7 @@ def _masks_of_boxes(model: nn.Module) -> Iterator[None]:
         for found, shape, original in zip(result, image_shapes, original_image_sizes, strict=True):
             found["boxes"] = resize_boxes(found["boxes"], shape, original)
             if "masks" in found:
-                found[_RAW] = found.pop("masks")
+                found[RAW] = found.pop("masks")
         return result
 
     transform.postprocess = postprocess
@@ -143,7 +154,7 @@ def _prediction(image: Sized, output: dict[str, Tensor]) -> Prediction:
     finite = torch.isfinite(boxes).all(1) & torch.isfinite(scores)
     order = torch.argsort(scores, descending=True, stable=True)
     order = order[finite[order]]
-    out = Prediction(has_masks=_RAW in output or "masks" in output, dropped=int((~finite).sum()))
+    out = Prediction(has_masks=RAW in output or "masks" in output, dropped=int((~finite).sum()))
     masks = _rles(output, boxes, order, image.height, image.width)
     for n, (box, score, label) in enumerate(
         zip(boxes[order].tolist(), scores[order].tolist(), labels[order].tolist(), strict=True)
@@ -158,8 +169,8 @@ def _prediction(image: Sized, output: dict[str, Tensor]) -> Prediction:
 
 def _rles(output: dict[str, Tensor], boxes: Tensor, order: Tensor, height: int, width: int) -> list[dict[str, Any]]:
     """RLE of size (height, width) of each mask in ``order``; a mask counts where it is above 0.5."""
-    if _RAW in output:
-        masks = output[_RAW].detach().float().cpu()[order]
+    if RAW in output:
+        masks = output[RAW].detach().float().cpu()[order]
         return list(_painted(masks, boxes[order], height, width))
     if "masks" in output:
         full = (output["masks"].detach()[order.to(output["masks"].device)] > 0.5).cpu().numpy()
@@ -178,17 +189,23 @@ def _fitted(mask: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _painted(masks: Tensor, boxes: Tensor, height: int, width: int) -> Iterator[dict[str, Any]]:
     """RLE of each (1, M, M) mask resized into its xyxy box: torchvision's `paste_masks_in_image`, box by box."""
-    padded, scale = expand_masks(masks, 1)
-    corners = expand_boxes(boxes, scale).to(torch.int64).tolist()
     canvas = np.zeros((height, width), np.uint8, order="F")
-    for mask, (x0, y0, x1, y1) in zip(padded, corners, strict=True):
-        size = (max(y1 - y0 + 1, 1), max(x1 - x0 + 1, 1))
-        drawn = F.interpolate(mask[None], size=size, mode="bilinear", align_corners=False)[0, 0] > 0.5
-        top, left, bottom, right = max(y0, 0), max(x0, 0), min(y1 + 1, height), min(x1 + 1, width)
-        if bottom <= top or right <= left:
-            yield encode_rle(canvas)
-            continue
-        part = canvas[top:bottom, left:right]
-        part[...] = drawn[top - y0 : bottom - y0, left - x0 : right - x0].numpy()
+    for left, top, drawn in pasted(masks, boxes, height, width):
+        part = canvas[top : top + drawn.shape[0], left : left + drawn.shape[1]]
+        part[...] = drawn
         yield encode_rle(canvas)
         part[...] = 0
+
+
+def pasted(masks: Tensor, boxes: Tensor, height: int, width: int) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(left, top, bool (h, w)) of each (1, M, M) mask in its xyxy box, inside the image; (0, 0) where nothing is."""
+    padded, scale = expand_masks(masks, 1)
+    corners = expand_boxes(boxes, scale).to(torch.int64).tolist()
+    for mask, (x0, y0, x1, y1) in zip(padded, corners, strict=True):
+        size = (max(y1 - y0 + 1, 1), max(x1 - x0 + 1, 1))
+        top, left, bottom, right = max(y0, 0), max(x0, 0), min(y1 + 1, height), min(x1 + 1, width)
+        if bottom <= top or right <= left:
+            yield 0, 0, np.zeros((0, 0), bool)
+            continue
+        drawn = F.interpolate(mask[None], size=size, mode="bilinear", align_corners=False)[0, 0] > 0.5
+        yield left, top, drawn[top - y0 : bottom - y0, left - x0 : right - x0].numpy()

@@ -145,8 +145,11 @@ def build_from_state(
     freeze_stages: int = 0,
     detections_per_image: int = 100,
     source: str | Path = "the checkpoint",
+    fast: bool = True,
 ) -> MaskRCNN:
     """The detector that ``state`` (tensors by name) was saved from: architecture, norms and classes are read from it.
+
+    ``fast``: with `fast.accelerate`, the same numbers in less time.
 
     Raises:
         CheckpointError: of no architecture of this project.
@@ -166,7 +169,8 @@ def build_from_state(
     )
     files.load_detector(model, state, source)
     freeze(model, found.model, freeze_stages, loaded=True)
-    accelerate(model)
+    if fast:
+        accelerate(model)
     model.notes = [f"weights from {source}"]  # type: ignore[assignment]
     return model
 
@@ -178,6 +182,7 @@ def load_for_inference(
     min_size: int | None = None,
     max_size: int | None = None,
     detections_per_image: int | None = None,
+    fast: bool = True,
 ) -> tuple[MaskRCNN, dict[str, Any]]:
     """A detector in eval mode from a checkpoint or a torchvision state dict, and what else the file held.
 
@@ -185,6 +190,7 @@ def load_for_inference(
 
     Args:
         num_classes: classes with background of the data to evaluate on; None: whatever the checkpoint has.
+        fast: see `build_from_state`; False: torchvision's own classes, for tracing and export.
 
     Raises:
         ConfigError: no such file, or the checkpoint has another number of classes than the data.
@@ -200,6 +206,7 @@ def load_for_inference(
         max_size=max_size or saved.get("max_size") or 1333,
         detections_per_image=detections_per_image or saved.get("box_detections_per_image") or 100,
         source=path,
+        fast=fast,
     )
     has = int(state["roi_heads.box_predictor.cls_score.weight"].shape[0])
     if num_classes is not None and num_classes != has:

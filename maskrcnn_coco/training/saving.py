@@ -6,8 +6,10 @@ import time
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 
+from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.replay.state import nonfinite_names, state_tensors
 from maskrcnn_coco.system import environment
 from maskrcnn_coco.training.session import Session
@@ -24,9 +26,17 @@ def state_of(session: Session) -> dict[str, Any]:
         "config": msgspec.to_builtins(session.config),
         "classes": list(session.data.class_names),
         "category_ids": session.data.category_ids,
+        "image_size": usual_size(session.data.train),
         "quick": session.quick,
         "environment": environment.fingerprint(session.ranks.world, device=session.device),
     }
+
+
+def usual_size(table: CocoTable | None) -> list[int] | None:
+    """[height, width], pixels: the medians of the training images, the size that tiles are cut to (``--tile auto``)."""
+    if table is None or len(table) == 0:
+        return None
+    return [int(np.median(table.heights)), int(np.median(table.widths))]
 
 
 def save_epoch(session: Session, epoch: int, *, better: bool) -> None:

@@ -1,4 +1,4 @@
-"""Prediction on files, and the pictures of the report."""
+"""The pictures of the report."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ from PIL import Image
 from torch import nn
 
 from maskrcnn_coco.data.coco.table import CocoTable, load_coco
-from maskrcnn_coco.data.masks import decode_mask
-from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.evaluate import evaluate_model
 from maskrcnn_coco.evaluation.pictures import Grade, choose, grade_images, save_gallery, save_incident_images
-from maskrcnn_coco.evaluation.predict import image_paths, predict_images
 from maskrcnn_coco.records import Action, Culprit, Incident
 
 
@@ -57,54 +54,6 @@ def table(tmp_path: Path) -> CocoTable:
             })  # fmt: skip
     (tmp_path / "a.json").write_text(json.dumps(truth))
     return load_coco(tmp_path / "a.json", tmp_path)
-
-
-def test_writes_pictures_and_coco_results(table: CocoTable, tmp_path: Path) -> None:
-    paths = [tmp_path / "0.png", tmp_path / "1.png"]
-    out = tmp_path / "out"
-    result = predict_images(Corner(), paths, out, ("background", "thing"), category_ids={1: 9})
-    assert [p.name for p in result.drawn] == ["0.png", "1.png"]
-    results = json.loads((out / "results.json").read_text())
-    assert len(results) == 4
-    assert [r["image_id"] for r in results] == [1, 1, 2, 2]
-    first = results[0]
-    assert first["category_id"] == 9
-    assert first["category_name"] == "thing"
-    assert first["file_name"] == "0.png"
-    assert first["bbox"] == [3.0, 2.0, 20.0, 10.0]
-    assert decode_mask(first["segmentation"], 50, 70).sum() == 200
-    drawn = np.asarray(Image.open(out / "0.png"))
-    assert (drawn != 0).any()
-
-
-def test_same_names_do_not_overwrite_each_other(table: CocoTable, tmp_path: Path) -> None:
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "0.png").write_bytes((tmp_path / "0.png").read_bytes())
-    result = predict_images(Corner(), [tmp_path / "0.png", tmp_path / "b/0.png"], tmp_path / "out", ("background", "x"))
-    assert [p.name for p in result.drawn] == ["0.png", "0_2.png"]
-
-
-def test_the_images_themselves_are_never_overwritten(table: CocoTable, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="overwrite"):
-        predict_images(Corner(), [tmp_path / "0.png"], tmp_path, ("background", "x"))
-
-
-def test_unreadable_images_are_named_and_the_others_done(table: CocoTable, tmp_path: Path) -> None:
-    (tmp_path / "1.png").write_bytes(b"no")
-    result = predict_images(Corner(), [tmp_path / "1.png", tmp_path / "0.png"], tmp_path / "o", ("background", "x"))
-    assert len(result.drawn) == 1
-    assert "1.png" in result.failed[0]
-    with pytest.raises(DataError, match=r"1\.png"):
-        predict_images(Corner(), [tmp_path / "1.png"], tmp_path / "o", ("background", "x"))
-
-
-def test_folders_are_opened(table: CocoTable, tmp_path: Path) -> None:
-    assert [p.name for p in image_paths([tmp_path])] == ["0.png", "1.png", "2.png", "3.png"]
-    with pytest.raises(DataError, match="does not exist"):
-        image_paths([tmp_path / "nowhere.png"])
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no images"):
-        image_paths([tmp_path / "empty"])
 
 
 def test_grades(table: CocoTable) -> None:

@@ -1,0 +1,57 @@
+"""What a model says of itself, also as plain data inside an exported file. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskrcnn_coco.errors import CheckpointError
+
+KEY = "maskrcnn_coco"
+"""The entry of a file's metadata that holds the card as JSON."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model says of itself.
+
+    Attributes:
+        classes: names from label 1 on; ``category_ids`` likewise, the data's own ids.
+        usual_side: side in pixels of the images it knows: what tiles are cut to with ``tile="auto"``.
+        reader: how an image file becomes uint8 (H, W, 3); None: as any image.
+    """
+
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    usual_side: int | None = None
+    reader: Callable[[Path], np.ndarray] | None = None
+
+
+def plain_card(card: Card) -> dict[str, Any]:
+    """The card as JSON values; `card_of` takes them back."""
+    return {"classes": list(card.classes), "category_ids": list(card.category_ids), "usual_side": card.usual_side}
+
+
+def card_of(value: Any) -> Card:
+    """A card from what `plain_card` gave.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    classes = value.get("classes") if isinstance(value, dict) else None
+    ids = value.get("category_ids") if isinstance(value, dict) else None
+    sound = (
+        isinstance(classes, list) and isinstance(ids, list) and len(classes) == len(ids)
+        and all(isinstance(c, str) for c in classes) and all(type(i) is int for i in ids)
+    )  # fmt: skip
+    if not sound:
+        raise CheckpointError(
+            "the model file does not say which classes it tells apart",
+            expected="a model exported by maskrcnn-coco export",
+        )
+    side = value.get("usual_side")
+    return Card(tuple(classes), tuple(ids), side if type(side) is int and side >= 32 else None)

@@ -1,0 +1,229 @@
+"""A trained model in use: three lines from a checkpoint, or an exported model, to objects. No torch in this file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from maskrcnn_coco.errors import ConfigError, DataError
+from maskrcnn_coco.inference.card import Card
+from maskrcnn_coco.inference.found import Found
+from maskrcnn_coco.inference.inputs import Picture, Pictures
+from maskrcnn_coco.inference.result import ImageResult, check_score
+from maskrcnn_coco.inference.tiles import OVERLAP, Rectangle, check_overlap, grid, merge, tile_side
+from maskrcnn_coco.wording import clean
+
+
+class Engine(Protocol):
+    """Something that finds objects on images: a torch model, or an exported one."""
+
+    model: Any
+
+    @property
+    def batch_size(self) -> int: ...
+
+    def run(self, images: Sequence[np.ndarray]) -> list[Found]:
+        """What is found on images, uint8 (H, W, 3) each, in each image's own pixels."""
+        ...
+
+
+class Predictor:
+    """A model, its classes, and `predict`. Made by `load`.
+
+    Attributes:
+        model: of a checkpoint, the plain ``nn.Module`` with torchvision's interface and parameter names; of an exported
+            model, the session that runs it.
+        classes: names from label 1 on. category_ids: the data's ids, in the same order.
+    """
+
+    def __init__(self, engine: Engine, card: Card) -> None:
+        self.engine = engine
+        self.card = card
+        self.model = engine.model
+        self.classes = list(card.classes)
+        self.category_ids = list(card.category_ids)
+
+    def __repr__(self) -> str:
+        return f"<Predictor: {type(self.model).__name__}, {', '.join(map(clean, self.classes))}>"
+
+    def predict(
+        self,
+        images: Any,
+        score: float = 0.5,
+        tile: int | str | None = None,
+        *,
+        overlap: float = OVERLAP,
+        batch_size: int | None = None,
+        progress: bool | Callable[[int, int | None], None] | None = None,
+        on_unreadable: Callable[[str], None] | None = None,
+    ) -> Predictions:
+        """The objects on ``images``, image by image: nothing is computed before it is asked for.
+
+        Args:
+            images: a path, glob, folder (with the folders in it), video, array (H, W, 3), or a list of these. Arrays
+                are RGB: uint8, uint16, or float in 0..1; tensors (3, H, W) and Pillow's images are taken, too.
+            score: objects below are left out, 0..1.
+            tile: cut large images into tiles of this side, pixels; "auto": the side of the images that the model was
+                trained on. Objects are put together across seams.
+            overlap: share of a tile that its neighbour sees, too, 0..0.75; objects larger than that are joined.
+            batch_size: images (of one size) or tiles at a time; default 1 on a CPU, 8 on a GPU.
+            progress: a bar, or a function of (images done, images in all); default: a bar in a terminal.
+            on_unreadable: called with a sentence for each image that cannot be read; default: a warning. The rest
+                goes on, and ``.failed`` lists them.
+
+        Raises:
+            ConfigError: a flag out of range. DataError: a path that does not exist, nothing to read there.
+        """
+        pictures = Pictures(images, self.card.reader)
+        side = tile_side(tile, self.card.usual_side)
+        share = check_overlap(overlap)
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError("the batch size is no number of images", got=batch_size, expected="1 or more")
+        options = _Options(check_score(score), side, share, batch_size or self.engine.batch_size)
+        return Predictions(self, pictures, options, progress, on_unreadable or _warn)
+
+    def find(self, images: Sequence[np.ndarray], tile: int | None, overlap: float, batch_size: int) -> list[Found]:
+        """Everything found on images of one size, uint8 (H, W, 3), whatever its score; ``tile``: None, or pixels."""
+        if tile is None:
+            return self.engine.run(images)
+        return [self._find_in_tiles(image, tile, overlap, batch_size) for image in images]
+
+    def _find_in_tiles(self, image: np.ndarray, tile: int, overlap: float, batch_size: int) -> Found:
+        height, width = image.shape[:2]
+        places: list[Rectangle] = grid(height, width, tile, overlap)
+        if len(places) == 1:
+            return self.engine.run([image])[0]
+        found: list[Found] = []
+        for n in range(0, len(places), batch_size):
+            parts = [np.ascontiguousarray(image[y0:y1, x0:x1]) for x0, y0, x1, y1 in places[n : n + batch_size]]
+            found += self.engine.run(parts)
+        return merge(places, found, height, width)
+
+
+@dataclass(frozen=True)
+class _Options:
+    score: float
+    tile: int | None
+    overlap: float
+    batch_size: int
+
+
+class Predictions:
+    """Results, one an image, in the order given. They are computed as they are asked for, and not kept.
+
+    ``for r in predictions``, ``predictions[0]``, ``len(predictions)`` (not of videos). ``failed``: a sentence for each
+    image that could not be read, in the last pass.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        pictures: Pictures,
+        options: _Options,
+        progress: bool | Callable[[int, int | None], None] | None,
+        on_unreadable: Callable[[str], None],
+    ) -> None:
+        self._predictor, self._pictures, self._options = predictor, pictures, options
+        self._progress, self._on_unreadable = progress, on_unreadable
+        self.failed: list[str] = []
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files among what was given."""
+        return self._pictures.paths
+
+    def __len__(self) -> int:
+        if self._pictures.count is None:
+            raise TypeError("how many frames a video has is known when it was read to its end")
+        return self._pictures.count
+
+    def __repr__(self) -> str:
+        count = "a video's" if self._pictures.count is None else str(self._pictures.count)
+        return f"<Predictions: {count} images, computed as they are asked for>"
+
+    def __getitem__(self, place: int) -> ImageResult:
+        """The result of one image.
+
+        Raises:
+            IndexError: there are not so many. DataError: that image cannot be read.
+        """
+        if place < 0:
+            place += len(self)
+        for n, picture in enumerate(self._pictures):
+            if n == place:
+                for _, pixels in self._pictures.only(picture).loaded():
+                    if isinstance(pixels, DataError):
+                        raise pixels
+                    return next(self._results([(picture, pixels)]))
+        raise IndexError(f"there is no image {place}")
+
+    def __iter__(self) -> Iterator[ImageResult]:
+        from maskrcnn_coco.inference.progress import watched
+
+        self.failed = []
+        with watched(self._progress, self._pictures.count) as done:
+            batch: list[tuple[Picture, np.ndarray]] = []
+            for picture, pixels in self._pictures.loaded(ahead=2 * self._options.batch_size):
+                if isinstance(pixels, DataError):
+                    self.failed.append(pixels.what)
+                    self._on_unreadable(pixels.what)
+                    done()
+                    continue
+                # Images of one size only: a model pads others to the largest, which changes its numbers a little.
+                if batch and (len(batch) == self._options.batch_size or batch[0][1].shape != pixels.shape):
+                    yield from self._results(batch, done)
+                    batch = []
+                batch.append((picture, pixels))
+            yield from self._results(batch, done)
+
+    def _results(
+        self, batch: list[tuple[Picture, np.ndarray]], done: Callable[[], None] = lambda: None
+    ) -> Iterator[ImageResult]:
+        if not batch:
+            return
+        o, card = self._options, self._predictor.card
+        found = self._predictor.find([pixels for _, pixels in batch], o.tile, o.overlap, o.batch_size)
+        for (picture, pixels), one in zip(batch, found, strict=True):
+            result = ImageResult(
+                pixels, picture.name, picture.path, one, card.classes, card.category_ids, picture.number
+            )
+            done()
+            yield result.at_least(o.score)
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=4)
+
+
+def load(path: str | Path, device: str = "auto", *, fast: bool = True, precision: str = "auto") -> Predictor:
+    """A model ready to `predict`.
+
+    Args:
+        path: a checkpoint (.pth, .safetensors) or an exported model (.onnx, .xml, .torchscript).
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        fast: the same numbers in less time; False: torchvision's own classes throughout, for tracing and export.
+        precision: "auto", "off" (float32), "bf16" or "fp16": of a checkpoint's model only.
+
+    Raises:
+        ConfigError: no such file or device, a package that is missing. CheckpointError: damaged, or of another model.
+    """
+    path = Path(path).expanduser()
+    kind = path.suffix.lower()
+    if kind == ".onnx":
+        from maskrcnn_coco.inference.onnx_engine import load_onnx
+
+        return load_onnx(path)
+    if kind == ".xml":
+        from maskrcnn_coco.inference.openvino_engine import load_openvino
+
+        return load_openvino(path)
+    from maskrcnn_coco.inference.checkpoints import load_checkpoint, load_torchscript
+
+    if kind == ".torchscript":
+        return load_torchscript(path, device)
+    return load_checkpoint(path, device, fast=fast, precision=precision)

@@ -1,0 +1,191 @@
+"""A large image in tiles that overlap, and the objects of all tiles as objects of the image. NumPy only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.inference.found import Found, Window, found_of, nothing, union
+
+Rectangle = tuple[int, int, int, int]
+"""(x0, y0, x1, y1) in pixels, x1 and y1 just outside."""
+OVERLAP = 0.25
+"""Share of a tile that its neighbour sees, too, unless told otherwise."""
+_WORTH = 1.5
+"""An image is cut where it is longer than this many tiles."""
+_SAME = 0.5
+"""Two masks are of one object where they overlap by more than this."""
+
+
+def tile_side(tile: int | str | None, usual: int | None) -> int | None:
+    """The side of tiles in pixels; None: images are not cut.
+
+    Args:
+        tile: a side, "auto" or None.
+        usual: the side of the images that the model knows, pixels.
+
+    Raises:
+        ConfigError: neither a usable number nor "auto".
+    """
+    if tile is None:
+        return None
+    text = str(tile).strip().lower()
+    if text == "auto":
+        return usual
+    if not text.isascii() or not text.isdigit() or not 32 <= int(text) <= 8192:
+        raise ConfigError("--tile is no size", got=tile, expected="auto, or 32 to 8192 pixels", fix="--tile auto")
+    return int(text)
+
+
+def check_overlap(overlap: float) -> float:
+    """The share as it is. Raises ConfigError outside 0..0.75."""
+    if not 0.0 <= overlap <= 0.75:
+        raise ConfigError("--overlap is not a usable share", got=overlap, expected="0 to 0.75", fix="--overlap 0.25")
+    return float(overlap)
+
+
+def grid(height: int, width: int, side: int, overlap: float) -> list[Rectangle]:
+    """Tiles of one size that cover an image, at least ``overlap`` of each shared with its neighbour.
+
+    An image not longer than 1.5 tiles is one tile.
+    """
+    if max(height, width) <= _WORTH * side:
+        return [(0, 0, width, height)]
+    rows, columns = (_starts(length, side, overlap) for length in (height, width))
+    h, w = min(side, height), min(side, width)
+    return [(x, y, x + w, y + h) for y in rows for x in columns]
+
+
+def _starts(length: int, side: int, overlap: float) -> list[int]:
+    if length <= side:
+        return [0]
+    count = math.ceil((length - side) / max(side * (1 - overlap), 1)) + 1
+    return [round(n * (length - side) / (count - 1)) for n in range(count)]
+
+
+@dataclass
+class _Piece:
+    """One object as one tile saw it. ``cut``: the tile may have seen only a part of it."""
+
+    tile: int
+    box: np.ndarray
+    score: float
+    label: int
+    window: Window
+    area: int
+    cut: bool
+
+
+def merge(tiles: Sequence[Rectangle], found: Sequence[Found], height: int, width: int) -> Found:
+    """The objects of an image from what was found in each tile (in the tile's own pixels).
+
+    Two pieces are one object where their masks agree on the part of the image that both tiles see, or where a piece
+    cut off at its tile's side lies in the other. Of an object that some tile saw whole, the best such view is taken;
+    pieces of one that no tile saw whole are joined, with the best piece's score.
+    """
+    pieces = [
+        _piece(n, tile, one, i, height, width)
+        for n, (tile, one) in enumerate(zip(tiles, found, strict=True))
+        for i in range(len(one))
+    ]
+    if not pieces:
+        return nothing()
+    kept: list[_Piece] = []
+    for group in _groups(pieces, tiles):
+        whole = sorted((p for p in group if not p.cut), key=lambda p: -p.score)
+        kept += _distinct(whole) if whole else [_joined(group)]
+    return found_of([p.box for p in kept], [p.score for p in kept], [p.label for p in kept], [p.window for p in kept])
+
+
+def _piece(number: int, tile: Rectangle, found: Found, i: int, height: int, width: int) -> _Piece:
+    x0, y0, x1, y1 = tile
+    window = found.windows[i].trimmed().moved(x0, y0)
+    box = found.boxes[i] + np.array((x0, y0, x0, y0), np.float32)
+    left, top, right, bottom = window.rectangle if window.mask.size else box.tolist()
+    near = max(2, (x1 - x0) // 100)
+    cut = (
+        (left - x0 < near and x0 > 0) or (top - y0 < near and y0 > 0)
+        or (x1 - right < near and x1 < width) or (y1 - bottom < near and y1 < height)
+    )  # fmt: skip
+    score, label = float(found.scores[i]), int(found.labels[i])
+    return _Piece(number, box, score, label, window, int(window.mask.sum()), bool(cut))
+
+
+def _groups(pieces: list[_Piece], tiles: Sequence[Rectangle]) -> list[list[_Piece]]:
+    """Pieces that are of one object, transitively."""
+    parent = list(range(len(pieces)))
+
+    def root(n: int) -> int:
+        while parent[n] != n:
+            parent[n] = parent[parent[n]]
+            n = parent[n]
+        return n
+
+    for a, b in _near_pairs(pieces):
+        if root(a) != root(b) and _same(pieces[a], pieces[b], tiles):
+            parent[root(a)] = root(b)
+    groups: dict[int, list[_Piece]] = {}
+    for n, piece in enumerate(pieces):
+        groups.setdefault(root(n), []).append(piece)
+    return list(groups.values())
+
+
+def _near_pairs(pieces: list[_Piece]) -> list[tuple[int, int]]:
+    """Pairs of the same class and of different tiles whose windows meet."""
+    corners = np.array([p.window.rectangle for p in pieces])
+    labels, owners = np.array([p.label for p in pieces]), np.array([p.tile for p in pieces])
+    pairs = []
+    for n in range(len(pieces) - 1):
+        rest = slice(n + 1, None)
+        meet = (corners[rest, :2] < corners[n, 2:]).all(1) & (corners[rest, 2:] > corners[n, :2]).all(1)
+        meet &= (labels[rest] == labels[n]) & (owners[rest] != owners[n])
+        pairs += [(n, n + 1 + int(m)) for m in np.flatnonzero(meet)]
+    return pairs
+
+
+def _same(a: _Piece, b: _Piece, tiles: Sequence[Rectangle]) -> bool:
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = tiles[a.tile], tiles[b.tile]
+    shared = (max(ax0, bx0), max(ay0, by0), min(ax1, bx1), min(ay1, by1))
+    ours, theirs = _inside(a.window, shared), _inside(b.window, shared)
+    common = _common(a.window, b.window)
+    if common == 0:
+        return False
+    if common > _SAME * (ours + theirs - common):
+        return True
+    return any(p.cut and common > _SAME * p.area for p in (a, b))
+
+
+def _inside(window: Window, r: Rectangle) -> int:
+    left, top, right, bottom = window.rectangle
+    x0, y0, x1, y1 = max(r[0], left), max(r[1], top), min(r[2], right), min(r[3], bottom)
+    return int(window.mask[y0 - top : y1 - top, x0 - left : x1 - left].sum()) if x0 < x1 and y0 < y1 else 0
+
+
+def _common(a: Window, b: Window) -> int:
+    left, top, right, bottom = a.rectangle
+    x0, y0, x1, y1 = b.rectangle
+    x0, y0, x1, y1 = max(left, x0), max(top, y0), min(right, x1), min(bottom, y1)
+    return int((a.part(x0, y0, x1, y1) & b.part(x0, y0, x1, y1)).sum()) if x0 < x1 and y0 < y1 else 0
+
+
+def _distinct(whole: list[_Piece]) -> list[_Piece]:
+    """Best first, without views of an object that is there already."""
+    kept: list[_Piece] = []
+    for piece in whole:
+        if not any(_common(piece.window, k.window) > _SAME * min(piece.area, k.area) for k in kept):
+            kept.append(piece)
+    return kept
+
+
+def _joined(group: list[_Piece]) -> _Piece:
+    if len(group) == 1:
+        return group[0]
+    best = max(group, key=lambda p: p.score)
+    boxes = np.array([p.box for p in group])
+    box = np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)])
+    window = union([p.window for p in group])
+    return _Piece(best.tile, box, best.score, best.label, window, int(window.mask.sum()), True)

@@ -1,0 +1,102 @@
+"""Tiles: an image cut up and put together has the objects of the whole image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from colours import picture, predictor
+
+from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.inference.found import Found, Window, found_of
+from maskrcnn_coco.inference.tiles import grid, merge, tile_side
+
+
+@pytest.mark.parametrize("size", [(200, 300), (64, 500), (97, 97), (500, 33)])
+@pytest.mark.parametrize("side", [32, 64, 100])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])
+def test_tiles_cover_the_image_and_are_of_one_size(size: tuple[int, int], side: int, overlap: float) -> None:
+    height, width = size
+    tiles = grid(height, width, side, overlap)
+    seen = np.zeros(size, int)
+    for x0, y0, x1, y1 in tiles:
+        assert 0 <= x0 < x1 <= width
+        assert 0 <= y0 < y1 <= height
+        seen[y0:y1, x0:x1] += 1
+    assert seen.min() >= 1
+    assert len({(x1 - x0, y1 - y0) for x0, y0, x1, y1 in tiles}) == 1
+    starts = sorted({t[0] for t in tiles})
+    if len(starts) > 1:
+        assert max(np.diff(starts)) <= side * (1 - overlap) + 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("side", "overlap"), [(64, 0.25), (96, 0.1), (48, 0.5)])
+def test_the_objects_of_the_whole_image_come_back(seed: int, side: int, overlap: float) -> None:
+    # Discs of up to 60 pixels and bars of up to 120: larger than the overlap, and some larger than a tile.
+    image = picture(230, 310, 14, seed)
+    whole = predictor().predict(image)[0]
+    tiled = predictor().predict(image, tile=side, overlap=overlap)[0]
+    assert len(tiled) == len(whole)
+    for mask, label, box in zip(whole.masks, whole.labels, whole.boxes, strict=True):
+        ious = [(m & mask).sum() / (m | mask).sum() for m in tiled.masks]
+        best = int(np.argmax(ious))
+        assert ious[best] == 1.0
+        assert tiled.labels[best] == label
+        assert np.abs(tiled.boxes[best] - box).max() <= 1.0
+
+
+def test_an_image_of_the_tiles_size_is_not_cut() -> None:
+    p = predictor()
+    p.predict(picture(90, 80, 3, 0), tile=64)[0]
+    assert p.engine.seen == [(90, 80)]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_auto_takes_the_side_the_model_knows() -> None:
+    p = predictor(side=64)
+    p.predict(picture(130, 130, 3, 0), tile="auto")[0]
+    assert set(p.engine.seen) == {(64, 64)}  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("tile", ["big", 10, -5, "1e3", 100_000, 0.5, ""])
+def test_a_side_that_is_none_is_refused(tile: object) -> None:
+    with pytest.raises(ConfigError, match="--tile"):
+        tile_side(tile, 64)  # type: ignore[arg-type]
+
+
+def block(x0: int, y0: int, x1: int, y1: int, score: float = 0.9, label: int = 1) -> Found:
+    window = Window(x0, y0, np.ones((y1 - y0, x1 - x0), bool))
+    return found_of([[x0, y0, x1, y1]], [score], [label], [window])
+
+
+TILES = [(0, 0, 100, 100), (60, 0, 160, 100)]
+
+
+def test_a_whole_view_comes_before_a_part() -> None:
+    merged = merge(TILES, [block(70, 10, 100, 40, 0.99), block(10, 10, 50, 40, 0.6)], 100, 160)
+    assert merged.boxes.tolist() == [[70, 10, 110, 40]]
+    assert merged.scores.tolist() == pytest.approx([0.6])
+
+
+def test_neighbours_of_one_class_stay_two() -> None:
+    # Side by side in the strip that both tiles see, each seen by both.
+    left, right = [(62, 10, 78, 40), (80, 10, 97, 40)], [(2, 10, 18, 40), (20, 10, 37, 40)]
+    both = []
+    for boxes in (left, right):
+        windows = [Window(b[0], b[1], np.ones((b[3] - b[1], b[2] - b[0]), bool)) for b in boxes]
+        both.append(found_of(boxes, [0.9, 0.8], [1, 1], windows))
+    assert len(merge(TILES, both, 100, 160)) == 2
+
+
+def test_classes_are_never_joined() -> None:
+    merged = merge(TILES, [block(70, 10, 100, 40, label=1), block(10, 10, 60, 40, label=2)], 100, 160)
+    assert len(merged) == 2
+
+
+def test_a_sliver_at_a_tile_s_side_is_no_second_object() -> None:
+    # The second tile sees three columns of an object that the first sees whole, and takes them for more than they are.
+    merged = merge(TILES, [block(20, 10, 63, 60, 0.9), block(0, 12, 4, 55, 0.7)], 100, 160)
+    assert merged.boxes.tolist() == [[20, 10, 63, 60]]
+
+
+def test_nothing_found_is_nothing() -> None:
+    assert len(predictor().predict(np.zeros((300, 300, 3), np.uint8), tile=64)[0]) == 0
