@@ -42,8 +42,9 @@ def card_of(value: Any) -> Card:
     Raises:
         CheckpointError: it is none.
     """
-    classes = value.get("classes") if isinstance(value, dict) else None
-    ids = value.get("category_ids") if isinstance(value, dict) else None
+    value = value if isinstance(value, dict) else {}
+    classes: Any = value.get("classes")
+    ids: Any = value.get("category_ids")
     sound = (
         isinstance(classes, list) and isinstance(ids, list) and len(classes) == len(ids)
         and all(isinstance(c, str) for c in classes) and all(type(i) is int for i in ids)

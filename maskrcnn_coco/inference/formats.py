@@ -51,7 +51,7 @@ def contents_of(result: ImageResult, path: Path, format: str | None = None) -> b
 def table(rows: Iterable[Mapping[str, Any]]) -> bytes:
     """Rows as CSV in UTF-8, with a header; text that a spreadsheet would run as a formula is quoted with ``'``."""
     file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer: csv.DictWriter[str] = csv.DictWriter(file, list(COLUMNS), lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({k: _harmless(v) for k, v in row.items()})

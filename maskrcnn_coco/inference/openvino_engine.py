@@ -43,7 +43,7 @@ def load_openvino(path: Path) -> Predictor:
     if not path.is_file():
         raise ConfigError(f"no model file {path}", expected="a .xml file", fix="check the path")
     try:
-        import openvino
+        import openvino  # pyright: ignore[reportMissingImports]
     except ImportError as e:
         raise ConfigError("running OpenVINO models needs openvino", got=e, fix="pip install openvino") from e
     core = openvino.Core()

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from maskrcnn_coco.errors import ConfigError, DataError
+from maskrcnn_coco.errors import ConfigError, DataError, MaskRCNNError
 from maskrcnn_coco.inference.card import Card
 from maskrcnn_coco.inference.found import Found
 from maskrcnn_coco.inference.inputs import Picture, Pictures
@@ -156,10 +156,13 @@ class Predictions:
             place += len(self)
         for n, picture in enumerate(self._pictures):
             if n == place:
-                for _, pixels in self._pictures.only(picture).loaded():
-                    if isinstance(pixels, DataError):
-                        raise pixels
-                    return next(self._results([(picture, pixels)]))
+                ((_, pixels),) = self._pictures.only(picture).loaded()
+                if isinstance(pixels, DataError):
+                    raise pixels
+                (found,) = self._found([(picture, pixels)])
+                if isinstance(found, DataError):
+                    raise found
+                return self._result(picture, pixels, found)
         raise IndexError(f"there is no image {place}")
 
     def __iter__(self) -> Iterator[ImageResult]:
@@ -170,9 +173,7 @@ class Predictions:
             batch: list[tuple[Picture, np.ndarray]] = []
             for picture, pixels in self._pictures.loaded(ahead=2 * self._options.batch_size):
                 if isinstance(pixels, DataError):
-                    self.failed.append(pixels.what)
-                    self._on_unreadable(pixels.what)
-                    done()
+                    self._lost(pixels.what, done)
                     continue
                 # Images of one size only: a model pads others to the largest, which changes its numbers a little.
                 if batch and (len(batch) == self._options.batch_size or batch[0][1].shape != pixels.shape):
@@ -181,19 +182,39 @@ class Predictions:
                 batch.append((picture, pixels))
             yield from self._results(batch, done)
 
-    def _results(
-        self, batch: list[tuple[Picture, np.ndarray]], done: Callable[[], None] = lambda: None
-    ) -> Iterator[ImageResult]:
+    def _results(self, batch: list[tuple[Picture, np.ndarray]], done: Callable[[], None]) -> Iterator[ImageResult]:
+        for (picture, pixels), found in zip(batch, self._found(batch), strict=True):
+            if isinstance(found, DataError):
+                self._lost(found.what, done)
+            else:
+                done()
+                yield self._result(picture, pixels, found)
+
+    def _found(self, batch: list[tuple[Picture, np.ndarray]]) -> list[Found | DataError]:
+        """What is found on each image; an image that the model cannot take costs that image alone."""
         if not batch:
-            return
-        o, card = self._options, self._predictor.card
-        found = self._predictor.find([pixels for _, pixels in batch], o.tile, o.overlap, o.batch_size)
-        for (picture, pixels), one in zip(batch, found, strict=True):
-            result = ImageResult(
-                pixels, picture.name, picture.path, one, card.classes, card.category_ids, picture.number
-            )
-            done()
-            yield result.at_least(o.score)
+            return []
+        o = self._options
+        try:
+            return list(self._predictor.find([pixels for _, pixels in batch], o.tile, o.overlap, o.batch_size))
+        except Exception as e:  # whatever a runtime raises: only the machine's own faults and ours end the work
+            if isinstance(e, (MaskRCNNError, MemoryError)) or "out of memory" in str(e).lower():
+                raise
+            if len(batch) > 1:
+                return [found for one in batch for found in self._found([one])]
+            (picture, pixels), first = batch[0], clean((str(e).splitlines() or [type(e).__name__])[0])
+            size = f"{pixels.shape[1]} × {pixels.shape[0]} pixels"
+            return [DataError(f"{clean(picture.name)} ({size}): the model failed on it: {first}", fix="leave it out")]
+
+    def _result(self, picture: Picture, pixels: np.ndarray, found: Found) -> ImageResult:
+        card = self._predictor.card
+        result = ImageResult(pixels, picture.name, picture.path, found, card.classes, card.category_ids, picture.number)
+        return result.at_least(self._options.score)
+
+    def _lost(self, sentence: str, done: Callable[[], None]) -> None:
+        self.failed.append(sentence)
+        self._on_unreadable(sentence)
+        done()
 
 
 def _warn(sentence: str) -> None:

@@ -18,7 +18,7 @@ def frames(path: Path) -> Iterator[np.ndarray]:
         ConfigError: PyAV is not installed. DataError: not a video, or nothing in it can be decoded.
     """
     try:
-        import av
+        import av  # pyright: ignore[reportMissingImports]
     except ImportError as e:
         raise ConfigError(
             f"{clean(path)} is a video: reading it needs PyAV", got=e, fix="pip install 'maskrcnn-coco[video]'"

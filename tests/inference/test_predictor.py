@@ -185,6 +185,25 @@ def test_a_bad_file_is_named_and_the_rest_goes_on(folder: Path) -> None:
     assert [r.number for r in results] == [1, 3, 4, 5], "ids do not depend on what can be read"
 
 
+@pytest.mark.parametrize("tile", [None, 64])
+def test_an_image_the_model_cannot_take_costs_that_image_alone(checkpoint: Path, tile: int | None) -> None:
+    good, thin = picture(64, 80, 2, 0), np.zeros((1, 900, 3), np.uint8)
+    told: list[str] = []
+    results = load(checkpoint, device="cpu").predict([good, thin, good], tile=tile, on_unreadable=told.append)
+    names = [r.name for r in results]
+    assert {"image 1", "image 3"} <= set(names)
+    assert len(names) + len(told) == 3
+    assert all("image 2" in t for t in told)
+
+
+def test_running_out_of_memory_is_not_an_image_s_fault() -> None:
+    model = predictor()
+    for error in (MemoryError(), RuntimeError("CUDA out of memory")):
+        model.engine.run = lambda images, error=error: (_ for _ in ()).throw(error)
+        with pytest.raises(type(error)):
+            list(model.predict(picture(40, 40, 1, 0)))
+
+
 def test_links_are_followed(folder: Path, tmp_path: Path) -> None:
     links = tmp_path / "links"
     links.mkdir()
