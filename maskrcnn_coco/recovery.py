@@ -67,6 +67,8 @@ def decide(findings: Sequence[Finding], history: History, limits: Limits | None 
     top = _acting(findings)
     if top is None:
         return Action("stop", {"why": "no finding at all"})
+    if top.detail.get("every_batch") and not (top.cause in DATA and not top.detail.get("widespread")):
+        return Action("stop", {"why": f"the step raises an error on every batch: {top.fix}"})
     spent = _spent(top, history, limits)
     if spent is not None:
         return Action("stop", {"why": spent})
@@ -86,7 +88,9 @@ def decide(findings: Sequence[Finding], history: History, limits: Limits | None 
         case "TRANSIENT":
             return _retry(top, history, limits)
         case "ANCHORS" if top.confidence >= PROVED:
-            return Action("stop", {"why": "the anchors of this model have no size: no batch can be trained on"})
+            return Action("stop", {"why": f"no batch can be trained on with these anchors: {top.fix}"})
+        case "LOSS_MATH" if top.detail.get("redefined"):
+            return Action("stop", {"why": f"the loss is not the one that this run began with: {top.fix}"})
     if top.detail.get("proved_on_healthy_weights") and top.culprit.image_ids:
         return _quarantine(top, history, limits)
     return _skip(top, history, limits)
@@ -131,7 +135,8 @@ def _acting(findings: Sequence[Finding]) -> Finding | None:
         return None
     if findings[0].cause != "RANK_LOCAL":
         return findings[0]
-    inner = [f for f in findings[1:] if f.cause != "UNKNOWN"]
+    # What is not proved decides nothing: a rate that was never shown to be at fault stays as it is.
+    inner = [f for f in findings[1:] if f.cause != "UNKNOWN" and f.confidence >= PROVED]
     return inner[0] if inner else findings[0]
 
 
@@ -193,7 +198,7 @@ def _restore(top: Finding, history: History, limits: Limits) -> Action:
     if top.cause == "NORM_STATE" and top.detail.get("at_load"):
         return Action("stop", {"why": f"the model was built this way: {top.fix}"})
     if top.detail.get("at_load"):
-        return Action("reload", {"checkpoint": None})
+        return Action("reload", {"checkpoint": top.detail.get("file")})
     return Action("rollback", {"to_step": history.step})
 
 

@@ -13,9 +13,7 @@ from collections.abc import Callable, Mapping
 from maskrcnn_coco.advice.limits import judge, rising, settle
 from maskrcnn_coco.advice.remembered import Spans, above
 from maskrcnn_coco.advice.trials import Lab, State, Task, Trial
-from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.guard.early_warning import FLAGS, own_level
-from maskrcnn_coco.system import memory
 
 SHARE = 100
 """One step in so many may be spent."""
@@ -43,12 +41,10 @@ def quick_check(
         return []
     try:
         return try_rates(Lab(task(steps)), rates, steps)
-    except DataError:
-        return []  # an image that cannot be read, or no rate trains: the run leaves it out, or stops with the cause
-    except (RuntimeError, MemoryError) as error:
-        if not memory.ran_out(error):
-            raise
-        return []  # a second copy does not fit beside the run's own
+    except Exception:
+        # A second copy does not fit, an image cannot be read, no rate trains, the data is odd: the run itself will
+        # leave it out, or stop with the cause. A look before the run must not end it.
+        return []
 
 
 def try_rates(lab: Lab, rates: Mapping[str, float], steps: int) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,16 +12,20 @@ from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis import scan_state as scan
 from maskrcnn_coco.diagnosis.backend_experiments import Machinery
 from maskrcnn_coco.diagnosis.data_experiments import weights
-from maskrcnn_coco.diagnosis.facts import Facts, Location, onset_of, reference_of
+from maskrcnn_coco.diagnosis.facts import NO_HISTORY_LOSS, Facts, Location, onset_of, reference_of
 from maskrcnn_coco.diagnosis.lr_experiments import Walks
 from maskrcnn_coco.diagnosis.scan_batch import num_classes, repair, reported, scan_anchors, scan_images, scan_targets
+from maskrcnn_coco.diagnosis.scan_forms import scan_forms
 from maskrcnn_coco.diagnosis.search import smallest_culprits
 from maskrcnn_coco.records import Evidence, StepRecord
 from maskrcnn_coco.replay.case import Case, dict_of
 from maskrcnn_coco.replay.optimizer import optimizer_names
 from maskrcnn_coco.replay.replay import Replay, ReplayImpossible
+from maskrcnn_coco.replay.tape import TapeEntry
 
 NORMAL_SCALE = 2.0**12
+OTHERS = 3
+"""Most other batches that are asked whether they fail too."""
 OLDER = 3
 """Most older states on which the failing batch is tried."""
 MODULES = 4
@@ -54,29 +58,56 @@ class Lab:
             model, names = case.rig.model, []
             if not isinstance(model, nn.Module):
                 return f
+        f.missing = list(self.replay.missing)
         self._from_records(model)
-        f.state = scan.scan_state(case.now, model, names, component_of)
-        f.anchors = scan_anchors(model)
-        classes = num_classes(model, f.settings)
+        self._try("scan: state", lambda: self._scan_state(model, names))
+        self._try("scan: anchors", lambda: f.anchors.extend(scan_anchors(model, str(f.measured.get("error", "")))))
         for batch in case.batches or []:
             f.image_ids += list(batch.image_ids)
-            f.targets += scan_targets(batch, classes)
-            f.inputs += scan_images(batch, getattr(model, "transform", None))
-            pairs = zip(batch.image_ids, batch.targets, strict=True)
-            f.empty_images += [i for i, t in pairs if "boxes" in t and not len(t["boxes"])]
-        targets, inputs = reported(f.measured.get("problems") or [], f.targets, f.inputs)
-        f.targets, f.inputs = f.targets + targets, f.inputs + inputs
-        # Every image of the batch has a data fault: then it is the data set, not one image.
+        for batch in case.batches or []:
+            self._try("scan: targets", lambda b=batch: self._scan_batch(model, b))
+        self._try("scan: what the guard's input check found", self._take_reported)
+        # Every image of the batch has a data fault: the data set, not one image, where no other batch says otherwise.
         f.widespread = len(f.image_ids) > 1 and f.suspects() == f.image_ids
         f.done.add("scan")
         f.can = self._possible() if names else set()
         return f
 
+    def _try(self, what: str, scan_one: Callable[[], None]) -> None:
+        """One scan; what it cannot look at (odd data of a caller's own) is noted, and the others are made."""
+        try:
+            scan_one()
+        except Exception as e:  # a scan of strangers' data may meet anything
+            self.facts.tried.append(Evidence(what, f"could not be made: {type(e).__name__}: {str(e)[:160]}"))
+
+    def _scan_state(self, model: nn.Module, names: list[str]) -> None:
+        f, case = self.facts, self.case
+        f.state = scan.scan_state(case.now, model, names, component_of)
+        if any(s.where == "norm" for s in f.state) and self.walks.healthy is not None:
+            before = scan.scan_state(self.walks.healthy, model, names, component_of)
+            f.norms_before = {s.name for s in before if s.where == "norm"}
+
+    def _scan_batch(self, model: nn.Module, batch: Any) -> None:
+        f = self.facts
+        raised = str(f.measured.get("error", ""))
+        if raised or f.symptom == "input_nonfinite":
+            targets, inputs = scan_forms(batch, model, refused=f.symptom == "input_nonfinite", raised=raised)
+            f.targets, f.inputs = f.targets + targets, f.inputs + inputs
+        f.targets += scan_targets(batch, num_classes(model, f.settings))
+        f.inputs += scan_images(batch, getattr(model, "transform", None))
+        pairs = zip(batch.image_ids, batch.targets, strict=True)
+        f.empty_images += [i for i, t in pairs if isinstance(t, dict) and "boxes" in t and not len(t["boxes"])]
+
+    def _take_reported(self) -> None:
+        f = self.facts
+        targets, inputs = reported(f.measured.get("problems") or [], f.targets, f.inputs)
+        f.targets, f.inputs = f.targets + targets, f.inputs + inputs
+
     def run(self, name: str) -> None:
         """Make the test ``name``; what it found is in ``facts`` afterwards. A test that cannot be made is noted."""
         self.facts.done.add(name)
         try:
-            if name in ("retrace", "lr"):
+            if name in ("retrace", "lr", "file"):
                 getattr(self.walks, name)()
             elif name in ("reference", "live"):
                 getattr(self.machinery, name)()
@@ -84,6 +115,9 @@ class Lab:
                 getattr(self, f"_{name}")()
         except ReplayImpossible as e:
             self.facts.tried.append(Evidence(f"replay: {name}", f"could not be made: {str(e)[:160]}"))
+        except Exception as e:  # no test of ours may end the run that it is to explain
+            what = f"could not be made: {type(e).__name__}: {str(e)[:160]}"
+            self.facts.tried.append(Evidence(f"replay: {name}", what))
         self.facts.replays, self.facts.replay_steps = self.replay.count, self.replay.steps
 
     def _from_records(self, model: nn.Module) -> None:
@@ -104,6 +138,9 @@ class Lab:
         if failing is not None:
             f.recorded_loss, f.recorded_norm, f.loss_scale = failing.loss, failing.grad_norm, failing.loss_scale
             f.lr = dict(failing.lr)
+        f.below_zero = {k for r in before if r.applied for k, v in r.losses.items() if v < -1e-3}
+        first = case.history[0] if case.history else None
+        f.began_wild = first is not None and first.step == 0 and abs(first.loss) > NO_HISTORY_LOSS
         f.refused_before = bool(before) and not before[-1].applied
         f.update_ratio = ratios(before, onset)
         older = [s for s in case.earlier if s.step < f.step]
@@ -118,7 +155,7 @@ class Lab:
         can |= {"same", "again", "without", "repaired", "locate", "bisect", "annotations"}
         if case.rig.precision != "fp32":
             can |= {"fp32", "module_fp32"} | ({"rescaled"} if case.rig.precision == "fp16" else set())
-        if case.rig.make_batch and self._other_entry() is not None:
+        if case.rig.make_batch and self._other_entries():
             can |= {"other", "peek"}
         elif len(f.image_ids) > 1:
             can.add("other")
@@ -127,17 +164,27 @@ class Lab:
             if self.walks.walkable():
                 can |= {"retrace", "lr"}
         can.add("reference")
+        if self.walks.after_load():
+            can.add("file")
         if self.machinery.compiled:
             can.add("live")
         if f.lethal():
             can &= {"without", "peek"}
         return can
 
-    def _other_entry(self) -> Any:
-        mine = set(self.facts.image_ids)
-        applied = [e for e in self.case.tape if e.applied and e.step < self.case.alarm.step]
-        strange = [e for e in applied if not mine & {k.image_id for keys in e.keys for k in keys}]
-        return (strange or applied or [None])[-1]
+    def _other_entries(self) -> list[TapeEntry]:
+        """Other steps without any of this batch's images, most telling first: recorded ones, then planned ones."""
+        mine = {_sample(k) for b in self.case.batches or [] for k in b.keys}
+        at = self.case.alarm.step
+
+        def strange(entry: TapeEntry) -> bool:
+            return not mine & {_sample(k) for keys in entry.keys for k in keys}
+
+        applied = [e for e in self.case.tape if e.applied and e.step < at]
+        planned = self.case.planned
+        coming = [e for s in range(at + 1, at + 1 + 2 * OTHERS) if (e := planned(s) if planned else None) is not None]
+        found = [e for e in reversed(applied) if strange(e)][:1] + [e for e in coming if strange(e)]
+        return (found or applied[-1:])[:OTHERS]
 
     def _same(self) -> None:
         f = self.facts
@@ -149,22 +196,32 @@ class Lab:
         self.facts.outcomes["again"] = self.replay.run("the same once more", digest=True)
 
     def _peek(self) -> None:
-        entry = self._other_entry()
+        """Whether other batches have the same data fault. One that has not shows that it is not the data set."""
         model, mine = self.replay.model, self.facts
         codes, classes = {t.code for t in mine.targets}, num_classes(model, mine.settings)
-        for batch in self.replay.batches_of(entry):
-            found = {t.code for t in scan_targets(batch, classes)}
-            images = bool(mine.inputs) and bool(scan_images(batch, getattr(model, "transform", None)))
-            mine.widespread |= images or bool(codes & found)
+        forms = any(t.form for t in mine.targets) or any(i.form for i in mine.inputs)
+        looked = []
+        for entry in self._other_entries():
+            for batch in self.replay.batches_of(entry):
+                targets, inputs = scan_targets(batch, classes), scan_images(batch, getattr(model, "transform", None))
+                if forms:
+                    more = scan_forms(batch, model, refused=False, raised=str(mine.measured.get("error", "")))
+                    targets, inputs = [*targets, *more[0]], [*inputs, *more[1]]
+                looked.append(bool(mine.inputs and inputs) or bool(codes & {t.code for t in targets}))
+        if looked:
+            mine.widespread = all(looked)
 
     def _other(self) -> None:
-        entry = self._other_entry()
-        if entry is None:
+        """Another batch on the same weights; where it fails too, further ones, until one is normal."""
+        entries = self._other_entries()
+        for entry in entries:
+            batches = self.replay.batches_of(entry)
+            test = f"another batch (step {entry.step}), same weights"
+            self.facts.outcomes["other"] = self.replay.run(test, batches=batches, step=entry.step)
+            if self.facts.good("other"):
+                return
+        if not entries:
             self._other_half()
-            return
-        batches = self.replay.batches_of(entry)
-        test = f"another batch (step {entry.step}), same weights"
-        self.facts.outcomes["other"] = self.replay.run(test, batches=batches, step=entry.step)
 
     def _other_half(self) -> None:
         """No step was taken yet: the first and the last image of the batch, each alone, stand for other batches."""
@@ -311,3 +368,8 @@ def ratios(before: list[StepRecord], onset: int) -> dict[str, float]:
 
 def record_of(case: Case, step: int) -> StepRecord | None:
     return next((r for r in reversed(case.history) if r.step == step), None)
+
+
+def _sample(key: Any) -> Any:
+    """What tells one sample from another: its position in the data set, where the key says it."""
+    return getattr(key, "index", key)

@@ -42,6 +42,8 @@ class TargetFault:
     what: str
     lethal: bool
     repairable: bool = False
+    form: bool = False
+    """Not a bad value but a form that the model does not take: a missing key, a dtype, a shape."""
 
 
 @dataclass
@@ -53,6 +55,7 @@ class InputFault:
     when: str
     lethal: bool
     scale: float | None = None
+    form: bool = False
 
 
 @dataclass
@@ -104,6 +107,30 @@ class Drift:
     module: str | None
     relative: float
     from_step: int
+
+
+@dataclass
+class Redefined:
+    """A loss whose formula changed under way: replayed on the very weights and batch of a recorded step, one term is
+    another, and the others are what they were."""
+
+    term: str
+    ratio: float
+    step: int
+
+
+@dataclass
+class OlderFile:
+    """An older saved state, trained on over the planned steps where the loaded one diverged."""
+
+    path: str
+    step: int
+    trains: bool
+    outcome: Outcome
+    differing: list[tuple[str, float]] = field(default_factory=list)
+    """Tensors of the loaded state that are out of all proportion to the older file's: name, ratio of the norms."""
+    component: str | None = None
+    module: str | None = None
 
 
 @dataclass
@@ -172,6 +199,18 @@ class Facts:
     libraries: bool = False
     """Without the vendors' libraries the step is finite, on the same device."""
     drift: Drift | None = None
+    redefined: Redefined | None = None
+    older_file: OlderFile | None = None
+    faithful: bool | None = None
+    """Whether a recorded healthy step, replayed, gives what was recorded; None where that was not asked."""
+    missing: list[str] = field(default_factory=list)
+    """What replays could not take over from the run's model: their word counts for less."""
+    norms_before: set[str] = field(default_factory=set)
+    """Norm entries that are as bad in the state from before the onset."""
+    began_wild: bool = False
+    """The run's very first loss, before any update, was one that nothing healthy starts at."""
+    below_zero: set[str] = field(default_factory=set)
+    """Losses that were negative in healthy steps: likelihoods, not faults."""
     lr_verdict: LrVerdict | None = None
     done: set[str] = field(default_factory=set)
     tried: list[Evidence] = field(default_factory=list)
@@ -187,10 +226,10 @@ class Facts:
         loss, norm = self.limits()
         return outcome.loss > loss or outcome.loss < -loss or outcome.grad_norm > norm or self._negative(outcome)
 
-    @staticmethod
-    def _negative(outcome: Outcome) -> bool:
+    def _negative(self, outcome: Outcome) -> bool:
         # Every loss of a detector is a mean of non-negative terms: below zero is a fault (masks not 0/1).
-        return any(v < -1e-3 for k, v in outcome.losses.items() if k.startswith("loss"))
+        named = (k for k, v in outcome.losses.items() if v < -1e-3 and k.startswith("loss_"))
+        return any(k not in self.below_zero for k in named)
 
     def limits(self) -> tuple[float, float]:
         """(loss, gradient norm) above which a replay counts as diverged."""
@@ -203,6 +242,32 @@ class Facts:
     def bad(self, name: str) -> bool:
         """The replay ``name`` was made and is abnormal."""
         return name in self.outcomes and self.abnormal(self.outcomes[name])
+
+    def not_repeated(self) -> bool:
+        """The failing step, replayed, is another one: what was recorded did not come from weights and batch alone."""
+        same = self.outcomes.get("same")
+        if same is None or not same.finite or same.error:
+            return False
+        if self.recorded_loss is None or not math.isfinite(self.recorded_loss):
+            return True
+        pairs = ((self.recorded_loss, same.loss), (self.recorded_norm or 0.0, same.grad_norm))
+        return any(not math.isfinite(a) or far_apart(a, b) for a, b in pairs if b)
+
+    def healthy_retrace(self) -> bool:
+        """The last steps, taken again as they were, stay normal, although the run did not: no rate is to blame."""
+        walk = self.outcomes.get("retrace")
+        if walk is None or self.abnormal(walk):
+            return False
+        last = self.recorded_loss
+        if last is not None and math.isfinite(last) and not far_apart(last, walk.loss):
+            return False  # it leads where the run went: slowly, perhaps, but there
+        return not self.reference.count or all(abs(v) <= self.limits()[0] for _, v, _ in walk.path)
+
+    def raises_everywhere(self) -> bool:
+        """The step raises an error on other batches too, and on older weights: the code is wrong, or the whole set."""
+        made = [self.outcomes[n] for n in ("same", "other", "earlier") if n in self.outcomes]
+        asked = {"same", "other"} <= self.outcomes.keys()
+        return asked and all(o.error for o in made)
 
     def lethal(self) -> bool:
         """A target or image that must not go through the model again."""
@@ -231,6 +296,12 @@ class Facts:
     def says(self, code: str, *names: str) -> list[Evidence]:
         """Evidence of those of ``names`` that were made."""
         return [self.say(n, code) for n in names if n in self.outcomes]
+
+
+def far_apart(a: float, b: float, factor: float = 2.0) -> bool:
+    """Whether one is more than ``factor`` times the other in size."""
+    a, b = abs(a), abs(b)
+    return max(a, b) > factor * min(a, b) + 1e-6
 
 
 def reference_of(history: list[StepRecord], before: int, window: int = 50) -> Reference:

@@ -71,8 +71,13 @@ def wanted(f: Facts) -> Iterator[str]:
     yield from _confirm(f)
     if f.lethal() or _state_proved(f):
         return
+    if not f.suspects():
+        # Soon after a load the file is asked before anything else is blamed.
+        yield "file"
+        if f.older_file is not None and f.older_file.trains:
+            return
     yield "same"
-    if f.good("same"):
+    if f.good("same") or (f.not_repeated() and not f.suspects()):
         yield from _not_repeated(f)
         return
     if f.anchors or any(s.where == "norm" for s in f.state):
@@ -80,6 +85,9 @@ def wanted(f: Facts) -> Iterator[str]:
     if f.suspects():
         yield from ("earlier", "repaired", "without", "peek")
         if cured(f):
+            return
+        if any(t.form for t in f.targets) or any(i.form for i in f.inputs):
+            yield "other"
             return
     if f.precision != "fp32" and "same" in f.outcomes and not f.outcomes["same"].finite:
         yield "fp32"
@@ -91,7 +99,10 @@ def wanted(f: Facts) -> Iterator[str]:
     # The prior: a norm that climbed speaks for divergence, anything sudden for data.
     yield from (("earlier", "other") if f.growing else ("other", "earlier"))
     if f.good("earlier"):
-        yield from ("retrace", "lr", "locate", "again", "reference")
+        yield "retrace"
+        if not f.healthy_retrace() and f.redefined is None:
+            yield "lr"
+        yield from ("locate", "again", "reference")
         return
     if f.good("other"):
         yield from ("bisect",)
@@ -99,7 +110,11 @@ def wanted(f: Facts) -> Iterator[str]:
             yield "annotations"
         yield from ("locate",) if f.guilty_images else ("locate", "again", "reference", "retrace")
         return
-    yield from ("again", "locate", "reference", "retrace", "lr")
+    if f.raises_everywhere():
+        return
+    yield from ("again", "locate", "reference", "retrace")
+    if not f.healthy_retrace() and f.redefined is None:
+        yield "lr"
 
 
 def _confirm(f: Facts) -> Iterator[str]:
@@ -108,6 +123,8 @@ def _confirm(f: Facts) -> Iterator[str]:
         yield from ("peek", "without")
     elif (any(s.where == "norm" for s in f.state) and not _state_proved(f)) or f.anchors:
         yield from ("same", "other")
+        if not f.anchors:
+            yield "earlier"  # weights that a divergence has ruined fail whatever their norms hold
     elif _maths_sign(f) and f.location is not None and f.location.op:
         # Does one image bring it about, or every batch?
         yield "other"
@@ -126,8 +143,9 @@ def _not_repeated(f: Facts) -> Iterator[str]:
         yield "rescaled"
         return
     yield from ("again", "retrace")
-    if not nonfinite(f) and f.symptom != "stalled":
-        yield from ("lr",)
+    if nonfinite(f) or f.symptom == "stalled" or f.not_repeated() or f.healthy_retrace() or f.redefined is not None:
+        return  # a rate is asked only where the steps as they were diverge again
+    yield "lr"
 
 
 def _maths_sign(f: Facts) -> bool:
@@ -140,6 +158,10 @@ def _maths_sign(f: Facts) -> bool:
 def rank(facts: Facts) -> list[Finding]:
     """All findings, most certain first. A RANK_LOCAL or SCALE_COLLAPSE leads, with its inner cause right after it."""
     findings = sorted(judge(facts), key=lambda f: -f.confidence)
+    if facts.raises_everywhere():
+        # No image to leave out, no state to go back to: what is raised is raised by every batch.
+        findings[0].detail["every_batch"] = True
+        findings[0].fix = findings[0].fix or f"look at {facts.outcomes['same'].error}"
     inner = next((f for f in findings if f.cause not in OUTER and f.cause != "UNKNOWN"), None)
     top = next((f for f in findings if f.cause == "RANK_LOCAL"), None)
     if top is None:

@@ -6,13 +6,14 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 from maskrcnn_coco.components import component_of
-from maskrcnn_coco.diagnosis.facts import Drift, Facts, LrTrial, LrVerdict
+from maskrcnn_coco.diagnosis.facts import NO_HISTORY_LOSS, Drift, Facts, LrTrial, LrVerdict, OlderFile, Redefined
 from maskrcnn_coco.diagnosis.search import FACTORS, lr_search
+from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.replay.case import Case, dict_of
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.replay import Replay, ReplayImpossible
@@ -33,6 +34,12 @@ LOWER, BETTER = 1 / 3, 0.95
 """A rate that holds gives way to one lower by this much where the losses past the failing step come down so far."""
 LEAST = 0.01
 """No rate is tried much below this share of itself."""
+EXACT, CHANGED = 0.01, 3.0
+"""A replayed loss this close to the recorded one is the same; one so many times another is another formula."""
+AFTER_LOAD, MARGIN, FILES = 25, 6, 2
+"""Steps after a load within which the file itself is in doubt; steps more that an older file must stand; most files."""
+PROPORTION = 30.0
+"""Norms of one tensor in two files of a run, some steps apart, never differ by so much."""
 LR_GAP = 15.0
 """The same for learning rates; heads at ten times the backbone's rate are usual."""
 
@@ -72,6 +79,59 @@ class Walks:
         outcome = self.replay.walk(test, start, visit=compare)
         f.outcomes["retrace"] = outcome
         f.drift = drift(differing, start.step)
+        self._compare(outcome)
+
+    def _compare(self, walk: Outcome) -> None:
+        """The first step of a walk starts from the very state of the run: it must give what was recorded, to the digit.
+
+        Where one loss of several is another, its formula changed since. Where all are, replays do not tell of this run.
+        """
+        f, records = self.facts, {r.step: r for r in self.case.history if r.applied}
+        record = records.get(walk.path[0][0]) if walk.path else None
+        if record is None or walk.error or not walk.terms[0]:
+            return
+        now, then = walk.terms[0], record.losses
+        ratios = {k: now[k] / then[k] for k in now if then.get(k) and math.isfinite(then[k])}
+        off = {k: v for k, v in ratios.items() if not abs(v - 1) <= EXACT}
+        f.faithful = bool(ratios) and not off
+        if len(off) == 1 and len(ratios) > 1:
+            (term, ratio), *_ = off.items()
+            if math.isfinite(ratio) and not 1 / CHANGED < abs(ratio) < CHANGED:
+                f.redefined = Redefined(term, ratio, first_change(self.case.history, term, ratio, f.step))
+
+    def after_load(self) -> bool:
+        """Whether the run was taken up from a file a few steps ago, and there are older ones."""
+        case = self.case
+        if case.files is None or case.planned is None or case.loaded_step is None:
+            return False
+        return 0 <= case.alarm.step - case.loaded_step <= AFTER_LOAD
+
+    def file(self) -> None:
+        """Older files, trained on over the planned steps, for as long as the loaded one took to diverge and longer."""
+        f, case = self.facts, self.case
+        assert case.files is not None and case.planned is not None and case.loaded_step is not None
+        count = case.alarm.step - case.loaded_step + MARGIN
+        for path, state in islice(case.files(), FILES):
+            entries = [e for s in range(state.step, state.step + count) if (e := case.planned(s)) is not None]
+            test = f"{path}, trained on for {len(entries)} steps"
+            outcome = self.replay.walk(test, state, instead=entries)
+            loaded = next((s for s in case.earlier if s.step == case.loaded_step), case.now)
+            differing = out_of_proportion(loaded, state)
+            trains = bool(entries) and outcome.finite and not self._over_reference(outcome)
+            names = [n for n, _ in differing]
+            modules = {n.rpartition(".")[0] for n in names}
+            owners = {component_of(n) for n in names}
+            f.older_file = OlderFile(path, state.step, trains, outcome, differing)
+            f.older_file.component = owners.pop() if len(owners) == 1 else None
+            f.older_file.module = (modules.pop() or None) if len(modules) == 1 else None
+            if trains:
+                return
+
+    def _over_reference(self, outcome: Outcome) -> bool:
+        loss, norm = self.facts.limits()
+        if not self.facts.reference.count:
+            return abs(outcome.loss) > NO_HISTORY_LOSS
+        return any(abs(v) > loss or not n <= norm for _, v, n in outcome.path)
 
     def lr(self) -> None:
         """From the newest healthy state; from an older one too where the answer is none, or doubtful."""
@@ -242,6 +302,8 @@ class Walks:
         else:
             loss, norm = f.reference.loss, f.reference.norm
         base = f.outcomes.get("retrace")
+        if base is not None and f.healthy_retrace():
+            base = None  # what the run reached was not these steps' doing: it says nothing about what is too far
         peak_loss = max([abs(v) for _, v, _ in base.path] or [math.inf]) if base and base.finite else math.inf
         peak_norm = max([v for _, _, v in base.path] or [math.inf]) if base and base.finite else math.inf
         # The first steps of a run are louder than its median, and walks begin there.
@@ -282,6 +344,35 @@ def differences(model: nn.Module, now: Snapshot) -> list[tuple[float, str]]:
         difference = float((here - there).norm()) / size
         found.append((difference if difference == difference else math.inf, name))
     return found
+
+
+def first_change(history: list[StepRecord], term: str, ratio: float, step: int) -> int:
+    """The recorded step from which ``term`` is larger by about ``ratio``; ``step`` where none shows it."""
+    values = [(r.step, abs(r.losses[term])) for r in history if term in r.losses and math.isfinite(r.losses[term])]
+    if ratio < 0 or len(values) < 2:
+        return step
+    big = math.sqrt(ratio)
+    for (_, a), (at, b) in pairwise(values):
+        if a > 0 and ((b > big * a) if ratio > 1 else (b < big * a)):
+            return at
+    return step
+
+
+def out_of_proportion(loaded: Snapshot, older: Snapshot) -> list[tuple[str, float]]:
+    """Tensors of two states of one run whose norms no training of some steps takes so far apart, worst first."""
+    found = []
+    for name, tensor in _named_floats(loaded).items():
+        other = _named_floats(older).get(name)
+        if other is None or other.shape != tensor.shape:
+            continue
+        here, there = float(tensor.detach().double().norm()), float(other.detach().double().norm())
+        if max(here, there) > 1e-6 and not 1 / PROPORTION < here / max(there, 1e-30) < PROPORTION:
+            found.append((name, here / max(there, 1e-30)))
+    return sorted(found, key=lambda f: -abs(math.log(max(f[1], 1e-30))))
+
+
+def _named_floats(state: Snapshot) -> dict[str, Tensor]:
+    return {n: t for n, t in state.model.items() if t.is_floating_point() and t.numel()}
 
 
 def drift(differing: list[tuple[float, str]], from_step: int) -> Drift | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def repair(batch: Any, facts: Facts) -> Any:
     return copy
 
 
-_KINDS = {"box": "DATA_BOX", "label": "DATA_LABEL", "mask": "DATA_MASK", "shape": "DATA_MASK", "batch": "DATA_BOX"}
+_KINDS = {"box": "DATA_BOX", "label": "DATA_LABEL", "mask": "DATA_MASK", "shape": "DATA_BOX", "batch": "DATA_BOX"}
 
 
 def reported(
@@ -30,14 +31,14 @@ def reported(
 ) -> tuple[list[TargetFault], list[InputFault]]:
     """What the guard's own input check reported and the scans here did not: no alarm of it goes unexplained."""
     known = {(t.code, t.image_id) for t in targets} | {("DATA_PIXEL", i.image_id) for i in inputs}
+    images = {i for _, i in known}
     more_targets: list[TargetFault] = []
     more_inputs: list[InputFault] = []
     for problem in problems:
         kind, image_id, what = problem.get("kind"), problem.get("image_id"), str(problem.get("message"))
         code = _KINDS.get(str(kind), "DATA_PIXEL")
-        if kind == "shape" and "mask" not in what:
-            code = "DATA_BOX"
-        if image_id is None or (code, image_id) in known:
+        # "These shapes do not fit": the scan of forms says which of them.
+        if image_id is None or (code, image_id) in known or (kind == "shape" and image_id in images):
             continue
         if code == "DATA_PIXEL":
             more_inputs.append(InputFault(int(image_id), what, "before", True))
@@ -69,21 +70,24 @@ def scan_targets(batch: Any, num_classes: int | None) -> list[TargetFault]:
     """
     faults: list[TargetFault] = []
     for image, target, image_id in zip(batch.images, batch.targets, batch.image_ids, strict=True):
+        if not isinstance(target, Mapping):
+            continue
         ids = _annotation_ids(target)
         boxes = target.get("boxes")
-        if isinstance(boxes, Tensor) and boxes.numel():
+        if isinstance(boxes, Tensor) and boxes.numel() and boxes.shape[-1] == 4:
             faults += _box_faults(boxes, image_id, ids)
         labels = target.get("labels")
         if isinstance(labels, Tensor) and labels.numel():
             faults += _label_faults(labels, image_id, ids, num_classes)
         masks = target.get("masks")
-        if isinstance(masks, Tensor) and masks.numel():
+        if isinstance(masks, Tensor) and masks.numel() and masks.ndim == 3:
             faults += _mask_faults(masks, target, image_id, ids, tuple(image.shape[-2:]))
     return faults
 
 
-def _annotation_ids(target: dict[str, Any]) -> list[int | None]:
-    count = len(target["labels"]) if "labels" in target else len(target.get("boxes", []))
+def _annotation_ids(target: Mapping[str, Any]) -> list[int | None]:
+    held = next((target[k] for k in ("labels", "boxes") if isinstance(target.get(k), Tensor) and target[k].ndim), ())
+    count = len(held)
     ids = target.get("annotation_ids")
     values: list[int | None] = [int(i) for i in ids] if ids is not None and len(ids) == count else [None] * count
     return values
@@ -118,7 +122,7 @@ def _label_faults(labels: Tensor, image_id: int, ids: list[int | None], num_clas
 
 
 def _mask_faults(
-    masks: Tensor, target: dict[str, Any], image_id: int, ids: list[int | None], size: tuple[int, int]
+    masks: Tensor, target: Mapping[str, Any], image_id: int, ids: list[int | None], size: tuple[int, int]
 ) -> list[TargetFault]:
     faults = []
     if tuple(masks.shape[-2:]) != size:
@@ -143,6 +147,8 @@ def scan_images(batch: Any, transform: nn.Module | None) -> list[InputFault]:
     """Non-finite and unscaled pixels before, and non-finite ones after, the model's own transform."""
     faults = []
     for image, image_id in zip(batch.images, batch.image_ids, strict=True):
+        if not isinstance(image, Tensor):
+            continue
         if not image.is_floating_point() or not image.numel():
             pixels = image.float() / 255 if image.dtype == torch.uint8 else image.float()
         else:
@@ -163,7 +169,7 @@ def scan_images(batch: Any, transform: nn.Module | None) -> list[InputFault]:
 
 def _transformed(pixels: Tensor, transform: nn.Module | None) -> Tensor | None:
     normalize = getattr(transform, "normalize", None)
-    if normalize is None:
+    if normalize is None or pixels.ndim != 3 or len(pixels) != len(getattr(transform, "image_mean", None) or ()):
         return None
     with torch.no_grad():
         return normalize(pixels.float())
@@ -176,13 +182,24 @@ def _why_not_finite(transform: nn.Module | None) -> str:
     return "finite pixels, non-finite after the model's transform"
 
 
-def scan_anchors(model: nn.Module) -> list[AnchorFault]:
-    """Anchors of no width or height after rounding, and counts that do not fit the RPN head."""
+ASSERTED = ("Anchors should be Tuple", "number of feature maps", "sizes / aspect ratios")
+"""What torchvision's anchor generator says of itself where its levels and the feature maps do not fit."""
+
+
+def scan_anchors(model: nn.Module, raised: str = "") -> list[AnchorFault]:
+    """Anchors of no width or height after rounding, and counts that do not fit the head or the levels.
+
+    Args:
+        raised: what the model raised, if it did: the generator's own assertion is proof.
+    """
     generator = next((m for m in model.modules() if hasattr(m, "cell_anchors") and hasattr(m, "aspect_ratios")), None)
     if generator is None:
         return []
     faults = []
     sizes: Any = getattr(generator, "sizes", ())
+    if any(words in raised for words in ASSERTED):
+        what = f"{len(sizes)} tuples of sizes, and the feature pyramid has another number of levels: {raised[:120]}"
+        faults.append(AnchorFault(what, "one tuple of anchor sizes, and one of ratios, for each feature map"))
     for level, cells in enumerate(generator.cell_anchors):  # type: ignore[union-attr, arg-type]
         sides = torch.stack([cells[:, 2] - cells[:, 0], cells[:, 3] - cells[:, 1]])
         if bool((sides <= 0).any()) or not bool(torch.isfinite(sides).all()):
@@ -192,8 +209,17 @@ def scan_anchors(model: nn.Module) -> list[AnchorFault]:
             )
             faults.append(AnchorFault(what, "anchor sizes of 2 pixels or more on every level, aspect ratios near 1"))
     counts = {len(c) for c in generator.cell_anchors}  # type: ignore[union-attr, arg-type]
-    logits = next((m for n, m in model.named_modules() if n.endswith("rpn.head.cls_logits")), None)
-    out = getattr(logits, "out_channels", None)
+    out = _outputs_a_place(model)
     if out is not None and (len(counts) > 1 or out not in counts):
-        faults.append(AnchorFault(f"{sorted(counts)} anchors a place, but the RPN head has {out} outputs", "one count"))
+        faults.append(AnchorFault(f"{sorted(counts)} anchors a place, but the head has outputs for {out}", "one count"))
     return faults
+
+
+def _outputs_a_place(model: nn.Module) -> int | None:
+    """Anchors a place that the head of an RPN, or of a one-stage detector, answers for; None: cannot be told."""
+    for name, module in model.named_modules():
+        if name.endswith("rpn.head.cls_logits"):
+            return getattr(module, "out_channels", None)
+        if name.endswith("head.regression_head.bbox_reg") and hasattr(module, "out_channels"):
+            return int(module.out_channels) // 4  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return None

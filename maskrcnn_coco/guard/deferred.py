@@ -91,7 +91,7 @@ class Deferred:
             if steps.is_fatal(error):
                 raise
             self.collect(wait=True, everything=True)
-            verdict = parts.crash(f"{type(error).__name__}: {str(error).strip()[:2000]}", {})
+            verdict = parts.crash(steps.in_words(error), {})
             parts.completed.append(self._refuse(record, verdict, time.perf_counter(), ran=True))
             return record
         began = time.perf_counter()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.errors import ConfigError, MaskRCNNError
 from maskrcnn_coco.guard.norms import Layout
 from maskrcnn_coco.system.memory import ran_out
 
@@ -19,8 +21,8 @@ Losses = Any
 """A loss in any of the forms that `as_terms` takes."""
 Forward = Callable[[Any], Losses]
 
-FAULTS = (RuntimeError, IndexError, AssertionError, ValueError, ArithmeticError)
-"""What a bad batch or a broken state makes a forward pass raise. Others are mistakes in code, and go through."""
+FAULTS = (Exception,)
+"""What a bad batch, a broken state or a mistake in code makes a forward pass raise: the class does not tell which."""
 
 
 @dataclass
@@ -66,7 +68,7 @@ def run(forward: Forward, batches: Sequence[Any], scaler: Any, layout: Layout, *
         except FAULTS as error:
             if not catch or is_fatal(error):
                 raise
-            out.error = f"{type(error).__name__}: {str(error).strip()[:2000]}"
+            out.error = in_words(error)
             out.micro_batch = position
         if out.micro_batch is not None and catch:
             break
@@ -82,9 +84,33 @@ def seen(losses: Any) -> Pass:
     return out
 
 
+def in_words(error: BaseException) -> str:
+    """What was raised: class, message, and at the end of the first line the innermost line that is the user's own."""
+    first, _, rest = str(error).strip()[:2000].partition("\n")
+    return f"{type(error).__name__}: {first}{_raised_at(error)}" + (f"\n{rest}" if rest else "")
+
+
+_NOT_THE_USERS = (
+    "/torch/",
+    "/torchvision/",
+    "/maskrcnn_coco/guard/",
+    "/maskrcnn_coco/replay/",
+    "/maskrcnn_coco/model/",
+)
+
+
+def _raised_at(error: BaseException) -> str:
+    """The line to look at, as " (model.py:12, in forward)": the user's own where one is in the traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not any(part in f.filename.replace("\\", "/") for part in _NOT_THE_USERS)]
+    if not own:
+        return ""
+    return f" ({Path(own[-1].filename).name}:{own[-1].lineno}, in {own[-1].name})"
+
+
 def is_fatal(error: BaseException) -> bool:
-    """Whether going on is pointless: out of memory, or a device whose context is gone."""
-    if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
+    """Whether going on is pointless: out of memory, a device whose context is gone, or this project's own refusal."""
+    if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError, MaskRCNNError, MemoryError)):
         return True
     return ran_out(error) or any(t in str(error) for t in ("CUDA error", "device-side assert"))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,13 @@ class Case:
     history: list[StepRecord]
     settings: dict[str, Any]
     rig: Rig
+    planned: Callable[[int], TapeEntry | None] | None = None
+    """What any planned step would take: keys and learning rates, without what recovery has changed since. None: the
+    case is from a file."""
+    files: Callable[[], Iterator[tuple[str, Snapshot]]] | None = None
+    """Older saved states, newest first, each read when it is asked for; None where nothing was loaded."""
+    loaded_step: int | None = None
+    """The step of the file that the run went on from in this process."""
 
 
 def dict_of(value: Any) -> dict[str, Any]:

@@ -19,6 +19,8 @@ class Outcome:
     bad_losses: list[str] = field(default_factory=list)
     bad_grads: list[str] = field(default_factory=list)
     bad_grad_count: int = 0
+    bad_buffers: list[str] = field(default_factory=list)
+    """Buffers that the pass made non-finite, or threw beyond any bound."""
     error: str | None = None
     first_bad_module: str | None = None
     first_bad_op: str | None = None
@@ -28,6 +30,8 @@ class Outcome:
     steps: float = 1.0
     path: list[tuple[int, float, float]] = field(default_factory=list)
     """(step, loss, grad_norm) of each step of a walk over the tape."""
+    terms: list[dict[str, float]] = field(default_factory=list)
+    """The losses of each step of a walk by name, as long as ``path``."""
     loss_scale: float | None = None
     """The loss scale that was needed, where the recorded one was too large for the gradients."""
 
@@ -38,6 +42,8 @@ class Outcome:
         if not self.finite:
             if self.bad_losses:
                 return "non-finite: " + ", ".join(self.bad_losses)
+            if self.bad_buffers and not self.bad_grad_count:
+                return f"loss {self.loss:.4g} finite, buffer {self.bad_buffers[0]} non-finite or enormous"
             return f"loss {self.loss:.4g} finite, {self.bad_grad_count} gradients non-finite"
         if self.grad_norm == 0.0 and self.loss:
             return f"finite, loss {self.loss:.4g}"

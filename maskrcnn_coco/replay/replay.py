@@ -6,7 +6,6 @@ random generators (torch, CUDA, numpy, python). Bit-exact where the device's ker
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskrcnn_coco.guard.norms import Layout
+from maskrcnn_coco.guard.buffers import LEAP
+from maskrcnn_coco.guard.norms import Layout, norms
 from maskrcnn_coco.guard.step import FAULTS, apply, clip_coefficient
 from maskrcnn_coco.guard.step import run as step_run
 from maskrcnn_coco.replay.case import Case
@@ -25,6 +25,7 @@ from maskrcnn_coco.replay.isolation import Counted, FixedScale, forked_random, k
 from maskrcnn_coco.replay.locate import Located, located_run
 from maskrcnn_coco.replay.optimizer import lower_weight_decay
 from maskrcnn_coco.replay.outcome import Outcome
+from maskrcnn_coco.replay.private_copy import PrivateCopy, private_copy
 from maskrcnn_coco.replay.snapshot import Snapshot, restore
 from maskrcnn_coco.replay.tape import TapeEntry
 from maskrcnn_coco.system.backends import own_kernels
@@ -51,6 +52,8 @@ class Replay:
         self.spent = 0.0
         self.count = 0
         self.steps = 0.0
+        self.missing: list[str] = []
+        """What the private copy could not take over from the run's model."""
         self._model: nn.Module | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._layout: Layout | None = None
@@ -68,12 +71,11 @@ class Replay:
         if self._model is None:
             source = self.rig.model
             try:
-                built = copy.deepcopy(source) if isinstance(source, nn.Module) else source()
-            except Exception as e:
-                if not ran_out(e):
-                    raise
-                raise ReplayImpossible("no memory for a private copy of the model") from e
-            self._model = own(built, self.rig.fp32_modules)
+                copied = private_copy(source) if isinstance(source, nn.Module) else PrivateCopy(source())
+            except Exception as e:  # a module of the user's own may refuse to be copied in any way
+                raise ReplayImpossible(f"no private copy of the model: {type(e).__name__}: {str(e)[:200]}") from e
+            self.missing = copied.missing
+            self._model = own(copied.model, self.rig.fp32_modules)
             self._model.zero_grad(set_to_none=True)
         return self._model
 
@@ -88,7 +90,10 @@ class Replay:
         """The micro-batches of a recorded step, made again from their keys and kept."""
         assert self.rig.make_batch is not None
         if entry.step not in self._made:
-            self._made[entry.step] = [self.rig.make_batch(list(keys)) for keys in entry.keys]
+            try:
+                self._made[entry.step] = [self.rig.make_batch(list(keys)) for keys in entry.keys]
+            except Exception as e:  # a file that is gone, a data set that fails
+                raise ReplayImpossible(f"the batch of step {entry.step} cannot be made again: {e}") from e
         return self._made[entry.step]
 
     def run(
@@ -149,16 +154,18 @@ class Replay:
         visit: Callable[[nn.Module], None] | None = None,
         beyond: Sequence[TapeEntry] = (),
         weight_decay: float | None = None,
+        instead: Sequence[TapeEntry] | None = None,
     ) -> Outcome:
         """Train again from ``snapshot`` over the tape to the failing step, which is evaluated and not applied.
 
         Each step uses its recorded batches, random numbers and learning rates, times ``lr_factor`` per component.
         ``stop`` ends the walk early; ``visit`` sees the private model before the failing step. With ``beyond`` the
         failing step is applied too, at the rates of the first of those steps, and they follow. ``weight_decay`` takes
-        the place of the recorded one.
+        the place of the recorded one. ``instead``: these steps and no others, the failing one neither.
         """
         factors = lr_factor or {}
         path: list[tuple[int, float, float]] = []
+        terms: list[dict[str, float]] = []
         with self.away(0):
             model, optimizer = self.model, self.optimizer
             model.train()
@@ -166,7 +173,8 @@ class Replay:
             if weight_decay is not None:
                 lower_weight_decay(optimizer, weight_decay)
             outcome = Outcome(test, True)
-            for entry in [*self.entries(snapshot.step), None, *beyond]:
+            steps = [*self.entries(snapshot.step), None, *beyond] if instead is None else list(instead)
+            for entry in steps:
                 step = self.case.alarm.step if entry is None else entry.step
                 batches = self.batches_of(entry) if entry else list(self.case.batches or [])
                 if entry is None and visit:
@@ -174,13 +182,14 @@ class Replay:
                 scale = self._scale(None, entry.loss_scale if entry else None)
                 outcome = self._measure(model, test, batches, step, None, scale)
                 path.append((step, outcome.loss, outcome.grad_norm))
+                terms.append(outcome.losses)
                 self.steps += 1
                 if outcome.error or not outcome.finite or (stop and stop(outcome)):
                     break
                 if entry is not None or beyond:
                     self._update(outcome, (entry or beyond[0]).lr, factors)
             model.zero_grad(set_to_none=True)
-        outcome.path, outcome.steps = path, float(len(path))
+        outcome.path, outcome.terms, outcome.steps = path, terms, float(len(path))
         return outcome
 
     def entries(self, from_step: int) -> list[TapeEntry]:
@@ -261,11 +270,28 @@ class Replay:
             outcome.error = out.error.splitlines()[0][:160]
             outcome.finite = False
         outcome.losses, outcome.loss = out.losses, out.loss
+        outcome.bad_buffers = self._thrown(model)
+        outcome.finite = outcome.finite and not outcome.bad_buffers
         outcome.bad_losses = sorted(
             k for k, v in out.losses.items() if not math.isfinite(v) and k not in out.without_gradient
         )
         read_norms(layout, outcome, scale)
         return outcome
+
+    def _thrown(self, model: nn.Module) -> list[str]:
+        """Floating buffers that are not finite now, or leapt from what they are before the failing step."""
+        before = self.case.now.model
+        found = [(n, b) for n, b in model.named_buffers() if b.is_floating_point() and b.numel()]
+        pairs = [(n, b, before.get(n.replace("_orig_mod.", ""))) for n, b in found]
+        known = [(n, b, k) for n, b, k in pairs if k is not None and k.shape == b.shape]
+        now, was = norms([b for _, b, _ in known]), norms([k for _, _, k in known])
+        bad = []
+        for (name, buffer, _), size, old in zip(known, now, was, strict=True):
+            least = 1e-3 * math.sqrt(buffer.numel())
+            # What is not finite before the step either (a causal mask of -inf) was not thrown by it.
+            if math.isfinite(old) and not size <= LEAP * max(old, least):
+                bad.append(name)
+        return bad
 
     def _update(self, outcome: Outcome, lr: dict[str, float], factors: dict[str, float]) -> None:
         for group in self.optimizer.param_groups:

@@ -14,6 +14,8 @@ from maskrcnn_coco.data.batch import make_batch
 from maskrcnn_coco.model.rig import make_rig
 from maskrcnn_coco.records import Alarm
 from maskrcnn_coco.replay.case import Case, Rig
+from maskrcnn_coco.replay.tape import TapeEntry
+from maskrcnn_coco.training.rollback import older_files
 from maskrcnn_coco.training.session import Session
 
 
@@ -60,7 +62,19 @@ def build_case(session: Session, alarm: Alarm, batches: list[Any]) -> Case:
         history=session.history[-300:],
         settings=settings_of(session),
         rig=rig_of(session),
+        planned=lambda step: planned(session, step),
+        files=lambda: older_files(session),
+        loaded_step=session.first_step if session.resumed_from else None,
     )
+
+
+def planned(session: Session, step: int) -> TapeEntry | None:
+    """What planned step ``step`` takes, at the rates of the plan; None past the end of the run."""
+    if not 0 <= step < session.total_steps:
+        return None
+    epoch, keys = session.plan.step(step)
+    scale = None if session.scaler is None else float(session.scaler.get_scale())
+    return TapeEntry(step, epoch, keys, session.schedule.at(step), scale, applied=False)
 
 
 def task_of(session: Session, steps: int) -> Task:

@@ -11,6 +11,8 @@ from maskrcnn_coco.records import Result, RunFinding, record_from, to_json
 from maskrcnn_coco.report.page import write_report
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.files import write_text
+from maskrcnn_coco.training.incident import note_stop
+from maskrcnn_coco.training.rollback import stand_on_sound
 from maskrcnn_coco.training.saving import save_now, weights_finite
 from maskrcnn_coco.training.session import Session
 from maskrcnn_coco.wording import count
@@ -25,8 +27,12 @@ def finished(session: Session) -> Result:
 
 
 def stopped(session: Session, stop: GuardStop) -> Result:
-    """The guard stopped the run; its verdict is written."""
+    """The guard stopped the run: its verdict is written, and ``last.pth`` and the model hold a verified state."""
     session.console.error(stop.render())
+    if not any(i.outcome == "stopped" for i in session.incidents[-1:]):
+        note_stop(session, stop)
+    if session.config.guard in ("recover", "stop") and stand_on_sound(session, session.incidents[-1]):
+        save_now(session)
     return _end(session, "stopped", stop.exit_code, weights_finite(session.model))
 
 
@@ -65,12 +71,13 @@ def _end(session: Session, status: str, code: int, finite: bool) -> Result:
     session.log.close()
     session.log.write_due(session.progress)
     draw_predictions(session)
+    report = session.log.folder / "report.html"
     try:
         write_text(session.log.folder / "result.json", to_json(result, indent=1))
         report = write_report(session.log.folder)
-    except OSError as e:
-        session.console.warn(f"result.json or the report was not written: {e}; maskrcnn-coco report makes it later")
-        report = session.log.folder / "report.html"
+    except Exception as e:  # the run is over and saved: its report must not make an error of it
+        said = f"{type(e).__name__}: {e}"
+        session.console.warn(f"result.json or the report was not written: {said}; maskrcnn-coco report makes it later")
     session.console.end(result, report=report, checkpoints=Path(session.config.checkpoint_dir))
     return result
 
@@ -103,5 +110,5 @@ def draw_predictions(session: Session) -> None:
         return
     try:
         save_gallery(session.log.folder, session.val_source, session.evaluation)
-    except OSError as e:
-        session.console.warn(f"the predictions were not drawn: {e}")
+    except Exception as e:  # a picture of odd data is never worth the result
+        session.console.warn(f"the predictions were not drawn: {type(e).__name__}: {e}")

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from maskrcnn_coco import recovery
+from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.records import Action, Alarm, Culprit, Evidence, Finding, Incident
 from maskrcnn_coco.training.session import Session
 
@@ -65,4 +66,14 @@ def note_poisoned(session: Session, path: Path, why: str) -> None:
         fix=f"delete {path}",
         explain="maskrcnn-coco explain POISONED_STATE",
     )
+    session.keep_incident(incident)
+
+
+def note_stop(session: Session, stop: GuardStop) -> None:
+    """An incident for a stop that no alarm led to: its own words are all that is known."""
+    step = session.progress.step
+    alarm = Alarm("crash", step, session.epoch_of(step), step, stop.what)
+    finding = Finding("UNKNOWN", 0.0, evidence=[Evidence("guard", stop.what)], fix=stop.fix or "")
+    incident = compose(session, alarm, [finding], Action("stop", {"why": stop.what}))
+    incident.outcome = "stopped"
     session.keep_incident(incident)

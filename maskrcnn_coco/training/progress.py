@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from maskrcnn_coco.records import StepRecord
 
 DECISIONS = (
     *("incidents", "quarantine", "quarantine_annotations", "lr_factors", "weight_decay"),
@@ -42,6 +45,18 @@ class Progress:
     metrics: dict[str, float] = field(default_factory=dict)
     findings: list[dict[str, Any]] = field(default_factory=list)
     """`RunFinding` as plain data, in the order in which they were said."""
+
+    def recall(self, records: Sequence[StepRecord], step: int) -> None:
+        """First and last loss as they were before planned step ``step``: no loss of a step that was taken back.
+
+        Args:
+            records: the step records held, oldest first.
+        """
+        kept = [r.loss for r in records if r.applied and r.step < step]
+        if kept:
+            self.last_loss = kept[-1]
+        elif step == 0:
+            self.first_loss = self.last_loss = None
 
     def plain(self) -> dict[str, Any]:
         """A private copy as plain data."""

@@ -11,8 +11,8 @@ from typing import Any
 from maskrcnn_coco import recovery
 from maskrcnn_coco.diagnosis.investigate import investigate
 from maskrcnn_coco.distributed.ranks import Ranks
-from maskrcnn_coco.errors import GuardStop
-from maskrcnn_coco.records import Action, Alarm, Finding, Incident, plain, record_from
+from maskrcnn_coco.errors import GuardStop, MaskRCNNError
+from maskrcnn_coco.records import Action, Alarm, Evidence, Finding, Incident, plain, record_from
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.optimizer import lower_weight_decay
 from maskrcnn_coco.system.backends import run_eagerly, use_libraries
@@ -35,20 +35,20 @@ def respond(session: Session, alarm: Alarm, batches: list[Any]) -> int:
     """
     # Of several processes one investigates, the one whose batch is bad; all do what it decides.
     source = int(alarm.measured.get("rank", 0))
-    case = build_case(session, alarm, batches)
-    findings: list[Finding] = []
+    case, findings = None, []
     if session.ranks.rank == source:
-        findings = investigate(case, budget_seconds=INVESTIGATION_SECONDS)
+        case, findings = looked_into(session, alarm, batches)
     findings = shared_findings(session.ranks, findings, source)
     action = choose(session, alarm, findings)
     incident = compose(session, alarm, findings, action)
-    next_step = alarm.step if action.kind == "stop" else act(session, alarm, action, incident)
+    next_step = carry_out(session, alarm, incident)
+    action = incident.action
     if next_step == alarm.step and action.kind != "stop":
         session.rewind(next_step)  # the refused try is in the incident; the records will hold the step that is taken
     incident.lost_steps = max(0, alarm.step - next_step)
     incident.outcome = "stopped" if action.kind == "stop" else "recovered"
     session.keep_incident(incident)
-    if session.ranks.rank == source:
+    if case is not None:
         keep_case(session, incident, case)
     if action.kind == "stop":
         raise GuardStop(
@@ -57,6 +57,28 @@ def respond(session: Session, alarm: Alarm, batches: list[Any]) -> int:
             fix=incident.fix or f"maskrcnn-coco explain {incident.cause}",
         )
     return next_step
+
+
+def looked_into(session: Session, alarm: Alarm, batches: list[Any]) -> tuple[Case | None, list[Finding]]:
+    """The case of ``alarm`` and what was found; whatever goes wrong in looking is said, and never ends the run."""
+    try:
+        case = build_case(session, alarm, batches)
+        return case, investigate(case, budget_seconds=INVESTIGATION_SECONDS)
+    except Exception as e:  # odd data, odd models, memory: the verdict suffers, the run does not
+        said = f"could not be made: {type(e).__name__}: {str(e)[:200]}"
+        return None, [Finding("UNKNOWN", 0.0, evidence=[Evidence("investigation", said)])]
+
+
+def carry_out(session: Session, alarm: Alarm, incident: Incident) -> int:
+    """`act` on the incident's action; where that is impossible, the action becomes a stop that says why."""
+    if incident.action.kind == "stop":
+        return alarm.step
+    try:
+        return act(session, alarm, incident.action, incident)
+    except MaskRCNNError as e:
+        detail = {"why": e.what, "instead_of": incident.action.kind}
+        incident.action, incident.fix = Action("stop", detail), incident.fix or (e.fix or "")
+        return alarm.step
 
 
 def shared_findings(ranks: Ranks, findings: list[Finding], source: int) -> list[Finding]:
@@ -99,7 +121,7 @@ def act(session: Session, alarm: Alarm, action: Action, incident: Incident) -> i
         case "precision":
             return change_precision(session, alarm, detail)
         case "reload":
-            return reload(session, alarm)
+            return reload(session, alarm, detail.get("checkpoint"))
         case _:
             raise GuardStop(f"no such action: {action.kind}")
 
@@ -123,8 +145,9 @@ def keep_case(session: Session, incident: Incident, case: Case) -> None:
     """Write what replays the incident elsewhere; a full disk or an odd tensor costs the replay, never the run."""
     try:
         save_case(session.log.folder / "incidents", incident.id, case)
-    except (OSError, RuntimeError) as e:
-        session.console.warn(f"incident {incident.id} cannot be replayed later: its case was not written ({e})")
+    except Exception as e:  # whatever a caller's own objects hold
+        said = f"{type(e).__name__}: {e}"
+        session.console.warn(f"incident {incident.id} cannot be replayed later: its case was not written ({said})")
 
 
 def maybe_raise_lr(session: Session) -> None:

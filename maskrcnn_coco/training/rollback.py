@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from maskrcnn_coco.checkpoint.store import by_age, load
@@ -9,9 +11,10 @@ from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis.facts import StateFault
 from maskrcnn_coco.diagnosis.scan_state import scan_state
 from maskrcnn_coco.errors import CheckpointError, GuardStop
-from maskrcnn_coco.records import Alarm
+from maskrcnn_coco.records import Alarm, Incident
 from maskrcnn_coco.replay.optimizer import lower_weight_decay, optimizer_names, restore_optimizer
 from maskrcnn_coco.replay.snapshot import Snapshot, restore
+from maskrcnn_coco.replay.state import nonfinite_names, state_tensors
 from maskrcnn_coco.system.backends import run_eagerly, use_libraries
 from maskrcnn_coco.system.precision import keep_fp32
 from maskrcnn_coco.training.progress import Progress
@@ -40,23 +43,48 @@ def restore_session(session: Session, snapshot: Snapshot) -> int:
     return snapshot.step
 
 
-def reload(session: Session, alarm: Alarm) -> int:
+def stand_on_sound(session: Session, last: Incident) -> bool:
+    """Put model and optimizer into the newest verified state, as a run that stops leaves them to its caller.
+
+    The state before the refused step stands where nothing was wrong with it; after a divergence, the newest snapshot
+    from before it began. Records stay as they were written: they show what happened.
+
+    Returns:
+        Whether there is such a state. False leaves everything as it is.
+    """
+    ruined = last.symptom in ("diverged", "stalled") or last.cause in ("LR_TOO_HIGH", "POISONED_STATE", "NORM_STATE")
+    if not ruined and session.guard.inspect() is None and not nonfinite_names(state_tensors(session.model)):
+        return True
+    held = [s for s in session.ring.items if s.step <= last.onset_step] or session.ring.items[-1:]
+    if not held:
+        return False
+    snapshot = held[0]
+    restore(snapshot, session.model, session.optimizer, session.scaler, guard=session.guard)
+    session.progress.step = snapshot.step
+    session.progress.closed_epochs = min(session.progress.closed_epochs, session.epoch_of(snapshot.step))
+    session.progress.recall(session.history, snapshot.step)
+    return True
+
+
+def reload(session: Session, alarm: Alarm, checkpoint: str | None = None) -> int:
     """The newest state that a scan finds sound: of memory first, then of the checkpoint folder.
 
     A state may be finite and poisoned all the same; so what was loaded or copied last is not taken on trust.
+
+    Args:
+        checkpoint: the file that was proved to train on: that one, and nothing that came of the loaded one.
     """
     names = optimizer_names(session.model, session.optimizer)
-    for snapshot in session.ring.items:
+    for snapshot in session.ring.items if checkpoint is None else []:
         if snapshot.step <= alarm.step and not poisoned(session, snapshot, names):
             return restore_session(session, snapshot)
-    for path in by_age(session.config.checkpoint_dir):
+    for path in by_age(session.config.checkpoint_dir) if checkpoint is None else [Path(checkpoint)]:
         try:
             state = load(path)
         except CheckpointError as e:
             session.console.note(str(e))
             continue
-        loop = state["loop"]
-        held = Snapshot(loop["step"], loop["epoch"], state["model"], state["optimizer"], state["scaler"])
+        held = state_in(state)
         faults = poisoned(session, held, names)
         if faults:
             session.console.note(f"{path} is passed over: {faults[0].what} ({faults[0].name})")
@@ -70,6 +98,23 @@ def reload(session: Session, alarm: Alarm) -> int:
         session.rewind(session.progress.step)
         return session.progress.step
     raise GuardStop("no verified state is left, in memory or on disk", fix="start again with healthy weights")
+
+
+def state_in(state: dict[str, Any]) -> Snapshot:
+    """What a checkpoint holds, as a state to be looked at or replayed from; it was verified when it was read."""
+    loop = state["loop"]
+    return Snapshot(loop["step"], loop["epoch"], state["model"], state["optimizer"], state["scaler"], verified=True)
+
+
+def older_files(session: Session) -> Iterator[tuple[str, Snapshot]]:
+    """The checkpoints of the folder that are older than the loaded one, newest first; those that cannot be read not."""
+    for path in by_age(session.config.checkpoint_dir):
+        try:
+            held = state_in(load(path))
+        except CheckpointError:
+            continue
+        if held.step < session.first_step:
+            yield str(path), held
 
 
 def poisoned(session: Session, snapshot: Snapshot, names: list[str]) -> list[StateFault]:

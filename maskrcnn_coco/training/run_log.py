@@ -9,7 +9,6 @@ from typing import Any
 
 from maskrcnn_coco.data.batch import Source
 from maskrcnn_coco.data.prepare import write_quarantine
-from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.pictures import save_incident_images
 from maskrcnn_coco.findings.watch import warn
 from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, RunFinding, StepRecord, plain, to_json
@@ -80,8 +79,9 @@ class RunLog:
         if self.writes:
             try:
                 save_incident_images(self.folder, incident, source)
-            except (OSError, DataError) as e:
-                self.console.warn(f"the images of incident {incident.id} were not drawn: {e}")
+            except Exception as e:  # a picture of odd data is never worth the run
+                said = f"{type(e).__name__}: {e}"
+                self.console.warn(f"the images of incident {incident.id} were not drawn: {said}")
 
     def finding(self, finding: RunFinding, progress: Progress) -> None:
         """One finding, everywhere: console, TensorBoard's text, ``findings.json``, observers, a Python warning."""

@@ -163,6 +163,7 @@ class Session:
         self.progress.step = step
         self.progress.closed_epochs = min(self.progress.closed_epochs, self.epoch_of(step))
         self.progress.skipped_steps -= sum(r.step >= step and not r.applied for r in self.history)
+        self.progress.recall(self.history, step)
         self.tape.drop_from(step)
         self.ring.drop_after(step)
         self.history = [r for r in self.history if r.step < step]

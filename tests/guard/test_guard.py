@@ -554,7 +554,7 @@ def test_update_ratio_is_exact() -> None:
 # --- crashes, decoys, modes
 
 
-def test_a_crash_is_a_refused_step_and_mistakes_in_code_go_through() -> None:
+def test_whatever_a_forward_pass_raises_is_a_refused_step_and_the_line_is_named() -> None:
     model = mlp()
     guard = Guard(model, sgd(model))
     x, y = data(0)
@@ -564,8 +564,18 @@ def test_a_crash_is_a_refused_step_and_mistakes_in_code_go_through() -> None:
     assert guard.alarm is not None
     assert "out of bounds" in guard.alarm.message
     assert digest(model, guard.optimizer) == before
-    with pytest.raises(AttributeError):
-        guard.step(lambda b: b.nothing, (x, y))
+    for error in (AttributeError("no"), KeyError("labels"), TypeError("None"), NotImplementedError(), StopIteration()):
+
+        def mine(_batch: object, error: Exception = error) -> torch.Tensor:
+            raise error
+
+        guard.reset()
+        assert guard.step(mine, (x, y)).symptom == "crash"
+        assert guard.alarm is not None
+        assert type(error).__name__ in guard.alarm.message
+        assert "test_guard.py:" in guard.alarm.message
+        assert "in mine" in guard.alarm.message
+    guard.reset()
     with pytest.raises(torch.OutOfMemoryError):
         guard.step(lambda b: (_ for _ in ()).throw(torch.OutOfMemoryError("x")), (x, y))
     with pytest.raises(ConfigError, match="must return a loss"):

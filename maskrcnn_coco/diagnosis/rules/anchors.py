@@ -23,6 +23,8 @@ def judge(facts: Facts) -> Finding | None:
     evidence = [Evidence("scan: anchors", a.what, CODE) for a in facts.anchors]
     evidence += facts.says(CODE, "same", "other")
     same = facts.outcomes.get("same")
+    if same is None and facts.symptom == "crash":
+        evidence.append(Evidence("guard: raised", str(facts.measured.get("error", ""))[:160], CODE))
     hit = same is not None and not same.finite and (same.error is not None or "loss_rpn_box_reg" in same.bad_losses)
     culprit = Culprit(component="rpn", module="rpn.anchor_generator")
     return Finding(CODE, 0.97 if hit else 0.4, culprit, evidence, facts.step, facts.anchors[0].fix)

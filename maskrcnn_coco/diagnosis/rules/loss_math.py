@@ -5,15 +5,16 @@ What happens: one loss term is NaN while the others are finite; or the loss is f
 Why: a mean over nothing (0/0) when a batch has no objects, the derivative of sqrt at 0, `where(x > 0, f(x), 0)`
   whose unused branch still sends NaN backwards, log(0), a class weight of 1/0 for an absent class.
 How it is proved: targets, images and state are sound; the step fails again in float32 and on other weights;
-  autograd's anomaly mode names the op and the line.
-What the guard does: skips the step. A lower learning rate does not help.
+  autograd's anomaly mode names the op and the line. Where the formula of a loss changes under way, a recorded step
+  is taken again from its own weights: one term is another now, the others are what they were.
+What the guard does: skips the step; stops where the formula itself changed. A lower learning rate does not help.
 How to fix it: `max(count, 1)`; mask the input of the op, not its output; add an epsilon inside the root; floor
   the class counts.
 """
 
 from __future__ import annotations
 
-from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.facts import Facts, Redefined
 from maskrcnn_coco.diagnosis.rules.common import healthy, nonfinite
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
@@ -22,6 +23,8 @@ PRODUCTS = ("addmm", "mm ", "bmm", "linear", "conv", "matmul", "_scaled", "thnn"
 
 
 def judge(facts: Facts) -> Finding | None:
+    if facts.redefined is not None:
+        return _redefined(facts, facts.redefined)
     same = facts.outcomes.get("same")
     if same is None or same.finite or same.error or not nonfinite(facts):
         return None
@@ -54,6 +57,15 @@ def judge(facts: Facts) -> Finding | None:
     detail["proved_on_healthy_weights"] = bool(facts.guilty_images) and facts.bad(healthy(facts))
     fix = f"look at {facts.location.op}" if located and facts.location else f"look at the maths of {term or 'the loss'}"
     return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)
+
+
+def _redefined(facts: Facts, changed: Redefined) -> Finding:
+    what = f"{changed.ratio:.4g} times what was recorded then; every other loss is the same to the digit"
+    test = f"replay: a recorded step, its own weights and batch, {changed.term}"
+    evidence = [Evidence(test, what, CODE), *facts.says(CODE, "same", "other", "retrace")]
+    fix = f"look at what changes {changed.term} from step {changed.step} on"
+    detail = {"term": changed.term, "redefined": changed.ratio}
+    return Finding(CODE, 0.95, Culprit(), evidence, changed.step, fix, detail)
 
 
 def _nonfinite(facts: Facts, name: str) -> bool:

@@ -7,7 +7,8 @@ Why: `--lr` or a head multiplier above what the curvature allows, no or short wa
   without the lr, momentum of 1 or more, a weight decay whose product with the lr passes 2. Clipping helps
   against an explosion: a norm of 1000 scaled to 10 keeps the direction. It does not help against an inf or a
   NaN: scaling those gives NaN again.
-How it is proved: the same batch is normal on the weights of some steps before. Those steps are taken again with
+How it is proved: the same batch is normal on the weights of some steps before, and those steps, taken again as
+  they were, diverge again (where they do not, something else happened once). Then they are taken again with
   the learning rate of one component lowered: it stays bounded; with all others lowered and this one as it was,
   it diverges again. The component whose loss grew most is the wrong one half the time; the order of the tests
   comes from the update-to-weight ratio before the onset.
@@ -32,6 +33,8 @@ STEP_DOWN = 0.3
 
 def judge(facts: Facts) -> Finding | None:
     verdict = facts.lr_verdict
+    if facts.healthy_retrace() or facts.redefined is not None:
+        return None  # the steps as they were, taken again, do not diverge: no rate is to blame
     if verdict is None or not verdict.sufficient:
         if facts.good("earlier") and facts.growing and verdict is None:
             evidence = facts.says(CODE, "same", "earlier")
@@ -55,7 +58,9 @@ def judge(facts: Facts) -> Finding | None:
     }
     if verdict.weight_decay is not None:
         detail["weight_decay"] = verdict.weight_decay
-    return Finding(CODE, _confidence(verdict), culprit, evidence, verdict.from_step, fix_of(facts, verdict), detail)
+    return Finding(
+        CODE, _confidence(verdict, facts), culprit, evidence, verdict.from_step, fix_of(facts, verdict), detail
+    )
 
 
 def _rank(trial: LrTrial, verdict: LrVerdict) -> int:
@@ -86,7 +91,9 @@ def step_down(verdict: LrVerdict) -> float:
     return STEP_DOWN * verdict.factor / 0.1 if verdict.holds is None else verdict.holds
 
 
-def _confidence(verdict: LrVerdict) -> float:
+def _confidence(verdict: LrVerdict, facts: Facts) -> float:
+    if facts.faithful is False or facts.missing:
+        return 0.7  # the replays are not the run's own steps to the digit
     return 0.75 if not verdict.necessary else 0.8 if verdict.doubtful else 0.97
 
 

@@ -7,7 +7,9 @@ What happens: the state that the step starts from holds a NaN, an infinity or an
 Why: a checkpoint that was written after the damage, an optimizer state saved in half precision, a scheduler
   that returned NaN.
 How it is proved: weights, buffers, optimizer state, learning rates and loss scale are scanned, at load and
-  after every roll-back.
+  after every roll-back. A file may also be finite and wrong (tensors scaled, momentum from elsewhere): where a
+  run diverges within the first steps after a load, an older file is trained on over the same planned steps; it
+  stays healthy where the loaded one did not.
 What the guard does: goes back to the newest verified state, in memory first, then on disk, and says what was
   lost.
 How to fix it: `--resume auto` takes the newest intact checkpoint; never save state in half precision.
@@ -15,13 +17,15 @@ How to fix it: `--resume auto` takes the newest intact checkpoint; never save st
 
 from __future__ import annotations
 
-from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.facts import Facts, OlderFile
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "POISONED_STATE"
 
 
 def judge(facts: Facts) -> Finding | None:
+    if facts.older_file is not None and facts.older_file.trains:
+        return _by_file(facts, facts.older_file)
     hits = [s for s in facts.state if s.where in ("parameter", "buffer", "optimizer", "lr", "scaler")]
     certain = [s for s in hits if s.certain]
     if not hits or (not certain and all(s.where == "scaler" for s in hits)):
@@ -37,3 +41,15 @@ def judge(facts: Facts) -> Finding | None:
         fix = f"correct the schedule: {first.what}"
     detail = {"entries": [f"{s.where} {s.name}" for s in hits[:50]], "at_load": not facts.earlier_steps}
     return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)
+
+
+def _by_file(facts: Facts, older: OlderFile) -> Finding:
+    evidence = [Evidence(f"replay: {older.outcome.test}", f"trains: {older.outcome.describe()}", CODE)]
+    evidence += [
+        Evidence(f"scan: {name}, loaded file against the older one", f"{ratio:.3g} times its norm", CODE)
+        for name, ratio in older.differing[:6]
+    ]
+    loaded = facts.settings.get("resume_path")
+    culprit = Culprit(component=older.component, module=older.module, checkpoint=loaded)
+    detail = {"entries": [n for n, _ in older.differing[:50]], "at_load": True, "file": older.path}
+    return Finding(CODE, 0.95, culprit, evidence, facts.step, f"--resume {older.path}", detail)

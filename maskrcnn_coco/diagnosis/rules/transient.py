@@ -39,17 +39,49 @@ def judge(facts: Facts) -> Finding | None:
         return Finding(
             CODE, 0.95, culprit, evidence + facts.says(CODE, "retrace"), facts.step, FIX, {"changed": drift.name}
         )
-    if facts.symptom in ("input_nonfinite", "scale_collapse", "stalled") or not facts.good("same"):
+    if facts.symptom in ("input_nonfinite", "scale_collapse", "stalled") or facts.redefined is not None:
         return None
     if facts.certain_state() or facts.lethal() or facts.bad("live"):
         return None
+    if facts.healthy_retrace() and not nonfinite(facts):
+        return _retraced(facts)
+    if not facts.good("same"):
+        return None
+    return _once(facts)
+
+
+def _once(facts: Facts) -> Finding:
+    """The refused step itself, replayed, is a normal one."""
     same, again = facts.outcomes["same"], facts.outcomes.get("again")
     exact = again is not None and again.digest == same.digest
     # Some CUDA kernels add in any order: then equal to a thousandth is all that can be asked, and it is said.
     close = again is not None and again.finite and abs(again.loss - same.loss) <= 1e-3 * abs(same.loss)
-    confidence = 0.93 if (exact or close) and nonfinite(facts) else 0.6
+    another = nonfinite(facts) or facts.not_repeated()
+    confidence = 0.93 if (exact or close) and another else 0.6
     evidence = facts.says(CODE, "same", "again")
+    if facts.not_repeated() and facts.recorded_loss is not None:
+        what = f"loss {facts.recorded_loss:.4g}, gradient norm {facts.recorded_norm or 0.0:.4g}"
+        evidence.insert(0, Evidence("the step as the run took it", what, CODE))
     evidence.append(
         Evidence("the two replays", "equal bit for bit" if exact else "equal to a thousandth" if close else "differ")
     )
-    return Finding(CODE, confidence, Culprit(), evidence, facts.step, FIX)
+    return _sure(Finding(CODE, confidence, Culprit(), evidence, facts.step, FIX), facts)
+
+
+def _retraced(facts: Facts) -> Finding:
+    """The steps before it, taken again from an older state with nothing changed, do not diverge."""
+    evidence = facts.says(CODE, "retrace", "same")
+    walk = facts.outcomes["retrace"]
+    first = walk.path[0][0] if walk.path else facts.step
+    evidence.append(Evidence(f"the run from step {first} on", "diverged, with the same batches and rates", CODE))
+    confidence = 0.92 if facts.faithful else 0.6
+    return _sure(Finding(CODE, confidence, Culprit(), evidence, min(facts.onset_step, facts.step), FIX), facts)
+
+
+def _sure(finding: Finding, facts: Facts) -> Finding:
+    """Less sure where replays are known not to do what the run does."""
+    if facts.faithful is False or facts.missing:
+        finding.confidence = min(finding.confidence, 0.6)
+        why = ", ".join(facts.missing[:3]) or "a recorded healthy step, replayed, gives another loss"
+        finding.evidence.append(Evidence("how far replays can be trusted", why))
+    return finding

@@ -1,0 +1,116 @@
+"""A private copy of a model that does what the model does: with its hooks, and nothing that points back into the run.
+
+`copy.deepcopy` drops the hooks of parameters, and it keeps functions as they are: a ``forward`` that was replaced by a
+closure over the model, or a hook over one of its modules, would go on working on the run's own weights. Here hooks are
+carried over, and such functions are made again around the copy. What cannot be is named, so that a verdict can say it.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+DEPTH = 4
+"""Functions within functions that are looked into."""
+
+
+@dataclass
+class PrivateCopy:
+    """``missing``: what the copy could not take over, in words."""
+
+    model: nn.Module
+    missing: list[str] = field(default_factory=list)
+
+
+def private_copy(source: nn.Module) -> PrivateCopy:
+    """A deep copy of ``source`` with its hooks; see the module's text."""
+    memo: dict[int, Any] = {}
+    made = PrivateCopy(copy.deepcopy(source, memo))
+    # The memo also keeps temporaries alive; what matters are the parts of the model itself.
+    twins: dict[int, Any] = {}
+    for kind in (nn.Module.named_modules, nn.Module.named_parameters, nn.Module.named_buffers):
+        copies = dict(kind(made.model, remove_duplicate=False))
+        twins.update((id(t), copies[n]) for n, t in kind(source, remove_duplicate=False) if n in copies)
+    for module in made.model.modules():
+        _own_functions(module, twins)
+    for name, parameter in source.named_parameters():
+        _hooks_of_parameter(name, parameter, twins, made.missing)
+    return made
+
+
+def _own_functions(module: nn.Module, twins: dict[int, Any]) -> None:
+    """Functions kept on the module itself (a patched ``forward``) and its hooks, around the copy."""
+    for name, value in list(module.__dict__.items()):
+        if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
+            module.__dict__[name] = around(value, twins)
+        elif name.endswith("_hooks") and isinstance(value, dict):
+            for key, hook in list(value.items()):
+                value[key] = around(hook, twins)
+
+
+def _hooks_of_parameter(name: str, parameter: Tensor, twins: dict[int, Any], missing: list[str]) -> None:
+    twin = twins.get(id(parameter))
+    if twin is None:
+        return
+    for hook in list((parameter._backward_hooks or {}).values()):
+        _register(twin.register_hook, hook, twins, f"a gradient hook of {name}", missing)
+    for hook in list((getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values()):
+        _register(twin.register_post_accumulate_grad_hook, hook, twins, f"a gradient hook of {name}", missing)
+
+
+def _register(register: Callable[[Any], Any], hook: Any, twins: dict[int, Any], what: str, missing: list[str]) -> None:
+    try:
+        register(around(hook, twins))
+    except Exception as e:  # whatever the hook is
+        missing.append(f"{what} ({type(e).__name__})")
+
+
+def around(value: Any, twins: dict[int, Any], depth: int = DEPTH) -> Any:
+    """``value`` with every part of the model that it holds on to exchanged for its twin.
+
+    Looks into bound methods, closures, defaults and partials; everything else is handed back as it is.
+    """
+    if id(value) in twins:
+        return twins[id(value)]
+    if depth == 0:
+        return value
+    if isinstance(value, types.MethodType):
+        held = around(value.__self__, twins, depth - 1)
+        return value if held is value.__self__ else types.MethodType(value.__func__, held)
+    if isinstance(value, functools.partial):
+        args = tuple(around(a, twins, depth - 1) for a in value.args)
+        keywords = {k: around(v, twins, depth - 1) for k, v in value.keywords.items()}
+        return functools.partial(around(value.func, twins, depth - 1), *args, **keywords)
+    if isinstance(value, types.FunctionType):
+        return _function_around(value, twins, depth)
+    return value
+
+
+def _function_around(function: types.FunctionType, twins: dict[int, Any], depth: int) -> types.FunctionType:
+    cells, changed = [], False
+    for cell in function.__closure__ or ():
+        try:
+            held = cell.cell_contents
+        except ValueError:  # a variable that was not set yet
+            cells.append(cell)
+            continue
+        new = around(held, twins, depth - 1)
+        changed |= new is not held
+        # Cells that hold nothing of the model stay shared: counters in them go on counting together.
+        cells.append(cell if new is held else types.CellType(new))
+    defaults = tuple(around(d, twins, depth - 1) for d in function.__defaults__ or ())
+    changed |= any(a is not b for a, b in zip(defaults, function.__defaults__ or (), strict=True))
+    if not changed:
+        return function
+    made = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, defaults or None, tuple(cells) or None
+    )
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__dict__.update(function.__dict__)
+    return made
