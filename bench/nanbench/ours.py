@@ -23,7 +23,7 @@ from maskrcnn_coco.records import Incident, StepRecord, plain
 from maskrcnn_coco.system import precision
 from maskrcnn_coco.training import response, session
 from nanbench.scenario import Outcome
-from nanbench.scene import BATCH, EPOCHS, STEPS, Live, Scene
+from nanbench.scene import STEPS, Live, Scene
 
 RESUME_AT = 12
 
@@ -108,9 +108,9 @@ def config(scene: Scene, folder: Path, **changes: Any) -> Config:
     base, setup = scene.multipliers["backbone"], scene.setup
     settings: dict[str, Any] = {
         "num_classes": 4,
-        "batch_size": BATCH // setup.accumulate // setup.ranks,
+        "batch_size": setup.batch // setup.accumulate // setup.ranks,
         "accumulate": setup.accumulate,
-        "epochs": EPOCHS,
+        "epochs": scene.epochs,
         "lr": scene.lr * base,
         "head_lr_multiplier": scene.multipliers["box_head"] / base,
         "rpn_lr_multiplier": scene.multipliers["rpn"] / base,

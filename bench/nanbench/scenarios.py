@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from nanbench.decoys import DECOYS
+from nanbench.decoys_own import OWN_DECOYS
 from nanbench.faults_code import CODE
 from nanbench.faults_data import DATA
+from nanbench.faults_forms import FORMS
 from nanbench.faults_lr import ACCUMULATION, HALF, LR
+from nanbench.faults_once import ONCE_AND_FINITE
+from nanbench.faults_small import SMALL
 from nanbench.faults_state import STATE
 from nanbench.scenario import Scenario
 from nanbench.scene import Setup
 
-SCENARIOS: tuple[Scenario, ...] = (*DATA, *LR, *ACCUMULATION, *HALF, *STATE, *CODE, *DECOYS)
+SCENARIOS: tuple[Scenario, ...] = (
+    *DATA,
+    *FORMS,
+    *SMALL,
+    *LR,
+    *ACCUMULATION,
+    *HALF,
+    *STATE,
+    *ONCE_AND_FINITE,
+    *CODE,
+    *DECOYS,
+    *OWN_DECOYS,
+)
 BY_ID = {s.id: s for s in SCENARIOS}
 
 

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from nanbench.tiny import COMPONENTS, Sample, component_of, sample, tiny_model
+from nanbench.tiny import COMPONENTS, Sample, component_of, sample, tiny_detector
 
 IMAGES, HELD_OUT = 24, 8
 BATCH = 4
-EPOCHS = 4
-STEPS = IMAGES // BATCH * EPOCHS
-"""24 planned steps: six an epoch."""
+STEPS = 24
+"""Planned steps: four epochs of six with a batch of 4."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,17 @@ class Setup:
     norm: str = "frozen"
     ranks: int = 1
     warmup: int = 3
+    batch: int = BATCH
+    """Images of a step; the steps stay 24, so that a small batch sees each image less often."""
+    model: str = "mask"
 
     @property
     def name(self) -> str:
         """Short and unique."""
         parts = [self.optimizer, self.precision, f"acc{self.accumulate}", self.norm]
         parts += [f"warmup{self.warmup}"] if self.warmup != 3 else []
+        parts += [f"batch{self.batch}"] if self.batch != BATCH else []
+        parts += [self.model] if self.model != "mask" else []
         return "-".join(parts + ([f"ranks{self.ranks}"] if self.ranks > 1 else []))
 
 
@@ -68,6 +72,8 @@ class Pictures(Dataset):
         return len(self.scene.samples)
 
     def __getitem__(self, index: int) -> Sample:
+        if self.scene.draw is not None:
+            return self.scene.draw(index)
         image, target = self.scene.samples[index]
         return image.clone(), {k: v.clone() if isinstance(v, Tensor) else v for k, v in target.items()}
 
@@ -92,11 +98,33 @@ class Scene:
     """Changes the checkpoint of step 12 (``model``, ``optimizer``, ``scaler``) that the run is resumed from."""
     undivided: Callable[[int], bool] | None = None
     """Steps at which the loop forgets to divide the micro-batches' losses by their number."""
+    draw: Callable[[int], Any] | None = None
+    """In place of the samples: what the data set hands out at a position, whatever its form."""
     active: bool = True
     """False during the final evaluation: faults in hooks rest."""
     fired: set[int] = field(default_factory=set)
     step: int = 0
     """The planned step under way, for faults that live in hooks."""
+
+    ids: list[int] = field(default_factory=list)
+    """The image ids, as they are before a scenario touches the samples."""
+    also_bad: list[int] = field(default_factory=list)
+    """Positions of further images that a scenario breaks."""
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch."""
+        return IMAGES // self.setup.batch
+
+    @property
+    def epochs(self) -> int:
+        """So many that the steps are `STEPS`."""
+        return STEPS // self.per_epoch
+
+    @property
+    def bad_ids(self) -> list[int]:
+        """Ids of all images that are broken."""
+        return sorted(self.ids[p] for p in {self.culprit, *self.also_bad})
 
     @property
     def culprit(self) -> int:
@@ -106,7 +134,7 @@ class Scene:
     @property
     def bad_id(self) -> int:
         """Its image id."""
-        return int(self.samples[self.culprit][1]["image_id"])
+        return self.ids[self.culprit]
 
     def data(self) -> Pictures:
         """The training data as a map-style data set."""
@@ -136,12 +164,13 @@ class Scene:
 
     def order(self, step: int) -> list[list[int]]:
         """Image positions of each micro-batch of a planned step, for the peers' loops."""
-        g = torch.Generator().manual_seed(self.seed * 1000 + step // (IMAGES // BATCH))
+        batch = self.setup.batch
+        g = torch.Generator().manual_seed(self.seed * 1000 + step // self.per_epoch)
         permutation = torch.randperm(IMAGES, generator=g).tolist()
-        first = step % (IMAGES // BATCH) * BATCH
-        mine = permutation[first : first + BATCH]
-        size = BATCH // self.setup.accumulate
-        return [mine[i : i + size] for i in range(0, BATCH, size)]
+        first = step % self.per_epoch * batch
+        mine = permutation[first : first + batch]
+        size = batch // self.setup.accumulate
+        return [mine[i : i + size] for i in range(0, batch, size)]
 
 
 def clean_scene(setup: Setup, seed: int) -> Scene:
@@ -149,11 +178,12 @@ def clean_scene(setup: Setup, seed: int) -> Scene:
     scene = Scene(
         setup,
         seed,
-        tiny_model(seed, setup.norm),
+        tiny_detector(setup.model, seed, setup.norm),
         [sample(1000 * (seed + 1) + i) for i in range(IMAGES)],
         [sample(900_000 + i) for i in range(HELD_OUT)],
         warmup=setup.warmup,
     )
+    scene.ids = [int(t["image_id"]) for _, t in scene.samples]
     if setup.optimizer == "adamw":
         scene.lr, scene.weight_decay = 3e-3, 0.01
     return scene

@@ -44,12 +44,14 @@ class Clean:
         return statistics.median(known) if known else None
 
 
-def culprit_ok(scenario: Scenario, incident: Line, bad_id: int) -> bool | None:
+def culprit_ok(scenario: Scenario, incident: Line, bad_id: int, bad_ids: list[int] | None = None) -> bool | None:
     """Whether an incident names what the scenario broke; None where there is nothing to name."""
     want, got = scenario.culprit, incident.get("culprit") or {}
     checks = []
     if want.image:
-        checks.append(got.get("image_ids") == [bad_id])
+        named = got.get("image_ids") or []
+        # Of several bad images an incident names those of its own batch.
+        checks.append(bool(named) and set(named) <= set(bad_ids or [bad_id]))
     if want.annotations:
         checks.append(sorted(got.get("annotation_ids") or []) == [10 * bad_id + a for a in want.annotations])
     if want.components:
@@ -98,8 +100,12 @@ def score(entry: Line, clean: Clean) -> Line:
     right = (scenario.cause, *scenario.also)
     line["cause_ok"] = bool(incidents) and all(i.get("cause") in right for i in incidents)
     line["first_cause_ok"] = bool(incidents) and first.get("cause") in right
-    line["culprit_ok"] = culprit_ok(scenario, first, outcome.get("bad_id", -1))
-    line["image_ok"] = (first.get("culprit") or {}).get("image_ids") == [outcome.get("bad_id")]
+    line["culprit_ok"] = culprit_ok(scenario, first, outcome.get("bad_id", -1), outcome.get("bad_ids"))
+    named, bad = (first.get("culprit") or {}).get("image_ids") or [], outcome.get("bad_ids") or [outcome.get("bad_id")]
+    line["image_ok"] = bool(named) and set(named) <= set(bad)
+    line["wrong_and_sure"] = any(
+        i.get("cause") not in right and (i.get("confidence") or 0.0) >= 0.9 for i in incidents if i.get("cause")
+    )
     line["component_ok"] = (first.get("culprit") or {}).get("component") in scenario.culprit.components
     if scenario.verdict:
         # Nothing healthy to go on from: the right end is a stop by itself, with a finite state.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -90,6 +90,34 @@ def tiny_model(seed: int, norm: str = "frozen", anchors: Any = None, ratios: Any
         box_batch_size_per_image=32,
     )
     # Frozen norms at identity shrink the signal of a random net: give them statistics, as a checkpoint would.
+    for module in model.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.get_buffer("running_var").fill_(0.1)
+    return model
+
+
+def tiny_detector(kind: str, seed: int, norm: str = "frozen", anchors: Any = None, ratios: Any = None) -> nn.Module:
+    """``kind``: "mask" (`tiny_model`), "faster" (boxes only) or "retina" (one stage, with groups of 4 in its head)."""
+    if kind == "mask":
+        return tiny_model(seed, norm, anchors, ratios)
+    torch.manual_seed(seed)
+    generator = AnchorGenerator(anchors or ((16,), (32,)), ratios or ((0.5, 1.0, 2.0),) * 2)
+    if kind == "retina":
+        model: nn.Module = RetinaNet(Stem(norm), CLASSES, min_size=SIZE, max_size=SIZE, anchor_generator=generator)
+    else:
+        model = FasterRCNN(
+            Stem(norm),
+            None,
+            min_size=SIZE,
+            max_size=SIZE,
+            rpn_anchor_generator=generator,
+            rpn_head=RPNHead(16, generator.num_anchors_per_location()[0]),
+            box_head=TwoMLPHead(16 * 49, 32),
+            box_predictor=FastRCNNPredictor(32, CLASSES),
+            rpn_pre_nms_top_n_train=100,
+            rpn_post_nms_top_n_train=50,
+            box_batch_size_per_image=32,
+        )
     for module in model.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.get_buffer("running_var").fill_(0.1)

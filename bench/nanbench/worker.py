@@ -53,7 +53,7 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     scene.active = False
     if outcome.finite:
         outcome.evaluation = evaluation_loss(scene.model, scene.held_out)
-    return {**vars(outcome), "bad_id": scene.bad_id}
+    return {**vars(outcome), "bad_id": scene.bad_id, "bad_ids": scene.bad_ids}
 
 
 def child(job: dict[str, Any], answer: str) -> None:

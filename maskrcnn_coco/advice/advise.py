@@ -18,6 +18,7 @@ from maskrcnn_coco.advice.candidates import (
     clip_from,
     cold_start,
     compare,
+    stood,
     why_this,
 )
 from maskrcnn_coco.advice.ladder import ladder as climb
@@ -114,18 +115,20 @@ def advise_run(
     budget = budget_seconds or BUDGET_SECONDS.get(ranks.device.type, 110.0)
     bench, fresh, settled = settle_what_fits(resolved, data, ranks, budget * 0.15, say)
     lab, config = bench.lab, bench.config
+    started = lab.clock() - settled.trial.own_seconds
     recipe = _recipe(config)
     steps = _affordable(settled, len(lab.components), budget)
     if say:
         say(f"trials of {steps} steps, about {budget:.0f} s in all" + ", the ladder on top" * ladder)
-    left = 0.65 * budget - (time.monotonic() - began)
+    left = 0.65 * budget - (lab.clock() - started)
     limits = limits_from(lab, settled, steps=steps, budget_seconds=left, say=say)
     remember(fingerprint(config, data, lab.task.precision), limits)
     joint = Joint(lab, settled, steps)
     fixed = {n: _number(v) for n, v in bench.given.items() if n in ADVISED[:3]}
     choices = candidates(limits, recipe, fixed, pretrained=bench.pretrained, optimizer=config.optimizer)
-    best, seen = choose(joint, choices, deadline=began + 0.8 * budget, fixed_lr="lr" in fixed)
+    best, seen = choose(joint, choices, deadline=started + 0.8 * budget, fixed_lr="lr" in fixed)
     compared = compare(limits, best.choice, pretrained=bench.pretrained, optimizer=config.optimizer)
+    limits = stood(limits, best)
     seen = [*settled.notes, *compared, *seen]
     advice = assemble(bench, limits, best, seen, cold_start(lab, fresh, best.choice, joint.levels, steps // 2))
     advice.warnings = over_limit(recipe.rates, advice, "the given" if "lr" in fixed else "the recipe's")
@@ -187,8 +190,8 @@ def assemble(bench: Bench, limits: dict[str, Limit], best: Tried, seen: list[str
         max_grad_norm=config.max_grad_norm if "max_grad_norm" in given else clip,
         batch_size=config.batch_size or 1,
         epochs=config.epochs or 1,
-        max_stable_lr={c: limit.stable for c, limit in limits.items()},
-        interval={c: (limit.low, limit.high) for c, limit in limits.items()},
+        max_stable_lr={c: limit.stable if limit.measured else None for c, limit in limits.items()},
+        interval={c: (limit.low, limit.high) if limit.measured else None for c, limit in limits.items()},
         reasons=[*reasons, f"epochs {config.epochs}: {bench.reasons.get('epochs', 'given')}"],
         command="",
         expected_minutes=best.trial.seconds / max(1, best.trial.steps) * bench.total_steps / 60,
@@ -200,7 +203,7 @@ def assemble(bench: Bench, limits: dict[str, Limit], best: Tried, seen: list[str
 
 
 def _affordable(settled: Settled, components: int, budget: float) -> int:
-    pace = settled.trial.seconds / settled.trial.steps
+    pace = settled.trial.own_seconds / settled.trial.steps
     return int(min(max(0.6 * budget / (pace * TRIALS * components), FEWEST_STEPS), MOST_STEPS))
 
 

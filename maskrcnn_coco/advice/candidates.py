@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +92,9 @@ def candidates(
 
     ``fixed`` holds settings that the user gave, by Config's field names; they are never changed.
     """
+    limits = {c: limit for c, limit in limits.items() if limit.measured}
+    if not limits:
+        return [recipe]  # nothing was measured: nothing speaks for other rates
     caps = {c: cap(limit, c, pretrained=pretrained, optimizer=optimizer) for c, limit in limits.items()}
     backbone = caps.get("backbone", min(caps.values()))
     lr = fixed.get("lr", two_digits(backbone))
@@ -137,12 +140,12 @@ def choose(joint: Joint, choices: Sequence[Choice], *, deadline: float, fixed_lr
 
     The first candidate (the recipe's) wins unless another ends clearly lower. What is unsafe, or has no margin, is
     halved and tried again, at most `HALVINGS` times; with ``fixed_lr`` the next one that has a margin is taken, or it
-    stays and the reasons say so.
+    stays and the reasons say so. ``deadline`` is of the lab's clock.
     """
     reasons = []
     tried = []
     for choice in choices:
-        if tried and time.monotonic() > deadline:
+        if tried and joint.lab.clock() > deadline:
             break
         tried.append(joint.train(choice))
         reasons.append(_seen(tried[-1]))
@@ -164,6 +167,19 @@ def choose(joint: Joint, choices: Sequence[Choice], *, deadline: float, fixed_lr
         reasons.append(f"{text}: halved")
         best = joint.train(best.choice.times(0.5, f"{best.choice.name}, halved"))
     return best, [*reasons, f"no rates with a margin were found down to {_rates(best.choice)}"]
+
+
+def stood(limits: Mapping[str, Limit], best: Tried) -> dict[str, Limit]:
+    """The limits, with what the advised rates together were seen to stand: nothing advised is above its own limit.
+
+    Where no rate broke, the limit is the highest one that was seen to be stable, and the advised one was.
+    """
+    raised = {}
+    for component, limit in limits.items():
+        rate = best.choice.rates.get(component, best.choice.lr)
+        seen = best.safe and math.isinf(limit.high) and rate > limit.low and limit.measured
+        raised[component] = dataclasses.replace(limit, value=rate, low=rate) if seen else limit
+    return raised
 
 
 def why_this(choice: Choice) -> str:
@@ -215,7 +231,9 @@ def compare(limits: Mapping[str, Limit], choice: Choice, *, pretrained: bool, op
     sentences, guides = [], guideline(optimizer)
     for component, limit in limits.items():
         rate, guide = choice.rates.get(component, choice.lr), guides.get(component)
-        if math.isinf(limit.high):
+        if not limit.measured:
+            text = f"{component}: not measured, the budget was spent before; the advised {rate:.2g} is the recipe's"
+        elif math.isinf(limit.high):
             text = f"{component}: stable up to {limit.low:.2g}, the highest rate tried ({limit.how})"
         else:
             text = f"{component}: breaks above {limit.value:.2g} ({limit.low:.2g} to {limit.high:.2g}; {limit.how})"

@@ -26,6 +26,8 @@ WIDTH = 2.0
 BRACKET = 1.5
 """Bisection goes on until stable and diverged are this close; the rest of `WIDTH` is margin for later steps."""
 STRIDE = 3.0
+LEAST = 2
+"""Trainings that each component gets, whatever the budget: a limit of which nothing was tried is none."""
 CEILING = 30.0
 """No rate above this is tried: a component that stands it has no limit of interest."""
 
@@ -69,6 +71,11 @@ class Limit:
     tried: tuple[Verdict, ...] = ()
 
     @property
+    def measured(self) -> bool:
+        """Whether any training was made at all: where none was, ``low`` is only where it would have begun."""
+        return bool(self.tried) or math.isfinite(self.high)
+
+    @property
     def alarm(self) -> float:
         """Smallest rate tried at which the guard raised its alarm; inf where none did."""
         return min((v.rate for v in self.tried if v.alarm), default=math.inf)
@@ -99,7 +106,7 @@ def settle(
 ) -> Settled:
     """Train ``steps`` steps at ``base_lr`` with a linear ramp; where that diverges, at a quarter, up to six times.
 
-    After ``seconds`` it is settled enough, however few steps were taken.
+    After ``seconds`` of the lab's own time it is settled enough, however few steps were taken.
 
     Raises:
         DataError: it does not even train at the smallest rate: then the rate is not what is wrong.
@@ -107,7 +114,7 @@ def settle(
     start = lab.save(0)
     lr, notes = dict(base_lr), []
     for _ in range(6):
-        trial = lab.run(lr, steps, ramp=rising(steps), deadline=time.monotonic() + seconds)
+        trial = lab.run(lr, steps, ramp=rising(steps), deadline=lab.clock() + seconds)
         if trial.stable:
             return Settled(lab.save(trial.steps), lr, trial, notes)
         sentence = f"training is unstable even at {_rates(lr)} ({trial.symptom} at step {trial.steps - 1})"
@@ -140,7 +147,8 @@ def measure_limits(
         base_lr: rates believed safe, by component; lowered together where they are not.
         components: those to measure; default: all that train.
         steps: length of a trial; a diverging one ends earlier.
-        budget_seconds: wall time; when it runs out, the remaining intervals stay wider and say so.
+        budget_seconds: of the lab's own time (`Lab.clock`): when it is spent, the remaining intervals stay wider and
+            say so. A machine that others keep busy takes longer, and measures the same.
 
     Raises:
         DataError: training fails at every rate.
@@ -161,11 +169,11 @@ def limits_from(
 ) -> dict[str, Limit]:
     """`measure_limits` from a settled state, so that the caller can go on with the same lab."""
     names = list(components or lab.components)
-    start = time.monotonic()
+    start = lab.clock()
     limits: dict[str, Limit] = {}
     for i, component in enumerate(names):
         # Time that one component does not use goes to the next ones.
-        share = (budget_seconds - (time.monotonic() - start)) / (len(names) - i)
+        share = (budget_seconds - (lab.clock() - start)) / (len(names) - i)
         limits[component] = find_limit(lab, settled, component, steps=steps, seconds=share)
         if say:
             say(f"{component}: {describe(limits[component])}")
@@ -174,7 +182,7 @@ def limits_from(
 
 def find_limit(lab: Lab, settled: Settled, component: str, *, steps: int, seconds: float) -> Limit:
     """The limit of one component: critical rate, bracket of the calm limit, bracket of the stable one."""
-    began, spent = time.monotonic(), lab.steps_spent
+    began, spent = lab.clock(), lab.steps_spent
     deadline = began + seconds
     safe = settled.lr[component]
     critical = critical_lr(
@@ -189,12 +197,12 @@ def find_limit(lab: Lab, settled: Settled, component: str, *, steps: int, second
         return tried[-1].stable
 
     guess = min(max(critical.lr, safe * 2), CEILING / STRIDE)
-    low, high = bracket(stable, safe, math.inf, guess, deadline)
-    out_of_time = time.monotonic() >= deadline and high / low > WIDTH
+    low, high = bracket(stable, safe, math.inf, guess, deadline, clock=lab.clock, least=LEAST)
+    out_of_time = lab.clock() >= deadline and high / low > WIDTH
     how = f"{len(tried)} trainings of up to {steps} steps from step {settled.state.step}"
     how += ", then the time was up" if out_of_time else ""
     spent = lab.steps_spent - spent
-    return Limit(*interval(low, high), how, spent, time.monotonic() - began, critical.lr, tuple(tried))
+    return Limit(*interval(low, high), how, spent, lab.clock() - began, critical.lr, tuple(tried))
 
 
 def judge(trial: Trial, component: str, level: float) -> Verdict:
@@ -221,15 +229,23 @@ def rising(steps: int) -> Callable[[int], float]:
 
 
 def bracket(
-    good: Callable[[float], bool], low: float, high: float, first: float, deadline: float
+    good: Callable[[float], bool],
+    low: float,
+    high: float,
+    first: float,
+    deadline: float,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    least: int = 0,
 ) -> tuple[float, float]:
     """(largest rate seen good, smallest seen bad), `BRACKET` apart when time allows.
 
     ``low`` is known to be good and ``high`` to be bad (inf: unknown); ``first`` is tried first. ``high`` stays inf
-    where `CEILING` is good too.
+    where `CEILING` is good too. ``deadline`` is of ``clock``; so many as ``least`` are tried before it counts.
     """
-    rate = first
-    while high / low > BRACKET and low < rate <= CEILING and time.monotonic() < deadline:
+    rate, made = first, 0
+    while high / low > BRACKET and low < rate <= CEILING and (made < least or clock() < deadline):
+        made += 1
         if good(rate):
             low = rate
         else:
@@ -256,6 +272,8 @@ def interval(low: float, high: float) -> tuple[float, float, float]:
 
 def describe(limit: Limit) -> str:
     """One line: "0.031 (0.022 to 0.044; 5 trainings …)"."""
+    if not limit.measured:
+        return "not measured: the budget was spent before"
     if math.isinf(limit.high):
         return f"stable up to {limit.low:.2g} at least ({limit.how}, {limit.seconds:.0f} s)"
     return f"{limit.value:.2g} ({limit.low:.2g} to {limit.high:.2g}; {limit.how}, {limit.seconds:.0f} s)"

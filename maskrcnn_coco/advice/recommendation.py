@@ -23,9 +23,10 @@ def over_limit(rates: Mapping[str, float], advice: Advice, whose: str) -> list[s
     flags = {"backbone": "--lr", "rpn": "--rpn-lr-multiplier"}
     return [
         f"{c}: {whose} learning rate {rates[c]:.2g} is above the measured limit {limit:.2g} "
-        f"({advice.interval[c][0]:.2g} to {advice.interval[c][1]:.2g}); lower {flags.get(c, '--head-lr-multiplier')}"
+        f"({span[0]:.2g} to {span[1]:.2g}); lower {flags.get(c, '--head-lr-multiplier')}"
         for c, limit in advice.max_stable_lr.items()
-        if rates.get(c, 0.0) > limit and math.isfinite(advice.interval[c][1])
+        if limit is not None and (span := advice.interval[c]) is not None
+        if rates.get(c, 0.0) > limit and math.isfinite(span[1])
     ]
 
 
@@ -40,14 +41,31 @@ def command_line(advice: Advice, given: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
+def shell_lines(command: str, width: int = 78) -> list[str]:
+    """``command`` in lines that a shell takes as one, broken before flags: a terminal of 80 columns breaks none."""
+    lines, line = [], ""
+    for word in shlex.split(command):
+        quoted = shlex.quote(word)
+        if line and word.startswith("--") and len(line) + len(quoted) + 14 > width:
+            lines.append(line + " \\")
+            line = "   " + quoted
+        else:
+            line = f"{line} {quoted}" if line else quoted
+    return [*lines, line]
+
+
 def show(advice: Advice, console: Console) -> None:
     """Print the advice: limits, reasons, the ladder, the command."""
     rates = Choice("", advice.lr, advice.head_lr_multiplier, advice.rpn_lr_multiplier).rates
     rows = []
     for component, value in advice.max_stable_lr.items():
-        low, high = advice.interval[component]
+        advised, measured = f"{rates.get(component, advice.lr):.2g}", advice.interval[component]
+        if value is None or measured is None:
+            rows.append([component, "not measured", "", advised])
+            continue
+        low, high = measured
         span = f"{low:.2g} to {high:.2g}" if math.isfinite(high) else f"{low:.2g} or more"
-        rows.append([component, f"{value:.2g}", span, f"{rates.get(component, advice.lr):.2g}"])
+        rows.append([component, f"{value:.2g}", span, advised])
     console.table("Largest stable learning rate", rows, ["component", "limit", "interval", "advised"])
     for reason in advice.reasons:
         console.note(f"- {reason}")
@@ -60,14 +78,15 @@ def show(advice: Advice, console: Console) -> None:
     console.note(
         f"about {steps} for the steps of {advice.epochs} epochs, evaluation on top; measured in {advice.seconds:.0f} s"
     )
-    console.note(advice.command)
+    console.command(shell_lines(advice.command))
 
 
 @dataclass
 class Advice:
     """What `advise` recommends. Rates per step; ``max_stable_lr`` and ``interval`` per component, others kept safe.
 
-    ``memory_bytes`` is the highest use seen while measuring; ``expected_minutes`` is for the whole run on this machine.
+    None: not measured, because the budget was spent before. ``memory_bytes`` is the highest use seen while measuring;
+    ``expected_minutes`` is for the whole run on this machine.
     """
 
     lr: float
@@ -77,8 +96,8 @@ class Advice:
     max_grad_norm: float
     batch_size: int
     epochs: int
-    max_stable_lr: dict[str, float]
-    interval: dict[str, tuple[float, float]]
+    max_stable_lr: dict[str, float | None]
+    interval: dict[str, tuple[float, float] | None]
     reasons: list[str]
     command: str
     expected_minutes: float

@@ -78,7 +78,8 @@ def _file(key: str) -> Path:
 
 def remember(key: str | None, limits: Mapping[str, Limit]) -> None:
     """Keep measured limits if all are narrow or past all that is tried; not where the cache cannot be written."""
-    if key is None or any(v.width > KEPT_WIDTH and v.low * STRIDE <= CEILING for v in limits.values()):
+    wide = (v.width > KEPT_WIDTH and v.low * STRIDE <= CEILING for v in limits.values())
+    if key is None or any(wide) or not all(v.measured for v in limits.values()):
         return
     spans = {c: [limit.value, limit.low, limit.high] for c, limit in limits.items()}
     try:

@@ -10,6 +10,8 @@ from statistics import NormalDist, median
 from maskrcnn_coco.guard.early_warning import JUMP
 from maskrcnn_coco.records import StepRecord
 
+ENOUGH = 30
+"""Steps after which losses that do not fall are said not to fall; healthy recipes show a trend in fewer."""
 SPIKE = 5.0
 """A loss this many times the median of the ten steps before it is a spike."""
 NORM_GROWTH = 10.0
@@ -29,11 +31,26 @@ LEFT_OUT = 0.2
 
 @dataclass
 class Check:
-    """One line of the checklist. ``name`` says what is checked, ``message`` what was found, with figures."""
+    """One line of the checklist. ``name`` says what is checked, ``message`` what was found, with figures.
+
+    ``ok`` None: it cannot be told from what was measured, and the message says what is missing.
+    """
 
     name: str
-    ok: bool
+    ok: bool | None
     message: str
+
+    @property
+    def mark(self) -> str:
+        """✓ it holds, ✗ it does not, ? it cannot be told."""
+        return "?" if self.ok is None else "✓" if self.ok else "✗"
+
+
+def verdict(checks: Sequence[Check]) -> str:
+    """ "holds", "does not hold", or "unknown": nothing speaks against the fix, and something could not be told."""
+    if any(c.ok is False for c in checks):
+        return "does not hold"
+    return "unknown" if any(c.ok is None for c in checks) else "holds"
 
 
 def finite(records: Sequence[StepRecord]) -> Check:
@@ -49,19 +66,24 @@ def finite(records: Sequence[StepRecord]) -> Check:
 def falling(records: Sequence[StepRecord], *, confidence: float = 0.95) -> Check:
     """Losses fall: Mann and Kendall's trend test, one-sided, with Theil and Sen's slope.
 
-    Robust to spikes and to noise of any size that has no trend. With fewer than 8 steps there is no test.
+    Robust to spikes and to noise of any size that has no trend. A trend of few steps may be hidden in the noise: below
+    `ENOUGH` steps only losses that rise say that they do not fall.
     """
     values = [r.loss for r in records if r.applied and math.isfinite(r.loss)]
     n = len(values)
     if n < 8:
-        return Check("losses falling", False, f"only {n} steps: at least 8 are needed to tell (--steps)")
+        return Check("losses falling", None, f"only {n} steps: at least 8 are needed to tell (--steps {ENOUGH})")
     pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
     score = sum((values[j] > values[i]) - (values[j] < values[i]) for i, j in pairs)
     slope = median((values[j] - values[i]) / (j - i) for i, j in pairs)
     spread = math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
     sure = NormalDist().cdf((-score - 1) / spread) if score < 0 else 1 - NormalDist().cdf((score - 1) / spread)
     text = f"{values[0]:.3f} → {median(values[-max(3, n // 8) :]):.3f}, slope {slope:+.4g} a step, {sure:.1%} sure"
-    return Check("losses falling", sure >= confidence and slope < 0, text)
+    if sure >= confidence and slope < 0:
+        return Check("losses falling", True, text)
+    if n < ENOUGH and sure > 1 - confidence:
+        return Check("losses falling", None, f"{text}: too few steps to tell from the noise (--steps {ENOUGH})")
+    return Check("losses falling", False, text)
 
 
 def no_spikes(records: Sequence[StepRecord]) -> Check:
@@ -73,6 +95,8 @@ def no_spikes(records: Sequence[StepRecord]) -> Check:
         if losses[i][1] > SPIKE * usual:
             found.append(losses[i])
     shown = ", ".join(f"{v:.3g} at step {s}" for s, v in found[:3])
+    if len(losses) <= 5:
+        return Check("no spikes", None, f"only {len(losses)} steps: a spike is one among ten")
     return Check("no spikes", not found, shown or f"no loss above {SPIKE:g} times the ones before it")
 
 
@@ -88,6 +112,8 @@ def curves_smooth(records: Sequence[StepRecord]) -> Check:
             if curve[i] > max(JUMP * usual, VISIBLE * median(totals[max(0, i - 10) : i])):
                 found.append(f"loss/{name} leaps from {usual:.3g} to {curve[i]:.3g} at step {rows[i].step}")
                 break
+    if len(rows) <= 5:
+        return Check("curves smooth", None, f"only {len(rows)} points")
     text = "; ".join(found[:3]) or f"no loss, smoothed, above {JUMP:g} times the points before it"
     return Check("curves smooth", not found, text)
 
@@ -105,7 +131,8 @@ def norms_bounded(records: Sequence[StepRecord]) -> Check:
     norms = [r.grad_norm for r in records if math.isfinite(r.grad_norm)]
     quarter = len(norms) // 4
     if quarter < 2:
-        return Check("gradient norms bounded", bool(norms), f"largest {max(norms, default=math.nan):.3g}")
+        text = f"only {len(norms)} steps, largest {max(norms, default=math.nan):.3g}: no growth can be told from so few"
+        return Check("gradient norms bounded", None, text)
     early, late = median(norms[quarter : 2 * quarter]), median(norms[-quarter:])
     text = f"median {early:.3g} early, {late:.3g} late, largest {max(norms):.3g}"
     return Check("gradient norms bounded", late <= NORM_GROWTH * early, text)
@@ -124,7 +151,7 @@ def weights_move(records: Sequence[StepRecord], peak: Mapping[str, float], steps
             rate = r.lr.get(name, 0.0)
             ratios.setdefault(name, []).append(value * (peak.get(name, rate) / rate if rate > 0 else 1.0))
     if not ratios:
-        return Check("weights move", True, "update-to-weight ratios were not measured in so few steps")
+        return Check("weights move", None, "update-to-weight ratios were not measured in so few steps")
     middle = {name: median(values) for name, values in ratios.items()}
     still = [name for name, value in middle.items() if value < STILL]
     shown = ", ".join(f"{name} {value:.2g}" for name, value in middle.items())
@@ -140,8 +167,10 @@ def weights_move(records: Sequence[StepRecord], peak: Mapping[str, float], steps
 def clipping_leaves_something(records: Sequence[StepRecord], max_grad_norm: float) -> Check:
     """Clipping trims steps; where it shrinks each one a thousandfold it hides a fault and stops learning."""
     norms = [r.grad_norm for r in records if math.isfinite(r.grad_norm)]
-    if not max_grad_norm or not norms:
-        return Check("clipping leaves the steps", True, "off" if not max_grad_norm else "no finite norm")
+    if not max_grad_norm:
+        return Check("clipping leaves the steps", True, "off")
+    if not norms:
+        return Check("clipping leaves the steps", None, "no finite norm was measured")
     middle = median(min(1.0, max_grad_norm / n) if n > 0 else 1.0 for n in norms)
     share = sum(n > max_grad_norm for n in norms) / len(norms)
     text = f"{share:.0%} of the steps clipped, to {middle:.2g} of their length in the middle"

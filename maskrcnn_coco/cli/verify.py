@@ -17,7 +17,7 @@ from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.resolve import total_steps
 from maskrcnn_coco.config.settings import Config, flag, load_config, validate
 from maskrcnn_coco.data.prepare import read_quarantine
-from maskrcnn_coco.diagnosis.facts import LOSS_FACTOR, NO_HISTORY_LOSS
+from maskrcnn_coco.diagnosis.facts import LOSS_FACTOR, NO_HISTORY_LOSS, reference_of
 from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.model.optim import Schedule
 from maskrcnn_coco.model.rig import rig_from_settings
@@ -41,7 +41,9 @@ def verify_run(
     model: Any = None,
     train_data: Any = None,
 ) -> int:
-    """Print the checklist for the run's settings with ``changes``; returns 0 where the fix holds, else 4.
+    """Print the checklist for the run's settings with ``changes``; returns 4 where the fix does not hold, else 0.
+
+    Three answers: it holds, it does not, and it cannot be told (too few steps): then 0, with a sentence that says so.
 
     Args:
         steps: length of the short training; None: one epoch.
@@ -70,15 +72,24 @@ def verify_run(
     console.note(f"verifying {run_dir} with {shown}")
     checks = [replay_incident(i, run_dir, config, bool(changes)) for i in read_incidents(run_dir / "incidents")]
     checks += train_briefly(config, run_dir, steps, model, train_data)
-    holds = all(c.ok for c in checks)
+    said = checklist.verdict(checks)
     if json_mode:
-        sys.stdout.write(to_json({"holds": holds, "changes": changes, "checks": checks}) + "\n")
+        holds = None if said == "unknown" else said == "holds"
+        sys.stdout.write(to_json({"holds": holds, "verdict": said, "changes": changes, "checks": checks}) + "\n")
     for c in checks:
-        (console.note if c.ok else console.warn)(f"{'✓' if c.ok else '✗'} {c.name}: {c.message}")
-    console.note(
-        "the fix holds" if holds else "the fix does not hold: " + "; ".join(c.name for c in checks if not c.ok)
-    )
-    return 0 if holds else 4
+        (console.warn if c.ok is False else console.note)(f"{c.mark} {c.name}: {c.message}")
+    console.note(_sentence(said, checks))
+    return 4 if said == "does not hold" else 0
+
+
+def _sentence(said: str, checks: Sequence[Check]) -> str:
+    """The last line: what the marks add up to."""
+    if said == "holds":
+        return "the fix holds: every check passed"
+    if said == "does not hold":
+        return "the fix does not hold: " + "; ".join(c.name for c in checks if c.ok is False)
+    open_ones = "; ".join(c.name for c in checks if c.ok is None)
+    return f"nothing speaks against the fix, but this was not enough to tell: {open_ones}. More steps tell (--steps)"
 
 
 def replay_incident(incident: Incident, run_dir: Path, config: Config, changed: bool) -> Check:
@@ -86,7 +97,9 @@ def replay_incident(incident: Incident, run_dir: Path, config: Config, changed: 
     name = f"incident {incident.id} ({incident.cause}, step {incident.step})"
     path = run_dir / "incidents" / f"{incident.id}.pt"
     if not path.is_file():
-        return Check(name, True, "no case file to replay; the short training has to tell")
+        if incident.action.kind in ("quarantine", "reload"):
+            return Check(name, True, "nothing to replay: the image or the file is left out")
+        return Check(name, None, "there is no case file to replay")
     state: dict[str, Any] = {}
     case = load_case(path, lambda settings: rig_from_settings(settings, state))
     state.update(case.now.model)
@@ -116,7 +129,10 @@ def _without_images(case: Case, bad: set[int]) -> Outcome | None:
 def _with_new_rates(case: Case, config: Config) -> Outcome:
     """From the oldest state the case holds, over the recorded batches, with the new schedule, to the failing step."""
     total = total_steps(case.settings["steps_per_epoch"], config)
-    schedule = Schedule(recipes.component_lrs(config), config.warmup_steps or 0, total, kind=config.schedule)
+    rates = recipes.component_lrs(config)
+    # A caller's own model has components of other names: they take the backbone's rate.
+    others = {c: rates["backbone"] for entry in case.tape for c in entry.lr if c not in rates}
+    schedule = Schedule({**rates, **others}, config.warmup_steps or 0, total, kind=config.schedule)
     case.tape = [dataclasses.replace(entry, lr=schedule.at(entry.step)) for entry in case.tape]
     replay = Replay(case)
     starts = [s for s in sorted(case.earlier, key=lambda s: s.step) if replay.covers(s.step)]
@@ -127,9 +143,8 @@ def _with_new_rates(case: Case, config: Config) -> Outcome:
 
 def _healthy(case: Case) -> float:
     """The loss above which the replayed step counts as diverged: measured on the run's own steps before the onset."""
-    before = [r.loss for r in case.history if r.applied and r.step <= case.alarm.onset_step]
-    usual = sorted(before)[len(before) // 2] if before else NO_HISTORY_LOSS / LOSS_FACTOR
-    return LOSS_FACTOR * usual
+    usual = reference_of(case.history, case.alarm.onset_step)
+    return LOSS_FACTOR * usual.loss if usual.count else NO_HISTORY_LOSS
 
 
 def train_briefly(config: Config, run_dir: Path, steps: int | None, model: Any, train_data: Any) -> list[Check]:

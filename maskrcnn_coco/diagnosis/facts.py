@@ -20,6 +20,10 @@ NO_HISTORY_LOSS = 100.0
 """Where the run has no healthy step yet: every healthy detector measured starts below 20, the broken ones above 400."""
 
 
+FIRST = 5
+"""Steps that make a run's first reference."""
+
+
 @dataclass
 class StateFault:
     """One bad entry of weights, buffers, optimizer, scaler or lr. ``certain``: no healthy run can hold it."""
@@ -294,8 +298,17 @@ class Facts:
         return Evidence(f"replay: {outcome.test}", text, supports)
 
     def says(self, code: str, *names: str) -> list[Evidence]:
-        """Evidence of those of ``names`` that were made."""
-        return [self.say(n, code) for n in names if n in self.outcomes]
+        """Evidence of those of ``names`` that were made; it supports ``code`` where it came out as that needs.
+
+        "!same" needs an abnormal outcome, "=earlier" a normal one; a bare name supports whatever came out.
+        """
+        rows = []
+        for given in names:
+            name, needs = given.lstrip("!="), given[:1]
+            if name in self.outcomes:
+                as_needed = needs not in ("!", "=") or self.abnormal(self.outcomes[name]) == (needs == "!")
+                rows.append(self.say(name, code if as_needed else None))
+        return rows
 
 
 def far_apart(a: float, b: float, factor: float = 2.0) -> bool:
@@ -309,11 +322,13 @@ def reference_of(history: list[StepRecord], before: int, window: int = 50) -> Re
     kept = [
         r for r in history if r.applied and r.step < before and math.isfinite(r.loss) and math.isfinite(r.grad_norm)
     ]
-    kept = kept[-window:]
     if not kept:
         return Reference()
-    loss = statistics.median(abs(r.loss) for r in kept)
-    return Reference(loss, statistics.median(r.grad_norm for r in kept), len(kept))
+    # A long divergence must not pass for health: where the run was quieter at its start, that is the measure.
+    both = [kept[-window:], kept[:FIRST]]
+    loss = min(statistics.median(abs(r.loss) for r in part) for part in both if len(part) >= min(FIRST, len(kept)))
+    norm = statistics.median(r.grad_norm for r in both[0])
+    return Reference(loss, norm, len(both[0]))
 
 
 def onset_of(history: list[StepRecord], step: int) -> int:

@@ -119,7 +119,7 @@ def wanted(f: Facts) -> Iterator[str]:
 
 def _confirm(f: Facts) -> Iterator[str]:
     """Cheap replays that turn what a scan found into a proof."""
-    if f.lethal():
+    if f.lethal() or (f.suspects() and f.symptom == "input_nonfinite"):
         yield from ("peek", "without")
     elif (any(s.where == "norm" for s in f.state) and not _state_proved(f)) or f.anchors:
         yield from ("same", "other")

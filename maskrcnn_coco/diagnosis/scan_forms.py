@@ -55,7 +55,7 @@ def _image(image: Any, channels: int | None) -> str | None:
         return f"the image has shape {tuple(image.shape)}, expected (3, H, W)"
     if channels is not None and image.shape[0] != channels:
         return f"the image has {image.shape[0]} channels, the model expects {channels}"
-    if not image.is_floating_point() and image.dtype != torch.uint8:
+    if image.dtype not in (torch.float32, torch.uint8):
         return f"the image is {_name(image.dtype)}, expected float32 in 0..1"
     return None
 
@@ -84,8 +84,6 @@ def _tensor(key: str, value: Tensor) -> str | None:
     right = {"boxes": value.ndim == 2 and shape[-1:] == (4,), "labels": value.ndim == 1, "masks": value.ndim == 3}
     if not right[key]:
         return f"{given}, expected {SHAPES[key]}"
-    if key == "boxes" and not value.is_floating_point():
-        return f"boxes are {_name(value.dtype)}, expected float32"
     if key == "labels" and value.dtype != torch.int64:
         return f"labels are {_name(value.dtype)}, expected int64"
     return None

@@ -84,7 +84,8 @@ def detection_pair(batch: Any) -> tuple[Sequence[Tensor], Sequence[Mapping[str, 
         images, targets = batch
     if not isinstance(images, (list, tuple, Tensor)) or not isinstance(targets, (list, tuple)):
         return None
-    if not targets or not all(isinstance(t, Mapping) and "boxes" in t for t in targets):
+    # Boxes of another form are the model's business: it raises, or takes them.
+    if not targets or not all(isinstance(t, Mapping) and isinstance(t.get("boxes"), Tensor) for t in targets):
         return None
     return images, targets  # type: ignore[return-value]
 
@@ -112,10 +113,17 @@ def _sound(images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]], expec
     boxes = [t["boxes"] for t in targets if t["boxes"].numel() and t["boxes"].device.type == "cpu"]
     if boxes and not bool(_good_boxes(torch.cat(boxes)).all()):
         return False
-    labels = [t["labels"] for t in targets if "labels" in t and t["labels"].numel() and _host(t["labels"])]
+    given = (_tensor(t, "labels") for t in targets)
+    labels = [v.reshape(-1) for v in given if v is not None and v.numel() and _host(v)]
     if labels and not bool(_good_labels(torch.cat(labels), expected).all()):
         return False
-    return all(_masks_ok(t.get("masks")) for t in targets)
+    return all(_masks_ok(_tensor(t, "masks")) for t in targets)
+
+
+def _tensor(target: Mapping[str, Any], key: str) -> Tensor | None:
+    """An entry that is a tensor; what is none is for the model to take or to raise at."""
+    value = target.get(key)
+    return value if isinstance(value, Tensor) else None
 
 
 def _good_boxes(boxes: Tensor) -> Tensor:
@@ -130,7 +138,7 @@ def _good_labels(labels: Tensor, expected: Expected) -> Tensor:
 
 
 def _image_ok(image: Tensor, expected: Expected) -> bool:
-    if not _host(image) or not image.is_floating_point() or image.numel() == 0:
+    if not isinstance(image, Tensor) or not _host(image) or not image.is_floating_point() or image.numel() == 0:
         return True
     low, high = (v.item() for v in torch.aminmax(image))
     # A NaN or an infinity fails the comparison too.
@@ -144,12 +152,14 @@ def _shapes_ok(image: Tensor, target: Mapping[str, Any]) -> bool:
     if boxes.ndim != 2 or boxes.shape[-1] != 4:
         return boxes.numel() == 0
     count = len(boxes)
-    labels, masks, outlines = target.get("labels"), target.get("masks"), target.get("outlines")
-    if labels is not None and (len(labels) != count or labels.is_floating_point()):
+    labels, masks, outlines = _tensor(target, "labels"), _tensor(target, "masks"), target.get("outlines")
+    if labels is not None and (labels.ndim < 1 or len(labels) != count or labels.is_floating_point()):
         return False
     if outlines is not None and (len(outlines) != count or tuple(outlines.size) != tuple(image.shape[-2:])):
         return False
-    return masks is None or (len(masks) == count and (count == 0 or tuple(masks.shape[-2:]) == tuple(image.shape[-2:])))
+    return masks is None or (
+        masks.ndim >= 2 and len(masks) == count and (count == 0 or tuple(masks.shape[-2:]) == tuple(image.shape[-2:]))
+    )
 
 
 def _masks_ok(masks: Tensor | None) -> bool:
@@ -181,14 +191,15 @@ def _explain(images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]], exp
 
 
 def _rows(target: Mapping[str, Any], expected: Expected) -> Iterator[tuple[str, int, str]]:
-    boxes, labels, masks = target["boxes"], target.get("labels"), target.get("masks")
+    boxes, labels, masks = target["boxes"], _tensor(target, "labels"), _tensor(target, "masks")
     if boxes.numel() and _host(boxes):
         for row in (~_good_boxes(boxes)).nonzero().flatten().tolist():
             yield "box", row, f"box {boxes[row].tolist()} (x1, y1, x2, y2) is not finite, too large, or empty"
     if labels is not None and labels.numel() and _host(labels):
         known = "" if expected.num_classes is None else f"..{expected.num_classes - 1}"
-        for row in (~_good_labels(labels, expected)).nonzero().flatten().tolist():
-            yield "label", row, f"label {int(labels[row])}, expected 1{known}"
+        flat = labels.reshape(-1)
+        for row in (~_good_labels(flat, expected)).nonzero().flatten().tolist():
+            yield "label", row, f"label {int(flat[row])}, expected 1{known}"
     if masks is not None and not _masks_ok(masks):
         for row, mask in enumerate(masks):
             if not _masks_ok(mask):

@@ -124,6 +124,15 @@ class Schedule:
         return {name: lr * scale * (factors or {}).get(name, 1.0) for name, lr in self.lr.items()}
 
 
+def every_component(model: nn.Module, lr: Mapping[str, float]) -> dict[str, float]:
+    """``lr``, and the backbone's rate for each component of ``model`` that has none of its own (a user's model).
+
+    So that such a component can be lowered by itself, and a replay knows at what rate it was trained.
+    """
+    others = [c for c in components(model) if c not in lr]
+    return {**lr, **{c: lr["backbone"] for c in others if "backbone" in lr}}
+
+
 def apply_lr(optimizer: Optimizer, lr_by_component: Mapping[str, float]) -> None:
     """Write learning rates into the groups that `build_optimizer` made.
 

@@ -68,6 +68,10 @@ class Console:
         """What went wrong; line breaks are kept."""
         self._lines([clean(line) for line in text.splitlines()], "red")
 
+    def command(self, lines: Sequence[str]) -> None:
+        """A command to be copied: its own line breaks, and none of the terminal's."""
+        self._print(Text("\n".join(clean(line) for line in lines)), soft_wrap=True)
+
     def settings(
         self, values: Mapping[str, object], reasons: Mapping[str, str], *, lr: Mapping[str, float] | None = None
     ) -> None:

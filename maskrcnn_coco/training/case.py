@@ -9,7 +9,6 @@ import msgspec
 
 from maskrcnn_coco.advice.prepare import BATCHES, first_batches, make_task
 from maskrcnn_coco.advice.trials import Task
-from maskrcnn_coco.config import recipes
 from maskrcnn_coco.data.batch import make_batch
 from maskrcnn_coco.model.rig import make_rig
 from maskrcnn_coco.records import Alarm
@@ -38,7 +37,7 @@ def settings_of(session: Session) -> dict[str, Any]:
     return {
         "config": msgspec.to_builtins(session.config),
         "resume_path": session.resumed_from,
-        "lr": recipes.component_lrs(session.config),
+        "lr": dict(session.schedule.lr),
         "lr_factors": dict(session.progress.lr_factors),
         "classes": list(session.data.class_names),
         "frozen": [n for n, p in session.model.named_parameters() if not p.requires_grad],

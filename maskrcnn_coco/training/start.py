@@ -29,7 +29,7 @@ from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.model.build import make_model
 from maskrcnn_coco.model.fast.accelerate import takes_outlines
 from maskrcnn_coco.model.forward import Forward
-from maskrcnn_coco.model.optim import Schedule, optimizer_for
+from maskrcnn_coco.model.optim import Schedule, every_component, optimizer_for
 from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system.files import write_text
@@ -172,7 +172,7 @@ def assemble(
         optimizer=optimizer,
         scaler=scaler,
         schedule=Schedule(
-            recipes.component_lrs(config),
+            every_component(model, recipes.component_lrs(config)),
             config.warmup_steps or 0,
             total_steps(plan.steps_per_epoch, config),
             kind=config.schedule,

@@ -57,9 +57,11 @@ def leave_out_unreadable(session: Session, error: SampleError, rank: int | None)
     if session.config.guard not in ("recover", "observe"):
         raise error
     step, image_id = session.progress.step, error.key.image_id
-    evidence = [Evidence(f"read: image {image_id}", error.what, "DATA_PIXEL")]
+    # An item whose image is sound and whose target is none is not the pixels' fault.
+    code = "DATA_BOX" if str(error.got).startswith("['Tensor',") else "DATA_PIXEL"
+    evidence = [Evidence(f"read: image {image_id}", error.what, code)]
     culprit = Culprit(image_ids=[image_id], rank=rank)
-    finding = Finding("DATA_PIXEL", 1.0, culprit, evidence, fix="repair the file: maskrcnn-coco check --data …")
+    finding = Finding(code, 1.0, culprit, evidence, fix="repair the file: maskrcnn-coco check --data …")
     action = recovery.decide([finding], history_at(session, step), session.limits)
     if action.kind == "stop":
         raise error

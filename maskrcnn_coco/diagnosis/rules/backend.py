@@ -29,7 +29,7 @@ def judge(facts: Facts) -> Finding | None:
         return None
     location = facts.location
     culprit = Culprit(component=location.component, module=location.module) if location else Culprit()
-    evidence = facts.says(CODE, "same", "again", "reference")
+    evidence = facts.says(CODE, "!same", "!again", "=reference")
     if location and location.module:
         evidence.append(Evidence("locate: first bad module on the device", location.module, CODE))
     repeatable = facts.bad("again")

@@ -42,16 +42,16 @@ def data_finding(
     if any(h.lethal for h in hits):
         # A batch that stays bad without the named image has a second fault; then the scan alone is no proof.
         confidence = 0.6 if facts.bad("without") and facts.suspects() != facts.image_ids else 0.98
-        evidence += facts.says(code, "without")
+        evidence += facts.says(code, "=without")
     elif test is not None or facts.symptom == "input_nonfinite":
         # An alarm of the input check is this very scan; otherwise a replay must show that the fault matters.
         confidence = 0.95
-        evidence += facts.says(code, healthy(facts), test or "")
+        evidence += facts.says(code, f"!{healthy(facts)}", f"={test or ''}")
     elif any(h.form for h in hits) and facts.symptom == "crash":
         # Nothing of the batch is left to try without: other batches, which have not this form, say it.
         confidence = 0.93 if facts.good("other") and not facts.widespread else 0.6
         confidence = 0.92 if facts.widespread and facts.raises_everywhere() else confidence
-        evidence += facts.says(code, "same", "other")
+        evidence += facts.says(code, "!same", "=other")
     else:
         confidence = 0.2
     images = list(dict.fromkeys(h.image_id for h in hits))

@@ -31,7 +31,7 @@ def judge(facts: Facts) -> Finding | None:
     # Far too large in float32 as well: divergence, where the run has a healthy past to compare with.
     if facts.abnormal(full) and facts.reference.count:
         return None
-    evidence = facts.says(CODE, "same", "fp32")
+    evidence = facts.says(CODE, "!same", "=fp32")
     location = facts.location
     culprit = Culprit()
     confidence = 0.9 if "module_fp32" in facts.done else 0.8

@@ -37,7 +37,7 @@ def judge(facts: Facts) -> Finding | None:
         return None  # the steps as they were, taken again, do not diverge: no rate is to blame
     if verdict is None or not verdict.sufficient:
         if facts.good("earlier") and facts.growing and verdict is None:
-            evidence = facts.says(CODE, "same", "earlier")
+            evidence = facts.says(CODE, "!same", "=earlier")
             return Finding(CODE, 0.5, Culprit(), evidence, facts.onset_step, "--lr (lower)", {"components": []})
         return None
     every = len(verdict.components) == len(facts.components) and len(facts.components) > 1
@@ -46,7 +46,7 @@ def judge(facts: Facts) -> Finding | None:
     trials = sorted(verdict.trials, key=lambda t: _rank(t, verdict))
     deciding = [t for t in trials if _rank(t, verdict) < 2]
     evidence = [_evidence(t, verdict, facts.step) for t in deciding]
-    evidence += facts.says(CODE, "earlier", "same", "retrace")
+    evidence += facts.says(CODE, "=earlier", "!same", "!retrace")
     evidence += [_evidence(t, verdict, facts.step) for t in trials[len(deciding) :]]
     detail: dict[str, Any] = {
         "components": [*verdict.components, *verdict.also],
@@ -83,7 +83,9 @@ def _evidence(trial: LrTrial, verdict: LrVerdict, step: int) -> Evidence:
         )
     test = f"replay: steps {verdict.from_step} to {last}, lr of {', '.join(trial.lowered)} × {trial.factor:.2g}"
     outcome = f"{'stays bounded' if trial.bounded else 'diverges'}: {trial.outcome.describe()}"
-    return Evidence(test, outcome, CODE)
+    # What speaks for the named ones: with them lowered it holds, without them it does not.
+    named = set(verdict.components) <= set(trial.lowered)
+    return Evidence(test, outcome, CODE if named == trial.bounded else None)
 
 
 def step_down(verdict: LrVerdict) -> float:

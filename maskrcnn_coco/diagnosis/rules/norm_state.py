@@ -36,7 +36,7 @@ def judge(facts: Facts) -> Finding | None:
         confidence = 0.2  # as bad before the onset, where the same batch trains
     first = (certain or hits)[0]
     evidence = [Evidence(f"scan: state, {s.name}", s.what, CODE) for s in (certain or hits)[:8]]
-    evidence += facts.says(CODE, "same", "other", "earlier")
+    evidence += facts.says(CODE, "!same", "!other", "!earlier")
     culprit = Culprit(component=first.component, module=first.module, checkpoint=facts.settings.get("resume_path"))
     fix = "--weights coco" if first.name == "identity" else "restore real norm statistics, or set eps to 1e-5"
     detail = {"entries": [s.name for s in hits[:50]], "at_load": not facts.earlier_steps}

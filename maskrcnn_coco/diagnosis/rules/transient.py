@@ -58,7 +58,7 @@ def _once(facts: Facts) -> Finding:
     close = again is not None and again.finite and abs(again.loss - same.loss) <= 1e-3 * abs(same.loss)
     another = nonfinite(facts) or facts.not_repeated()
     confidence = 0.93 if (exact or close) and another else 0.6
-    evidence = facts.says(CODE, "same", "again")
+    evidence = facts.says(CODE, "=same", "=again")
     if facts.not_repeated() and facts.recorded_loss is not None:
         what = f"loss {facts.recorded_loss:.4g}, gradient norm {facts.recorded_norm or 0.0:.4g}"
         evidence.insert(0, Evidence("the step as the run took it", what, CODE))
@@ -70,7 +70,7 @@ def _once(facts: Facts) -> Finding:
 
 def _retraced(facts: Facts) -> Finding:
     """The steps before it, taken again from an older state with nothing changed, do not diverge."""
-    evidence = facts.says(CODE, "retrace", "same")
+    evidence = facts.says(CODE, "=retrace", "same")
     walk = facts.outcomes["retrace"]
     first = walk.path[0][0] if walk.path else facts.step
     evidence.append(Evidence(f"the run from step {first} on", "diverged, with the same batches and rates", CODE))
