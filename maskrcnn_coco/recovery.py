@@ -123,7 +123,12 @@ def _lapses(steps: Sequence[int], hold: int) -> int:
 
 
 def _ceiling(component: str, lowered: Incident) -> float:
-    """The largest factor of the plan that one incident leaves open."""
+    """The largest factor of the plan that one incident leaves open.
+
+    What was only likely is taken back whole where it holds: a spike that is over must not cost the rest of the run.
+    """
+    if lowered.confidence < PROVED:
+        return 1.0
     diverged = float((lowered.detail.get("lr_factors") or {}).get(component, 1.0))
     held = diverged * float(lowered.action.detail.get("factor", 1.0))
     return min(ABOVE_HELD * held, BELOW_DIVERGED * diverged)

@@ -355,9 +355,9 @@ RATES = (
         "lr-scratch-batch-backbone",
         "LR_TOO_HIGH",
         "facebookresearch/maskrcnn-benchmark#721",
-        rates(rpn=1000),
+        rates(backbone=100),
         BATCH,
-        Culprit(("rpn",)),
+        Culprit(("backbone",)),
         onset=1,
     ),
     Scenario(

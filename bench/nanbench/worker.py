@@ -51,7 +51,7 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     except NotApplicable as e:
         return {"not_applicable": str(e)}
     scene.active = False
-    if outcome.finite:
+    if outcome.finite and outcome.finished:  # a model that was wrong from the start cannot be evaluated either
         outcome.evaluation = evaluation_loss(scene.model, scene.held_out)
     return {**vars(outcome), "bad_id": scene.bad_id, "bad_ids": scene.bad_ids}
 

@@ -55,10 +55,14 @@ def _incidents_of(folder: Path) -> list[Path]:
 def _incident(path: Path, console: Console) -> dict[str, Any]:
     incident = read_incident(path)
     case = path.with_suffix(".pt")
-    findings = replay_case(case) if case.is_file() else [_recorded(incident)]
-    how = "replayed here" if case.is_file() else "as recorded; there is no case file to replay"
+    replayed, findings, how = False, [_recorded(incident)], "as recorded; there is no case file to replay"
+    try:
+        if case.is_file():
+            replayed, findings, how = True, replay_case(case), "replayed here"
+    except CheckpointError as e:
+        replayed, how = False, f"as recorded; {e.what}"
     _say(console, f"incident {incident.id}, step {incident.step}, {incident.symptom} ({how}):", findings)
-    return {"incident": incident, "findings": findings, "replayed": case.is_file()}
+    return {"incident": incident, "findings": findings, "replayed": replayed}
 
 
 def replay_case(path: Path, *, seconds: float = SECONDS) -> list[Finding]:

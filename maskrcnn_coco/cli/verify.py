@@ -18,7 +18,7 @@ from maskrcnn_coco.config.resolve import total_steps
 from maskrcnn_coco.config.settings import Config, flag, load_config, validate
 from maskrcnn_coco.data.prepare import read_quarantine
 from maskrcnn_coco.diagnosis.facts import LOSS_FACTOR, NO_HISTORY_LOSS, reference_of
-from maskrcnn_coco.errors import ConfigError, DataError
+from maskrcnn_coco.errors import CheckpointError, ConfigError, DataError
 from maskrcnn_coco.model.optim import Schedule
 from maskrcnn_coco.model.rig import rig_from_settings
 from maskrcnn_coco.records import Incident, Result, StepRecord, to_json
@@ -101,7 +101,10 @@ def replay_incident(incident: Incident, run_dir: Path, config: Config, changed: 
             return Check(name, True, "nothing to replay: the image or the file is left out")
         return Check(name, None, "there is no case file to replay")
     state: dict[str, Any] = {}
-    case = load_case(path, lambda settings: rig_from_settings(settings, state))
+    try:
+        case = load_case(path, lambda settings: rig_from_settings(settings, state))
+    except CheckpointError as e:
+        return Check(name, None, f"cannot be replayed: {e.what}")
     state.update(case.now.model)
     case.rig.max_grad_norm = config.max_grad_norm
     if incident.cause in DATA:

@@ -254,7 +254,9 @@ class Facts:
             return False
         if self.recorded_loss is None or not math.isfinite(self.recorded_loss):
             return True
-        pairs = ((self.recorded_loss, same.loss), (self.recorded_norm or 0.0, same.grad_norm))
+        pairs = [(self.recorded_loss, same.loss)]
+        if same.loss_scale is None:  # else the recorded gradients only overflowed at the scale of then
+            pairs.append((self.recorded_norm or 0.0, same.grad_norm))
         return any(not math.isfinite(a) or far_apart(a, b) for a, b in pairs if b)
 
     def healthy_retrace(self) -> bool:

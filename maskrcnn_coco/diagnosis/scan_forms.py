@@ -99,7 +99,12 @@ def _together(image: Any, target: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append(("labels", f"{len(labels)} labels for {count} boxes"))
     if isinstance(masks, Tensor) and len(masks) != count:
         found.append(("masks", f"{len(masks)} masks for {count} boxes"))
-    elif isinstance(masks, Tensor) and count and tuple(masks.shape[-2:]) != tuple(image.shape[-2:]):
+    elif (
+        isinstance(masks, Tensor)
+        and isinstance(image, Tensor)
+        and count
+        and tuple(masks.shape[-2:]) != tuple(image.shape[-2:])
+    ):
         found.append(("masks", f"masks of {tuple(masks.shape[-2:])} for an image of {tuple(image.shape[-2:])}"))
     return found
 

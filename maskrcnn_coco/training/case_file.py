@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from maskrcnn_coco.replay.tape import TapeEntry
 
 
-FORMAT = 1
+FORMAT = 2
+"""Since 2 a case carries its SHA-256, as a checkpoint does: a flipped bit must not be replayed into a proof."""
 
 
 MAX_BYTES = 2 * 1024**3
@@ -29,7 +30,7 @@ def save_case(folder: str | Path, id: str, case: Case, *, max_bytes: int = MAX_B
     The failing state and batch always go in. The newest state from before the onset, and the batches of the steps since
     then, go in as far as ``max_bytes`` allows; without them learning rates cannot be replayed elsewhere.
     """
-    import torch
+    from maskrcnn_coco.checkpoint import archive
 
     room = max_bytes - case.now.nbytes
     earlier: list[Snapshot] = []
@@ -51,7 +52,7 @@ def save_case(folder: str | Path, id: str, case: Case, *, max_bytes: int = MAX_B
         "settings": _plain(case.settings),
     }
     path = Path(folder) / f"{id}.pt"
-    write_atomically(path, lambda sink: torch.save(state, sink))  # pyright: ignore[reportArgumentType] - needs only write
+    write_atomically(path, lambda sink: archive.write(sink, state))
     return path
 
 
@@ -64,13 +65,23 @@ def load_case(path: str | Path, build_rig: Callable[[dict[str, Any]], Rig]) -> C
     Raises:
         CheckpointError: no such file, damaged, or not a case.
     """
-    from maskrcnn_coco.checkpoint.archive import open_regular, read
+    from maskrcnn_coco.checkpoint.archive import open_regular, read, verify
 
     path = Path(path)
     with open_regular(path) as file:
+        wound = None
+        try:
+            verify(file, path)
+        except CheckpointError as e:
+            wound = e
         state = read(file, path, "cpu")
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") not in (1, FORMAT):
         raise CheckpointError(f"{path} is not a case of an incident", expected="a file NNNN.pt of an incidents folder")
+    if wound is not None and state["format"] != 1:  # those of before had no digest
+        raise CheckpointError(
+            f"{path} is damaged: {wound.what.partition(': ')[2]}",
+            fix="the JSON beside it holds the verdict as recorded",
+        )
     try:
         return _case_of(state, build_rig(state["settings"]))
     except (KeyError, TypeError, ValueError) as e:
