@@ -109,7 +109,8 @@ def score(entry: Line, clean: Clean) -> Line:
     line["component_ok"] = (first.get("culprit") or {}).get("component") in scenario.culprit.components
     if scenario.verdict:
         # Nothing healthy to go on from: the right end is a stop by itself, with a finite state.
-        ended = not outcome["finished"] and finite and bool(incidents)
+        # A model that was NaN as it was built has no finite state to end in.
+        ended = not outcome["finished"] and (finite or scenario.cause == "POISONED_STATE") and bool(incidents)
         line |= {"survived": None, "kept": None, "harm": None, "stopped_right": ended}
     step = clean.step(job["system"], setup)
     line["bill"] = [round(i["seconds"] / step, 1) for i in incidents if step and i.get("seconds") is not None]
