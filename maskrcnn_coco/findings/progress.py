@@ -7,7 +7,7 @@ from maskrcnn_coco.records import StepRecord
 
 STEPS = 20
 """Applied steps with objects that are looked at."""
-FALLEN, STAYED, SHARE = 1e-6, 10, 0.05
+FALLEN, STAYED, SHARE = 2e-6, 10, 0.05
 """Of its highest, for so many steps in a row and such a share of all steps: the end of a cosine is far shorter."""
 MOVES = 1e-7
 """A rate from which on weights must change where there is a gradient."""

@@ -105,8 +105,10 @@ class Watch:
         if facts.still is not None or facts.rates is not None:
             self.tell(facts, "steps")
 
-    def end_of_epoch(self) -> None:
-        """The loader is through: say what few samples and steps show, too."""
+    def end_of_epoch(self, last: Sequence[StepRecord] = ()) -> None:
+        """The loader is through: say what few samples and steps show, too. ``last``: records that nobody gave yet."""
+        for record in last:
+            self.record(record)
         self.judge_samples(whole=True)
         facts = Facts(way=self.way, rates=self._progress.rates())
         if not self._stills and self._progress.steps >= STEPS // 4:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from maskrcnn_coco.findings.watch import watch_of
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.system.exact_boxes import exact_boxes
 
@@ -36,7 +37,8 @@ def train_one_epoch(
     on stderr. Diagnosis and recovery need the data set and are part of `train`.
     """
     device = torch.device(device)
-    model.train()
+    watch = watch_of(model)
+    watch.train_mode(model)
     guard = Guard(model, optimizer, scaler=scaler, max_grad_norm=max_grad_norm)
 
     def forward(batch: Any) -> Any:
@@ -53,6 +55,7 @@ def train_one_epoch(
             total, applied = total + record.loss, applied + 1
         if guard.alarm is not None:
             say(f"step {step} refused: {guard.alarm.message}")
+    watch.end_of_epoch(guard.completed)
     return total / applied if applied else float("nan")
 
 

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from maskrcnn_coco.distributed.ranks import Ranks
+from maskrcnn_coco.errors import FindingWarning
+from maskrcnn_coco.findings.watch import watch_of
 from maskrcnn_coco.guard import inputs
 from maskrcnn_coco.guard import step as steps
 from maskrcnn_coco.guard.acts import Act, Acts, Mode
@@ -57,7 +59,8 @@ class Guard:
         deferred: for CUDA, with a fused optimizer: nothing is read within a step. The device refuses; a record is
             filled in a step or two later, when it is listed in ``completed``, and its alarm is raised then.
         on_alarm: called with each `Alarm`, in place of the warning.
-        say: warn (`GuardWarning`, once per symptom) about what is refused; a loop that says it itself turns it off.
+        say: warn (`GuardWarning`, once per symptom) about what is refused, and (`FindingWarning`, once each) about what
+            keeps a finite training from learning; a loop that says it itself turns it off.
         ranks: the processes of a run of several; the guard then averages their gradients. By default those that
             torch.distributed knows, whose gradients are averaged where the model is a DistributedDataParallel. All
             processes refuse together, and the one that is bad is named.
@@ -102,6 +105,7 @@ class Guard:
         self._next = 0
         self._deferred = Deferred(self.instruments) if deferred and mode in ("recover", "stop") else None
         self._act: Act | None = None
+        self._watch = watch_of(model) if say and mode != "off" else None
         self.acts = Acts(self.instruments, mode)
         self.acts.team = Team(ranks, averages=True) if ranks is not None and ranks.world > 1 else None
 
@@ -311,9 +315,24 @@ class Guard:
             parts.lay_out()
         step = self._next if step is None else step
         self._next, parts.alarm = step + 1, None
+        self._look(batches)
         found = [int(i) for i in ids] if ids is not None else inputs.image_ids(batches)
         late = self._deferred is not None and step >= self.at_once_until
         scale = None if late else parts.scale.value
         record = StepRecord(step, epoch, {}, math.nan, math.nan, {}, parts.health.lr(), scale, found, applied=False)
         parts.completed = [] if late else [record]
         return record
+
+    def _look(self, batches: Sequence[Any]) -> None:
+        """What makes training useless while all is finite: looked at in first samples and steps, said once."""
+        if self._watch is None:
+            return
+        try:
+            for record in self.completed:
+                self._watch.record(record)
+            self._watch.optimizer(self.model, self.optimizer)
+            self._watch.batch(self.model, [p for p in map(inputs.detection_pair, batches) if p is not None])
+        except FindingWarning:  # the caller made warnings errors
+            raise
+        except Exception:  # a look at data of any form must never cost a step
+            self._watch = None
