@@ -23,6 +23,7 @@ from maskrcnn_coco.checkpoint.content import (
     EPOCH,
     LAST,
     PREVIOUS,
+    Header,
     epoch_name,
     plain_copy,
     to_document,
@@ -42,7 +43,7 @@ _REASONS = {
 
 @dataclass
 class _Job:
-    """What to write: the first name is the file, the others become links to it."""
+    """What to write: the first name is the file; ``last.pth`` is a file of its own, others become links to the first."""
 
     names: list[str]
     state: dict[str, Any] = field(repr=False)
@@ -53,8 +54,9 @@ class Saver:
     """Writes the checkpoints of one run in a background thread; make it under the folder's `run_lock`.
 
     A full or failing disk never ends the run: older files stay as they are, `warnings` says what happened, the next
-    save tries again, and an epoch's checkpoint that could not be written is written then. The ``last.pth`` that is
-    replaced stays as ``previous.pth``, unless another name already holds it: two intact files are there at any moment.
+    save tries again, and an epoch's checkpoint that could not be written is written then. ``last.pth`` is always a file
+    of its own; the one that is replaced stays as ``previous.pth``, unless an epoch's file holds its state too. So from
+    the first save on two independent intact files are there at any moment, and one damaged file costs no run.
     """
 
     def __init__(self, folder: str | Path, *, keep_epochs: int | None = None) -> None:
@@ -65,13 +67,26 @@ class Saver:
         """Seconds that callers have waited in this object so far: for copies, and for an earlier save to end."""
         self.written = 0
         """Checkpoints that are on the disk."""
+        self.failed = False
+        """Whether the newest state that was to be saved is not on the disk."""
         self._serial: int | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[None] | None = None
         self._unwritten: _Job | None = None
         self._warnings: list[str] = []
         self._spare: dict[str, torch.Tensor] = {}
-        self._intact: dict[tuple[int, int, int], bool] = {}
+        self._headers: dict[tuple[int, int, int], Header | None] = {}
+
+    def save_as_newest(self, state: dict[str, Any]) -> None:
+        """``last.pth`` of a state that was read from the folder, which goes on from there; waited for.
+
+        Raises:
+            CheckpointError: it could not be written; the folder is as it was.
+        """
+        self._submit([LAST], state)
+        sentences = self.wait()
+        if self.failed:
+            raise CheckpointError("; ".join(sentences), fix="free some space, or give another --checkpoint-dir")
 
     @property
     def busy(self) -> bool:
@@ -128,8 +143,10 @@ class Saver:
         self._attempt(job)
 
     def _attempt(self, job: _Job) -> None:
+        self.failed = True
         try:
             self._write(job)
+            self.failed = False
         except CheckpointError as e:
             self._warnings.append(f"the checkpoint {self.folder / job.names[0]} was not written: {e.what}")
         except OSError as e:
@@ -144,25 +161,43 @@ class Saver:
     def _write(self, job: _Job) -> None:
         path = self.folder / job.names[0]
         document = to_document(job.state, names=tuple(job.names), serial=job.serial)
-        store.write_document(path, document, keep_old_as=self._previous() if path.name == LAST else None)
-        self._intact[_identity(path)] = True
-        for name in job.names[1:]:
-            if name == LAST and (previous := self._previous()) is not None:
-                durable.link_atomically(self.folder / LAST, previous)
-            durable.link_atomically(path, self.folder / name)
+        if path.name == LAST:
+            self._write_last(document)
+        else:
+            self._write_file(path, document)
+            # Written again, not linked: a bit that flips in one file must not take every name of the state with it.
+            for name in sorted(job.names[1:], key=lambda n: n == LAST):
+                if name == LAST:
+                    self._write_last(document)
+                else:
+                    durable.link_atomically(path, self.folder / name)
+        if LAST in job.names and len({_identity(p) for p in checkpoints(self.folder) if self._header(p)}) < 2:
+            self._write_file(self.folder / PREVIOUS, document)  # the first of all: there is no older one yet
         self.written += 1
         self._prune()
 
+    def _write_last(self, document: dict[str, Any]) -> None:
+        self._write_file(self.folder / LAST, document, keep_old_as=self._previous())
+
+    def _write_file(self, path: Path, document: dict[str, Any], *, keep_old_as: Path | None = None) -> None:
+        store.write_document(path, document, keep_old_as=keep_old_as)
+        loop, names = document["loop"], tuple(document["names"])
+        self._headers[_identity(path)] = Header(document["serial"], loop["step"], loop["epoch"], names)
+
     def _previous(self) -> Path | None:
-        """The name for the ``last.pth`` about to be replaced; None if it need not be kept, or is damaged."""
+        """The name for the ``last.pth`` about to be replaced; None if another file holds its state, or it is damaged."""
         last = self.folder / LAST
-        if not last.exists() or last.stat().st_nlink > 1:
+        if not last.exists():
             return None
-        if self._is_intact(last):
-            return self.folder / PREVIOUS
-        # Kept for a look, and so that it does not take the place of an intact one.
-        last.replace(last.with_name(f"{LAST}.damaged"))
-        return None
+        held = self._header(last)
+        if held is None:
+            # Kept for a look, and so that it does not take the place of an intact one.
+            last.replace(last.with_name(f"{LAST}.damaged"))
+            return None
+        others = [p for p in checkpoints(self.folder) if EPOCH.fullmatch(p.name)]
+        return (
+            None if any((h := self._header(p)) and h.serial == held.serial for p in others) else self.folder / PREVIOUS
+        )
 
     def _prune(self) -> None:
         """Remove the oldest epoch files beyond ``keep_epochs``, as long as two other intact states stay."""
@@ -171,20 +206,19 @@ class Saver:
         epochs = [p for p in checkpoints(self.folder) if EPOCH.fullmatch(p.name)]
         epochs.sort(key=lambda p: int(p.stem.removeprefix("epoch_")))
         for old in epochs[: max(0, len(epochs) - self.keep_epochs)]:
-            rest = [p for p in checkpoints(self.folder) if p != old]
-            if len({_identity(p) for p in rest if self._is_intact(p)}) < 2:
+            rest = [self._header(p) for p in checkpoints(self.folder) if p != old]
+            if len({h.serial for h in rest if h is not None}) < 2:
                 return
             old.unlink()
 
-    def _is_intact(self, path: Path) -> bool:
-        """Whether ``path`` holds what was written; read in full once, then remembered for this very file."""
+    def _header(self, path: Path) -> Header | None:
+        """What ``path`` says it holds, if it is intact; read in full once, then remembered for this very file."""
         key = _identity(path)
-        if key not in self._intact:
-            self._intact[key] = False
+        if key not in self._headers:
+            self._headers[key] = None
             with contextlib.suppress(CheckpointError):
-                verify(path)
-                self._intact[key] = True
-        return self._intact[key]
+                self._headers[key] = verify(path)
+        return self._headers[key]
 
 
 def _identity(path: Path) -> tuple[int, int, int]:

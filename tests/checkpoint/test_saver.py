@@ -123,8 +123,27 @@ def test_the_saver_keeps_epochs_last_and_best(tmp_path: Path):
     assert names(tmp_path) == ["best.pth", "epoch_001.pth", "epoch_002.pth", "last.pth", "previous.pth"]
     steps = {p.name: step_of(p) for p in checkpoints(tmp_path)}
     assert steps == {"best.pth": 10, "epoch_001.pth": 10, "epoch_002.pth": 20, "last.pth": 20, "previous.pth": 15}
-    assert (tmp_path / "last.pth").samefile(tmp_path / "epoch_002.pth"), "written once, named twice"
+    assert not (tmp_path / "last.pth").samefile(tmp_path / "epoch_002.pth"), "one damaged file costs one name"
     assert saver.written == 3
+
+
+@pytest.mark.parametrize(
+    "acts", [["last"], ["best epoch"], ["last", "last"], ["epoch"], ["best epoch", "last", "epoch"]]
+)
+def test_after_every_save_any_one_file_may_be_lost(acts: list[str], tmp_path: Path):
+    saver = Saver(tmp_path, keep_epochs=1)
+    for step, act in enumerate(acts, 10):
+        if act == "last":
+            saver.save_last(state_at(step))
+        else:
+            saver.save_epoch(step, state_at(step), best=act.startswith("best"))
+        assert saver.wait() == []
+        for victim in {p.stat().st_ino: p for p in checkpoints(tmp_path)}.values():
+            whole = victim.read_bytes()
+            victim.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])  # in all of its names
+            path, state, _ = load_newest(tmp_path)
+            assert path is not None and state is not None, f"one flipped bit in {victim.name} is the end, after {act}"
+            victim.write_bytes(whole)
 
 
 def test_the_saver_takes_a_copy(tmp_path: Path):
