@@ -34,7 +34,7 @@ def run_lock(folder: str | Path) -> Iterator[None]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.resolve() / _NAME
-    fd = _acquire(folder, path)
+    fd = _acquire_in_place(folder, path)
     _held.add(path)
     try:
         _write_holder(fd, {"pid": os.getpid(), "host": socket.gethostname()})
@@ -44,6 +44,31 @@ def run_lock(folder: str | Path) -> Iterator[None]:
         _held.discard(path)
         with contextlib.suppress(OSError):
             _write_holder(fd, {})
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def move_lock(folder: str | Path) -> Iterator[None]:
+    """Hold ``folder``, which is there, while it is renamed: nobody else moves or clears it, and no run begins in it.
+
+    Raises:
+        CheckpointError: a run holds it.
+    """
+    path = Path(folder).resolve() / _NAME
+    fd = _acquire_in_place(Path(folder), path)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _acquire_in_place(folder: Path, path: Path) -> int:
+    """`_acquire`, of the file that bears the name afterwards: a rename may have taken the locked one away."""
+    while True:
+        fd = _acquire(folder, path)
+        with contextlib.suppress(OSError):
+            if os.stat(path).st_ino == os.fstat(fd).st_ino:
+                return fd
         os.close(fd)
 
 

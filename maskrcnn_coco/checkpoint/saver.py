@@ -43,7 +43,7 @@ _REASONS = {
 
 @dataclass
 class _Job:
-    """What to write: the first name is the file; ``last.pth`` is a file of its own, others become links to the first."""
+    """What to write: the first name is the file, ``last.pth`` one of its own, others become links to the first."""
 
     names: list[str]
     state: dict[str, Any] = field(repr=False)
@@ -185,7 +185,7 @@ class Saver:
         self._headers[_identity(path)] = Header(document["serial"], loop["step"], loop["epoch"], names)
 
     def _previous(self) -> Path | None:
-        """The name for the ``last.pth`` about to be replaced; None if another file holds its state, or it is damaged."""
+        """The name for the ``last.pth`` to be replaced; None if an epoch's file has its state, or it is damaged."""
         last = self.folder / LAST
         if not last.exists():
             return None

@@ -126,6 +126,8 @@ class Config(msgspec.Struct, metaclass=_Remembers, frozen=True, kw_only=True, fo
     """Folder of epoch_*.pth, last.pth and best.pth."""
     checkpoint_every: str | None = None
     """Also checkpoint every N steps ("500") or seconds ("60s")."""
+    keep: int | None = None
+    """Newest epoch_*.pth files that stay, beside last.pth and best.pth. None: all of them."""
     logdir: str = "runs/maskrcnn"
     """Folder of TensorBoard events, records, incidents and the report."""
     resume: str = "none"
@@ -195,6 +197,7 @@ def _problems(c: Config):
         ("max_size", 32),
         ("workers", 0),
         ("patience", 1),
+        ("keep", 1),
         ("num_classes", 2),
         ("freeze_stages", 0),
         ("box_batch_size_per_image", 8),

@@ -37,6 +37,8 @@ class RunData:
     val_findings: list[DataFinding] = field(default_factory=list)
     bad_images: set[int] = field(default_factory=set)
     bad_annotations: set[int] = field(default_factory=set)
+    identity: dict[str, str] = field(default_factory=dict)
+    """Digests of what the data are; see `data.identity`."""
 
     @property
     def most_objects(self) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,93 @@ from maskrcnn_coco.records import number
 from maskrcnn_coco.system.files import write_bytes
 
 METRICS = "metrics.jsonl"
+_BLOCK = 1 << 18
 UNDONE = "metrics_undone.jsonl"
 """Step lines that a roll-back or resume took out of `METRICS`: what those steps looked like the first time."""
 
 
 def truncate(path: Path, resume_step: int | None, closed: int | None) -> None:
-    """Repair a torn last line; with ``resume_step``, drop what the resumed run will write again. Atomic."""
-    raw = path.read_bytes()
-    clean = cut(raw, resume_step, closed)
-    if clean == raw:
+    """Repair a torn last line; with ``resume_step``, drop what the resumed run will write again.
+
+    Read from the end, as far as lines go: a run of 100,000 steps that goes back ten reads ten lines. What goes is an
+    end of the file, and goes in one step; else (foreign lines among them) the file is replaced, atomically.
+    """
+    tail: list[tuple[int, bytes]] = []
+    for offset, line in lines_from_end(path):
+        tail.append((offset, line))
+        if (data := _entry(line)) is not None and (resume_step is None or _is_step(data, below=resume_step)):
+            break
+    if not tail:
         return
-    gone = [line for line, d in _entries(raw) if d.get("kind") == "step" and d.get("step", 0) >= (resume_step or 0)]
-    if resume_step is not None and gone:
+    start, raw = tail[-1][0], b"".join(line for _, line in reversed(tail))
+    kept = cut(raw, resume_step, closed)
+    if kept == raw:
+        return
+    gone = [line for line, d in _entries(raw) if d.get("kind") == "step" and not _is_step(d, below=resume_step or 0)]
+    if gone and resume_step is not None:
         with path.with_name(UNDONE).open("ab") as f:
             f.write(b"".join(line + b"\n" for line in gone))
-    write_bytes(path, clean)
+    if raw.startswith(kept):
+        with path.open("r+b") as f:
+            f.truncate(start + len(kept))
+            os.fsync(f.fileno())
+    else:
+        with path.open("rb") as f:
+            before = f.read(start)
+        write_bytes(path, before + kept)
+
+
+def last_steps(path: Path, *, before: int, count: int) -> list[dict[str, Any]]:
+    """The last ``count`` step lines of steps under ``before``, in order, as `read_metrics` gives them; read from the
+    end. Lines that are not ours are left out."""
+    found: list[dict[str, Any]] = []
+    for _, line in lines_from_end(path):
+        data = _entry(line)
+        if data is not None and _is_step(data, below=before):
+            found.append(_floats(data))
+            if len(found) >= count:
+                break
+    return found[::-1]
+
+
+def lines_from_end(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Place and content of each line, the last first, with its line break where it has one; no file has none."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        place, rest = file.seek(0, os.SEEK_END), b""
+        while place > 0:
+            size = min(_BLOCK, place)
+            place -= size
+            file.seek(place)
+            # Everything but the first piece is whole: its beginning may lie in the block before.
+            block = file.read(size) + rest
+            end = len(block)
+            while (start := block.rfind(b"\n", 0, end - 1) + 1) > 0:
+                yield place + start, block[start:end]
+                end = start
+            rest = block[:end]
+        if rest:
+            yield 0, rest
+
+
+def _is_step(data: dict[str, Any], *, below: int) -> bool:
+    return data.get("kind") == "step" and isinstance(data.get("step"), int) and data["step"] < below
+
+
+def _number(data: dict[str, Any], name: str) -> int:
+    value = data.get(name, 0)
+    return value if isinstance(value, int) else 0
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):  # empty, torn by a crash, or not ours
+        return None
+    return data if isinstance(data, dict) else None
 
 
 def cut(raw: bytes, resume_step: int | None, closed: int | None) -> bytes:
@@ -37,11 +110,8 @@ def cut(raw: bytes, resume_step: int | None, closed: int | None) -> bytes:
 
 def _entries(raw: bytes) -> Iterable[tuple[bytes, dict[str, Any]]]:
     for line in raw.split(b"\n"):
-        try:
-            data = json.loads(line)
-        except ValueError:  # empty, or torn by a crash
-            continue
-        if isinstance(data, dict):
+        data = _entry(line)
+        if data is not None:
             yield line, data
 
 
@@ -53,13 +123,13 @@ def _before(
     A step line counts by its step. An epoch or eval line speaks of a whole epoch: it goes if its step lies past
     ``step``, its epoch has step lines that go, or the run has not ``closed`` that many epochs yet.
     """
-    gone = {d.get("epoch") for _, d in entries if d.get("kind") == "step" and d.get("step", 0) >= step}
+    gone = {d.get("epoch") for _, d in entries if d.get("kind") == "step" and _number(d, "step") >= step}
 
     def stays(d: dict[str, Any]) -> bool:
         if d.get("kind") == "step":
-            return d.get("step", 0) < step
-        still_open = closed is not None and d.get("epoch", 0) >= closed
-        return d.get("step", 0) <= step and d.get("epoch") not in gone and not still_open
+            return _number(d, "step") < step
+        still_open = closed is not None and _number(d, "epoch") >= closed
+        return _number(d, "step") <= step and d.get("epoch") not in gone and not still_open
 
     return [(line, d) for line, d in entries if stays(d)]
 
@@ -72,7 +142,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         return []
-    return [_floats(data) for _, data in _entries(path.read_bytes())]
+    return [_floats(data) for _, data in _entries(path.read_bytes()) if isinstance(data.get("kind"), str)]
 
 
 def _floats(value: Any) -> Any:

@@ -8,17 +8,31 @@ import time
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.evaluate import evaluate_model
 from maskrcnn_coco.records import EpochRecord, EvalRecord
-from maskrcnn_coco.training.saving import save_epoch, weights_finite
+from maskrcnn_coco.training.agreement import require_same_weights
+from maskrcnn_coco.training.saving import save_before_evaluation, save_epoch, weights_finite
 from maskrcnn_coco.training.session import Session
+from maskrcnn_coco.training.signals import AtOnce, breakable
 
 
 def end_epoch(session: Session) -> None:
-    """Epoch record, evaluation, checkpoint, console block."""
-    step = session.progress.step
+    """Checkpoint, epoch record, evaluation, checkpoint with its figures, console block.
+
+    Raises:
+        AtOnce: a signal came during the evaluation; the epoch stays open, and is closed by the run that goes on.
+    """
+    step, began = session.progress.step, session.progress.epoch_began_seconds
     epoch = session.epoch_of(step - 1)
+    # Saved first: an evaluation may take longer than a machine that is about to go away gives.
+    require_same_weights(session)
+    save_before_evaluation(session)
     record = epoch_record(session, epoch)
     session.log.record(record)
-    evaluation = evaluate_session(session, epoch)
+    try:
+        with breakable(alone=session.ranks.world == 1):
+            evaluation = evaluate_session(session, epoch)
+    except AtOnce:
+        session.progress.epoch_began_seconds = began
+        raise
     better = False
     if evaluation is not None:
         session.log.record(evaluation)

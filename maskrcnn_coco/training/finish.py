@@ -20,10 +20,15 @@ from maskrcnn_coco.wording import count
 
 def finished(session: Session) -> Result:
     """All planned steps are done. With the guard off the weights may be non-finite: then the exit code is 4."""
-    finite = weights_finite(session.model)
-    if finite:
-        save_now(session)
-    return _end(session, "finished", 0 if finite else 4, finite)
+    if not weights_finite(session.model):
+        return _end(session, "finished", 4, False)
+    save_now(session)
+    if session.saver.failed:
+        session.console.error(
+            f"the last state of this run could not be saved in {session.config.checkpoint_dir}\n"
+            "  what to do: free some space, then --resume auto goes on from the newest checkpoint, if there is one"
+        )
+    return _end(session, "finished", 5 if session.saver.failed else 0, True)
 
 
 def stopped(session: Session, stop: GuardStop) -> Result:

@@ -18,11 +18,12 @@ from maskrcnn_coco.system import memory
 from maskrcnn_coco.training import finish as closing
 from maskrcnn_coco.training import late_alarms as late
 from maskrcnn_coco.training import response
+from maskrcnn_coco.training.agreement import EVERY, require_same_weights
 from maskrcnn_coco.training.epoch import end_epoch
 from maskrcnn_coco.training.run_log import Observer
 from maskrcnn_coco.training.saving import save_is_due, save_last, save_now
 from maskrcnn_coco.training.session import Session
-from maskrcnn_coco.training.signals import Interrupts
+from maskrcnn_coco.training.signals import AtOnce, Interrupts
 from maskrcnn_coco.training.start import open_session
 from maskrcnn_coco.training.unreadable import readable
 
@@ -95,7 +96,10 @@ def run(session: Session, interrupts: Interrupts) -> None:
     while True:
         # Steps to the end of an epoch leave it to be closed, be it by an earlier process that was stopped there.
         if session.progress.closed_epochs < session.epochs_done:
-            end_epoch(session)
+            try:
+                end_epoch(session)
+            except AtOnce:
+                return
         if _out_of_patience(session):
             session.console.note(f"no better segm/AP for {session.config.patience} epochs: stopped early (--patience)")
             return
@@ -116,6 +120,8 @@ def train_epoch(session: Session, interrupts: Interrupts) -> None:
         while session.progress.step < end and session.epoch_of(session.progress.step) == epoch:
             for batches in readable(session, session.batches(epoch)):
                 again = train_step(session, batches)
+                if session.progress.step % EVERY == 0:
+                    require_same_weights(session)
                 bar.update(session.history[-1] if session.history else None, session.progress.step)
                 if save_is_due(session):
                     if late.settled(session):

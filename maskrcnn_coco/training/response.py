@@ -22,6 +22,8 @@ from maskrcnn_coco.training.case_file import save_case
 from maskrcnn_coco.training.incident import compose, history_at
 from maskrcnn_coco.training.rollback import go_back, reload
 from maskrcnn_coco.training.session import Session
+from maskrcnn_coco.training.signals import AtOnce, breakable
+from maskrcnn_coco.wording import duration
 
 INVESTIGATION_SECONDS = 120.0
 """Most time for one investigation; on small data it is bounded further by the price of twenty steps or so."""
@@ -37,7 +39,15 @@ def respond(session: Session, alarm: Alarm, batches: list[Any]) -> int:
     source = int(alarm.measured.get("rank", 0))
     case, findings = None, []
     if session.ranks.rank == source:
-        case, findings = looked_into(session, alarm, batches)
+        session.console.note(
+            f"step {alarm.step}: {alarm.message}; looking for the cause by taking steps again, away from the run "
+            f"(at most {duration(INVESTIGATION_SECONDS)})"
+        )
+        try:
+            with breakable(alone=session.ranks.world == 1):
+                case, findings = looked_into(session, alarm, batches)
+        except AtOnce:
+            return alarm.step  # nothing was applied: the run that goes on meets it again
     findings = shared_findings(session.ranks, findings, source)
     action = choose(session, alarm, findings)
     incident = compose(session, alarm, findings, action)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,17 +10,19 @@ from typing import Any
 
 import msgspec
 
+from maskrcnn_coco.checkpoint.branches import take_over
+from maskrcnn_coco.checkpoint.content import BEST
 from maskrcnn_coco.checkpoint.store import load, load_newest
 from maskrcnn_coco.config.settings import Config, given
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.records import StepRecord, record_from
 from maskrcnn_coco.report.incident_files import read_incidents, set_aside
-from maskrcnn_coco.report.metrics_file import read_metrics
-from maskrcnn_coco.system import environment
+from maskrcnn_coco.report.metrics_file import METRICS, last_steps
+from maskrcnn_coco.training.continuity import convert_plan, inexact
 from maskrcnn_coco.training.incident import note_poisoned
 from maskrcnn_coco.training.rollback import load_state
-from maskrcnn_coco.training.session import Session
+from maskrcnn_coco.training.session import KEPT_RECORDS, Session
 
 
 @dataclass
@@ -128,43 +131,85 @@ def _newest(folder: Path, skipped: list[tuple[Path, str]], *, auto: bool) -> Fou
     return Found(path, state, skipped, notes)
 
 
-def with_saved_settings(config: Config, state: dict[str, Any] | None) -> Config:
-    """Settings that are not given now are those of the checkpoint; a flag given now wins."""
-    if state is None:
+def with_saved_settings(config: Config, found: Found) -> Config:
+    """Settings that are not given now are those of the checkpoint; a flag given now wins.
+
+    The checkpoint's own folder is the run's, wherever it was copied to, unless another is given: then this is a run of
+    its own, and the logs of the older one are not its logs.
+    """
+    if found.state is None or found.path is None:
         return config
     try:
-        saved = msgspec.convert(state["config"], type=Config, strict=False)
+        saved = msgspec.convert(found.state["config"], type=Config, strict=False)
     except msgspec.ValidationError as e:
         raise CheckpointError(f"the settings in the checkpoint are not readable: {e}", fix="use --weights PATH") from e
     now = {n: getattr(config, n) for n in given(config)}
+    now.setdefault("checkpoint_dir", str(found.path.parent))
+    if "logdir" not in now and not _same_folder(now["checkpoint_dir"], saved.checkpoint_dir):
+        now["logdir"] = config.logdir
     return msgspec.structs.replace(saved, **{**now, "resume": config.resume})
 
 
-def restore_run(session: Session, found: Found) -> None:
+def in_place(config: Config, found: Found) -> bool:
+    """Whether the run goes on in the folder of the checkpoint; else it is a new run that begins with that state."""
+    return found.path is not None and _same_folder(config.checkpoint_dir, found.path.parent)
+
+
+def _same_folder(a: str | Path, b: str | Path) -> bool:
+    return Path(a).resolve() == Path(b).resolve()
+
+
+def restore_run(session: Session, found: Found, *, dry_run: bool = False) -> None:
     """Put the checkpoint's state into the session; everything it decided (quarantine, lower rates) stays in force.
+
+    A dry run puts it there too, and leaves all files as they are.
 
     Raises:
         CheckpointError: the checkpoint is of another model or has another optimizer.
     """
     assert found.state is not None
     load_state(session, found.state, str(found.path))
-    session.log.open(session.progress.step, session.progress.closed_epochs)
+    before = session.progress.step
+    if not dry_run:
+        settle_folder(session, found)
+        session.log.open(before, session.progress.closed_epochs)
+    converted = convert_plan(session, found.state)
     session.first_step = session.progress.step
-    session.history = [
-        record_from(StepRecord, line)
-        for line in read_metrics(session.log.folder / "metrics.jsonl")
-        if line["kind"] == "step" and line["step"] < session.progress.step
-    ]
-    session.keep_history()
-    settle_incidents(session)
-    differences = environment.differs(
-        found.state["environment"], environment.fingerprint(session.ranks.world, device=session.device)
-    )
+    if converted is None:
+        session.history = recent_steps(session, before)
+    else:
+        session.console.warn(converted)
+    if not dry_run:
+        settle_incidents(session)
+    differences = inexact(session, found.state)
     if differences:
         session.console.warn("this resume is inexact, the last bits may differ: " + "; ".join(differences))
     session.console.note(f"going on from {found.path}: step {session.progress.step} of {session.total_steps}")
-    for path, why in found.skipped:
+    for path, why in found.skipped if not dry_run else ():
         note_poisoned(session, path, why)
+
+
+def settle_folder(session: Session, found: Found) -> None:
+    """The checkpoint folder tells one story, that of this run; a best epoch whose file is gone is none."""
+    assert found.path is not None and found.state is not None
+    if session.ranks.is_main and in_place(session.config, found):
+        branch = session.config.resume == str(found.path)
+        for sentence in take_over(session.saver, found.path, found.state, branch=branch):
+            session.console.note(sentence)
+    there = (Path(session.config.checkpoint_dir) / BEST).exists()
+    if not session.ranks.broadcast_object(there) and session.progress.best is not None:
+        session.progress.best, session.progress.best_epoch = None, -1
+        session.console.note("best.pth is not here: the best epoch from now on is kept")
+
+
+def recent_steps(session: Session, before: int) -> list[StepRecord]:
+    """The records of the last steps before ``before``, from the file: what alarms and the epoch's means look at."""
+    records = []
+    most = max(2 * session.plan.steps_per_epoch, KEPT_RECORDS)
+    for line in last_steps(session.log.folder / METRICS, before=before, count=most):
+        with contextlib.suppress(TypeError, ValueError, KeyError):  # a line that is not ours
+            records.append(record_from(StepRecord, line))
+    return records
 
 
 def settle_incidents(session: Session) -> None:

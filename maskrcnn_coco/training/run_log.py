@@ -34,6 +34,8 @@ class RunLog:
     incidents_due: list[Incident] = field(default_factory=list)
     """Incidents whose files are still to be written."""
     quarantine_due: bool = False
+    failed: set[int] = field(default_factory=set)
+    """Observers that raised, by id."""
 
     def open(self, resume_step: int | None = None, closed_epochs: int | None = None) -> None:
         """Begin writing records; what was written from ``resume_step`` on is dropped."""
@@ -66,8 +68,13 @@ class RunLog:
                     self.tracker.eval(record)
                 case Incident():
                     self.tracker.incident(record)
-        for observer in self.observers:
-            observer(record)
+        for observer in [o for o in self.observers if id(o) not in self.failed]:
+            try:
+                observer(record)
+            except Exception as e:
+                self.failed.add(id(observer))
+                name = getattr(observer, "__qualname__", type(observer).__qualname__)
+                self.console.warn(f"the observer {name} raised {type(e).__name__}: {e}; it is not called again")
 
     def incident(self, incident: Incident, progress: Progress, source: Source) -> None:
         """One incident, everywhere, in five lines on the console; ``source`` gives the pictures of its images."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,9 +12,13 @@ import numpy as np
 import torch
 
 from maskrcnn_coco.data.coco.table import CocoTable
+from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.replay.state import nonfinite_names, state_tensors
 from maskrcnn_coco.system import environment
 from maskrcnn_coco.training.session import Session
+from maskrcnn_coco.wording import size
+
+_SLACK = 1 << 16
 
 
 def state_of(session: Session) -> dict[str, Any]:
@@ -25,6 +31,8 @@ def state_of(session: Session) -> dict[str, Any]:
         "loop": {**session.progress.plain(), "epoch": session.epoch_of(session.progress.step)},
         "config": msgspec.to_builtins(session.config),
         "classes": list(session.data.class_names),
+        "data": session.data.identity,
+        "plan": {"images": len(session.plan), "steps_per_epoch": session.plan.steps_per_epoch},
         "category_ids": session.data.category_ids,
         "image_size": usual_size(session.data.train),
         "quick": session.quick,
@@ -39,12 +47,49 @@ def usual_size(table: CocoTable | None) -> list[int] | None:
     return [int(np.median(table.heights)), int(np.median(table.widths))]
 
 
+def checkpoint_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Size of a checkpoint of this run, about: weights and buffers, and what the optimizer keeps beside each weight."""
+    kept = 2 if "betas" in optimizer.defaults else int(optimizer.defaults.get("momentum", 0) > 0)
+    trained = sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
+    return sum(t.nbytes for t in model.state_dict().values()) + kept * trained
+
+
+def require_space(session: Session) -> None:
+    """Raise ConfigError where the disk cannot hold the first checkpoints; say where it may not hold all of them."""
+    folder = Path(session.config.checkpoint_dir)
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return  # a file system that does not tell
+    one = checkpoint_bytes(session.model, session.optimizer)
+    # While a file is written the one that it replaces is still there; two independent ones are there at any time.
+    first, files = 2 * one + _SLACK, min(session.config.keep or session.epochs, session.epochs) + 3
+    if free < first:
+        raise ConfigError(
+            f"the disk of {folder} is too small for this run's checkpoints",
+            got=f"{size(free)} free",
+            expected=f"at least {size(first)}: a checkpoint takes {size(one)}, and two are there at any time",
+            fix="free some space, or choose another disk with --checkpoint-dir",
+        )
+    if free < files * one:
+        session.console.warn(
+            f"{size(free)} are free for checkpoints of {size(one)} each: not enough for one of every epoch "
+            "(--keep 3 keeps the newest three)"
+        )
+
+
 def save_epoch(session: Session, epoch: int, *, better: bool) -> None:
     """``epoch_NNN.pth``, ``last.pth`` and, after the best epoch so far, ``best.pth``."""
     if session.ranks.is_main and may_save(session):
         before(session)
         session.saver.save_epoch(epoch + 1, state_of(session), best=better)
         after(session)
+
+
+def save_before_evaluation(session: Session) -> None:
+    """``last.pth`` at the end of an epoch, in the background, unless this very step was saved already."""
+    if session.ranks.is_main and session.val_source is not None and session.saved_step != session.progress.step:
+        save_last(session)
 
 
 def save_now(session: Session) -> None:
@@ -89,7 +134,7 @@ def before(session: Session) -> None:
 
 def after(session: Session, warnings: list[str] | None = None) -> None:
     """Note the time, and say what went wrong with saves (a full disk, say); the run goes on."""
-    session.last_save = time.monotonic()
+    session.last_save, session.saved_step = time.monotonic(), session.progress.step
     for sentence in session.saver.warnings() if warnings is None else warnings:
         session.console.warn(sentence)
 

@@ -86,6 +86,8 @@ class Session:
     """An alarm that came late, whose step is about to be taken again."""
     warned: dict[str, int] = field(default_factory=dict)
     last_save: float = field(default_factory=time.monotonic)
+    saved_step: int = -1
+    """The step of the newest state handed to the saver."""
     lock: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Session:
@@ -160,7 +162,7 @@ class Session:
 
     def rewind(self, step: int) -> None:
         """Forget what was recorded from planned step ``step`` on: the run goes on from there."""
-        self.progress.step = step
+        self.progress.step, self.saved_step = step, -1
         self.progress.closed_epochs = min(self.progress.closed_epochs, self.epoch_of(step))
         self.progress.skipped_steps -= sum(r.step >= step and not r.applied for r in self.history)
         self.progress.recall(self.history, step)

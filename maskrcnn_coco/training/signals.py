@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,32 @@ if TYPE_CHECKING:
     from maskrcnn_coco.distributed.ranks import Ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_current: list[Interrupts] = []
+
+
+class AtOnce(KeyboardInterrupt):
+    """A signal came within `breakable`: what was going on there is given up."""
+
+
+@contextlib.contextmanager
+def breakable(*, alone: bool) -> Iterator[None]:
+    """Within it the first signal is acted on at once, by `AtOnce`: for work that changes nothing of the run, such as a
+    replay or an evaluation, and may take minutes. Of several processes none may leave the others (not ``alone``).
+
+    Raises:
+        AtOnce: at the signal, or before anything where it has come already.
+    """
+    watch = _current[-1] if _current and alone else None
+    if watch is None:
+        yield
+        return
+    watch.breaks = True
+    try:
+        if watch.received:
+            raise AtOnce
+        yield
+    finally:
+        watch.breaks = False
 
 
 class Interrupts:
@@ -26,15 +54,18 @@ class Interrupts:
     def __init__(self) -> None:
         self._seen = 0
         self._agreed: int | None = None
+        self.breaks = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 self._before[number] = signal.signal(number, self._handle)
+        _current.append(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        _current.remove(self)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -57,7 +88,9 @@ class Interrupts:
             return
         self._seen = number
         name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        now = "stopping here" if self.breaks else "finishing this step"
         # `train 2>&1 | tee log`, Ctrl-C: the reader is gone before the handler speaks. It must not matter.
-        unbreakable(sys.stderr).write(
-            f"\n{name}: finishing this step and saving a checkpoint; once more stops at once\n"
-        )
+        unbreakable(sys.stderr).write(f"\n{name}: {now} and saving a checkpoint; once more stops at once\n")
+        if self.breaks:
+            self.breaks = False
+            raise AtOnce

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from torch import nn
 from maskrcnn_coco.advice.advise import settle_lr
 from maskrcnn_coco.advice.quick_check import quick_check
 from maskrcnn_coco.advice.remembered import fingerprint, recall
-from maskrcnn_coco.checkpoint.lock import require_free, run_lock
 from maskrcnn_coco.checkpoint.saver import Saver
 from maskrcnn_coco.components import components
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.resolve import is_quick, resolve_run, total_steps
 from maskrcnn_coco.config.settings import Config, dump_config
 from maskrcnn_coco.data.dataset import CocoDataset, UserData
+from maskrcnn_coco.data.identity import identity
 from maskrcnn_coco.data.plan import Plan
 from maskrcnn_coco.data.prepare import RunData, open_data, own_data, quarantine_first
 from maskrcnn_coco.data.sources import make_plan, sources
@@ -36,12 +37,15 @@ from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.system.memory import snapshot_budget
 from maskrcnn_coco.system.precision import make_scaler, resolve_amp
 from maskrcnn_coco.training import findings
+from maskrcnn_coco.training.agreement import require_same_start
 from maskrcnn_coco.training.case import task_of
-from maskrcnn_coco.training.folders import fresh_folder, keep_folder, started_at
+from maskrcnn_coco.training.continuity import require_same_run
+from maskrcnn_coco.training.folders import claim, probe, require_run
 from maskrcnn_coco.training.introduction import introduce
 from maskrcnn_coco.training.look import sized_for
-from maskrcnn_coco.training.resume import find_together, restore_run, with_saved_settings
+from maskrcnn_coco.training.resume import Found, find_together, in_place, restore_run, with_saved_settings
 from maskrcnn_coco.training.run_log import Observer, RunLog
+from maskrcnn_coco.training.saving import require_space
 from maskrcnn_coco.training.session import Session
 
 
@@ -66,11 +70,14 @@ def open_session(
     found = find_together(config, ranks)
     for sentence in found.notes:
         console.warn(sentence)
-    config = with_saved_settings(config, found.state)
+    config = with_saved_settings(config, found)
     device = resolve_device(config.device, ranks)
     precision = resolve_amp(config.amp, device)
     data = own_data(config, train_data) if train_data is not None else open_data(config)
     quarantine_first(data, config)
+    if found.state is not None:
+        require_same_run(found.state, found.path, config, data.class_names)
+    data.identity = identity(data) if ranks.is_main and not dry_run else {}
     resolved = resolve_run(
         config,
         images=data.usable_images(train_data),
@@ -93,17 +100,26 @@ def open_session(
     plan = make_plan(train_source, data, config, ranks)
     log = RunLog(Path(config.logdir), console, writes=ranks.is_main, observers=tuple(observers))
     session = assemble(config, data, device, precision, ranks, model, train_source, val_source, plan, log, quick)
-    resuming, way = found.state is not None, "own" if train_data is not None else "command"
-    noticed = findings.prepare(session, way, own_model=own_model, resuming=resuming)
-    prepare_folders(session, resuming=resuming, dry_run=dry_run)
-    if resuming:
-        restore_run(session, found)
-    introduce(session, resolved, resuming=resuming)
-    findings.tell_all(session, noticed)
-    if not resuming and not dry_run and config.guard in ("recover", "stop") and not quiet:
-        for sentence in check_rates(session):
-            console.warn(sentence)
+    way = "own" if train_data is not None else "command"
+    with ExitStack() as undo:
+        undo.enter_context(session)  # a start that fails gives back the folders that it has locked
+        noticed = findings.prepare(session, way, own_model=own_model, resuming=found.state is not None)
+        require_same_start(session)
+        _begin(session, resolved, found, dry_run=dry_run)
+        findings.tell_all(session, noticed)
+        if found.state is None and not dry_run and config.guard in ("recover", "stop") and not quiet:
+            for sentence in check_rates(session):
+                console.warn(sentence)
+        undo.pop_all()
     return session
+
+
+def _begin(session: Session, resolved: recipes.Resolved, found: Found, *, dry_run: bool) -> None:
+    """Folders, the state to go on from, and what the run says about itself."""
+    prepare_folders(session, resuming=in_place(session.config, found), dry_run=dry_run)
+    if found.state is not None:
+        restore_run(session, found, dry_run=dry_run)
+    introduce(session, resolved, resuming=found.state is not None)
 
 
 def check_rates(session: Session) -> list[str]:
@@ -184,7 +200,7 @@ def assemble(
         plan=plan,
         console=log.console,
         log=log,
-        saver=Saver(config.checkpoint_dir),
+        saver=Saver(config.checkpoint_dir, keep_epochs=config.keep),
         quick=quick,
         ring=Ring(4, max_bytes=snapshot_budget(device)),
     )
@@ -195,18 +211,15 @@ def prepare_folders(session: Session, *, resuming: bool, dry_run: bool) -> None:
     config, console = session.config, session.console
     logdir, checkpoints = Path(config.logdir), Path(config.checkpoint_dir)
     if session.ranks.is_main and not dry_run:
-        require_free(checkpoints)
-        if resuming:
-            keep_folder(logdir)
-            keep_folder(checkpoints)
-        else:
-            stamp = started_at(logdir) if logdir.is_dir() else None
-            for folder in (logdir, checkpoints):
-                moved = fresh_folder(folder, stamp)
-                if moved is not None:
-                    console.note(f"{folder} held an older run; it is now {moved}")
-        session.lock.enter_context(run_lock(checkpoints))
+        for folder, moved in claim(checkpoints, logdir, session.lock, resuming=resuming):
+            console.note(f"{folder} held an older run; it is now {moved}")
+        require_space(session)
         write_text(logdir / "config.yaml", dump_config(config))
+    elif session.ranks.is_main:
+        for folder in (logdir, checkpoints):
+            probe(folder)
+            if not resuming:
+                require_run(folder)
     session.ranks.barrier("folders")
     if not dry_run:
         session.log.open()

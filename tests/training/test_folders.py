@@ -1,11 +1,16 @@
 """Run folders: a new run never overwrites an old one; unusable folders are named."""
 
 import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
-from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.training.folders import fresh_folder, keep_folder
+from maskrcnn_coco.errors import CheckpointError, ConfigError
+from maskrcnn_coco.training.folders import claim, fresh_folder, keep_folder
 
 
 def test_an_older_run_is_renamed_with_its_start_time(tmp_path):
@@ -50,3 +55,92 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("maskrcnn_coco.training.folders._probe", full)
     with pytest.raises(ConfigError, match="the disk is full"):
         fresh_folder(tmp_path / "run")
+
+
+def test_a_folder_that_is_no_run_s_is_never_moved(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "annotations.json").write_text("{}")
+    (data / "config.yaml").write_text("my: own")
+    with ExitStack() as lock, pytest.raises(ConfigError, match="was not left by a run"):
+        claim(tmp_path / "checkpoints", data, lock, resuming=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
+    (tmp_path / "git").mkdir()
+    (tmp_path / "git" / ".gitignore").write_text("*")
+    with ExitStack() as lock:
+        assert claim(tmp_path / "checkpoints", tmp_path / "git", lock, resuming=False) == []
+
+
+def test_two_runs_never_share_one_of_their_folders(tmp_path):
+    with ExitStack() as first, ExitStack() as second:
+        claim(tmp_path / "a", tmp_path / "logs", first, resuming=False)
+        (tmp_path / "logs" / "config.yaml").write_text(f"checkpoint_dir: {tmp_path / 'a'}\n")
+        for resuming in (False, True):
+            with pytest.raises(CheckpointError, match="another run"):
+                claim(tmp_path / "b", tmp_path / "logs", second, resuming=resuming)
+        assert (tmp_path / "logs" / "config.yaml").exists()
+
+
+def test_logs_of_a_run_with_other_checkpoints_are_not_mixed_into(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "config.yaml").write_text(f"checkpoint_dir: {tmp_path / 'a'}\n")
+    with ExitStack() as lock:
+        ((old, new),) = claim(tmp_path / "b", tmp_path / "logs", lock, resuming=True)
+        assert old == tmp_path / "logs" and (new / "config.yaml").exists()
+
+
+def test_a_kill_between_the_two_renames_leaves_no_checkpoint_of_the_older_run(tmp_path, monkeypatch):
+    for name in ("checkpoints", "run"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".lock").write_text("{}")
+    (tmp_path / "checkpoints" / "last.pth").write_text("old")
+    (tmp_path / "run" / "metrics.jsonl").write_text("old")
+    real = Path.rename
+    moves = []
+
+    def once(self, target):
+        if moves:
+            raise KeyboardInterrupt
+        moves.append(self)
+        return real(self, target)
+
+    with monkeypatch.context() as patch, ExitStack() as lock, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", once)
+        claim(tmp_path / "checkpoints", tmp_path / "run", lock, resuming=False)
+    assert not (tmp_path / "checkpoints" / "last.pth").exists()
+    with ExitStack() as lock:
+        claim(tmp_path / "checkpoints", tmp_path / "run", lock, resuming=False)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert len(list(tmp_path.glob("*_20*"))) == 2
+
+
+CLAIM = (
+    "import sys, time, pathlib\nfrom contextlib import ExitStack\nfrom maskrcnn_coco.errors import MaskRCNNError\n"
+    "from maskrcnn_coco.training.folders import claim\nroot = pathlib.Path(sys.argv[1])\n"
+    "while not (root / 'go').exists(): time.sleep(0.001)\n"
+    "with ExitStack() as lock:\n try:\n  claim(root / 'checkpoints', root / 'run', lock, resuming=False)\n"
+    " except MaskRCNNError as e:\n  sys.exit(e.exit_code)\n print('held', flush=True)\n"
+    " while not (root / 'end').exists(): time.sleep(0.001)\n"
+)
+
+
+def test_of_many_starts_at_once_one_holds_the_folders(tmp_path):
+    for number in range(4):
+        root = tmp_path / str(number)
+        for name in ("checkpoints", "run"):
+            (root / name).mkdir(parents=True)
+            (root / name / ".lock").write_text("{}")
+            (root / name / "metrics.jsonl").write_text("old")
+        starts = [
+            subprocess.Popen([sys.executable, "-c", CLAIM, root], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            for _ in range(4)
+        ]
+        time.sleep(0.4)
+        (root / "go").touch()
+        time.sleep(0.5)
+        (root / "end").touch()
+        told = [p.communicate(timeout=60) for p in starts]
+        assert sum(out == b"held\n" for out, _ in told) <= 1, told
+        assert {p.returncode for p in starts} <= {0, 2, 5}, told
