@@ -73,10 +73,7 @@ def open_session(
     config = with_saved_settings(config, found)
     device = resolve_device(config.device, ranks)
     precision = resolve_amp(config.amp, device)
-    data = own_data(config, train_data) if train_data is not None else open_data(config)
-    quarantine_first(data, config)
-    if found.state is not None:
-        require_same_run(found.state, found.path, config, data.class_names)
+    data = _data_of(config, train_data, found)
     data.identity = identity(data) if ranks.is_main and not dry_run else {}
     resolved = resolve_run(
         config,
@@ -112,6 +109,15 @@ def open_session(
                 console.warn(sentence)
         undo.pop_all()
     return session
+
+
+def _data_of(config: Config, train_data: Any, found: Found) -> RunData:
+    """The run's data, checked; those of the checkpoint that the run goes on from."""
+    data = own_data(config, train_data) if train_data is not None else open_data(config)
+    quarantine_first(data, config)
+    if found.state is not None:
+        require_same_run(found.state, found.path, config, data.class_names)
+    return data
 
 
 def _begin(session: Session, resolved: recipes.Resolved, found: Found, *, dry_run: bool) -> None:
