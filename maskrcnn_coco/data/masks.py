@@ -80,7 +80,8 @@ def plain_polygons(value: list[Any]) -> list[Any]:
     if isinstance(head, list) and len(head) > 2 and type(head[0]) in (float, int):
         nested = any(isinstance(p, list) and p and isinstance(p[0], (list, dict)) for p in value)
         return value if not nested else [q for p in value for q in _rings(p)]
-    return _rings(value)
+    found = _rings(value)
+    return value if found == value else found
 
 
 def _rings(value: Any, depth: int = 0) -> list[Any]:
@@ -89,9 +90,10 @@ def _rings(value: Any, depth: int = 0) -> list[Any]:
     points = [_point(v) for v in value]
     if len(points) >= 3 and None not in points:
         return [[v for p in points if p is not None for v in p]]
-    if all(type(v) is float or type(v) is int for v in value):
-        return [value] if depth or len(value) >= 6 else value
-    return [q for v in value for q in _rings(v, depth + 1)]
+    if all(isinstance(v, list) for v in value):
+        return [q for v in value for q in _rings(v, depth + 1)]
+    numbers = all(type(v) is float or type(v) is int for v in value)
+    return [value] if depth or (numbers and len(value) >= 6) else value
 
 
 def _point(value: Any) -> tuple[Any, Any] | None:

@@ -292,11 +292,11 @@ def polygons() -> Iterator[Case]:
         ("text", "4,4,14,4", "SEGMENTATION_BAD"),
         ("number", 7, "SEGMENTATION_BAD"),
         ("true", True, "SEGMENTATION_BAD"),
-        ("flat list", SQUARE, "SEGMENTATION_BAD"),
+        ("flat list", SQUARE, "POLYGON_FORM"),
         ("list of text", ["4,4"], "SEGMENTATION_BAD"),
         ("list of null", [None], "SEGMENTATION_BAD"),
         ("list of objects", [{"x": 1}], "SEGMENTATION_BAD"),
-        ("points as pairs", [[[4, 4], [14, 4], [14, 14]]], "POLYGON_NONFINITE"),
+        ("points as pairs", [[[4, 4], [14, 4], [14, 14]]], "POLYGON_FORM"),
         ("one point", [[4, 4]], "POLYGON_SHORT"),
         ("two points, a box to pycocotools", [[4, 4, 10, 10]], "POLYGON_SHORT"),
         ("a short part", [SQUARE, [1, 1, 2, 2]], "POLYGON_PART_SHORT"),
@@ -393,7 +393,7 @@ def categories() -> Iterator[Case]:
         ("id null", {"id": None, "name": "x"}, "CATEGORY_BAD"),
         ("id text", {"id": "3", "name": "x"}, "ID_STRING"),
         ("id 1e400", {"id": "§1e400", "name": "x"}, "CATEGORY_BAD"),
-        ("id 2**63", {"id": 2**63, "name": "x"}, "CATEGORY_BAD"),
+        ("id 2**63", {"id": 2**63, "name": "x"}, "CATEGORY_ID_TEXT"),
         ("id twice", {"id": 1, "name": "x"}, "CATEGORY_ID_DUPLICATE"),
         ("id far", {"id": 2**40, "name": "x"}, "CATEGORY_GAP"),
         ("id 0", {"id": 0, "name": "x"}, "CATEGORY_ZERO"),
@@ -497,7 +497,9 @@ def images() -> Iterator[Case]:
     yield Case("name: twice", with_image(file_name="1.png"), "IMAGE_NAME_DUPLICATE")
     for value, code in ((None, "IMAGE_ID_BAD"), (1.5, "IMAGE_ID_BAD"), ("§NaN", "IMAGE_ID_BAD"), ("2", "ID_STRING")):
         yield Case(f"image id: {value}", with_image(id=value), code)
-    for value in (2**63, 2**80, ..., [], True):
+    for value in (2**63, 2**80, "two"):
+        yield Case(f"image id: {value}", with_image(id=value), "IMAGE_ID_TEXT")
+    for value in (..., [], True):
         yield Case(f"image id: {value}", with_image(id=value), "IMAGE_ID_BAD")
     yield Case("image id: twice", with_image(id=1), "IMAGE_ID_DUPLICATE")
     for side in ("height", "width"):

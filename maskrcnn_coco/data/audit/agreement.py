@@ -46,7 +46,7 @@ def check_agreement(table: CocoTable, shapes: Shapes, report: Reporter) -> np.nd
         apart = np.abs(boxes - shapes.extent).max(axis=1) > SLACK
         disagree = measured & ~explained & apart & (overlap(boxes, shapes.extent) < 0.5)
         inside = np.asarray(((shapes.extent - boxes) * (1, 1, -1, -1) >= -SLACK).all(axis=1))
-    if found is None and measured.sum() < FEWEST:
+    if found is None and (measured.sum() < FEWEST or disagree.sum() >= MOST * measured.sum()):
         check_corners(table, report)
     _say_disagreement(table, shapes, disagree, inside, int(measured.sum()), report)
     _check_area(table, shapes, report, measured & ~explained)

@@ -30,6 +30,8 @@ CATALOGUE: dict[str, Kind] = {
     # what did not fit while reading
     "IMAGE_ENTRY_BAD": Kind("error", "an entry of `images` is not an object", f"remove it; {REPAIR} without it"),
     "IMAGE_ID_BAD": Kind("error", "an image has no whole number as id", "give it one; annotations refer to it"),
+    "IMAGE_ID_TEXT": Kind("warning", "image ids are no whole numbers", f"nothing is lost; {REPAIR} with numbers"),
+    "CATEGORY_ID_TEXT": Kind("warning", "category ids are no whole numbers", f"nothing is lost; {REPAIR} with numbers"),
     "IMAGE_ID_DUPLICATE": Kind(
         "error", "two images have the same id", "give each image its own id, in its annotations too"
     ),

@@ -161,6 +161,14 @@ class _View:
         at = np.linspace(0, len(self.rows) - 1, most).astype(np.int64)
         return _View(*(v[at] for v in vars(self).values()))
 
+    def is_spread(self) -> bool:
+        """The masks lie at different places: where all are in one, a factor can be found for any boxes."""
+        with np.errstate(invalid="ignore"):
+            middle = (self.extent[:, :2] + self.extent[:, 2:]) / 2
+            side = np.nanmedian(self.extent[:, 2:] - self.extent[:, :2], axis=0)
+            low, high = np.nanpercentile(middle, (10, 90), axis=0)
+        return bool((high - low > side / 2).any())
+
     def box(self, reading: Reading | None) -> np.ndarray:
         """The boxes as xyxy under ``reading``."""
         with np.errstate(over="ignore", invalid="ignore"):
@@ -298,6 +306,8 @@ def _readings(view: _View) -> Iterator[Reading]:
 
 def _scaled(view: _View, name: str, form: Map) -> Iterator[Reading]:
     """Boxes, or masks, of images of another size: by one factor, or from images all of one size."""
+    if not view.is_spread():
+        return
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         box, extent = form(view.boxes, view.size), view.extent
         ratio = extent[:, 2:] / box[:, 2:]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from maskrcnn_coco.data.audit.quarantine import annotation_of
 from maskrcnn_coco.data.audit.readings import READING_CODES, Agreement, agreement
 from maskrcnn_coco.data.audit.reread import reread
 from maskrcnn_coco.data.audit.segmentations import measure
+from maskrcnn_coco.data.coco.entries import LooseReader
 from maskrcnn_coco.data.coco.file import read_text
 from maskrcnn_coco.data.coco.parse import mended
 from maskrcnn_coco.data.coco.table import CocoTable
@@ -68,6 +69,25 @@ def repair(table: CocoTable, findings: list[DataFinding], out_json: str | Path) 
     out = Path(out_json)
     if out.exists() or out.is_symlink():
         raise DataError(f"{out} exists already, and nothing is overwritten", fix="name a new file: --fix OUT.json")
+    top, images, annotations = _entries(table)
+    work = _as_meant(table, findings)
+    ids = [None if entry is None else entry.id for entry in LooseReader().images(images)]
+    kept = [r for raw, image_id in zip(images, ids, strict=True) if (r := work.image(raw, image_id)) is not None]
+    objects = [r for n, raw in enumerate(annotations) if (r := work.annotation(n, raw)) is not None]
+    _require_rest(table, kept, objects, work.changes)
+    top["images"], top["annotations"] = _raw(kept), _raw(objects)
+    if "CATEGORY_ID_TEXT" in work.whole:
+        top["categories"] = _raw(work.categories(msgspec.json.decode(top["categories"], type=list[msgspec.Raw])))
+    _write(out, msgspec.json.encode(top))
+    _write(
+        out.with_name(out.name.removesuffix(".json") + ".changes.json"),
+        to_json(work.changes, indent=1).encode("utf-8", "replace"),
+    )
+    return work.changes
+
+
+def _entries(table: CocoTable) -> tuple[dict[str, msgspec.Raw], list[msgspec.Raw], list[msgspec.Raw]]:
+    """The file's object, and its images and annotations. Raises DataError as `repair`."""
     try:
         top = _raw_object.decode(mended(read_text(table.json_path)))
         annotations = (
@@ -78,23 +98,35 @@ def repair(table: CocoTable, findings: list[DataFinding], out_json: str | Path) 
         raise DataError(f"{table.json_path} cannot be repaired: {e}", fix="export it again") from e
     if len(annotations) != len(table.ann_ids):
         raise DataError(f"{table.json_path} has changed since it was checked", fix="check it again")
-    read_anew = None
+    return top, images, annotations
+
+
+def _as_meant(table: CocoTable, findings: list[DataFinding]) -> _Repair:
+    """The repair of the table, read as it was meant where a finding says so: faults are those that then remain."""
     if {f.code for f in findings if f.image_id is None} & READING_CODES:
         found = agreement(table, measure(table, Reporter(table)))
         if found is not None and not found.others:
             meant = reread(table, found)
-            kept = [f for f in findings if f.image_id is not None and f.annotation_id is None]
-            findings = kept + [f for f in audit(meant, images=False) if f not in kept]
-            read_anew, table = (table, found), meant
-    work = _Repair(table, findings, read_anew)
-    top["images"] = _raw([r for n, raw in enumerate(images) if (r := work.image(n, raw)) is not None])
-    top["annotations"] = _raw([r for n, raw in enumerate(annotations) if (r := work.annotation(n, raw)) is not None])
-    _write(out, msgspec.json.encode(top))
-    _write(
-        out.with_name(out.name.removesuffix(".json") + ".changes.json"),
-        to_json(work.changes, indent=1).encode("utf-8", "replace"),
-    )
-    return work.changes
+            of_images = [f for f in findings if f.image_id is not None and f.annotation_id is None]
+            rest = [f for f in audit(meant, images=False) if f not in of_images]
+            return _Repair(meant, of_images + rest, (table, found))
+    return _Repair(table, findings)
+
+
+def _require_rest(table: CocoTable, images: list[Any], annotations: list[Any], changes: list[Change]) -> None:
+    """Refuse to write a file of which nothing is left.
+
+    Raises:
+        DataError: there were images, or annotations, and the copy would have none.
+    """
+    for what, kept, before in (("image", images, len(table)), ("annotation", annotations, len(table.ann_ids))):
+        if before and not kept:
+            codes = Counter(c for change in changes if change.what == "removed" for c in change.codes)
+            raise DataError(
+                f"nothing was written: no {what} of {table.json_path} can be repaired",
+                got=f"{before} {what}s, with {', '.join(f'{code} ({n})' for code, n in codes.most_common(4))}",
+                fix="mend what these name by hand, or export the set again",
+            )
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -129,22 +161,33 @@ class _Repair:
         self.used_ids: set[int] = set()
         self.used_images: set[int] = set()
 
-    def image(self, n: int, raw: msgspec.Raw) -> msgspec.Raw | None:
-        """The entry as it goes into the copy, None where it is left out."""
-        try:
-            fields = _raw_object.decode(raw)
-            image_id = int(str(msgspec.json.decode(fields["id"])).removesuffix(".0"))
-            row = self.table.row_of(image_id)
-        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, ValueError, OverflowError):
-            self._change(None, None, "removed", f"images[{n}]", None, ["IMAGE_ID_BAD"])
+    def categories(self, entries: list[msgspec.Raw]) -> list[msgspec.Raw]:
+        """The categories under the ids that stand for their words."""
+        kept = []
+        for raw, entry in zip(entries, LooseReader().categories(entries), strict=True):
+            if entry is not None:
+                kept.append(
+                    self._edit(_raw_object.decode(raw), {"id": entry.id}, (None, None), {"CATEGORY_ID_TEXT": ""})
+                )
+        return kept
+
+    def image(self, raw: msgspec.Raw, image_id: int | None) -> msgspec.Raw | None:
+        """The entry as it goes into the copy, None where it is left out; ``image_id`` as it was read."""
+        if image_id is None:
+            shown = bytes(raw)[:200].decode("utf-8", "replace")
+            self._change(None, None, "removed", shown, None, ["IMAGE_ID_BAD"])
             return None
+        row = self.table.row_of(image_id)
         codes = self.of_image[image_id]
         if any(s == "error" for s in codes.values()) or image_id in self.used_images:
             self._change(image_id, None, "removed", self.table.file_name(row), None, list(codes))
             return None
         self.used_images.add(image_id)
-        if not {"IMAGE_SIZE_INVALID", "ID_STRING"} & set(codes):
+        if "IMAGE_ID_TEXT" in self.whole:
+            codes = {**codes, "IMAGE_ID_TEXT": "warning"}
+        elif not {"IMAGE_SIZE_INVALID", "ID_STRING"} & set(codes):
             return raw
+        fields = _raw_object.decode(raw)
         height, width = int(self.table.heights[row]), int(self.table.widths[row])
         return self._edit(fields, {"id": image_id, "height": height, "width": width}, (image_id, None), codes)
 
@@ -175,7 +218,7 @@ class _Repair:
             own, self.next_id = self.next_id, self.next_id + 1
             values["id"] = own
         self.used_ids.add(own)
-        if "ID_STRING" in codes:
+        if "ID_STRING" in codes or {"IMAGE_ID_TEXT", "CATEGORY_ID_TEXT"} & self.whole:
             values |= {"id": own, "image_id": int(t.image_ids[t.ann_image[n]]), "category_id": int(t.category_ids[n])}
         if "ISCROWD_BAD" in codes or (t.iscrowd[n] and {"CROWD_ALL", "CROWD_SINGLE"} & self.whole):
             values["iscrowd"] = 0

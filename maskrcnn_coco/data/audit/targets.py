@@ -55,12 +55,16 @@ def count_targets(
         scale = np.minimum(min_size / np.minimum(width, height), max_size / np.maximum(width, height))
         sides = table.boxes[:, 2:] * scale[:, None]
         thin = ((sides >= 0) & (sides < MIN_SIDE)).any(axis=1)  # below 0 is an error of its own
-    steps = []
     left = np.ones(len(rows), bool)
-    for gone in (~known, bad, table.iscrowd, thin):
-        steps.append(int((left & gone).sum()))
-        left &= ~gone
-    return Targets(len(rows), *steps, int(left.sum()))
+
+    def fall_out(gone: np.ndarray) -> int:
+        nonlocal left
+        count = int((left & gone).sum())
+        left = left & ~gone
+        return count
+
+    strays, left_out, crowds = fall_out(~known), fall_out(bad), fall_out(table.iscrowd)
+    return Targets(len(rows), strays, left_out, crowds, fall_out(np.asarray(thin)), int(left.sum()))
 
 
 def check_crowds(table: CocoTable, report: Reporter) -> None:

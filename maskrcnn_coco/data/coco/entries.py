@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -103,6 +105,8 @@ class _RawCategory(msgspec.Struct, gc=False):
 _image, _raw_image = msgspec.json.Decoder(ImageEntry), msgspec.json.Decoder(_RawImage)
 _annotation, _raw_annotation = msgspec.json.Decoder(AnnotationEntry), msgspec.json.Decoder(_RawAnnotation)
 _raw_category = msgspec.json.Decoder(_RawCategory)
+_WHOLE = re.compile(r"\s*-?\d{1,18}(\.0+)?\s*")
+"""A whole number written as text. Not 12e4, which is a piece of a hash as likely as a number."""
 _BAD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -111,6 +115,40 @@ class LooseReader:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
+        self._image_words: dict[str, int] = {}
+        self._category_words: dict[str, int] = {}
+
+    def images(self, entries: Sequence[msgspec.Raw]) -> list[ImageEntry | None]:
+        """All of ``images``, None where one has no usable id. Ids that are words, or too large, become numbers."""
+        found = [self.image(n, raw) for n, raw in enumerate(entries)]
+        self._number_words([i for i in found if i is not None], self._image_words, "IMAGE_ID_TEXT", "image")
+        return found
+
+    def categories(self, entries: Sequence[msgspec.Raw]) -> list[CategoryEntry | None]:
+        """All of ``categories``, as `images`."""
+        found = [self.category(n, raw) for n, raw in enumerate(entries)]
+        self._number_words([c for c in found if c is not None], self._category_words, "CATEGORY_ID_TEXT", "category")
+        return found
+
+    def _number_words(
+        self, entries: Sequence[ImageEntry | CategoryEntry], words: dict[str, int], code: str, what: str
+    ) -> None:
+        """Number the words in the file's order, above the ids that are numbers, in place of what stood for them."""
+        if not words:
+            return
+        first = max((e.id for e in entries if e.id > 0), default=0) + 1
+        given = {stand_in: first + n for n, stand_in in enumerate(words.values())}
+        shown = next(iter(words))
+        for word, stand_in in words.items():
+            words[word] = given[stand_in]
+        for entry in entries:
+            entry.id = given.get(entry.id, entry.id)
+        if what == "image":
+            self.problems = [
+                p if p.image_id not in given else replace(p, image_id=given[p.image_id]) for p in self.problems
+            ]
+        text = f"{len(given)} {what} ids are no whole numbers, as {shown[:60]!r}: here they are"
+        self._note(code, None, None, f"{text} {first} to {first + len(given) - 1}, in the file's order")
 
     def image(self, n: int, raw: msgspec.Raw) -> ImageEntry | None:
         """The ``n``-th image, or None where it has no usable id."""
@@ -125,7 +163,9 @@ class LooseReader:
         except _BAD:
             self._note("IMAGE_ENTRY_BAD", None, None, f"images[{n}] is not an object: {_shown(raw)}")
             return None
-        identity = self._integer(fields.id, "IMAGE_ID_BAD", f"images[{n}].id", (None, None))
+        identity = self._identity(
+            fields.id, "IMAGE_ID_BAD", f"images[{n}].id", (None, None), self._image_words, new=True
+        )
         if identity is None:
             return None
         name = _value(fields.file_name)
@@ -153,7 +193,8 @@ class LooseReader:
         except _BAD:
             self._note("CATEGORY_BAD", None, None, f"categories[{n}] is not an object: {_shown(raw)}")
             return None
-        identity = self._integer(fields.id, "CATEGORY_BAD", f"categories[{n}].id", (None, None))
+        words = self._category_words
+        identity = self._identity(fields.id, "CATEGORY_BAD", f"categories[{n}].id", (None, None), words, new=True)
         if identity is None:
             return None
         name, above = _value(fields.name), _value(fields.supercategory)
@@ -179,9 +220,13 @@ class LooseReader:
         place = -(n + 1)
         own = self._integer(fields.id, "ANN_ID_BAD", f"{where}.id", (None, place))
         own = place if own is None else own
-        image = self._integer(fields.image_id, "ANN_IMAGE_UNKNOWN", f"{where}.image_id", (None, place))
+        image = self._identity(
+            fields.image_id, "ANN_IMAGE_UNKNOWN", f"{where}.image_id", (None, place), self._image_words
+        )
         who = (image, place)
-        category = self._integer(fields.category_id, "LABEL_UNKNOWN", f"{where}.category_id", who)
+        category = self._identity(
+            fields.category_id, "LABEL_UNKNOWN", f"{where}.category_id", who, self._category_words
+        )
         return AnnotationEntry(
             own,
             UNKNOWN if image is None else image,
@@ -224,13 +269,38 @@ class LooseReader:
         self._note("ISCROWD_BAD", *who, f"{where}.iscrowd is {_shown(raw)}")
         return 0
 
+    def _identity(
+        self,
+        raw: msgspec.Raw,
+        code: str,
+        where: str,
+        who: tuple[int | None, int | None],
+        words: dict[str, int],
+        *,
+        new: bool = False,
+    ) -> int | None:
+        """An id: a whole number, or what stands for a word; ``new``: of an entry that others refer to by it."""
+        value = _value(raw)
+        text = value if isinstance(value, str) else str(value)
+        is_word = isinstance(value, str) and value.strip().lstrip("-") not in ("", "NaN", "Infinity")
+        is_word = is_word and not _WHOLE.fullmatch(text)
+        is_huge = isinstance(value, int) and not isinstance(value, bool) and abs(value) >= INT_LIMIT
+        if not (is_word or is_huge):
+            return self._integer(raw, code, where, who)
+        if new:
+            return words.setdefault(text, UNKNOWN + 1 + len(words))
+        if text not in words:
+            self._note(code, *who, f"{where} is {_shown(raw)}")
+        return words.get(text)
+
     def _integer(self, raw: msgspec.Raw, code: str, where: str, who: tuple[int | None, int | None]) -> int | None:
         value = _value(raw)
         number = _number(value)
-        if math.isfinite(number) and abs(number) < INT_LIMIT and number == int(number):
+        plain = not isinstance(value, str) or _WHOLE.fullmatch(value) is not None
+        if plain and math.isfinite(number) and abs(number) < INT_LIMIT and number == int(number):
             if isinstance(value, str):
                 self._note("ID_STRING", *who, f"{where} is text, {_shown(raw)}, where a whole number belongs")
-                return int(number)
+                return int(value.strip().partition(".")[0])
             return int(value)  # not through float: ids above 2**53 must stay exact
         self._note(code, *who, f"{where} is {_shown(raw)}")
         return None

@@ -74,8 +74,8 @@ def _parse_loose(text: bytes, path: Path) -> Entries:
             f"{path} is not valid JSON: {e}", expected=SHAPE, fix="export it again, or mend it at that byte"
         ) from e
     reader = LooseReader()
-    images = [i for n, raw in enumerate(lists["images"]) if (i := reader.image(n, raw))]
-    categories = [c for n, raw in enumerate(lists["categories"]) if (c := reader.category(n, raw))]
+    images = [i for i in reader.images(lists["images"]) if i is not None]
+    categories = [c for c in reader.categories(lists["categories"]) if c is not None]
     annotations = [reader.annotation(n, raw) for n, raw in enumerate(lists["annotations"])]
     return Entries(images, annotations, categories, reader.problems)
 

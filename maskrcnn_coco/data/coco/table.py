@@ -227,6 +227,11 @@ def _table(entries: Entries, path: Path, root: Path) -> CocoTable:
     problems = list(entries.problems)
     images = _unique_images(entries.images, problems)
     if not images:
+        bad = next((p.text for p in problems if p.code.startswith("IMAGE_")), None)
+        if bad is not None:
+            raise DataError(
+                f"no entry of `images` in {path} can be read", got=bad, expected=SHAPE, fix="give each an id of its own"
+            )
         raise DataError(f"{path} has no images", expected=SHAPE, fix="name a file whose `images` list has entries")
     image_ids = np.array([i.id for i in images], np.int64)
     columns: dict[str, Any] = _columns(entries.annotations)

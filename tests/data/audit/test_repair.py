@@ -13,6 +13,7 @@ from maskrcnn_coco.data.audit.checks import audit
 from maskrcnn_coco.data.audit.repair import repair
 from maskrcnn_coco.data.coco.table import load_coco
 from maskrcnn_coco.data.masks import decode_mask
+from maskrcnn_coco.errors import DataError
 from tests.helpers.odd_sets import OddSet
 
 
@@ -46,3 +47,74 @@ def test_polygons_in_another_form_are_read_noted_and_written_as_usual(tmp_path: 
     for n, mask in enumerate(wanted):
         assert np.array_equal(decode_mask(fixed.segmentation_raw(n), *mask.shape), mask)
     assert audit(fixed) == []
+
+
+WORDS = {
+    "words": lambda n: f"frame_{n:03}",
+    "hashes": lambda n: f"{n}e4",
+    "beyond 64 bits": lambda n: 10**25 + n,
+    "beyond 63 bits": lambda n: 2**63 + n,
+    "uuids": lambda n: f"3f2a-{n}-77",
+    "some": lambda n: n if n % 2 else f"frame_{n}",
+}
+
+
+@pytest.mark.parametrize("kind", WORDS)
+def test_image_ids_that_are_no_numbers_are_read_noted_and_numbered(tmp_path: Path, kind: str):
+    data = OddSet(tmp_path)
+    wanted = [a["bbox"] for a in data.annotations]
+    for entry, key in [(i, "id") for i in data.images] + [(a, "image_id") for a in data.annotations]:
+        entry[key] = WORDS[kind](entry[key])
+    table = data.table()
+    assert [table.file_name(int(r)) for r in table.ann_image] == [f"{n}.png" for n in range(1, 9) for _ in range(3)]
+    (found,) = [f for f in audit(table) if f.severity != "info"]
+    assert found.code == "IMAGE_ID_TEXT" and f"{4 if kind == 'some' else 8} image ids" in found.message
+    repair(table, [found], tmp_path / "out.json")
+    fixed = load_coco(tmp_path / "out.json", tmp_path)
+    assert (
+        fixed.boxes.tolist() == wanted and audit(fixed) == [] and fixed.image_ids.tolist() == table.image_ids.tolist()
+    )
+    assert fixed.ann_image.tolist() == table.ann_image.tolist()
+
+
+def test_category_ids_that_are_words(tmp_path: Path):
+    data = OddSet(tmp_path)
+    for entry, key in [(c, "id") for c in data.categories] + [(a, "category_id") for a in data.annotations]:
+        entry[key] = {1: "c-cat", 2: "c-dog"}[entry[key]]
+    table = data.table()
+    assert table.class_names == ("background", "cat", "dog")
+    assert table.labels.tolist() == [1 + n % 2 for n in range(1, 9) for _ in range(3)]
+    assert [f.code for f in audit(table)] == ["CATEGORY_ID_TEXT"]
+    repair(table, audit(table), tmp_path / "out.json")
+    fixed = load_coco(tmp_path / "out.json", tmp_path)
+    assert fixed.labels.tolist() == table.labels.tolist() and audit(fixed) == []
+
+
+def test_a_word_that_no_image_has_costs_its_annotation(tmp_path: Path):
+    data = OddSet(tmp_path)
+    for entry, key in [(i, "id") for i in data.images] + [(a, "image_id") for a in data.annotations]:
+        entry[key] = f"frame_{entry[key]}"
+    data.annotations[3]["image_id"] = "frame_77"
+    errors = [f for f in audit(data.table()) if f.severity == "error"]
+    assert [(f.code, f.annotation_id) for f in errors] == [("ANN_IMAGE_UNKNOWN", data.annotations[3]["id"])]
+    assert "frame_77" in errors[0].message
+
+
+def test_images_without_usable_ids_are_said_to_be_there(tmp_path: Path):
+    data = OddSet(tmp_path)
+    for image in data.images:
+        image["id"] = None
+    with pytest.raises(DataError, match="no entry of `images`") as caught:
+        data.table()
+    assert "images[0].id is null" in str(caught.value.got)
+
+
+def test_a_copy_without_anything_is_not_written(tmp_path: Path):
+    data = OddSet(tmp_path)
+    for ann in data.annotations:
+        ann["segmentation"] = [[1, 2, 3, 4]]
+    table = data.table()
+    with pytest.raises(DataError, match="nothing was written: no annotation") as caught:
+        repair(table, audit(table), tmp_path / "out.json")
+    assert "24 annotations, with POLYGON_SHORT (24)" in str(caught.value.got)
+    assert not (tmp_path / "out.json").exists() and not (tmp_path / "out.changes.json").exists()
