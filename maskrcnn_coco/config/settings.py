@@ -92,6 +92,8 @@ class Config(msgspec.Struct, metaclass=_Remembers, frozen=True, kw_only=True, fo
     """SGD momentum; AdamW's beta1."""
     weight_decay: float | None = None
     """Weight decay, not applied to norms and biases (default 1e-4 for sgd, 0.05 for adamw)."""
+    ema: float | Literal["none", "auto"] = "none"
+    """Average the weights with this decay, evaluate both, keep the better. auto: over 7 % of the run's steps."""
     max_grad_norm: float = 10.0
     """Clip the gradient to this 2-norm, after unscaling (0: off)."""
     amp: Literal["auto", "off", "fp16", "bf16"] = "auto"
@@ -208,6 +210,8 @@ def _problems(c: Config):
         value = getattr(c, name)
         if value is not None and value != "auto" and value < low:
             yield f"{flag(name)}: got {value}, expected {low} or more"
+    if isinstance(c.ema, float) and not 0 < c.ema < 1:
+        yield f"--ema: got {c.ema}, expected none, auto, or a decay between 0 and 1"
     if c.copy_paste is not None and not 0 <= c.copy_paste <= 1:
         yield f"--copy-paste: got {c.copy_paste}, expected a probability from 0 to 1"
     if c.min_size is not None and c.max_size is not None and c.max_size < c.min_size:

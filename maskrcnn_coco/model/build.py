@@ -197,6 +197,9 @@ def load_for_inference(
         CheckpointError: damaged, not finite, or of another model.
     """
     contents = files.read_weights(path)
+    if contents.get("use_ema"):
+        # The averaged weights were the better ones; those that training goes on from stay under "model".
+        contents = {**contents, "model": contents["ema"]["weights"]}
     state = files.detector_state(contents, path)
     config = contents.get("config")
     saved: Mapping[str, Any] = config if isinstance(config, Mapping) else {}

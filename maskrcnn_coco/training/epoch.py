@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.evaluation.evaluate import evaluate_model
+from maskrcnn_coco.evaluation.evaluate import EvalResult, evaluate_model
 from maskrcnn_coco.records import EpochRecord, EvalRecord
 from maskrcnn_coco.training.agreement import require_same_weights
 from maskrcnn_coco.training.saving import save_before_evaluation, save_epoch, weights_finite
@@ -75,16 +76,7 @@ def evaluate_session(session: Session, epoch: int) -> EvalRecord | None:
         return None
     began = time.monotonic()
     try:
-        result = evaluate_model(
-            session.model,
-            session.val_source,
-            device=session.device,
-            precision=session.precision,
-            batch_size=session.config.batch_size or 1,
-            class_names=session.data.class_names,
-            ranks=session.ranks,
-            max_dets=session.config.eval_max_dets,
-        )
+        result = better_result(session)
     except DataError as e:  # a validation set that cannot be used must not end a training that goes well
         session.console.warn(f"there is no AP of this epoch: {e.render()}")
         return None
@@ -104,11 +96,50 @@ def evaluate_session(session: Session, epoch: int) -> EvalRecord | None:
     )
 
 
+def better_result(session: Session) -> EvalResult:
+    """The evaluation of the weights, or of their average where that is better (--ema); which one is said."""
+    result = evaluate_weights(session)
+    if session.ema is None:
+        return result
+    with session.ema.in_place(session.model):
+        averaged = evaluate_weights(session)
+    plain_ap, averaged_ap = score_of(result.metrics), score_of(averaged.metrics)
+    session.progress.use_ema = averaged_ap > plain_ap
+    better = "averaged" if session.progress.use_ema else "plain"
+    session.console.note(
+        f"AP {averaged_ap:.4f} averaged, {plain_ap:.4f} plain: figures and files are of the {better} weights"
+    )
+    return averaged if session.progress.use_ema else result
+
+
+def evaluate_weights(session: Session) -> EvalResult:
+    """The evaluation of the model as it is.
+
+    Raises:
+        DataError: the validation data cannot be used.
+    """
+    return evaluate_model(
+        session.model,
+        session.val_source,
+        device=session.device,
+        precision=session.precision,
+        batch_size=session.config.batch_size or 1,
+        class_names=session.data.class_names,
+        ranks=session.ranks,
+        max_dets=session.config.eval_max_dets,
+    )
+
+
+def score_of(metrics: Mapping[str, float]) -> float:
+    """What epochs are compared by: segm/AP, or bbox/AP of a detector without masks; -1 where there is none."""
+    value = metrics.get("segm/AP", metrics.get("bbox/AP", float("nan")))
+    return value if math.isfinite(value) else -1.0
+
+
 def keep_best(session: Session, record: EvalRecord) -> bool:
     """Whether this epoch is the best so far, by segm/AP (bbox/AP for a detector without masks)."""
-    value = record.metrics.get("segm/AP", record.metrics.get("bbox/AP", float("nan")))
-    best = session.progress.best
-    if not math.isfinite(value) or (best is not None and value <= best):
+    value, best = score_of(record.metrics), session.progress.best
+    if value < 0 or (best is not None and value <= best):
         return False
     session.progress.best, session.progress.best_epoch = value, record.epoch
     return True

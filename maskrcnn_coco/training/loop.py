@@ -144,6 +144,8 @@ def train_step(session: Session, batches: list[Any]) -> bool:
         if not late.settled(session):
             return True
         session.ring.add(session.snapshot(step, inspected=session.guard.late))  # `settled` looked at it
+        if session.ema is not None:
+            session.ema.remember(step, [s.step for s in session.ring.items])
     began = time.monotonic()
     if session.watch is not None:
         session.watch.batch(session.model, [(b.images, b.targets) for b in batches])
@@ -177,6 +179,8 @@ def train_step(session: Session, batches: list[Any]) -> bool:
         progress.step = next_step
         return changed
     progress.step = step + 1
+    if session.ema is not None and record.applied:
+        session.ema.update(session.model)
     response.maybe_raise_lr(session)
     warn_early(session)
     return False

@@ -45,6 +45,8 @@ class Progress:
     metrics: dict[str, float] = field(default_factory=dict)
     findings: list[dict[str, Any]] = field(default_factory=list)
     """`RunFinding` as plain data, in the order in which they were said."""
+    use_ema: bool = False
+    """Whether the averaged weights were the better ones when last evaluated."""
 
     def recall(self, records: Sequence[StepRecord], step: int) -> None:
         """First and last loss as they were before planned step ``step``: no loss of a step that was taken back.

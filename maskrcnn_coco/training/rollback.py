@@ -37,6 +37,8 @@ def go_back(session: Session, to_step: int) -> int:
 def restore_session(session: Session, snapshot: Snapshot) -> int:
     """Put the session back to ``snapshot``; what recovery decided since (lower rates, quarantine) stays in force."""
     restore(snapshot, session.model, session.optimizer, session.scaler, guard=session.guard)
+    if session.ema is not None:
+        session.ema.go_back(snapshot.step, session.model)
     put_in_force(session)
     session.guard.reset(snapshot.step)
     session.rewind(snapshot.step)
@@ -137,6 +139,9 @@ def load_state(session: Session, state: dict[str, Any], source: str) -> None:
     if session.scaler is not None and state["scaler"] is not None:
         session.scaler.load_state_dict(state["scaler"])
     session.guard.load_state_dict(state["guard"])
+    if session.ema is not None:
+        # A run that only now begins to average starts from the weights it goes on with.
+        session.ema.load_state_dict(state.get("ema") or {"updates": 0, "weights": state["model"]})
     loop = dict(state["loop"])
     # Checkpoints of before this was counted were written after the epoch's end, or within an epoch.
     loop.setdefault("closed_epochs", loop.pop("epoch", 0))

@@ -26,6 +26,7 @@ def state_of(session: Session) -> dict[str, Any]:
     return {
         "model": session.model.state_dict(),
         "optimizer": session.optimizer.state_dict(),
+        **({} if session.ema is None else {"ema": session.ema.state_dict(), "use_ema": session.progress.use_ema}),
         "scaler": None if session.scaler is None else session.scaler.state_dict(),
         "guard": session.guard.state_dict(),
         "loop": {**session.progress.plain(), "epoch": session.epoch_of(session.progress.step)},

@@ -24,6 +24,7 @@ from maskrcnn_coco.evaluation.evaluate import EvalResult
 from maskrcnn_coco.findings.facts import Way
 from maskrcnn_coco.findings.watch import Watch
 from maskrcnn_coco.guard.guard import Guard
+from maskrcnn_coco.model.ema import Ema
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import Schedule, apply_lr
 from maskrcnn_coco.records import Alarm, Incident, StepRecord
@@ -72,6 +73,7 @@ class Session:
     watch: Watch | None = None
     ring: Ring = field(default_factory=Ring)
     tape: Tape = field(default_factory=Tape)
+    ema: Ema | None = None
     progress: Progress = field(default_factory=Progress)
     history: list[StepRecord] = field(default_factory=list)
     incidents: list[Incident] = field(default_factory=list)

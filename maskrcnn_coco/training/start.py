@@ -28,6 +28,7 @@ from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.guard.deferred import late_reads
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.model.build import make_model
+from maskrcnn_coco.model.ema import Ema, decay_for
 from maskrcnn_coco.model.fast.accelerate import takes_outlines
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import Schedule, every_component, optimizer_for
@@ -208,8 +209,15 @@ def assemble(
         log=log,
         saver=Saver(config.checkpoint_dir, keep_epochs=config.keep),
         quick=quick,
+        ema=make_ema(config, model, plan),
         ring=Ring(4, max_bytes=snapshot_budget(device)),
     )
+
+
+def make_ema(config: Config, model: nn.Module, plan: Plan) -> Ema | None:
+    """The average of the weights that --ema asks for."""
+    decay = decay_for(config.ema, total_steps(plan.steps_per_epoch, config))
+    return None if decay is None else Ema(model, decay)
 
 
 def prepare_folders(session: Session, *, resuming: bool, dry_run: bool) -> None:

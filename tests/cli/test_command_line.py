@@ -111,12 +111,55 @@ def test_the_training_script_runs_verbatim_from_a_checkout():
 
 
 FROZEN = set(
-    """accumulate amp augment backbone_weights batch_size box_batch_size_per_image
-    box_detections_per_image checkpoint_dir checkpoint_every class_balance copy_paste data demo
-    device epochs flip freeze_stages guard head_lr_multiplier images keep logdir lr lr_scaling
-    max_grad_norm max_size max_steps min_size model momentum num_classes optimizer patience
-    quarantine resume rpn_lr_multiplier schedule seed strict val val_images warmup_steps
-    weight_decay weights workers""".split()  # noqa: SIM905
+    # One a line, so that two changes that add a flag do not meet.
+    """
+    accumulate
+    amp
+    augment
+    backbone_weights
+    batch_size
+    box_batch_size_per_image
+    box_detections_per_image
+    checkpoint_dir
+    checkpoint_every
+    class_balance
+    copy_paste
+    data
+    demo
+    device
+    ema
+    epochs
+    flip
+    freeze_stages
+    guard
+    head_lr_multiplier
+    images
+    keep
+    logdir
+    lr
+    lr_scaling
+    max_grad_norm
+    max_size
+    max_steps
+    min_size
+    model
+    momentum
+    num_classes
+    optimizer
+    patience
+    quarantine
+    resume
+    rpn_lr_multiplier
+    schedule
+    seed
+    strict
+    val
+    val_images
+    warmup_steps
+    weight_decay
+    weights
+    workers
+    """.split()
 )
 
 
