@@ -110,57 +110,56 @@ def test_the_training_script_runs_verbatim_from_a_checkout():
     assert "--head-lr-multiplier" in done.stdout
 
 
-FROZEN = set(
-    # One a line, so that two changes that add a flag do not meet.
-    """
-    accumulate
-    amp
-    augment
-    backbone_weights
-    batch_size
-    box_batch_size_per_image
-    box_detections_per_image
-    checkpoint_dir
-    checkpoint_every
-    class_balance
-    copy_paste
-    data
-    demo
-    device
-    ema
-    epochs
-    flip
-    freeze_stages
-    guard
-    head_lr_multiplier
-    images
-    keep
-    logdir
-    lr
-    lr_scaling
-    max_grad_norm
-    max_size
-    max_steps
-    min_size
-    model
-    momentum
-    num_classes
-    optimizer
-    patience
-    quarantine
-    resume
-    rpn_lr_multiplier
-    schedule
-    seed
-    strict
-    val
-    val_images
-    warmup_steps
-    weight_decay
-    weights
-    workers
-    """.split()
-)
+# One a line, so that two changes that add a flag do not meet.
+FROZEN = {
+    "accumulate",
+    "amp",
+    "augment",
+    "backbone_weights",
+    "batch_size",
+    "box_batch_size_per_image",
+    "box_detections_per_image",
+    "checkpoint_dir",
+    "checkpoint_every",
+    "class_balance",
+    "copy_paste",
+    "data",
+    "demo",
+    "device",
+    "ema",
+    "epochs",
+    "eval_max_dets",
+    "flip",
+    "freeze_stages",
+    "guard",
+    "head_lr_multiplier",
+    "images",
+    "keep",
+    "logdir",
+    "lr",
+    "lr_scaling",
+    "max_grad_norm",
+    "max_size",
+    "max_steps",
+    "min_size",
+    "model",
+    "momentum",
+    "num_classes",
+    "optimizer",
+    "patience",
+    "quarantine",
+    "resume",
+    "rpn_lr_multiplier",
+    "schedule",
+    "seed",
+    "strict",
+    "val",
+    "val_images",
+    "warmup_steps",
+    "weight_decay",
+    "weights",
+    "workers",
+}
 
 
 def test_the_settings_are_frozen():
