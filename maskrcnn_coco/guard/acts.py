@@ -229,7 +229,7 @@ class Acts:
         record.applied = True
         parts.taken += 1
         parts.health.finished(due=act.due)
-        parts.divergence.accept(record.loss, record.grad_norm, record.group_grad_norm)
+        parts.divergence.accept(record.loss, record.grad_norm, record.group_grad_norm, parts.health.moved)
         if act.due:
             record.update_ratio = update_ratio(act.copies, parts.layout, parts.health.weight_norms())
             act.copies = []

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.guard.norms import all_finite, has_fractions, nonfinite_at, norms
+from maskrcnn_coco.guard.norms import has_fractions, nonfinite_at, norms
 from maskrcnn_coco.guard.verdict import Verdict
 
 LEAP = 1e6
@@ -50,12 +50,13 @@ class Buffers:
         """Take the buffers (by name; None: all but those of norm layers) as they are now for what they should be."""
         looked = [i for i, (module, _, name) in enumerate(self._slots) if _wanted(module, name, names)]
         floats = self._floats(looked)
-        for (i, t), size in zip(floats, norms([t for _, t in floats]), strict=True):
+        for (i, _), size in zip(floats, norms([t for _, t in floats]), strict=True):
             self._by_design.discard(i)
+            self._kept[i], self._marks[i] = None, (0, -1)  # an older copy is no measure of it any more
             if math.isfinite(size):
                 self._sizes[i] = size
-            elif not all_finite(t):
-                self._by_design.add(i)
+            else:
+                self._by_design.add(i)  # also where only the square of what it holds is beyond range
 
     @property
     def nbytes(self) -> int:

@@ -270,7 +270,7 @@ class Deferred:
         if verdict is not None and parts.alarm is None:
             parts.raise_alarm(record, verdict)  # of several the first: what follows stands on it
         elif record.applied:
-            parts.divergence.accept(record.loss, record.grad_norm, record.group_grad_norm)
+            parts.divergence.accept(record.loss, record.grad_norm, record.group_grad_norm, parts.health.moved)
         parts.completed.append(record)
 
     def _verdict(self, record: StepRecord, seen: Measured) -> Verdict | None:

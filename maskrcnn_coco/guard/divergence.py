@@ -15,6 +15,7 @@ from typing import Any
 from maskrcnn_coco.guard.verdict import Verdict
 
 WINDOW = 50
+"""Healthy steps that the running medians are of: long enough to be calm, short enough to follow a loss that falls."""
 CALIBRATION = 5
 """Healthy steps that make the first reference."""
 CALM = 3.0
@@ -22,17 +23,28 @@ CALM = 3.0
 STREAKS = ((3, 30.0), (6, 8.0))
 """(steps in a row, times the reference) that make an alarm. Early noise and single hard batches stay far below."""
 RAMP_STEPS, RAMP_LOSS, RAMP_NORM = 10, 5.0, 5.0
+"""Steps in a row with loss and gradient both this many times healthy: slower than a streak, but both rise together."""
 DOUBLINGS, DOUBLED = 3, 10.0
+"""Doublings in a row that end above this many times the reference: exponential growth, the signature of divergence."""
 ABSURD = 1e6
-"""A first loss above this is no start, whatever its scale: nothing healthy is known yet to compare it with."""
+"""A detector's first loss above this is no start; nothing healthy is known yet to compare it with."""
+ABSURD_ANY = 1e12
+"""The same of any model: losses that are summed over pixels and batch start at millions."""
 WILD_RATIO, WILD_LOSS = 8.0, 100.0
 """Losses above both, times the reference and as they are, teach nothing, not even in a run's first steps.
 
 Healthy detectors start below 20; a run that is wild from its first update must not learn that this is healthy.
 """
+WILD_MOVED = 3.0
+"""Weights that may have moved by this many times their norm since the start make a loss wild whatever its size."""
+SMALLEST = 1e-2
+"""The reference counts as at least this: a loss that starts at zero by construction (PPO) may leave it."""
 SUDDEN = 1e4
+"""A single loss this many times the reference, with a gradient that is not calm, needs no second one."""
 SUDDEN_BOTH = 1e3
+"""The same where the gradient is as extreme."""
 SUDDEN_NORM = 1e7
+"""A single gradient of one component this many times its healthy norm, though the loss is not extreme yet."""
 FLOOR = 0.3
 """The reference never falls below this share of the first losses: a model that fits its data may spike back to them."""
 
@@ -40,7 +52,9 @@ FLOOR = 0.3
 class Divergence:
     """Judges each finite step against the median of the last healthy ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, absurd: float = ABSURD) -> None:
+        self.absurd = absurd
+        self._moved = 0.0
         self._losses: deque[float] = deque(maxlen=WINDOW)
         self._norms: deque[float] = deque(maxlen=WINDOW)
         self._groups: dict[str, deque[float]] = {}
@@ -54,7 +68,7 @@ class Divergence:
         """The loss that counts as healthy: the lowest running median, not far below the first losses; 0: unknown."""
         if not self._first:
             return 0.0
-        return max(min(self._best, median(self._first)), FLOOR * median(self._first))
+        return max(min(self._best, median(self._first)), FLOOR * median(self._first), SMALLEST)
 
     @property
     def first_loss(self) -> float:
@@ -99,16 +113,17 @@ class Divergence:
         text = f"loss {loss:.4g}, healthy is {self.reference:.3g}; its gradient overflows; it began at step {onset}"
         return Verdict("diverged", text, {"loss": loss, "loss_reference": self.reference}, onset)
 
-    def accept(self, loss: float, norm: float, groups: dict[str, float]) -> None:
-        """Learn from an applied step, if it was calm."""
+    def accept(self, loss: float, norm: float, groups: dict[str, float], moved: float = 0.0) -> None:
+        """Learn from an applied step, if it was calm. ``moved``: ‖update‖ / ‖weights‖ that it may have had at most."""
         r_loss, _ = self._ratios(loss, norm)
+        wild, self._moved = self._moved > WILD_MOVED, self._moved + (moved if math.isfinite(moved) else 0.0)
         known = len(self._first) >= CALIBRATION
         # A step without loss or gradient (an empty batch) says nothing about healthy ones.
         if not (math.isfinite(loss) and math.isfinite(norm)) or loss == 0 or norm == 0 or (known and r_loss > CALM):
             return
         size = abs(loss)
         if not known:
-            if r_loss > WILD_RATIO and size > WILD_LOSS:
+            if r_loss > WILD_RATIO and (size > WILD_LOSS or wild):
                 return
             self._first.append(size)
             self._first_norms.append(norm)
@@ -152,10 +167,10 @@ class Divergence:
         return (r_loss if loss >= 0 or r_norm > STREAKS[0][1] else min(r_loss, 1.0)), r_norm
 
     def _why(self, r_loss: float, r_norm: float) -> str | None:
-        if r_loss > SUDDEN or (r_loss > SUDDEN_BOTH and r_norm > SUDDEN_BOTH):
+        if (r_loss > SUDDEN and r_norm > CALM) or (r_loss > SUDDEN_BOTH and r_norm > SUDDEN_BOTH):
             return f"gradient norm {r_norm:.3g} times the healthy one"
         last = list(self._recent)
-        if not self._first and abs(last[-1][1]) > ABSURD:
+        if not self._first and abs(last[-1][1]) > self.absurd:
             return "no training starts there"
         for count, factor in STREAKS:
             if len(last) >= count and all(r > factor for _, _, r, _ in last[-count:]):

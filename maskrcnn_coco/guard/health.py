@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from maskrcnn_coco.guard.norms import Layout, all_finite, float_states, nonfinite_at, norms
+from maskrcnn_coco.guard.updates import HASTY
 from maskrcnn_coco.guard.verdict import Verdict
+from maskrcnn_coco.guard.witness import Witness
 
 LEAP = 1e3
 """A step that may move a component's weights by this many times their norm is a divergence, whatever the loss says."""
@@ -21,14 +23,18 @@ BRISK = 0.2
 """A bound above this is worth an exact measurement: an early warning may come of it. Healthy runs stay below 0.12."""
 SMALLEST_RMS = 0.1
 """Weights that start at zero must be able to leave it: their norm counts as at least this root mean square."""
-OUTSIDE = 0.01
-"""Relative change of a component's weight norm between two steps that is an incident; smaller ones are only counted."""
+OUTSIDE = 3.0
+"""Growth of a component's weight norm between two steps that is an incident; other changes are only counted."""
 ZEROED = 0.01
 """Share of Adam's entries with a first but no second moment that no healthy run has; a trip through fp16: 80 %."""
 
 
 class Health:
-    """Checks the state of one optimizer's parameters. ``every``: steps between looks at the weights themselves."""
+    """Checks the state of one optimizer's parameters. ``every``: steps between looks at all of it.
+
+    In between it is looked at only where a `Witness` says that somebody changed it: a step of finite numbers leaves
+    finite state, and reading both of Adam's moments at each step costs more than all else that the guard does.
+    """
 
     def __init__(self, layout: Layout, optimizer: torch.optim.Optimizer, *, every: int) -> None:
         self.layout = layout
@@ -40,16 +46,24 @@ class Health:
         self._after: list[float] | None = None
         self._states: tuple[int, ...] = ()
         self._moments: list[float] = []
+        self._exact = False
+        self._grown: list[float] = []
         self._due = 0
+        self._seen_weights, self._seen_states = Witness(), Witness()
 
     @property
     def brisk(self) -> bool:
         """Whether the last step judged may move some component's weights by a large share of them."""
-        return max(self.bound.values(), default=0.0) > BRISK
+        return self.moved > BRISK
+
+    @property
+    def moved(self) -> float:
+        """The most that the last step judged may have moved a component by, times its weights."""
+        return max(self.bound.values(), default=0.0)
 
     def check(self, *, whole: bool = False) -> Verdict | None:
         """Before the step: settings and optimizer state each time, the weights when due, or all with ``whole``."""
-        return self.check_lr() or self._check_states() or self._check_weights(whole=whole)
+        return self.check_lr() or self._check_states(whole=whole) or self._check_weights(whole=whole)
 
     def leap(self, bound: dict[str, float]) -> Verdict | None:
         """Whether this step could throw weights away though every gradient is finite.
@@ -74,13 +88,18 @@ class Health:
         rates = [known.get(name, 0.0) for name in layout.components]
         weights = layout.totals(self._weights or [0.0] * len(layout.params))
         scale = [max(w, SMALLEST_RMS * math.sqrt(n)) for w, n in zip(weights, layout.sizes, strict=True)]
-        if isinstance(self.optimizer, torch.optim.SGD):
-            momentum = max(float(g["momentum"]) for g in self.optimizer.param_groups)
+        if not isinstance(self.optimizer, torch.optim.SGD):
+            sizes = [math.sqrt(n) for n in layout.sizes]
+            return layout.by_component([r * s / w for r, s, w in zip(rates, sizes, scale, strict=True)])
+        momentum = max(float(g["momentum"]) for g in self.optimizer.param_groups)
+        while True:
             # The update may use the gradient twice with Nesterov's momentum; 2 covers it.
             sizes = [momentum * m + 2 * coefficient * g for m, g in zip(self._moments, group_norms, strict=True)]
-        else:
-            sizes = [math.sqrt(n) for n in layout.sizes]
-        return layout.by_component([r * s / w for r, s, w in zip(rates, sizes, scale, strict=True)])
+            bound = layout.by_component([r * s / w for r, s, w in zip(rates, sizes, scale, strict=True)])
+            if self._exact or not momentum or max(bound.values()) <= HASTY:
+                self._grown = sizes  # from here on the buffer's norm is at most this, until it is read again
+                return bound
+            self._read_states()  # large enough to matter: what was an estimate is measured
 
     def lr(self) -> dict[str, float]:
         """Learning rate per component, in the layout's order."""
@@ -96,6 +115,10 @@ class Health:
         self._due += 1
         self._states = self._marks()
         self._after = None
+        self._exact = False
+        self._moments = self._grown or self._moments
+        self._seen_weights.note(self.layout.params)
+        self._seen_states.note(float_states(self.optimizer, self.layout)[0])
         if due or self._due % self.every == 0:
             self._after = self._weights = self.layout.weight_norms()
 
@@ -104,6 +127,8 @@ class Health:
         self._weights = self._after = None
         self._states = ()
         self._due = 0
+        self._seen_weights.forget()
+        self._seen_states.forget()
 
     def check_lr(self) -> Verdict | None:
         """The optimizer's settings: learning rate, momentum, weight decay, eps."""
@@ -117,12 +142,14 @@ class Health:
             return None
         return Verdict("optimizer_nonfinite", f"{', '.join(bad)} is not finite", {"settings": bad, "lr": self.lr()})
 
-    def _check_states(self) -> Verdict | None:
-        layout = self.layout
-        tensors, where, keys = float_states(self.optimizer, layout)
-        values = norms(tensors)
+    def _check_states(self, *, whole: bool) -> Verdict | None:
+        tensors, where, keys = found = float_states(self.optimizer, self.layout)
+        if not whole and self._due % self.every and not self._seen_states.changed(tensors):
+            return None
+        values = self._read_states(found)
         bad = nonfinite_at(values)
         if bad:
+            layout = self.layout
             names = [f"{keys[i]} of {layout.names[where[i]]}" for i in bad]
             component = layout.components[layout.component[where[bad[0]]]]
             measured = {"optimizer_state": names, "component": component}
@@ -131,11 +158,18 @@ class Health:
                 f"optimizer state is not finite, or too large for float32: {_some(names)}",
                 measured,
             )
-        momentum = [(v, w) for v, w, k in zip(values, where, keys, strict=True) if k == "momentum_buffer"]
-        self._moments = layout.totals([v for v, _ in momentum], [w for _, w in momentum])
         if "exp_avg_sq" in keys and (self._marks() != self._states or self._due % (10 * self.every) == 0):
             return self._check_moments()
         return None
+
+    def _read_states(self, found: tuple[list[Tensor], list[int], list[str]] | None = None) -> list[float]:
+        """Norm of each state tensor; keeps those of the momentum for the bound."""
+        tensors, where, keys = found or float_states(self.optimizer, self.layout)
+        values = norms(tensors)
+        momentum = [(v, w) for v, w, k in zip(values, where, keys, strict=True) if k == "momentum_buffer"]
+        self._moments = self.layout.totals([v for v, _ in momentum], [w for _, w in momentum])
+        self._exact = True
+        return values
 
     def _marks(self) -> tuple[int, ...]:
         """Differs after Adam's state was replaced, or changed by in-place operations."""
@@ -161,7 +195,8 @@ class Health:
 
     def _check_weights(self, *, whole: bool) -> Verdict | None:
         layout = self.layout
-        if self._weights is not None and self._after is None and not whole:
+        untouched = self._weights is not None and not self._seen_weights.changed(layout.params)
+        if untouched and self._after is None and not whole:
             return None
         values = layout.weight_norms()
         bad = [i for i in nonfinite_at(values) if not all_finite(layout.params[i])]
@@ -170,15 +205,20 @@ class Health:
             component = layout.components[layout.component[bad[0]]]
             measured = {"parameters": names, "component": component}
             return Verdict("param_nonfinite", f"weights are not finite: {_some(names)}", measured)
-        before = self._after if self._after is not None else values
+        recent = self._after if self._after is not None else self._weights
+        before = values if recent is None or (untouched and self._after is None) else recent
         huge = any(v == math.inf for v in values)
         if before != values or huge:
-            return self._outside(before, values)
+            return self._outside(before, values, exact=self._after is not None)
         self._weights = values
         return None
 
-    def _outside(self, before: list[float], now: list[float]) -> Verdict | None:
-        """Weights that are not what the last step left. Clamping them is a habit of some; a leap of them is a fault."""
+    def _outside(self, before: list[float], now: list[float], *, exact: bool) -> Verdict | None:
+        """Weights that are not what the last step left.
+
+        Clamping them, loading them, making a head anew are habits of some and only counted; weights that became many
+        times what they were are a fault. ``exact``: ``before`` is of the last step, not of one up to `every` ago.
+        """
         layout = self.layout
         names = [n for n, a, b in zip(layout.names, before, now, strict=True) if a != b or b == math.inf]
         old, new = layout.totals(before), layout.totals(now)
@@ -186,9 +226,11 @@ class Health:
         del self.changed_outside[:-20]
         # Said once: a loop that goes on regardless is not refused for ever.
         self._weights, self._after = now, now
-        for component, a, b in zip(layout.components, old, new, strict=True):
+        self._seen_weights.note(layout.params)
+        limit = OUTSIDE if exact else 10 * OUTSIDE
+        for component, a, b, count in zip(layout.components, old, new, layout.sizes, strict=True):
             # Huge but finite weights have an infinite norm.
-            if b == math.inf or abs(a - b) > OUTSIDE * max(a, b):
+            if b == math.inf or b > limit * max(a, SMALLEST_RMS * math.sqrt(count)):
                 measured = {"changed_outside": names, "component": component, "norm_before": a, "norm": b}
                 text = f"weights changed outside the step: {_some(names)}; norm of {component} {a:.4g} -> {b:.4g}"
                 return Verdict("diverged", text, measured)

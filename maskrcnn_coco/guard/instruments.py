@@ -17,7 +17,7 @@ from torch import nn
 
 from maskrcnn_coco.errors import GuardStop, GuardWarning
 from maskrcnn_coco.guard.buffers import Buffers
-from maskrcnn_coco.guard.divergence import Divergence
+from maskrcnn_coco.guard.divergence import ABSURD, ABSURD_ANY, Divergence
 from maskrcnn_coco.guard.health import Health
 from maskrcnn_coco.guard.inputs import Expected
 from maskrcnn_coco.guard.loss_scale import Scale
@@ -86,7 +86,8 @@ class Instruments:
 
     def new_regime(self) -> None:
         """Forget what is healthy: the loss means something else from here on."""
-        self.divergence, self.stall, self.haste = Divergence(), Stall(), Haste()
+        absurd = ABSURD_ANY if self.expected.num_classes is None else ABSURD
+        self.divergence, self.stall, self.haste = Divergence(absurd), Stall(), Haste()
 
     def reset(self) -> None:
         """After a rollback, a load or a repair: forget the run-up, look at the whole state before the next step."""
@@ -146,7 +147,8 @@ class Instruments:
         measured |= {"parameters": bad, "buffers": seen.buffers()}
         some = f"{len(bad)} of {count} gradients" if bad else "the gradient's norm"
         first = f", first {bad[:1]}" if bad else ""
-        return Verdict("grad_nonfinite", f"{some} not finite{first}, with finite losses", measured)
+        losses = "with finite losses" if record.losses else "the loss is not known"
+        return Verdict("grad_nonfinite", f"{some} not finite{first}; {losses}", measured)
 
     def crash(self, error: str, measured: dict[str, Any]) -> Verdict:
         """The verdict on a forward or backward pass that raised ``error``."""
@@ -177,9 +179,10 @@ class Instruments:
             self.on_alarm(self.alarm)
         elif self.say and verdict.symptom not in self._said:
             self._said.add(verdict.symptom)
-            done = "was applied" if record.applied else "is refused; weights, buffers and optimizer are as before"
+            done = "applied all the same" if record.applied else "refused"
+            kept = "" if record.applied else "; weights, buffers and optimizer are as before it"
             hint = REGIME if verdict.symptom == "diverged" else ""
-            text = f"step {record.step} {done}: {verdict.message} ({verdict.symptom}; said once){hint}"
+            text = f"step {record.step} {done} ({verdict.symptom}): {verdict.message}{kept}. Said once a kind{hint}"
             warnings.warn(text, GuardWarning, stacklevel=3)
 
 

@@ -40,8 +40,10 @@ class Stall:
             usual = median(known) if known else norm
             still = value < STILL and rate >= 1e-3 * self._lr[name] > 0 and norm > 1e-3 * usual and norm > 1e-8
             if not still:
+                if value >= STILL:
+                    self._count[name] = 0
+                # Without a gradient (no object in the batch) standing still says nothing, neither for nor against.
                 known.append(norm)
-                self._count[name] = 0
                 continue
             self._count[name] = self._count.get(name, 0) + 1
             self._onset[name] = step if self._count[name] == 1 else self._onset[name]
@@ -63,23 +65,29 @@ HASTE_STEPS, HASTE, HASTY = 5, 1.5, 0.1
 
 A step that cannot move any component by the third of its norm ends the row.
 """
+DIPS = 1
+"""Losses below the start among as many as that are no sign of learning: a batch of one object may always be easy."""
 
 
 class Haste:
     """Clipped updates that keep throwing a component's weights about.
 
-    Clipping keeps the loss from exploding, so that no loss is ever extreme; but none falls below where the run began.
+    Clipping keeps the loss from exploding, so that no loss is ever extreme; but few fall below where the run began.
     """
 
     def __init__(self) -> None:
         self._moved: deque[tuple[int, dict[str, float]]] = deque(maxlen=HASTE_STEPS)
+        self._losses: deque[float] = deque(maxlen=HASTE_STEPS)
         self._bound: dict[str, float] = {}
         self.watching = False
 
     def judge(self, step: int, loss: float, first_loss: float, bound: dict[str, float]) -> Verdict | None:
         """The verdict on a step; ``bound``: component → most that it can move by, empty where nothing is clipped."""
         self._bound = bound
-        self.watching = loss > first_loss and max(bound.values(), default=0.0) > HASTY
+        self._losses.append(loss)
+        dips = sum(v <= first_loss for v in self._losses)
+        learns = dips > DIPS or (dips and len(self._losses) <= DIPS)
+        self.watching = not learns and max(bound.values(), default=0.0) > HASTY
         if not self.watching:
             self._moved.clear()
         if len(self._moved) < HASTE_STEPS:
@@ -105,4 +113,5 @@ class Haste:
     def reset(self) -> None:
         """Start counting anew."""
         self._moved.clear()
+        self._losses.clear()
         self.watching = False

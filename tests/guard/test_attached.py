@@ -334,7 +334,7 @@ def test_it_says_so_once_a_kind_or_calls_back() -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     attach(model, optimizer)
-    with pytest.warns(GuardWarning, match=r"step 0 is refused.*not finite") as said:
+    with pytest.warns(GuardWarning, match=r"step 0 refused .grad_nonfinite.: .*not finite") as said:
         train_step(model, optimizer, data(0), NAN)
         train_step(model, optimizer, data(0), NAN)
     assert len(said) == 1

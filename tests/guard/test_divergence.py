@@ -98,7 +98,8 @@ def test_clipped_updates_that_keep_replacing_a_component_are_seen_though_no_loss
     bounds = [2 * r for r in ratios]
     assert hasten(losses, ratios, bounds) == [5]
     assert hasten(losses, ratios, bounds, clipped=False) == []
-    assert hasten([*losses[:3], 2.5, *losses[4:]], ratios, bounds) == [], "it learns"
+    assert hasten([*losses[:3], 2.5, *losses[4:]], ratios, bounds) == [5], "one easy batch is no learning"
+    assert hasten([*losses[:2], 2.5, 2.7, *losses[4:]], ratios, bounds) == [], "it learns"
     assert hasten(losses, [r / 2 for r in ratios], bounds) == [], "brisk"
     # Weights that leave zero move by all of their norm at first; the bound is on a norm that they may well have.
     assert hasten(losses, [1.0, 0.5, 0.33, 0.25, 0.2, 0.17, 0.14], [0.12] * 7) == []

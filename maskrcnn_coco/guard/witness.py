@@ -1,0 +1,76 @@
+"""Whether tensors were changed behind the guard's back, without reading them.
+
+Whatever writes in place counts up a tensor's version, and a replaced tensor lies elsewhere; both are free to look at.
+What goes past them (``.data``, memory shared with others) is seen in a sample of each tensor, one small read for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SAMPLE = 64
+"""Entries of each tensor that are looked at."""
+WHOLE = 1024
+"""Tensors up to this size are looked at whole."""
+
+
+class Witness:
+    """Remembers tensors as they were at `note`."""
+
+    def __init__(self) -> None:
+        self._tensors: list[Tensor] = []
+        self._marks: list[tuple[int, int]] = []
+        self._views: list[Tensor] = []
+        self._sample: Tensor | None = None
+
+    def note(self, tensors: Sequence[Tensor]) -> None:
+        """This is how they are to stay."""
+        marks = [_mark(t) for t in tensors]
+        if len(tensors) != len(self._tensors) or any(a is not b for a, b in zip(tensors, self._tensors, strict=True)):
+            self._tensors, self._views = list(tensors), [_view(t) for t in tensors]
+        elif any(a[0] != b[0] for a, b in zip(marks, self._marks, strict=True)):
+            self._views = [_view(t) for t in tensors]
+        self._marks, self._sample = marks, self._look()
+
+    def changed(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether any of them is not what it was at `note`; True also where others have come."""
+        if self._sample is None or len(tensors) != len(self._tensors):
+            return True
+        for t, known, mark in zip(tensors, self._tensors, self._marks, strict=True):
+            if t is not known or _mark(t) != mark:
+                return True
+        now = self._look()
+        # Bits, not values: a NaN must equal itself.
+        return not torch.equal(now.view(torch.uint8), self._sample.view(torch.uint8))
+
+    def forget(self) -> None:
+        """Everything may have changed."""
+        self._tensors, self._views, self._marks, self._sample = [], [], [], None
+
+    def _look(self) -> Tensor:
+        first = self._views[0] if self._views else torch.zeros(0)
+        with torch.no_grad():
+            views = [v if v.device == first.device else v.to(first.device) for v in self._views]
+            # Of mixed precision the widest holds all; float8 has no wider kin of its own.
+            return torch.cat([v.float() if v.element_size() < 2 else v for v in views] or [first])
+
+
+def _mark(tensor: Tensor) -> tuple[int, int]:
+    return (tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version)
+
+
+def _view(tensor: Tensor) -> Tensor:
+    """Some entries of ``tensor``'s own memory, float32 or as they are, (n,)."""
+    tensor = tensor.detach()
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.numel() == 0:
+        return torch.zeros(0)
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    step = 1 if tensor.numel() <= WHOLE else tensor.numel() // SAMPLE
+    count = -(-tensor.numel() // step)
+    packed = tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+    # Memory without holes is sampled whatever the order of its dimensions; other tensors are left to their versions.
+    return torch.as_strided(tensor, (count,), (step,)) if packed else torch.zeros(0)
