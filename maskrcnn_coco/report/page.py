@@ -83,6 +83,7 @@ def view(run: RunFiles) -> dict[str, Any]:
         "incidents": [incident_view(run, n) for n in range(len(run.incidents))],
         "classes": class_rows(run),
         "galleries": [g for name in ("worst", "typical") if (g := gallery(run, name))["entries"]],
+        "training_images": picture(run.logdir / "training_images.jpg"),
         "min_score": run.predictions.get("min_score", 0.5),
         "settings": setting_rows(run),
         "environment": [(clean(k), clean(v)) for k, v in run.info.get("environment", {}).items() if v is not None],

@@ -7,6 +7,7 @@ from pathlib import Path
 from maskrcnn_coco.config.resolve import too_large
 from maskrcnn_coco.errors import ConfigError, GuardStop
 from maskrcnn_coco.evaluation.pictures import save_gallery
+from maskrcnn_coco.evaluation.training_sheet import save_training_sheet
 from maskrcnn_coco.records import Result, RunFinding, record_from, to_json
 from maskrcnn_coco.report.page import write_report
 from maskrcnn_coco.system import memory
@@ -65,6 +66,9 @@ def dry(session: Session) -> Result:
     found = [f for f in session.progress.findings if f["severity"] != "info"]
     state = f"{count(len(found), 'finding')} above: look at them first" if found else "data, model and folders are fine"
     session.console.note(f"dry run: {state}; nothing was trained")
+    sheet = draw_training_images(session)
+    if sheet is not None:
+        session.console.note(f"what training would see: {sheet}")
     return _result(session, "finished", 0, True)
 
 
@@ -76,6 +80,7 @@ def _end(session: Session, status: str, code: int, finite: bool) -> Result:
     session.log.close()
     session.log.write_due(session.progress)
     draw_predictions(session)
+    draw_training_images(session)
     report = session.log.folder / "report.html"
     try:
         write_text(session.log.folder / "result.json", to_json(result, indent=1))
@@ -107,6 +112,17 @@ def _result(session: Session, status: str, code: int, finite: bool) -> Result:
         peak_memory_bytes=memory.peak(session.device),
         findings=[record_from(RunFinding, f) for f in p.findings],
     )
+
+
+def draw_training_images(session: Session) -> Path | None:
+    """Sixteen augmented training images with their masks, on one sheet in the run's folder."""
+    if not session.ranks.is_main:
+        return None
+    try:
+        return save_training_sheet(session.log.folder, session.train_source, session.plan, session.data.class_names)
+    except Exception as e:  # a picture of odd data is never worth the result
+        session.console.warn(f"the training images were not drawn: {type(e).__name__}: {e}")
+        return None
 
 
 def draw_predictions(session: Session) -> None:
