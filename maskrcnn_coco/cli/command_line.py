@@ -66,6 +66,8 @@ class CheckArgs(msgspec.Struct, frozen=True, kw_only=True):
     """Write a repaired copy of the annotations here; the source is never touched."""
     html: str | None = None
     """Write a gallery that draws each kind of finding here."""
+    bit_range: str = "auto"
+    """Images of more than 8 bits: the values that become black and white, LOW,HIGH. auto: found for the whole set."""
     no_images: bool = False
     """Look at the annotations only."""
     json: bool = False
@@ -120,6 +122,8 @@ class EvaluateArgs(msgspec.Struct, frozen=True, kw_only=True):
     """Folder, or json with --images. None: the held-back built-in shapes."""
     images: str | None = None
     """Folder of the images, where --data is a json file."""
+    bit_range: str | None = None
+    """Images of more than 8 bits: the values that become black and white, LOW,HIGH, or auto. None: as in training."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     out: str | None = None
@@ -148,6 +152,8 @@ class PredictArgs(msgspec.Struct, frozen=True, kw_only=True):
     """Share of a tile that its neighbour sees, too; objects are put together across seams."""
     coco: str | None = None
     """A COCO json that lists the images: results take its image ids and its category ids."""
+    bit_range: str | None = None
+    """Images of more than 8 bits: the values that become black and white, LOW,HIGH, or auto. None: as in training."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     json: bool = False

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from maskrcnn_coco.data.bit_range import given_range, saved_range
 from maskrcnn_coco.data.builtin_shapes import write_shapes
 from maskrcnn_coco.data.coco.table import CocoTable, load_coco
+from maskrcnn_coco.data.depth import BitRange
 from maskrcnn_coco.data.layouts import find_data
 from maskrcnn_coco.data.prepare import shapes_folder
 from maskrcnn_coco.evaluation.classes import in_labels_of
@@ -29,18 +32,39 @@ def pick_device(name: str) -> torch.device:
     return resolve_device(name, Ranks.start(name))
 
 
-def evaluation_table(data: str | None, images: str | None) -> CocoTable:
-    """The annotations to evaluate on: the validation part of a data set that has one, else all of it."""
+def evaluation_table(
+    data: str | None, images: str | None, bit_range: BitRange | None = None, source: str = "in training"
+) -> tuple[CocoTable, list[str]]:
+    """The annotations to evaluate on, and what was chosen: the validation part of a data set that has one, else all.
+
+    Args:
+        bit_range: the scale of images of more than 8 bits, from ``source``; None: it is found.
+    """
     if data is None:
         json_path = write_shapes(shapes_folder())[1]
-        return load_coco(json_path, Path(json_path).parent)
-    found = find_data(data, images=images)
+        return load_coco(json_path, Path(json_path).parent), []
+    found = find_data(data, images=images, bit_range=bit_range, bit_range_source=source)
     # A json is meant as it stands; a folder's training part is what the checkpoint has seen.
-    return found.train if found.val is None or Path(data).is_file() else found.val
+    table = found.train if found.val is None or Path(data).is_file() else found.val
+    return table, [note for note in found.notes if "8 bits" in note]
+
+
+def range_to_use(given: str | None, contents: Mapping[str, Any]) -> tuple[BitRange | None, str]:
+    """The scale of deep images, None to find one, and where it comes from: the flag, or the checkpoint."""
+    if given is not None:
+        return given_range(given), "--bit-range says"
+    return saved_range(contents), "in training"
 
 
 def evaluate_checkpoint(
-    checkpoint: Path, data: str | None, images: str | None, *, device: str, out: str | None, json_mode: bool
+    checkpoint: Path,
+    data: str | None,
+    images: str | None,
+    *,
+    device: str,
+    out: str | None,
+    json_mode: bool,
+    bit_range: str | None = None,
 ) -> int:
     """``maskrcnn-coco evaluate``: prints the COCO metrics and the per-class table; returns the exit code.
 
@@ -48,11 +72,11 @@ def evaluate_checkpoint(
         ConfigError, DataError, CheckpointError: as their names say.
     """
     console = Console(json_mode=json_mode)
-    table = evaluation_table(data, images)
     where = pick_device(device)
     model, contents = load_for_inference(checkpoint)
+    table, chosen = evaluation_table(data, images, *range_to_use(bit_range, contents))
     source, notes = in_labels_of(table, contents, classes_in(model), checkpoint)
-    for sentence in notes:
+    for sentence in chosen + notes:
         console.note(sentence)
     model.to(where)
     result = evaluate_model(model, source, device=where, precision=resolve_amp("auto", where))

@@ -12,6 +12,7 @@ from math import floor
 from pathlib import Path
 from typing import Any
 
+from maskrcnn_coco.data.bit_range import given_range
 from maskrcnn_coco.data.classes import Classes
 from maskrcnn_coco.data.coco.table import load_coco
 from maskrcnn_coco.errors import DataError
@@ -37,6 +38,7 @@ class PredictOptions:
     tile: str | None = None
     overlap: float = 0.25
     coco: Path | None = None
+    bit_range: str | None = None
     device: str = "auto"
     json_mode: bool = False
 
@@ -51,8 +53,15 @@ def predict_checkpoint(checkpoint: Path, images: Sequence[str], options: Predict
     formats, score = parse_formats(options.format), check_score(options.score)
     predictor = load(checkpoint, options.device)
     predictions = predictor.predict(
-        list(images), 0.0, options.tile, overlap=options.overlap, on_unreadable=console.warn
+        list(images),
+        0.0,
+        options.tile,
+        overlap=options.overlap,
+        bit_range=None if options.bit_range is None else given_range(options.bit_range) or "auto",
+        on_unreadable=console.warn,
     )
+    if predictions.depth is not None:
+        console.note(predictions.depth)
     writer = Writer(options.out, formats, score, predictions.paths)
     try:
         written, stopped = _write(predictor, predictions, writer, options, console)

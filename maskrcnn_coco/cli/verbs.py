@@ -66,9 +66,16 @@ def check(args: Any, words: Sequence[str]) -> int:
     from maskrcnn_coco.data.audit.gallery import write_gallery
     from maskrcnn_coco.data.audit.repair import repair
     from maskrcnn_coco.data.audit.show import print_findings
+    from maskrcnn_coco.data.bit_range import given_range
     from maskrcnn_coco.data.layouts import find_data
 
-    found = find_data(args.data, images=args.images, val=args.val, val_images=args.val_images)
+    found = find_data(
+        args.data,
+        images=args.images,
+        val=args.val,
+        val_images=args.val_images,
+        bit_range=given_range(args.bit_range),
+    )
     findings = audit(found.train, images=not args.no_images, other=found.val, gathered=True)
     # Ids of the two parts overlap: the repair sees those of the training part alone.
     changes = repair(found.train, findings, args.fix) if args.fix is not None else None
@@ -124,7 +131,13 @@ def evaluate(args: Any, words: Sequence[str]) -> int:
         from maskrcnn_coco.cli.evaluate import evaluate_checkpoint
 
     return evaluate_checkpoint(
-        Path(one(words, "CHECKPOINT")), args.data, args.images, device=args.device, out=args.out, json_mode=args.json
+        Path(one(words, "CHECKPOINT")),
+        args.data,
+        args.images,
+        device=args.device,
+        out=args.out,
+        json_mode=args.json,
+        bit_range=args.bit_range,
     )
 
 
@@ -144,6 +157,7 @@ def predict(args: Any, words: Sequence[str]) -> int:
         tile=args.tile,
         overlap=args.overlap,
         coco=None if args.coco is None else Path(args.coco),
+        bit_range=args.bit_range,
         device=args.device,
         json_mode=args.json,
     )

@@ -54,6 +54,8 @@ class Config(msgspec.Struct, metaclass=_Remembers, frozen=True, kw_only=True, fo
     """A quarantine.json whose images and annotations are left out from the start."""
     strict: bool = False
     """Exit 3 on data errors instead of leaving those images out."""
+    bit_range: str = "auto"
+    """Images of more than 8 bits: the values that become black and white, LOW,HIGH. auto: found for the whole set."""
     num_classes: int | None = None
     """Classes with background, for a data set of your own (Python only); otherwise read from the data."""
     augment: str = "light"
@@ -226,6 +228,32 @@ def _problems(c: Config):
         yield f"--demo: the built-in shapes and --data {c.data} exclude each other; give one of them"
     if c.checkpoint_every is not None and not _interval(c.checkpoint_every):
         yield f'--checkpoint-every: got {c.checkpoint_every!r}, expected steps such as "500" or seconds such as "60s"'
+
+    if c.data is None:
+        for name in ("images", "val", "val_images"):
+            if getattr(c, name) is not None:
+                yield f"{flag(name)}: got {getattr(c, name)} without --data; the built-in shapes have their own images"
+    try:
+        bit_range(c.bit_range)
+    except ValueError as e:
+        yield f"--bit-range: {e}"
+
+
+def bit_range(text: str) -> tuple[float, float] | None:
+    """``--bit-range`` as two numbers; None for "auto".
+
+    Raises:
+        ValueError: neither "auto" nor two finite numbers, the first below the second.
+    """
+    if text == "auto":
+        return None
+    try:
+        low, high = (float(part) for part in str(text).split(","))
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"got {text!r}, expected auto or LOW,HIGH, two numbers with LOW below HIGH")
+    return low, high
 
 
 def _interval(text: object) -> bool:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shlex
 import stat
 import struct
+import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +17,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from maskrcnn_coco.data.depth import BitRange, auto_range, deep_values, is_deep, spread_of, to_bytes
+from maskrcnn_coco.data.tiff import TiffFacts, tiff_facts
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.wording import clean
 
@@ -22,6 +28,8 @@ MAX_BYTES = 512 << 20
 """Largest image file, bytes."""
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """What is decoded. No format that starts another program or a script (EPS, PDF)."""
+_SHALLOW = (".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp")
+"""Formats of 8 bits."""
 _DECODE_ERRORS = (
     OSError,
     ValueError,
@@ -43,18 +51,22 @@ def is_thin(height: int, width: int, min_size: int, max_size: int) -> bool:
     return short * min(min_size / short, max_size / long) < 1
 
 
-def read_image(root: str | Path, file_name: str) -> np.ndarray:
+def read_image(root: str | Path, file_name: str, bit_range: BitRange | None = None) -> np.ndarray:
     """The image ``root``/``file_name`` as uint8 (H, W, 3) RGB, turned as its EXIF orientation says.
 
-    Grey and palette images are spread to RGB, transparency is dropped (not blended), 16-bit images are scaled to 8
-    bits, of animations the first frame is taken.
+    Grey and palette images are spread to RGB, transparency is dropped (not blended), of animations and files of several
+    pages the first is taken.
+
+    Args:
+        bit_range: the values that become 0 and 255 in images of more than 8 bits: one scale for a whole set. None: the
+            image's own, which makes two images of one set differ (`data.bit_range` finds a set's).
 
     Raises:
         DataError: the name leaves ``root`` (``..``, absolute, through a symbolic link), no such file, not a regular
-            file, not an image, truncated, more than `MAX_PIXELS`.
+            file, not an image, truncated, more than `MAX_PIXELS`, bands or numbers that are not supported.
     """
     with open_inside(root, file_name) as file:
-        return _decode(file, Path(root) / file_name)
+        return _decode(file, Path(root) / file_name, bit_range)
 
 
 def image_size(root: str | Path, file_name: str) -> tuple[int, int]:
@@ -65,8 +77,27 @@ def image_size(root: str | Path, file_name: str) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
+class Levels:
+    """What is left of an image as bytes: ``low``, ``high`` of all channels; ``constant``: each channel is one value.
+
+    For deep images also ``count`` different bytes of ``values`` different numbers, that go from ``first`` to ``last``.
+    """
+
+    low: int
+    high: int
+    constant: bool
+    count: int = 0
+    values: int = 0
+    first: float = 0.0
+    last: float = 0.0
+
+
+@dataclass(frozen=True)
 class ImageFacts:
-    """What a file is: sizes in pixels as shown (after EXIF rotation) and as stored; ``constant`` only where decoded."""
+    """What a file is: sizes in pixels as shown (after EXIF rotation) and as stored; ``levels`` only where decoded.
+
+    ``deep``: more than 8 bits a channel. ``tiff``: pages and bands, where it is a TIFF.
+    """
 
     height: int
     width: int
@@ -75,8 +106,9 @@ class ImageFacts:
     orientation: int
     mode: str
     deep: bool
-    constant: bool
     bytes: int
+    levels: Levels | None = None
+    tiff: TiffFacts | None = None
 
     @property
     def turned(self) -> bool:
@@ -84,34 +116,71 @@ class ImageFacts:
         return self.orientation not in (0, 1)
 
 
-def probe(root: str | Path, file_name: str, *, decode: bool) -> ImageFacts:
+def probe(root: str | Path, file_name: str, *, decode: bool, bit_range: BitRange | None = None) -> ImageFacts:
     """Look at a file's header and, with ``decode``, at all of its pixels. Raises DataError as `read_image`."""
     path = Path(root) / file_name
     with open_inside(root, file_name) as file:
         size = os.fstat(file.fileno()).st_size
         image = _open(file, path)
-        constant = False
+        stored = (image.height, image.width)
+        tiff = tiff_facts(file) if image.format == "TIFF" else None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 # For the tag of a PNG Pillow decodes all of it, because the tag may stand at the end: rare, and dear.
                 header_only = image.format == "PNG" and not decode and "exif" not in image.info
+                deep = is_deep(image)  # before the pixels are read: afterwards the tiles are gone
+                levels = _levels(file, image, deep, bit_range) if decode else None
                 orientation = 1 if header_only else image.getexif().get(0x0112, 1)
-                if decode:
-                    image.load()
-                    pairs = np.array(image.getextrema(), np.float64).reshape(-1, 2)[:3]
-                    constant = image.mode != "P" and bool((pairs[:, 0] == pairs[:, 1]).all())
         except (Image.DecompressionBombError, *_DECODE_ERRORS) as e:
             raise _damaged(path, e) from e
     orientation = orientation if orientation in range(1, 9) else 1
-    height, width = (image.width, image.height) if orientation >= 5 else (image.height, image.width)
-    deep = image.mode.startswith("I") or image.mode == "F" or _png_is_deep(image)
-    return ImageFacts(height, width, image.height, image.width, orientation, image.mode, deep, constant, size)
+    height, width = stored[::-1] if orientation >= 5 else stored
+    return ImageFacts(height, width, stored[0], stored[1], orientation, image.mode, deep, size, levels, tiff)
 
 
-def _png_is_deep(image: Image.Image) -> bool:
-    """16-bit RGB PNG: Pillow hands it out as 8-bit RGB, only the tile's raw mode tells."""
-    return any("16" in str(tile[-1]) for tile in getattr(image, "tile", ()) or ())
+def _levels(file: BinaryIO, image: Image.Image, deep: bool, bit_range: BitRange | None) -> Levels:
+    if not deep:
+        image.load()
+        pairs = np.array(image.convert("RGB").getextrema() if image.mode == "P" else image.getextrema(), np.float64)
+        pairs = pairs.reshape(-1, 2)[:3]
+        return Levels(int(pairs[:, 0].min()), int(pairs[:, 1].max()), bool((pairs[:, 0] == pairs[:, 1]).all()))
+    values = deep_values(file, image, FORMATS)
+    pixels = to_bytes(values, bit_range or _own_range(values)).reshape(-1, 3)
+    few = values.reshape(-1)[:: max(1, values.size // 250_000)]
+    low, high = pixels.min(axis=0), pixels.max(axis=0)
+    different = int(np.count_nonzero(np.bincount(pixels.reshape(-1), minlength=256)))
+    numbers = np.unique(few[np.isfinite(few)])
+    first, last = (float(numbers[0]), float(numbers[-1])) if len(numbers) else (math.nan, math.nan)
+    constant = bool((low == high).all())
+    return Levels(int(low.min()), int(high.max()), constant, different, len(numbers), first, last)
+
+
+def is_deep_file(root: str | Path, file_name: str) -> bool:
+    """Whether an image has more than 8 bits a channel, from its first bytes. Raises DataError as `read_image`."""
+    if file_name.lower().endswith(_SHALLOW):
+        return False
+    with open_inside(root, file_name) as file:
+        head = file.read(26)
+        if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) == 26:
+            return head[24] == 16
+        file.seek(0)
+        return is_deep(_open(file, Path(root) / file_name))
+
+
+def raw_values(root: str | Path, file_name: str) -> np.ndarray | None:
+    """The numbers of an image of more than 8 bits, (H, W) or (H, W, 3); None for others. Raises as `read_image`."""
+    path = Path(root) / file_name
+    with open_inside(root, file_name) as file:
+        image = _open(file, path)
+        if not is_deep(image):
+            return None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return deep_values(file, image, FORMATS)
+        except (Image.DecompressionBombError, *_DECODE_ERRORS) as e:
+            raise _damaged(path, e) from e
 
 
 def open_inside(root: str | Path, file_name: str) -> BinaryIO:
@@ -191,9 +260,7 @@ def _open(file: BinaryIO, path: Path) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as e:
-        raise DataError(
-            f"{clean(path)} is not an image", expected=", ".join(FORMATS), fix="replace the file, or drop its entry"
-        ) from e
+        raise _unknown(file, path) from e
     except (Image.DecompressionBombError, *_DECODE_ERRORS) as e:
         raise _damaged(path, e) from e
     if image.width * image.height > MAX_PIXELS:
@@ -206,16 +273,39 @@ def _open(file: BinaryIO, path: Path) -> Image.Image:
     return image
 
 
+def _unknown(file: BinaryIO, path: Path) -> DataError:
+    """The error for what Pillow does not know: no image, or a TIFF with bands or numbers that it has no mode for."""
+    tiff = tiff_facts(file)
+    if tiff is None:
+        return DataError(
+            f"{clean(path)} is not an image", expected=", ".join(FORMATS), fix="replace the file, or drop its entry"
+        )
+    bands = "-b 1 -b 2 -b 3" if tiff.bands >= 3 else "-b 1"
+    plain = tiff.kind == "unsigned" and tiff.bits in (8, 16)
+    kind = "" if plain else " -ot Float32" if tiff.bands < 3 else " -ot UInt16 -scale"
+    return DataError(
+        f"{clean(path)} is a TIFF of {tiff}: that kind is not supported",
+        expected="1, 3 or 4 bands of 8 or 16 bits, or one band of 32-bit floats",
+        fix=f"convert it, for example: gdal_translate {bands}{kind} {clean(shlex.quote(str(path)))} OUT.tif",
+    )
+
+
 def _damaged(path: Path, error: BaseException) -> DataError:
     text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     return DataError(f"the image {clean(path)} cannot be read: {text}", fix="replace the file, or drop its entry")
 
 
-def _decode(file: BinaryIO, path: Path) -> np.ndarray:
+def _decode(file: BinaryIO, path: Path, bit_range: BitRange | None) -> np.ndarray:
     image = _open(file, path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if is_deep(image):
+                values = deep_values(file, image, FORMATS)
+                return to_bytes(values, bit_range or _own_range(values))
+            pixels = _jpeg(file, image)
+            if pixels is not None:
+                return pixels
             image.load()
             # Orientation is metadata about the camera; annotation tools draw on the turned image.
             return _rgb(ImageOps.exif_transpose(image))
@@ -223,9 +313,12 @@ def _decode(file: BinaryIO, path: Path) -> np.ndarray:
         raise _damaged(path, e) from e
 
 
+def _own_range(values: np.ndarray) -> BitRange:
+    spread = spread_of(values)
+    return auto_range([] if spread is None else [spread])
+
+
 def _rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep(np.asarray(image))
     if image.mode in ("RGBA", "RGBX", "RGBa"):
         return np.ascontiguousarray(np.asarray(image)[:, :, :3])
     if image.mode == "LA":
@@ -233,14 +326,36 @@ def _rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _from_deep(values: np.ndarray) -> np.ndarray:
-    """16- and 32-bit greys → 8 bits: whole numbers by their upper byte, floats in 0..1 by 255."""
-    data = values.astype(np.float64)
-    data = np.nan_to_num(data, nan=0.0, posinf=0.0, neginf=0.0)
-    top = float(data.max(initial=0.0))
-    if values.dtype.kind == "f" and top <= 1.0:
-        data = data * 255.0
-    elif top > 255.0:
-        data = data / 257.0
-    grey = np.clip(np.rint(data), 0, 255).astype(np.uint8)
-    return np.repeat(grey[:, :, None], 3, axis=2)
+def _jpeg(file: BinaryIO, image: Image.Image) -> np.ndarray | None:
+    """A JPEG by torchvision, in half the time and with the same pixels; None where Pillow shall do it.
+
+    Only where torchvision is there already: `check` runs without torch. What it refuses Pillow looks at again, so that
+    what is damaged is said in one way.
+    """
+    torchvision = sys.modules.get("torchvision.io")
+    if torchvision is None or image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB"):
+        return None
+    import torch
+
+    orientation = image.getexif().get(0x0112, 1)
+    file.seek(0)
+    data = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+    try:
+        pixels = torchvision.decode_jpeg(data, mode=torchvision.ImageReadMode.RGB).permute(1, 2, 0).numpy()
+    except RuntimeError:
+        return None
+    if pixels.shape[:2] != (image.height, image.width):
+        return None
+    return np.ascontiguousarray(_TURNS[orientation](pixels) if orientation in _TURNS else pixels)
+
+
+_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, 1),
+}
+"""EXIF orientations, as `ImageOps.exif_transpose` carries them out."""

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from maskrcnn_coco.data.bit_range import with_depth
 from maskrcnn_coco.data.coco.cache import load_kept
 from maskrcnn_coco.data.coco.table import CocoTable
+from maskrcnn_coco.data.depth import BitRange
 from maskrcnn_coco.data.images import probe
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.wording import clean
@@ -45,11 +47,17 @@ def find_data(
     val: str | Path | None = None,
     val_images: str | Path | None = None,
     seed: int = 0,
+    bit_range: BitRange | None = None,
+    bit_range_source: str = "--bit-range says",
 ) -> DataSource:
     """The training and validation tables that ``data`` (a folder or a json) and ``val`` name.
 
     Where ``val`` is not given it is looked for beside the training annotations. Image folders are found by looking for
-    the file names that the json holds. Validation labels are numbered as the training categories, by name.
+    the file names that the json holds. Validation labels are numbered as the training categories, by name, and its deep
+    images are scaled as the training images.
+
+    Args:
+        bit_range: the scale of images of more than 8 bits, from ``bit_range_source``; None: it is found.
 
     Raises:
         DataError: no such folder; no annotations in it, or several (they are named); the images are not found;
@@ -60,6 +68,8 @@ def find_data(
     train_json = path if _is_file(path, "--data") else _train_json(path)
     train = _load(train_json, images, "--images")
     notes = [f"training data: {train_json}, {len(train)} images in {train.image_root}"]
+    train, depth = with_depth(train, bit_range, bit_range_source)
+    notes += [depth] if depth is not None else []
     if train.dropped_category is not None:
         name = clean(repr(train.dropped_category.name))
         notes.append(f"category 0, {name}, is left out: a parent of the others without annotations")
@@ -75,6 +85,8 @@ def find_data(
         notes.append(f"{val_json} is not used for validation: {e.what}")
         return DataSource(train, None, notes)
     notes.append(f"validation data: {val_json}, {len(found)} images in {found.image_root}")
+    found, depth = with_depth(found, train.bit_range, "in training")
+    notes += [f"validation data: {depth}"] if depth is not None and train.bit_range is None else []
     return DataSource(train, found.with_categories(train.categories), notes)
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.records import DataFinding
@@ -54,6 +56,11 @@ class RunData:
         """Training images that are not left out; ``own`` is the caller's data set, where there is no table."""
         images = self.train if self.train is not None else own
         return (0 if images is None else len(images)) - len(self.bad_images)
+
+    @property
+    def bit_range(self) -> list[float] | None:
+        """The values that become black and white in images of more than 8 bits; None where there are none."""
+        return None if self.train is None or self.train.bit_range is None else list(self.train.bit_range)
 
     @property
     def category_ids(self) -> list[int]:
@@ -108,6 +115,7 @@ def open_data(config: Config) -> RunData:
     Raises:
         DataError: no such folder or file, not COCO, no images.
     """
+    from maskrcnn_coco.data.bit_range import given_range
     from maskrcnn_coco.data.builtin_shapes import write_shapes
     from maskrcnn_coco.data.coco.table import load_coco
     from maskrcnn_coco.data.layouts import find_data, split
@@ -116,7 +124,14 @@ def open_data(config: Config) -> RunData:
         train_json, val_json = write_shapes(shapes_folder())
         train, val = (load_coco(p, Path(p).parent) for p in (train_json, val_json))
         return RunData(train, val, train.class_names, builtin=True)
-    found = find_data(config.data, images=config.images, val=config.val, val_images=config.val_images, seed=config.seed)
+    found = find_data(
+        config.data,
+        images=config.images,
+        val=config.val,
+        val_images=config.val_images,
+        seed=config.seed,
+        bit_range=given_range(config.bit_range),
+    )
     train, val, notes = found.train, found.val, list(found.notes)
     if val is None:
         train, val = split(train, SPLIT, config.seed)
@@ -132,6 +147,12 @@ def open_data(config: Config) -> RunData:
             fix="give both files the same `categories` list",
         )
     return RunData(train, val, train.class_names, builtin=False, notes=notes)
+
+
+def with_found_range(config: Config, data: RunData) -> Config:
+    """``config`` with the scale of deep images that was found: a resumed run keeps it, whatever images are added."""
+    scale = None if data.train is None else data.train.bit_range
+    return config if scale is None else replace(config, bit_range=scale.flag)
 
 
 def check_data(data: RunData, config: Config) -> None:

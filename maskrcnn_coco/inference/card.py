@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from maskrcnn_coco.data.bit_range import saved_range
+from maskrcnn_coco.data.depth import BitRange
 from maskrcnn_coco.errors import CheckpointError
 
 KEY = "maskrcnn_coco"
@@ -22,18 +24,25 @@ class Card:
     Attributes:
         classes: names from label 1 on; ``category_ids`` likewise, the data's own ids.
         usual_side: side in pixels of the images it knows: what tiles are cut to with ``tile="auto"``.
+        bit_range: the values that became black and white in training, in images of more than 8 bits.
         reader: how an image file becomes uint8 (H, W, 3); None: as any image.
     """
 
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     usual_side: int | None = None
+    bit_range: BitRange | None = None
     reader: Callable[[Path], np.ndarray] | None = None
 
 
 def plain_card(card: Card) -> dict[str, Any]:
     """The card as JSON values; `card_of` takes them back."""
-    return {"classes": list(card.classes), "category_ids": list(card.category_ids), "usual_side": card.usual_side}
+    return {
+        "classes": list(card.classes),
+        "category_ids": list(card.category_ids),
+        "usual_side": card.usual_side,
+        "bit_range": None if card.bit_range is None else list(card.bit_range),
+    }
 
 
 def card_of(value: Any) -> Card:
@@ -55,4 +64,5 @@ def card_of(value: Any) -> Card:
             expected="a model exported by maskrcnn-coco export",
         )
     side = value.get("usual_side")
-    return Card(tuple(classes), tuple(ids), side if type(side) is int and side >= 32 else None)
+    side = side if type(side) is int and side >= 32 else None
+    return Card(tuple(classes), tuple(ids), side, saved_range(value))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_coco.data.bit_range import saved_range
 from maskrcnn_coco.data.classes import named_classes
 from maskrcnn_coco.distributed.device import resolve_device
 from maskrcnn_coco.distributed.ranks import Ranks
@@ -39,7 +40,8 @@ def checkpoint_card(model: Any, contents: Mapping[str, Any]) -> Card:
     ids = tuple(classes.id_of(n) for n in range(1, len(classes.names) + 1))
     size = contents.get("image_size")
     known = isinstance(size, (list, tuple)) and len(size) == 2 and all(type(s) is int and s >= 32 for s in size)
-    return Card(classes.names, ids, max(size) if known and size is not None else int(model.transform.min_size[-1]))
+    side = max(size) if known and size is not None else int(model.transform.min_size[-1])
+    return Card(classes.names, ids, side, saved_range(contents))
 
 
 class _Scripted(nn.Module):

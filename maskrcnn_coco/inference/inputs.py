@@ -6,11 +6,14 @@ import glob
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from maskrcnn_coco.data.bit_range import Depth, find_depth
+from maskrcnn_coco.data.depth import BitRange
 from maskrcnn_coco.data.images import read_image
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.inference.folder import LIST
@@ -45,11 +48,23 @@ class _Place:
 
 
 class Pictures:
-    """The pictures of whatever was given, in order. ``count``: how many, None where a video is among them."""
+    """The pictures of whatever was given, in order. ``count``: how many, None where a video is among them.
 
-    def __init__(self, given: Any, read: Callable[[Path], np.ndarray] | None = None) -> None:
+    ``depth``: what was found of images of more than 8 bits. They have one scale: ``bit_range``, else that of the set.
+    """
+
+    def __init__(
+        self, given: Any, read: Callable[[Path], np.ndarray] | None = None, bit_range: BitRange | None = None
+    ) -> None:
         self._places = list(_places(given))
-        self._read = read or read_file
+        self.depth = Depth(None, 0, 0)
+        if read is None:
+            files = [p.resolve() for p in self.paths]
+            self.depth = find_depth(
+                [(p.parent, p.name) for p in files if p.suffix.lower() in IMAGE_SUFFIXES], bit_range
+            )
+            read = partial(read_file, bit_range=self.depth.scale or bit_range)
+        self._read = read
         self.count = None if any(p.video for p in self._places) else len(self._places)
 
     def __iter__(self) -> Iterator[Picture]:
@@ -102,13 +117,13 @@ class Pictures:
             return e
 
 
-def read_file(path: Path) -> np.ndarray:
+def read_file(path: Path, bit_range: BitRange | None = None) -> np.ndarray:
     """An image file that a person named, uint8 (H, W, 3). A link is followed: it was meant. Raises DataError."""
     try:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError) as e:
         raise DataError(f"the image {clean(path)} does not exist", fix="name an image file or a folder") from e
-    return read_image(real.parent, real.name)
+    return read_image(real.parent, real.name, bit_range)
 
 
 def _places(given: Any) -> Iterator[_Place]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from maskrcnn_coco.data.depth import BitRange
 from maskrcnn_coco.errors import ConfigError, DataError, MaskRCNNError
 from maskrcnn_coco.inference.card import Card
 from maskrcnn_coco.inference.found import Found
@@ -59,6 +61,7 @@ class Predictor:
         *,
         overlap: float = OVERLAP,
         batch_size: int | None = None,
+        bit_range: tuple[float, float] | str | None = None,
         progress: bool | Callable[[int, int | None], None] | None = None,
         on_unreadable: Callable[[str], None] | None = None,
     ) -> Predictions:
@@ -72,6 +75,8 @@ class Predictor:
                 trained on. Objects are put together across seams.
             overlap: share of a tile that its neighbour sees, too, 0..0.75; objects larger than that are joined.
             batch_size: images (of one size) or tiles at a time; default 1 on a CPU, 8 on a GPU.
+            bit_range: in files of more than 8 bits, the values that become black and white; default: as in training;
+                "auto", or where training had no such files: one range that is found for all files of this call.
             progress: a bar, or a function of (images done, images in all); default: a bar in a terminal.
             on_unreadable: called with a sentence for each image that cannot be read; default: a warning. The rest
                 goes on, and ``.failed`` lists them.
@@ -79,13 +84,16 @@ class Predictor:
         Raises:
             ConfigError: a flag out of range. DataError: a path that does not exist, nothing to read there.
         """
-        pictures = Pictures(images, self.card.reader)
+        scale = self.card.bit_range if bit_range is None else None if bit_range == "auto" else _scale(bit_range)
+        pictures = Pictures(images, self.card.reader, scale)
         side = tile_side(tile, self.card.usual_side)
         share = check_overlap(overlap)
         if batch_size is not None and batch_size < 1:
             raise ConfigError("the batch size is no number of images", got=batch_size, expected="1 or more")
         options = _Options(check_score(score), side, share, batch_size or self.engine.batch_size)
-        return Predictions(self, pictures, options, progress, on_unreadable or _warn)
+        source = None if scale is None else "in training" if bit_range is None else "--bit-range says"
+        depth = pictures.depth.sentence(source) if pictures.depth.scale is not None else None
+        return Predictions(self, pictures, options, progress, on_unreadable or _warn, depth)
 
     def find(self, images: Sequence[np.ndarray], tile: int | None, overlap: float, batch_size: int) -> list[Found]:
         """Everything found on images of one size, uint8 (H, W, 3), whatever its score; ``tile``: None, or pixels."""
@@ -117,7 +125,7 @@ class Predictions:
     """Results, one an image, in the order given. They are computed as they are asked for, and not kept.
 
     ``for r in predictions``, ``predictions[0]``, ``len(predictions)`` (not of videos). ``failed``: a sentence for each
-    image that could not be read, in the last pass.
+    image that could not be read, in the last pass. ``depth``: how images of more than 8 bits are read, where there are.
     """
 
     def __init__(
@@ -127,7 +135,9 @@ class Predictions:
         options: _Options,
         progress: bool | Callable[[int, int | None], None] | None,
         on_unreadable: Callable[[str], None],
+        depth: str | None = None,
     ) -> None:
+        self.depth = depth
         self._predictor, self._pictures, self._options = predictor, pictures, options
         self._progress, self._on_unreadable = progress, on_unreadable
         self.failed: list[str] = []
@@ -215,6 +225,18 @@ class Predictions:
         self.failed.append(sentence)
         self._on_unreadable(sentence)
         done()
+
+
+def _scale(given: Any) -> BitRange:
+    try:
+        low, high = (float(v) for v in given)
+    except (TypeError, ValueError):
+        low, high = nan, nan
+    if not (isfinite(low) and isfinite(high) and low < high):
+        raise ConfigError(
+            "bit_range is no range of values", got=given, expected='(low, high), low below high, or "auto"'
+        )
+    return BitRange(low, high)
 
 
 def _warn(sentence: str) -> None:

@@ -36,6 +36,7 @@ def state_of(session: Session) -> dict[str, Any]:
         "plan": {"images": len(session.plan), "steps_per_epoch": session.plan.steps_per_epoch},
         "category_ids": session.data.category_ids,
         "image_size": usual_size(session.data.train),
+        "bit_range": session.data.bit_range,
         "quick": session.quick,
         "environment": environment.fingerprint(session.ranks.world, device=session.device),
     }

@@ -21,7 +21,7 @@ from maskrcnn_coco.config.settings import Config, dump_config
 from maskrcnn_coco.data.dataset import CocoDataset, UserData
 from maskrcnn_coco.data.identity import identity
 from maskrcnn_coco.data.plan import Plan
-from maskrcnn_coco.data.prepare import RunData, open_data, own_data, quarantine_first
+from maskrcnn_coco.data.prepare import RunData, open_data, own_data, quarantine_first, with_found_range
 from maskrcnn_coco.data.sources import make_plan, sources
 from maskrcnn_coco.distributed.device import resolve_device
 from maskrcnn_coco.distributed.ranks import Ranks
@@ -85,7 +85,7 @@ def open_session(
         most_objects=data.most_objects,
     )
     resolved = settle_lr(resolved, data)
-    config, quick = resolved.config, is_quick(config, data.builtin)
+    config, quick = with_found_range(resolved.config, data), is_quick(config, data.builtin)
     train_source, val_source = sources(data, config, train_data, val_data, quick=quick)
     own_model = model is not None
     if model is None:

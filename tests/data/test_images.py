@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import time
 import zlib
 
@@ -104,3 +105,41 @@ def test_a_bomb_is_refused_by_its_header(tmp_path):
     with pytest.raises(DataError, match="too large") as caught:
         read_image(tmp_path, "bomb.png")
     assert str(side) in (caught.value.got or "")
+
+
+@pytest.mark.parametrize("orientation", range(9))
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_has_the_same_pixels_with_and_without_torchvision(tmp_path, mode, orientation, monkeypatch):
+    import torchvision.io
+
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 14, 3)).repeat(5, 0).repeat(5, 1).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.jpg"
+    Image.fromarray(pixels).convert(mode).save(path, quality=80, subsampling=orientation % 3, exif=exif)
+    calls = []
+    decode = torchvision.io.decode_jpeg
+    monkeypatch.setattr(torchvision.io, "decode_jpeg", lambda *a, **k: calls.append(1) or decode(*a, **k))
+    fast = read_image(tmp_path, "a.jpg")
+    assert len(calls) == (mode != "CMYK") and fast.flags.c_contiguous
+    monkeypatch.delitem(sys.modules, "torchvision.io")
+    assert np.array_equal(fast, read_image(tmp_path, "a.jpg"))
+
+
+def test_a_damaged_jpeg_is_said_in_one_way(tmp_path, monkeypatch):
+    import torchvision.io  # noqa: F401
+
+    Image.fromarray(gradient(200, 200)).save(tmp_path / "a.jpg")
+    whole = (tmp_path / "a.jpg").read_bytes()
+    for cut in (20, 200, len(whole) // 2, len(whole) - 3):
+        (tmp_path / "cut.jpg").write_bytes(whole[:cut])
+        said = []
+        for hide in (False, True):
+            with monkeypatch.context() as patch:
+                if hide:
+                    patch.delitem(sys.modules, "torchvision.io")
+                try:
+                    said.append(read_image(tmp_path, "cut.jpg").tobytes())
+                except DataError as e:
+                    said.append(str(e))
+        assert said[0] == said[1]

@@ -25,7 +25,7 @@ DECODE_LIMIT = 3000
 def fingerprint(table: CocoTable, *, files: bool = True) -> str:
     """SHA-256 over all columns of ``table`` and, with ``files``, size and time of change of each image file. Hex."""
     total = hashlib.sha256(
-        f"{VERSION}:{table.image_root}:{table.categories}:{table.problems}".encode("utf-8", "replace")
+        f"{VERSION}:{table.image_root}:{table.bit_range}:{table.categories}:{table.problems}".encode("utf-8", "replace")
     )
     for name in (
         "image_ids",

@@ -165,7 +165,17 @@ CATALOGUE: dict[str, Kind] = {
         "error", "an image is annotated as stored, but shown turned", "rotate the pixels, drop the EXIF tag"
     ),
     "IMAGE_EXIF_ROTATED": Kind("info", "an image is turned by its EXIF tag", "nothing to do: it is turned on reading"),
-    "IMAGE_16BIT": Kind("info", "an image has more than 8 bits a channel", "nothing to do: it is scaled to 8 bits"),
+    "IMAGE_16BIT": Kind(
+        "info", "an image has more than 8 bits a channel", "look at the range that is scaled to 8 bits; --bit-range"
+    ),
+    "IMAGE_PAGES": Kind("info", "an image file has several pages", "split it where the objects are on another page"),
+    "IMAGE_BANDS": Kind("info", "an image has more than three bands", "write the bands that matter as the first three"),
+    "IMAGE_UNSUPPORTED": Kind(
+        "error", "an image has bands or numbers that cannot be read", "convert it to 8 or 16 bits, 1 or 3 bands"
+    ),
+    "IMAGE_FEW_LEVELS": Kind(
+        "warning", "hardly any brightness is left of an image", "give the range of its values: --bit-range LOW,HIGH"
+    ),
     "IMAGE_CONSTANT": Kind("warning", "all pixels of an image are equal", "remove it"),
     "IMAGE_DUPLICATE": Kind("warning", "two image files are equal, byte for byte", "remove one of them"),
     "IMAGE_LEAK": Kind(

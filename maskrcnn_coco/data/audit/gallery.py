@@ -127,7 +127,7 @@ def _pictures(table: CocoTable, findings: list[DataFinding]) -> list[_Picture]:
             row = table.row_of(f.image_id)
             which = annotation_of(f)
             ann = None if which is None else table.row_of_annotation(which)
-            image = read_image(table.image_root, table.file_name(row))
+            image = read_image(table.image_root, table.file_name(row), table.bit_range)
         except (DataError, KeyError):
             continue
         found.append(_Picture(_jpeg(_drawn(table, image, ann)), clean(f.message)))

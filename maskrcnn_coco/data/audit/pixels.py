@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,13 @@ import numpy as np
 
 from maskrcnn_coco.data.audit.catalogue import Reporter
 from maskrcnn_coco.data.coco.table import CocoTable
-from maskrcnn_coco.data.images import MAX_PIXELS, is_thin, open_inside, probe
+from maskrcnn_coco.data.depth import BitRange
+from maskrcnn_coco.data.images import MAX_PIXELS, ImageFacts, is_thin, open_inside, probe
 from maskrcnn_coco.errors import DataError
 
 Depth = Literal["none", "headers", "all"]
+FEW = 16
+"""Levels of brightness below which a picture has lost what was in it, where there were four times as many."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def _check_sides(table: CocoTable, report: Reporter, min_size: int, max_size: in
 def _look(table: CocoTable, row: int, decode: bool) -> _Seen:
     name = table.file_name(row)
     try:
-        facts = probe(table.image_root, name, decode=decode)
+        facts = probe(table.image_root, name, decode=decode, bit_range=table.bit_range)
     except DataError as e:
         return _Seen(((_code_of(e), e.what),), -1)
     found = []
@@ -82,11 +86,28 @@ def _look(table: CocoTable, row: int, decode: bool) -> _Seen:
             )
     elif facts.turned:
         found.append(("IMAGE_EXIF_ROTATED", f"EXIF orientation {facts.orientation}"))
+    return _Seen((*found, *_depth(facts, table.bit_range)), facts.bytes)
+
+
+def _depth(facts: ImageFacts, scale: BitRange | None) -> Iterator[tuple[str, str]]:
+    """What becomes of an image's numbers on the way to bytes, and which part of the file they are."""
+    if facts.tiff is not None and facts.tiff.pages > 1:
+        yield "IMAGE_PAGES", f"the first of {facts.tiff.pages} pages is read"
+    if facts.tiff is not None and facts.tiff.bands > 3:
+        yield "IMAGE_BANDS", f"the first 3 of {facts.tiff.bands} bands are read, as red, green and blue"
     if facts.deep:
-        found.append(("IMAGE_16BIT", f"mode {facts.mode}"))
-    if facts.constant:
-        found.append(("IMAGE_CONSTANT", "all pixels have the same value"))
-    return _Seen(tuple(found), facts.bytes)
+        yield "IMAGE_16BIT", f"mode {facts.mode}; {'its own range' if scale is None else scale} becomes 0..255"
+    levels = facts.levels
+    if levels is None:
+        return
+    values = f"its values {levels.first:g}..{levels.last:g} with the scale {scale}"
+    if levels.constant:
+        lost = facts.deep and levels.values > 1
+        yield "IMAGE_CONSTANT", "all pixels have the same value" + (f" after decoding: {values}" if lost else "")
+    elif facts.deep and levels.count < FEW and levels.values > 4 * levels.count:
+        yield "IMAGE_FEW_LEVELS", f"{levels.count} of {levels.values} levels are left: {values}"
+    elif not facts.deep and levels.high - levels.low < FEW // 2:
+        yield "IMAGE_FEW_LEVELS", f"its pixels go from {levels.low} to {levels.high} of 0..255"
 
 
 def _code_of(error: DataError) -> str:
@@ -95,6 +116,8 @@ def _code_of(error: DataError) -> str:
         return "IMAGE_MISSING"
     if "not opened" in text:
         return "IMAGE_PATH"
+    if "not supported" in text:
+        return "IMAGE_UNSUPPORTED"
     return "IMAGE_TOO_LARGE" if "too large" in text else "IMAGE_UNREADABLE"
 
 

@@ -21,6 +21,7 @@ from maskrcnn_coco.data.coco.entries import AnnotationEntry, CategoryEntry, Entr
 from maskrcnn_coco.data.coco.file import SHAPE, read_text
 from maskrcnn_coco.data.coco.parse import parse
 from maskrcnn_coco.data.coco.shared_arrays import SharedArrays, Texts
+from maskrcnn_coco.data.depth import BitRange
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.system.garbage import without_garbage_collection
 from maskrcnn_coco.wording import clean
@@ -48,6 +49,7 @@ class CocoTable:
         labels: int64 (A,), 1..K-1 by sorted category id, 0 where the category is unknown.
         iscrowd: bool (A,). area: float64 (A,), as given, NaN where not.
         category_ids: int64 (A,), as the file says. categories: sorted by id; label n is categories[n - 1].
+        bit_range: the values that become black and white in images of more than 8 bits; None: none is known to be.
         problems: what did not fit while reading. origin: stands for the file's content; None where it was just read.
     """
 
@@ -70,6 +72,7 @@ class CocoTable:
     problems: tuple[Problem, ...] = field(default=(), repr=False)
     dropped_category: Category | None = None
     origin: str | None = None
+    bit_range: BitRange | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
