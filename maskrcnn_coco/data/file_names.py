@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+"""Of the formats that are read, in small letters."""
 
 
 def plain_name(name: str) -> str:
@@ -33,3 +41,106 @@ def tails(name: str) -> Iterator[str]:
     parts = name.split("/")
     for n in range(len(parts)):
         yield "/".join(parts[n:])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The files that a name may mean, as paths below the folder; ``how`` they differ from it. One: it is that one."""
+
+    files: tuple[str, ...]
+    how: str = ""
+
+
+class FileIndex:
+    """The image files below a folder, by what is left of their paths when case, suffix or folder do not count."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.files: list[str] = []
+        self._by_base: defaultdict[str, list[str]] = defaultdict(list)
+        self._by_stem: defaultdict[str, list[str]] = defaultdict(list)
+        for path in _images_below(self.root):
+            self.files.append(path)
+            base = plain_name(path).rpartition("/")[2].casefold()
+            self._by_base[base].append(path)
+            self._by_stem[_stem(base)].append(path)
+
+    def answer(self, name: str, taken: Collection[str] = ()) -> Answer:
+        """The files that ``name`` may mean, without those in ``taken``; the fewer things differ the better."""
+        spelled = [plain_name(name)]
+        spelled += [unquote(spelled[0])] if "%" in spelled[0] else []
+        for wanted in spelled:
+            base = wanted.rpartition("/")[2]
+            for found, same, how in (
+                (self._by_base[base.casefold()], lambda text: text, _how(name)),
+                (self._by_base[base.casefold()], str.casefold, "in another case"),
+                (self._by_stem[_stem(base.casefold())], lambda text: _stem(text.casefold()), "with another suffix"),
+            ):
+                best = _closest(wanted, [f for f in found if f not in taken], same)
+                if best:
+                    return Answer(tuple(best), how)
+        return Answer(())
+
+    def near(self, name: str) -> list[str]:
+        """At most three files whose names are like ``name``, or that it may mean and that are several."""
+        answer = self.answer(name)
+        if answer.files:
+            return list(answer.files[:3])
+        bases = {f.rpartition("/")[2]: f for f in self.files[:_COMPARED]}
+        return [bases[b] for b in difflib.get_close_matches(plain_name(name).rpartition("/")[2], bases, 3, 0.6)]
+
+
+_COMPARED = 5000
+"""Names that one is compared with, most: 20 ms."""
+_FILES = 2_000_000
+
+
+def _images_below(root: Path) -> Iterator[str]:
+    count = 0
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        inside = os.path.relpath(folder, root).replace(os.sep, "/")
+        for name in sorted(files):
+            # Names that are no text (surrogates stand for their bytes) cannot be in an annotation file.
+            if name.lower().endswith(IMAGE_SUFFIXES) and _is_text(name):
+                yield name if inside == "." else f"{inside}/{name}"
+                count += 1
+        if count > _FILES:
+            return
+
+
+def _is_text(name: str) -> bool:
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _closest(wanted: str, files: list[str], same: Callable[[str], str]) -> list[str]:
+    """Those of ``files`` whose paths share the longest end with ``wanted``, at least their last part."""
+    mine = [same(part) for part in wanted.split("/")]
+    best, most = [], 1
+    for file in files:
+        theirs = [same(part) for part in plain_name(file).split("/")]
+        shared = 0
+        for a, b in zip(reversed(mine), reversed(theirs), strict=False):
+            if a != b:
+                break
+            shared += 1
+        if shared > most:
+            best, most = [], shared
+        if shared == most:
+            best.append(file)
+    return best
+
+
+def _stem(base: str) -> str:
+    """Without the suffix of an image; whatever else follows a dot belongs to the name."""
+    return next((base[: -len(s)] for s in IMAGE_SUFFIXES if base.endswith(s)), base)
+
+
+def _how(name: str) -> str:
+    if "\\" in name:
+        return "written with backslashes"
+    if _ADDRESS.match(name) or "/?d=" in name:
+        return "written as an address"
+    if unicodedata.normalize("NFC", name) != name or not name.isascii():
+        return "with letters written in another way, or in another folder"
+    return "in another folder"

@@ -183,6 +183,18 @@ def raw_values(root: str | Path, file_name: str) -> np.ndarray | None:
             raise _damaged(path, e) from e
 
 
+def is_file_inside(root: Path, file_name: str) -> bool:
+    """Whether a file is there; names that lead out of ``root`` are not looked at: reading refuses them and says why."""
+    if not file_name or "\0" in file_name or file_name.startswith(("/", "\\")):
+        return False
+    if ".." in file_name and ".." in file_name.replace("\\", "/").split("/"):
+        return False
+    try:
+        return os.path.isfile(f"{root}/{file_name}")
+    except ValueError:
+        return False
+
+
 def open_inside(root: str | Path, file_name: str) -> BinaryIO:
     """``root``/``file_name`` opened for reading; a name that leads out of it is never opened. Raises DataError."""
     path = _confined(Path(root), file_name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from maskrcnn_coco.data.coco.cache import load_kept
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.depth import BitRange
 from maskrcnn_coco.data.images import probe
+from maskrcnn_coco.data.locate_images import locate
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.wording import clean
 
@@ -28,7 +30,6 @@ _JSON = (".json", ".json.gz")
 _LAYOUTS = (
     "COCO (annotations/instances_train*.json), Roboflow (train/_annotations.coco.json), CVAT, or images with one json"
 )
-_PROBES = 24
 
 
 @dataclass
@@ -66,8 +67,9 @@ def find_data(
     del seed  # nothing here is random: `split` takes the seed
     path = Path(data)
     train_json = path if _is_file(path, "--data") else _train_json(path)
-    train = _load(train_json, images, "--images")
-    notes = [f"training data: {train_json}, {len(train)} images in {train.image_root}"]
+    said: list[str] = []
+    train = _load(train_json, images, "--images", said)
+    notes = [f"training data: {train_json}, {len(train)} images in {train.image_root}", *said]
     train, depth = with_depth(train, bit_range, bit_range_source)
     notes += [depth] if depth is not None else []
     if train.dropped_category is not None:
@@ -78,13 +80,14 @@ def find_data(
         return DataSource(train, None, notes)
     val_json = val_path if _is_file(val_path, "--val") else _val_json(val_path)
     try:
-        found = _load(val_json, val_images, "--val-images", images)
+        said = []
+        found = _load(val_json, val_images, "--val-images", said, images)
     except DataError as e:
         if val is not None:
             raise
         notes.append(f"{val_json} is not used for validation: {e.what}")
         return DataSource(train, None, notes)
-    notes.append(f"validation data: {val_json}, {len(found)} images in {found.image_root}")
+    notes += [f"validation data: {val_json}, {len(found)} images in {found.image_root}", *said]
     found, depth = with_depth(found, train.bit_range, "in training")
     notes += [f"validation data: {depth}"] if depth is not None and train.bit_range is None else []
     return DataSource(train, found.with_categories(train.categories), notes)
@@ -164,24 +167,46 @@ def _only(found: list[Path], folder: Path, what: str, flag: str) -> Path:
         return found[0]
     if not found:
         near = [p.name for p in _listed(folder)][:8]
+        deeper = _coco_files(folder)
         raise DataError(
             f"no {what} annotations were found in {folder}",
             got=f"{', '.join(near)}" if near else "an empty folder",
             expected=_LAYOUTS,
-            fix=f"name the json: {flag} {folder}/FILE.json --{'val-' if what == 'validation' else ''}images FOLDER",
+            fix=f"name the json: {flag} {shlex.quote(str(deeper[0]))}" if deeper else f"name the json with {flag}",
         )
     shown = ", ".join(str(p.relative_to(folder)) for p in found[:8])
-    side = next((n for n in ("train", "images") if (folder / n).is_dir()), "images")
+    side = next((folder / n for n in ("train", "images") if (folder / n).is_dir()), None)
+    images = f" --{'val-' if what == 'validation' else ''}images {shlex.quote(str(side))}" if side is not None else ""
     raise DataError(
         f"{folder} has {len(found)} annotation files that could be the {what} data",
         got=shown,
         expected="one",
-        fix=f"choose one: {flag} {found[0]} --{'val-' if what == 'validation' else ''}images {folder / side}",
+        fix=f"choose one: {flag} {shlex.quote(str(found[0]))}{images}",
     )
+
+
+def _coco_files(folder: Path, deepest: int = 3) -> list[Path]:
+    """Files further down that begin like COCO annotations, for a suggestion."""
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder):
+        if len(Path(place).relative_to(folder).parts) >= deepest:
+            folders.clear()
+        found += [Path(place) / f for f in sorted(files) if f.lower().endswith(".json")][: 20 - len(found)]
+    return [p for p in found if _begins_like_coco(p)]
+
+
+def _begins_like_coco(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(1 << 16)
+    except OSError:
+        return False
+    return any(word in head for word in (b'"annotations"', b'"images"'))
 
 
 def _val_beside(train_json: Path) -> Path | None:
     """The validation file that goes with a training file, by its name or its folder's; None where there is none."""
+    train_json = train_json if train_json.parent.name else train_json.absolute()  # "." has no name of its own
     if train_json.parent.name == "train" or train_json.name == ROBOFLOW:
         base = train_json.parent.parent if train_json.parent.name == "train" else train_json.parent
         places = [base / n / train_json.name for n in ("valid", "val", "validation")]
@@ -194,21 +219,17 @@ def _val_beside(train_json: Path) -> Path | None:
     return None
 
 
-def _load(json_path: Path, images: str | Path | None, flag: str, other: str | Path | None = None) -> CocoTable:
-    table = load_kept(json_path, Path(images) if images is not None else json_path.parent)
-    names = _probes(table)
-    places = list(dict.fromkeys(_places(json_path, images, other)))
-    scores = [sum(_inside(place, n) for n in names) for place in places]
-    best = max(scores, default=0)
-    if images is not None and not Path(images).is_dir():
-        raise DataError(f"there is no image folder {images}", fix=f"check {flag}")
-    if best == 0:
-        raise DataError(
-            f"none of the images that {json_path} names was found",
-            got=f"for example {clean(repr(names[0]))}, looked for in {', '.join(str(p) for p in places[:6])}",
-            fix=f"name the folder that its file names start from: {flag} FOLDER",
-        )
-    return _with_sizes(replace(table, image_root=places[scores.index(best)]))
+def _load(
+    json_path: Path, images: str | Path | None, flag: str, notes: list[str], other: str | Path | None = None
+) -> CocoTable:
+    given = Path(images) if images is not None else None
+    table = load_kept(json_path, given or json_path.parent)
+    if given is not None and not given.is_dir():
+        raise DataError(f"there is no image folder {given}", fix=f"check {flag}")
+    places = list(dict.fromkeys(_places(json_path, other)))
+    located = locate(table, places, given=given, flag=flag)
+    notes += located.notes
+    return _with_sizes(located.table)
 
 
 def _with_sizes(table: CocoTable) -> CocoTable:
@@ -226,27 +247,8 @@ def _with_sizes(table: CocoTable) -> CocoTable:
     return replace(table, heights=heights, widths=widths)
 
 
-def _probes(table: CocoTable) -> list[str]:
-    rows = np.unique(np.linspace(0, len(table) - 1, min(_PROBES, len(table))).astype(int))
-    return [table.file_name(int(r)) for r in rows]
-
-
-def _inside(place: Path, name: str) -> bool:
-    """Whether a file is there; names that lead elsewhere are not looked at (reading refuses them, with the reason)."""
-    if not name or "\0" in name or name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
-        return False
-    try:
-        return os.path.isfile(place / name)
-    except ValueError:
-        return False
-
-
-def _places(json_path: Path, images: str | Path | None, other: str | Path | None) -> Iterable[Path]:
+def _places(json_path: Path, other: str | Path | None) -> Iterable[Path]:
     """Folders that file names may start from, the likeliest first."""
-    if images is not None:
-        # Some exporters repeat the folder in file_name ("train/1.jpg" with the images in train/).
-        yield from (Path(images), Path(images).parent)
-        return
     here = json_path.parent
     base = here.parent if here.name == "annotations" else here
     split_word = _VAL if _VAL.search(_spaced(json_path)) else _TRAIN if _TRAIN.search(_spaced(json_path)) else None

@@ -16,12 +16,17 @@ import numpy as np
 from maskrcnn_coco.data.audit.catalogue import Reporter
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.depth import BitRange
+from maskrcnn_coco.data.file_names import FileIndex
 from maskrcnn_coco.data.images import MAX_PIXELS, ImageFacts, is_thin, open_inside, probe
 from maskrcnn_coco.errors import DataError
 
 Depth = Literal["none", "headers", "all"]
 FEW = 16
 """Levels of brightness below which a picture has lost what was in it, where there were four times as many."""
+
+
+_NEAR = 100
+"""Missing files whose neighbours are looked for, most."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ def check_images(
         return
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         seen = list(pool.map(lambda row: _look(table, row, depth == "all"), range(len(table)), chunksize=16))
+    _name_near(table, seen)
     for row, one in enumerate(seen):
         for code, text in one.found:
             report.add(code, text, image=row)
@@ -108,6 +114,20 @@ def _depth(facts: ImageFacts, scale: BitRange | None) -> Iterator[tuple[str, str
         yield "IMAGE_FEW_LEVELS", f"{levels.count} of {levels.values} levels are left: {values}"
     elif not facts.deep and levels.high - levels.low < FEW // 2:
         yield "IMAGE_FEW_LEVELS", f"its pixels go from {levels.low} to {levels.high} of 0..255"
+
+
+def _name_near(table: CocoTable, seen: list[_Seen]) -> None:
+    """Add to what is said of missing files which files of the folder have names like theirs."""
+    missing = [row for row, one in enumerate(seen) if any(code == "IMAGE_MISSING" for code, _ in one.found)]
+    if not missing or len(missing) == len(seen):  # of a folder that is not there nothing is near
+        return
+    index = FileIndex(table.image_root)
+    for row in missing[:_NEAR]:
+        near = index.near(table.file_name(row))
+        if near:
+            ((code, text), *rest) = seen[row].found
+            text += f"; the folder has {', '.join(map(repr, near))}"
+            seen[row] = _Seen(((code, text), *rest), seen[row].bytes)
 
 
 def _code_of(error: DataError) -> str:

@@ -23,12 +23,18 @@ NO_BOX: Box = (math.nan, math.nan, math.nan, math.nan)
 
 
 class ImageEntry(msgspec.Struct, gc=False):
-    """One entry of ``images``. Sizes in pixels, 0 where the file gives none."""
+    """One entry of ``images``. Sizes in pixels, 0 where the file gives none. LVIS has addresses in place of names."""
 
     id: int
-    file_name: str
+    file_name: str = ""
     height: int = 0
     width: int = 0
+    coco_url: str = ""
+
+    @property
+    def name(self) -> str:
+        """What names the file: ``file_name``, or the address where there is none."""
+        return self.file_name or self.coco_url
 
 
 class AnnotationEntry(msgspec.Struct, gc=False):
@@ -84,6 +90,9 @@ class _RawImage(msgspec.Struct, gc=False):
     file_name: msgspec.Raw = ABSENT
     height: msgspec.Raw = ABSENT
     width: msgspec.Raw = ABSENT
+    coco_url: msgspec.Raw = ABSENT
+    filename: msgspec.Raw = ABSENT
+    path: msgspec.Raw = ABSENT
 
 
 class _RawAnnotation(msgspec.Struct, gc=False):
@@ -154,7 +163,8 @@ class LooseReader:
         """The ``n``-th image, or None where it has no usable id."""
         try:
             entry = _image.decode(raw)
-            if abs(entry.id) < INT_LIMIT and 0 < entry.height <= SIDE_LIMIT and 0 < entry.width <= SIDE_LIMIT:
+            sized = 0 < entry.height <= SIDE_LIMIT and 0 < entry.width <= SIDE_LIMIT
+            if abs(entry.id) < INT_LIMIT and sized and entry.name:
                 return entry
         except _BAD:
             pass
@@ -168,7 +178,8 @@ class LooseReader:
         )
         if identity is None:
             return None
-        name = _value(fields.file_name)
+        given = (_value(f) for f in (fields.file_name, fields.coco_url, fields.filename, fields.path))
+        name = next((value for value in given if isinstance(value, str) and value), _value(fields.file_name))
         if not isinstance(name, str):
             self._note("IMAGE_FILE_NAME_BAD", identity, None, f"images[{n}].file_name is {_shown(fields.file_name)}")
             name = ""

@@ -59,7 +59,7 @@ def parse(text: bytes, path: Path, *, patient: bool = False) -> Entries:
 
 
 def _sized(entries: Entries) -> bool:
-    return all(0 < i.height <= SIDE_LIMIT and 0 < i.width <= SIDE_LIMIT for i in entries.images)
+    return all(0 < i.height <= SIDE_LIMIT and 0 < i.width <= SIDE_LIMIT and i.name for i in entries.images)
 
 
 def _parse_loose(text: bytes, path: Path) -> Entries:

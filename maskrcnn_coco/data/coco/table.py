@@ -255,7 +255,7 @@ def _table(entries: Entries, path: Path, root: Path) -> CocoTable:
         ann_image=_rows_in(image_ids, columns.pop("image_ids")),
         labels=_rows_in(np.array([c.id for c in categories], np.int64), category_ids) + 1,
         categories=tuple(Category(c.id, c.name) for c in categories),
-        names=Texts.of([i.file_name.encode("utf-8", "replace") for i in images]),
+        names=Texts.of([i.name.encode("utf-8", "replace") for i in images]),
         segmentations=Texts.of(list(map(attrgetter("segmentation"), entries.annotations))),
         problems=tuple(_settled(p, columns["ann_ids"]) for p in problems),
         dropped_category=dropped,
