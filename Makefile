@@ -4,7 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install train test lint bench nanbench faults soak fuzz clean
+GPU_DRY = $(shell $(BIN)/python -c 'import torch; print("" if torch.cuda.is_available() else "--dry")' 2>/dev/null || echo --dry)
+
+.PHONY: gpu install train test lint bench nanbench faults soak fuzz clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,6 +26,15 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python bench/speed/run.py
+
+# On a machine with a CUDA device: what only that can show, about 37 minutes. Without one every part tries itself, tiny,
+# on the CPU, and measures nothing.
+gpu: $(STAMP)
+	$(BIN)/python -m pytest tests/test_gpu.py tests/guard/test_deferred.py tests/training/test_late_alarms.py tests/system
+	$(BIN)/python bench/speed/gpu.py $(GPU_DRY)
+	$(BIN)/python bench/speed/gpu_guard.py --profile $(GPU_DRY)
+	$(BIN)/python bench/speed/gpu_memory.py $(GPU_DRY)
+	$(BIN)/python bench/gpu_repeat.py $(GPU_DRY)
 
 nanbench: $(STAMP)
 	$(BIN)/python bench/nanbench/run.py

@@ -134,7 +134,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps a turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda", help="cpu: tries the script, writes nothing")
+    parser.add_argument("--dry", action="store_true", help="one tiny turn on the CPU; measures nothing")
     args = parser.parse_args()
+    if args.dry:
+        args.device, args.px, args.batches, args.amp, args.steps, args.rounds = "cpu", 64, [1], ["off"], 1, 2
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("no CUDA device here: nothing measured")
@@ -147,6 +150,7 @@ def main() -> None:
             lines.append(cell(args.px, images, amp, device, args.steps, args.rounds))
             print(lines[-1], flush=True)
     if device.type != "cuda":
+        print("not on a GPU: the script works; nothing was measured")
         return
     what = (
         f"`python bench/speed/gpu.py` on {torch.cuda.get_device_name(device)}: resnet50_fpn, {args.px} px, {OBJECTS} "
