@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from maskrcnn_coco.checkpoint import archive
 from maskrcnn_coco.diagnosis.explain import judge
 from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.investigate import investigate
@@ -97,6 +98,7 @@ def diagnose_checkpoint(path: Path) -> list[Finding]:
 
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}", fix="name a checkpoint, an incident or a run folder")
+    require_checkpoint(path)
     try:
         contents = read_weights(path)
         weights = detector_state(contents, path)
@@ -113,6 +115,20 @@ def diagnose_checkpoint(path: Path) -> list[Finding]:
     facts.state = [f for f in scan_state(snapshot, model, trained, component_of) if f.certain]
     facts.settings = {"resume_path": str(path)}
     return [f for f in judge(facts) if f.cause != "UNKNOWN"] if facts.state else []
+
+
+def require_checkpoint(path: Path) -> None:
+    """Raise CheckpointError for a file that never was a checkpoint: a photo is not a poisoned one."""
+    with archive.open_regular(path) as file:
+        begin = file.read(8)
+    numbers = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x1f\x8b")
+    # A damaged beginning of a file with a checkpoint's name is damage; of any other file nothing is known.
+    if not begin.startswith(numbers) and path.suffix not in (".pth", ".pt", ".safetensors", ".ckpt", ".bin"):
+        raise CheckpointError(
+            f"{path} is not a checkpoint",
+            got=f"a file that begins with {begin[:4]!r}",
+            expected="a .pth file, an incident (0001.json) or a run folder",
+        )
 
 
 def _say(console: Console, title: str, findings: list[Finding]) -> None:

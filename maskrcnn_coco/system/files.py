@@ -13,6 +13,7 @@ import itertools
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -184,7 +185,20 @@ def _remove_quietly(path: Path) -> bool:
     return False
 
 
+def private(path: Path) -> bool:
+    """Whether ``path`` is this user's, and nobody else may write there: what is kept is trusted no further."""
+    if not hasattr(os, "geteuid"):
+        return True
+    status = os.stat(path)
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
 def cache_folder(name: str) -> Path:
     """Where this program keeps what it can make again, below the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME")
+    if not base:
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:  # no HOME, and a user id without a name: a container
+            base = Path(tempfile.gettempdir()) / f"maskrcnn_coco-{os.getuid() if hasattr(os, 'getuid') else 0}"
     return Path(base) / "maskrcnn_coco" / name

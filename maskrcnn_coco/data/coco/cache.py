@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from maskrcnn_coco.data.coco.entries import Problem
 from maskrcnn_coco.data.coco.shared_arrays import mapped, write_arrays
 from maskrcnn_coco.data.coco.table import Category, CocoTable, load_coco, restored
-from maskrcnn_coco.system.files import cache_folder
+from maskrcnn_coco.system.files import cache_folder, private
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the columns or their meaning change, so that older ones are not read."""
 LARGE = 32 << 20
 """Bytes of JSON from which keeping the columns pays: reading takes 5 ms a megabyte."""
@@ -32,7 +33,8 @@ KEEP = 4
 class _Rest:
     """What is not an array."""
 
-    arrays: tuple[str, ...]
+    arrays: dict[str, str]
+    """Column → SHA-256 of its bytes, hex."""
     categories: tuple[Category, ...]
     problems: tuple[Problem, ...]
     dropped_category: Category | None
@@ -74,8 +76,15 @@ def _key(path: Path, large: int) -> str | None:
 
 def _read(folder: Path, path: Path, root: Path, key: str) -> CocoTable | None:
     try:
-        rest = msgspec.json.decode((folder / "rest.json").read_bytes(), type=_Rest)
-        shared = mapped(str(folder), rest.arrays)
+        if not private(folder):
+            return None  # another user could have put it there
+        digest, _, text = (folder / "rest.json").read_bytes().partition(b"\n")
+        if digest != _digest(text):
+            raise ValueError("what was kept is damaged")
+        rest = msgspec.json.decode(text, type=_Rest)
+        shared = mapped(str(folder), tuple(rest.arrays))
+        if any(_digest(a.data).decode() != rest.arrays[n] for n, a in shared.arrays.items()):
+            raise ValueError("a kept column is damaged")
         os.utime(folder)
         return restored(
             {
@@ -93,6 +102,11 @@ def _read(folder: Path, path: Path, root: Path, key: str) -> CocoTable | None:
         return None
 
 
+def _digest(content: bytes | memoryview) -> bytes:
+    """SHA-256, hex: a flipped bit would be another table, or an index past its end at every start."""
+    return hashlib.sha256(content).hexdigest().encode()
+
+
 def _keep(table: CocoTable, folder: Path) -> None:
     """Write the columns aside, then move them into place in one piece."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -100,8 +114,9 @@ def _keep(table: CocoTable, folder: Path) -> None:
     try:
         arrays = table.shared.arrays
         write_arrays(aside, arrays)
-        rest = _Rest(tuple(arrays), table.categories, table.problems, table.dropped_category)
-        (Path(aside) / "rest.json").write_bytes(msgspec.json.encode(rest))
+        digests = {name: _digest(np.ascontiguousarray(a).data).decode() for name, a in arrays.items()}
+        text = msgspec.json.encode(_Rest(digests, table.categories, table.problems, table.dropped_category))
+        (Path(aside) / "rest.json").write_bytes(_digest(text) + b"\n" + text)
         for path in Path(aside).iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())  # a power cut must not leave columns of zeros

@@ -85,6 +85,31 @@ def test_damaged_columns_are_made_again(path: Path, name: str, monkeypatch: pyte
     assert same(load(path), first) and same(load(path), first) and seen == [path]
 
 
+def test_one_flipped_bit_in_any_kept_file_is_noticed(path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = load(path)
+    seen = parsed(monkeypatch)
+    (folder,) = cache_folder("tables").iterdir()
+    tried = 0
+    for name in sorted(p.name for p in folder.iterdir()):
+        for place in (-1, -9, 130):
+            raw = bytearray((folder / name).read_bytes())
+            if -len(raw) <= place < len(raw):
+                raw[place] ^= 4
+                (folder / name).write_bytes(raw)
+                assert same(load(path), first)
+                tried += 1
+    assert len(seen) == tried > 30, "each damage is made good by reading the file again"
+
+
+def test_what_others_may_write_is_not_trusted(path: Path, monkeypatch: pytest.MonkeyPatch):
+    load(path)
+    (folder,) = cache_folder("tables").iterdir()
+    folder.chmod(0o777)
+    seen = parsed(monkeypatch)
+    load(path)
+    assert seen == [path]
+
+
 def test_small_files_and_folders_that_cannot_be_written_cost_nothing(path: Path, monkeypatch: pytest.MonkeyPatch):
     assert load_kept(path, path.parent).origin is None and not cache_folder("tables").exists()
     blocked = path.parent / "file"
