@@ -118,7 +118,8 @@ def render(outcomes: list, seconds: float, command: str) -> str:
             "steps, evaluation after each; forked from a process that has imported everything, so that a start costs "
             f"little (median {statistics.median(starts):.2f} s to the first step). After each fault that ends it, "
             "`--resume auto`. Equal: the SHA-256 of weights, buffers, optimizer and guard after every step of every "
-            "start; at the end that of the whole state, every line of `metrics.jsonl` without clock readings, "
+            "start; at the end that of every checkpoint file (but previous.pth), every line of `metrics.jsonl` without "
+            "clock readings, "
             "incidents, quarantine and `result.json`.",
             table(
                 ["fault", "injected", "survived", "same bits at the end"],

@@ -153,7 +153,7 @@ def _defaults(c: Config, recipe: Recipe, size: str, *, num_images: int, builtin:
     return {
         "lr": lr,
         "head_lr_multiplier": (recipe.head_lr_multiplier, size),
-        "rpn_lr_multiplier": (1.0, "default: the rpn is partly pretrained"),
+        "rpn_lr_multiplier": (1.0, "default: as the backbone"),
         "epochs": (epochs, size_of_epochs),
         "batch_size": (batch_size, small if builtin else f"default on {device}"),
         "warmup_steps": (warmup, f"a share of the {steps} planned steps, at most 1000"),

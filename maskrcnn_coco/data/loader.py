@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import shutil
 import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +31,12 @@ TIMEOUT = 300.0
 POLL = 2.0
 """Seconds between two looks at the workers' health while waiting for them."""
 Keys = list[list[SampleKey]]
+
+
+SHARED = Path("/dev/shm")
+"""Where batches travel from workers, and the semaphores of their queues; small in many containers (64 MB)."""
+_NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+_FULL = ("bus error", "shared memory", "no space left", "too many open files")
 
 
 class _WorkersLostError(Exception):
@@ -81,10 +90,20 @@ class Loader:
     """Iterates over the micro-batches of each step, to the end of the epoch. See `build_loader`."""
 
     def __init__(
-        self, source: Source, plan: Plan, start: int, end: int, workers: int, pin: bool, timeout: float, method: str
+        self,
+        source: Source,
+        plan: Plan,
+        start: int,
+        end: int,
+        workers: int,
+        pin: bool,
+        timeout: float,
+        method: str,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         self.source, self.plan, self.next_step, self.end = source, plan, start, end
         self.workers, self.pin, self.timeout, self.method = workers, pin, timeout, method
+        self.warn = warn
         self.respawned = 0
         self._iterator: Iterator[Any] | None = None
         if source.provisional:
@@ -140,8 +159,12 @@ class Loader:
             try:
                 made = self._next()
             except _WorkersLostError as e:
+                full = self._bus_error() or any(words in str(e).lower() for words in _FULL)
                 self.close(now=True)
                 self.respawned += 1
+                if attempt == RESPAWNS and full:
+                    self._alone(str(e).splitlines()[0])
+                    return self._fetch()
                 if attempt == RESPAWNS:
                     raise DataError(
                         f"the loader processes failed {RESPAWNS + 1} times in a row at step {self.next_step}",
@@ -155,10 +178,30 @@ class Loader:
             return made.open() if isinstance(made, Parcel) else made
         raise AssertionError("unreachable")
 
+    def _bus_error(self) -> bool:
+        """Whether a worker met a page of shared memory that there was no room for."""
+        codes = [worker.exitcode for worker in getattr(self._iterator, "_workers", ())]
+        return -getattr(signal, "SIGBUS", 0) in codes
+
+    def _alone(self, why: str) -> None:
+        """Make the batches here from now on: they are the same ones, and a full /dev/shm must not end a run."""
+        self.workers = 0
+        free = f" ({shutil.disk_usage(SHARED).free >> 20} MiB free)" if SHARED.is_dir() else ""
+        self.warn(
+            f"the loader processes have no room in {SHARED}{free}: {why}; batches are made in this process for the "
+            "rest of the epoch. --workers 0 does so from the start; docker's --shm-size makes room"
+        )
+
     def _next(self) -> list[Batch] | Parcel | _Failure:
         """The next item; asks every few seconds whether the workers still live."""
         if self._iterator is None:
-            self._iterator = self._start()
+            try:
+                self._iterator = self._start()
+            except OSError as e:
+                if self.workers == 0 or e.errno not in _NO_ROOM:
+                    raise
+                self._alone(e.strerror or str(e))
+                self._iterator = self._start()
         patience = time.monotonic() + self.timeout
         while True:
             try:
@@ -226,6 +269,7 @@ def build_loader(
     pin: bool = False,
     timeout: float = TIMEOUT,
     method: str | None = None,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> Loader:
     """The micro-batches of each planned step, from ``start_step`` (counted over all epochs) to the end of ``epoch``.
 
@@ -236,6 +280,7 @@ def build_loader(
         pin: page-locked memory, for CUDA.
         timeout: seconds a worker may take for one step.
         method: how workers start, "fork" or "spawn"; fork shares the annotations' memory, and is the default on Linux.
+        warn: told where there is no shared memory for workers, and batches are made in this process instead.
 
     Raises:
         SampleError: while iterating; a sample cannot be read (it names the file; ``key`` tells the image).
@@ -243,4 +288,4 @@ def build_loader(
     """
     end = (epoch + 1) * plan.steps_per_epoch
     method = method or ("fork" if sys.platform == "linux" else "spawn")
-    return Loader(source, plan, start_step, end, workers, pin, timeout, method)
+    return Loader(source, plan, start_step, end, workers, pin, timeout, method, warn)

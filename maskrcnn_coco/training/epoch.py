@@ -83,8 +83,7 @@ def evaluate_session(session: Session, epoch: int) -> EvalRecord | None:
     if session.evaluation is None:
         for sentence in result.notes:
             session.console.note(f"validation data: {sentence}")
-        for sentence in result.left_out[:10]:
-            session.console.warn(f"evaluation leaves out: {sentence}")
+    say_left_out(session, result.left_out)
     session.evaluation = result
     session.progress.metrics = dict(result.metrics)
     return EvalRecord(
@@ -134,6 +133,18 @@ def score_of(metrics: Mapping[str, float]) -> float:
     """What epochs are compared by: segm/AP, or bbox/AP of a detector without masks; -1 where there is none."""
     value = metrics.get("segm/AP", metrics.get("bbox/AP", float("nan")))
     return value if math.isfinite(value) else -1.0
+
+
+def say_left_out(session: Session, sentences: list[str]) -> None:
+    """What this evaluation could not use and the ones before could: its AP is of fewer images than theirs."""
+    new = [s for s in sentences if s not in session.left_out]
+    for sentence in new[:10]:
+        session.console.warn(f"evaluation leaves out: {sentence}")
+    if len(new) > 10:
+        session.console.warn(f"evaluation leaves out {len(new) - 10} more, for such reasons")
+    if new and session.evaluation is not None:
+        session.console.warn("AP from here on is of fewer images than before: do not compare it with earlier epochs'")
+    session.left_out |= set(new)
 
 
 def keep_best(session: Session, record: EvalRecord) -> bool:

@@ -12,6 +12,7 @@ from maskrcnn_coco.data.prepare import complaints
 from maskrcnn_coco.report.run_files import write_run_info
 from maskrcnn_coco.system import environment
 from maskrcnn_coco.training.session import Session
+from maskrcnn_coco.wording import count as plural
 
 
 def introduce(session: Session, resolved: recipes.Resolved, *, resuming: bool) -> None:
@@ -30,9 +31,9 @@ def introduce(session: Session, resolved: recipes.Resolved, *, resuming: bool) -
     if session.ranks.is_main and session.log.tracker is not None:
         describe(session, resolved)
     console.note(
-        f"{len(session.plan)} training images, {data.num_classes - 1} classes, "
-        f"{session.plan.steps_per_epoch} steps an epoch, {session.total_steps} in all; "
-        f"{session.device}, {session.precision}, {torch.get_num_threads()} threads"
+        f"{plural(len(session.plan), 'training image')}, {plural(data.num_classes - 1, 'class', 'classes')}, "
+        f"{plural(session.plan.steps_per_epoch, 'step')} an epoch, {session.total_steps} in all; "
+        f"{session.device}, {session.precision}, {plural(torch.get_num_threads(), 'thread')}"
     )
     crowd = crowded(torch.get_num_threads()) if session.device.type == "cpu" else None
     if crowd is not None:
@@ -54,8 +55,8 @@ def crowded(threads: int) -> str | None:
     if threads <= room or busy < 0.7:
         return None
     return (
-        f"other programs kept {busy:.1f} of {cores} cores busy in the last minute, and {threads} threads that have to "
-        f"share cores are many times slower: OMP_NUM_THREADS={room} in front of the command may be faster"
+        f"other programs kept {min(busy, cores):.1f} of {cores} cores busy in the last minute, and {threads} threads "
+        f"that have to share cores are many times slower: OMP_NUM_THREADS={room} in front of the command may be faster"
     )
 
 

@@ -88,6 +88,8 @@ class Session:
     """An alarm that came late, whose step is about to be taken again."""
     warned: dict[str, int] = field(default_factory=dict)
     last_save: float = field(default_factory=time.monotonic)
+    left_out: set[str] = field(default_factory=set)
+    """What evaluations could not use, in sentences that were said."""
     saved_step: int = -1
     """The step of the newest state handed to the saver."""
     lock: ExitStack = field(default_factory=ExitStack)
@@ -142,6 +144,7 @@ class Session:
             self.progress.step,
             workers=self.config.workers or 0,
             pin=self.device.type == "cuda",
+            warn=self.console.warn,
         )
 
     def snapshot_due(self, step: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from maskrcnn_coco.data import loader as loader_module
 from maskrcnn_coco.data.batch import Batch, SampleError
 from maskrcnn_coco.data.dataset import CocoDataset, UserData
 from maskrcnn_coco.data.loader import build_loader
@@ -162,3 +164,34 @@ def test_an_image_in_quarantine_is_recognised_when_it_says_its_name(workers: int
     plan.quarantine([504])
     seen = [i for step in build_loader(source, plan, 1, 3, workers=workers) for b in step for i in b.image_ids]
     assert len(seen) == 6 and not {503, 504} & set(seen)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
+def test_workers_that_cannot_start_for_want_of_shared_memory_are_done_without(dataset, number, monkeypatch):
+    plan = plan_of(dataset)
+    want = list(build_loader(dataset, plan, 0, 0))
+    real = loader_module.DataLoader
+
+    def full(*arguments, **named):
+        if named["num_workers"]:
+            raise OSError(number, os.strerror(number))
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(loader_module, "DataLoader", full)
+    said: list[str] = []
+    assert all_same(want, list(build_loader(dataset, plan, 0, 0, workers=2, warn=said.append)))
+    (sentence,) = said
+    assert "/dev/shm" in sentence and "--workers 0" in sentence
+
+
+def test_workers_killed_by_a_full_shared_memory_are_done_without(dataset, monkeypatch):
+    plan = plan_of(dataset)
+    want = list(build_loader(dataset, plan, 0, 0))
+
+    def full(batches):
+        os.kill(os.getpid(), signal.SIGBUS)
+
+    monkeypatch.setattr(loader_module, "pack", full)
+    said: list[str] = []
+    assert all_same(want, list(build_loader(dataset, plan, 0, 0, workers=1, warn=said.append)))
+    assert len(said) == 1 and "/dev/shm" in said[0]

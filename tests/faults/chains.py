@@ -23,7 +23,8 @@ from maskrcnn_coco.errors import CheckpointError
 EPOCHS = 3
 PATIENCE = 60.0
 """Seconds that an attempt may take; a longer one hangs."""
-ENDING = ("SIGKILL at a random moment", "SIGTERM", "killed after a step")
+CTRL_C = "Ctrl-C, nobody reads stdout and stderr"
+ENDING = ("SIGKILL at a random moment", "SIGTERM", "killed after a step", CTRL_C)
 DAMAGE = ("newest checkpoint: one bit", "newest checkpoint: cut short")
 
 
@@ -112,6 +113,7 @@ class Chain:
         attempt = Attempt(self.folder, self.scenario, inner, writer)
         if ending is not None and ending[0] == "killed after a step":
             attempt.die_after = ending[1]
+        attempt.deaf = ending is not None and ending[0] == CTRL_C
         before = self._happened()
         began = time.monotonic()
         pid = fork(attempt, self.data, epochs=EPOCHS)
@@ -159,7 +161,7 @@ class Chain:
         """Send the signal; None where the process had ended by itself."""
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             return None
-        os.kill(pid, signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
+        os.kill(pid, {"SIGTERM": signal.SIGTERM, CTRL_C: signal.SIGINT}.get(kind, signal.SIGKILL))
         return kind
 
     def _stop_and_continue(self, pid: int) -> None:
@@ -182,8 +184,10 @@ class Chain:
             return
 
     def _finished(self, code: int | None) -> bool:
-        if code is None or code == 128 + signal.SIGTERM or code == -signal.SIGTERM:
+        if code is None or code in (128 + signal.SIGTERM, -signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGINT):
             return False
+        if code == 5 and _code_in(self.folder / "out" / "run" / "result.json") == 5:
+            return False  # the disk was full at the very end, and the run said so
         if code != 0:
             self.outcome.failures.append(f"exit code {code}: {self._log()}")
             return True
@@ -242,6 +246,10 @@ class Chain:
     def _log(self) -> str:
         path = self.folder / "log.txt"
         return path.read_text(errors="replace")[-1500:] if path.exists() else "(no output)"
+
+
+def _code_in(answer: Path) -> int | None:
+    return json.loads(answer.read_text())["exit_code"] if answer.exists() else None
 
 
 def _steps_of(answer: Path) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 
 from states import digest
 
-from maskrcnn_coco.checkpoint.store import load_newest
+from maskrcnn_coco.checkpoint.content import PREVIOUS
+from maskrcnn_coco.checkpoint.store import checkpoints, load, load_newest
 
 TIMES = ("seconds", "images_per_second", "train_seconds", "epoch_began_seconds")
 """Readings of the clock."""
@@ -19,10 +20,6 @@ def result(folder: Path) -> dict[str, Any]:
     out = folder / "out"
     _, state, _ = load_newest(out / "checkpoints")
     assert state is not None
-    loop = {
-        k: v for k, v in state["loop"].items() if k not in (*TIMES, "incidents", "quarantine", "quarantine_annotations")
-    }
-    kept = {**state, "loop": loop, "config": None}
     numbers: dict[str, str] = {}
     incidents = []
     for path in sorted((out / "run" / "incidents").glob("[0-9]*.json")):
@@ -36,7 +33,9 @@ def result(folder: Path) -> dict[str, Any]:
     named = {k: [(e["id"], numbers.get(e["incident"])) for e in v] for k, v in quarantine.items()}
     answer = json.loads((out / "run" / "result.json").read_text())
     return {
-        "state": digest(kept),
+        "state": _state(state),
+        # previous.pth is of whichever save came before: that depends on where a run was stopped.
+        "files": {p.name: _state(load(p)) for p in checkpoints(out / "checkpoints") if p.name != PREVIOUS},
         "records": [_without_times(d) for d in lines_of(out / "run" / "metrics.jsonl")],
         "incidents": incidents,
         "quarantine": named,
@@ -46,6 +45,13 @@ def result(folder: Path) -> dict[str, Any]:
         ],
         "result": {k: answer[k] for k in ("status", "finite", "steps", "skipped_steps", "metrics", "last_loss")},
     }
+
+
+def _state(state: dict[str, Any]) -> str:
+    """Digest of what a checkpoint holds, without readings of the clock and counts of saves."""
+    without = (*TIMES, "incidents", "quarantine", "quarantine_annotations")
+    loop = {k: v for k, v in state["loop"].items() if k not in without}
+    return digest({**state, "loop": loop, "config": None, "serial": None})
 
 
 def _plain_incident(found: dict[str, Any]) -> dict[str, Any]:

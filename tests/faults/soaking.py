@@ -106,6 +106,8 @@ class Attempt:
         self.suffix = {"0": ""}.get(rank := self.environment.get("RANK", "0"), f"_{rank}")
         self.faults = {f.step: f for f in faults}
         self.die_after: int | None = None
+        self.deaf = False
+        """Nobody reads what it says: stdout and stderr are pipes whose reader has gone."""
         self.armed = folder / "armed"
         self.session: Session | None = None
         self.offset = 0.0
@@ -247,6 +249,9 @@ def fork(attempt: Attempt, data: Path, *, epochs: int) -> int:
         os.setsid()
         os.environ.update(attempt.environment)
         log = os.open(attempt.folder / f"log{attempt.suffix}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        if attempt.deaf:
+            reader, log = os.pipe()
+            os.close(reader)
         os.dup2(log, 1)
         os.dup2(log, 2)
         torch.set_num_threads(1)
@@ -255,6 +260,8 @@ def fork(attempt: Attempt, data: Path, *, epochs: int) -> int:
     except MaskRCNNError as e:
         print(f"error: {e.render()}", file=sys.stderr, flush=True)
         code = e.exit_code
+    except KeyboardInterrupt:  # before the run listens: as the command line answers it
+        code = 130
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
