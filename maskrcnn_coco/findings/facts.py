@@ -163,6 +163,8 @@ class RateTrial:
     after: dict[str, float] = field(default_factory=dict)
     """Factor on all rates ("1", "10", …) → loss at the end; inf where it broke."""
     rates: dict[str, float] = field(default_factory=dict)
+    reach: float = 0.0
+    """Share of its weights' norm that the fastest component moves by in the whole run, at its own rates."""
 
 
 @dataclass

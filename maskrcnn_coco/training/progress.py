@@ -43,6 +43,7 @@ class Progress:
     quarantine_annotations: list[dict[str, Any]] = field(default_factory=list)
     incidents: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+    first_epoch_loss: float | None = None
     findings: list[dict[str, Any]] = field(default_factory=list)
     """`RunFinding` as plain data, in the order in which they were said."""
     use_ema: bool = False

@@ -19,8 +19,11 @@ from maskrcnn_coco.findings.rules.common import finding, listed
 from maskrcnn_coco.records import RunFinding
 
 CODE = "LR_TOO_LOW"
-FALLS, STAYS = 0.8, 0.95
-"""With raised rates the loss ends below this share of its start; at the run's own it stays above this one."""
+FALLS, STAYS, FAR = 0.8, 0.95, 0.05
+"""With raised rates the loss ends below this share of its start; at the run's own it stays above this one.
+
+A run whose many steps move its weights this far is slow on purpose.
+"""
 
 
 def judge(facts: Facts) -> list[RunFinding]:
@@ -52,7 +55,7 @@ def _fell(r: Rates) -> list[RunFinding]:
 def _trial(t: RateTrial, way: Way) -> list[RunFinding]:
     own = t.after.get("1", math.inf)
     raised = {f: v for f, v in t.after.items() if f != "1" and math.isfinite(v)}
-    if not raised or own < STAYS * t.before:
+    if not raised or own < STAYS * t.before or t.reach >= FAR:
         return []
     best = min(raised, key=lambda f: raised[f])
     # The smallest factor that learns, not the one that learns fastest: it is the safest change.
