@@ -21,8 +21,8 @@ from maskrcnn_coco.training.findings import tell
 from maskrcnn_coco.training.saving import weights_finite
 from maskrcnn_coco.training.session import Session
 
-TRIED = 24
-"""Steps of a trial."""
+TRIED, BATCHES = 16, 4
+"""Steps of a trial, and the batches that they go round."""
 FALLEN, FEWEST = 0.6, 12
 """An epoch whose second half has this share of the loss of its first falls, whatever its batches; steps that tell."""
 LATE, IMAGES = 3, 50
@@ -59,7 +59,7 @@ def rate_trial(session: Session) -> RateTrial | None:
     records = [r for r in session.history if r.applied and r.epoch == 0]
     if len(records) < FEWEST or falls(records) or not low(session):
         return None
-    lab, config = Lab(task_of(session, TRIED)), session.config
+    lab, config = Lab(task_of(session, BATCHES)), session.config
     before, after, ratio = _tried(lab, session.schedule.lr, factors(session))
     # Momentum adds updates up; a schedule's mean is about half its peak.
     build_up = 0.5 / (1 - config.momentum) if config.optimizer == "sgd" else 0.5
