@@ -118,8 +118,8 @@ class EvalRecord:
 class DataFinding:
     """One problem in annotations or images, as ``check`` prints it.
 
-    ``annotation_id`` is the file's; ``row`` is the place in its ``annotations``, from 0, where that id does not name
-    one annotation: it is missing, below 0, or used again.
+    ``count`` objects or images have it. ``annotation_id`` is the file's; ``row`` is the place in its ``annotations``,
+    from 0, where that id does not name one annotation: it is missing, below 0, or used again.
     """
 
     code: str
@@ -130,6 +130,7 @@ class DataFinding:
     message: str
     fix: str
     row: int | None = None
+    count: int = 1
 
 
 @dataclass

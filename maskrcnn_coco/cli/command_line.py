@@ -65,11 +65,15 @@ class CheckArgs(msgspec.Struct, frozen=True, kw_only=True):
     fix: str | None = None
     """Write a repaired copy of the annotations here; the source is never touched."""
     html: str | None = None
-    """Write a gallery that draws each kind of finding here."""
+    """Write a gallery that draws each kind of finding, and twelve healthy images, here."""
     bit_range: str = "auto"
     """Images of more than 8 bits: the values that become black and white, LOW,HIGH. auto: found for the whole set."""
     no_images: bool = False
     """Look at the annotations only."""
+    min_size: int | None = None
+    """Shorter side of the resized image in training, pixels (default: 800): objects are judged at that size."""
+    max_size: int | None = None
+    """Limit for the longer side, pixels (default: 1333)."""
     json: bool = False
     """Print one JSON object on stdout."""
     debug: bool = False

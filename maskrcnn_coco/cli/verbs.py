@@ -62,36 +62,25 @@ def train(args: Any, words: Sequence[str]) -> int:
 
 def check(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco check``."""
-    from maskrcnn_coco.data.audit.checks import audit
-    from maskrcnn_coco.data.audit.gallery import write_gallery
-    from maskrcnn_coco.data.audit.repair import repair
-    from maskrcnn_coco.data.audit.show import print_findings
-    from maskrcnn_coco.data.bit_range import given_range
-    from maskrcnn_coco.data.layouts import find_data
+    from maskrcnn_coco.cli.check import check_set, print_checked
 
-    found = find_data(
-        args.data,
-        images=args.images,
-        val=args.val,
-        val_images=args.val_images,
-        bit_range=given_range(args.bit_range),
-    )
-    findings = audit(found.train, images=not args.no_images, other=found.val, gathered=True)
-    # Ids of the two parts overlap: the repair sees those of the training part alone.
-    changes = repair(found.train, findings, args.fix) if args.fix is not None else None
-    if found.val is not None:
-        seen = {(f.code, f.file_name, f.annotation_id, f.row) for f in findings}
-        more = audit(found.val, images=not args.no_images, gathered=True)
-        findings += [f for f in more if (f.code, f.file_name, f.annotation_id, f.row) not in seen]
-    if args.html is not None:
-        write_gallery(found.train, findings, args.html)
+    found = check_set(args)
     if args.json:
-        emit({"data": str(found.train.json_path), "notes": found.notes, "findings": findings, "changes": changes})
+        source = found.source
+        emit(
+            {
+                "data": str(source.train.json_path),
+                "images": str(source.train.image_root),
+                "notes": source.notes,
+                "overview": found.overview,
+                "findings": found.findings,
+                "changes": found.changes,
+                "next": found.next,
+            }
+        )
     else:
-        for note in found.notes:
-            print(note)
-        print_findings(found.train, findings, args.fix, args.html)
-    return 3 if any(f.severity in ("error", "warning") for f in findings) else 0
+        print_checked(found, args)
+    return found.exit_code
 
 
 def advise(args: Any, words: Sequence[str]) -> int:

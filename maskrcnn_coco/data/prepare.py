@@ -222,7 +222,7 @@ def complaints(data: RunData) -> list[str]:
     leaks = [f for f in data.findings if f.code == "IMAGE_LEAK"]
     if leaks:
         sentences.append(
-            f"{len(leaks)} training images are validation images too, so AP will flatter the model; "
+            f"{sum(f.count for f in leaks)} training images are validation images too, so AP will flatter the model; "
             f"the first: {leaks[0].message}"
         )
     return sentences + warnings_of(data.findings, data.val_findings)

@@ -52,11 +52,21 @@ def check_agreement(table: CocoTable, shapes: Shapes, report: Reporter) -> np.nd
     _check_area(table, shapes, report, measured & ~explained)
     count = len(table.ann_ids)
     if shapes.multipart:
-        report.add("POLYGON_MULTIPART", f"{shapes.multipart} of {count} objects have several parts")
+        report.add(
+            "POLYGON_MULTIPART", f"{shapes.multipart} of {count} objects have several parts", count=shapes.multipart
+        )
     if shapes.rle_objects:
-        report.add("RLE_NOT_CROWD", f"{shapes.rle_objects} of {count} objects that are not crowds have RLE masks")
+        report.add(
+            "RLE_NOT_CROWD",
+            f"{shapes.rle_objects} of {count} objects that are not crowds have RLE masks",
+            count=shapes.rle_objects,
+        )
     if shapes.odd_forms:
-        report.add("POLYGON_FORM", f"{shapes.odd_forms} of {count} objects have polygons as flat lists or as points")
+        report.add(
+            "POLYGON_FORM",
+            f"{shapes.odd_forms} of {count} objects have polygons as flat lists or as points",
+            count=shapes.odd_forms,
+        )
     return explained
 
 
@@ -64,9 +74,17 @@ def _say_reading(found: Agreement, report: Reporter) -> None:
     as_is = f"{found.as_is:.0%} of {found.count} boxes agree with their masks as they are"
     if found.others:
         ways = " or as ".join(r.text for r in (found.reading, *found.others))
-        report.add("READINGS_TIE", f"{as_is}; {found.agree:.0%} if read as {ways}: which of these is true is not known")
+        report.add(
+            "READINGS_TIE",
+            f"{as_is}; {found.agree:.0%} if read as {ways}: which of these is true is not known",
+            count=found.explained.sum(),
+        )
     else:
-        report.add(found.reading.code, f"{as_is}, {found.agree:.0%} if read as {found.reading.text}")
+        report.add(
+            found.reading.code,
+            f"{as_is}, {found.agree:.0%} if read as {found.reading.text}",
+            count=found.explained.sum(),
+        )
 
 
 def _say_disagreement(
@@ -75,10 +93,18 @@ def _say_disagreement(
     """One finding an annotation, unless it is so often so that the set is to blame."""
     within = disagree & inside
     if within.sum() >= max(FEWEST, 0.05 * measured):
-        report.add("MASK_INSIDE_BOX", f"{within.sum()} of {measured} boxes are more than twice as large as their masks")
+        report.add(
+            "MASK_INSIDE_BOX",
+            f"{within.sum()} of {measured} boxes are more than twice as large as their masks",
+            count=within.sum(),
+        )
         disagree = disagree & ~inside
     if disagree.sum() >= max(FEWEST, MOST * measured):
-        report.add("MASK_BOX_UNRELATED", f"{disagree.sum()} of {measured} boxes are not where their masks are")
+        report.add(
+            "MASK_BOX_UNRELATED",
+            f"{disagree.sum()} of {measured} boxes are not where their masks are",
+            count=disagree.sum(),
+        )
         return
     for ann in np.flatnonzero(disagree).tolist():
         x1, y1, x2, y2 = (f"{v:.6g}" for v in shapes.extent[ann].tolist())
@@ -93,6 +119,7 @@ def _check_missing(table: CocoTable, shapes: Shapes, report: Reporter) -> None:
         report.add(
             "NO_MASKS",
             f"none of the {missing} annotations has a segmentation: a box-only data set, Mask R-CNN needs masks",
+            count=missing,
         )
         return
     for ann in np.flatnonzero(shapes.missing).tolist():
@@ -109,11 +136,13 @@ def _check_area(table: CocoTable, shapes: Shapes, report: Reporter, measured: np
         off = measured & ~is_box & ((ratio < 0.5) | (ratio > 2)) & (np.abs(table.area - shapes.area) > 20)
     if is_box.any():
         report.add(
-            "AREA_IS_BOX", f"`area` is width × height of the box for {int(is_box.sum())} of {len(is_box)} annotations"
+            "AREA_IS_BOX",
+            f"`area` is width × height of the box for {int(is_box.sum())} of {len(is_box)} annotations",
+            count=is_box.sum(),
         )
     missing = int((~np.isfinite(table.area)).sum())
     if missing:
-        report.add("AREA_MISSING", f"{missing} of {len(is_box)} annotations have no area")
+        report.add("AREA_MISSING", f"{missing} of {len(is_box)} annotations have no area", count=missing)
     for ann in np.flatnonzero(off).tolist():
         report.add(
             "MASK_AREA_DISAGREE", f"area is {table.area[ann]:.6g}, the mask has {shapes.area[ann]:.6g} pixels", ann=ann

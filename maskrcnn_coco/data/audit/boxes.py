@@ -130,7 +130,7 @@ def check_ids(table: CocoTable, report: Reporter) -> None:
     if not len(table.ann_ids):
         report.add("NO_ANNOTATIONS", f"{len(table)} images and no annotation")
     elif empty:
-        report.add("IMAGES_EMPTY", f"{empty} of {len(table)} images have no annotations")
+        report.add("IMAGES_EMPTY", f"{empty} of {len(table)} images have no annotations", count=empty)
 
 
 def _check_repeated_ids(table: CocoTable, report: Reporter) -> None:
@@ -139,10 +139,12 @@ def _check_repeated_ids(table: CocoTable, report: Reporter) -> None:
     first, counts = first[counts > 1], counts[counts > 1]
     if counts.sum() >= max(10, len(table.ann_ids) / 2):
         several = f"share {len(counts)} ids" if len(counts) > 1 else f"have the id {table.given_ids[first[0]]}"
-        report.add("ANN_ID_DUPLICATE", f"{counts.sum()} of {len(table.ann_ids)} annotations {several}")
+        report.add(
+            "ANN_ID_DUPLICATE", f"{counts.sum()} of {len(table.ann_ids)} annotations {several}", count=counts.sum()
+        )
         return
     for ann, n in zip(first.tolist(), counts.tolist(), strict=True):
-        report.add("ANN_ID_DUPLICATE", f"{n} annotations have this id", ann=ann)
+        report.add("ANN_ID_DUPLICATE", f"{n} annotations have this id", ann=ann, count=n)
 
 
 def repeated(table: CocoTable) -> np.ndarray:
@@ -179,4 +181,5 @@ def check_sizes(
             f"{small} of {len(table.ann_ids)} objects ({share:.1%}) are smaller than half the smallest anchor, "
             f"{anchor} px, after resizing to {min_size}–{max_size} px",
             severity="warning" if share >= 0.1 else "info",
+            count=small,
         )

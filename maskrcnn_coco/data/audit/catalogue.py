@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from maskrcnn_coco.data.coco.entries import Problem
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.records import DataFinding
@@ -193,8 +195,17 @@ class Reporter:
         self.rows: list[int] = []
         """Of each finding, the annotation's row in the table, -1 where it is about none."""
 
-    def add(self, code: str, text: str, *, image: int = -1, ann: int = -1, severity: Severity | None = None) -> None:
-        """One finding; ``image`` and ``ann`` are rows, both -1 where it is about the whole set."""
+    def add(
+        self,
+        code: str,
+        text: str,
+        *,
+        image: int = -1,
+        ann: int = -1,
+        severity: Severity | None = None,
+        count: int | np.integer | float = 1,
+    ) -> None:
+        """One finding; ``image`` and ``ann`` are rows, both -1 where it is about the whole set: ``count`` parts."""
         t = self.table
         if ann >= 0 and image < 0:
             image = int(t.ann_image[ann])
@@ -205,6 +216,7 @@ class Reporter:
             ann,
             t.file_name(image) if image >= 0 else None,
             severity,
+            int(count),
         )
 
     def add_problem(self, problem: Problem, severity: Severity | None = None) -> None:
@@ -230,6 +242,7 @@ class Reporter:
         ann: int,
         name: str | None,
         severity: Severity | None,
+        count: int = 1,
     ) -> None:
         kind = CATALOGUE[code]
         self.rows.append(ann)
@@ -244,5 +257,5 @@ class Reporter:
                 parts.append(f"annotations[{row}]")
         message = clean(f"{', '.join(parts)}: {text}")
         self.findings.append(
-            DataFinding(code, severity or kind.severity, image_id, given, name, message, kind.fix, row)
+            DataFinding(code, severity or kind.severity, image_id, given, name, message, kind.fix, row, count)
         )

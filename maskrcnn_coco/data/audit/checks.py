@@ -82,7 +82,9 @@ def _gather(report: Reporter, explained: np.ndarray, errors: bool) -> None:
 
 
 def summary(findings: list[DataFinding]) -> list[tuple[str, str, int, str]]:
-    """(severity, code, count, title) of each kind of finding, errors first, then by count."""
-    counts = Counter((f.severity, f.code) for f in findings)
+    """(severity, code, objects or images, title) of each kind of finding, errors first, then by count."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for f in findings:
+        counts[f.severity, f.code] += f.count
     rows = [(severity, code, n, CATALOGUE[code].title) for (severity, code), n in counts.items()]
     return sorted(rows, key=lambda r: (_ORDER[r[0]], -r[2], r[1]))

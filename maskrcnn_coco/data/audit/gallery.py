@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +24,15 @@ from maskrcnn_coco.records import DataFinding
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.wording import clean
 
+HEALTHY = 12
+"""Images without a finding that are drawn, to see that boxes, masks and names are where they belong."""
 SIDE = 280
 """Longest side of a picture, pixels."""
 PER_KIND = 6
 LISTED = 200
 """Pictures and messages of each kind; the counts cover all."""
+OBJECTS = 200
+"""Most objects that are drawn into one picture."""
 _BOX, _MASK = (255, 176, 0), (0, 200, 255)
 
 _PAGE = """<!doctype html>
@@ -51,6 +56,11 @@ figcaption, li { font-size: .85rem; overflow-wrap: anywhere; } details { margin:
 <h1>Check of {{ name }}</h1>
 <p>{{ images }} images, {{ annotations }} annotations, {{ classes }} classes.
 {% if not kinds %}Nothing to report.{% else %}The box is drawn in orange, the mask in blue.{% endif %}</p>
+{% if healthy %}<h2>As training sees it</h2>
+<p class="dim">{{ healthy|length }} images without a finding, with all their objects.</p>
+<div class="grid">{% for p in healthy %}
+<figure><img alt="" src="data:image/jpeg;base64,{{ p.data }}">
+<figcaption>{{ p.text }}</figcaption></figure>{% endfor %}</div>{% endif %}
 {% if kinds %}<table><tr><th>severity</th><th>code</th><th>count</th><th></th></tr>
 {% for k in kinds %}<tr><td class="{{ k.severity }}">{{ k.severity }}</td>
 <td><a href="#{{ k.code }}-{{ k.severity }}"><code>{{ k.code }}</code></a></td>
@@ -107,6 +117,7 @@ def write_gallery(table: CocoTable, findings: list[DataFinding], path: str | Pat
         annotations=len(table.ann_ids),
         classes=len(table.categories),
         kinds=kinds,
+        healthy=_healthy(table, findings),
         side=SIDE,
     )
     try:
@@ -130,34 +141,55 @@ def _pictures(table: CocoTable, findings: list[DataFinding]) -> list[_Picture]:
             image = read_image(table.image_root, table.file_name(row), table.bit_range)
         except (DataError, KeyError):
             continue
-        found.append(_Picture(_jpeg(_drawn(table, image, ann)), clean(f.message)))
+        found.append(_Picture(_jpeg(_drawn(table, image, [] if ann is None else [ann])), clean(f.message)))
     return found
 
 
-def _drawn(table: CocoTable, image: np.ndarray, ann: int | None) -> Image.Image:
+def _healthy(table: CocoTable, findings: list[DataFinding]) -> list[_Picture]:
+    """Images with objects and without a finding, from all over the set; fewer where there are not so many."""
+    named = {f.image_id for f in findings if f.severity != "info"}
+    have = np.unique(table.ann_image[table.ann_image >= 0])
+    have = have[[int(i) not in named for i in table.image_ids[have]]]
+    found: list[_Picture] = []
+    for row in have[np.unique(np.linspace(0, len(have) - 1, min(2 * HEALTHY, len(have))).astype(int))].tolist():
+        if len(found) == HEALTHY:
+            break
+        try:
+            image = read_image(table.image_root, table.file_name(row))
+        except DataError:
+            continue
+        anns = table.annotations_of(row).tolist()
+        counts = Counter(table.class_names[int(table.labels[a])] for a in anns)
+        said = ", ".join(f"{n} {clean(name, 40)}" for name, n in counts.most_common(5))
+        text = f"{clean(table.file_name(row), 80)}: {said}"
+        found.append(_Picture(_jpeg(_drawn(table, image, anns[:OBJECTS])), text))
+    return found
+
+
+def _drawn(table: CocoTable, image: np.ndarray, anns: list[int]) -> Image.Image:
     height, width = image.shape[:2]
-    if ann is not None:
-        image = _with_mask(image, table.segmentation_raw(ann))
+    if anns:
+        image = _with_masks(image, [table.segmentation_raw(a) for a in anns])
     scale = min(SIDE / max(height, width), 4.0)
     small = Image.fromarray(image).resize((max(round(width * scale), 1), max(round(height * scale), 1)))
-    if ann is not None and np.isfinite(table.boxes[ann]).all():
+    for ann in (a for a in anns if np.isfinite(table.boxes[a]).all()):
         x, y, w, h = (table.boxes[ann].clip(-1e6, 1e6) * scale).tolist()
         corners = (min(x, x + w), min(y, y + h), max(x, x + w), max(y, y + h))
         edge = (0.0, 0.0, small.width - 1.0, small.height - 1.0)
         # A box off the picture is drawn at its border, so that something shows where it points.
         x1, x2 = (float(np.clip(v, edge[0], edge[2])) for v in corners[::2])
         y1, y2 = (float(np.clip(v, edge[1], edge[3])) for v in corners[1::2])
-        ImageDraw.Draw(small).rectangle((x1, y1, x2, y2), outline=_BOX, width=2)
+        ImageDraw.Draw(small).rectangle((x1, y1, x2, y2), outline=_BOX, width=2 if len(anns) == 1 else 1)
     return small
 
 
-def _with_mask(image: np.ndarray, segmentation: bytes) -> np.ndarray:
-    try:
-        mask = decode_mask(segmentation, *image.shape[:2]) > 0
-    except DataError:
-        return image
+def _with_masks(image: np.ndarray, segmentations: list[bytes]) -> np.ndarray:
+    covered = np.zeros(image.shape[:2], bool)
+    for segmentation in segmentations:
+        with contextlib.suppress(DataError):
+            covered |= decode_mask(segmentation, *image.shape[:2]) > 0
     tinted = image.copy()
-    tinted[mask] = (0.5 * tinted[mask] + 0.5 * np.array(_MASK)).astype(np.uint8)
+    tinted[covered] = (0.5 * tinted[covered] + 0.5 * np.array(_MASK)).astype(np.uint8)
     return tinted
 
 

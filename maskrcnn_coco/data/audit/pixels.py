@@ -49,6 +49,10 @@ def check_images(
 ) -> None:
     """Look at each file: "headers" opens it and reads its size, "all" also decodes it. Then duplicates and leaks."""
     _check_sides(table, report, min_size, max_size)
+    if other is not None and other.json_path.resolve() == table.json_path.resolve():
+        text = f"training and validation are the same file: all {len(table)} images are in both"
+        report.add("IMAGE_LEAK", text, count=len(table))
+        other = None
     if depth == "none":
         return
     with ThreadPoolExecutor(max(workers, 1)) as pool:

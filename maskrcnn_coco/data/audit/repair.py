@@ -79,11 +79,14 @@ def repair(table: CocoTable, findings: list[DataFinding], out_json: str | Path) 
     if "CATEGORY_ID_TEXT" in work.whole:
         top["categories"] = _raw(work.categories(msgspec.json.decode(top["categories"], type=list[msgspec.Raw])))
     _write(out, msgspec.json.encode(top))
-    _write(
-        out.with_name(out.name.removesuffix(".json") + ".changes.json"),
-        to_json(work.changes, indent=1).encode("utf-8", "replace"),
-    )
+    _write(changes_file(out), to_json(work.changes, indent=1).encode("utf-8", "replace"))
     return work.changes
+
+
+def changes_file(out_json: str | Path) -> Path:
+    """Where `repair` lists what it changed."""
+    out = Path(out_json)
+    return out.with_name(out.name.removesuffix(".json") + ".changes.json")
 
 
 def _entries(table: CocoTable) -> tuple[dict[str, msgspec.Raw], list[msgspec.Raw], list[msgspec.Raw]]:

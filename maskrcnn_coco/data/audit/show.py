@@ -13,6 +13,7 @@ from rich.text import Text
 
 from maskrcnn_coco.data.audit.catalogue import CATALOGUE
 from maskrcnn_coco.data.audit.checks import summary
+from maskrcnn_coco.data.audit.overview import Overview, overview_lines
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.records import DataFinding
 
@@ -34,9 +35,7 @@ def print_findings(
     Args:
         fixed, html: the repaired copy and the page, where they were written. file: stdout where None.
     """
-    console = Console(file=file or sys.stdout, markup=False, highlight=False, emoji=False)
-    size = f"{len(table)} images, {len(table.ann_ids)} annotations, {len(table.categories)} classes"
-    console.print(Text(f"{table.json_path}: {size}"))
+    console = _console(file)
     if not findings:
         console.print(Text("Nothing to report.", "green"))
     else:
@@ -45,6 +44,19 @@ def print_findings(
     for what, path in (("repaired copy", fixed), ("pictures", html)):
         if path is not None:
             console.print(Text(f"{what}: {path}"))
+
+
+def print_overview(table: CocoTable, known: Overview, *, file: TextIO | None = None) -> None:
+    """Print what the set is."""
+    console = _console(file)
+    first, *rest = overview_lines(known)
+    console.print(Text(f"{table.json_path}: {first}"), soft_wrap=True)
+    for line in rest:
+        console.print(Text(line), soft_wrap=True)
+
+
+def _console(file: TextIO | None) -> Console:
+    return Console(file=file or sys.stdout, markup=False, highlight=False, emoji=False)
 
 
 def _counts(findings: list[DataFinding]) -> Table:
@@ -60,11 +72,12 @@ def _places(console: Console, findings: Sequence[DataFinding]) -> None:
     by_kind: defaultdict[tuple[str, str], list[DataFinding]] = defaultdict(list)
     for f in findings:
         by_kind[f.severity, f.code].append(f)
-    for severity, code, count, title in summary(list(findings)):
+    for severity, code, _, title in summary(list(findings)):
         console.print()
         console.print(Text.assemble((code, _STYLES[severity]), f" · {title}"))
         for f in by_kind[severity, code][:PER_KIND]:
             console.print(Text(f"  {f.message}"), soft_wrap=True)
-        if count > PER_KIND:
-            console.print(Text(f"  … and {count - PER_KIND} more (--json lists all)", "dim"))
+        listed = len(by_kind[severity, code])
+        if listed > PER_KIND:
+            console.print(Text(f"  … and {listed - PER_KIND} more (--json lists all)", "dim"))
         console.print(Text(f"  what to do: {CATALOGUE[code].fix}", "dim"), soft_wrap=True)

@@ -73,9 +73,15 @@ def check_crowds(table: CocoTable, report: Reporter) -> None:
     if not crowds:
         return
     if crowds == count:
-        report.add("CROWD_ALL", f"all {count} annotations have iscrowd 1: training leaves crowds out, so none is left")
+        report.add(
+            "CROWD_ALL",
+            f"all {count} annotations have iscrowd 1: training leaves crowds out, so none is left",
+            count=count,
+        )
     elif crowds >= max(3, SUSPECT * count) and (why := _look_single(table)):
-        report.add("CROWD_SINGLE", f"{crowds} of {count} annotations have iscrowd 1 and are left out; {why}")
+        report.add(
+            "CROWD_SINGLE", f"{crowds} of {count} annotations have iscrowd 1 and are left out; {why}", count=crowds
+        )
 
 
 def _look_single(table: CocoTable) -> str | None:

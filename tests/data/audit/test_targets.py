@@ -13,6 +13,7 @@ from maskrcnn_coco.data.audit.checks import audit
 from maskrcnn_coco.data.audit.quarantine import require_usable, to_quarantine
 from maskrcnn_coco.data.audit.repair import repair
 from maskrcnn_coco.data.audit.targets import count_targets
+from maskrcnn_coco.data.augment import NONE
 from maskrcnn_coco.data.coco.table import load_coco
 from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.data.masks import encode_rle
@@ -100,7 +101,7 @@ def test_the_count_is_what_training_sees(tmp_path: Path):
     images, annotations = to_quarantine(audit(table))
     found = count_targets(table, images, annotations, min_size=80, max_size=120)
     assert (found.annotated, found.strays, found.left_out, found.crowds, found.thin) == (30, 2, 4, 2, 1)
-    source = CocoDataset(table, train=True, min_size=80, max_size=120, scales=(1.0,))
+    source = CocoDataset(table, train=True, min_size=80, max_size=120, policy=NONE)
     source.quarantine(annotations)
     seen = sum(len(source[i][1]["labels"]) for i in range(10) if int(table.image_ids[i]) not in images)
     assert found.left == seen == 21

@@ -1,0 +1,103 @@
+"""`check`: what a data set is, what is wrong with it, its repaired copy, and the command that comes next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maskrcnn_coco.data.audit.catalogue import REPAIR
+from maskrcnn_coco.data.audit.checks import audit
+from maskrcnn_coco.data.audit.gallery import write_gallery
+from maskrcnn_coco.data.audit.overview import Overview, overview
+from maskrcnn_coco.data.audit.repair import Change, changes_file, repair
+from maskrcnn_coco.data.audit.show import print_findings, print_overview
+from maskrcnn_coco.data.bit_range import given_range
+from maskrcnn_coco.data.layouts import DataSource, find_data
+from maskrcnn_coco.records import DataFinding
+
+
+@dataclass
+class Checked:
+    """What `check` found; ``changes`` where a copy was written, ``next`` is the command to go on with."""
+
+    source: DataSource
+    overview: Overview
+    findings: list[DataFinding]
+    changes: list[Change] | None
+    next: str
+
+    @property
+    def exit_code(self) -> int:
+        """3 where something is to be looked at."""
+        return 3 if any(f.severity in ("error", "warning") for f in self.findings) else 0
+
+
+def check_set(args: Any) -> Checked:
+    """Look at the data that ``args`` (`CheckArgs`) names, and write what they ask for.
+
+    Raises:
+        DataError: as `find_data`, `repair`, `write_gallery`.
+    """
+    found = find_data(
+        args.data,
+        images=args.images,
+        val=args.val,
+        val_images=args.val_images,
+        bit_range=given_range(args.bit_range),
+    )
+    sizes = {"min_size": args.min_size or 800, "max_size": args.max_size or 1333}
+    options = {"images": not args.no_images, "gathered": True, **sizes}
+    findings = audit(found.train, other=found.val, **options)
+    # Ids of the two parts overlap: the repair sees those of the training part alone.
+    changes = repair(found.train, findings, args.fix) if args.fix is not None else None
+    if found.val is not None and not _same(found):
+        seen = {(f.code, f.file_name, f.annotation_id, f.row) for f in findings}
+        more = audit(found.val, **options)
+        findings += [f for f in more if (f.code, f.file_name, f.annotation_id, f.row) not in seen]
+    if args.html is not None:
+        write_gallery(found.train, findings, args.html)
+    known = overview(found.train, files=not args.no_images)
+    return Checked(found, known, findings, changes, _next(args, found, findings))
+
+
+def _same(found: DataSource) -> bool:
+    return found.val is not None and found.val.json_path.resolve() == found.train.json_path.resolve()
+
+
+def _next(args: Any, found: DataSource, findings: Sequence[DataFinding]) -> str:
+    """The command that takes the user on: a repair where one helps, else training, on what was named here."""
+    val = [("--val", args.val), ("--val-images", args.val_images)]
+    val += [("--bit-range", args.bit_range if args.bit_range != "auto" else None)]
+    if args.fix is not None:
+        return _command("train", [("--data", args.fix), ("--images", found.train.image_root), *val])
+    data = [("--data", args.data), ("--images", args.images)]
+    if any(f.severity != "info" and REPAIR in f.fix for f in findings):
+        name = found.train.json_path.name.removesuffix(".gz").removesuffix(".json")
+        return _command("check", [*data, ("--fix", f"{name}.fixed.json")])
+    return _command("train", [*data, *val])
+
+
+def _command(verb: str, flags: Sequence[tuple[str, object]]) -> str:
+    given = [f"{flag} {shlex.quote(str(value))}" for flag, value in flags if value is not None]
+    return " ".join(["maskrcnn-coco", verb, *given])
+
+
+def print_checked(checked: Checked, args: Any) -> None:
+    """What the set is, the findings, what was written, and what comes next."""
+    for note in checked.source.notes:
+        print(note)
+    table = checked.source.train
+    print_overview(table, checked.overview)
+    print_findings(table, checked.findings, html=args.html)
+    print()
+    if args.fix is not None and checked.changes is not None:
+        gone = sum(c.what == "removed" and c.annotation_id is not None for c in checked.changes)
+        kept = f"{len(table.ann_ids) - gone} of {len(table.ann_ids)} annotations kept"
+        print(
+            f"repaired copy: {args.fix}, {kept}; {len(checked.changes)} changes are listed in {changes_file(args.fix)}"
+        )
+        print(f"its images: --images {shlex.quote(str(Path(table.image_root)))}")
+    print(f"next: {checked.next}")

@@ -1,0 +1,84 @@
+"""`check` as a person uses it: what the set is, what is wrong, the copy, and the command that comes next."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from maskrcnn_coco.cli.command_line import main
+from tests.helpers.odd_sets import OddSet
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    code = main(["check", *map(str, words)])
+    return code, capsys.readouterr().out
+
+
+def follow(text: str) -> list[str]:
+    """The words of the command that the last line names."""
+    last = text.strip().splitlines()[-1]
+    assert last.startswith("next: maskrcnn-coco ")
+    return shlex.split(last.removeprefix("next: maskrcnn-coco "))
+
+
+def test_a_sound_set_is_told_and_trained_next(tmp_path: Path, capsys):
+    data = OddSet(tmp_path / "my set")
+    code, text = run(capsys, "--data", data.write(), "--images", data.folder)
+    assert code == 0 and "8 images, 24 objects, 2 classes" in text and "Nothing to report" in text
+    assert text.index("classes: ") < text.index("Nothing to report")
+    assert follow(text) == ["train", "--data", str(data.folder / "a.json"), "--images", str(data.folder)]
+
+
+def test_the_commands_lead_from_the_findings_to_a_copy_to_training(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = OddSet(tmp_path / "my set")
+    for ann in data.annotations:
+        x, y, w, h = ann["bbox"]
+        ann["bbox"] = [x, y, x + w, y + h]
+    code, text = run(capsys, "--data", data.write(), "--images", data.folder)
+    assert code == 3 and "BOX_XYXY" in text and "24  boxes look like" in text
+    verb, *flags = follow(text)
+    assert verb == "check"
+    code, text = run(capsys, *flags)
+    assert code == 3 and "24 of 24 annotations kept" in text and "a.fixed.changes.json" in text
+    assert (tmp_path / "a.fixed.changes.json").is_file()
+    verb, *flags = follow(text)
+    assert verb == "train"
+    code, text = run(capsys, *flags)
+    assert code == 0 and "Nothing to report" in text
+
+
+def test_sizes_of_training_decide_what_is_small(tmp_path: Path, capsys):
+    data = OddSet(tmp_path)
+    data.write()
+    small = {n: run(capsys, "--data", tmp_path, "--json", "--min-size", n, "--max-size", 2 * n)[1] for n in (40, 800)}
+    codes = {n: {f["code"]: f["count"] for f in json.loads(text)["findings"]} for n, text in small.items()}
+    assert codes[800] == {} and codes[40] == {"OBJECT_SMALL": 24}
+
+
+def test_json_holds_the_overview_and_the_next_command(tmp_path: Path, capsys):
+    data = OddSet(tmp_path)
+    data.write()
+    found = json.loads(run(capsys, "--data", tmp_path, "--json")[1])
+    assert found["overview"]["objects"] == 24 and found["next"].startswith("maskrcnn-coco train --data ")
+    assert found["images"] == str(tmp_path) and found["findings"] == []
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-images"]])
+def test_validation_that_is_the_training_set_is_one_sentence(tmp_path: Path, capsys, flags):
+    data = OddSet(tmp_path)
+    code, text = run(capsys, "--data", data.write(), "--images", tmp_path, "--val", data.folder / "a.json", *flags)
+    assert code == 3 and text.count("training and validation are the same file: all 8 images") == 1
+    assert "IMAGE_LEAK      8" in text
+
+
+def test_the_page_draws_twelve_healthy_images(tmp_path: Path, capsys):
+    data = OddSet(tmp_path / "set", images=20)
+    data.annotations[0]["bbox"] = [1, 1, -5, 5]
+    run(capsys, "--data", data.write(), "--images", data.folder, "--html", tmp_path / "out.html")
+    page = (tmp_path / "out.html").read_text(encoding="utf-8")
+    healthy = page[page.index("As training sees it") : page.index("<table>")]
+    assert healthy.count("<img") == 12 and ">1.png" not in healthy and "3 " in healthy
