@@ -21,6 +21,7 @@ from maskrcnn_coco.advice.candidates import (
     stood,
     why_this,
 )
+from maskrcnn_coco.advice.fitting import halved
 from maskrcnn_coco.advice.ladder import ladder as climb
 from maskrcnn_coco.advice.ladder import svg
 from maskrcnn_coco.advice.limits import Limit, Say, Settled, limits_from, settle
@@ -29,7 +30,7 @@ from maskrcnn_coco.advice.recommendation import ADVISED, Advice, command_line, o
 from maskrcnn_coco.advice.remembered import fingerprint, remember
 from maskrcnn_coco.advice.trials import State
 from maskrcnn_coco.config import recipes
-from maskrcnn_coco.config.resolve import is_quick, resolve_run, too_large
+from maskrcnn_coco.config.resolve import is_quick, resolve_run
 from maskrcnn_coco.config.settings import Config, validate
 from maskrcnn_coco.data.prepare import RunData, open_data, quarantine_first
 from maskrcnn_coco.distributed.ranks import Ranks
@@ -151,22 +152,12 @@ def settle_what_fits(
     while True:
         bench = open_bench(resolved, data, ranks)
         fresh = bench.lab.save(0)
-        config = bench.config
         try:
             return bench, fresh, settle(bench.lab, _safe(_recipe(bench.config)), SETTLE_STEPS, seconds=seconds, say=say)
         except (RuntimeError, MemoryError) as error:
-            if not memory.ran_out(error):
-                raise
-            batch, parts = config.batch_size or 1, config.accumulate
-            if batch == 1:
-                raise too_large(config, ranks.device) from error
+            resolved = halved(bench.config, resolved, ranks, error, say)
         del bench, fresh
         memory.release(ranks.device)
-        config = msgspec.structs.replace(config, batch_size=batch // 2, accumulate=parts * 2)
-        # "given": it stands in the command line that is advised.
-        resolved = recipes.Resolved(config, {**resolved.reasons, "accumulate": "given"}, resolved.warnings)
-        if say:
-            say(f"memory ran out at batch size {batch}: on with {batch // 2}, accumulated {parts * 2} times")
 
 
 def _recipe(config: Config) -> Choice:
@@ -188,7 +179,7 @@ def assemble(bench: Bench, limits: dict[str, Limit], best: Tried, seen: list[str
         rpn_lr_multiplier=best.choice.rpn,
         warmup_steps=warmup,
         max_grad_norm=config.max_grad_norm if "max_grad_norm" in given else clip,
-        batch_size=config.batch_size or 1,
+        batch_size=config.images_a_pass,
         epochs=config.epochs or 1,
         max_stable_lr={c: limit.stable if limit.measured else None for c, limit in limits.items()},
         interval={c: (limit.low, limit.high) if limit.measured else None for c, limit in limits.items()},

@@ -101,7 +101,7 @@ def first_batches(source: Source, plan: Plan, most: int) -> list[Any]:
 
 def memory_use(bench: Bench) -> tuple[int, str]:
     """Highest memory use since the bench was opened, bytes, and a sentence on the batch size that fits."""
-    batch, most, whole = bench.config.batch_size or 1, memory.peak(bench.device), memory.usable(bench.device)
+    batch, most, whole = bench.config.images_a_pass, memory.peak(bench.device), memory.usable(bench.device)
     if not whole or most <= bench.bytes_before:
         return most, f"batch size {batch}: up to {most / 2**30:.1f} GiB were used"
     fits = memory.batch_that_fits(batch, bench.bytes_before, most, whole)

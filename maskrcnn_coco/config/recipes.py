@@ -53,6 +53,8 @@ COCO_DETECTIONS = 100
 """Detections of an image that COCO counts."""
 ADAMW_SHARE = 20
 """AdamW's rates are SGD's over this. Built-in shapes, 5 epochs: segm/AP 0.257 at a tenth, 0.268 here, 0.153 at 1/50."""
+FOLLOW_DATA = ("batch_size", "box_detections_per_image")
+"""What "auto" means for these is worked out here; for the learning rate it is measured."""
 CLIP_GUIDE = ((1.0, "very conservative"), (5.0, "conservative"), (10.0, "default"), (20.0, "loose"))
 
 
@@ -116,7 +118,7 @@ def resolve(
     filled: dict[str, object] = {}
     reasons = dict.fromkeys(sorted(given(config)), "given")
     for name, (value, reason) in values.items():
-        if getattr(config, name) is None or (getattr(config, name) == "auto" and name == "box_detections_per_image"):
+        if getattr(config, name) is None or (getattr(config, name) == "auto" and name in FOLLOW_DATA):
             filled[name] = value
             reasons[name] = reason
     resolved = msgspec.structs.replace(config, **filled)
@@ -136,7 +138,8 @@ def resolve(
 
 def _defaults(c: Config, recipe: Recipe, size: str, *, num_images: int, builtin: bool, device: str, world: int):
     """Field → (value, reason) for everything that may be left open."""
-    batch_size = c.batch_size or (4 if builtin else 2 if device == "cpu" else 4)
+    given_batch = c.batch_size if isinstance(c.batch_size, int) else None
+    batch_size = given_batch or (4 if builtin else 2 if device == "cpu" else 4)
     per_epoch = max(1, -(-num_images // (batch_size * c.accumulate * world)))
     epochs = c.epochs or recipe.epochs
     if c.max_steps is not None and c.epochs is None:

@@ -51,7 +51,7 @@ def total_steps(steps_per_epoch: int, config: Config) -> int:
 
 def too_large(config: Config, device: torch.device, *, saved: str = "") -> ConfigError:
     """The error for a batch that did not fit, with the flags that make it fit at the same effective batch size."""
-    batch, parts = config.batch_size or 1, config.accumulate
+    batch, parts = config.images_a_pass, config.accumulate
     smaller = [f"--batch-size {batch // 2} --accumulate {parts * 2}"] if batch > 1 else []
     smaller += [f"--max-size {int((config.max_size or 1333) * 0.75)} --min-size {int((config.min_size or 800) * 0.75)}"]
     whole = total(device)

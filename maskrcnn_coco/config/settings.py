@@ -84,8 +84,8 @@ class Config(msgspec.Struct, metaclass=_Remembers, frozen=True, kw_only=True, fo
     """End after this many optimizer steps, however many epochs that is; the schedule is laid over them."""
     patience: int | None = None
     """Stop after this many epochs without a better segm/AP. None: never."""
-    batch_size: int | None = None
-    """Images in one forward pass of one process."""
+    batch_size: int | Literal["auto"] | None = None
+    """Images in one forward pass of one process. auto: the recipe's, halved (and accumulated) until a step fits."""
     accumulate: int = 1
     """Forward passes per optimizer step; the loss is divided by this."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -136,6 +136,11 @@ class Config(msgspec.Struct, metaclass=_Remembers, frozen=True, kw_only=True, fo
     """Folder of TensorBoard events, records, incidents and the report."""
     resume: str = "none"
     """none, auto (the newest intact checkpoint of --checkpoint-dir), or the path of a checkpoint."""
+
+    @property
+    def images_a_pass(self) -> int:
+        """The batch size, once it is settled; 1 before."""
+        return self.batch_size if isinstance(self.batch_size, int) else 1
 
 
 GROUPS = {

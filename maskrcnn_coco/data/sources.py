@@ -57,7 +57,7 @@ def make_plan(source: CocoDataset | UserData, data: RunData, config: Config, ran
     plan = Plan(
         config.seed,
         source.image_ids,
-        config.batch_size or 1,
+        config.images_a_pass,
         config.accumulate,
         rank=ranks.rank,
         world=ranks.world,

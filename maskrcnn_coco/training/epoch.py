@@ -124,7 +124,7 @@ def evaluate_weights(session: Session) -> EvalResult:
         session.val_source,
         device=session.device,
         precision=session.precision,
-        batch_size=session.config.batch_size or 1,
+        batch_size=session.config.images_a_pass,
         class_names=session.data.class_names,
         ranks=session.ranks,
         max_dets=session.config.eval_max_dets,

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from maskrcnn_coco.advice.advise import settle_lr
+from maskrcnn_coco.advice.fitting import settle_batch
 from maskrcnn_coco.advice.quick_check import quick_check
 from maskrcnn_coco.advice.remembered import fingerprint, recall
 from maskrcnn_coco.checkpoint.saver import Saver
@@ -84,6 +85,8 @@ def open_session(
         world=ranks.world,
         most_objects=data.most_objects,
     )
+    if config.batch_size == "auto" and found.state is None:
+        resolved = settle_batch(resolved, data, ranks, console.note)
     resolved = settle_lr(resolved, data)
     config, quick = with_found_range(resolved.config, data), is_quick(config, data.builtin)
     train_source, val_source = sources(data, config, train_data, val_data, quick=quick)

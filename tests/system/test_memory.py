@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from runs import OwnData, config, small_model
 
 from maskrcnn_coco import Config, train
 from maskrcnn_coco.advice.advise import advise_data, settle_what_fits
+from maskrcnn_coco.advice.fitting import settle_batch
 from maskrcnn_coco.advice.prepare import memory_use, open_bench
 from maskrcnn_coco.checkpoint.store import newest_intact, peek
 from maskrcnn_coco.config.resolve import resolve_run
@@ -240,3 +242,17 @@ def test_an_investigation_without_memory_costs_the_cause_and_never_the_run(tmp_p
     model = own["model"] = small_model(1)
     result = train(config(None, tmp_path, epochs=2), model=model, train_data=OwnData(12, bad=(5,)), quiet=True)
     assert result.status == "finished" and result.finite and len(result.incidents) == 2
+
+
+def test_batch_size_auto_halves_until_a_step_fits_and_keeps_the_effective_batch(monkeypatch):
+    out_of_memory_at(monkeypatch, lambda batch, step: len(batch.images) > 1)
+    settings, said, ranks = Config(demo=True, epochs=2, device="cpu", batch_size="auto"), [], Ranks.start("cpu")
+    data = open_data(settings)
+    resolved = resolve_run(settings, images=len(data.train), builtin=True, device=ranks.device, world=1)
+    assert resolved.config.batch_size == 4
+    config = settle_batch(resolved, data, ranks, said.append).config
+    assert (config.batch_size, config.accumulate) == (1, 4)
+    assert [s.split(":")[0] for s in said[:2]] == ["memory ran out at batch size 4", "memory ran out at batch size 2"]
+    assert "batch size 1" in said[-1]
+    own = dataclasses.replace(data, train=None)
+    assert settle_batch(resolved, own, ranks, said.append) is resolved
