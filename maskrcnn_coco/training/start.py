@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -77,17 +77,7 @@ def open_session(
     precision = resolve_amp(config.amp, device)
     data = _data_of(config, train_data, found)
     data.identity = identity(data) if ranks.is_main and not dry_run else {}
-    resolved = resolve_run(
-        config,
-        images=data.usable_images(train_data),
-        builtin=data.builtin,
-        device=device,
-        world=ranks.world,
-        most_objects=data.most_objects,
-    )
-    if config.batch_size == "auto" and found.state is None:
-        resolved = settle_batch(resolved, data, ranks, console.note)
-    resolved = settle_lr(resolved, data)
+    resolved = settle(config, data, ranks, device, own=train_data, say=None if found.state else console.note)
     config, quick = with_found_range(resolved.config, data), is_quick(config, data.builtin)
     train_source, val_source = sources(data, config, train_data, val_data, quick=quick)
     own_model = model is not None
@@ -150,14 +140,34 @@ def preview(config: Config) -> recipes.Resolved:
     ranks = Ranks.start(config.device)
     data = open_data(config)
     device = resolve_device(config.device, ranks)
+    return settle(config, data, ranks, device)
+
+
+def settle(
+    config: Config,
+    data: RunData,
+    ranks: Ranks,
+    device: torch.device,
+    *,
+    own: Any = None,
+    say: Callable[[str], None] | None = None,
+) -> recipes.Resolved:
+    """The settings without gaps; what "auto" asks to be measured is measured.
+
+    Args:
+        own: the caller's data set, where ``data`` has no table.
+        say: told what batch size fits in memory; None: it is not tried.
+    """
     resolved = resolve_run(
         config,
-        images=data.usable_images(),
+        images=data.usable_images(own),
         builtin=data.builtin,
         device=device,
         world=ranks.world,
         most_objects=data.most_objects,
     )
+    if config.batch_size == "auto" and say is not None:
+        resolved = settle_batch(resolved, data, ranks, say)
     return settle_lr(resolved, data)
 
 
