@@ -26,6 +26,13 @@ _PARAMETERS = {
     "maskrcnn_resnet50_fpn": 44.4e6,
     "maskrcnn_resnet18_fpn": 31.4e6,
     "maskrcnn_mobilenet_v2_fpn": 22.6e6,
+    "maskrcnn_resnet101_fpn": 63.4e6,
+    "maskrcnn_resnext50_32x4d_fpn": 43.9e6,
+    "maskrcnn_resnext101_64x4d_fpn": 102.4e6,
+    "maskrcnn_convnext_tiny_fpn": 48.2e6,
+    "maskrcnn_convnext_small_fpn": 69.8e6,
+    "maskrcnn_swin_t_fpn": 47.8e6,
+    "maskrcnn_swin_s_fpn": 69.2e6,
 }
 """Parameters with 91 classes, for the estimate of what a snapshot takes."""
 

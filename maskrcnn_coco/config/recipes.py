@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from maskrcnn_coco.config.settings import Config, flag, given
+from maskrcnn_coco.config.settings import COCO_WEIGHTS, Config, flag, given
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.records import COMPONENTS
 
@@ -189,7 +189,7 @@ def _default_weights(c: Config, *, builtin: bool) -> tuple[str, str]:
         return "none", "no download for the built-in shapes"
     if c.backbone_weights is not None:
         return "none", "--backbone-weights gives the backbone; heads start at random"
-    if c.model in ("maskrcnn_resnet18_fpn", "maskrcnn_mobilenet_v2_fpn"):
+    if c.model is not None and c.model not in COCO_WEIGHTS:
         return "imagenet", f"{c.model} has no COCO weights"
     return "coco", "default: fine-tune from COCO"
 

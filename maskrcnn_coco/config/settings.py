@@ -22,7 +22,16 @@ MODELS = (
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet18_fpn",
     "maskrcnn_mobilenet_v2_fpn",
+    "maskrcnn_resnet101_fpn",
+    "maskrcnn_resnext50_32x4d_fpn",
+    "maskrcnn_resnext101_64x4d_fpn",
+    "maskrcnn_convnext_tiny_fpn",
+    "maskrcnn_convnext_small_fpn",
+    "maskrcnn_swin_t_fpn",
+    "maskrcnn_swin_s_fpn",
 )
+COCO_WEIGHTS = ("maskrcnn_resnet50_fpn_v2", "maskrcnn_resnet50_fpn")
+"""The models that torchvision has COCO weights of."""
 
 
 class _Remembers(type(msgspec.Struct)):

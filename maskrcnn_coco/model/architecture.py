@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torchvision
 from torch import nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -16,10 +14,10 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.model.bodies import BODIES, ChannelsFirst, NormLayer
 from maskrcnn_coco.model.predictors import Float32Predictor
 from maskrcnn_coco.system.exact_boxes import exact_boxes
 
-NormLayer = Callable[[int], nn.Module]
 DEFAULT_FREEZE = 2
 """Backbone stages frozen when weights are loaded: stem and first stage, as torchvision does."""
 
@@ -115,16 +113,12 @@ def assemble(
 
 
 def _backbone(name: str, channels: int, norm: NormLayer, fpn_norm: NormLayer | None) -> BackboneWithFPN:
-    models = torchvision.models
-    if name == "maskrcnn_mobilenet_v2_fpn":
-        body: nn.Module = models.mobilenet_v2(weights=None, norm_layer=norm).features
-        taps, widths = {"3": "0", "6": "1", "13": "2", "18": "3"}, [24, 32, 96, 1280]
-    else:
-        resnet18 = name == "maskrcnn_resnet18_fpn"
-        body = (models.resnet18 if resnet18 else models.resnet50)(weights=None, norm_layer=norm)
-        taps = {f"layer{i + 1}": str(i) for i in range(4)}
-        widths = [w if resnet18 else 4 * w for w in (64, 128, 256, 512)]
-    return BackboneWithFPN(body, taps, widths, channels, norm_layer=fpn_norm)
+    body = BODIES[name]
+    made, taps = body.build(norm), {child: str(n) for n, child in enumerate(body.taps)}
+    backbone = BackboneWithFPN(made, taps, list(body.widths), channels, norm_layer=fpn_norm)
+    if body.channels_last:
+        backbone.body = ChannelsFirst(made, taps)
+    return backbone
 
 
 def freeze(model: MaskRCNN, name: str, stages: int | None, *, loaded: bool) -> None:
@@ -142,16 +136,7 @@ def freeze(model: MaskRCNN, name: str, stages: int | None, *, loaded: bool) -> N
     count = (DEFAULT_FREEZE if loaded else 0) if stages is None else stages
     if count > 5:
         raise ConfigError("--freeze-stages is past the last stage", got=count, expected="0 to 5")
-    stage_of = _mobilenet_stage if name == "maskrcnn_mobilenet_v2_fpn" else _resnet_stage
+    stage_of = BODIES[name].stage_of
     for child, module in model.get_submodule("backbone.body").named_children():
         if stage_of(child) < count:
             module.requires_grad_(False)
-
-
-def _resnet_stage(child: str) -> int:
-    return int(child.removeprefix("layer")) if child.startswith("layer") else 0
-
-
-def _mobilenet_stage(child: str) -> int:
-    # A stage ends where the next resolution begins.
-    return next(stage for stage, last in enumerate((1, 3, 6, 13, 18)) if int(child) <= last)

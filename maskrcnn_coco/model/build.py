@@ -1,4 +1,4 @@
-"""Mask R-CNN for K classes: four architectures, and a small one for the built-in shapes.
+"""Mask R-CNN for K classes: torchvision's bodies through FPN, and a small one for the built-in shapes.
 
 Norm layers never change statistics here. Pretrained norms are frozen; layers that start at random are normalised by
 group (GroupNorm). Batch statistics over 2 to 4 images are poor, a batch without objects turns the mask head's running
@@ -16,10 +16,11 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
-from maskrcnn_coco.config.settings import MODELS, Config
+from maskrcnn_coco.config.settings import COCO_WEIGHTS, MODELS, Config
 from maskrcnn_coco.errors import CheckpointError, ConfigError
 from maskrcnn_coco.model import weights as files
 from maskrcnn_coco.model.architecture import FULL, SMALL, assemble, freeze
+from maskrcnn_coco.model.bodies import BODIES
 from maskrcnn_coco.model.fast.accelerate import accelerate
 
 
@@ -92,7 +93,7 @@ def _check(name: str, num_classes: int, small: bool, weights: str) -> None:
         raise ConfigError("too few classes", got=num_classes, expected="2 or more, the background included")
     if small and (name != "maskrcnn_resnet18_fpn" or weights in ("coco", "imagenet")):
         raise ConfigError("the small variant is maskrcnn_resnet18_fpn from scratch", got=f"{name}, weights {weights}")
-    if weights == "coco" and name not in ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"):
+    if weights == "coco" and name not in COCO_WEIGHTS:
         raise ConfigError(f"there are no COCO weights of {name}", fix="use --weights imagenet, none or a PATH")
 
 
@@ -113,14 +114,7 @@ def _load(model: MaskRCNN, name: str, weights: str, state: files.StateDict | Non
             notes += files.keep_eps_zero_numbers(model)
         return [f"weights from {weights}", *notes]
     if weights == "imagenet":
-        mobile = name == "maskrcnn_mobilenet_v2_fpn"
-        source = (
-            torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1
-            if mobile
-            else torchvision.models.ResNet18_Weights.IMAGENET1K_V1
-            if name == "maskrcnn_resnet18_fpn"
-            else torchvision.models.ResNet50_Weights.IMAGENET1K_V1
-        )
+        source = BODIES[name].weights
         fetched = _fetch(source, "ImageNet weights", "--backbone-weights")
         files.load_body(model.get_submodule("backbone.body"), fetched, source.url)
         return [f"backbone from {source.url}"]
@@ -251,7 +245,7 @@ def make_model(config: Config, num_classes: int, *, quick: bool) -> nn.Module:
         max_size=config.max_size,
         freeze_stages=config.freeze_stages,
         small=quick,
-        detections_per_image=config.box_detections_per_image or 100,
+        detections_per_image=detections,
     )
     set_sampler(model, config.box_batch_size_per_image)
     return model

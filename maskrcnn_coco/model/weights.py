@@ -41,17 +41,31 @@ def describe(state: StateDict) -> Layout | None:
     score = state.get("roi_heads.box_predictor.cls_score.weight")
     if score is None or not any(k.startswith("backbone.body.") for k in state):
         return None
-    if "backbone.body.1.conv.0.0.weight" in state:
-        model = "maskrcnn_mobilenet_v2_fpn"
-    elif "backbone.body.layer1.0.conv3.weight" not in state:
-        model = "maskrcnn_resnet18_fpn"
-    else:
-        model = "maskrcnn_resnet50_fpn_v2" if "rpn.head.conv.1.0.weight" in state else "maskrcnn_resnet50_fpn"
+    model = _model_of(state)
     head_norm = None
     if model == "maskrcnn_resnet50_fpn_v2":
         head_norm = _norm(state, "roi_heads.")
     small = model == "maskrcnn_resnet18_fpn" and score.shape[1] < 1024
     return Layout(model, small, int(score.shape[0]), _norm(state, "backbone.body."), head_norm)
+
+
+def _model_of(state: StateDict) -> str:
+    """The name of the model, by what only its body has."""
+    body = "backbone.body."
+    if body + "1.conv.0.0.weight" in state:
+        return "maskrcnn_mobilenet_v2_fpn"
+    if body + "1.0.layer_scale" in state:
+        return "maskrcnn_convnext_small_fpn" if body + "5.26.layer_scale" in state else "maskrcnn_convnext_tiny_fpn"
+    if body + "1.0.attn.relative_position_bias_table" in state:
+        return "maskrcnn_swin_s_fpn" if body + "5.17.norm1.weight" in state else "maskrcnn_swin_t_fpn"
+    if body + "layer1.0.conv3.weight" not in state:
+        return "maskrcnn_resnet18_fpn"
+    deep, grouped = body + "layer3.22.conv3.weight" in state, state[body + "layer1.0.conv2.weight"].shape[1] == 4
+    if grouped:
+        return "maskrcnn_resnext101_64x4d_fpn" if deep else "maskrcnn_resnext50_32x4d_fpn"
+    if deep:
+        return "maskrcnn_resnet101_fpn"
+    return "maskrcnn_resnet50_fpn_v2" if "rpn.head.conv.1.0.weight" in state else "maskrcnn_resnet50_fpn"
 
 
 def _norm(state: StateDict, prefix: str) -> str:
@@ -177,6 +191,10 @@ def _other_classes(name: str, value: Tensor, own: StateDict) -> bool:
     return name.startswith(PREDICTORS) and name in own and own[name].shape != value.shape
 
 
+HEADS = ("fc.", "classifier.", "head.", "norm.")
+"""What torchvision's classifiers have behind the last feature map; Swin and ConvNeXt a norm too."""
+
+
 def load_body(body: nn.Module, contents: Mapping[str, Any], source: str | Path) -> None:
     """Load backbone weights (torchvision's classifier or its features alone) into a detector's ``backbone.body``.
 
@@ -187,7 +205,7 @@ def load_body(body: nn.Module, contents: Mapping[str, Any], source: str | Path) 
     for name, value in contents.items():
         for prefix in ("module.", "backbone.body.", "body.", "features."):
             name = name.removeprefix(prefix)
-        if isinstance(value, Tensor) and not name.startswith(("fc.", "classifier.")):
+        if isinstance(value, Tensor) and not name.startswith(HEADS):
             state[name] = value
     check_finite(state, source)
     own = body.state_dict()

@@ -33,7 +33,8 @@ def small_file(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", MODELS)
+# The larger twins differ by depth alone: `test_bodies` recognises them without building them twice.
+@pytest.mark.parametrize("name", [m for m in MODELS if "101" not in m and "small" not in m and "swin_s" not in m])
 def test_every_architecture_is_recognised_and_rebuilt_from_its_own_weights(name):
     net = build_model(name, 4, min_size=64, max_size=64)
     found = weights.describe(net.state_dict())
