@@ -245,7 +245,9 @@ def make_model(config: Config, num_classes: int, *, quick: bool) -> nn.Module:
         max_size=config.max_size,
         freeze_stages=config.freeze_stages,
         small=quick,
-        detections_per_image=detections,
+        detections_per_image=config.box_detections_per_image
+        if isinstance(config.box_detections_per_image, int)
+        else 100,
     )
     set_sampler(model, config.box_batch_size_per_image)
     return model
