@@ -145,6 +145,7 @@ FROZEN = {
     "model",
     "momentum",
     "num_classes",
+    "bit_range",
     "optimizer",
     "patience",
     "quarantine",
