@@ -21,6 +21,7 @@ from maskrcnn_coco.wording import clean
 
 VERBS = {
     "train": "fine-tune on COCO-format data (no flags: the built-in shapes)",
+    "convert": "LabelMe, VIA, YOLO-seg, Pascal VOC or mask images as COCO",
     "check": "find what is wrong with a data set, before training",
     "advise": "measure the stable learning rate of each component, before training",
     "diagnose": "name the cause of a failed step, a run or a checkpoint, with its proof",
@@ -47,6 +48,26 @@ class TrainArgs(Config, frozen=True, kw_only=True):
     """Check data, model and folders, show the settings with their reasons, and stop before training."""
     json: bool = False
     """Print one JSON object on stdout, everything else on stderr."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+class ConvertArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """What another tool wrote, as COCO: LabelMe, VIA (json and csv), YOLO-seg, Pascal VOC, folders of mask images.
+
+    A validation part is written beside OUT.
+    """
+
+    out: str
+    """The COCO json to write."""
+    images: str | None = None
+    """Folder of the images, where they are not beside the annotations (LabelMe, VIA)."""
+    format: Literal["auto", "labelme", "via", "yolo", "voc", "masks"] = "auto"
+    """What the source is. auto: what it looks like."""
+    masks_are: Literal["auto", "objects", "classes"] = "auto"
+    """What the values in mask images stand for: numbered objects, or classes in pieces. auto: as it looks, and said."""
+    json: bool = False
+    """Print one JSON object on stdout."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -175,6 +196,7 @@ class DoctorArgs(PathArgs, frozen=True, kw_only=True):
 
 ARGUMENTS: dict[str, tuple[type, str]] = {
     "train": (TrainArgs, ""),
+    "convert": (ConvertArgs, "SOURCE"),
     "check": (CheckArgs, ""),
     "advise": (AdviseArgs, ""),
     "diagnose": (PathArgs, "INCIDENT.json | RUN_DIR | CHECKPOINT"),

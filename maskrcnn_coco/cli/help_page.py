@@ -22,6 +22,10 @@ EXAMPLES = {
         ("go on where a run stopped", "maskrcnn-coco train --resume auto"),
         ("four GPUs", "torchrun --nproc-per-node 4 maskrcnn_coco/main_mlops.py --data my_set/"),
     ),
+    "convert": (
+        ("what LabelMe, VIA, YOLO or a drawing program left",
+         "maskrcnn-coco convert my_labels/ --out my_labels/coco.json"),
+    ),
     "check": (
         ("what is wrong with a data set", "maskrcnn-coco check --data my_set/"),
         ("a repaired copy, and a gallery of what was found",

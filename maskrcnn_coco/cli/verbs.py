@@ -60,6 +60,24 @@ def train(args: Any, words: Sequence[str]) -> int:
     return result.exit_code
 
 
+def convert(args: Any, words: Sequence[str]) -> int:
+    """``maskrcnn-coco convert``."""
+    from maskrcnn_coco.cli.convert import convert_source, print_summary
+
+    done = convert_source(
+        Path(one(words, "SOURCE")),
+        Path(args.out),
+        kind=None if args.format == "auto" else args.format,
+        images=None if args.images is None else Path(args.images),
+        masks_are=None if args.masks_are == "auto" else args.masks_are,
+    )
+    if args.json:
+        emit(done)
+    else:
+        print_summary(done)
+    return 0
+
+
 def check(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco check``."""
     from maskrcnn_coco.cli.check import check_set, print_checked

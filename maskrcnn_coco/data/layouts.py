@@ -15,6 +15,7 @@ import numpy as np
 from maskrcnn_coco.data.bit_range import with_depth
 from maskrcnn_coco.data.coco.cache import load_kept
 from maskrcnn_coco.data.coco.table import CocoTable
+from maskrcnn_coco.data.convert.recognise import recognise
 from maskrcnn_coco.data.depth import BitRange
 from maskrcnn_coco.data.images import probe
 from maskrcnn_coco.data.locate_images import locate
@@ -66,6 +67,7 @@ def find_data(
     """
     del seed  # nothing here is random: `split` takes the seed
     path = Path(data)
+    _refuse_other_tools(path)
     train_json = path if _is_file(path, "--data") else _train_json(path)
     said: list[str] = []
     train = _load(train_json, images, "--images", said)
@@ -109,6 +111,23 @@ def split(table: CocoTable, fraction: float, seed: int) -> tuple[CocoTable, Coco
     held = np.zeros(len(table), bool)
     held[sorted(range(len(table)), key=lambda r: (keys[r], r))[:count]] = True
     return table.subset(np.flatnonzero(~held)), table.subset(np.flatnonzero(held))
+
+
+def _refuse_other_tools(path: Path) -> None:
+    """Raise the DataError that names the conversion, where ``path`` is of another tool and holds no COCO file."""
+    if path.is_dir() and any((p / ROBOFLOW).is_file() for p in (path, path / "train")):
+        return
+    jsons = [path] if path.is_file() else _jsons(path) or _jsons(path / "train") if path.is_dir() else []
+    if any(p.name.lower().endswith(".gz") or _begins_like_coco(p) for p in jsons):
+        return
+    source = recognise(path)
+    if source is None:
+        return
+    out = (source.root if path.is_file() else path) / "coco.json"
+    raise DataError(
+        f"{path} is {source.title}, not COCO",
+        fix=f"maskrcnn-coco convert {shlex.quote(str(path))} --out {shlex.quote(str(out))}",
+    )
 
 
 def _is_file(path: Path, flag: str) -> bool:

@@ -1,0 +1,127 @@
+"""Which tool wrote a file or folder, by its shape; and the conversion of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from maskrcnn_coco.data.convert.document import Document
+from maskrcnn_coco.data.convert.labelme import convert_labelme, is_labelme
+from maskrcnn_coco.data.convert.mask_images import Meaning, convert_masks, find_pairs
+from maskrcnn_coco.data.convert.reading import read_json, read_text
+from maskrcnn_coco.data.convert.via import convert_via, is_via, is_via_csv
+from maskrcnn_coco.data.convert.voc import convert_voc, voc_root
+from maskrcnn_coco.data.convert.yolo import convert_yolo, label_folders, yaml_of
+from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.wording import clean
+
+Kind = Literal["labelme", "via", "yolo", "voc", "masks"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+TITLES: dict[Kind, str] = {
+    "labelme": "LabelMe annotations (a json an image)",
+    "via": "annotations of VGG Image Annotator",
+    "yolo": "a YOLO set (a text an image)",
+    "voc": "a Pascal VOC set",
+    "masks": "images with mask images beside them",
+}
+_LOOKED_AT = 4
+_LARGEST = 256 << 20
+"""Bytes of json that are read to see what it is."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What `recognise` found: the kind, and the files or the folder to convert."""
+
+    kind: Kind
+    root: Path
+    files: tuple[Path, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The kind, in words."""
+        return TITLES[self.kind]
+
+
+def recognise(path: Path) -> Source | None:
+    """What wrote ``path``, a file or a folder; None: none of the tools that are known. Never raises because of it."""
+    try:
+        return _of_file(path) if path.is_file() else _of_folder(path) if path.is_dir() else None
+    except (DataError, OSError, ValueError):
+        return None
+
+
+def _of_file(path: Path) -> Source | None:
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        return Source("via", path.parent, (path,)) if is_via_csv(read_text(path)) else None
+    if suffix == ".json" and path.stat().st_size <= _LARGEST:
+        value = read_json(path)
+        if is_labelme(value):
+            return Source("labelme", path.parent, (path,))
+        return Source("via", path.parent, (path,)) if is_via(value) else None
+    if suffix in (".yaml", ".yml") and yaml_of(path.parent) is not None and label_folders(path.parent):
+        return Source("yolo", path.parent)
+    return None
+
+
+def _of_folder(folder: Path) -> Source | None:
+    jsons = sorted(p for p in (*folder.glob("*.json"), *folder.glob("*/*.json"), *folder.glob("*/*/*.json")))
+    if jsons and any(is_labelme(read_json(p)) for p in jsons[:_LOOKED_AT]):
+        return Source("labelme", folder, tuple(jsons))
+    for path in (*jsons[:_LOOKED_AT], *sorted(folder.glob("*.csv"))[:_LOOKED_AT]):
+        found = _of_file(path)
+        if found is not None:
+            return Source(found.kind, folder, found.files)
+    if voc_root(folder) is not None:
+        return Source("voc", folder)
+    if label_folders(folder):
+        return Source("yolo", folder)
+    return Source("masks", folder) if find_pairs(folder) else None
+
+
+def convert(source: Source, *, images: Path | None = None, masks_are: Meaning | None = None) -> dict[str, Document]:
+    """Part ("train", "val", "test", or "" where the source has no parts) → its COCO document.
+
+    Args:
+        images: the folder of the images, where it is not the source's own.
+        masks_are: what the values in mask images stand for; None: as it looks.
+
+    Raises:
+        DataError: the source has nothing that becomes a mask.
+    """
+    if source.kind == "labelme":
+        return {"": convert_labelme(list(source.files), images or source.root, images)}
+    if source.kind == "via":
+        return {"": convert_via(source.files[0], images or source.root, images)}
+    if source.kind == "yolo":
+        return convert_yolo(source.root)
+    if source.kind == "voc":
+        return convert_voc(source.root)
+    return {"": convert_masks(source.root, masks_are)}
+
+
+def chosen(path: Path, kind: Kind | None) -> Source:
+    """``path`` as a source of ``kind``; None: what it looks like.
+
+    Raises:
+        DataError: there is nothing there, or nothing that is known.
+    """
+    if not path.exists():
+        raise DataError(f"there is no file or folder {clean(path)}", fix="name what another tool wrote")
+    found = recognise(path)
+    if kind is not None and (found is None or found.kind != kind):
+        files = (path,) if path.is_file() else tuple(sorted(path.rglob("*.json" if kind == "labelme" else "*")))
+        suffixes = (".json",) if kind == "labelme" else (".json", ".csv")
+        fitting = tuple(p for p in files if p.suffix.lower() in suffixes) if kind in ("labelme", "via") else ()
+        if kind in ("labelme", "via") and not fitting:
+            raise DataError(f"{clean(path)} holds no file of {TITLES[kind]}", fix="check --format")
+        return Source(kind, path.parent if path.is_file() else path, fitting)
+    if found is None:
+        raise DataError(
+            f"{clean(path)} is of no kind that is known",
+            expected="; ".join(TITLES.values()),
+            fix=f"--format {'|'.join(KINDS)} says what it is",
+        )
+    return found
