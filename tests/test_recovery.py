@@ -164,6 +164,45 @@ def test_rank_local_acts_on_its_inner_cause():
     assert decide([outer, UNKNOWN], History(step=3, images=100)).kind == "skip"
 
 
+def test_an_inner_finding_that_is_not_proved_decides_nothing():
+    outer = finding("RANK_LOCAL", 0.95, culprit=Culprit(rank=1))
+    likely = Finding("LR_TOO_HIGH", 0.75, LR.culprit, [], 30, "", LR.detail)
+    assert decide([outer, likely], History(step=41, images=1000)).kind == "skip"
+    assert decide([outer, LR], History(step=41, images=1000)).kind == "lower_lr"
+
+
+@pytest.mark.parametrize("cause", ["UNKNOWN", "LOSS_MATH", "DATA_LABEL", "ANCHORS"])
+def test_what_every_batch_raises_stops_at_once(cause: str):
+    raised = finding(cause, 0.6, fix="look at KeyError: 'area' (mine.py:7, in forward)", detail={"every_batch": True})
+    if cause == "DATA_LABEL":
+        raised.detail["widespread"] = True
+    action = decide([raised], History(step=0, images=1000))
+    assert action.kind == "stop"
+    assert "mine.py:7" in action.detail["why"]
+
+
+def test_a_loss_whose_formula_changed_stops_and_a_file_that_trains_is_loaded():
+    changed = finding("LOSS_MATH", 0.95, fix="look at what changes loss_mask", detail={"redefined": 1000.0})
+    assert decide([changed], History(step=12, images=1000)).kind == "stop"
+    older = finding("POISONED_STATE", 0.95, detail={"at_load": True, "file": "checkpoints/epoch_001.pth"})
+    action = decide([older], History(step=12, images=1000))
+    assert action == Action("reload", {"checkpoint": "checkpoints/epoch_001.pth"})
+
+
+def test_a_rate_that_was_lowered_without_proof_comes_back_whole():
+    lower = Action("lower_lr", {"component": "box_head", "components": ["box_head"], "factor": 0.1, "to_step": 10})
+    likely, proved = incident(1, 10, "LR_TOO_HIGH", lower), incident(1, 10, "LR_TOO_HIGH", lower)
+    likely.confidence = 0.75
+    reached = {}
+    for name, one in (("likely", likely), ("proved", proved)):
+        factors = {"box_head": 0.1}
+        for step in range(11, 1000):
+            factors |= maybe_raise(History([one], step, images=100, total=480), factors)
+        reached[name] = factors["box_head"]
+    assert reached["likely"] == 1.0
+    assert reached["proved"] == pytest.approx(0.3)
+
+
 @pytest.mark.parametrize("cause", CAUSES)
 def test_never_a_rate_for_what_is_not_a_rate_and_always_the_same_answer(cause: str):
     found = [

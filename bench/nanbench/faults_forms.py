@@ -69,7 +69,7 @@ ROWS: tuple[tuple[str, str, str, Change, Setup], ...] = (
     ("labels-float", LABEL, "pytorch/vision#2740", entry("labels", Tensor.float), SGD),
     ("labels-float-batch-1", LABEL, "pytorch/vision#2740", entry("labels", Tensor.float), ONCE),
     ("labels-column", LABEL, "pytorch/vision#3247", entry("labels", lambda v: v[:, None]), GROUP),
-    ("labels-column-retina", LABEL, "pytorch/vision#3247", entry("labels", lambda v: v[:, None]), RETINA),
+    ("labels-column-faster", LABEL, "pytorch/vision#3247", entry("labels", lambda v: v[:, None]), FASTER),
     ("labels-int32", LABEL, "pytorch/vision#1544", entry("labels", Tensor.int), ADAM),
     ("labels-short", LABEL, "pytorch/vision#2300", entry("labels", lambda v: v[:1]), TWO),
     ("labels-missing", LABEL, "pytorch/vision#1598", without("labels"), FASTER),

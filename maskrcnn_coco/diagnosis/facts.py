@@ -20,6 +20,7 @@ NO_HISTORY_LOSS = 100.0
 """Where the run has no healthy step yet: every healthy detector measured starts below 20, the broken ones above 400."""
 
 
+SQUARES_OVERFLOW = 1e18
 FIRST = 5
 """Steps that make a run's first reference."""
 
@@ -255,9 +256,10 @@ class Facts:
         if self.recorded_loss is None or not math.isfinite(self.recorded_loss):
             return True
         pairs = [(self.recorded_loss, same.loss)]
-        if same.loss_scale is None:  # else the recorded gradients only overflowed at the scale of then
+        if self.precision != "fp16":  # there the recorded gradients may only have overflowed at the scale of then
             pairs.append((self.recorded_norm or 0.0, same.grad_norm))
-        return any(not math.isfinite(a) or far_apart(a, b) for a, b in pairs if b)
+        # The squares of a norm beyond 1e19 overflow where it is recorded, and not where a replay sums them.
+        return any(far_apart(a, b) if math.isfinite(a) else b < SQUARES_OVERFLOW for a, b in pairs if b)
 
     def healthy_retrace(self) -> bool:
         """The last steps, taken again as they were, stay normal, although the run did not: no rate is to blame."""

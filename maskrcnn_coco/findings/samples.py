@@ -36,7 +36,8 @@ class Samples:
         """What does not fit torchvision's contract, with the number of samples that have it."""
         self.images = self.bad_images = 0
         self._labels: Counter[int] = Counter()
-        self._labelled: list[int] = []
+        self._labelled = 0
+        self._out_of_range: list[int] = []
         self._boxes: list[np.ndarray] = []
         self._extents: list[np.ndarray] = []
         self._rows: list[list[np.ndarray]] = []
@@ -95,10 +96,11 @@ class Samples:
         self._labels.update(int(v) for v in values)
         if not values:
             return
-        self._labelled.append(image_id)
+        self._labelled += 1
         known = self.head or self.num_classes
         if min(values) < 1 or (known is not None and max(values) >= known):
             self.bad_images += 1
+            self._out_of_range.append(image_id)
 
     def _add_pixels(self, image: Tensor, image_id: int) -> None:
         low, high = (float(v) for v in torch.aminmax(image.detach()))
@@ -130,11 +132,11 @@ class Samples:
     def _label_facts(self) -> Labels:
         return Labels(
             dict(sorted(self._labels.items())),
-            len(self._labelled),
+            self._labelled,
             self.bad_images,
             self.num_classes,
             self.head,
-            image_ids=self._labelled[:20],
+            image_ids=self._out_of_range[:20],
         )
 
     def _targets(self, whole: bool) -> Targets:

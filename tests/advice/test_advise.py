@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,17 +21,31 @@ from maskrcnn_coco.advice.candidates import (
     SAFETY,
     Choice,
     Joint,
+    Tried,
     candidates,
     cap,
     choose,
     clip_from,
     cold_start,
+    compare,
+    stood,
     why_this,
 )
-from maskrcnn_coco.advice.limits import Limit, bracket, describe, interval, judge, measure_limits, rising, settle
+from maskrcnn_coco.advice.limits import (
+    Limit,
+    Verdict,
+    bracket,
+    describe,
+    interval,
+    judge,
+    measure_limits,
+    rising,
+    settle,
+)
 from maskrcnn_coco.advice.quick_check import try_rates
+from maskrcnn_coco.advice.recommendation import shell_lines
 from maskrcnn_coco.advice.remembered import above, fingerprint, recall, remember
-from maskrcnn_coco.advice.trials import Lab
+from maskrcnn_coco.advice.trials import Lab, Trial
 from maskrcnn_coco.config.recipes import Resolved
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.data.prepare import open_data
@@ -119,6 +134,43 @@ def test_bracket_says_so_when_nothing_breaks_or_time_is_up():
     low, high = bracket(lambda r: True, 1e-3, math.inf, 0.1, math.inf)
     assert math.isinf(high) and low > 5
     assert bracket(lambda r: True, 1e-3, math.inf, 0.1, time.monotonic() - 1) == (1e-3, math.inf)
+
+
+def test_so_many_trainings_are_made_whatever_the_clock_says():
+    calls: list[float] = []
+    low, high = bracket(lambda r: calls.append(r) or r < 0.2, 1e-3, math.inf, 0.1, -1.0, clock=lambda: 0.0, least=2)
+    assert len(calls) == 2
+    assert (low, high) == (0.1, pytest.approx(0.3))
+
+
+def test_what_was_not_measured_is_said_and_asks_for_no_other_rates():
+    unmeasured = Limit(2e-4, 2e-4, math.inf, "0 trainings", 0, 0.0)
+    assert not unmeasured.measured and limit(0.1).measured
+    assert describe(unmeasured).startswith("not measured")
+    recipe = Choice("recipe", 1e-3, 5.0, 1.0)
+    assert candidates({"backbone": unmeasured}, recipe, {}, pretrained=True) == [recipe]
+    mixed = candidates({"backbone": unmeasured, "rpn": limit(0.1)}, recipe, {}, pretrained=True)
+    assert all(c.lr > 0 for c in mixed)
+    (said,) = compare({"backbone": unmeasured}, recipe, pretrained=True)
+    assert "not measured" in said
+
+
+def test_an_advised_rate_is_never_above_the_limit_beside_it():
+    seen = Limit(2e-4, 2e-4, math.inf, "1 training", 9, 1.0, tried=(Verdict(2e-4, False, 1.0),))
+    best = Tried(Choice("recipe", 1e-3, 5.0, 1.0), Trial({}, True, 9, 1.0), {})
+    raised = stood({"backbone": seen, "rpn": limit(0.1)}, best)
+    assert raised["backbone"].stable == 1e-3
+    assert raised["rpn"] == limit(0.1)
+
+
+def test_the_printed_command_survives_a_terminal_of_80_columns():
+    command = shlex.join(
+        ["maskrcnn-coco", "train", "--data", "/data/a folder/with a name", "--lr", "0.001", *["--seed", "7"] * 12]
+    )
+    lines = shell_lines(command)
+    assert max(map(len, lines)) < 80 and all(line.endswith(" \\") for line in lines[:-1])
+    joined = "\n".join(lines).replace("\\\n", " ")
+    assert shlex.split(joined) == shlex.split(command)
 
 
 def test_candidates_stay_below_the_limits_and_keep_what_was_given():
@@ -239,7 +291,10 @@ def test_advice_on_the_built_in_shapes(tmp_path: Path, monkeypatch: pytest.Monke
     assert [r.multiplier for r in advice.ladder] == [3.0, 5.0, 7.0, 10.0]
     plot = (tmp_path / "ladder.svg").read_text()
     assert plot.count("<polyline") == 4 and "× 10" in plot
-    assert advice.seconds < 60 and advice.expected_minutes > 0
+    assert advice.expected_minutes > 0
+    for component, value in advice.max_stable_lr.items():
+        rates = Choice("", advice.lr, advice.head_lr_multiplier, advice.rpn_lr_multiplier).rates
+        assert value is None or rates[component] <= value
 
 
 def opened(out: Path, monkeypatch: pytest.MonkeyPatch, *, bad: tuple[int, ...] = (), epochs: int = 100, **changes: Any):

@@ -23,7 +23,11 @@ if (BENCH / "nanbench").is_dir():
     from nanbench.scoring import score_all
 
 SLICE = {
-    "ours": ["box-inf-segfault", "pixel-nan-batchnorm", "lr-backbone", "momentum-nan", "bit-flip-fc6", "decoy-crowds"],
+    "ours": [
+        *("box-inf-segfault", "pixel-nan-batchnorm", "lr-backbone", "momentum-nan", "bit-flip-fc6"),
+        *("pair-unseen", "form-labels-missing-batch-1", "glitch-fc6", "resume-box-head-1e4", "retina-box-inverted"),
+        "decoy-crowds",
+    ],
     "reference": ["box-inf-segfault", "pixel-nan"],
     "skip": ["pixel-nan"],
 }
@@ -60,6 +64,10 @@ def test_a_fault_is_survived_and_its_cause_and_culprit_are_named(lines, name):
     assert line["culprit_ok"] is not False
 
 
+def test_nothing_wrong_is_said_with_confidence(lines):
+    assert [k["scenario"] for k in lines.values() if k.get("wrong_and_sure")] == []
+
+
 def test_a_decoy_is_left_alone(lines):
     assert lines[("ours", "decoy-crowds", 0)]["false_actions"] == 0
 
@@ -93,8 +101,8 @@ def test_every_cause_has_three_scenarios_and_there_are_decoys_enough():
     counts = Counter(s.cause for s in SCENARIOS if not s.decoy)
     assert {c: counts[c] for c in CAUSES if counts[c] < 3} == {}
     assert set(counts) <= set(CAUSES)
-    assert sum(s.decoy for s in SCENARIOS) >= 12
-    assert len(SCENARIOS) >= 60
+    assert sum(s.decoy for s in SCENARIOS) >= 40
+    assert len(SCENARIOS) >= 180
     assert len(BY_ID) == len(SCENARIOS)
 
 
@@ -104,6 +112,8 @@ def test_scenarios_vary_and_name_their_source():
     assert {s.setup.accumulate for s in faults} == {1, 4}
     assert {s.setup.norm for s in faults} == {"frozen", "group", "batch"}
     assert {s.setup.optimizer for s in faults} == {"sgd", "adamw"}
+    assert {s.setup.batch for s in faults} == {1, 2, 4}
+    assert {s.setup.model for s in faults} == {"mask", "faster", "retina"}
     assert all(s.source for s in SCENARIOS)
 
 

@@ -119,3 +119,33 @@ def test_clipping_that_stops_learning_fails():
 
 def test_images_left_out_until_little_is_left_fails():
     assert not checklist.enough_images(30, 100).ok
+
+
+def test_too_few_steps_are_no_answer_and_say_so():
+    for n in (1, 3, 7):
+        run = records(falling(n))
+        checks = [
+            checklist.falling(run),
+            checklist.norms_bounded(run),
+            checklist.weights_move(run, {}, 480),
+            *([checklist.no_spikes(run), checklist.curves_smooth(run)] if n <= 5 else []),
+        ]
+        assert [c.ok for c in checks] == [None] * len(checks)
+        assert all(c.mark == "?" and c.message for c in checks)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_trend_hidden_in_the_noise_of_few_steps_is_no_answer_and_a_rise_is_one(seed: int):
+    rng = random.Random(seed)
+    noise = [2 + rng.random() for _ in range(12)]
+    assert checklist.falling(records(noise)).ok is not True
+    assert checklist.falling(records([1 + 0.5 * i + 0.01 * rng.random() for i in range(12)])).ok is False
+    assert checklist.falling(records([9 - 0.5 * i + 0.01 * rng.random() for i in range(12)])).ok is True
+
+
+def test_the_verdict_has_three_answers():
+    good, bad, open_ = checklist.Check("a", True, ""), checklist.Check("b", False, ""), checklist.Check("c", None, "")
+    assert checklist.verdict([good]) == "holds"
+    assert checklist.verdict([good, open_]) == "unknown"
+    assert checklist.verdict([good, open_, bad]) == "does not hold"
+    assert [c.mark for c in (good, bad, open_)] == ["✓", "✗", "?"]

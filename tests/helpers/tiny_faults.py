@@ -274,7 +274,32 @@ SMALL = dict.fromkeys(("backbone", "rpn", "box_head", "mask_head"), 1e-4)
 ALL = ("backbone", "rpn", "box_head", "mask_head")
 FC6 = "roi_heads.box_head.fc6.weight"
 
+
 # name → (a run that breaks, cause, culprit)
+def once(module: str, call: int, factor: float) -> nn.Module:
+    """A model one of whose modules returns garbage, finite, in its ``call``-th training pass and never again."""
+    model, calls = tiny_model(), [0]
+
+    def hook(_m: nn.Module, _a: Any, output: Tensor) -> Tensor | None:
+        calls[0] += 1
+        return output * factor if calls[0] == call else None
+
+    model.get_submodule(module).register_forward_hook(hook)
+    return model
+
+
+def formula(term: str, factor: float, start: int) -> nn.Module:
+    """A model one of whose losses is multiplied from its ``start``-th training pass on."""
+    model, calls = tiny_model(), [0]
+
+    def hook(_m: nn.Module, _a: Any, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        calls[0] += 1
+        return {k: v * (factor if k == term and calls[0] >= start else 1.0) for k, v in losses.items()}
+
+    model.register_forward_hook(hook)
+    return model
+
+
 FAULTS: dict[str, tuple[Callable[[], TinyRun], str, dict[str, Any]]] = {
     "A1 backbone": (lambda: TinyRun(lr=rates(backbone=0.3), max_grad_norm=0), "LR_TOO_HIGH", {"component": "backbone"}),
     "A1 backbone, clipped": (lambda: TinyRun(lr=rates(backbone=3.0)), "LR_TOO_HIGH", {"component": "backbone"}),
@@ -340,6 +365,14 @@ FAULTS: dict[str, tuple[Callable[[], TinyRun], str, dict[str, Any]]] = {
     "D2 16 bit": (lambda: TinyRun(spoil=pixels(lambda i: i * 65535, None)), "DATA_PIXEL", {}),
     "D3 constant image": (lambda: TinyRun(spoil=pixels(lambda i: (i - i) / 0)), "DATA_PIXEL", {"image_ids": [BAD]}),
     "D4 NaN pixel": (lambda: TinyRun(spoil=pixels(put((0, 3, 4), NAN))), "DATA_PIXEL", {"image_ids": [BAD]}),
+    "F formula, late": (lambda: TinyRun(model=formula("loss_mask", 1e3, 9)), "LOSS_MATH", {}),
+    "F formula, huge": (lambda: TinyRun(model=formula("loss_box_reg", 1e6, 6)), "LOSS_MATH", {}),
+    "G activations once": (lambda: TinyRun(model=once("backbone.body.layer3", 8, 1e6)), "TRANSIENT", {}),
+    "G head once, accumulated": (
+        lambda: TinyRun(model=once("roi_heads.box_head", 8, 1e7), accumulate=2, batch_size=2),
+        "TRANSIENT",
+        {},
+    ),
     "E1 identity": (lambda: TinyRun(model=identity_norms(), max_grad_norm=0), "NORM_STATE", {}),
     "E2 eps 0": (lambda: TinyRun(model=norms(0.0)), "NORM_STATE", {"component": "backbone"}),
     "E2 tiny variance": (lambda: TinyRun(model=norms(1e-14)), "NORM_STATE", {"component": "backbone"}),

@@ -12,7 +12,11 @@ import torch
 from runs import OwnData, config, incidents, small_model, weights
 
 from maskrcnn_coco import train
+from maskrcnn_coco.cli.diagnose import diagnose_path
+from maskrcnn_coco.errors import CheckpointError
+from maskrcnn_coco.model.rig import rig_from_settings
 from maskrcnn_coco.training import response
+from maskrcnn_coco.training.case_file import load_case
 
 
 class Odd(OwnData):
@@ -101,6 +105,32 @@ def test_one_item_of_an_odd_form_is_left_out_and_the_run_goes_on(tmp_path: Path,
     assert result.status == "finished"
     assert (incident["cause"], incident["culprit"]["image_ids"]) == (code, [105])
     assert incident["confidence"] >= 0.9
+
+
+def test_one_label_past_the_end_is_left_out_and_does_not_stop_the_run(tmp_path: Path):
+    change = lambda i, image, target: (image, {**target, "labels": target["labels"] + 80 * (i == 5)})  # noqa: E731
+    result = train(config(None, tmp_path), model=small_model(classes=2), train_data=Odd(change))
+    (incident,) = incidents(tmp_path)
+    assert result.status == "finished"
+    assert (incident["cause"], incident["culprit"]["image_ids"]) == ("DATA_LABEL", [105])
+
+
+def test_a_flipped_bit_in_a_saved_case_is_noticed_and_proves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    train(config(None, tmp_path), model=small_model(classes=2), train_data=OwnData(bad=(3,)))
+    case = tmp_path / "run" / "incidents" / "0001.pt"
+    rig = lambda settings: rig_from_settings(settings, {})  # noqa: E731
+    load_case(case, rig)
+    whole = case.read_bytes()
+    for at in (len(whole) // 3, len(whole) // 2, len(whole) - 200, len(whole) - 5):
+        case.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(CheckpointError):
+            load_case(case, rig)
+    capsys.readouterr()
+    assert diagnose_path(tmp_path / "run", json_mode=True) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["replayed"], said["findings"][0]["cause"]) == (False, "DATA_PIXEL")
 
 
 def test_an_investigation_that_fails_itself_is_said_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -19,6 +19,8 @@ from maskrcnn_coco.findings.rules.common import finding, listed, some
 from maskrcnn_coco.records import RunFinding
 
 CODE = "CLASSES"
+MAY_BE_LEFT_OUT = 0.2
+"""The share of images that the quarantine takes before the run stops."""
 GAIN, FACTOR, NEAR = 0.1, 3.0, 0.6
 """A renaming must add so much AP50, multiply it so often, and come so near to AP50 without classes."""
 
@@ -70,7 +72,10 @@ def _range(labels: Labels, known: int) -> list[RunFinding]:
         counted = "background counts: " if high == known else ""
         message = f"{above} of {total} objects have labels up to {high}, the head tells {known} classes apart{where}"
         fix = f"{counted}num_classes={high + 1} (labels 1 to {high}, and the background)"
-        sure = "error" if severity == "error" or labels.head is not None else "warning"
+        # A stray label costs its image, and the run goes on without it; a head that is too small meets its last class
+        # in more images than may be left out.
+        small = labels.head is not None and labels.bad_images > MAY_BE_LEFT_OUT * labels.images
+        sure = "error" if severity == "error" or small else "warning"
         found.append(finding(CODE, "too few", sure, message, fix, proof, images=labels.image_ids, num_classes=high + 1))
     return found
 
