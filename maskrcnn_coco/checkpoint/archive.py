@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import torch
 
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.system.files import Sink
+from maskrcnn_coco.system.files import READING, Sink
 
 _MARK = b"maskrcnn-coco sha256="
 _HEX = 64
@@ -80,7 +80,7 @@ def open_regular(path: Path) -> BufferedReader:
         CheckpointError: there is none, it is something else, or it may not be read.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path, READING)
     except OSError as e:
         raise CheckpointError(f"cannot open the checkpoint {path}: {e.strerror}", fix="check the path") from e
     if not stat.S_ISREG(os.fstat(fd).st_mode):

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from maskrcnn_coco.data.depth import BitRange, auto_range, deep_values, is_deep, spread_of, to_bytes
 from maskrcnn_coco.data.tiff import TiffFacts, tiff_facts
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.system.files import READING
 from maskrcnn_coco.wording import clean
 
 MAX_PIXELS = 2**26
@@ -199,11 +200,8 @@ def open_inside(root: str | Path, file_name: str) -> BinaryIO:
     """``root``/``file_name`` opened for reading; a name that leads out of it is never opened. Raises DataError."""
     path = _confined(Path(root), file_name)
     try:
-        # O_NONBLOCK: a FIFO must not wait for a writer; it is refused below.
-        fd = os.open(
-            path,
-            os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0),
-        )
+        # A FIFO does not wait for a writer; it is refused below.
+        fd = os.open(path, READING | getattr(os, "O_NOFOLLOW", 0))
     except FileNotFoundError as e:
         raise DataError(
             f"the image {clean(path)} does not exist", fix="check the image folder (--images), or check --fix"

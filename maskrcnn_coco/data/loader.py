@@ -254,7 +254,9 @@ def _no_child_signals() -> Iterator[None]:
 
 def _begin_worker(_: int) -> None:
     # Ctrl-C reaches the whole process group, but the main process decides when to stop; it stops workers by SIGTERM.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGBREAK"):  # the second is Ctrl-Break, on Windows
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.system.processes import alive
 
 LIST = ".predictions.json"
 """Names the files of the last run: {"files": {name: [bytes, time of writing in ns]}}."""
@@ -106,18 +107,8 @@ def _sweep(out: Path) -> None:
     """Remove what runs that were killed had gathered."""
     for left in out.glob(_STAGE + "*"):
         number = left.name.removeprefix(_STAGE)
-        if number.isdigit() and not _alive(int(number)):
+        if number.isdigit() and not alive(int(number)):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _remove(out: Path, name: str) -> None:

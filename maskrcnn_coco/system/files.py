@@ -13,7 +13,9 @@ import itertools
 import os
 import re
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,12 +25,20 @@ _serial = itertools.count()
 # What file systems answer that know no hard links (FAT, some network and user-space ones), or no more of them.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES, errno.EINVAL}
 
+# Windows would take "\n" for the end of a line, and Ctrl-Z for that of a file.
+_PLAIN = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+READING = os.O_RDONLY | _PLAIN | getattr(os, "O_NONBLOCK", 0)
+"""How strangers' files are opened for reading, as bytes: a pipe or a device does not wait for a writer."""
+_SCANNED = os.name == "nt"
+PATIENCE = 2.0
+"""Seconds in which a file that another program has open (Windows: a virus scanner, an indexer) may be let go."""
+
 
 class Sink:
     """A new file, open for writing in one pass; small writes are gathered to 1 MiB."""
 
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _PLAIN, 0o666)
         self._pending = bytearray()
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
@@ -93,9 +103,9 @@ def write_atomically(
         if keep_old_as is not None and path.exists():
             kept = _beside(keep_old_as)
             _link_or_copy(path, kept)
-        os.replace(temporary, path)
+        _rename(temporary, path)
         if kept is not None and keep_old_as is not None:
-            os.replace(kept, keep_old_as)
+            _rename(kept, keep_old_as)
     except BaseException:
         _remove_quietly(temporary)
         if kept is not None:
@@ -129,7 +139,7 @@ def link_atomically(source: Path, target: Path) -> None:
     temporary = _beside(target)
     try:
         _link_or_copy(source, temporary)
-        os.replace(temporary, target)
+        _rename(temporary, target)
     except BaseException:
         _remove_quietly(temporary)
         raise
@@ -137,7 +147,9 @@ def link_atomically(source: Path, target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the names in ``folder`` on the disk. Raises OSError."""
+    """Put the names in ``folder`` on the disk, where the system opens folders (Windows does not). Raises OSError."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -152,6 +164,17 @@ def remove_leftovers(folder: Path) -> list[str]:
     """Delete the temporary files that a killed run left in ``folder``; returns their names. Call it under the lock."""
     leftovers = [p for p in sorted(folder.iterdir()) if _TEMP.fullmatch(p.name) and p.is_file()]
     return [p.name for p in leftovers if _remove_quietly(p)]
+
+
+def _rename(source: Path, target: Path) -> None:
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if not _SCANNED or time.monotonic() >= until:
+                raise
+            time.sleep(0.05)
 
 
 def _write_new(path: Path, write: Callable[[Sink], None]) -> None:
@@ -194,11 +217,26 @@ def private(path: Path) -> bool:
 
 
 def cache_folder(name: str) -> Path:
-    """Where this program keeps what it can make again, below the user's cache folder."""
+    """Where this program keeps what it can make again: in the user's cache folder, as this system has it.
+
+    A container's user may have no home, or one that only root may write to: then below the temporary folder.
+    """
+    base = _user_cache()
+    if base is None or not os.access(next(p for p in (base, *base.parents) if p.exists()), os.W_OK | os.X_OK):
+        base = Path(tempfile.gettempdir()) / f"maskrcnn_coco-{os.getuid() if hasattr(os, 'getuid') else 0}"
+    return base / "maskrcnn_coco" / name
+
+
+def _user_cache() -> Path | None:
     base = os.environ.get("XDG_CACHE_HOME")
-    if not base:
-        try:
-            base = Path.home() / ".cache"
-        except RuntimeError:  # no HOME, and a user id without a name: a container
-            base = Path(tempfile.gettempdir()) / f"maskrcnn_coco-{os.getuid() if hasattr(os, 'getuid') else 0}"
-    return Path(base) / "maskrcnn_coco" / name
+    if base:
+        return Path(base).absolute()
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME, and a user id without a name
+        return None
+    if sys.platform not in ("win32", "darwin"):
+        return home / ".cache"
+    import platformdirs
+
+    return platformdirs.user_cache_path()

@@ -16,7 +16,9 @@ from maskrcnn_coco.system.streams import unbreakable
 if TYPE_CHECKING:
     from maskrcnn_coco.distributed.ranks import Ranks
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+BREAK = getattr(signal, "SIGBREAK", None)
+"""Ctrl-Break, on Windows: the same as Ctrl-C."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *(() if BREAK is None else (BREAK,)))
 _current: list[Interrupts] = []
 
 
@@ -80,6 +82,7 @@ class Interrupts:
             self._agreed = max(int(f["signal"]) for f in ranks.all_flags({"signal": self._seen}))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        number = signal.SIGINT if number == BREAK else number
         if self._seen:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             if number == signal.SIGINT:

@@ -118,7 +118,7 @@ def _keep(table: CocoTable, folder: Path) -> None:
         text = msgspec.json.encode(_Rest(digests, table.categories, table.problems, table.dropped_category))
         (Path(aside) / "rest.json").write_bytes(_digest(text) + b"\n" + text)
         for path in Path(aside).iterdir():
-            with path.open("rb") as file:
+            with path.open("r+b") as file:  # Windows syncs what may be written
                 os.fsync(file.fileno())  # a power cut must not leave columns of zeros
         os.rename(aside, folder)
     finally:

@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path
 
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.system.files import READING
 
 SHAPE = '{"images": [...], "annotations": [...], "categories": [...]}'
 """What a COCO file looks like, for messages."""
@@ -40,8 +41,7 @@ def read_text(path: Path) -> bytes:
 
 def _read_regular(path: Path) -> bytes:
     try:
-        # O_NONBLOCK: opening a FIFO must not wait for a writer.
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        fd = os.open(path, READING)
         with os.fdopen(fd, "rb") as file:
             info = os.fstat(fd)
             if not stat.S_ISREG(info.st_mode):
