@@ -5,14 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
-from runs import config
+from runs import OwnData, config, lines, small_model
 from tiny_run import tiny_model
 
 from maskrcnn_coco import train
 from maskrcnn_coco.checkpoint.store import load
-from maskrcnn_coco.training.signals import Interrupts
+from maskrcnn_coco.training import epoch as epoch_module
+from maskrcnn_coco.training import response
+from maskrcnn_coco.training.signals import AtOnce, Interrupts, breakable
 
 
 def test_the_first_signal_is_remembered(capsys):
@@ -92,3 +95,56 @@ def test_an_interruption_with_dead_streams_saves_and_says_so_in_the_exit_code(
     assert (result.status, result.exit_code) == ("interrupted", 128 + number)
     assert load(tmp_path / "checkpoints" / "last.pth")["loop"]["step"] == 2
     assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_sigterm_at_the_start_of_an_evaluation_ends_it_at_once_and_nothing_is_lost(tiny_shapes, tmp_path, monkeypatch):
+    real = epoch_module.evaluate_model
+
+    def asked(*arguments, **named):
+        saved = tmp_path / "checkpoints" / "last.pth"
+        deadline = time.monotonic() + 20
+        while not saved.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert load(saved)["loop"]["step"] == 6, "saved first, evaluated second"
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+
+    began = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(epoch_module, "evaluate_model", asked)
+        result = train(config(tiny_shapes.root, tmp_path), model=tiny_model())
+    assert (result.status, result.exit_code) == ("interrupted", 143)
+    assert time.monotonic() - began < 25
+    assert load(tmp_path / "checkpoints" / "last.pth")["loop"]["closed_epochs"] == 0
+    assert epoch_module.evaluate_model is real
+    again = train(config(tiny_shapes.root, tmp_path, resume="auto"), model=tiny_model())
+    assert again.exit_code == 0 and "bbox/AP" in again.metrics
+    assert [len(lines(tmp_path, kind)) for kind in ("step", "epoch", "eval")] == [6, 1, 1]
+
+
+def test_ctrl_c_while_the_cause_is_looked_for_answers_at_once(tmp_path, monkeypatch, capsys):
+    def long(*arguments, **named):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(30)
+
+    monkeypatch.setattr(response, "investigate", long)
+    began = time.monotonic()
+    settings = config(None, tmp_path, workers=0)
+    result = train(settings, model=small_model(classes=2), train_data=OwnData(bad=(5,)))
+    assert (result.status, result.exit_code) == ("interrupted", 130)
+    assert time.monotonic() - began < 25
+    said = "".join(capsys.readouterr())
+    assert "looking for the cause" in " ".join(said.split())
+    assert load(tmp_path / "checkpoints" / "last.pth")["loop"]["incidents"] == []
+
+
+def test_of_several_processes_none_leaves_the_others_in_an_evaluation():
+    with Interrupts() as interrupts, breakable(alone=False):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.received == signal.SIGTERM
+    with Interrupts(), pytest.raises(AtOnce), breakable(alone=True):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with Interrupts():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(AtOnce), breakable(alone=True):
+            raise AssertionError("it has come already")
