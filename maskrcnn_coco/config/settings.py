@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.system.plain_files import read_yaml
 
 MODELS = (
     "maskrcnn_resnet50_fpn_v2",
@@ -223,7 +224,9 @@ def _problems(c: Config):
         ("eval_max_dets", 1),
         ("seed", 0),
     ):
-        value = getattr(c, name)
+        value, most = getattr(c, name), 2**63 - 1 if name == "seed" else 2**31 - 1
+        if isinstance(value, int) and value > most:
+            yield f"{flag(name)}: got {value}, expected {most} or less"
         if value is not None and value != "auto" and value < low:
             yield f"{flag(name)}: got {value}, expected {low} or more"
     if isinstance(c.ema, float) and not 0 < c.ema < 1:
@@ -288,13 +291,11 @@ def load_config(path: str | Path) -> Config:
     Raises:
         ConfigError: no such file, not YAML, an unknown key (with the nearest known one), or a value of the wrong type.
     """
-    import yaml
-
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = read_yaml(path)
     except OSError as e:
         raise ConfigError(f"cannot read the configuration file {path}: {e.strerror}", fix="check --config") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+    except ValueError as e:
         raise ConfigError(f"{path} is not YAML: {e}", fix="compare with what --print-config writes") from e
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds no settings", got=type(data).__name__, expected="a mapping of setting: value")
@@ -310,7 +311,7 @@ def load_config(path: str | Path) -> Config:
     data = {k: _number(v) for k, v in data.items()}
     try:
         return _mark(msgspec.convert(data, type=Config), data)
-    except msgspec.ValidationError as e:
+    except (msgspec.ValidationError, ValueError, OverflowError) as e:
         raise ConfigError(f"{path}: {e}", fix="--print-config shows the type of each setting") from e
 
 

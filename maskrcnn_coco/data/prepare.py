@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.records import DataFinding
+from maskrcnn_coco.system.plain_files import read_regular
 
 if TYPE_CHECKING:
     from maskrcnn_coco.config.settings import Config
@@ -253,7 +254,7 @@ def read_quarantine(path: str | Path) -> dict[str, Any]:
         ConfigError: no such file, or not one that a run wrote.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(read_regular(path))
         images = [int(i["id"]) for i in data["images"] if "index" not in i]  # else its id was never known
         annotations = [int(a["id"]) for a in data["annotations"]]
     except OSError as e:

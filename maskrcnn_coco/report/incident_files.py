@@ -8,6 +8,7 @@ from pathlib import Path
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.records import Incident, record_from, to_json
 from maskrcnn_coco.system.files import write_text
+from maskrcnn_coco.system.plain_files import read_regular
 
 
 def write_incident(folder: str | Path, incident: Incident) -> Path:
@@ -26,7 +27,7 @@ def read_incident(path: str | Path) -> Incident:
     """
     path = Path(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_regular(path))
         return record_from(Incident, data)
     except OSError as e:
         raise DataError(f"cannot read {path}: {e.strerror}", fix="give an incident file or a run folder") from e

@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import functools
 import io
 import json
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from PIL import Image
 
-from maskrcnn_coco.records import Incident, record_from, to_json
+from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, Result, StepRecord, record_from, to_json
 from maskrcnn_coco.report.metrics_file import METRICS, UNDONE, read_metrics
+from maskrcnn_coco.system.plain_files import read_regular, read_yaml
 
 RUN_INFO = "run.json"
 _IMAGE_BYTES = 400_000
 _LONGEST = 640
+
+
+_LINES = {"step": StepRecord, "epoch": EpochRecord, "eval": EvalRecord}
+
+
+class _Info(typing.TypedDict):
+    """`RUN_INFO`."""
+
+    reasons: dict[str, str]
+    environment: dict[str, Any]
+    data: dict[str, Any]
+    lr: dict[str, float]
+    notes: list[str]
+    findings: list[dict[str, Any]]
 
 
 @dataclass
@@ -65,14 +84,14 @@ def read_run(logdir: str | Path) -> RunFiles:
     """What is in a run's folder."""
     logdir = Path(logdir)
     lines = read_metrics(logdir / METRICS)
-    of_kind = {k: [d for d in lines if d.get("kind") == k] for k in ("step", "epoch", "eval")}
+    of_kind = {k: [d for d in lines if d.get("kind") == k and _fits(d, t)] for k, t in _LINES.items()}
     return RunFiles(
         logdir,
         config=_yaml(logdir / "config.yaml"),
-        info=_json(logdir / RUN_INFO),
-        result=_json(logdir / "result.json"),
+        info=_fitting(_json(logdir / RUN_INFO), _Info),
+        result=_fitting(_json(logdir / "result.json"), Result),
         steps=of_kind["step"],
-        undone=read_metrics(logdir / UNDONE),
+        undone=[d for d in read_metrics(logdir / UNDONE) if _fits(d, StepRecord)],
         epochs=of_kind["epoch"],
         evals=of_kind["eval"],
         incidents=_incidents(logdir / "incidents"),
@@ -80,20 +99,54 @@ def read_run(logdir: str | Path) -> RunFiles:
     )
 
 
+def _fits(line: dict[str, Any], kind: type) -> bool:
+    """Whether a line of `METRICS` is one of ours: of other programs' lines the page could show nothing."""
+    return _needed(kind) <= line.keys() and len(_fitting(line, kind)) == len(line)
+
+
+def _fitting(data: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """``data`` without the fields that are of another type than those of ``kind``."""
+    hints = _hints(kind)
+    return {name: value for name, value in data.items() if name not in hints or _is(value, hints[name])}
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+@functools.cache
+def _needed(kind: Any) -> frozenset[str]:
+    fields = dataclasses.fields(kind)
+    return frozenset(f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING)
+
+
+def _is(value: Any, hint: Any) -> bool:
+    try:
+        msgspec.convert(_numbers(value), hint)
+    except (msgspec.ValidationError, RecursionError):
+        return False
+    return True
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _numbers(v) for k, v in value.items()}
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        data = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        data = read_yaml(path)
+    except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}
 
@@ -103,7 +156,7 @@ def _incidents(folder: Path) -> list[Incident]:
     for path in sorted(folder.glob("*.json")):
         try:
             found.append(record_from(Incident, _json(path)))
-        except TypeError:  # not an incident: fields are missing
+        except (TypeError, ValueError, AttributeError):  # not an incident: fields are missing, or of another type
             continue
     return found
 
