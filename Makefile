@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 GPU_DRY = $(shell $(BIN)/python -c 'import torch; print("" if torch.cuda.is_available() else "--dry")' 2>/dev/null || echo --dry)
 
-.PHONY: gpu install train test lint bench nanbench faults soak fuzz clean
+.PHONY: gpu install train test lint bench nanbench faults soak fuzz integrations clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -47,6 +47,12 @@ soak: $(STAMP)
 
 fuzz: $(STAMP)
 	$(BIN)/python bench/fuzz/run.py --cases 1000000
+
+# The adapters in the real trainers, which are large and have pins of their own: an environment beside .venv.
+integrations:
+	test -x .venv-integrations/bin/python || $(PYTHON) -m venv .venv-integrations
+	.venv-integrations/bin/python -m pip install --quiet --editable . lightning transformers accelerate
+	OMP_NUM_THREADS=1 .venv-integrations/bin/python tests/integrations/real_trainers.py
 
 clean:
 	rm -rf $(VENV) runs checkpoints

@@ -25,6 +25,7 @@ LEAVES = {"errors", "records", "wording", "components", "recovery"}
 EVERYTHING = None
 TABLE: dict[str, set[str] | None] = {
     "cli": EVERYTHING,
+    "integrations": {"anywhere", "guard"},
     "training": {"findings", "advice", "report", "evaluation", "model", "diagnosis", "replay", "checkpoint", "guard"}
     | {"data", "config", "distributed", "system"},
     "advice": {"report", "model", "guard", "data", "config", "distributed", "system"},

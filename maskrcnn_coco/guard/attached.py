@@ -67,6 +67,7 @@ class Attached(Guard):
         self.alarms: deque[Alarm] = deque(maxlen=KEPT)
         self.records: deque[StepRecord] = deque(maxlen=KEPT)
         self.refused = False
+        self.refused_steps = 0
         self.acts.agree_at_once = False  # forward passes need not be equally many on every process
         self.instruments.scale = _OthersScale(scaler)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
@@ -266,6 +267,7 @@ class Attached(Guard):
 
     def _keep(self, record: StepRecord) -> None:
         self.refused = not record.applied
+        self.refused_steps += self.refused
         self.records.append(record)
         if self.alarm is not None:
             self.alarms.append(self.alarm)
