@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 GPU_DRY = $(shell $(BIN)/python -c 'import torch; print("" if torch.cuda.is_available() else "--dry")' 2>/dev/null || echo --dry)
 
-.PHONY: gpu install train test lint bench nanbench faults soak fuzz integrations clean
+.PHONY: gpu install train test lint bench nanbench faults soak fuzz integrations clean package docs
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -53,6 +53,9 @@ integrations:
 	test -x .venv-integrations/bin/python || $(PYTHON) -m venv .venv-integrations
 	.venv-integrations/bin/python -m pip install --quiet --editable . lightning transformers accelerate
 	OMP_NUM_THREADS=1 .venv-integrations/bin/python tests/integrations/real_trainers.py
+# The wheel in a fresh environment, outside the checkout. Downloads torch once more; `--offline` takes the one at hand.
+package: $(STAMP)
+	$(BIN)/python bench/package.py
 
 clean:
 	rm -rf $(VENV) runs checkpoints

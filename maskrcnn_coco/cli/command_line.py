@@ -13,6 +13,7 @@ import msgspec
 from maskrcnn_coco import __version__
 from maskrcnn_coco.cli.flags import read_flags
 from maskrcnn_coco.cli.help_page import help_page
+from maskrcnn_coco.cli.missing import missing
 from maskrcnn_coco.config.settings import Config, flag, given, load_config
 from maskrcnn_coco.errors import ConfigError, MaskRCNNError
 from maskrcnn_coco.records import to_json
@@ -224,6 +225,7 @@ def usage() -> str:
             *lines,
             "",
             "maskrcnn-coco VERB --help lists the flags of a verb, with examples.",
+            'Shell completion: eval "$(maskrcnn-coco --completion bash)", or zsh; fish: … --completion fish | source',
         ]
     )
 
@@ -289,6 +291,11 @@ def _answer(argv: list[str]) -> int:
     if argv[0] == "--version":
         print(f"maskrcnn-coco {__version__}")
         return 0
+    if argv[0] == "--completion":
+        from maskrcnn_coco.cli.completion import completion
+
+        print(completion(" ".join(argv[1:]), {verb: kind for verb, (kind, _) in ARGUMENTS.items()}))
+        return 0
     verb, flags = argv[0], argv[1:]
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, 1, 0.5)
@@ -315,6 +322,8 @@ def _value_of(name: str, argv: Sequence[str]) -> str | None:
 
 def as_error(error: Exception) -> MaskRCNNError:
     """What a stranger's error says to a user: what the machine refused (exit 2), or a fault of ours (exit 1)."""
+    if isinstance(error, ImportError) and (said := missing(error)) is not None:
+        return said
     if isinstance(error, OSError) and error.strerror is not None:
         paths = " → ".join(str(p) for p in (error.filename, error.filename2) if p is not None)
         return ConfigError(
