@@ -221,6 +221,9 @@ class Health:
         """
         layout = self.layout
         names = [n for n, a, b in zip(layout.names, before, now, strict=True) if a != b or b == math.inf]
+        if not exact:
+            # All have changed since they were last measured; who was changed from outside, the witness knows.
+            names = [layout.names[i] for i in self._seen_weights.which(layout.params)] or names
         old, new = layout.totals(before), layout.totals(now)
         self.changed_outside.append({"parameters": names, "before": old, "now": new})
         del self.changed_outside[:-20]

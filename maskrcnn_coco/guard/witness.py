@@ -46,6 +46,16 @@ class Witness:
         # Bits, not values: a NaN must equal itself.
         return not torch.equal(now.view(torch.uint8), self._sample.view(torch.uint8))
 
+    def which(self, tensors: Sequence[Tensor]) -> list[int]:
+        """Positions of those that are not what they were; empty where it cannot be told. Slower than `changed`."""
+        if self._sample is None or len(tensors) != len(self._tensors):
+            return []
+        marks = [i for i, t in enumerate(tensors) if t is not self._tensors[i] or _mark(t) != self._marks[i]]
+        ends = torch.tensor([v.numel() for v in self._views]).cumsum(0).tolist()
+        differs = (self._look().view(torch.int8) != self._sample.view(torch.int8)).reshape(ends[-1], -1).any(1).cpu()
+        starts = [0, *ends]
+        return sorted({*marks, *(i for i, end in enumerate(ends) if bool(differs[starts[i] : end].any()))})
+
     def forget(self) -> None:
         """Everything may have changed."""
         self._tensors, self._views, self._marks, self._sample = [], [], [], None
