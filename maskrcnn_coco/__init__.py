@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maskrcnn_coco.anywhere.attach import attach as attach
+    from maskrcnn_coco.anywhere.guard import Guard as Guard
     from maskrcnn_coco.config.settings import Config as Config
     from maskrcnn_coco.errors import FindingWarning as FindingWarning
     from maskrcnn_coco.guard.epoch import train_one_epoch as train_one_epoch
-    from maskrcnn_coco.guard.guard import Guard as Guard
     from maskrcnn_coco.inference.predictor import load as load
     from maskrcnn_coco.training.loop import train as train
 
@@ -19,7 +19,7 @@ __all__ = ["Config", "FindingWarning", "Guard", "attach", "load", "train", "trai
 _HOMES = {
     "Config": "config.settings",
     "FindingWarning": "errors",
-    "Guard": "guard.guard",
+    "Guard": "anywhere.guard",
     "attach": "anywhere.attach",
     "load": "inference.predictor",
     "train": "training.loop",

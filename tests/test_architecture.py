@@ -34,7 +34,7 @@ TABLE: dict[str, set[str] | None] = {
     "evaluation": {"findings", "data", "distributed", "system"},
     "model": {"replay", "checkpoint", "data", "config", "system"},
     "diagnosis": {"findings", "replay", "system"},
-    "anywhere": {"diagnosis", "replay", "guard", "report", "system"},
+    "anywhere": {"diagnosis", "replay", "guard", "report", "distributed", "system"},
     "replay": {"guard", "system"},
     "guard": {"findings", "distributed", "system"},
     "findings": set(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard.acts import Mode
 from maskrcnn_coco.guard.attached import Attached
 from maskrcnn_coco.guard.norms import Components
+from maskrcnn_coco.guard.undo import nested
 from maskrcnn_coco.records import Alarm
 
 
@@ -24,6 +26,10 @@ def attach(
     mode: Mode = "recover",
     on_alarm: Callable[[Alarm], Any] | None = None,
     say: bool = True,
+    diagnose: bool = False,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    select: Callable[[Any, list[int]], Any] | None = None,
+    logdir: str | Path | None = "runs/guard",
 ) -> Attached:
     """Guard a training that calls ``optimizer.step()`` itself; nothing else in it changes.
 
@@ -46,10 +52,18 @@ def attach(
         mode: "recover" and "stop" refuse; "observe" only reports; "off" does nothing.
         on_alarm: called with each `Alarm`, in place of the warning.
         say: warn about what is refused.
+        diagnose: at each alarm find the cause by taking steps again on a private copy of the model, and act: go back,
+            lower one group's rate, keep a module in float32. Steps can be taken again where the model returns its own
+            loss; where the loss is made outside, give ``forward`` and show each batch (``guard.batch(batch)``).
+        forward: (model, batch) → the loss, as the loop makes it; for ``diagnose`` only.
+        select: (batch, positions) → the batch with these samples only; by default tensors and lists are cut along
+            their first dimension.
+        logdir: folder for incident files; None: none are written.
 
     Returns:
         The guard: ``see(loss)``, ``alarm``, ``refused``, ``alarms``, ``records``, ``new_regime()``,
-        ``accept_buffers()``, ``detach()``.
+        ``accept_buffers()``, ``detach()``; with ``diagnose`` also ``batch()``, ``finding``, ``incidents``,
+        ``rollback()``.
 
     Raises:
         ConfigError: no optimizer, no trainable parameters, or parameters that are shards.
@@ -58,4 +72,21 @@ def attach(
     if not found or not all(isinstance(o, torch.optim.Optimizer) for o in found):
         kinds = ", ".join(type(o).__name__ for o in found) or "none"
         raise ConfigError("attach needs a torch optimizer, or a list of them", got=kinds)
-    return Attached(model, found, scaler=scaler, components=components, mode=mode, on_alarm=on_alarm, say=say)
+    if not diagnose:
+        return Attached(model, found, scaler=scaler, components=components, mode=mode, on_alarm=on_alarm, say=say)
+    if len(found) > 1 or nested(found[0]):
+        raise ConfigError("diagnose=True needs one optimizer", got=str(len(found)), fix="attach a guard to each")
+    from maskrcnn_coco.anywhere.diagnosing import Diagnosing
+
+    return Diagnosing(
+        model,
+        found,
+        forward=forward,
+        select=select,
+        logdir=logdir,
+        scaler=scaler,
+        components=components,
+        mode=mode,
+        on_alarm=on_alarm,
+        say=say,
+    )

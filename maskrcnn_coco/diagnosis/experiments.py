@@ -82,7 +82,8 @@ class Lab:
 
     def _scan_state(self, model: nn.Module, names: list[str]) -> None:
         f, case = self.facts, self.case
-        f.state = scan.scan_state(case.now, model, names, component_of)
+        meant = set(case.settings.get("by_design") or ())  # buffers of -inf or NaN that were so from the start
+        f.state = [s for s in scan.scan_state(case.now, model, names, component_of) if s.name not in meant]
         if any(s.where == "norm" for s in f.state) and self.walks.healthy is not None:
             before = scan.scan_state(self.walks.healthy, model, names, component_of)
             f.norms_before = {s.name for s in before if s.where == "norm"}
@@ -90,7 +91,7 @@ class Lab:
     def _scan_batch(self, model: nn.Module, batch: Any) -> None:
         f = self.facts
         raised = str(f.measured.get("error", ""))
-        if raised or f.symptom == "input_nonfinite":
+        if (raised or f.symptom == "input_nonfinite") and not getattr(batch, "plain", False):
             targets, inputs = scan_forms(batch, model, refused=f.symptom == "input_nonfinite", raised=raised)
             f.targets, f.inputs = f.targets + targets, f.inputs + inputs
         f.targets += scan_targets(batch, num_classes(model, f.settings))
@@ -204,7 +205,7 @@ class Lab:
         for entry in self._other_entries():
             for batch in self.replay.batches_of(entry):
                 targets, inputs = scan_targets(batch, classes), scan_images(batch, getattr(model, "transform", None))
-                if forms:
+                if forms and not getattr(batch, "plain", False):
                     more = scan_forms(batch, model, refused=False, raised=str(mine.measured.get("error", "")))
                     targets, inputs = [*targets, *more[0]], [*inputs, *more[1]]
                 looked.append(bool(mine.inputs and inputs) or bool(codes & {t.code for t in targets}))

@@ -70,7 +70,7 @@ class Acts:
         began = time.perf_counter()
         act, found = Act(record, None), self._before(batches)
         if found is not None and found.suspicion:
-            act.suspicion, found = found, None
+            act.suspicion, found = (None if self.parts.holes else found), None
         act.before = self.team.worst(found) if self.team is not None and self.agree_at_once else found
         # What cannot be used is not even run: native code might take the interpreter down.
         act.over = act.before is not None and (self.mode != "observe" or act.before.fatal)
@@ -199,12 +199,12 @@ class Acts:
         parts = self.parts
         self.before_step(act)
         parts.seconds += time.perf_counter() - began
-        if step is None:
-            steps.apply(
-                parts.optimizer, act.gradients, steps.clip_coefficient(act.record.grad_norm, parts.max_grad_norm)
-            )
-        else:
-            step()
+        with parts.lowered_rates():
+            if step is None:
+                coefficient = steps.clip_coefficient(act.record.grad_norm, parts.max_grad_norm)
+                steps.apply(parts.optimizer, act.gradients, coefficient)
+            else:
+                step()
         self.after_step(act)
 
     def before_step(self, act: Act) -> None:
@@ -227,6 +227,7 @@ class Acts:
             return
         parts.scale.applied(bool(act.gradients))
         record.applied = True
+        parts.holes = parts.holes or act.suspicion is not None
         parts.taken += 1
         parts.health.finished(due=act.due)
         parts.divergence.accept(record.loss, record.grad_norm, record.group_grad_norm, parts.health.moved)

@@ -138,7 +138,7 @@ class Attached(Guard):
             self.instruments.buffers.save()  # the forward pass runs all the same
         return act
 
-    def _before_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.mode == "off" or self._result is not None:
             return
         batches = [args, kwargs] if kwargs else [args]
@@ -223,7 +223,8 @@ class Attached(Guard):
             # What the device skips by itself is told to it, so that it can clear up.
             self._through = True
             try:
-                result = call()
+                with self.instruments.lowered_rates():
+                    result = call()
             finally:
                 self._through = False
         else:

@@ -59,6 +59,11 @@ class Buffers:
                 self._by_design.add(i)  # also where only the square of what it holds is beyond range
 
     @property
+    def by_design(self) -> set[str]:
+        """Names of the buffers that are not finite because they were meant so."""
+        return {self._slots[i][2] for i in self._by_design}
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the copies held."""
         return sum(t.numel() * t.element_size() for t in self._kept if t is not None)

@@ -185,6 +185,11 @@ class Guard:
         """Whether records and alarms come later than their steps; before ``at_once_until`` they do not."""
         return self._deferred is not None and self._next >= self.at_once_until
 
+    @property
+    def next_step(self) -> int:
+        """The number that the next step gets where the caller gives none."""
+        return self._next
+
     # --- one step
 
     def step(
@@ -319,7 +324,7 @@ class Guard:
         found = [int(i) for i in ids] if ids is not None else inputs.image_ids(batches)
         late = self._deferred is not None and step >= self.at_once_until
         scale = None if late else parts.scale.value
-        record = StepRecord(step, epoch, {}, math.nan, math.nan, {}, parts.health.lr(), scale, found, applied=False)
+        record = StepRecord(step, epoch, {}, math.nan, math.nan, {}, parts.rates(), scale, found, applied=False)
         parts.completed = [] if late else [record]
         return record
 

@@ -5,10 +5,11 @@ Made once by `Guard` and handed to the way that reads at once and to the one tha
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,11 +79,46 @@ class Instruments:
         self.seconds = 0.0
         self.taken = self.crashes = 0
         self._said: set[str] = set()
+        self.holes = False
+        """Inputs with NaN or infinities were trained on soundly: from then on they are no suspicion."""
+        self.factors: dict[str, float] = {}
+        """Parameter group (by the names in ``groups``) → what its learning rate is multiplied by at each step."""
+        self.groups: list[str] = []
+        self.warns = say
 
     def lay_out(self) -> None:
         """Look at the optimizer's parameters anew."""
         self.layout = Layout(self.model, self.optimizer, self._components)
         self.health = Health(self.layout, self.optimizer, every=self.check_every)
+
+    @contextlib.contextmanager
+    def lowered_rates(self) -> Iterator[None]:
+        """Inside, the optimizer has the learning rates that were decided on; the training's schedule never sees it."""
+        changed = [
+            (group, group["lr"], self.factors[name])
+            for group, name in zip(self.optimizer.param_groups, self.groups, strict=False)
+            if name in self.factors and group.get("lr") is not None
+        ]
+        for group, rate, factor in changed:
+            group["lr"] = rate * factor
+        try:
+            yield
+        finally:
+            for group, rate, _ in changed:
+                group["lr"] = rate
+
+    def rates(self) -> dict[str, float]:
+        """Learning rate per component, as the next step has it."""
+        return {name: rate * self.factors.get(name, 1.0) for name, rate in self.health.lr().items()}
+
+    def by_groups(self, components: Components) -> None:
+        """Take the optimizer's groups for components: what is diagnosed is what a learning rate belongs to.
+
+        From here on somebody else says what happened; see ``warns``.
+        """
+        self._components = components
+        self.lay_out()
+        self.warns, self.say = self.say, False
 
     def new_regime(self) -> None:
         """Forget what is healthy: the loss means something else from here on."""

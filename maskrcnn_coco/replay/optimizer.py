@@ -37,7 +37,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
     if [len(g["params"]) for g in groups] != [len(g["params"]) for g in optimizer.param_groups]:
         raise KeyError("not the optimizer of this snapshot: its parameter groups differ")
     for group, kept in zip(optimizer.param_groups, groups, strict=True):
-        for key in [k for k in group if k not in kept]:
+        # A private optimizer's groups are named, whether or not those of the run are.
+        for key in [k for k in group if k not in kept and k != "component"]:
             del group[key]
         for key, value in kept.items():
             if key != "params":

@@ -1,0 +1,98 @@
+"""An attached guard that finds causes, and acts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from maskrcnn_coco.anywhere.doctor import Doctor
+from maskrcnn_coco.anywhere.guard import answer, make_doctor, rolled_back
+from maskrcnn_coco.anywhere.samples import Select
+from maskrcnn_coco.guard.acts import Act, Mode
+from maskrcnn_coco.guard.attached import Attached
+from maskrcnn_coco.guard.norms import Components
+from maskrcnn_coco.records import Alarm, Finding, Incident, StepRecord
+
+
+class Diagnosing(Attached):
+    """`Attached`, with a doctor; made by `maskrcnn_coco.attach` with ``diagnose=True``."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        *,
+        forward: Callable[..., Any] | None,
+        select: Select | None,
+        logdir: str | Path | None,
+        scaler: torch.amp.GradScaler | None,
+        components: Components | None,
+        mode: Mode,
+        on_alarm: Callable[[Alarm], Any] | None,
+        say: bool,
+    ) -> None:
+        self.doctor: Doctor | None = None
+        super().__init__(model, optimizers, scaler=scaler, components=components, mode=mode, on_alarm=on_alarm, say=say)
+        self._shown_forward = forward
+        self._shown: tuple[Any, Sequence[int] | None] | None = None
+        self.doctor = make_doctor(self, forward, select, logdir, own_batches=False)
+        self._busy = False
+
+    def batch(self, batch: Any, ids: Sequence[int] | None = None) -> Any:
+        """Show the batch that the coming forward pass is of, where ``forward`` takes it; returns it unchanged.
+
+        Args:
+            ids: of its samples, for verdicts; by default they are numbered through.
+        """
+        act = self._open([], early=True)
+        if self.doctor is not None and not self._busy:
+            self.doctor.saw(act.record.step, batch, ids, self._shown_forward)
+        return batch
+
+    def see(self, loss: Any) -> Any:
+        """As `Attached.see`; a replay that comes past here is not the training."""
+        return loss if self._busy else super().see(loss)
+
+    def _open(self, batches: list[Any], *, early: bool = False) -> Act:
+        fresh = self._act is None or self._act.done is not None
+        if fresh and self.doctor is not None and not self._busy:
+            self._close_round()
+            self.doctor.before(self.next_step)
+        return super()._open(batches, early=early)
+
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._busy:
+            return
+        super()._before_forward(module, args, kwargs)
+        if self.doctor is not None and self._shown_forward is None and self._act is not None:
+            self.doctor.saw(self._act.record.step, (args, kwargs))
+
+    def _keep(self, record: StepRecord) -> None:
+        super()._keep(record)
+        if self.doctor is None:
+            return
+        self.doctor.after(record)
+        if self.alarm is not None:
+            self._busy = True
+            try:
+                answer(self, self.doctor, self.alarm)
+            finally:
+                self._busy = False
+
+    @property
+    def finding(self) -> Finding | None:
+        """The best finding of the last alarm; None before any."""
+        return self.doctor.findings[0] if self.doctor is not None and self.doctor.findings else None
+
+    @property
+    def incidents(self) -> list[Incident]:
+        """Every incident so far."""
+        return self.doctor.incidents if self.doctor is not None else []
+
+    def rollback(self) -> int:
+        """Put back the newest verified copy of the state; returns the step that it is of."""
+        return rolled_back(self, self.doctor)

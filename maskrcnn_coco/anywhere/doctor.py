@@ -1,0 +1,278 @@
+"""Cause, proof and recovery for any training: keeps what a replay needs, and answers each alarm of a guard.
+
+The same investigation and the same policy as `train` has. What a strange loop does not allow is not pretended: samples
+can be left out of what the guard hands to the model, not of somebody else's loader; there is no file to reload.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from maskrcnn_coco import recovery
+from maskrcnn_coco.anywhere.fixes import reworded
+from maskrcnn_coco.anywhere.guilty import named
+from maskrcnn_coco.anywhere.rig import Forwards, Groups, Kept, make_rig
+from maskrcnn_coco.anywhere.samples import Key, Samples, Select, size_of
+from maskrcnn_coco.diagnosis.investigate import investigate
+from maskrcnn_coco.errors import GuardStop
+from maskrcnn_coco.guard.guard import Guard
+from maskrcnn_coco.records import Action, Alarm, Evidence, Finding, Incident, StepRecord
+from maskrcnn_coco.replay.case import Case
+from maskrcnn_coco.replay.ring import Ring
+from maskrcnn_coco.replay.snapshot import Snapshot, restore, state_bytes, take
+from maskrcnn_coco.replay.tape import Tape, TapeEntry
+from maskrcnn_coco.report.incident_files import write_incident
+from maskrcnn_coco.system.precision import keep_fp32
+
+EVERY = 10
+"""Steps between two copies of the state."""
+LARGE = 512 * 2**20
+"""A state above so many bytes is copied half as often, and two copies are kept instead of four."""
+SECONDS = 30.0
+"""Most time for one investigation."""
+UNCOUNTED = 10**9
+"""Samples of a data set whose size nobody told: a share of it is then never too large."""
+
+
+class Doctor:
+    """What one guard knows of its training beside the step in hand.
+
+    Args:
+        model: without the wrappers of DistributedDataParallel or torch.compile.
+        forward: (model, batch) → loss, or of the batch alone; None: the model itself returns its loss.
+        select: (batch, positions) → the batch with these samples only; by default along the first dimension.
+        folder: where incident files go; None: nowhere.
+        own_batches: batches come to the guard before the model sees them, so that it can leave samples out.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        model: nn.Module,
+        *,
+        forward: Callable[..., Any] | None,
+        select: Select | None,
+        folder: str | Path | None,
+        seconds: float = SECONDS,
+        own_batches: bool = True,
+    ) -> None:
+        self.guard, self.model, self.seconds, self.own_batches = guard, model, seconds, own_batches
+        self.folder = Path(folder) if folder is not None else None
+        self.groups = Groups(model, guard.optimizer)
+        self.kept = Kept()
+        self.forwards = Forwards(model, self.kept, forward)
+        self.select = select
+        large = state_bytes(model, guard.optimizer) > LARGE
+        self.every = EVERY * (2 if large else 1)
+        self.ring, self.tape = Ring(2 if large else 4), Tape(256)
+        self.history: list[StepRecord] = []
+        self.incidents: list[Incident] = []
+        self.findings: list[Finding] = []
+        self.left_out: set[Any] = set()
+        self.fp32_modules: list[str] = []
+        self._counted = 0
+        self._copied = -EVERY
+
+    # --- while the run is healthy
+
+    def before(self, step: int) -> None:
+        """At the start of planned step ``step``: a copy of the state, when one is due."""
+        if step - self._copied >= self.every or not self.ring.items:
+            self._copied = step
+            self.ring.add(self._snapshot(step))
+
+    def saw(
+        self, step: int, data: Any, ids: Sequence[int] | None = None, forward: Callable[..., Any] | None = None
+    ) -> None:
+        """One micro-batch goes into the model now."""
+        self._notice_precision()
+        size = len(ids) if ids is not None else size_of(data)
+        first = self._counted
+        self._counted += size
+        given = [int(i) for i in ids] if ids is not None else list(range(first, first + size))
+        micro = len(self.kept.batches(step))
+        keys = [Key(step, micro, p, i, i) for p, i in enumerate(given)]
+        batch = Samples(data, given, keys, select=self.select, holes=self.guard.instruments.holes)
+        self.kept.add(step, batch, torch.get_rng_state(), forward)
+
+    def after(self, record: StepRecord) -> None:
+        """The step is over, applied or not."""
+        batches = self.kept.batches(record.step)
+        record.image_ids = record.image_ids or [i for b in batches for i in b.image_ids]
+        self.tape.add(
+            TapeEntry(
+                record.step, record.epoch, [b.keys for b in batches], dict(record.lr), None, record.applied, record
+            )
+        )
+        self.history.append(record)
+        del self.history[:-300]
+
+    def _notice_precision(self) -> None:
+        device = next((p.device.type for p in self.model.parameters()), "cpu")
+        if torch.is_autocast_enabled(device):
+            half = torch.get_autocast_dtype(device) is torch.float16
+            self.forwards.precision = "fp16" if half else "bf16"
+
+    def _snapshot(self, step: int) -> Snapshot:
+        return take(self.model, self.guard.optimizer, None, step=step, epoch=0, guard=self.guard)
+
+    # --- at an alarm
+
+    def respond(self, alarm: Alarm) -> Incident:
+        """Find the cause of ``alarm``, act, write it down.
+
+        Raises:
+            GuardStop: the policy says that this training cannot go on. The incident is written first.
+        """
+        began = time.monotonic()
+        found = [named(f, alarm, self.kept) for f in self._investigate(alarm)]
+        findings = self.findings = [reworded(f, self.groups.names) for f in found]
+        history = recovery.History(self.incidents, alarm.step, images=UNCOUNTED)
+        action = recovery.decide(findings, history)
+        incident = self._compose(alarm, findings, action, time.monotonic() - began)
+        incident.action, back = self._carry_out(action, alarm)
+        incident.lost_steps = max(0, alarm.step - back) if back is not None else 0
+        incident.outcome = "stopped" if incident.action.kind == "stop" else "recovered"
+        self.incidents.append(incident)
+        if self.folder is not None:
+            write_incident(self.folder, incident)
+        if incident.action.kind == "stop":
+            raise GuardStop(
+                f"stopped at step {alarm.step}: {incident.cause} ({alarm.message})",
+                got=incident.action.detail.get("why"),
+                fix=incident.fix or f"read the verdict: maskrcnn-coco explain {incident.cause}",
+            )
+        return incident
+
+    def _investigate(self, alarm: Alarm) -> list[Finding]:
+        guard = self.guard
+        rig = make_rig(
+            self.groups, self.forwards, max_grad_norm=guard.instruments.max_grad_norm, fp32_modules=self.fp32_modules
+        )
+        case = Case(
+            alarm=alarm,
+            now=self._snapshot(alarm.step),
+            earlier=[s for s in self.ring.items if s.step <= alarm.step],
+            tape=list(self.tape),
+            batches=list(self.kept.batches(alarm.step)) or None,
+            history=list(self.history),
+            settings={"by_design": sorted(guard.buffers.by_design)},
+            rig=rig,
+        )
+        try:
+            return investigate(case, budget_seconds=self.seconds)
+        except Exception as e:  # no investigation may end the training that it is to explain
+            return [
+                Finding("UNKNOWN", 0.0, evidence=[Evidence("investigation", f"{type(e).__name__}: {str(e)[:200]}")])
+            ]
+
+    def _compose(self, alarm: Alarm, findings: list[Finding], action: Action, seconds: float) -> Incident:
+        top = findings[0]
+        return Incident(
+            id=f"{len(self.incidents) + 1:04d}",
+            step=alarm.step,
+            epoch=alarm.epoch,
+            onset_step=alarm.onset_step if top.onset_step is None else top.onset_step,
+            symptom=alarm.symptom,
+            cause=top.cause,
+            confidence=top.confidence,
+            culprit=top.culprit,
+            evidence=top.evidence,
+            action=action,
+            outcome="recovered",
+            lost_steps=0,
+            fix=top.fix,
+            explain=f"maskrcnn-coco explain {top.cause}",
+            detail={
+                **top.detail,
+                "lr_factors": dict(self.guard.instruments.factors),
+                "message": alarm.message,
+                "measured": alarm.measured,
+                "other_findings": [{"cause": f.cause, "confidence": f.confidence} for f in findings[1:]],
+                "records": self.history[-60:],
+                "time": time.time(),
+                "seconds": seconds,
+            },
+        )
+
+    def _carry_out(self, action: Action, alarm: Alarm) -> tuple[Action, int | None]:
+        """Do what was decided; the action as it was done, and the step that the state is of now (None: as before)."""
+        detail = action.detail
+        if action.kind == "quarantine" and not self.own_batches:
+            return Action("skip", {"why": "the loader is the training's own", **detail}), None
+        if action.kind == "quarantine":
+            self.left_out |= set(detail.get("image_ids", []))
+        elif action.kind == "precision" and "dtype" in detail:
+            for name in detail.get("modules", [detail.get("module")]):
+                keep_fp32(self.model, str(name))
+                self.fp32_modules.append(str(name))
+        elif action.kind == "lower_lr":
+            back = self.go_back(int(detail.get("to_step", alarm.step)))
+            factors = self.guard.instruments.factors
+            for name in detail.get("components", []):
+                factors[name] = factors.get(name, 1.0) * float(detail["factor"])
+            if "weight_decay" in detail:
+                for group in self.guard.optimizer.param_groups:
+                    group["weight_decay"] = min(group["weight_decay"], detail["weight_decay"])
+            return action, back
+        elif action.kind in ("rollback", "reload"):
+            back = self.go_back(int(detail.get("to_step") or alarm.step))
+            if back is None:
+                return Action("stop", {"why": "the state is bad, and no older one is kept"}), None
+            return Action("rollback", {"to_step": back, **detail}), back
+        elif action.kind == "precision":
+            return Action("skip", {"why": "only the training itself can change this"}), None
+        return action, None
+
+    def go_back(self, step: int) -> int | None:
+        """Put back the newest copy of the state that is not newer than ``step``; its step, None where there is none."""
+        older = [s for s in self.ring.items if s.step <= step] or self.ring.items[-1:]
+        if not older:
+            return None
+        snapshot, guard = older[0], self.guard
+        rates, at = [group.get("lr") for group in guard.optimizer.param_groups], guard.next_step
+        restore(snapshot, self.model, guard.optimizer, guard=guard, rng=False)
+        for group, rate in zip(guard.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate  # the schedule is the training's own and goes on
+        guard.reset(at)  # so does its count of steps
+        self.ring.drop_after(snapshot.step)
+        self.tape.drop_from(snapshot.step)
+        self._copied = at - self.every  # the steps between led nowhere: from here on the state has a new number
+        return snapshot.step
+
+    def without_left_out(self, data: Any, ids: Sequence[int] | None) -> tuple[Any, Sequence[int] | None, bool]:
+        """The batch without the samples that were left out; whether anything of it is left."""
+        if ids is None or not self.left_out & set(ids):
+            return data, ids, True
+        keep = [p for p, i in enumerate(ids) if i not in self.left_out]
+        whole = Samples(data, list(ids), [Key(0, 0, p, i, i) for p, i in enumerate(ids)], select=self.select)
+        return (whole.subset(keep).data, [ids[p] for p in keep], True) if keep else (data, ids, False)
+
+
+def told(incident: Incident) -> str:
+    """One incident in a few lines, for people who read logs."""
+    who = []
+    culprit = incident.culprit
+    if culprit.image_ids:
+        who.append(f"sample {', '.join(map(str, culprit.image_ids[:5]))}")
+    who += [f"{what} {value}" for what, value in (("group", culprit.component), ("module", culprit.module)) if value]
+    named = f" ({', '.join(who)})" if who else ""
+    detail = incident.action.detail
+    done = {
+        "skip": "the step is skipped",
+        "quarantine": "the sample is left out from now on",
+        "rollback": f"back to the state of step {detail.get('to_step')}",
+        "lower_lr": f"back to the state of step {detail.get('to_step')}, rate times {detail.get('factor', 1.0):.2g}",
+        "precision": f"{detail.get('module')} runs in float32 from now on",
+        "reload": "an older state is loaded",
+        "stop": f"stopped: {detail.get('why')}",
+    }[incident.action.kind]
+    proof = "; ".join(f"{e.test}: {e.outcome}" for e in incident.evidence[:2])
+    fix = f"; to fix it for good: {incident.fix}" if incident.fix else ""
+    return f"step {incident.step}: {incident.cause}{named}, confidence {incident.confidence:.2f}; {done}{fix}. {proof}"

@@ -1,0 +1,73 @@
+"""What to do about a cause, in the words of somebody who has a loop of their own: code, never flags of ours."""
+
+from __future__ import annotations
+
+from maskrcnn_coco.records import Finding
+
+DATA = ("DATA_BOX", "DATA_LABEL", "DATA_PIXEL", "DATA_MASK")
+
+
+def reworded(finding: Finding, groups: list[str]) -> Finding:
+    """``finding`` with a fix for a loop of the caller's own; ``groups``: names of the optimizer's groups, in order."""
+    finding.fix = _fix(finding, groups)
+    return finding
+
+
+def _fix(finding: Finding, groups: list[str]) -> str:
+    samples = ", ".join(str(i) for i in finding.culprit.image_ids[:5])
+    who = f"sample {samples}" if len(finding.culprit.image_ids) == 1 else f"samples {samples}"
+    match finding.cause:
+        case "LR_TOO_HIGH":
+            return _rate(finding, groups)
+        case cause if cause in DATA:
+            if finding.detail.get("widespread"):
+                return "every batch looked at has the fault: correct the data set, not one sample"
+            return f"correct {who} or leave it out of the data set" if samples else "correct the batch's data"
+        case "FP16_OVERFLOW":
+            modules = finding.detail.get("fp32_modules") or [finding.culprit.module]
+            name = ", ".join(str(m) for m in modules if m) or "the module named above"
+            return f"run {name} in float32 (torch.autocast(device_type, enabled=False) around it), or use bfloat16"
+        case "SCALE_COLLAPSE":
+            return "find what overflows at every scale (the finding beside this one); unscale before you clip"
+        case "NORM_STATE":
+            return "give the normalisation layer statistics of real data and an eps of 1e-5 or so"
+        case "POISONED_STATE":
+            return "load a state from before it was broken: guard.rollback(), or an older checkpoint"
+        case "LOSS_MATH":
+            kept = finding.fix.startswith("look at")
+            return (
+                f"{finding.fix}; bound what goes into it (clamp, eps)"
+                if kept
+                else "bound what goes into the loss's maths"
+            )
+        case "ACCUMULATION":
+            return "divide the loss of each micro-batch by their number, and clear gradients once a step"
+        case "TRANSIENT":
+            return "nothing to change; if it returns, test the memory of the machine"
+        case "BACKEND":
+            return (
+                finding.fix
+                if "--" not in finding.fix
+                else "run this module without torch.compile or the vendor's kernel"
+            )
+        case "RANK_LOCAL":
+            return f"look at process {finding.culprit.rank} and its batch"
+    return "" if "--" in finding.fix or "maskrcnn-coco" in finding.fix else finding.fix
+
+
+def _rate(finding: Finding, groups: list[str]) -> str:
+    components = finding.detail.get("components") or ([finding.culprit.component] if finding.culprit.component else [])
+    rates, factor = finding.detail.get("lr") or {}, finding.detail.get("factor")
+    if "weight_decay" in finding.detail:
+        return f"weight_decay={finding.detail['weight_decay']:g} in the optimizer"
+    if not components:
+        return "a lower learning rate, or a warm-up"
+    parts = []
+    for name in components:
+        where = (
+            f'optimizer.param_groups[{groups.index(name)}]["lr"]' if name in groups else f"the learning rate of {name}"
+        )
+        now = rates.get(name)
+        new = f" = {now * factor:.2g} (now {now:.2g})" if now is not None and factor else " lower"
+        parts.append(f"{where}{new}")
+    return "; ".join(parts)

@@ -1,0 +1,204 @@
+"""The public `Guard`: the one of the guard wing, and with ``diagnose=True`` causes, proofs and recovery."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from maskrcnn_coco.anywhere.doctor import Doctor, told
+from maskrcnn_coco.anywhere.rig import takes_model
+from maskrcnn_coco.anywhere.samples import Select, size_of
+from maskrcnn_coco.distributed.ranks import Ranks
+from maskrcnn_coco.errors import ConfigError, GuardWarning
+from maskrcnn_coco.guard import guard as plain
+from maskrcnn_coco.guard.acts import Mode
+from maskrcnn_coco.guard.norms import Components
+from maskrcnn_coco.records import Alarm, Finding, Incident, StepRecord
+
+_NONE: Any = object()
+
+
+class Guard(plain.Guard):
+    """A guard for a loop that takes its steps through it::
+
+        guard = Guard(model, optimizer, forward=loss_of, diagnose=True)    # loss_of(model, batch)
+        for batch, ids in loader:
+            guard.step(batch, ids)
+
+    Args:
+        forward: (model, batch) → the loss, in any form that `step` takes; then `step` is called with the batch alone.
+        diagnose: at each alarm take steps again on a private copy of the model, with one thing changed, until the
+            cause is proved; then act: leave the sample out, go back, lower one group's rate, keep a module in float32.
+            It keeps two to four copies of the state, and the batches of the last steps.
+        select: (batch, positions) → the batch with these samples only; by default tensors and lists are cut along
+            their first dimension.
+        logdir: folder for incident files; None: none are written.
+
+    All other arguments are those of `maskrcnn_coco.guard.guard.Guard`, which this is without ``diagnose``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+        diagnose: bool = False,
+        select: Select | None = None,
+        logdir: str | Path | None = "runs/guard",
+        scaler: torch.amp.GradScaler | None = None,
+        max_grad_norm: float | None = 10.0,
+        components: Components | None = None,
+        mode: Mode = "recover",
+        measure_every: int = 50,
+        check_every: int = 10,
+        max_crashes: int = 5,
+        deferred: bool = False,
+        on_alarm: Callable[[Alarm], Any] | None = None,
+        say: bool = True,
+        ranks: Ranks | None = None,
+    ) -> None:
+        if diagnose and deferred:
+            raise ConfigError("a guard that reads late cannot diagnose", fix="deferred=False")
+        super().__init__(
+            model,
+            optimizer,
+            scaler=scaler,
+            max_grad_norm=max_grad_norm,
+            components=components,
+            mode=mode,
+            measure_every=measure_every,
+            check_every=check_every,
+            max_crashes=max_crashes,
+            deferred=deferred,
+            on_alarm=on_alarm,
+            say=say,
+            ranks=ranks,
+        )
+        self._forward = forward
+        self.doctor = make_doctor(self, forward, select, logdir) if diagnose else None
+
+    def step(
+        self,
+        forward: Any,
+        batch: Any = _NONE,
+        ids: Sequence[int] | None = None,
+        *,
+        step: int | None = None,
+        epoch: int = 0,
+        micro_batches: bool = False,
+    ) -> StepRecord:
+        """Take one planned step, or refuse it; with ``diagnose`` find out why, and act.
+
+        ``step(forward, batch, ids)``, or ``step(batch, ids)`` where the guard was given its ``forward``.
+
+        Raises:
+            GuardStop: the training cannot go on; the incident says why.
+        """
+        if self._forward is not None and not callable(forward):
+            batch, ids, forward = forward, ids if batch is _NONE else batch, self._forward
+        elif batch is _NONE:
+            raise TypeError("step(forward, batch), or Guard(…, forward=…) and step(batch)")
+        if self.doctor is None:
+            return super().step(self._bound(forward), batch, ids, step=step, epoch=epoch, micro_batches=micro_batches)
+        number = self.next_step if step is None else step
+        batches = list(batch) if micro_batches else [batch]
+        left = [self.doctor.without_left_out(b, i) for b, i in zip(batches, self._ids_of(batches, ids), strict=True)]
+        if any(kept for *_, kept in left):
+            left = [part for part in left if part[2]]
+        self.doctor.before(number)
+        rest = iter(left)
+        bound = self._bound(forward)
+
+        def watched(data: Any) -> Any:
+            assert self.doctor is not None
+            self.doctor.saw(number, data, next(rest)[1], forward)
+            return bound(data)
+
+        given = [i for _, own, _ in left for i in own or []] or None
+        record = super().step(watched, [data for data, _, _ in left], given, step=step, epoch=epoch, micro_batches=True)
+        if not self.doctor.kept.batches(number):  # refused before the model ran: the batch is wanted all the same
+            for data, own, _ in left:
+                self.doctor.saw(number, data, own, forward)
+        self.doctor.after(record)
+        if self.alarm is not None:
+            answer(self, self.doctor, self.alarm)
+        return record
+
+    def _bound(self, forward: Callable[..., Any]) -> Callable[[Any], Any]:
+        return (lambda batch: forward(self.model, batch)) if takes_model(forward) else forward
+
+    @staticmethod
+    def _ids_of(batches: list[Any], ids: Sequence[int] | None) -> list[Sequence[int] | None]:
+        """The ids of each micro-batch, from those of all."""
+        if ids is None or len(batches) == 1:
+            return [ids] * len(batches)
+        out: list[Sequence[int] | None] = []
+        at = 0
+        for batch in batches:
+            size = size_of(batch)
+            out.append(list(ids[at : at + size]))
+            at += size
+        return out
+
+    @property
+    def finding(self) -> Finding | None:
+        """The best finding of the last alarm; None without ``diagnose``, and before any."""
+        return self.doctor.findings[0] if self.doctor is not None and self.doctor.findings else None
+
+    @property
+    def incidents(self) -> list[Incident]:
+        """Every incident so far."""
+        return self.doctor.incidents if self.doctor is not None else []
+
+    def rollback(self) -> int:
+        """Put back the newest verified copy of the state; returns the step that it is of. ConfigError without one."""
+        return rolled_back(self, self.doctor)
+
+
+def make_doctor(
+    guard: plain.Guard,
+    forward: Callable[..., Any] | None,
+    select: Select | None,
+    logdir: str | Path | None,
+    *,
+    own_batches: bool = True,
+) -> Doctor:
+    """The doctor of ``guard``, whose components become the optimizer's groups: rates are lowered group by group."""
+    folder = None if logdir is None else Path(logdir) / "incidents"
+    model = unwrapped(guard.model)
+    doctor = Doctor(guard, model, forward=forward, select=select, folder=folder, own_batches=own_batches)
+    parts = guard.instruments
+    parts.groups = doctor.groups.names
+    parts.by_groups(doctor.groups.of(model))
+    return doctor
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel and torch.compile."""
+    for name in ("_orig_mod", "module"):
+        inner = getattr(model, name, None)
+        if isinstance(inner, nn.Module) and type(model).__name__ in ("OptimizedModule", "DistributedDataParallel"):
+            return unwrapped(inner)
+    return model
+
+
+def answer(guard: plain.Guard, doctor: Doctor, alarm: Alarm) -> None:
+    """Let the doctor respond, and say what came of it."""
+    parts = guard.instruments
+    incident = doctor.respond(alarm)
+    if parts.on_alarm is None and parts.warns:
+        warnings.warn(told(incident), GuardWarning, stacklevel=4)
+
+
+def rolled_back(guard: plain.Guard, doctor: Doctor | None) -> int:
+    """`Guard.rollback`, of any guard."""
+    back = doctor.go_back(guard.next_step) if doctor is not None else None
+    if back is None:
+        raise ConfigError("there is no copy of the state to go back to", fix="give the guard diagnose=True")
+    return back

@@ -1,0 +1,79 @@
+"""A sample that replays found guilty, though no scan knows why: what of it is unlike every other sample?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+
+from maskrcnn_coco.anywhere.rig import Kept
+from maskrcnn_coco.anywhere.samples import Samples, leaves
+from maskrcnn_coco.records import Alarm, Evidence, Finding
+
+FAR = 100.0
+"""A sample whose largest value is this many times that of every other one kept is out of scale."""
+
+
+def named(finding: Finding, alarm: Alarm, kept: Kept) -> Finding:
+    """``finding``, with a cause where it had none but a proved culprit among the samples."""
+    proved = (
+        finding.cause == "UNKNOWN" and finding.culprit.image_ids and finding.detail.get("proved_on_healthy_weights")
+    )
+    batches = kept.batches(alarm.step)
+    if not proved or not batches:
+        return finding
+    guilty = set(finding.culprit.image_ids)
+    bad = [b.subset([p for p, i in enumerate(b.image_ids) if i in guilty]) for b in batches]
+    good = [b.subset([p for p, i in enumerate(b.image_ids) if i not in guilty]) for b in batches]
+    good = [b for b in (*good, *kept.others(alarm.step)) if len(b)]
+    bad = [b for b in bad if len(b)]
+    if not good or not bad:
+        return finding
+    for cause, look in (("DATA_PIXEL", _out_of_scale), ("DATA_LABEL", _out_of_range)):
+        what = look(bad, good)
+        if what is not None:
+            finding.cause, finding.confidence = cause, 0.92
+            finding.evidence.insert(0, Evidence("scan: this sample beside all others kept", what, cause))
+            return finding
+    return finding
+
+
+def _out_of_scale(bad: list[Samples], good: list[Samples]) -> str | None:
+    """One floating input of the guilty sample is far larger than the same input of any other."""
+    for position, (mine, others) in enumerate(zip(_largest(bad), _largest(good), strict=False)):
+        if not mine <= FAR * max(others, 1e-12):
+            return f"values of input {position} reach {mine:.3g}, those of the others {others:.3g}"
+    return None
+
+
+def _out_of_range(bad: list[Samples], good: list[Samples]) -> str | None:
+    """One whole-number input lies outside of what all other samples hold."""
+    for position, (mine, others) in enumerate(zip(_whole(bad), _whole(good), strict=False)):
+        low, high = others
+        if mine[0] < low or mine[1] > high:
+            value = mine[0] if mine[0] < low else mine[1]
+            return f"whole-number input {position} is {value}, those of the others are {low}..{high}"
+    return None
+
+
+def _largest(batches: list[Samples]) -> list[float]:
+    return [max(v) for v in _over(batches, lambda t: t.is_floating_point(), lambda t: float(t.detach().abs().max()))]
+
+
+def _whole(batches: list[Samples]) -> list[tuple[int, int]]:
+    def whole(t: Tensor) -> bool:
+        return not t.is_floating_point() and not t.is_complex()
+
+    low = _over(batches, whole, lambda t: float(t.min()))
+    high = _over(batches, whole, lambda t: float(t.max()))
+    return [(int(min(a)), int(max(b))) for a, b in zip(low, high, strict=True)]
+
+
+def _over(
+    batches: list[Samples], wanted: Callable[[Tensor], bool], measure: Callable[[Tensor], float]
+) -> list[list[float]]:
+    """For each such tensor of a batch, in order, its measure in every batch that has as many of them."""
+    rows = [[measure(t) for t in leaves(b.data) if wanted(t) and t.numel()] for b in batches]
+    width = max((len(r) for r in rows), default=0)
+    return [[r[i] for r in rows if len(r) == width and not math.isnan(r[i])] or [0.0] for i in range(width)]

@@ -1,0 +1,183 @@
+"""How a step of anybody's model is taken again on a private copy: forward pass, optimizer, random numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_coco.anywhere.samples import Key, Samples, leaves
+from maskrcnn_coco.components import component_of, plain_name
+from maskrcnn_coco.guard.step import as_terms
+from maskrcnn_coco.replay.case import Rig
+from maskrcnn_coco.replay.isolation import kept_fp32
+from maskrcnn_coco.replay.private_copy import around
+from maskrcnn_coco.system.precision import autocast
+
+STEPS = 64
+"""Steps whose batches are kept, so that they can be taken again."""
+BYTES = 512 * 2**20
+"""Most memory that they may hold on to."""
+
+
+class Kept:
+    """The batches of the last steps, with the random state that each forward pass began with."""
+
+    def __init__(self) -> None:
+        self._steps: OrderedDict[int, list[tuple[Samples, Tensor, Callable[..., Any] | None]]] = OrderedDict()
+
+    def add(self, step: int, samples: Samples, random: Tensor, forward: Callable[..., Any] | None) -> None:
+        """One micro-batch of planned step ``step``."""
+        self._steps.setdefault(step, []).append((samples, random, forward))
+        while len(self._steps) > STEPS or (len(self._steps) > 1 and self.nbytes > BYTES):
+            self._steps.popitem(last=False)
+
+    def drop_from(self, step: int) -> None:
+        """Forget planned steps ``step`` and later."""
+        for s in [s for s in self._steps if s >= step]:
+            del self._steps[s]
+
+    def batches(self, step: int) -> list[Samples]:
+        """The micro-batches of a step; empty where it is not kept."""
+        return [samples for samples, _, _ in self._steps.get(step, [])]
+
+    def others(self, step: int) -> list[Samples]:
+        """The micro-batches of all other steps."""
+        return [samples for s, held in self._steps.items() if s != step for samples, _, _ in held]
+
+    def of(self, keys: list[Key]) -> Samples:
+        """The micro-batch that these keys are of. KeyError where it is gone."""
+        return self._steps[keys[0].step][keys[0].micro][0]
+
+    def random(self, step: int, micro: int) -> Tensor | None:
+        """The random state of a forward pass."""
+        found = self._steps.get(step, [])
+        return found[min(micro, len(found) - 1)][1] if found else None
+
+    def forward(self, step: int, micro: int) -> Callable[..., Any] | None:
+        """The function that took a forward pass, where each has its own."""
+        found = self._steps.get(step, [])
+        return found[min(micro, len(found) - 1)][2] if found else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the batches held; a tensor that several share counts once."""
+        seen = {t.data_ptr(): t.nbytes for held in self._steps.values() for s, _, _ in held for t in leaves(s.data)}
+        return sum(seen.values())
+
+
+def group_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """A name for each parameter group: its own, else the part of the model that all of it lies in, else its number."""
+    known = {id(p): plain_name(n) for n, p in model.named_parameters()}
+    names: list[str] = []
+    for i, group in enumerate(optimizer.param_groups):
+        parts = {component_of(known[id(p)]) for p in group["params"] if id(p) in known}
+        name = group.get("name") or group.get("component") or (parts.pop() if len(parts) == 1 else f"group {i}")
+        names.append(str(name) if str(name) not in names else f"{name} (group {i})")
+    return names
+
+
+class Groups:
+    """The optimizer's parameter groups as components: what a learning rate belongs to."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.names = group_names(model, optimizer)
+        by_id = {id(p): n for n, p in model.named_parameters()}
+        self.members = [[by_id[id(p)] for p in g["params"] if id(p) in by_id] for g in optimizer.param_groups]
+        self.foreign = sum(id(p) not in by_id for g in optimizer.param_groups for p in g["params"])
+        self.optimizer = optimizer
+
+    def of(self, model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+        """Group → parameter name → parameter of ``model``, which may be a copy."""
+        params = dict(model.named_parameters())
+        pairs = zip(self.names, self.members, strict=True)
+        return {name: {n: params[n] for n in members if params[n].requires_grad} for name, members in pairs}
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The same optimizer for a copy of the model: same class and settings, no state."""
+        live, params = self.optimizer, dict(model.named_parameters())
+        kind = type(live)
+        if self.foreign or any(isinstance(v, torch.optim.Optimizer) for v in vars(live).values()):
+            raise ValueError(f"{kind.__name__} holds parameters or an optimizer that are not the model's")
+        made = kind.__new__(kind)
+        made.__dict__.update({k: v for k, v in vars(live).items() if k not in ("step", "state", "param_groups")})
+        made.state = defaultdict(dict)
+        made.param_groups = [
+            {
+                **{k: v for k, v in group.items() if k != "params"},
+                "params": [params[n] for n in members],
+                "component": name,
+            }
+            for group, members, name in zip(live.param_groups, self.members, self.names, strict=True)
+        ]
+        return made
+
+
+class Forwards:
+    """Takes the forward pass of a recorded micro-batch on any copy of the model."""
+
+    def __init__(self, live: nn.Module, kept: Kept, forward: Callable[..., Any] | None) -> None:
+        self.live, self.kept, self.forward = live, kept, forward
+        self.precision = "fp32"
+        self._twins: tuple[nn.Module | None, dict[int, Any]] = (None, {})
+
+    def __call__(self, model: nn.Module, batch: Samples, step: int, micro: int, how: str | None) -> dict[str, Tensor]:
+        """Losses with a graph; ``how``: another precision than the run's."""
+        random = self.kept.random(step, micro)
+        if random is not None:
+            torch.set_rng_state(random)
+        function = self.forward or self.kept.forward(step, micro)
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        # A forward pass may open autocast itself; then only the modules' own inputs can be kept in float32.
+        single = kept_fp32(model, [""]) if how == "fp32" and self.precision != "fp32" else contextlib.nullcontext()
+        with autocast(how or self.precision, device), single:
+            out = self._call(function, model, batch.data)
+        return {name: term.float() for name, term in as_terms(out).items()}
+
+    def _call(self, function: Callable[..., Any] | None, model: nn.Module, data: Any) -> Any:
+        if function is None:
+            args, kwargs = data
+            return model(*args, **kwargs)
+        if takes_model(function):
+            return function(model, data)
+        return around(function, self._twins_of(model))(data)
+
+    def _twins_of(self, model: nn.Module) -> dict[int, Any]:
+        if self._twins[0] is not model:
+            twins: dict[int, Any] = {}
+            for kind in (nn.Module.named_modules, nn.Module.named_parameters, nn.Module.named_buffers):
+                copies = dict(kind(model, remove_duplicate=False))
+                twins.update((id(t), copies[n]) for n, t in kind(self.live, remove_duplicate=False) if n in copies)
+            self._twins = (model, twins)
+        return self._twins[1]
+
+
+def takes_model(function: Callable[..., Any]) -> bool:
+    """Whether ``function`` is of (model, batch), and not of the batch alone."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in plain and p.default is p.empty for p in parameters) >= 2
+
+
+def make_rig(groups: Groups, forwards: Forwards, *, max_grad_norm: float | None, fp32_modules: list[str]) -> Rig:
+    """A rig around the live model; it is copied at the first replay."""
+    device = next((p.device for p in forwards.live.parameters()), torch.device("cpu"))
+    return Rig(
+        model=forwards.live,
+        build_optimizer=groups.build,
+        forward=forwards,
+        components=groups.of,
+        make_batch=forwards.kept.of,
+        precision=forwards.precision,
+        max_grad_norm=max_grad_norm or 0.0,
+        device=device,
+        fp32_modules=list(fp32_modules),
+    )

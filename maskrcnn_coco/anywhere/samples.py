@@ -1,0 +1,153 @@
+"""A batch of any kind that can be cut along its sample axis: what diagnosis leaves samples out of.
+
+Any nest of tensors, lists and mappings: tensors whose first dimension is the number of samples are cut, and so are
+lists of that length; everything else (a temperature, an attention mask for all) belongs to the whole batch. A
+``select`` of the caller's own takes the place of that rule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Select = Callable[[Any, list[int]], Any]
+"""(batch, positions) → the batch with these samples only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """Which sample of which step: how a batch is found again. ``index`` tells samples apart, as their ids do."""
+
+    step: int
+    micro: int
+    position: int
+    index: Any
+    image_id: int
+
+
+class Samples:
+    """One micro-batch as diagnosis wants it: ids, keys, rows to scan, and parts of itself.
+
+    Args:
+        data: the caller's batch.
+        ids: of each sample; numbers of this run where the caller gave none.
+        holes: NaN and infinities among the inputs are usual in this run, so none of them is a fault.
+    """
+
+    resized = False
+    plain = True
+    """No images and targets of a detector, whose forms could be checked."""
+
+    def __init__(
+        self, data: Any, ids: Sequence[int], keys: Sequence[Key], *, select: Select | None = None, holes: bool = False
+    ) -> None:
+        self.data, self.image_ids, self.keys = data, list(ids), list(keys)
+        self._select, self._holes = select, holes
+        self._targets: list[dict[str, Any]] = [{} for _ in self.image_ids]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def targets(self) -> list[dict[str, Any]]:
+        """Nothing is known of targets as such: they are tensors like all others."""
+        return self._targets
+
+    @property
+    def images(self) -> list[Tensor]:
+        """All floating values of each sample, float32 (n,), scaled to 1 at most: only whether they are finite."""
+        return [self._row(i) for i in range(len(self))]
+
+    def subset(self, positions: Sequence[int]) -> Samples:
+        """The batch with the samples at ``positions`` only."""
+        positions = list(positions)
+        data = self._select(self.data, positions) if self._select else cut(self.data, positions, len(self))
+        ids, keys = [self.image_ids[p] for p in positions], [self.keys[p] for p in positions]
+        return Samples(data, ids, keys, select=self._select, holes=self._holes)
+
+    def _row(self, position: int) -> Tensor:
+        part = self._select(self.data, [position]) if self._select else cut(self.data, [position], len(self))
+        whole = {id(t) for t in leaves(self.data)}  # what is not cut is not this sample's
+        mine = [t for t in leaves(part) if t.is_floating_point() and id(t) not in whole]
+        row = torch.cat([t.detach().reshape(-1).float().cpu() for t in mine] or [torch.zeros(1)])
+        if self._holes:
+            row = torch.nan_to_num(row, 0.0, 0.0, 0.0)
+        largest = float(torch.nan_to_num(row.abs(), 0.0, 0.0, 0.0).max())
+        return row / largest if largest > 1.0 else row
+
+
+def leaves(value: Any) -> Iterator[Tensor]:
+    """Every tensor in a nest."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for v in value.values():
+            yield from leaves(v)
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            yield from leaves(v)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for f in dataclasses.fields(value):
+            yield from leaves(getattr(value, f.name))
+
+
+def size_of(value: Any) -> int:
+    """The number of samples: the most common first dimension of the tensors and lists in a nest; 1 without any."""
+    sizes = Counter(_lengths(value))
+    return max(sizes, key=lambda n: (sizes[n], n)) if sizes else 1
+
+
+def _lengths(value: Any) -> Iterator[int]:
+    if isinstance(value, Tensor):
+        if value.ndim:
+            yield len(value)
+    elif isinstance(value, Mapping):
+        for v in value.values():
+            yield from _lengths(v)
+    elif isinstance(value, list) and not _fields(value):
+        yield len(value)
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            yield from _lengths(v)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for f in dataclasses.fields(value):
+            yield from _lengths(getattr(value, f.name))
+
+
+def cut(value: Any, positions: list[int], size: int) -> Any:
+    """The samples at ``positions`` of a nest of ``size`` samples; what is not per sample stays as it is."""
+    if isinstance(value, Tensor):
+        return value[positions] if value.ndim and len(value) == size else value
+    if isinstance(value, Mapping):
+        made = {k: cut(v, positions, size) for k, v in value.items()}
+        return made if type(value) is dict else _same_kind(value, made)
+    if isinstance(value, list):
+        per_sample = len(value) == size and not _fields(value)
+        return [value[p] for p in positions] if per_sample else [cut(v, positions, size) for v in value]
+    if isinstance(value, tuple):
+        parts = [cut(v, positions, size) for v in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(
+            value, **{f.name: cut(getattr(value, f.name), positions, size) for f in dataclasses.fields(value)}
+        )
+    return value
+
+
+def _fields(value: list[Any]) -> bool:
+    """Whether a list stands for the fields of a batch ([inputs, labels], as torch collates), not for its samples."""
+    kinds = {(t.dtype, t.ndim) for t in value if isinstance(t, Tensor)}
+    alike = len(kinds) == 1 and all(isinstance(t, Tensor) for t in value)
+    return bool(kinds) and not alike
+
+
+def _same_kind(value: Mapping[Any, Any], made: dict[Any, Any]) -> Any:
+    try:
+        return type(value)(made)  # type: ignore[call-arg]
+    except Exception:  # a mapping with a constructor of its own
+        return made

@@ -1,0 +1,317 @@
+"""Cause, culprit, proof and recovery in anybody's training: models that are no detectors, loops that are not ours."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maskrcnn_coco import Guard, attach
+from maskrcnn_coco.errors import ConfigError, GuardWarning
+from maskrcnn_coco.records import Incident
+from maskrcnn_coco.replay.state import digest
+
+NAN = math.nan
+AT = 20
+
+
+class Net(nn.Module):
+    """Two parts with a parameter group each; its loss is made outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Dropout(0.1))
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+class OwnLoss(Net):
+    """As a Hugging Face model: the loss comes with the output."""
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+        out = super().forward(x)
+        return {"loss": F.cross_entropy(out, labels), "logits": out}
+
+
+def data(seed: int, n: int = 16) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 8, generator=g)
+    return x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+
+
+def ids(step: int) -> list[int]:
+    return list(range(16 * step, 16 * step + 16))
+
+
+def classify(model: nn.Module, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def regress(model: nn.Module, batch: Any) -> Tensor:
+    return (model(batch[0])[:, 0] - batch[0].sum(1)).square().mean()
+
+
+def optimizer_of(model: Any, body: float = 1e-2, head: float = 1e-2) -> torch.optim.Optimizer:
+    groups = [{"params": model.body.parameters(), "lr": body}, {"params": model.head.parameters(), "lr": head}]
+    return torch.optim.SGD(groups, momentum=0.9)
+
+
+Change = Callable[[int, Any], Any]
+Before = Callable[[int, Any, torch.optim.Optimizer], None]
+
+
+def at(step: int, change: Callable[[Any], None]) -> Change:
+    def changed(i: int, batch: Any) -> Any:
+        if i == step:
+            change(batch)
+        return batch
+
+    return changed
+
+
+def put(where: str, value: float) -> Before:
+    def before(i: int, model: Any, optimizer: torch.optim.Optimizer) -> None:
+        if i != AT:
+            return
+        with torch.no_grad():
+            if where == "momentum":
+                optimizer.state[model.head.weight]["momentum_buffer"][0, 0] = value
+            elif where == "weight":
+                model.head.weight[1, 1] = value
+            else:
+                model.head.weight.mul_(value)
+
+    return before
+
+
+def once_bad(model: nn.Module, batch: Any) -> Tensor:
+    loss = classify(model, batch)
+    if once_bad.armed:  # type: ignore[attr-defined]
+        once_bad.armed = False  # type: ignore[attr-defined]
+        return loss * NAN
+    return loss
+
+
+def arm(i: int, _model: Any, _optimizer: Any) -> None:
+    once_bad.armed = i == AT  # type: ignore[attr-defined]
+
+
+def rooted(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+    """The root of nothing, on batches where one class is frequent."""
+    out = model(batch[0])
+    some = bool((batch[1] == 2).sum() > 7)
+    spread = (out[:, 0] - out[:, 0].detach()).square().sum().sqrt() if some else out.sum() * 0
+    return {"main": F.cross_entropy(out, batch[1]), "spread": spread}
+
+
+def half(model: Any, batch: Any) -> Tensor:
+    """From step `AT` on the body's values pass what half precision holds, and are divided again."""
+    gain = 1e5 if half.hot else 1.0  # type: ignore[attr-defined]
+    with torch.autocast("cpu", dtype=torch.float16):
+        hidden = model.body[2](model.body[1](model.body[0](batch[0])) * min(gain, 3e4)) / gain
+        out = model.head(hidden)
+    return F.cross_entropy(out.float(), batch[1])
+
+
+class Case:
+    def __init__(
+        self,
+        cause: str,
+        *,
+        change: Change | None = None,
+        before: Before | None = None,
+        forward: Callable[[nn.Module, Any], Any] = classify,
+        samples: list[int] | None = None,
+        component: str | None = None,
+        action: str = "skip",
+        rates: tuple[float, float] = (1e-2, 1e-2),
+        word: str = "",
+    ) -> None:
+        self.cause, self.change, self.before, self.forward = cause, change, before, forward
+        self.samples, self.component, self.action, self.rates, self.word = samples, component, action, rates, word
+
+
+def spoil(position: int, value: float) -> Change:
+    return at(AT, lambda b: b[0][position].__setitem__(2, value))
+
+
+CASES = {
+    "a NaN": Case("DATA_PIXEL", change=spoil(5, NAN), samples=[325], action="quarantine", word="sample 325"),
+    "a value out of scale": Case(
+        "DATA_PIXEL", change=at(AT, lambda b: b[0][5].mul_(1e8)), samples=[325], action="quarantine"
+    ),
+    "a label out of range": Case(
+        "DATA_LABEL", change=at(AT, lambda b: b[1].__setitem__(3, 7)), samples=[323], action="quarantine"
+    ),
+    "the head's rate": Case(
+        "LR_TOO_HIGH",
+        forward=regress,
+        component="head",
+        action="lower_lr",
+        rates=(1e-3, 5.0),
+        word='optimizer.param_groups[1]["lr"]',
+    ),
+    "the body's rate": Case(
+        "LR_TOO_HIGH",
+        forward=regress,
+        component="body",
+        action="lower_lr",
+        rates=(5.0, 1e-3),
+        word='optimizer.param_groups[0]["lr"]',
+    ),
+    "momentum": Case("POISONED_STATE", before=put("momentum", NAN), component="head", action="rollback"),
+    "a flipped bit": Case("TRANSIENT", before=put("weight", 1e30), component="head", action="rollback"),
+    "a glitch": Case("TRANSIENT", before=arm, forward=once_bad, action="rollback"),
+    "a root of zero": Case("LOSS_MATH", forward=rooted, word="test_diagnosis.py"),
+}
+
+
+def run(case: Case, folder: Path, steps: int = 40) -> tuple[Any, int, list[str]]:
+    model = Net()
+    optimizer = optimizer_of(model, *case.rates)
+    guard = Guard(
+        model, optimizer, forward=case.forward, diagnose=True, max_grad_norm=None, logdir=folder, measure_every=1
+    )
+    applied = 0
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", GuardWarning)
+        for i in range(steps):
+            if case.before is not None:
+                case.before(i, model, optimizer)
+            batch = data(i) if case.change is None else case.change(i, data(i))
+            applied += guard.step(batch, ids(i)).applied
+    return guard, applied, [str(w.message) for w in said if w.category is GuardWarning]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cause_culprit_action_and_words(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    guard, applied, said = run(case, tmp_path)
+    incident: Incident = guard.incidents[0]
+    assert incident.cause == case.cause, incident.evidence
+    assert incident.confidence >= 0.9
+    assert incident.action.kind == case.action
+    if case.samples is not None:
+        assert incident.culprit.image_ids == case.samples
+    if case.component is not None:
+        assert incident.culprit.component == case.component
+    assert case.word in incident.fix
+    assert "--" not in incident.fix and "check --data" not in json.dumps(incident.fix)
+    assert applied >= 38
+    assert all(bool(p.isfinite().all()) for p in guard.model.parameters())
+    assert guard.finding is not None
+    assert said and case.cause in said[0]
+    written = json.loads((tmp_path / "incidents" / "0001.json").read_text())
+    assert written["cause"] == case.cause and written["evidence"]
+
+
+def test_a_sample_left_out_never_comes_back() -> None:
+    model = Net()
+    guard = Guard(model, optimizer_of(model), forward=classify, diagnose=True, logdir=None)
+    x, y = data(0)
+    bad = x.clone()
+    bad[5, 2] = NAN
+    for i in range(30):
+        batch, names = ((bad, y), list(range(16))) if i >= 12 and i % 3 == 0 else (data(i), ids(i + 1))
+        guard.step(batch, names)
+    assert [r.applied for r in guard.doctor.history].count(False) == 1
+    assert guard.doctor.left_out == {5}
+    assert len(guard.doctor.history[-3].image_ids) == 15
+
+
+def test_an_attached_guard_diagnoses_a_model_that_returns_its_loss() -> None:
+    model = OwnLoss()
+    optimizer = optimizer_of(model)
+    guard: Any = attach(model, optimizer, diagnose=True, logdir=None)
+    for i in range(30):
+        x, y = data(i)
+        if i == AT:
+            x[5, 2] = NAN
+        optimizer.zero_grad()
+        model(x, labels=y)["loss"].backward()
+        optimizer.step()
+    assert [(n.cause, n.culprit.image_ids, n.action.kind) for n in guard.incidents] == [("DATA_PIXEL", [325], "skip")]
+    assert [r.applied for r in guard.records].count(False) == 1
+    before = digest(model, optimizer)
+    step = guard.rollback()
+    assert step == AT and digest(model, optimizer) != before
+
+
+def test_an_attached_guard_diagnoses_a_loss_of_the_loop_s_own_and_lowers_one_rate() -> None:
+    model = Net()
+    optimizer = optimizer_of(model, 1e-3, 5.0)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 1)
+    guard: Any = attach(model, optimizer, diagnose=True, forward=regress, logdir=None)
+    for i in range(40):
+        batch = guard.batch(data(i), ids(i))
+        optimizer.zero_grad()
+        guard.see(regress(model, batch)).backward()
+        optimizer.step()
+        schedule.step()
+    assert guard.incidents[0].cause == "LR_TOO_HIGH" and guard.incidents[0].culprit.component == "head"
+    assert optimizer.param_groups[1]["lr"] == 5.0, "the schedule's rate is the schedule's"
+    assert guard.records[-1].lr["head"] < 0.5, "what was used is less"
+    assert guard.records[-1].loss < 20
+    assert len(guard.incidents) == 1
+
+
+def test_a_step_that_cannot_be_taken_again_is_said_to_be_so() -> None:
+    """The loss is made outside, and nobody said how."""
+    model = Net()
+    optimizer = optimizer_of(model)
+    guard: Any = attach(model, optimizer, diagnose=True, logdir=None)
+    for i in range(8):
+        optimizer.zero_grad()
+        loss = guard.see(classify(model, data(i)) * (NAN if i == 5 else 1.0))
+        loss.backward()
+        optimizer.step()
+    assert [r.applied for r in guard.records] == [i != 5 for i in range(8)]
+    assert guard.incidents[0].cause == "UNKNOWN" and guard.incidents[0].confidence < 0.9
+
+
+def test_healthy_trainings_are_the_same_with_and_without() -> None:
+    digests = []
+    for diagnose in (False, True):
+        model = Net()
+        optimizer = optimizer_of(model)
+        guard = Guard(model, optimizer, forward=classify, diagnose=diagnose, logdir=None)
+        torch.manual_seed(1)  # dropout draws: copies and kept batches must draw nothing
+        for i in range(30):
+            assert guard.step(data(i), ids(i)).applied
+        assert not guard.incidents
+        digests.append(digest(model, optimizer))
+    assert digests[0] == digests[1]
+
+
+def test_what_it_needs_is_said() -> None:
+    model = Net()
+    with pytest.raises(ConfigError, match="one optimizer"):
+        attach(model, [optimizer_of(model), optimizer_of(model)], diagnose=True)
+    with pytest.raises(ConfigError, match="diagnose=True"):
+        Guard(model, optimizer_of(model)).rollback()
+
+
+def test_importing_it_brings_neither_torchvision_nor_data_code() -> None:
+    code = (
+        "import sys; from maskrcnn_coco import Guard, attach\n"
+        "import maskrcnn_coco.anywhere.diagnosing, maskrcnn_coco.diagnosis.experiments, maskrcnn_coco.replay.replay\n"
+        "bad = [m for m in sys.modules if m.split('.')[0] == 'torchvision' or m.startswith(('maskrcnn_coco.data',"
+        " 'maskrcnn_coco.model', 'maskrcnn_coco.config', 'maskrcnn_coco.training'))]\n"
+        "assert not bad, bad"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
