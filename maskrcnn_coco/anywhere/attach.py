@@ -1,4 +1,18 @@
-"""`attach`: one line that puts the guard behind somebody else's training loop."""
+"""`attach`: one line that puts the guard behind somebody else's training loop.
+
+A step with anything non-finite, or that diverges, is not taken: weights, buffers and the optimizer's state stay bit for
+bit as they were, gradients stay the loop's own, and it is said once (`GuardWarning`)::
+
+    guard = attach(model, optimizer)
+    for batch in loader:
+        optimizer.zero_grad()
+        loss = guard.see(criterion(model(batch.x), batch.y))   # only where the loss is made outside the model
+        loss.backward()
+        optimizer.step()
+
+With ``diagnose=True`` the cause is found by taking steps again on a private copy of the model. They can be where the
+model returns its own loss; where it is made outside, give ``forward`` and show each batch (``guard.batch(batch)``).
+"""
 
 from __future__ import annotations
 
@@ -31,17 +45,7 @@ def attach(
     select: Callable[[Any, list[int]], Any] | None = None,
     logdir: str | Path | None = "runs/guard",
 ) -> Attached:
-    """Guard a training that calls ``optimizer.step()`` itself; nothing else in it changes.
-
-    A step with anything non-finite, or that diverges, is not taken: weights, buffers and the optimizer's state stay bit
-    for bit as they were, gradients stay the loop's own, and it is said once (`GuardWarning`)::
-
-        guard = attach(model, optimizer)
-        for batch in loader:
-            optimizer.zero_grad()
-            loss = guard.see(criterion(model(batch.x), batch.y))   # only where the loss is made outside the model
-            loss.backward()
-            optimizer.step()
+    """Guard a training that calls ``optimizer.step()`` itself; nothing else in it changes. See above.
 
     Args:
         model: the module whose buffers are protected and whose outputs are looked at for a loss.
@@ -52,12 +56,9 @@ def attach(
         mode: "recover" and "stop" refuse; "observe" only reports; "off" does nothing.
         on_alarm: called with each `Alarm`, in place of the warning.
         say: warn about what is refused.
-        diagnose: at each alarm find the cause by taking steps again on a private copy of the model, and act: go back,
-            lower one group's rate, keep a module in float32. Steps can be taken again where the model returns its own
-            loss; where the loss is made outside, give ``forward`` and show each batch (``guard.batch(batch)``).
-        forward: (model, batch) → the loss, as the loop makes it; for ``diagnose`` only.
-        select: (batch, positions) → the batch with these samples only; by default tensors and lists are cut along
-            their first dimension.
+        diagnose: at each alarm find the cause and act: go back, lower one group's rate, keep a module in float32.
+        forward: (model, batch) → the loss as the loop makes it, for ``diagnose``; show batches with `batch`.
+        select: (batch, positions) → the batch with these samples only; by default cut along first dimensions.
         logdir: folder for incident files; None: none are written.
 
     Returns:
