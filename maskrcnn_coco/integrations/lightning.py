@@ -6,24 +6,21 @@ alike, so the guard stands behind ``step`` of the optimizers themselves. With fp
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from maskrcnn_coco.anywhere.attach import attach
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard.attached import Attached
 
-if TYPE_CHECKING:
-    from lightning.pytorch import Callback, LightningModule, Trainer  # pyright: ignore[reportMissingImports]
-else:
+try:
+    from lightning.pytorch import Callback  # pyright: ignore
+except ModuleNotFoundError:
     try:
-        from lightning.pytorch import Callback
-    except ModuleNotFoundError:
-        try:
-            from pytorch_lightning import Callback
-        except ModuleNotFoundError as missing:
-            raise ConfigError(
-                "the Lightning callback needs Lightning, which is not installed", fix="pip install lightning"
-            ) from missing
+        from pytorch_lightning import Callback  # pyright: ignore
+    except ModuleNotFoundError as missing:
+        raise ConfigError(
+            "the Lightning callback needs Lightning, which is not installed", fix="pip install lightning"
+        ) from missing
 
 OWNERS_OF_THE_STEP = ("DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy")
 """Strategies that take the step themselves, on shards: there the guard would not see what is applied."""
@@ -44,7 +41,7 @@ class GuardCallback(Callback):
         self.options = options
         self.guards: list[Attached] = []
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Stand behind the optimizers.
 
         Raises:
@@ -60,22 +57,22 @@ class GuardCallback(Callback):
         for optimizer in trainer.optimizers:
             self.guards.append(attach(pl_module, optimizer, scaler=scaler, **self.options))
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """The loss is made in ``training_step``, outside ``forward``: show it to the guards."""
         for guard in self.guards:
             guard.see(loss)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any, **named: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *rest: Any, **named: Any) -> None:
         """``guard/refused`` in the metrics: the steps that were refused so far."""
         refused = sum(guard.refused_steps for guard in self.guards)
         if refused:
             pl_module.log("guard/refused", float(refused), prog_bar=True, rank_zero_only=True)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Leave the optimizers as they were."""
         self._detach()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave the optimizers as they were."""
         self._detach()
 

@@ -7,26 +7,18 @@ losses that are NaN (``logging_nan_inf_filter``); the guard's warning does not.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from maskrcnn_coco.anywhere.attach import attach
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard.attached import Attached
 
-if TYPE_CHECKING:
-    from transformers import (  # pyright: ignore[reportMissingImports]
-        TrainerCallback,
-        TrainerControl,
-        TrainerState,
-        TrainingArguments,
-    )
-else:
-    try:
-        from transformers import TrainerCallback
-    except ModuleNotFoundError as missing:
-        raise ConfigError(
-            "the Trainer callback needs transformers, which is not installed", fix="pip install transformers accelerate"
-        ) from missing
+try:
+    from transformers import TrainerCallback  # pyright: ignore
+except ModuleNotFoundError as missing:
+    raise ConfigError(
+        "the Trainer callback needs transformers, which is not installed", fix="pip install transformers accelerate"
+    ) from missing
 
 
 class GuardCallback(TrainerCallback):
@@ -43,9 +35,7 @@ class GuardCallback(TrainerCallback):
         self.options = options
         self.guard: Attached | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Stand behind the optimizer.
 
         Raises:
@@ -60,9 +50,7 @@ class GuardCallback(TrainerCallback):
         scaler = getattr(wrapped, "scaler", None)
         self.guard = attach(model, getattr(wrapped, "optimizer", wrapped), scaler=scaler, **self.options)
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Tell Accelerate that the step was not taken: ``optimizer_step_was_skipped`` holds the schedule back."""
         wrapped = parts.get("optimizer")
         if self.guard is None or not hasattr(wrapped, "_is_overflow"):
@@ -73,9 +61,9 @@ class GuardCallback(TrainerCallback):
 
     def on_log(
         self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
+        args: Any,
+        state: Any,
+        control: Any,
         logs: dict[str, Any] | None = None,
         **parts: Any,
     ) -> None:
@@ -83,7 +71,7 @@ class GuardCallback(TrainerCallback):
         if logs is not None and self.guard is not None and self.guard.refused_steps:
             logs["guard_refused"] = self.guard.refused_steps
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Leave the optimizer as it was."""
         if self.guard is not None:
             self.guard.detach()
