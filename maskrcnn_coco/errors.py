@@ -49,6 +49,12 @@ class GuardStop(MaskRCNNError):
     exit_code = 4
 
 
+class ExportError(MaskRCNNError):
+    """A model that cannot be exported, or finds something else than its checkpoint (exit code 4)."""
+
+    exit_code = 4
+
+
 class CheckpointError(MaskRCNNError):
     """A checkpoint that cannot be used, or none that can (exit code 5)."""
 

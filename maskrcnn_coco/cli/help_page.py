@@ -43,6 +43,9 @@ EXAMPLES = {
         ("large images; label images and a table for ImageJ",
          "maskrcnn-coco predict checkpoints/best.pth slide.tif --tile auto --format labels,csv"),
     ),
+    "export": (
+        ("for ONNX Runtime, without torch", "maskrcnn-coco export checkpoints/best.pth --format onnx --out exported/"),
+    ),
     "explain": (("one cause", "maskrcnn-coco explain LR_TOO_HIGH"),),
     "doctor": (("the machine and its checkpoints", "maskrcnn-coco doctor --checkpoint-dir checkpoints"),),
 }  # fmt: skip

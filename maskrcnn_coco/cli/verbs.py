@@ -171,6 +171,15 @@ def predict(args: Any, words: Sequence[str]) -> int:
     return predict_checkpoint(Path(words[0]), words[1:], options)
 
 
+def export(args: Any, words: Sequence[str]) -> int:
+    """``maskrcnn-coco export``."""
+    with without_garbage_collection():
+        from maskrcnn_coco.cli.export import export_checkpoint
+
+    checkpoint = Path(one(words, "CHECKPOINT"))
+    return export_checkpoint(checkpoint, Path(args.out), args.format, args.images, json_mode=args.json)
+
+
 def explain(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco explain``."""
     from maskrcnn_coco.diagnosis.explain import explain as text

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
 
 from maskrcnn_coco.data.bit_range import saved_range
 from maskrcnn_coco.data.classes import named_classes
@@ -17,8 +18,9 @@ from maskrcnn_coco.distributed.device import resolve_device
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import CheckpointError, ConfigError
 from maskrcnn_coco.inference.card import Card, card_of
+from maskrcnn_coco.inference.found import Found
 from maskrcnn_coco.inference.predictor import Predictor
-from maskrcnn_coco.inference.torch_engine import TorchEngine
+from maskrcnn_coco.inference.torch_engine import TorchEngine, as_tensor, found_in
 from maskrcnn_coco.model.build import classes_in, load_for_inference
 from maskrcnn_coco.system.precision import resolve_amp
 
@@ -44,15 +46,23 @@ def checkpoint_card(model: Any, contents: Mapping[str, Any]) -> Card:
     return Card(classes.names, ids, side, saved_range(contents))
 
 
-class _Scripted(nn.Module):
-    """A TorchScript detector as torchvision's eager one answers: detections only, without the empty losses."""
+class ScriptEngine:
+    """A TorchScript detector, image by image; ``model`` answers (empty losses, detections)."""
 
-    def __init__(self, inner: Any) -> None:
-        super().__init__()
-        self.inner = inner
+    batch_size = 1
 
-    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        return self.inner(images)[1]
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self.model, self.device = model, device
+
+    def run(self, images: Sequence[np.ndarray]) -> list[Found]:
+        """What is found on images, uint8 (H, W, 3) each."""
+        found = []
+        for image in images:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it says at each first call that it answers losses, too
+                (output,) = self.model([as_tensor(image).to(self.device)])[1]
+            found.append(found_in(output, *image.shape[:2]))
+        return found
 
 
 def load_torchscript(path: Path, device: str = "auto") -> Predictor:
@@ -68,7 +78,9 @@ def load_torchscript(path: Path, device: str = "auto") -> Predictor:
     try:
         if not zipfile.is_zipfile(path):
             raise RuntimeError("not an archive")
-        inner = torch.jit.load(path, map_location=where, _extra_files=extra)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch would rather have torch.export, which cannot do this
+            inner = torch.jit.load(path, map_location=where, _extra_files=extra)
         card = card_of(json.loads(extra[CARD_FILE]))
     except (RuntimeError, ValueError, OSError) as e:
         raise CheckpointError(
@@ -76,5 +88,4 @@ def load_torchscript(path: Path, device: str = "auto") -> Predictor:
             got=str(e).splitlines()[0],
             fix="maskrcnn-coco export CHECKPOINT --format torchscript",
         ) from e
-    engine = TorchEngine(_Scripted(inner), where)
-    return Predictor(engine, card)
+    return Predictor(ScriptEngine(inner.eval(), where), card)

@@ -30,7 +30,9 @@ class OpenVinoEngine:
         found = []
         for image in images:
             out = self.model([as_array(image)])
-            found.append(found_in_arrays([out[name] for name in OUTPUTS]))
+            one = found_in_arrays([out[name] for name in OUTPUTS])
+            # Where there is no object at all, OpenVINO answers with one of score 0.
+            found.append(one.at(np.flatnonzero(one.scores > 0)))
         return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import struct
@@ -107,13 +108,32 @@ def read_weights(path: str | Path) -> dict[str, Any]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     try:
-        return dict(load_file(path))
+        with safe_open(path, "pt") as file:
+            said = _exported_card((file.metadata() or {}).get("maskrcnn_coco", ""))
+        return {**load_file(path), **said}
     except (SafetensorError, OSError) as e:
         raise CheckpointError(f"{path} cannot be read", got=e, expected="a safetensors file") from e
+
+
+def _exported_card(text: str) -> dict[str, Any]:
+    """What ``maskrcnn-coco export --format safetensors`` wrote beside the tensors, as a checkpoint holds it."""
+    try:
+        said = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    if not isinstance(said, dict) or not isinstance(said.get("classes"), list):
+        return {}
+    side = said.get("usual_side")
+    return {
+        "classes": ["background", *said["classes"]],
+        "category_ids": said.get("category_ids"),
+        "config": said.get("config"),
+        "image_size": [side, side],
+    }
 
 
 def detector_state(contents: Mapping[str, Any], source: str | Path) -> dict[str, Tensor]:

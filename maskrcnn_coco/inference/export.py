@@ -1,0 +1,228 @@
+"""A checkpoint's model in other runtimes' files: ONNX, OpenVINO, TorchScript, safetensors. Proved by `parity`."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+
+from maskrcnn_coco.data.images import read_image
+from maskrcnn_coco.errors import ConfigError, ExportError
+from maskrcnn_coco.inference.card import KEY, Card, plain_card
+from maskrcnn_coco.inference.checkpoints import CARD_FILE, checkpoint_card
+from maskrcnn_coco.inference.export_transform import ExportTransform
+from maskrcnn_coco.inference.inputs import Pictures
+from maskrcnn_coco.inference.onnx_engine import INPUT, OUTPUTS
+from maskrcnn_coco.inference.parity import Case, Gap, compare, pictures, thresholds
+from maskrcnn_coco.inference.predictor import Predictor, load
+from maskrcnn_coco.inference.torch_engine import TorchEngine
+from maskrcnn_coco.model.build import load_for_inference
+from maskrcnn_coco.wording import clean
+
+FORMATS = ("onnx", "torchscript", "openvino", "safetensors")
+NAME = "model"
+OPSET = 17
+_NEEDS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
+_ENDINGS = {"onnx": (".onnx",), "torchscript": (".torchscript",), "openvino": (".xml", ".bin"),
+            "safetensors": (".safetensors",)}  # fmt: skip
+
+
+@dataclass
+class Exported:
+    """``files``, and the largest differences from the checkpoint over ``cases`` comparisons."""
+
+    format: str
+    files: list[Path]
+    cases: list[Case]
+    gap: Gap
+
+
+def export(checkpoint: Path, out: Path, format: str, images: Sequence[str] = ()) -> Exported:
+    """Write the model of ``checkpoint`` as ``out``/model.* and prove that it finds what the checkpoint finds.
+
+    The file is run on pictures of several sizes beside the checkpoint (float32, on the CPU), and its twins with other
+    score thresholds where the pictures do not hold zero, one and many objects by themselves.
+
+    Args:
+        format: of `FORMATS`.
+        images: paths of pictures to compare on as well.
+
+    Raises:
+        ConfigError: an unknown format, a package that is missing. CheckpointError: damaged, or of another model.
+        ExportError: it could not be exported, or finds something else; nothing of this run is left in ``out``.
+    """
+    check_format(format)
+    model, contents = load_for_inference(checkpoint, fast=False)
+    model, card = plain(model), checkpoint_card(model, contents)
+    own = [_read(p) for p in Pictures(list(images)).paths] if images else []
+    out.mkdir(parents=True, exist_ok=True)
+    exact = copy.deepcopy(model)
+    exact.transform.__class__ = ExportTransform
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
+        path = _write(exact, card, Path(folder), format, contents)
+        cases, gap = _prove(model, exact, card, path, format, pictures(card.usual_side or 256) + own, contents)
+        files = []
+        for ending in _ENDINGS[format]:
+            target = out / (NAME + ending)
+            shutil.move(path.with_suffix(ending), target)
+            files.append(target)
+    return Exported(format, files, cases, gap)
+
+
+def check_format(format: str) -> None:
+    """Raise ConfigError where the format is unknown or its packages are missing."""
+    if format not in FORMATS:
+        raise ConfigError("--format is not known", got=format, expected=", ".join(FORMATS), fix="--format onnx")
+    for package in _NEEDS.get(format, ()):
+        try:
+            import_module(package)
+        except ImportError as e:
+            raise ConfigError(
+                f"export to {format} needs the package {package}", got=e, fix="pip install 'maskrcnn-coco[export]'"
+            ) from e
+
+
+def plain(model: Any) -> Any:
+    """torchvision's classes throughout, in contiguous memory, in eval mode: what tracing and scripting understand."""
+    predictor = model.roi_heads.box_predictor
+    if isinstance(predictor, FastRCNNPredictor):
+        predictor.__class__ = FastRCNNPredictor  # ours only steps out of autocast, which no export has
+    return model.eval().to(memory_format=torch.contiguous_format)
+
+
+class Flat(nn.Module):
+    """One image in, four tensors out: boxes, labels, scores, masks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``image``: float32 (3, H, W) in 0..1."""
+        (found,) = self.model([image])
+        return found["boxes"], found["labels"], found["scores"], found["masks"]
+
+
+def _write(model: Any, card: Card, folder: Path, format: str, contents: Any) -> Path:
+    write: Callable[[Any, Card, Path], None] = {
+        "onnx": _onnx, "openvino": _openvino, "torchscript": _torchscript,
+        "safetensors": lambda m, c, p: _safetensors(m, c, p, contents),
+    }[format]  # fmt: skip
+    path = folder / (NAME + _ENDINGS[format][0])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tracers warn about every Python number they meet
+            write(model, card, path)
+    except (MemoryError, OSError):
+        raise
+    except Exception as e:  # exporters raise whatever they like
+        raise ExportError(f"the model cannot be exported to {format}", got=_first_line(e)) from e
+    return path
+
+
+def _onnx(model: Any, card: Card, path: Path) -> None:
+    import onnx
+
+    side = card.usual_side or 256
+    dynamic = {INPUT: {1: "height", 2: "width"}, "masks": {0: "objects", 2: "height", 3: "width"}}
+    dynamic |= {name: {0: "objects"} for name in ("boxes", "labels", "scores")}
+    example = torch.rand(3, side, side + side // 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.onnx.export(
+            Flat(model), (example,), str(path), opset_version=OPSET, input_names=[INPUT], output_names=list(OUTPUTS),
+            dynamic_axes=dynamic, dynamo=False,
+        )  # fmt: skip
+    graph = onnx.load(str(path))
+    onnx.helper.set_model_props(graph, {KEY: json.dumps(plain_card(card))})
+    onnx.save(graph, str(path))
+
+
+def _openvino(model: Any, card: Card, path: Path) -> None:
+    import openvino  # pyright: ignore[reportMissingImports]
+
+    traced = path.with_suffix(".onnx")
+    _onnx(model, card, traced)
+    graph = openvino.convert_model(str(traced))
+    graph.set_rt_info(json.dumps(plain_card(card)), [KEY])
+    openvino.save_model(graph, str(path), compress_to_fp16=False)
+    traced.unlink()
+
+
+def _torchscript(model: Any, card: Card, path: Path) -> None:
+    for module in model.modules():  # hooks that keep boxes exact under autocast, which no export has
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    script: Any = torch.jit.script(model)
+    script.save(str(path), _extra_files={CARD_FILE: json.dumps(plain_card(card))})
+
+
+def _safetensors(model: Any, card: Card, path: Path, contents: Any) -> None:
+    from safetensors.torch import save_file
+
+    config = contents.get("config") if isinstance(contents.get("config"), dict) else {}
+    sizes = {k: config[k] for k in ("min_size", "max_size", "box_detections_per_image") if config.get(k)}
+    said = plain_card(card) | {"config": sizes}
+    state = {k: v.contiguous() for k, v in model.state_dict().items()}
+    save_file(state, str(path), metadata={KEY: json.dumps(said), "format": "pt"})
+
+
+def _prove(
+    model: Any, exact: Any, card: Card, path: Path, format: str, tried: list[np.ndarray], contents: Any
+) -> tuple[list[Case], Gap]:
+    """The file itself on every picture, then twins of it with the score thresholds that give 0, 1 and many objects."""
+    usual = float(model.roi_heads.score_thresh)
+    cases, gap = _compared(model, card, load(path, "cpu", precision="off", fast=False), tried, usual, format)
+    seen = {min(c.objects, 2) for c in cases}
+    try:
+        place, wanted = thresholds(TorchEngine(model, "cpu"), model, tried)
+        for count, threshold in wanted.items():
+            if count in seen or format == "safetensors":  # weights alone know no threshold
+                continue
+            model.roi_heads.score_thresh = exact.roi_heads.score_thresh = threshold
+            with tempfile.TemporaryDirectory() as folder:
+                twin = _write(exact, card, Path(folder), format, contents)
+                more, worse = _compared(model, card, load(twin, "cpu"), [tried[place]], threshold, format)
+            cases, gap = cases + more, gap.worst(worse)
+    finally:
+        model.roi_heads.score_thresh = usual
+    return cases, gap
+
+
+def _compared(
+    model: Any, card: Card, exported: Predictor, tried: list[np.ndarray], threshold: float, format: str
+) -> tuple[list[Case], Gap]:
+    engine, cases, gap = TorchEngine(model, "cpu"), [], Gap()
+    limit = int(model.roi_heads.detections_per_img)
+    for image in tried:
+        wanted = engine.run([image])[0]
+        try:
+            found = exported.engine.run([image])[0]
+        except Exception as e:  # a runtime's own errors
+            size = f"{image.shape[1]} × {image.shape[0]} pixels, {len(wanted)} objects"
+            raise ExportError(f"the exported {format} model fails at {size}", got=_first_line(e)) from e
+        case = Case(image.shape[1], image.shape[0], len(wanted))
+        gap = gap.worst(compare(wanted, found, card.classes, case, threshold, limit, format))
+        cases.append(case)
+    return cases, gap
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return clean(lines[0] if lines else type(error).__name__)
+
+
+def _read(path: Path) -> np.ndarray:
+    real = path.resolve()
+    return read_image(real.parent, real.name)

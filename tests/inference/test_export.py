@@ -1,0 +1,195 @@
+"""Exports: the file finds what the checkpoint finds, with no, one and many objects, or is not there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from maskrcnn_coco import load
+from maskrcnn_coco.cli.command_line import main
+from maskrcnn_coco.errors import ConfigError, ExportError
+from maskrcnn_coco.inference import export as exporting
+from maskrcnn_coco.inference.export import export
+from maskrcnn_coco.inference.export_transform import ExportTransform
+from maskrcnn_coco.inference.found import Found, Window, found_of
+from maskrcnn_coco.inference.parity import Case, compare, pictures
+from maskrcnn_coco.model.build import build_model
+
+PACKAGES = {"onnx": ["onnx", "onnxruntime"], "openvino": ["onnx", "openvino"]}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model from random weights, of which the box head's scores are spread out."""
+    torch.manual_seed(3)
+    model = build_model("maskrcnn_resnet18_fpn", 4, small=True, min_size=64, max_size=96)
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.weight.mul_(5)
+    path = tmp_path_factory.mktemp("model") / "best.pth"
+    state = {"model": model.state_dict(), "classes": ["background", "circle", "square", "triangle"]}
+    config = {"min_size": 64, "max_size": 96, "box_detections_per_image": 20}
+    torch.save({**state, "category_ids": [5, 9, 2], "config": config, "image_size": [64, 80]}, path)
+    return path
+
+
+@pytest.mark.parametrize("format", ["torchscript", "openvino", "safetensors"])
+def test_the_file_finds_what_the_checkpoint_finds(format: str, checkpoint: Path, tmp_path: Path) -> None:
+    for package in PACKAGES.get(format, []):
+        pytest.importorskip(package)
+    done = export(checkpoint, tmp_path / "out", format)
+    assert len({(c.width, c.height) for c in done.cases}) >= 3
+    if format != "safetensors":
+        assert {min(c.objects, 2) for c in done.cases} == {0, 1, 2}
+    assert done.gap.box <= 0.01
+    assert done.gap.score <= 1e-4
+    assert done.gap.iou >= 0.999
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in done.files}
+    again = load(done.files[0], device="cpu")
+    assert again.classes == ["circle", "square", "triangle"]
+    assert again.category_ids == [5, 9, 2]
+
+
+def test_onnx_runs_without_torch(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    assert main(["export", str(checkpoint), "--format", "onnx", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "finds what the checkpoint finds" in said
+    assert "with 0, 1, " in said
+    check_onnx(tmp_path, load(checkpoint, device="cpu", precision="off"))
+    Image.fromarray(pictures(80)[0]).save(tmp_path / "a.png")
+    argv = ["predict", str(tmp_path / "model.onnx"), str(tmp_path / "a.png"), "--out", str(tmp_path / "o"), "--json"]
+    argv += ["--score", "0.1", "--format", "coco,csv,polygons,labels,png"]
+    code = "import sys; sys.modules['torch'] = sys.modules['torchvision'] = None\n"
+    code += "from maskrcnn_coco.cli.command_line import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    wanted = load(checkpoint, device="cpu", precision="off").predict(tmp_path / "a.png", score=0.1)[0]
+    assert found["objects"] == len(wanted) > 0
+    assert found["classes"] == {n: wanted.names.count(n) for n in found["classes"]}
+
+
+def check_onnx(folder: Path, first: Any) -> None:
+    """Pictures that the gate has not seen."""
+    again = load(folder / "model.onnx")
+    assert again.classes == ["circle", "square", "triangle"]
+    assert again.category_ids == [5, 9, 2]
+    for size in ((70, 101), (200, 64)):
+        image = np.random.default_rng(size[0]).integers(0, 255, (*size, 3)).astype(np.uint8)
+        a, b = first.predict(image, score=0.1)[0], again.predict(image, score=0.1)[0]
+        assert len(a) == len(b)
+        assert np.abs(np.sort(a.scores) - np.sort(b.scores)).max(initial=0) < 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")
+def test_images_are_resized_as_the_checkpoint_resizes_them() -> None:
+    wanted = GeneralizedRCNNTransform(64, 96, [0.0] * 3, [1.0] * 3).eval()
+    ours = ExportTransform(64, 96, [0.0] * 3, [1.0] * 3).eval()
+    scripted = torch.jit.script(ours)
+    for height in range(30, 200, 31):
+        for width in range(30, 260, 5):
+            image = torch.zeros(3, height, width)
+            size = tuple(wanted.resize(image)[0].shape[1:])
+            assert tuple(ours.resize(image)[0].shape[1:]) == size
+            assert scripted([image])[0].image_sizes[0] == size
+
+
+def test_what_finds_something_else_is_not_left_behind(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    write = exporting._torchscript
+
+    def spoiled(model: Any, card: Any, path: Path) -> None:
+        bias = model.roi_heads.box_predictor.bbox_pred.bias
+        kept = bias.detach().clone()
+        with torch.no_grad():
+            bias += 0.05
+        write(model, card, path)
+        with torch.no_grad():
+            bias.copy_(kept)
+
+    monkeypatch.setattr(exporting, "_torchscript", spoiled)
+    out = tmp_path / "out"
+    assert main(["export", str(checkpoint), "--format", "torchscript", "--out", str(out)]) == 4
+    said = capsys.readouterr().err
+    assert "parts from the checkpoint at" in said
+    assert "px" in said
+    assert list(out.iterdir()) == []
+
+
+def test_what_cannot_be_exported_says_so(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("\n\n  aten::sort has no such thing\nmore")
+
+    monkeypatch.setattr(exporting, "_torchscript", fails)
+    with pytest.raises(ExportError, match=r"cannot be exported to torchscript\n  got: aten::sort has no such thing"):
+        export(checkpoint, tmp_path, "torchscript")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_a_missing_package_is_named(
+    format: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ConfigError, match=r"maskrcnn-coco\[export\]"):
+        export(checkpoint, tmp_path / "o", format)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("argv", [["--format", "coreml"], ["--format", ""], ["--images", "nowhere/"]])
+def test_bad_flags(argv: list[str], checkpoint: Path, tmp_path: Path) -> None:
+    assert main(["export", str(checkpoint), "--out", str(tmp_path / "o"), "--format", "safetensors", *argv]) in (2, 3)
+
+
+def found(*rows: tuple[float, float, int]) -> Found:
+    """(x, score, label) of 40 × 40 squares."""
+    windows = [Window(int(x), 0, np.ones((40, 40), bool)) for x, _, _ in rows]
+    return found_of([[x, 0, x + 40, 40] for x, _, _ in rows], [s for _, s, _ in rows], [n for *_, n in rows], windows)
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (found((0, 0.9, 1), (60, 0.5, 2)), None),
+        (found((0.009, 0.90005, 1), (60, 0.5, 2)), None),
+        (found((0, 0.9, 1), (60, 0.5, 2), (99, 0.05004, 1)), None),  # at the threshold
+        (found((0.02, 0.9, 1), (60, 0.5, 2)), "box by"),
+        (found((0, 0.9002, 1), (60, 0.5, 2)), "score by"),
+        (found((0, 0.9, 1)), "does not find object 2"),
+        (found((0, 0.9, 1), (60, 0.5, 1)), "does not find object 2"),
+        (found((0, 0.9, 1), (60, 0.5, 2), (99, 0.2, 1)), "that the checkpoint does not find"),
+    ],
+)
+def test_where_two_part(other: Found, says: str | None) -> None:
+    wanted = found((0, 0.9, 1), (60, 0.5, 2))
+    check = lambda: compare(wanted, other, ("a", "b"), Case(9, 9, 2), 0.05, 100, "onnx")  # noqa: E731
+    if says is None:
+        check()
+        return
+    with pytest.raises(ExportError, match=says):
+        check()
+
+
+def test_masks_that_part_are_seen() -> None:
+    wanted, other = found((0, 0.9, 1)), found((0, 0.9, 1))
+    other.windows[0].mask[0, :2] = False
+    with pytest.raises(ExportError, match="masks overlap"):
+        compare(wanted, other, ("a",), Case(9, 9, 1), 0.05, 100, "onnx")
+    other.windows[0].mask[0, 1] = True  # one pixel may stand at one half
+    compare(wanted, other, ("a",), Case(9, 9, 1), 0.05, 100, "onnx")
+
+
+def test_equal_scores_may_come_in_any_order() -> None:
+    a, b = found((0, 0.5, 1), (100, 0.5, 1)), found((100, 0.5, 1), (0, 0.5, 1))
+    assert compare(a, b, ("a",), Case(9, 9, 2), 0.05, 100, "onnx").box == 0
