@@ -88,7 +88,7 @@ def diagnose_checkpoint(path: Path) -> list[Finding]:
     """What is wrong with a checkpoint: damage, non-finite or impossible numbers; an empty list for a healthy one.
 
     Raises:
-        CheckpointError: no such file.
+        CheckpointError: no such file, no checkpoint at all, or of no detector that this program knows.
     """
     from maskrcnn_coco.components import component_of
     from maskrcnn_coco.diagnosis.scan_state import scan_state
@@ -102,11 +102,13 @@ def diagnose_checkpoint(path: Path) -> list[Finding]:
     try:
         contents = read_weights(path)
         weights = detector_state(contents, path)
-        model = build_from_state(weights, source=path)
     except CheckpointError as e:
+        if not _was_a_checkpoint(path):
+            raise  # a picture, a text: nothing was poisoned, it was never one
         evidence = [Evidence(f"scan: {path.name} at load", e.render(), "POISONED_STATE")]
         culprit = Culprit(checkpoint=str(path))
         return [Finding("POISONED_STATE", 1.0, culprit, evidence, fix="maskrcnn-coco train --resume auto")]
+    model = build_from_state(weights, source=path)
     loop = contents.get("loop") or {}
     optimizer = contents.get("optimizer") or {}
     snapshot = Snapshot(int(loop.get("step", 0)), int(loop.get("epoch", 0)), weights, optimizer, contents.get("scaler"))
@@ -129,6 +131,16 @@ def require_checkpoint(path: Path) -> None:
             got=f"a file that begins with {begin[:4]!r}",
             expected="a .pth file, an incident (0001.json) or a run folder",
         )
+
+
+BEGINNINGS = (b"PK\x03\x04", b"\x80\x02")
+"""Of what ``torch.save`` writes, today and before 2020."""
+
+
+def _was_a_checkpoint(path: Path) -> bool:
+    """Whether a file that cannot be read begins as a checkpoint does."""
+    with open(path, "rb") as file:
+        return file.read(4).startswith(BEGINNINGS)
 
 
 def _say(console: Console, title: str, findings: list[Finding]) -> None:

@@ -81,7 +81,7 @@ def scan_targets(batch: Any, num_classes: int | None) -> list[TargetFault]:
             faults += _label_faults(labels, image_id, ids, num_classes)
         masks = target.get("masks")
         if isinstance(masks, Tensor) and isinstance(image, Tensor) and masks.numel() and masks.ndim == 3:
-            faults += _mask_faults(masks, target, image_id, ids, tuple(image.shape[-2:]))
+            faults += _mask_faults(masks, target, image_id, ids, (image.shape[-2], image.shape[-1]))
     return faults
 
 

@@ -13,7 +13,7 @@ from maskrcnn_coco import train
 from maskrcnn_coco.cli.diagnose import diagnose_checkpoint, diagnose_path, replay_case
 from maskrcnn_coco.cli.verify import verify_run
 from maskrcnn_coco.data.prepare import write_quarantine
-from maskrcnn_coco.errors import ConfigError, DataError
+from maskrcnn_coco.errors import CheckpointError, ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +121,21 @@ def test_a_poisoned_checkpoint_is_named(tmp_path):
     (finding,) = diagnose_checkpoint(tmp_path / "poisoned.pth")[:1]
     assert finding.cause == "POISONED_STATE"
     assert "poisoned.pth" in (finding.culprit.checkpoint or "")
+
+
+def test_a_file_that_is_no_checkpoint_is_not_called_poisoned(tmp_path):
+    import torch
+
+    for name, content in (("a.pth", b"\x89PNG\r\n\x1a\n" + b"x" * 200), ("b.pth", b"{}"), ("c.pth", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError):
+            diagnose_checkpoint(tmp_path / name)
+    torch.save({"weight": torch.ones(3)}, tmp_path / "classifier.pth")
+    with pytest.raises(CheckpointError):
+        diagnose_checkpoint(tmp_path / "classifier.pth")
+    whole = (tmp_path / "classifier.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    assert diagnose_checkpoint(tmp_path / "cut.pth")[0].cause == "POISONED_STATE"
 
 
 def test_a_run_on_data_of_the_callers_own_needs_them_again(tmp_path, capsys):
