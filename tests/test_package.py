@@ -118,3 +118,9 @@ def test_the_pre_commit_hook_calls_a_verb_that_is_there():
 
     assert verb in VERBS
     assert re.search(hook["files"], "data/instances.json")
+
+
+def test_the_workflow_is_one():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())["jobs"]
+    assert {"lint", "linux", "elsewhere", "package"} <= set(jobs)
+    assert all(job["steps"] for job in jobs.values())
