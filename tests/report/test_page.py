@@ -165,3 +165,18 @@ def test_many_incidents_are_folded(tmp_path: Path) -> None:
 def test_import_is_torch_free() -> None:
     code = "import sys, maskrcnn_coco.report.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_lines_and_fields_that_are_not_ours_are_left_out(tmp_path: Path) -> None:
+    foreign = (
+        '{"kind":"step"}\n{"kind":"epoch","epoch":"x","losses":3}\n[]\n{"a":1}\nnull\n'
+        '{"kind":"step","step":"7","losses":{"a":"b"},"loss":null}\n{"kind":"eval","metrics":[1]}\n'
+    )
+    (tmp_path / "metrics.jsonl").write_text(foreign)
+    (tmp_path / "result.json").write_text('{"status":3,"metrics":[1],"incidents":5,"steps":"many","loss":"nan"}')
+    (tmp_path / "run.json").write_text('{"reasons":[],"environment":3,"findings":[1],"data":"x","lr":[1],"notes":7}')
+    (tmp_path / "config.yaml").write_text("a: &a [1]\nb: [*a, *a]\n")
+    (tmp_path / "incidents").mkdir()
+    for number, text in enumerate(("[]", '{"id":"0002"}', "3", '{"id":1,"step":"x"}')):
+        (tmp_path / "incidents" / f"000{number}.json").write_text(text)
+    assert write_report(tmp_path).read_text(encoding="utf-8").startswith("<!")
