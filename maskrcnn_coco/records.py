@@ -268,7 +268,9 @@ def plain(value: Any) -> Any:
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """Strict JSON of a record, a dict or a list of them."""
-    return json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=False)
+    # A file name that is not UTF-8 holds what no encoder takes.
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def number(value: Any) -> float:

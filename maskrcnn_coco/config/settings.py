@@ -243,6 +243,9 @@ def _problems(c: Config):
         yield f"--device: got {c.device!r}, expected auto, cpu, cuda, cuda:0 or mps"
     if c.data is not None and c.demo:
         yield f"--demo: the built-in shapes and --data {c.data} exclude each other; give one of them"
+    for name in Config.__struct_fields__:
+        if "\0" in str(getattr(c, name)):
+            yield f"{flag(name)}: holds a NUL character, which no path or name can"
     if c.checkpoint_every is not None and not _interval(c.checkpoint_every):
         yield f'--checkpoint-every: got {c.checkpoint_every!r}, expected steps such as "500" or seconds such as "60s"'
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import stat
 import struct
@@ -225,12 +226,16 @@ def open_inside(root: str | Path, file_name: str) -> BinaryIO:
     return os.fdopen(fd, "rb")
 
 
+_DRIVE = re.compile(r".:" if os.name == "nt" else r"[A-Za-z]:[\\/]")
+"""What begins on a drive of its own: ``C:\\…`` anywhere; on Windows ``C:name`` too. ``1:2.png`` is a name elsewhere."""
+
+
 def _confined(root: Path, file_name: str) -> Path:
     parts = file_name.replace("\\", "/").split("/")
     problem = None
     if not file_name or "\0" in file_name:
         problem = "is empty" if not file_name else "holds a NUL character"
-    elif file_name.startswith(("/", "\\")) or (len(file_name) > 1 and file_name[1] == ":") or "://" in file_name:
+    elif file_name.startswith(("/", "\\")) or _DRIVE.match(file_name) or "://" in file_name:
         problem = "is absolute"
     elif ".." in parts:
         problem = "leaves the image folder"

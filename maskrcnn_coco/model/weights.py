@@ -152,8 +152,21 @@ def detector_state(contents: Mapping[str, Any], source: str | Path) -> dict[str,
     state = {plain_name(str(k)): v for k, v in inner.items() if isinstance(v, Tensor)}
     if not state:
         raise CheckpointError(f"{source} holds no tensors", got=", ".join(map(str, list(contents)[:5])))
+    check_size(state, source)
     check_finite(state, source)
     return state
+
+
+def check_size(state: StateDict, source: str | Path) -> None:
+    """Raise CheckpointError at a tensor that stands for more memory than the file holds: 1 kB may ask for terabytes."""
+    for name, tensor in state.items():
+        if tensor.layout == torch.strided and tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise CheckpointError(
+                f"{source} cannot be used: {name} repeats what it stores",
+                got=f"shape {list(tensor.shape)}, {tensor.nbytes} bytes, of which it holds "
+                f"{tensor.untyped_storage().nbytes()}",
+                fix="save tensors as they are, not expanded: tensor.contiguous()",
+            )
 
 
 def check_finite(state: StateDict, source: str | Path) -> None:
@@ -227,6 +240,7 @@ def load_body(body: nn.Module, contents: Mapping[str, Any], source: str | Path) 
             name = name.removeprefix(prefix)
         if isinstance(value, Tensor) and not name.startswith(HEADS):
             state[name] = value
+    check_size(state, source)
     check_finite(state, source)
     own = body.state_dict()
     unknown = [k for k in state if k not in own and not k.endswith("num_batches_tracked")]

@@ -143,3 +143,11 @@ def test_a_damaged_jpeg_is_said_in_one_way(tmp_path, monkeypatch):
                 except DataError as e:
                     said.append(str(e))
         assert said[0] == said[1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a colon is no part of a name there")
+def test_a_colon_in_a_name_makes_it_no_drive(tmp_path):
+    Image.new("RGB", (8, 6)).save(tmp_path / "1:2.png")
+    assert read_image(tmp_path, "1:2.png").shape[:2] == (6, 8)
+    with pytest.raises(DataError, match="absolute"):
+        read_image(tmp_path, "C:\\x.png")
