@@ -194,6 +194,27 @@ def validate(config: Config) -> None:
         raise ConfigError("\n".join([head, *(f"  - {p}" for p in problems)]), fix="correct the flags named above")
 
 
+LEAST = {
+    "epochs": 1,
+    "max_steps": 1,
+    "batch_size": 1,
+    "accumulate": 1,
+    "warmup_steps": 0,
+    "min_size": 32,
+    "max_size": 32,
+    "workers": 0,
+    "patience": 1,
+    "keep": 1,
+    "num_classes": 2,
+    "freeze_stages": 0,
+    "box_batch_size_per_image": 8,
+    "box_detections_per_image": 1,
+    "eval_max_dets": 1,
+    "seed": 0,
+}
+"""Whole numbers and the least that each may be."""
+
+
 def _problems(c: Config):
     positive = ("lr", "head_lr_multiplier", "rpn_lr_multiplier")
     for name in positive:
@@ -206,29 +227,7 @@ def _problems(c: Config):
             yield f"{flag(name)}: got {value}, expected a finite number, {low} or more"
     if not (math.isfinite(c.momentum) and 0 <= c.momentum < 1):
         yield f"--momentum: got {c.momentum}, expected 0 <= momentum < 1 (1 or more diverges by itself)"
-    for name, low in (
-        ("epochs", 1),
-        ("max_steps", 1),
-        ("batch_size", 1),
-        ("accumulate", 1),
-        ("warmup_steps", 0),
-        ("min_size", 32),
-        ("max_size", 32),
-        ("workers", 0),
-        ("patience", 1),
-        ("keep", 1),
-        ("num_classes", 2),
-        ("freeze_stages", 0),
-        ("box_batch_size_per_image", 8),
-        ("box_detections_per_image", 1),
-        ("eval_max_dets", 1),
-        ("seed", 0),
-    ):
-        value, most = getattr(c, name), 2**63 - 1 if name == "seed" else 2**31 - 1
-        if isinstance(value, int) and value > most:
-            yield f"{flag(name)}: got {value}, expected {most} or less"
-        if value is not None and value != "auto" and value < low:
-            yield f"{flag(name)}: got {value}, expected {low} or more"
+    yield from _counts(c)
     if isinstance(c.ema, float) and not 0 < c.ema < 1:
         yield f"--ema: got {c.ema}, expected none, auto, or a decay between 0 and 1"
     if c.copy_paste is not None and not 0 <= c.copy_paste <= 1:
@@ -257,6 +256,15 @@ def _problems(c: Config):
         bit_range(c.bit_range)
     except ValueError as e:
         yield f"--bit-range: {e}"
+
+
+def _counts(c: Config):
+    for name, low in LEAST.items():
+        value, most = getattr(c, name), 2**63 - 1 if name == "seed" else 2**31 - 1
+        if isinstance(value, int) and value > most:
+            yield f"{flag(name)}: got {value}, expected {most} or less"
+        if value is not None and value != "auto" and value < low:
+            yield f"{flag(name)}: got {value}, expected {low} or more"
 
 
 def bit_range(text: str) -> tuple[float, float] | None:
