@@ -58,11 +58,14 @@ class FileIndex:
         self.root = Path(root)
         self.files: list[str] = []
         self._by_base: defaultdict[str, list[str]] = defaultdict(list)
+        self._by_two: defaultdict[str, list[str]] = defaultdict(list)
         self._by_stem: defaultdict[str, list[str]] = defaultdict(list)
         for path in _images_below(self.root):
             self.files.append(path)
-            base = plain_name(path).rpartition("/")[2].casefold()
+            parts = plain_name(path).casefold().split("/")
+            base = parts[-1]
             self._by_base[base].append(path)
+            self._by_two["/".join(parts[-2:])].append(path)
             self._by_stem[_stem(base)].append(path)
 
     def answer(self, name: str, taken: Collection[str] = ()) -> Answer:
@@ -70,11 +73,17 @@ class FileIndex:
         spelled = [plain_name(name)]
         spelled += [unquote(spelled[0])] if "%" in spelled[0] else []
         for wanted in spelled:
-            base = wanted.rpartition("/")[2]
+            parts = wanted.casefold().split("/")
+            # Where each folder has an image.png, the folder's name is looked up with it.
+            alike = self._by_two.get("/".join(parts[-2:])) or self._by_base.get(parts[-1], [])[:_ALIKE]
             for found, same, how in (
-                (self._by_base[base.casefold()], lambda text: text, _how(name)),
-                (self._by_base[base.casefold()], str.casefold, "in another case"),
-                (self._by_stem[_stem(base.casefold())], lambda text: _stem(text.casefold()), "with another suffix"),
+                (alike, lambda text: text, _how(name)),
+                (alike, str.casefold, "in another case"),
+                (
+                    self._by_stem.get(_stem(parts[-1]), [])[:_ALIKE],
+                    lambda text: _stem(text.casefold()),
+                    "with another suffix",
+                ),
             ):
                 best = _closest(wanted, [f for f in found if f not in taken], same)
                 if best:
@@ -93,6 +102,8 @@ class FileIndex:
 _COMPARED = 5000
 """Names that one is compared with, most: 20 ms."""
 _FILES = 2_000_000
+_ALIKE = 200
+"""Files of one name that are told apart by their folders, most."""
 
 
 def _images_below(root: Path) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from maskrcnn_coco.data.coco.entries import SIDE_LIMIT
 from maskrcnn_coco.data.images import probe
 from maskrcnn_coco.data.masks import encode_rle
 from maskrcnn_coco.errors import DataError
@@ -43,7 +44,7 @@ class Document:
 
     def add_image(self, path: Path, size: tuple[int, int] | None = None) -> int | None:
         """The id of an image; None where its ``size`` (height, width) is neither given nor in the file."""
-        if size is None or min(size) <= 0:
+        if size is None or not 0 < min(size) <= max(size) <= SIDE_LIMIT:
             try:
                 facts = probe(path.parent, path.name, decode=False)
             except DataError as e:
@@ -57,7 +58,10 @@ class Document:
 
     def add_polygons(self, image_id: int, name: str, polygons: Sequence[Points]) -> None:
         """An object of several outlines, (x, y) in pixels."""
-        parts = [[float(v) for point in polygon for v in point[:2]] for polygon in polygons if len(polygon) >= 3]
+        try:
+            parts = [[float(v) for point in polygon for v in point[:2]] for polygon in polygons if len(polygon) >= 3]
+        except (TypeError, ValueError, OverflowError):
+            parts = []
         if not parts or not all(math.isfinite(v) for part in parts for v in part):
             self.skip("outlines of fewer than 3 points, or of no numbers")
             return

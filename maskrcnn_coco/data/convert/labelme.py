@@ -64,7 +64,7 @@ def _add_shapes(document: Document, image_id: int, shapes: list[Any]) -> None:
         if outline is None:
             document.skip("shapes without an area (points, lines)")
             continue
-        group = shape.get("group_id")
+        group = shape.get("group_id") if isinstance(shape.get("group_id"), (int, str)) else None
         parts[label, ("alone", n) if group is None else group].append(outline)
     for (label, _), outlines in parts.items():
         document.add_polygons(image_id, label, outlines)
@@ -74,6 +74,8 @@ def _outline(shape: dict[str, Any]) -> Points | None:
     points = shape.get("points")
     kind = shape.get("shape_type", "polygon") or "polygon"
     if not isinstance(points, list) or not all(isinstance(p, list) and len(p) >= 2 for p in points):
+        return None
+    if not all(isinstance(v, (int, float)) for p in points for v in p[:2]):
         return None
     if kind == "polygon" or (kind in ("rectangle", "rotation", "oriented_rectangle") and len(points) == 4):
         return points

@@ -26,6 +26,16 @@ def read_text(path: Path) -> str:
         raise DataError(f"cannot read {clean(path)}: {e.strerror}", fix="check the path and its permissions") from e
 
 
+def as_dict(value: Any) -> dict[str, Any]:
+    """``value`` where it is an object of JSON, else an empty one: a stranger's file may hold anything anywhere."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    """``value`` where it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
 def read_json(path: Path) -> Any:
     """The JSON value in ``path``; None where it is none. Raises DataError as `read_text`."""
     try:

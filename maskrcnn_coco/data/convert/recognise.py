@@ -91,6 +91,17 @@ def convert(source: Source, *, images: Path | None = None, masks_are: Meaning | 
     Raises:
         DataError: the source has nothing that becomes a mask.
     """
+    try:
+        return _converted(source, images, masks_are)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as e:
+        raise DataError(
+            f"{clean(source.root)} is not as its tool writes it ({TITLES[source.kind]})",
+            got=f"{type(e).__name__}: {e}",
+            fix="export it again, or say with --format what it is",
+        ) from e
+
+
+def _converted(source: Source, images: Path | None, masks_are: Meaning | None) -> dict[str, Document]:
     if source.kind == "labelme":
         return {"": convert_labelme(list(source.files), images or source.root, images)}
     if source.kind == "via":

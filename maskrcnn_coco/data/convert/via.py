@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from maskrcnn_coco.data.convert.document import Document, Points, ellipse, rectangle
-from maskrcnn_coco.data.convert.reading import read_json, read_text
+from maskrcnn_coco.data.convert.reading import as_dict, as_list, read_json, read_text
 from maskrcnn_coco.data.file_names import FileIndex, plain_name
 
 _USUAL = ("class", "label", "name", "type", "category", "object")
@@ -73,14 +74,17 @@ def convert_via(path: Path, root: Path, images: Path | None) -> Document:
 
 
 def _from_second(value: Any) -> tuple[list[str], list[_Region]]:
-    entries = value.get("_via_img_metadata", value)
+    entries = as_dict(value.get("_via_img_metadata", value))
     names: list[str] = []
     regions: list[_Region] = []
-    for entry in entries.values():
-        name, given = str(entry["filename"]), entry["regions"]
+    for entry in map(as_dict, entries.values()):
+        name, given = str(entry.get("filename", "")), entry.get("regions")
         names.append(name)
-        inside = given.values() if isinstance(given, dict) else given  # version 1 numbers them
-        regions += [_Region(name, r.get("shape_attributes") or {}, r.get("region_attributes") or {}) for r in inside]
+        inside = given.values() if isinstance(given, dict) else as_list(given)  # version 1 numbers them
+        regions += [
+            _Region(name, as_dict(r.get("shape_attributes")), as_dict(r.get("region_attributes")))
+            for r in map(as_dict, inside)
+        ]
     return names, regions
 
 
@@ -104,26 +108,26 @@ def _cell(text: str | None) -> dict[str, Any]:
 
 
 def _from_third(value: dict[str, Any]) -> tuple[list[str], list[_Region]]:
-    files = {str(fid): str(f.get("fname", "")) for fid, f in value["file"].items()}
-    views = {str(vid): [str(i) for i in view.get("fid_list", [])] for vid, view in value.get("view", {}).items()}
-    attributes = value.get("attribute", {})
+    files = {fid: str(as_dict(f).get("fname", "")) for fid, f in as_dict(value["file"]).items()}
+    lists = {vid: as_list(as_dict(view).get("fid_list")) for vid, view in as_dict(value.get("view")).items()}
+    attributes = as_dict(value.get("attribute"))
     regions = []
-    for entry in value["metadata"].values():
+    for entry in map(as_dict, as_dict(value["metadata"]).values()):
         view = str(entry.get("vid"))
-        file = files.get(views.get(view, [view])[0], "")
-        shape = _third_shape(entry.get("xy") or [])
+        file = files.get(str((lists.get(view) or [view])[0]), "")
+        shape = _third_shape(as_list(entry.get("xy")))
         if shape is None:
             continue
         chosen = {}
-        for number, answer in (entry.get("av") or {}).items():
-            kind = attributes.get(number, {})
-            chosen[kind.get("aname", number)] = (kind.get("options") or {}).get(answer, answer)
+        for number, answer in as_dict(entry.get("av")).items():
+            kind = as_dict(attributes.get(number))
+            chosen[str(kind.get("aname", number))] = as_dict(kind.get("options")).get(str(answer), answer)
         regions.append(_Region(file, shape, chosen))
     return list(files.values()), regions
 
 
 def _third_shape(xy: list[float]) -> dict[str, Any] | None:
-    if not xy:
+    if not xy or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in xy):
         return None
     kind, rest = _SHAPES.get(int(xy[0]), "line"), list(xy[1:])
     if kind == "rect" and len(rest) >= 4:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import math
+import random
 import shlex
 import zlib
 from pathlib import Path
@@ -17,7 +19,7 @@ from PIL import Image
 
 from maskrcnn_coco.cli.command_line import main
 from maskrcnn_coco.data.audit.checks import audit
-from maskrcnn_coco.data.convert.recognise import recognise
+from maskrcnn_coco.data.convert.recognise import convert, recognise
 from maskrcnn_coco.data.convert.regions import regions
 from maskrcnn_coco.data.layouts import find_data
 from maskrcnn_coco.data.masks import decode_mask
@@ -350,3 +352,33 @@ def test_regions_are_those_that_touch() -> None:
             for dx in (-1, 0, 1):
                 grown |= np.pad(part, 1)[1 + dy : 41 + dy, 1 + dx : 51 + dx]
         assert ((grown & noise) == part).all()
+
+
+def test_whatever_stands_in_a_file_the_answer_is_a_sentence(tmp_path: Path) -> None:
+    """Any value anywhere: converted, or refused by a DataError; never anything else."""
+    rng = random.Random(3)
+    picture(tmp_path / "a b.png")
+    mask = {"label": "m", "shape_type": "mask", "mask": "x", "points": [[1, 1], [5, 5]]}
+    labelme(tmp_path, "a", [{"label": "c", "points": SQUARE, "group_id": 1}, mask])
+    via = {"a b.png": {"filename": "a b.png", "regions": via_regions()}}
+    texts = [(tmp_path / "a.json").read_text(), json.dumps(via)]
+    values = [None, True, -1, 1e400, "x", [], {}, [[]], 10**30, [1, 2, 3], {"a": 1}]
+    for n in range(300):
+        doc = json.loads(texts[n % 2])
+        spots = [(t, k) for t in containers(doc) for k in (list(t) if isinstance(t, dict) else range(len(t)))]
+        inside, key = rng.choice(spots)
+        inside[key] = rng.choice(values)
+        (tmp_path / "a.json").write_text(json.dumps(doc))
+        source = recognise(tmp_path / "a.json")
+        if source is not None:
+            with contextlib.suppress(DataError):
+                for document in convert(source).values():
+                    document.plain()
+
+
+def containers(value: Any) -> list[Any]:
+    """All dicts and lists in a JSON value."""
+    if not isinstance(value, (dict, list)):
+        return []
+    inside = value.values() if isinstance(value, dict) else value
+    return [value, *(c for v in inside for c in containers(v))]
