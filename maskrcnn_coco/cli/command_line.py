@@ -143,7 +143,7 @@ class VerifyArgs(PathArgs, frozen=True, kw_only=True):
 
 
 class EvaluateArgs(msgspec.Struct, frozen=True, kw_only=True):
-    """COCO bbox and segm AP of a checkpoint."""
+    """COCO bbox and segm AP of a checkpoint, and what lies behind them."""
 
     data: str | None = None
     """Folder, or json with --images. None: the held-back built-in shapes."""
@@ -155,6 +155,10 @@ class EvaluateArgs(msgspec.Struct, frozen=True, kw_only=True):
     """cpu, cuda, or auto."""
     out: str | None = None
     """Write the detections as a COCO results json here."""
+    batch_size: int = 1
+    """Images at a time."""
+    html: str | None = None
+    """Write a page with curves, confusions and pictures of labels to look at here."""
     json: bool = False
     """Print one JSON object on stdout."""
     debug: bool = False

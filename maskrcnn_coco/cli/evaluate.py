@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from maskrcnn_coco.cli.evaluation_page import write_page
 from maskrcnn_coco.data.bit_range import given_range, saved_range
 from maskrcnn_coco.data.builtin_shapes import write_shapes
 from maskrcnn_coco.data.coco.table import CocoTable, load_coco
 from maskrcnn_coco.data.depth import BitRange
 from maskrcnn_coco.data.layouts import find_data
 from maskrcnn_coco.data.prepare import shapes_folder
+from maskrcnn_coco.evaluation.analysis import ERRORS, Analysis, analyse, plain
 from maskrcnn_coco.evaluation.classes import in_labels_of
 from maskrcnn_coco.evaluation.evaluate import EvalResult, evaluate_model
 from maskrcnn_coco.model.build import classes_in, load_for_inference
@@ -22,6 +24,7 @@ from maskrcnn_coco.records import to_json
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.system.precision import resolve_amp
+from maskrcnn_coco.wording import count
 
 
 def pick_device(name: str) -> torch.device:
@@ -65,8 +68,10 @@ def evaluate_checkpoint(
     out: str | None,
     json_mode: bool,
     bit_range: str | None = None,
+    batch_size: int = 1,
+    html: str | None = None,
 ) -> int:
-    """``maskrcnn-coco evaluate``: prints the COCO metrics and the per-class table; returns the exit code.
+    """``maskrcnn-coco evaluate``: prints the COCO metrics and what lies behind them; returns the exit code.
 
     Raises:
         ConfigError, DataError, CheckpointError: as their names say.
@@ -79,15 +84,20 @@ def evaluate_checkpoint(
     for sentence in chosen + notes:
         console.note(sentence)
     model.to(where)
-    result = evaluate_model(model, source, device=where, precision=resolve_amp("auto", where))
+    result = evaluate_model(model, source, device=where, precision=resolve_amp("auto", where), batch_size=batch_size)
+    analysis = analyse(result)
     if out is not None:
         write_text(Path(out), to_json(result.detections))
     for sentence in result.left_out:
         console.warn(sentence)
     if json_mode:
-        sys.stdout.write(to_json(_summary(checkpoint, table, result)) + "\n")
+        sys.stdout.write(to_json(_summary(checkpoint, table, result) | {"analysis": plain(analysis)}) + "\n")
     else:
         _print(console, table, result)
+        _explain(console, analysis)
+    if html is not None:
+        write_page(Path(html), f"{checkpoint.name} on {table.json_path}", result, analysis, source)
+        console.note(f"curves, confusions and labels to look at: {html}")
     return 0
 
 
@@ -111,6 +121,32 @@ def _print(console: Console, table: CocoTable, result: EvalResult) -> None:
         [name, *(_cell(n, figures[n]) for n in shown if n in figures)] for name, figures in result.per_class.items()
     ]
     console.table("per class", cells, ["class", *shown])
+
+
+def _explain(console: Console, a: Analysis) -> None:
+    """Thresholds, confusions, errors and suspects, below the metrics."""
+    if a.overall is None:
+        return
+    rows = [[n, *(f"{v:.2f}" for v in (t.score, t.precision, t.recall, t.f1))] for n, t in a.best.items()]
+    o = a.overall
+    rows.append(["all", *(f"{v:.2f}" for v in (o.score, o.precision, o.recall, o.f1))])
+    console.table("best score of each class (F1 at IoU 0.5)", rows, ["class", "score", "precision", "recall", "F1"])
+    names = [*(a.names[n] for n in a.order), "nothing"]
+    taken = [
+        (int(a.confusion[i, j]), names[i], names[j])
+        for i in range(len(names)) for j in range(len(names)) if i != j and a.confusion[i, j]
+    ]  # fmt: skip
+    if taken:
+        mixed = [[truth, found, str(n)] for n, truth, found in sorted(taken, reverse=True)[:8]]
+        console.table(f"taken for another, at score {o.score:.2f}", mixed, ["truth", "found", "times"])
+    errors = sorted(a.errors.items(), key=lambda e: -e[1][1])
+    cells = [[ERRORS[k], str(n), f"{gain:.3f}"] for k, (n, gain) in errors if n]
+    console.table("errors by kind", cells, ["error", "how many", "AP50 gained without them"])
+    if a.suspects:
+        console.note(
+            f"{count(len(a.suspects), 'label')} to look at: there the model is sure of something else, rightly or not; "
+            "--html FILE draws them"
+        )
 
 
 def _cell(name: str, value: float) -> str:

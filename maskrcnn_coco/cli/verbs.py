@@ -143,6 +143,8 @@ def evaluate(args: Any, words: Sequence[str]) -> int:
         args.images,
         device=args.device,
         out=args.out,
+        batch_size=args.batch_size,
+        html=args.html,
         json_mode=args.json,
         bit_range=args.bit_range,
     )

@@ -169,9 +169,7 @@ def coco_metrics(
     Raises:
         DataError: a score, box or mask that is not finite or does not fit its image; an image the truth does not have.
     """
-    coco = truth.native(iou_type)
-    _check_results(truth, results, iou_type)
-    evaluation = hotcoco.COCOeval(coco, coco.load_res(_loadable(results, iou_type)), iou_type)
+    evaluation = unmatched(truth, results, iou_type)
     if max_dets != COCO_DETECTIONS:
         return _scores_at(evaluation, max_dets)
     evaluation.evaluate()
@@ -179,6 +177,13 @@ def coco_metrics(
     evaluation.summary_lines()  # computes `stats` without printing them
     metrics: dict[str, float] = {n: float(v) for n, v in zip(METRICS, evaluation.stats, strict=True)}
     return Scores(metrics, _per_class(evaluation))
+
+
+def unmatched(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: IouType) -> Any:
+    """hotcoco's evaluation of checked results, before it has matched anything. Raises as `coco_metrics`."""
+    coco = truth.native(iou_type)
+    _check_results(truth, results, iou_type)
+    return hotcoco.COCOeval(coco, coco.load_res(_loadable(results, iou_type)), iou_type)
 
 
 def _scores_at(evaluation: Any, max_dets: int) -> Scores:

@@ -139,7 +139,7 @@ def _draw_pair(
     except DataError:  # the file was there when it was evaluated; a report without it is better than none
         return None
     names = dict(enumerate(data.names, 1)) if data.names is not None else {}
-    pixels = _pixels(example.image)
+    pixels = pixels_of(example.image)
     size = (example.height, example.width)
     truth = [a for a in result.truth.annotations if a["image_id"] == grade.row]
     found = [r for r in result.found if r["image_id"] == grade.row]
@@ -168,7 +168,7 @@ def save_incident_images(logdir: str | Path, incident: Incident, source: Any, *,
             shapes = [_evidence_shape(a, data, guilty, example.height, example.width) for a in example.annotations]
         except DataError:
             continue
-        picture = draw(_pixels(example.image), [s for s in shapes if s is not None], longest=_LONGEST)
+        picture = draw(pixels_of(example.image), [s for s in shapes if s is not None], longest=_LONGEST)
         path = Path(logdir) / "incidents" / f"{incident.id}_image{image_id}.jpg"
         write_bytes(path, encoded(picture, ".jpg"))
         written.append(path)
@@ -196,7 +196,7 @@ def _evidence_shape(a: dict[str, Any], data: EvalSet, guilty: set[int], height: 
     return shape
 
 
-def _pixels(image: Any) -> np.ndarray:
+def pixels_of(image: Any) -> np.ndarray:
     """uint8 (H, W, 3) of a float (3, H, W) tensor in 0..1; whatever is outside or not finite is clipped."""
     values = np.nan_to_num(image.permute(1, 2, 0).cpu().numpy() * 255.0, nan=0.0, posinf=255.0, neginf=0.0)
     return np.ascontiguousarray(values.clip(0, 255).round().astype(np.uint8))

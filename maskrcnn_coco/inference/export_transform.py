@@ -24,9 +24,9 @@ class ExportTransform(GeneralizedRCNNTransform):
         target: Optional[dict[str, Tensor]] = None,  # noqa: UP045
     ) -> tuple[Tensor, Optional[dict[str, Tensor]]]:  # noqa: UP045
         """``image`` (3, H, W) with its short side at ``min_size``, or its long side at ``max_size``."""
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
             height, width = image.shape[-2], image.shape[-1]
-            scale = min(self.min_size[-1] / min(height, width), self.max_size / max(height, width))
+            scale = min(self.min_size[-1] / min(height, width), self.max_size / max(height, width))  # pyright: ignore[reportIndexIssue]
             size = [math.floor(height * scale), math.floor(width * scale)]
             return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0], target
         return self._traced(image), target
@@ -35,7 +35,7 @@ class ExportTransform(GeneralizedRCNNTransform):
     def _traced(self, image: Tensor) -> Tensor:
         shape = operators.shape_as_tensor(image)[-2:].to(torch.float64)
         # A number over a tensor would be computed as the tensor's reciprocal times the number, and rounded twice.
-        limits = torch.tensor([float(self.min_size[-1]), float(self.max_size)], dtype=torch.float64)
+        limits = torch.tensor([float(self.min_size[-1]), float(self.max_size)], dtype=torch.float64)  # pyright: ignore[reportIndexIssue]
         sides = limits / torch.stack([shape.min(), shape.max()])
         size = torch.floor(shape * sides.min()).to(torch.int64)
         return F.interpolate(image[None], size=[size[0], size[1]], mode="bilinear", align_corners=False)[0]  # type: ignore[list-item]
