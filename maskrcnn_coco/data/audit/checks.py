@@ -14,6 +14,7 @@ from maskrcnn_coco.data.audit.segmentations import measure
 from maskrcnn_coco.data.audit.targets import check_crowds
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.records import DataFinding
+from maskrcnn_coco.system.garbage import without_garbage_collection
 
 _ORDER = {"error": 0, "warning": 1, "info": 2}
 
@@ -46,7 +47,9 @@ def audit(
     check_labels(table, report)
     check_crowds(table, report)
     check_boxes(table, report)
-    explained = check_agreement(table, measure(table, report), report)
+    with without_garbage_collection():
+        shapes = measure(table, report)
+    explained = check_agreement(table, shapes, report)
     _gather(report, explained, gathered)
     check_sizes(table, report, min_size, max_size, smallest_anchor, explained)
     check_images(table, report, depth, other, workers, min_size=min_size, max_size=max_size)

@@ -30,28 +30,23 @@ class RunLists:
         A damaged text has one run, -1.
         """
         sizes = np.fromiter(map(len, texts), np.int64, len(texts))
-        codes = np.frombuffer(b"".join(texts), np.uint8).astype(np.int64) - 48
+        codes = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(48)  # below "0" it wraps round, above 63
         stops = np.cumsum(sizes)
-        bad = np.zeros(len(codes) + 1, np.int64)
-        np.cumsum((codes < 0) | (codes > 63), out=bad[1:])
-        sound = (sizes > 0) & (bad[stops] == bad[stops - sizes])
+        bad = np.flatnonzero(codes > 63)
+        sound = sizes > 0
+        sound[np.searchsorted(stops, bad, side="right")] = False
         sound[sound] &= (codes[stops[sound] - 1] & 32) == 0  # the last number must end
         if not sound.all():
             kept = RunLists.of_texts([t for t, ok in zip(texts, sound, strict=True) if ok], pixels[sound])
             return kept._among(sound)
         if not len(texts):
             return RunLists(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool))
-        last = np.flatnonzero((codes & 32) == 0)
-        first = np.concatenate([[0], last[:-1] + 1])
-        digits = last - first + 1
-        place = np.minimum(np.arange(len(codes)) - np.repeat(first, digits), 11)
-        values = np.add.reduceat((codes & 31) << (5 * place), first)
-        values -= np.where(codes[last] & 16, np.int64(1) << (5 * np.minimum(digits, 11)), 0)
+        last = np.flatnonzero(codes < 32)
+        values, long = _numbers(codes, last)
         lengths = np.diff(np.searchsorted(last, stops - 1, side="right"), prepend=0)
-        long = np.zeros(len(last) + 1, np.int64)
-        np.cumsum(digits > 7, out=long[1:])
-        ends = np.cumsum(lengths)
-        return _checked(_undo_differences(values, lengths), lengths, pixels, long[ends] == long[ends - lengths])
+        fine = np.ones(len(texts), bool)
+        fine[np.searchsorted(stops, last[long], side="right")] = False
+        return _checked(_undo_differences(values, lengths), lengths, pixels, fine)
 
     @staticmethod
     def of_lists(counts: Sequence[Sequence[int]], pixels: np.ndarray) -> RunLists:
@@ -76,45 +71,65 @@ class RunLists:
         Extents are NaN where nothing is filled, or the mask is not ``good``. With the widths as ``heights``, the mask
         is read along rows, and x and y of the result change places.
         """
-        count = len(self.lengths)
-        owner = np.repeat(np.arange(count), self.lengths)
+        count, starts = len(self.lengths), self.starts
         stops = np.cumsum(self.runs)
-        starts = stops - self.runs
-        stops -= np.repeat(starts[self.starts], self.lengths)
-        starts = stops - self.runs
-        odd = (np.arange(len(self.runs)) - np.repeat(self.starts, self.lengths)) % 2 == 1
-        on = np.flatnonzero(odd & (self.runs > 0) & self.good[owner])
-        pixels, extents = np.zeros(count), np.full((count, 4), np.nan)
-        pixels[~self.good] = np.nan
+        zero = stops[starts] - self.runs[starts] if count else stops  # where each mask begins in that count
+        pixels, extents = np.where(self.good, 0.0, np.nan), np.full((count, 4), np.nan)
+        odd = np.zeros(len(self.runs) + 1, bool)
+        odd[1::2] = True
+        flipped = starts % 2 == 1  # a mask that begins at an odd place has its odd runs at even ones
+        on = odd[:-1] ^ np.repeat(flipped, self.lengths)
+        on &= self.runs > 0
+        on = np.flatnonzero(on & np.repeat(self.good, self.lengths))
         if not len(on):
             return pixels, extents
-        whose = owner[on]
+        whose = np.searchsorted(starts, on, side="right") - 1
         at = np.flatnonzero(np.concatenate([[True], whose[1:] != whose[:-1]]))
         filled, height = whose[at], heights[whose]
-        first, last = starts[on], stops[on] - 1
-        left, top = np.divmod(first, height)
-        right, bottom = np.divmod(last, height)
-        whole = left != right
+        last = stops[on] - zero[whose]
+        first = last - self.runs[on]
+        last -= 1
+        left, right = first // height, last // height
+        top, bottom = first - left * height, last - right * height
+        whole = np.flatnonzero(left != right)
         top[whole], bottom[whole] = 0, height[whole] - 1
         pixels[filled] = np.add.reduceat(self.runs[on], at)
-        low, high = np.minimum.reduceat, np.maximum.reduceat
-        extents[filled] = np.stack([low(left, at), low(top, at), high(right, at) + 1, high(bottom, at) + 1], axis=1)
+        ends = np.append(at[1:], len(on)) - 1  # runs go from left to right
+        low, high = np.minimum.reduceat(top, at), np.maximum.reduceat(bottom, at)
+        extents[filled] = np.stack([left[at], low, right[ends] + 1, high + 1], axis=1)
         return pixels, extents
+
+
+def _numbers(codes: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers that end at ``last``, five bits a code, the lowest first, int64; and which exceed 35 bits."""
+    first = np.concatenate([[0], last[:-1] + 1])
+    digits = last - first + 1
+    values = (codes[first] & 31).astype(np.int64)
+    for n in range(1, min(int(digits.max()), 7)):
+        more = np.flatnonzero(digits > n)
+        values[more] |= (codes[first[more] + n] & 31).astype(np.int64) << (5 * n)
+    below = np.flatnonzero(codes[last] & 16)
+    values[below] -= np.int64(1) << (5 * np.minimum(digits[below], 7))
+    return values, np.flatnonzero(digits > 7)
 
 
 def _undo_differences(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """From the fourth run of a mask on, the difference to the run before the last is stored."""
-    place = np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    runs = values.copy()
-    for parity, begin in ((1, 1), (0, 2)):
-        rows = np.flatnonzero((place % 2 == parity) & (place >= begin))
-        if not len(rows):
-            continue
-        total = np.cumsum(values[rows])
-        opening = place[rows] == begin
-        before = np.where(opening, total - values[rows], 0)
-        runs[rows] = total - np.repeat(before[opening], np.diff(np.append(np.flatnonzero(opening), len(rows))))
-    return runs
+    starts = np.cumsum(lengths) - lengths
+    # Every mask starts at an even place of ``wide``, so that its odd runs are one column, its even ones another.
+    room = lengths + lengths % 2
+    begin = np.cumsum(room) - room
+    at = np.arange(len(values)) + np.repeat(begin - starts, lengths)
+    wide = np.zeros(int(room.sum()), np.int64)
+    wide[at] = values
+    pairs = wide.reshape(-1, 2)
+    heads = begin // 2
+    firsts = pairs[heads, 0].copy()
+    pairs[heads, 0] = 0  # the first run stands for itself, the third begins the even ones
+    total = np.cumsum(pairs, axis=0)
+    total -= np.repeat(total[heads] - pairs[heads], room // 2, axis=0)
+    total[heads, 0] = firsts
+    return total.reshape(-1)[at]
 
 
 def _checked(runs: np.ndarray, lengths: np.ndarray, pixels: np.ndarray, good: np.ndarray) -> RunLists:

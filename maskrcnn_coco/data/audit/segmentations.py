@@ -18,7 +18,7 @@ from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.masks import MAX_WALK, checked_runs, decode_mask, plain_polygons
 from maskrcnn_coco.errors import DataError
 
-CHUNK = 20_000
+CHUNK = 5_000
 CROSSING_SAMPLE = 60_000
 """Most polygon parts that are examined for self-crossing: it costs points squared, and is only worth an info."""
 
@@ -70,13 +70,19 @@ def measure(table: CocoTable, report: Reporter) -> Shapes:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             _one_by_one(table, list(zip(rows, texts, strict=True)), shapes, report)
             continue
-        anns = np.array(rows, np.int64)
-        kinds = list(map(type, segments))
-        _missing(anns, [k is type(None) for k in kinds], shapes)
-        lists = [k is list for k in kinds]
-        _polygons(table, anns[lists].tolist(), [s for s in segments if isinstance(s, list)], shapes, report)
-        masks = [s for s in segments if isinstance(s, _Rle)]
-        _rles(table, anns[[k is _Rle for k in kinds]], masks, shapes, report)
+        polygons: list[Polygons] = []
+        masks: list[_Rle] = []
+        where: dict[type, list[int]] = {list: [], _Rle: [], type(None): []}
+        for row, segment in zip(rows, segments, strict=True):
+            kind = type(segment)
+            where[kind].append(row)
+            if kind is list:
+                polygons.append(segment)  # pyright: ignore[reportArgumentType]
+            elif kind is _Rle:
+                masks.append(segment)  # pyright: ignore[reportArgumentType]
+        shapes.missing[where[type(None)]] = True
+        _polygons(table, where[list], polygons, shapes, report)
+        _rles(table, np.array(where[_Rle], np.int64), masks, shapes, report)
     return shapes
 
 
@@ -105,28 +111,29 @@ def _chunks(table: CocoTable) -> Iterator[tuple[range, list[bytes]]]:
         yield rows, [t or b"null" for t in table.segmentations.between(rows.start, rows.stop)]
 
 
-def _missing(anns: np.ndarray, where: list[bool], shapes: Shapes) -> None:
-    shapes.missing[anns[where]] = True
-
-
 def _rles(table: CocoTable, anns: np.ndarray, found: list[_Rle], shapes: Shapes, report: Reporter) -> None:
     """Judge RLE masks at once; those with a fault, and what is rare, one by one."""
     if not found:
         return
     rows = np.maximum(table.ann_image[anns], 0)
     sizes = np.stack([table.heights[rows], table.widths[rows]], axis=1).astype(np.int64)
-    given = np.array([f.size for f in found], object)
+    try:
+        given = np.fromiter(chain.from_iterable([f.size for f in found]), np.int64, 2 * len(found)).reshape(-1, 2)
+    except OverflowError:
+        given = np.zeros_like(sizes)
     plain = (table.ann_image[anns] >= 0) & (sizes > 0).all(axis=1) & (given == sizes).all(axis=1)
-    slow = ~plain
-    for texts in (True, False):
-        some = np.array([p and isinstance(f.counts, str) == texts for p, f in zip(plain, found, strict=True)], bool)
-        some &= np.fromiter((len(f.counts) > 0 for f in found), bool, len(found))
-        at = np.flatnonzero(some)
+    texts = np.fromiter([type(f.counts) is str for f in found], bool, len(found))
+    filled = np.fromiter([len(f.counts) > 0 for f in found], bool, len(found))
+    slow = ~(plain & filled)
+    for kind, some in ((True, texts), (False, ~texts)):
+        at = np.flatnonzero(some & plain & filled)
+        if not len(at):
+            continue
         pixels = sizes[at].prod(axis=1)
         counts: list[Any] = [found[i].counts for i in at.tolist()]
         try:
             runs = (
-                RunLists.of_texts([c.encode() for c in counts], pixels) if texts else RunLists.of_lists(counts, pixels)
+                RunLists.of_texts([c.encode() for c in counts], pixels) if kind else RunLists.of_lists(counts, pixels)
             )
         except (OverflowError, UnicodeEncodeError):  # a run beyond 64 bits, half a character
             slow[at] = True
@@ -134,11 +141,8 @@ def _rles(table: CocoTable, anns: np.ndarray, found: list[_Rle], shapes: Shapes,
         slow[at] = ~runs.good
         area, extents = runs.extents(sizes[at, 0])
         _note_rles(anns[at][runs.good], area[runs.good], extents[runs.good], table, shapes, report)
-        plain &= ~some
-    slow |= plain
-    texts_of = table.segmentation_raw
     for ann in anns[slow].tolist():
-        _rle(table, ann, _segment.decode(texts_of(ann)), shapes, report)
+        _rle(table, ann, _segment.decode(table.segmentation_raw(ann)), shapes, report)
 
 
 def _note_rles(
