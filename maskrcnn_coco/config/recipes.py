@@ -125,7 +125,7 @@ def resolve(
     if resolved.lr_scaling == "linear" and world > 1 and isinstance(resolved.lr, float):
         resolved = msgspec.structs.replace(resolved, lr=resolved.lr * world)
         reasons["lr"] += f", times {world} processes (--lr-scaling linear)"
-    warnings = [] if resolved.lr == "auto" else lr_warnings(resolved, builtin=builtin)
+    warnings = [] if resolved.lr == "auto" else lr_warnings(resolved, builtin=builtin, chosen=given(config))
     if world > 1 and resolved.lr_scaling == "none":
         warnings.append(
             f"{world} processes make the batch {world} times larger while --lr stays {resolved.lr:g}; "
@@ -202,8 +202,12 @@ def _default_max_size(c: Config, *, builtin: bool) -> tuple[int, str]:
     return round(c.min_size * 1333 / 800), "torchvision's ratio to --min-size"
 
 
-def lr_warnings(config: Config, *, builtin: bool) -> list[str]:
-    """One sentence for each component whose learning rate is below the guideline's range, or above the safe one."""
+def lr_warnings(config: Config, *, builtin: bool, chosen: frozenset[str] | None = None) -> list[str]:
+    """One sentence for each component whose learning rate is below the guideline's range, or above the safe one.
+
+    Args:
+        chosen: the settings that the user gave: of a rate that is the recipe's alone nothing is said. None: all.
+    """
     sentences = []
     names = {
         "backbone": "lr",
@@ -214,6 +218,8 @@ def lr_warnings(config: Config, *, builtin: bool) -> list[str]:
     guides = guideline(config.optimizer)
     for component, lr in component_lrs(config).items():
         guide = guides[component]
+        if chosen is not None and not chosen & {"lr", names[component]}:
+            continue  # the recipe is ours, and was measured
         if lr < guide.safe[0] * (1 - 1e-9) and not builtin:
             sentences.append(
                 f"{component}: learning rate {lr:g} is below the range {guide.safe[0]:g} to {guide.safe[1]:g} of "

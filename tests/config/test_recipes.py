@@ -90,3 +90,10 @@ def test_on_a_cpu_the_heads_train_on_fewer_proposals_and_that_is_said(device, pr
     assert "512" in resolved.reasons["box_batch_size_per_image"] or device == "cuda"
     given = resolve(Config(data="x", box_batch_size_per_image=256), num_images=100, device=device)
     assert given.config.box_batch_size_per_image == 256
+
+
+def test_our_own_recipe_is_not_warned_of_and_what_was_given_is():
+    for images, builtin in ((150, True), (150, False), (900, False), (9000, False)):
+        assert resolve(Config(), num_images=images, builtin=builtin).warnings == []
+    assert "mask_head" in " ".join(resolve(Config(head_lr_multiplier=9.0), num_images=900).warnings)
+    assert "backbone" in " ".join(resolve(Config(lr=0.05), num_images=900).warnings)
