@@ -105,7 +105,8 @@ class Guard(plain.Guard):
         elif batch is _NONE:
             raise TypeError("step(forward, batch), or Guard(…, forward=…) and step(batch)")
         if self.doctor is None:
-            return super().step(self._bound(forward), batch, ids, step=step, epoch=epoch, micro_batches=micro_batches)
+            bound = forward if self._forward is None else self._bound(forward)
+            return super().step(bound, batch, ids, step=step, epoch=epoch, micro_batches=micro_batches)
         number = self.next_step if step is None else step
         batches = list(batch) if micro_batches else [batch]
         left = [self.doctor.without_left_out(b, i) for b, i in zip(batches, self._ids_of(batches, ids), strict=True)]

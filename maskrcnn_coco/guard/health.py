@@ -29,6 +29,10 @@ ZEROED = 0.01
 """Share of Adam's entries with a first but no second moment that no healthy run has; a trip through fp16: 80 %."""
 
 
+States = tuple[list[Tensor], list[int], list[str]]
+"""What `float_states` gives."""
+
+
 class Health:
     """Checks the state of one optimizer's parameters. ``every``: steps between looks at all of it.
 
@@ -49,7 +53,7 @@ class Health:
         self._exact = False
         self._grown: list[float] = []
         self._due = 0
-        self._seen_weights, self._seen_states = Witness(), Witness()
+        self._witness = Witness()
 
     @property
     def brisk(self) -> bool:
@@ -63,7 +67,12 @@ class Health:
 
     def check(self, *, whole: bool = False) -> Verdict | None:
         """Before the step: settings and optimizer state each time, the weights when due, or all with ``whole``."""
-        return self.check_lr() or self._check_states(whole=whole) or self._check_weights(whole=whole)
+        settings = self.check_lr()
+        if settings is not None:
+            return settings
+        found = float_states(self.optimizer, self.layout)
+        changed = self._witness.changed([*self.layout.params, *found[0]])
+        return self._check_states(found, look=whole or changed) or self._check_weights(whole=whole, changed=changed)
 
     def leap(self, bound: dict[str, float]) -> Verdict | None:
         """Whether this step could throw weights away though every gradient is finite.
@@ -117,8 +126,7 @@ class Health:
         self._after = None
         self._exact = False
         self._moments = self._grown or self._moments
-        self._seen_weights.note(self.layout.params)
-        self._seen_states.note(float_states(self.optimizer, self.layout)[0])
+        self._witness.note([*self.layout.params, *float_states(self.optimizer, self.layout)[0]])
         if due or self._due % self.every == 0:
             self._after = self._weights = self.layout.weight_norms()
 
@@ -127,8 +135,7 @@ class Health:
         self._weights = self._after = None
         self._states = ()
         self._due = 0
-        self._seen_weights.forget()
-        self._seen_states.forget()
+        self._witness.forget()
 
     def check_lr(self) -> Verdict | None:
         """The optimizer's settings: learning rate, momentum, weight decay, eps."""
@@ -142,10 +149,10 @@ class Health:
             return None
         return Verdict("optimizer_nonfinite", f"{', '.join(bad)} is not finite", {"settings": bad, "lr": self.lr()})
 
-    def _check_states(self, *, whole: bool) -> Verdict | None:
-        tensors, where, keys = found = float_states(self.optimizer, self.layout)
-        if not whole and self._due % self.every and not self._seen_states.changed(tensors):
+    def _check_states(self, found: States, *, look: bool) -> Verdict | None:
+        if not look and self._due % self.every:
             return None
+        _, where, keys = found
         values = self._read_states(found)
         bad = nonfinite_at(values)
         if bad:
@@ -162,7 +169,7 @@ class Health:
             return self._check_moments()
         return None
 
-    def _read_states(self, found: tuple[list[Tensor], list[int], list[str]] | None = None) -> list[float]:
+    def _read_states(self, found: States | None = None) -> list[float]:
         """Norm of each state tensor; keeps those of the momentum for the bound."""
         tensors, where, keys = found or float_states(self.optimizer, self.layout)
         values = norms(tensors)
@@ -193,9 +200,9 @@ class Health:
         text = f"second moments are zero where first moments are not: {_some(list(zeroed))}"
         return Verdict("optimizer_nonfinite", text, {"zeroed_moments": zeroed})
 
-    def _check_weights(self, *, whole: bool) -> Verdict | None:
+    def _check_weights(self, *, whole: bool, changed: bool) -> Verdict | None:
         layout = self.layout
-        untouched = self._weights is not None and not self._seen_weights.changed(layout.params)
+        untouched = self._weights is not None and not (changed and self._weights_among(self._changed()))
         if untouched and self._after is None and not whole:
             return None
         values = layout.weight_norms()
@@ -213,6 +220,13 @@ class Health:
         self._weights = values
         return None
 
+    def _changed(self) -> list[int]:
+        """Positions, weights first and then states, of what the witness sees changed; empty where it cannot tell."""
+        return self._witness.which([*self.layout.params, *float_states(self.optimizer, self.layout)[0]])
+
+    def _weights_among(self, positions: list[int]) -> bool:
+        return not positions or positions[0] < len(self.layout.params)
+
     def _outside(self, before: list[float], now: list[float], *, exact: bool) -> Verdict | None:
         """Weights that are not what the last step left.
 
@@ -223,13 +237,13 @@ class Health:
         names = [n for n, a, b in zip(layout.names, before, now, strict=True) if a != b or b == math.inf]
         if not exact:
             # All have changed since they were last measured; who was changed from outside, the witness knows.
-            names = [layout.names[i] for i in self._seen_weights.which(layout.params)] or names
+            names = [layout.names[i] for i in self._changed() if i < len(layout.names)] or names
         old, new = layout.totals(before), layout.totals(now)
         self.changed_outside.append({"parameters": names, "before": old, "now": new})
         del self.changed_outside[:-20]
         # Said once: a loop that goes on regardless is not refused for ever.
         self._weights, self._after = now, now
-        self._seen_weights.note(layout.params)
+        self._witness.note([*layout.params, *float_states(self.optimizer, layout)[0]])
         limit = OUTSIDE if exact else 10 * OUTSIDE
         for component, a, b, count in zip(layout.components, old, new, layout.sizes, strict=True):
             # Huge but finite weights have an infinite norm.

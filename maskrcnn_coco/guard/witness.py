@@ -28,7 +28,7 @@ class Witness:
 
     def note(self, tensors: Sequence[Tensor]) -> None:
         """This is how they are to stay."""
-        marks = [_mark(t) for t in tensors]
+        marks = _marks(tensors)
         if len(tensors) != len(self._tensors) or any(a is not b for a, b in zip(tensors, self._tensors, strict=True)):
             self._tensors, self._views = list(tensors), [_view(t) for t in tensors]
         elif any(a[0] != b[0] for a, b in zip(marks, self._marks, strict=True)):
@@ -39,9 +39,10 @@ class Witness:
         """Whether any of them is not what it was at `note`; True also where others have come."""
         if self._sample is None or len(tensors) != len(self._tensors):
             return True
-        for t, known, mark in zip(tensors, self._tensors, self._marks, strict=True):
-            if t is not known or _mark(t) != mark:
-                return True
+        if any(t is not known for t, known in zip(tensors, self._tensors, strict=True)):
+            return True
+        if _marks(tensors) != self._marks:
+            return True
         now = self._look()
         # Bits, not values: a NaN must equal itself.
         return not torch.equal(now.view(torch.uint8), self._sample.view(torch.uint8))
@@ -50,7 +51,8 @@ class Witness:
         """Positions of those that are not what they were; empty where it cannot be told. Slower than `changed`."""
         if self._sample is None or len(tensors) != len(self._tensors):
             return []
-        marks = [i for i, t in enumerate(tensors) if t is not self._tensors[i] or _mark(t) != self._marks[i]]
+        pairs = zip(tensors, self._tensors, _marks(tensors), self._marks, strict=True)
+        marks = [i for i, (t, known, now, then) in enumerate(pairs) if t is not known or now != then]
         ends = torch.tensor([v.numel() for v in self._views]).cumsum(0).tolist()
         differs = (self._look().view(torch.int8) != self._sample.view(torch.int8)).reshape(ends[-1], -1).any(1).cpu()
         starts = [0, *ends]
@@ -68,8 +70,12 @@ class Witness:
             return torch.cat([v.float() if v.element_size() < 2 else v for v in views] or [first])
 
 
-def _mark(tensor: Tensor) -> tuple[int, int]:
-    return (tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version)
+def _marks(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Place and version of each."""
+    try:
+        return [(t.data_ptr(), t._version) for t in tensors]
+    except RuntimeError:  # tensors of inference mode have no version
+        return [(t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors]
 
 
 def _view(tensor: Tensor) -> Tensor:
