@@ -41,6 +41,22 @@ def one(words: Sequence[str], what: str, default: str | None = None) -> str:
     return default
 
 
+def checkpoint_at(word: str) -> Path:
+    """The path of a file that is there: said before the seconds that importing torch takes.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    path = Path(word)
+    try:
+        there = path.exists()
+    except (OSError, ValueError):  # too long, a NUL character
+        there = False
+    if not there:
+        raise ConfigError(f"no weights file {word}", expected="a .pth or .safetensors file", fix="check the path")
+    return path
+
+
 def train(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco train``."""
     from maskrcnn_coco.data.prepare import drawn_ahead
@@ -115,30 +131,32 @@ def advise(args: Any, words: Sequence[str]) -> int:
 
 def diagnose(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco diagnose``."""
+    path = Path(one(words, "INCIDENT.json, RUN_DIR or CHECKPOINT"))
     with without_garbage_collection():
         from maskrcnn_coco.cli.diagnose import diagnose_path
 
-    return diagnose_path(Path(one(words, "INCIDENT.json, RUN_DIR or CHECKPOINT")), json_mode=args.json)
+    return diagnose_path(path, json_mode=args.json)
 
 
 def verify(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco verify``."""
+    run_dir = Path(one(words, "RUN_DIR", "runs/maskrcnn"))
     with without_garbage_collection():
         from maskrcnn_coco.cli.verify import verify_run
 
     names = ("lr", "head_lr_multiplier", "rpn_lr_multiplier", "max_grad_norm", "warmup_steps", "amp")
     changes = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
-    run_dir = Path(one(words, "RUN_DIR", "runs/maskrcnn"))
     return verify_run(run_dir, changes=changes, steps=args.steps, json_mode=args.json)
 
 
 def evaluate(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco evaluate``."""
+    checkpoint = checkpoint_at(one(words, "CHECKPOINT"))
     with without_garbage_collection():
         from maskrcnn_coco.cli.evaluate import evaluate_checkpoint
 
     return evaluate_checkpoint(
-        Path(one(words, "CHECKPOINT")),
+        checkpoint,
         args.data,
         args.images,
         device=args.device,
@@ -152,13 +170,14 @@ def evaluate(args: Any, words: Sequence[str]) -> int:
 
 def predict(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco predict``."""
-    with without_garbage_collection():
-        from maskrcnn_coco.cli.predict import PredictOptions, predict_checkpoint
-
     if len(words) < 2:
         raise ConfigError(
             "name a checkpoint and at least one image", fix="maskrcnn-coco predict CHECKPOINT IMAGE… --out DIR"
         )
+    checkpoint = checkpoint_at(words[0])
+    with without_garbage_collection():
+        from maskrcnn_coco.cli.predict import PredictOptions, predict_checkpoint
+
     options = PredictOptions(
         out=Path(args.out),
         score=args.score,
@@ -170,7 +189,7 @@ def predict(args: Any, words: Sequence[str]) -> int:
         device=args.device,
         json_mode=args.json,
     )
-    return predict_checkpoint(Path(words[0]), words[1:], options)
+    return predict_checkpoint(checkpoint, words[1:], options)
 
 
 def export(args: Any, words: Sequence[str]) -> int:

@@ -168,3 +168,36 @@ def test_the_settings_are_frozen():
     assert set(Config.__struct_fields__) == FROZEN
     extra = {f.name for f in msgspec.structs.fields(ARGUMENTS["train"][0])} - FROZEN
     assert extra == {"config", "print_config", "dry_run", "json", "debug"}
+
+
+@pytest.mark.parametrize(
+    "argv", [["evaluate", "nosuch.pth"], ["predict", "nosuch.pth", "a.png"], ["diagnose"], ["train", "--lr", "abc"]]
+)
+def test_arguments_are_judged_before_torch_is_imported(argv):
+    code = f"import sys; from maskrcnn_coco.cli.command_line import main; code = main({argv!r}); "
+    code += "assert 'torch' not in sys.modules; sys.exit(code)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+
+
+def test_an_error_under_json_is_an_object_too(capsys):
+    assert main(["train", "--lr", "abc", "--json"]) == 2
+    captured = capsys.readouterr()
+    found = msgspec.json.decode(captured.out)
+    assert (found["status"], found["exit_code"]) == ("error", 2) and "--lr" in found["error"]["what"]
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+
+
+def test_version_and_module(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("maskrcnn-coco ")
+    done = subprocess.run(
+        [sys.executable, "-m", "maskrcnn_coco", "--version"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and done.stdout.startswith("maskrcnn-coco ")
+
+
+def test_a_photo_is_no_poisoned_checkpoint(tmp_path, capsys):
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a checkpoint")
+    assert main(["diagnose", str(tmp_path / "photo.jpg")]) == 5
+    assert "POISONED" not in "".join(capsys.readouterr())
