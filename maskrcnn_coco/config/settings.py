@@ -58,6 +58,10 @@ class Config(msgspec.Struct, metaclass=_Remembers, frozen=True, kw_only=True, fo
     """Validation folder or json. None: found beside the training data, else split off by image."""
     val_images: str | None = None
     """Folder of the validation images, where --val is a json file."""
+    split_by: str | None = None
+    r"""Hold back whole groups for validation: a pattern on file names, '^(patient\d+)_', or a csv of name and group."""
+    fold: str | None = None
+    """Validate on fold N of K, as 1/5, and train on the others; each class in its share. With --split-by, by group."""
     demo: bool = False
     """Use the built-in shapes data, and say so explicitly."""
     quarantine: str | None = None

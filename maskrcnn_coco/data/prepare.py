@@ -134,7 +134,10 @@ def open_data(config: Config) -> RunData:
         bit_range=given_range(config.bit_range),
     )
     train, val, notes = found.train, found.val, list(found.notes)
-    if val is None:
+    if config.split_by is not None or config.fold is not None:
+        train, val, note = _split_as_asked(train, val, config)
+        notes.append(note)
+    elif val is None:
         train, val = split(train, SPLIT, config.seed)
         notes.append(
             f"no validation set was found: {len(val)} of {len(val) + len(train)} images are held back, the same ones "
@@ -148,6 +151,22 @@ def open_data(config: Config) -> RunData:
             fix="give both files the same `categories` list",
         )
     return RunData(train, val, train.class_names, builtin=False, notes=notes)
+
+
+def _split_as_asked(train: CocoTable, val: CocoTable | None, config: Config) -> tuple[CocoTable, CocoTable, str]:
+    """The parts that ``--split-by`` and ``--fold`` make of the training data, and a sentence about them."""
+    from maskrcnn_coco.data.splits import split_by
+
+    if config.val is not None:
+        raise ConfigError(
+            "--val names the validation data, --split-by and --fold take it from the training data",
+            fix="leave out one or the other",
+        )
+    unused = "" if val is None else f"; {val.json_path} is not used"
+    train, val = split_by(train, SPLIT, config.seed, key=config.split_by, fold=config.fold)
+    how = f"fold {config.fold}" if config.fold is not None else "held back"
+    groups = "" if config.split_by is None else f", whole groups of {config.split_by!r}"
+    return train, val, f"validation data: {len(val)} of {len(val) + len(train)} images, {how}{groups}{unused}"
 
 
 def with_found_range(config: Config, data: RunData) -> Config:

@@ -153,6 +153,8 @@ FROZEN = {
     "rpn_lr_multiplier",
     "schedule",
     "seed",
+    "split_by",
+    "fold",
     "strict",
     "val",
     "val_images",
