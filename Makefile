@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 GPU_DRY = $(shell $(BIN)/python -c 'import torch; print("" if torch.cuda.is_available() else "--dry")' 2>/dev/null || echo --dry)
 
-.PHONY: gpu install train test lint bench nanbench faults soak fuzz integrations clean package docs
+.PHONY: anybench gpu install train test lint bench nanbench faults soak fuzz integrations clean package docs
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -38,6 +38,9 @@ gpu: $(STAMP)
 
 nanbench: $(STAMP)
 	$(BIN)/python bench/nanbench/run.py
+
+anybench: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/anywhere/run.py
 
 faults: $(STAMP)
 	$(BIN)/python bench/faults/run.py
