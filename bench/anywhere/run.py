@@ -199,7 +199,7 @@ def report(counts: dict[str, Counter[str]], misses: list[str], seeds: list[int])
             "|---|---|---|---|",
             *rows,
             "",
-            "A NaN in the optimizer's state or a learning rate that is NaN stays: `attach` alone then refuses every later",
+            "A NaN in the optimizer's state or rates stays: `attach` alone then refuses every later",
             "step and says so; weights are safe, and the run stands still until it is put right: `diagnose=True` does.",
             "",
             "## What was missed",
