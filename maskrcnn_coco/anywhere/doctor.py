@@ -22,6 +22,7 @@ from maskrcnn_coco.anywhere.samples import Key, Samples, Select, size_of
 from maskrcnn_coco.diagnosis.investigate import investigate
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.guard.guard import Guard
+from maskrcnn_coco.guard.hooks import Entrances
 from maskrcnn_coco.records import Action, Alarm, Evidence, Finding, Incident, StepRecord
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.ring import Ring
@@ -76,6 +77,8 @@ class Doctor:
         self.findings: list[Finding] = []
         self.left_out: set[Any] = set()
         self.fp32_modules: list[str] = []
+        # A forward pass may open autocast by itself: seen from inside the modules, in the first steps.
+        self._entrances = Entrances(model, self._notice_precision, lambda *_: None)
         self._counted = 0
         self._copied = -EVERY
 
@@ -91,7 +94,6 @@ class Doctor:
         self, step: int, data: Any, ids: Sequence[int] | None = None, forward: Callable[..., Any] | None = None
     ) -> None:
         """One micro-batch goes into the model now."""
-        self._notice_precision()
         size = len(ids) if ids is not None else size_of(data)
         first = self._counted
         self._counted += size
@@ -103,6 +105,7 @@ class Doctor:
 
     def after(self, record: StepRecord) -> None:
         """The step is over, applied or not."""
+        self._entrances.step_taken()
         batches = self.kept.batches(record.step)
         record.image_ids = record.image_ids or [i for b in batches for i in b.image_ids]
         self.tape.add(
@@ -113,7 +116,7 @@ class Doctor:
         self.history.append(record)
         del self.history[:-300]
 
-    def _notice_precision(self) -> None:
+    def _notice_precision(self, *_: Any) -> None:
         device = next((p.device.type for p in self.model.parameters()), "cpu")
         if torch.is_autocast_enabled(device):
             half = torch.get_autocast_dtype(device) is torch.float16

@@ -10,7 +10,15 @@ DATA = ("DATA_BOX", "DATA_LABEL", "DATA_PIXEL", "DATA_MASK")
 def reworded(finding: Finding, groups: list[str]) -> Finding:
     """``finding`` with a fix for a loop of the caller's own; ``groups``: names of the optimizer's groups, in order."""
     finding.fix = _fix(finding, groups)
+    for row in finding.evidence:
+        row.test, row.outcome = _plain(row.test), _plain(row.outcome)
     return finding
+
+
+def _plain(text: str) -> str:
+    """Without the words of detection: what is cut out of a batch is a sample here."""
+    text = text.replace("scan: images, image", "scan: inputs, sample").replace("pixel values", "values")
+    return text.replace("image ", "sample ").replace("images ", "samples ")
 
 
 def _fix(finding: Finding, groups: list[str]) -> str:

@@ -171,13 +171,22 @@ def make_doctor(
     own_batches: bool = True,
 ) -> Doctor:
     """The doctor of ``guard``, whose components become the optimizer's groups: rates are lowered group by group."""
-    folder = None if logdir is None else Path(logdir) / "incidents"
+    folder = None if logdir is None else unused(Path(logdir)) / "incidents"
     model = unwrapped(guard.model)
     doctor = Doctor(guard, model, forward=forward, select=select, folder=folder, own_batches=own_batches)
     parts = guard.instruments
     parts.groups = doctor.groups.names
     parts.by_groups(doctor.groups.of(model))
     return doctor
+
+
+def unused(folder: Path) -> Path:
+    """``folder``, or the first of folder-2, folder-3 … without incidents: no run writes over another's."""
+    found, number = folder, 1
+    while any(found.glob("incidents/*.json")):
+        number += 1
+        found = folder.with_name(f"{folder.name}-{number}")
+    return found
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from maskrcnn_coco.anywhere.samples import Key, Samples, leaves
 from maskrcnn_coco.components import component_of, plain_name
 from maskrcnn_coco.guard.step import as_terms
 from maskrcnn_coco.replay.case import Rig
-from maskrcnn_coco.replay.isolation import kept_fp32
 from maskrcnn_coco.replay.private_copy import around
 from maskrcnn_coco.system.precision import autocast
 
@@ -133,8 +132,7 @@ class Forwards:
             torch.set_rng_state(random)
         function = self.forward or self.kept.forward(step, micro)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        # A forward pass may open autocast itself; then only the modules' own inputs can be kept in float32.
-        single = kept_fp32(model, [""]) if how == "fp32" and self.precision != "fp32" else contextlib.nullcontext()
+        single = no_autocast() if how == "fp32" and self.precision != "fp32" else contextlib.nullcontext()
         with autocast(how or self.precision, device), single:
             out = self._call(function, model, batch.data)
         return {name: term.float() for name, term in as_terms(out).items()}
@@ -155,6 +153,24 @@ class Forwards:
                 twins.update((id(t), copies[n]) for n, t in kind(self.live, remove_duplicate=False) if n in copies)
             self._twins = (model, twins)
         return self._twins[1]
+
+
+@contextlib.contextmanager
+def no_autocast() -> Iterator[None]:
+    """Inside, autocast that a forward pass opens itself stays off: everything is computed in its weights' precision."""
+    kind: Any = torch.amp.autocast_mode.autocast
+    enter = kind.__enter__
+
+    def entered(self: Any) -> Any:
+        found = enter(self)
+        torch.set_autocast_enabled(self.device, False)  # what was before comes back at the exit
+        return found
+
+    kind.__enter__ = entered
+    try:
+        yield
+    finally:
+        kind.__enter__ = enter
 
 
 def takes_model(function: Callable[..., Any]) -> bool:

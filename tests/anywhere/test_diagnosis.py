@@ -119,12 +119,16 @@ def rooted(model: nn.Module, batch: Any) -> dict[str, Tensor]:
 
 
 def half(model: Any, batch: Any) -> Tensor:
-    """From step `AT` on the body's values pass what half precision holds, and are divided again."""
-    gain = 1e5 if half.hot else 1.0  # type: ignore[attr-defined]
+    """From step `AT` on the first layer's values pass what half precision holds, and are divided right after it."""
+    gain = 3e4 if half.hot else 1.0  # type: ignore[attr-defined]
     with torch.autocast("cpu", dtype=torch.float16):
-        hidden = model.body[2](model.body[1](model.body[0](batch[0])) * min(gain, 3e4)) / gain
-        out = model.head(hidden)
+        hidden = model.body[0](batch[0] * gain) / gain
+        out = model.head(model.body[1:](hidden))
     return F.cross_entropy(out.float(), batch[1])
+
+
+def heat(i: int, _model: Any, _optimizer: Any) -> None:
+    half.hot = i >= AT  # type: ignore[attr-defined]
 
 
 class Case:
@@ -176,6 +180,9 @@ CASES = {
     "momentum": Case("POISONED_STATE", before=put("momentum", NAN), component="head", action="rollback"),
     "a flipped bit": Case("TRANSIENT", before=put("weight", 1e30), component="head", action="rollback"),
     "a glitch": Case("TRANSIENT", before=arm, forward=once_bad, action="rollback"),
+    "half precision": Case(
+        "FP16_OVERFLOW", before=heat, forward=half, action="precision", word="run body.0 in float32"
+    ),
     "a root of zero": Case("LOSS_MATH", forward=rooted, word="test_diagnosis.py"),
 }
 
