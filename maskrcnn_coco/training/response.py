@@ -47,7 +47,8 @@ def respond(session: Session, alarm: Alarm, batches: list[Any]) -> int:
             with breakable(alone=session.ranks.world == 1):
                 case, findings = looked_into(session, alarm, batches)
         except AtOnce:
-            return alarm.step  # nothing was applied: the run that goes on meets it again
+            session.rewind(alarm.step)  # nothing was applied: the run that goes on meets it again, and counts it then
+            return alarm.step
     findings = shared_findings(session.ranks, findings, source)
     action = choose(session, alarm, findings)
     incident = compose(session, alarm, findings, action)
