@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 GPU_DRY = $(shell $(BIN)/python -c 'import torch; print("" if torch.cuda.is_available() else "--dry")' 2>/dev/null || echo --dry)
 
-.PHONY: anybench gpu install train test lint bench nanbench faults soak fuzz integrations clean package docs
+.PHONY: anybench gpu install train test lint bench nanbench silentbench faults soak fuzz integrations clean package docs
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -41,6 +41,9 @@ nanbench: $(STAMP)
 
 anybench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/anywhere/run.py
+
+silentbench: $(STAMP)
+	$(BIN)/python bench/silent/run.py
 
 faults: $(STAMP)
 	$(BIN)/python bench/faults/run.py

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ from maskrcnn_coco.data.audit.gallery import write_gallery
 from maskrcnn_coco.data.audit.overview import Overview, overview
 from maskrcnn_coco.data.audit.repair import Change, changes_file, repair
 from maskrcnn_coco.data.audit.show import print_findings, print_overview
+from maskrcnn_coco.data.audit.whole_set import facts_of
 from maskrcnn_coco.data.bit_range import given_range
 from maskrcnn_coco.data.layouts import DataSource, find_data
-from maskrcnn_coco.records import DataFinding
+from maskrcnn_coco.findings.judge import judge
+from maskrcnn_coco.records import DataFinding, RunFinding
+from maskrcnn_coco.wording import finding_lines
 
 
 @dataclass
@@ -28,11 +31,13 @@ class Checked:
     findings: list[DataFinding]
     changes: list[Change] | None
     next: str
+    whole: list[RunFinding] = field(default_factory=list)
+    """What keeps a training on this set from learning; each follows from ``findings``, or from counts."""
 
     @property
     def exit_code(self) -> int:
         """3 where something is to be looked at."""
-        return 3 if any(f.severity in ("error", "warning") for f in self.findings) else 0
+        return 3 if any(f.severity in ("error", "warning") for f in (*self.findings, *self.whole)) else 0
 
 
 def check_set(args: Any) -> Checked:
@@ -60,7 +65,8 @@ def check_set(args: Any) -> Checked:
     if args.html is not None:
         write_gallery(found.train, findings, args.html)
     known = overview(found.train, files=not args.no_images)
-    return Checked(found, known, findings, changes, _next(args, found, findings))
+    whole = judge(facts_of(found.train, findings, **sizes))
+    return Checked(found, known, findings, changes, _next(args, found, findings), whole)
 
 
 def _same(found: DataSource) -> bool:
@@ -91,6 +97,8 @@ def print_checked(checked: Checked, args: Any) -> None:
         print(note)
     table = checked.source.train
     print_overview(table, checked.overview)
+    for line in (line for f in checked.whole for line in finding_lines(f)):
+        print(line)
     print_findings(table, checked.findings, html=args.html)
     print()
     if args.fix is not None and checked.changes is not None:

@@ -107,7 +107,7 @@ def check(args: Any, words: Sequence[str]) -> int:
                 "images": str(source.train.image_root),
                 "notes": source.notes,
                 "overview": found.overview,
-                "findings": found.findings,
+                "findings": [*found.whole, *found.findings],
                 "changes": found.changes,
                 "next": found.next,
             }

@@ -93,7 +93,6 @@ def _readings(boxes: np.ndarray, extents: np.ndarray, sides: np.ndarray, by_rows
         "boxes as corners": (np.concatenate([corner, size - corner], axis=1), extents),
         "boxes as centre and size": (np.concatenate([corner - size / 2, corner + size / 2], axis=1), extents),
         "x and y of boxes exchanged": (boxes[:, [1, 0, 3, 2]], extents),
-        "masks transposed": (boxes, extents[:, [1, 0, 3, 2]]),
         "masks mirrored left to right": (boxes, mirrored),
         "masks mirrored top to bottom": (boxes, turned),
         "boxes 0..1": (boxes * sides, extents),
@@ -102,7 +101,10 @@ def _readings(boxes: np.ndarray, extents: np.ndarray, sides: np.ndarray, by_rows
     if by_rows:
         fits = np.logical_or.reduce([agree(boxes, e, RESTORED) for e in by_rows])
         found["masks counted along rows"] = int(fits.sum())
-    # A transposition of masks and one of boxes are the same sight; of square images rows are columns, too.
+    # A transposition of masks and one of boxes are the same sight: only of images that are no squares, whose masks
+    # would not fit them, is it known which of the two it is.
+    if bool((w == h).all()):
+        found["x and y exchanged"] = found.pop("x and y of boxes exchanged")
     if len(boxes) >= FEW:
         found |= _fitted(boxes, extents)
     return found

@@ -30,9 +30,9 @@ RULES: tuple[ModuleType, ...] = (
     not_trained,
     lr_too_low,
     same_draws,
-    ceiling,
     masks_elsewhere,
     memorised,
+    ceiling,
     not_learning,
 )
 """What keeps most from being learned comes first."""

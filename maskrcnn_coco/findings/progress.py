@@ -34,9 +34,11 @@ class Progress:
         if not record.applied or not objects:
             return
         self.steps += 1
-        for known, new in ((self._gradient, record.group_grad_norm), (self._ratio, record.update_ratio)):
-            for name, value in new.items():
-                known[name] = max(known.get(name, 0.0), value)
+        for name, value in record.group_grad_norm.items():
+            self._gradient[name] = max(self._gradient.get(name, 0.0), value)
+        for name, value in record.update_ratio.items():
+            if record.lr.get(name, 0.0) >= MOVES:  # the first step of a warm-up from 0 moves nothing, and should not
+                self._ratio[name] = max(self._ratio.get(name, 0.0), value)
         for name, value in record.losses.items():
             self._loss[name] = max(self._loss.get(name, 0.0), abs(value))
 
@@ -55,7 +57,8 @@ class Progress:
         rates = list(self._rate.values())
         return Still(
             self.steps,
-            no_gradient=[n for n, v in self._gradient.items() if v == 0 and others],
+            # "other" is what the optimizer holds and the model does not: a look at its groups says that.
+            no_gradient=[n for n, v in self._gradient.items() if v == 0 and others and n != "other"],
             no_change=[n for n in moving if self._ratio.get(n, 1.0) == 0 and self._gradient.get(n, 0.0) > 1e-8],
             # A rate of 0 for one group may freeze it on purpose; for all of them it cannot.
             zero_rate=["all components"] if rates and max(rates) == 0 else [],

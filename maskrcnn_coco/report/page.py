@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from maskrcnn_coco.config.settings import flag
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.records import FINDING_CODES
 from maskrcnn_coco.report.page_curves import incident_charts, run_charts, timeline
 from maskrcnn_coco.report.run_files import RunFiles, picture, pictures_of, read_run
 from maskrcnn_coco.wording import action_words, clean, count, culprit_words, figure, incident_lines, score, size
@@ -80,6 +81,7 @@ def view(run: RunFiles) -> dict[str, Any]:
         "subtitle": _subtitle(run),
         "charts": {name: [Markup(svg) for svg in svgs] for name, svgs in run_charts(run).items()},
         "timeline": Markup(timeline(run)),
+        "noticed": [{"record": f, "explain": _explain(f.code)} for f in run.findings],
         "incidents": [incident_view(run, n) for n in range(len(run.incidents))],
         "classes": class_rows(run),
         "galleries": [g for name in ("worst", "typical") if (g := gallery(run, name))["entries"]],
@@ -145,7 +147,7 @@ def incident_view(run: RunFiles, n: int) -> dict[str, Any]:
 def _explain(cause: str) -> str:
     from maskrcnn_coco.diagnosis.explain import codes, explain
 
-    return explain(cause) if cause in codes() else ""
+    return explain(cause) if cause in (*codes(), *FINDING_CODES) else ""
 
 
 def _chain(run: RunFiles, n: int) -> list[str]:

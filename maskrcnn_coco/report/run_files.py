@@ -15,7 +15,16 @@ from typing import Any
 import msgspec
 from PIL import Image
 
-from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, Result, StepRecord, record_from, to_json
+from maskrcnn_coco.records import (
+    EpochRecord,
+    EvalRecord,
+    Incident,
+    Result,
+    RunFinding,
+    StepRecord,
+    record_from,
+    to_json,
+)
 from maskrcnn_coco.report.metrics_file import METRICS, UNDONE, read_metrics
 from maskrcnn_coco.system.plain_files import read_regular, read_yaml
 
@@ -52,6 +61,7 @@ class RunFiles:
     evals: list[dict[str, Any]] = field(default_factory=list)
     incidents: list[Incident] = field(default_factory=list)
     predictions: dict[str, Any] = field(default_factory=dict)
+    findings: list[RunFinding] = field(default_factory=list)
 
 
 def write_run_info(
@@ -96,7 +106,15 @@ def read_run(logdir: str | Path) -> RunFiles:
         evals=of_kind["eval"],
         incidents=_incidents(logdir / "incidents"),
         predictions=_json(logdir / "predictions" / "predictions.json"),
+        findings=_findings(logdir / "findings.json"),
     )
+
+
+def _findings(path: Path) -> list[RunFinding]:
+    try:
+        return [record_from(RunFinding, f) for f in json.loads(path.read_bytes())]
+    except (OSError, ValueError, TypeError, AttributeError):  # none, or not written by a run
+        return []
 
 
 def _fits(line: dict[str, Any], kind: type) -> bool:

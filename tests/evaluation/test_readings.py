@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from silent.scene import Scene
 
-from bench.silent.scene import Scene
 from maskrcnn_coco.data.masks import decode_mask, encode_rle
 from maskrcnn_coco.evaluation.ceiling import as_predictions, truth_of
 from maskrcnn_coco.evaluation.evaluate import EvalResult

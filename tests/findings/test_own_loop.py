@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from silent.scene import HEIGHT, WIDTH, Scene
 from tiny_run import tiny_model
 from torch import nn
 
-from bench.silent.scene import HEIGHT, WIDTH, Scene
 from maskrcnn_coco import FindingWarning, Guard, train_one_epoch
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from runs import config
+from silent.scene import Scene, small_model
 
-from bench.silent.scene import Scene, small_model
 from maskrcnn_coco import train
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.records import Result

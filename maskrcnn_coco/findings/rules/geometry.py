@@ -45,10 +45,10 @@ READINGS: dict[str, tuple[str, str, str]] = {
         "boxes = boxes[:, [1, 0, 3, 2]]",
         "the boxes of the masks",
     ),
-    "masks transposed": (
-        "x and y of the masks are exchanged",
-        "masks = masks.transpose(1, 2), or exchange x and y in the polygons",
-        "x and y exchanged in `segmentation`",
+    "x and y exchanged": (
+        "x and y are exchanged in the boxes or in the masks (of square images it cannot be told in which)",
+        "boxes = boxes[:, [1, 0, 3, 2]], or masks = masks.transpose(1, 2): draw one sample to see which",
+        "x and y exchanged in `bbox` or in `segmentation`",
     ),
     "masks counted along rows": (
         "the masks were counted along rows, and are read along columns",
