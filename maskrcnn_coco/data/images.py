@@ -53,7 +53,9 @@ def is_thin(height: int, width: int, min_size: int, max_size: int) -> bool:
     return short * min(min_size / short, max_size / long) < 1
 
 
-def read_image(root: str | Path, file_name: str, bit_range: BitRange | None = None) -> np.ndarray:
+def read_image(
+    root: str | Path, file_name: str, bit_range: BitRange | None = None, size: tuple[int, int] | None = None
+) -> np.ndarray:
     """The image ``root``/``file_name`` as uint8 (H, W, 3) RGB, turned as its EXIF orientation says.
 
     Grey and palette images are spread to RGB, transparency is dropped (not blended), of animations and files of several
@@ -62,13 +64,14 @@ def read_image(root: str | Path, file_name: str, bit_range: BitRange | None = No
     Args:
         bit_range: the values that become 0 and 255 in images of more than 8 bits: one scale for a whole set. None: the
             image's own, which makes two images of one set differ (`data.bit_range` finds a set's).
+        size: (height, width) that the annotations speak of: where only the stored image has it, it is not turned.
 
     Raises:
         DataError: the name leaves ``root`` (``..``, absolute, through a symbolic link), no such file, not a regular
             file, not an image, truncated, more than `MAX_PIXELS`, bands or numbers that are not supported.
     """
     with open_inside(root, file_name) as file:
-        return _decode(file, Path(root) / file_name, bit_range)
+        return _decode(file, Path(root) / file_name, bit_range, size)
 
 
 def image_size(root: str | Path, file_name: str) -> tuple[int, int]:
@@ -310,7 +313,7 @@ def _damaged(path: Path, error: BaseException) -> DataError:
     return DataError(f"the image {clean(path)} cannot be read: {text}", fix="replace the file, or drop its entry")
 
 
-def _decode(file: BinaryIO, path: Path, bit_range: BitRange | None) -> np.ndarray:
+def _decode(file: BinaryIO, path: Path, bit_range: BitRange | None, size: tuple[int, int] | None = None) -> np.ndarray:
     image = _open(file, path)
     try:
         with warnings.catch_warnings():
@@ -318,6 +321,9 @@ def _decode(file: BinaryIO, path: Path, bit_range: BitRange | None) -> np.ndarra
             if is_deep(image):
                 values = deep_values(file, image, FORMATS)
                 return to_bytes(values, bit_range or _own_range(values))
+            if _is_meant_as_stored(image, size):
+                image.load()
+                return _rgb(image)
             pixels = _jpeg(file, image)
             if pixels is not None:
                 return pixels
@@ -326,6 +332,12 @@ def _decode(file: BinaryIO, path: Path, bit_range: BitRange | None) -> np.ndarra
             return _rgb(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombError, *_DECODE_ERRORS) as e:
         raise _damaged(path, e) from e
+
+
+def _is_meant_as_stored(image: Image.Image, size: tuple[int, int] | None) -> bool:
+    """The EXIF tag lays the image on its side, and it was annotated before that: by the size of its entry."""
+    stored = (image.height, image.width)
+    return size == stored and stored[0] != stored[1] and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
 
 
 def _own_range(values: np.ndarray) -> BitRange:

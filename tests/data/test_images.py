@@ -151,3 +151,20 @@ def test_a_colon_in_a_name_makes_it_no_drive(tmp_path):
     assert read_image(tmp_path, "1:2.png").shape[:2] == (6, 8)
     with pytest.raises(DataError, match="absolute"):
         read_image(tmp_path, "C:\\x.png")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_the_reading_that_the_annotations_fit_is_used(tmp_path, orientation, suffix):
+    """Stored 40 × 24: an entry of that size speaks of the stored image, one of the shown size of the turned one."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.kron(np.random.default_rng(0).integers(0, 255, (3, 5, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
+    Image.fromarray(pixels).save(tmp_path / f"a.{suffix}", exif=exif, **({"quality": 100} if suffix == "jpg" else {}))
+    shown = read_image(tmp_path, f"a.{suffix}")
+    stored = np.array(Image.open(tmp_path / f"a.{suffix}").convert("RGB"))
+    sideways = orientation >= 5
+    as_entry = read_image(tmp_path, f"a.{suffix}", size=(24, 40))
+    assert np.abs(as_entry.astype(int) - (stored if sideways else shown)).max() <= 2
+    assert np.array_equal(read_image(tmp_path, f"a.{suffix}", size=shown.shape[:2]), shown)
+    assert np.array_equal(read_image(tmp_path, f"a.{suffix}", size=(7, 9)), shown)

@@ -56,7 +56,7 @@ def _use(table: CocoTable, bad_images: set[int], bad_annotations: set[int], imag
         if int(table.image_ids[row]) in bad_images:
             continue
         if images:
-            shape = read_image(table.image_root, table.file_name(row)).shape
+            shape = read_image(table.image_root, table.file_name(row), size=table.size_of(row)).shape
             assert shape == (table.heights[row], table.widths[row], 3), table.file_name(row)
         for ann in table.annotations_of(row).tolist():
             if int(table.ann_ids[ann]) in bad_annotations:

@@ -164,7 +164,9 @@ CATALOGUE: dict[str, Kind] = {
         "error", "an image has another size than its entry says", "correct width and height, or the masks"
     ),
     "IMAGE_EXIF_MISMATCH": Kind(
-        "error", "an image is annotated as stored, but shown turned", "rotate the pixels, drop the EXIF tag"
+        "warning",
+        "an image is annotated as stored, but shown turned",
+        "it is read as stored, here and in training; predict turns it: drop the EXIF tag",
     ),
     "IMAGE_EXIF_ROTATED": Kind("info", "an image is turned by its EXIF tag", "nothing to do: it is turned on reading"),
     "IMAGE_16BIT": Kind(

@@ -111,6 +111,10 @@ class CocoTable:
         """The file name of an image, relative to ``image_root``, as the file says: not checked, `images` does that."""
         return self.names[row].decode("utf-8", "replace")
 
+    def size_of(self, row: int) -> tuple[int, int]:
+        """(height, width) of an image as the file says, 0 where it does not."""
+        return int(self.heights[row]), int(self.widths[row])
+
     def segmentation_raw(self, ann_row: int) -> bytes:
         """The annotation's ``segmentation`` as JSON text; empty where it has none. For `masks.decode_mask`."""
         return self.segmentations[ann_row]
