@@ -47,7 +47,9 @@ def respond(session: Session, alarm: Alarm, batches: list[Any]) -> int:
             with breakable(alone=session.ranks.world == 1):
                 case, findings = looked_into(session, alarm, batches)
         except AtOnce:
-            session.rewind(alarm.step)  # nothing was applied: the run that goes on meets it again, and counts it then
+            # Nothing was applied: the run that goes on meets it again, and counts it then.
+            session.rewind(alarm.step)
+            session.progress.images_seen -= sum(len(batch.image_ids) for batch in batches)
             return alarm.step
     findings = shared_findings(session.ranks, findings, source)
     action = choose(session, alarm, findings)

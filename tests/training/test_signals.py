@@ -137,6 +137,8 @@ def test_ctrl_c_while_the_cause_is_looked_for_answers_at_once(tmp_path, monkeypa
     assert "looking for the cause" in " ".join(said.split())
     assert load(tmp_path / "checkpoints" / "last.pth")["loop"]["incidents"] == []
     assert load(tmp_path / "checkpoints" / "last.pth")["loop"]["skipped_steps"] == 0, "it is counted when it is judged"
+    loop = load(tmp_path / "checkpoints" / "last.pth")["loop"]
+    assert loop["images_seen"] == 4 * loop["step"]
 
 
 def test_of_several_processes_none_leaves_the_others_in_an_evaluation():
