@@ -41,9 +41,23 @@ def end_epoch(session: Session) -> None:
         better = keep_best(session, evaluation)
     session.console.epoch(record, evaluation, epochs=session.epochs, time_left=session.time_left())
     look_after(session, record, evaluation)
+    say_vanished(session)
     session.progress.closed_epochs = epoch + 1
     save_epoch(session, epoch, better=better)
     session.keep_history()
+
+
+def say_vanished(session: Session) -> None:
+    """How many objects augmentation took out of sight in this epoch; the count begins anew."""
+    progress = session.progress
+    if progress.objects_vanished:
+        of = progress.objects_shown + progress.objects_vanished
+        share = 100 * progress.objects_vanished / of
+        session.console.note(
+            f"augmentation took {progress.objects_vanished} of {of} objects out of sight ({share:.1f} %): cropped, "
+            "covered or turned away"
+        )
+    progress.objects_shown = progress.objects_vanished = 0
 
 
 def epoch_record(session: Session, epoch: int) -> EpochRecord:

@@ -19,6 +19,7 @@ from maskrcnn_coco.training import finish as closing
 from maskrcnn_coco.training import late_alarms as late
 from maskrcnn_coco.training import response
 from maskrcnn_coco.training.agreement import EVERY, require_same_weights
+from maskrcnn_coco.training.augmented import objects_in
 from maskrcnn_coco.training.epoch import end_epoch
 from maskrcnn_coco.training.run_log import Observer
 from maskrcnn_coco.training.saving import save_is_due, save_last, save_now
@@ -168,6 +169,8 @@ def train_step(session: Session, batches: list[Any]) -> bool:
     )
     progress.train_seconds += time.monotonic() - began
     progress.images_seen += len(ids)
+    shown, gone = objects_in(batches)
+    progress.objects_shown, progress.objects_vanished = progress.objects_shown + shown, progress.objects_vanished + gone
     session.keep_records(session.guard.completed)
     if alarm is not None and session.guard.late:
         late.go_back_to_look(session, alarm)

@@ -46,6 +46,9 @@ class Progress:
     first_epoch_loss: float | None = None
     findings: list[dict[str, Any]] = field(default_factory=list)
     """`RunFinding` as plain data, in the order in which they were said."""
+    objects_shown: int = 0
+    objects_vanished: int = 0
+    """Objects that were targets, and that augmentation took out of sight, since the last epoch was closed."""
     use_ema: bool = False
     """Whether the averaged weights were the better ones when last evaluated."""
 

@@ -17,6 +17,7 @@ from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.optimizer import lower_weight_decay
 from maskrcnn_coco.system.backends import run_eagerly, use_libraries
 from maskrcnn_coco.system.precision import keep_fp32
+from maskrcnn_coco.training.augmented import pasted_evidence
 from maskrcnn_coco.training.case import build_case
 from maskrcnn_coco.training.case_file import save_case
 from maskrcnn_coco.training.incident import compose, history_at
@@ -76,7 +77,9 @@ def looked_into(session: Session, alarm: Alarm, batches: list[Any]) -> tuple[Cas
     """The case of ``alarm`` and what was found; whatever goes wrong in looking is said, and never ends the run."""
     try:
         case = build_case(session, alarm, batches)
-        return case, investigate(case, budget_seconds=INVESTIGATION_SECONDS)
+        findings = investigate(case, budget_seconds=INVESTIGATION_SECONDS)
+        findings[0].evidence += pasted_evidence(batches, findings[0].culprit.image_ids)
+        return case, findings
     except Exception as e:  # odd data, odd models, memory: the verdict suffers, the run does not
         said = f"could not be made: {type(e).__name__}: {str(e)[:200]}"
         return None, [Finding("UNKNOWN", 0.0, evidence=[Evidence("investigation", said)])]
