@@ -140,8 +140,10 @@ class Console:
         lead = "" if known else f"{finding.severity}: "
         self._lines([f"{lead}{first}", *(f"   {line}" for line in rest)], "" if known else "yellow")
 
-    def end(self, result: Result, *, report: Path | None, checkpoints: Path | None) -> None:
-        """How it ended, what came out, and where it is."""
+    def end(
+        self, result: Result, *, report: Path | None, checkpoints: Path | None, next_steps: Sequence[str] = ()
+    ) -> None:
+        """How it ended, what came out, where it is, and the commands that come next."""
         ap = " · ".join(
             f"{n} {score(v)}"
             for n, v in result.metrics.items()
@@ -161,6 +163,8 @@ class Console:
         style = "green" if result.exit_code == 0 else "red"
         self._lines([facts[0]], f"bold {style}")
         self._lines([*facts[1:], *where])
+        if next_steps:
+            self._lines(["next:", *(f"   {clean(step, 1000)}" for step in next_steps)])
 
     def table(self, title: str, rows: Iterable[Sequence[str]], header: Sequence[str]) -> None:
         """A small table: ``header``, then ``rows`` of cells; all cells are cleaned, columns of numbers end flush."""

@@ -14,6 +14,8 @@ from maskrcnn_coco.wording import clean, incident_lines
 
 _BEFORE, _AFTER = 20, 10
 """Steps shown around an incident."""
+_DOTS = 80
+"""More points than this make a line by themselves."""
 
 
 def run_charts(run: RunFiles) -> dict[str, list[str]]:
@@ -43,7 +45,7 @@ def run_charts(run: RunFiles) -> dict[str, list[str]]:
                 smooth=True,
             ),
             Chart("Learning rate", _by_component(run, "lr", undone=False), markers=marks, zero=True, log=False),
-            Chart("Update to weight ratio", _by_component(run, "update_ratio"), markers=marks),
+            Chart("Update to weight ratio", _dotted(_by_component(run, "update_ratio")), markers=marks),
             Chart("Loss scale", _curve(run, "scale", lambda d: d.get("loss_scale"), undone=False), markers=marks),
         ],
         "ap": [Chart("AP by epoch", _ap(run.evals), x_label="epoch", log=False, zero=True, width=1000, height=230)],
@@ -68,6 +70,11 @@ def _by_component(run: RunFiles, key: str, *, undone: bool = True) -> list[Serie
     for slot, name in enumerate(names):
         series += _curve(run, name, lambda d, n=name: (d.get(key) or {}).get(n), slot, undone=undone)
     return _merged(series)
+
+
+def _dotted(series: list[Series]) -> list[Series]:
+    """Values that are measured now and then are points: a line alone says they were there at every step."""
+    return [replace(s, dots=len(s.points) <= _DOTS) for s in series]
 
 
 def _merged(series: list[Series]) -> list[Series]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from maskrcnn_coco.config.resolve import too_large
@@ -88,7 +89,8 @@ def _end(session: Session, status: str, code: int, finite: bool) -> Result:
     except Exception as e:  # the run is over and saved: its report must not make an error of it
         said = f"{type(e).__name__}: {e}"
         session.console.warn(f"result.json or the report was not written: {said}; maskrcnn-coco report makes it later")
-    session.console.end(result, report=report, checkpoints=Path(session.config.checkpoint_dir))
+    checkpoints = Path(session.config.checkpoint_dir)
+    session.console.end(result, report=report, checkpoints=checkpoints, next_steps=next_steps(session, result))
     return result
 
 
@@ -123,6 +125,25 @@ def draw_training_images(session: Session) -> Path | None:
     except Exception as e:  # a picture of odd data is never worth the result
         session.console.warn(f"the training images were not drawn: {type(e).__name__}: {e}")
         return None
+
+
+def next_steps(session: Session, result: Result) -> list[str]:
+    """What a person does with a finished run, ready to be pasted: evaluate, predict, look at the curves."""
+    best = result.best_checkpoint
+    if result.status != "finished" or best is None:
+        return []
+    c = session.config
+    # A run on a caller's own data set has no folder to name.
+    own = c.data is None and session.data.train is None
+    where = [c.val or c.data] if c.val or c.data else []
+    images = (c.val_images if c.val else c.images) if where else None
+    evaluate = ["maskrcnn-coco", "evaluate", best, *(["--data", *where] if where else [])]
+    evaluate += ["--images", images] if images else []
+    return [
+        *([] if own else [shlex.join(evaluate)]),
+        f"{shlex.join(['maskrcnn-coco', 'predict', best])} IMAGES…",
+        shlex.join(["tensorboard", "--logdir", str(session.log.folder)]),
+    ]
 
 
 def draw_predictions(session: Session) -> None:

@@ -180,6 +180,13 @@ def test_end_says_where_things_are() -> None:
         assert part in text
 
 
+def test_end_names_the_commands_that_come_next() -> None:
+    result = Result("finished", 0, True, 1, 30, 0, [], {}, "checkpoints/best.pth", 4.0, 1.0, 3.0, 0.1, 2**30)
+    steps = ["maskrcnn-coco evaluate checkpoints/best.pth", "tensorboard --logdir runs/maskrcnn"]
+    text = shown(lambda c: c.end(result, report=None, checkpoints=None, next_steps=steps))
+    assert "next:\n   maskrcnn-coco evaluate checkpoints/best.pth\n   tensorboard" in text
+
+
 @pytest.mark.parametrize(
     ("action", "words"),
     [
