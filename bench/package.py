@@ -68,7 +68,7 @@ def main() -> None:
         assert report, "check said nothing"
         picture = next(p for p in sorted(shapes.rglob("*")) if p.suffix in (".png", ".jpg"))
         say(command, "predict", "checkpoints/last.pth", picture, cwd=work)
-        assert (work / "predictions" / "predictions.json").is_file(), list((work / "predictions").iterdir())
+        assert (work / "predictions" / "results.json").is_file(), list((work / "predictions").iterdir())
         say(programs / "python", "-m", "maskrcnn_coco", "explain", "LR_TOO_HIGH", cwd=work)
         print(f"{Path(wheel).name}: {Path(wheel).stat().st_size >> 10} KiB; check, 5 steps, predict, explain: all well")
 

@@ -148,6 +148,8 @@ class Config(msgspec.Struct, metaclass=_Remembers, frozen=True, kw_only=True, fo
     """Newest epoch_*.pth files that stay, beside last.pth and best.pth. None: all of them."""
     logdir: str = "runs/maskrcnn"
     """Folder of TensorBoard events, records, incidents and the report."""
+    track: tuple[Literal["mlflow", "wandb", "trackio"], ...] = ()
+    """Also send settings, metrics, incidents and files there; for several, several times. It never holds a run up."""
     resume: str = "none"
     """none, auto (the newest intact checkpoint of --checkpoint-dir), or the path of a checkpoint."""
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, StepRecord, to_json
 from maskrcnn_coco.report.metrics_file import METRICS, cut, truncate
+from maskrcnn_coco.report.scalars import scalars_of
 from maskrcnn_coco.wording import annotation_words
 
 _FLUSH_SECONDS = 5.0
@@ -72,29 +73,15 @@ class Tracker:
 
     def step(self, record: StepRecord) -> None:
         """One planned step, applied or refused."""
-        scalars = {f"loss/{k}": v for k, v in record.losses.items()} | {"loss/total": record.loss}
-        scalars |= {f"lr/{k}": v for k, v in record.lr.items()}
-        scalars |= {f"grad_norm/{k}": v for k, v in record.group_grad_norm.items()} | {
-            "grad_norm/total": record.grad_norm
-        }
-        scalars |= {f"update_ratio/{k}": v for k, v in record.update_ratio.items()}
-        scalars["skipped"] = 0.0 if record.applied else 1.0
-        if record.loss_scale is not None:
-            scalars["loss_scale"] = record.loss_scale
-        self._try(self._write, record, scalars, record.step, False)
+        self._try(self._write, record, scalars_of(record), record.step, False)
 
     def epoch(self, record: EpochRecord) -> None:
         """Means over one epoch."""
-        scalars = {f"epoch/loss/{k}": v for k, v in record.losses.items()} | {"epoch/loss/total": record.loss}
-        scalars |= {"epoch/grad_norm": record.grad_norm, "epoch/images_per_second": record.images_per_second}
-        self._try(self._write, record, scalars, record.step, True)
+        self._try(self._write, record, scalars_of(record), record.step, True)
 
     def eval(self, record: EvalRecord) -> None:
         """COCO metrics; a metric that is undefined (-1, no such ground truth) gets no point."""
-        scalars = {f"val/{k}": v for k, v in record.metrics.items() if v >= 0}
-        for name, values in record.per_class.items():
-            scalars |= {f"val/class/{name}/{k}": v for k, v in values.items() if v >= 0}
-        self._try(self._write, record, scalars, record.step, True)
+        self._try(self._write, record, scalars_of(record), record.step, True)
 
     def incident(self, incident: Incident) -> None:
         """A marker at the incident's step, and a text with cause, culprit, action and fix."""

@@ -17,6 +17,7 @@ from maskrcnn_coco.training.incident import note_stop
 from maskrcnn_coco.training.rollback import stand_on_sound
 from maskrcnn_coco.training.saving import save_now, weights_finite
 from maskrcnn_coco.training.session import Session
+from maskrcnn_coco.training.tracked import close_tracking, write_card
 from maskrcnn_coco.wording import count
 
 
@@ -89,6 +90,7 @@ def _end(session: Session, status: str, code: int, finite: bool) -> Result:
     except Exception as e:  # the run is over and saved: its report must not make an error of it
         said = f"{type(e).__name__}: {e}"
         session.console.warn(f"result.json or the report was not written: {said}; maskrcnn-coco report makes it later")
+    close_tracking(session, result, write_card(session))
     checkpoints = Path(session.config.checkpoint_dir)
     session.console.end(result, report=report, checkpoints=checkpoints, next_steps=next_steps(session, result))
     return result

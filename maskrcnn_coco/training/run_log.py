@@ -11,8 +11,9 @@ from maskrcnn_coco.data.batch import Source
 from maskrcnn_coco.data.prepare import write_quarantine
 from maskrcnn_coco.evaluation.pictures import save_incident_images
 from maskrcnn_coco.findings.watch import warn
-from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, RunFinding, StepRecord, plain, to_json
+from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, Result, RunFinding, StepRecord, plain, to_json
 from maskrcnn_coco.report.console import Console
+from maskrcnn_coco.report.fence import Ending, Fence
 from maskrcnn_coco.report.incident_files import write_incident
 from maskrcnn_coco.report.tracking import Tracker
 from maskrcnn_coco.system.files import write_text
@@ -34,6 +35,8 @@ class RunLog:
     incidents_due: list[Incident] = field(default_factory=list)
     """Incidents whose files are still to be written."""
     quarantine_due: bool = False
+    fences: list[Fence] = field(default_factory=list)
+    """Tracking servers (--track), each behind a thread of its own."""
     failed: set[int] = field(default_factory=set)
     """Observers that raised, by id."""
 
@@ -68,7 +71,10 @@ class RunLog:
                     self.tracker.eval(record)
                 case Incident():
                     self.tracker.incident(record)
-        for observer in [o for o in self.observers if id(o) not in self.failed]:
+        self._tell(record)
+
+    def _tell(self, record: Any) -> None:
+        for observer in [o for o in (*self.observers, *self.fences) if id(o) not in self.failed]:
             try:
                 observer(record)
             except Exception as e:
@@ -96,8 +102,7 @@ class RunLog:
         self.console.finding(finding)
         if self.tracker is not None:
             self.tracker.text(f"finding/{finding.code}", finding_markdown(finding), progress.step)
-        for observer in self.observers:
-            observer(finding)
+        self._tell(finding)
         self.write_findings(progress)
         warn(finding)
 
@@ -122,3 +127,10 @@ class RunLog:
                 self.quarantine_due = False
         except OSError as e:
             self.console.warn(f"{self.folder} cannot be written ({e}); incidents wait in memory, the run goes on")
+
+
+def end_tracking(log: RunLog, result: Result | None = None, files: Sequence[Path] = (), card: str = "") -> None:
+    """Tell every tracking server that the run is over, once; ``result`` None: by an error."""
+    for fence in log.fences:
+        fence.finish(Ending(result, [f for f in files if f.is_file()], card))
+    log.fences = []

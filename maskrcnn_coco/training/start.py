@@ -35,6 +35,7 @@ from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import Schedule, every_component, optimizer_for
 from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.report.console import Console
+from maskrcnn_coco.report.servers import require_installed
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.system.memory import snapshot_budget
 from maskrcnn_coco.system.precision import make_scaler, resolve_amp
@@ -49,6 +50,7 @@ from maskrcnn_coco.training.resume import Found, find_together, in_place, restor
 from maskrcnn_coco.training.run_log import Observer, RunLog
 from maskrcnn_coco.training.saving import require_space
 from maskrcnn_coco.training.session import Session
+from maskrcnn_coco.training.tracked import track
 
 
 def open_session(
@@ -67,6 +69,7 @@ def open_session(
     Raises:
         ConfigError, DataError, CheckpointError: as their names say.
     """
+    require_installed(config.track)
     ranks = Ranks.start(config.device)
     console = Console(json_mode=json_mode, quiet=quiet or not ranks.is_main)
     found = find_together(config, ranks)
@@ -120,6 +123,8 @@ def _begin(session: Session, resolved: recipes.Resolved, found: Found, *, dry_ru
     if found.state is not None:
         restore_run(session, found, dry_run=dry_run)
     introduce(session, resolved, resuming=found.state is not None)
+    if not dry_run:
+        track(session)
 
 
 def check_rates(session: Session) -> list[str]:
