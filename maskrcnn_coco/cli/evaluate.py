@@ -17,6 +17,7 @@ from maskrcnn_coco.data.depth import BitRange
 from maskrcnn_coco.data.layouts import find_data
 from maskrcnn_coco.data.prepare import shapes_folder
 from maskrcnn_coco.evaluation.analysis import ERRORS, Analysis, analyse, plain
+from maskrcnn_coco.evaluation.ceiling import ceiling_of
 from maskrcnn_coco.evaluation.classes import in_labels_of
 from maskrcnn_coco.evaluation.evaluate import EvalResult, evaluate_model
 from maskrcnn_coco.model.build import classes_in, load_for_inference
@@ -86,14 +87,22 @@ def evaluate_checkpoint(
     model.to(where)
     result = evaluate_model(model, source, device=where, precision=resolve_amp("auto", where), batch_size=batch_size)
     analysis = analyse(result)
+    ceiling = ceiling_of(source)
+    best = ceiling.scores if ceiling is not None else {}
     if out is not None:
         write_text(Path(out), to_json(result.detections))
     for sentence in result.left_out:
         console.warn(sentence)
     if json_mode:
-        sys.stdout.write(to_json(_summary(checkpoint, table, result) | {"analysis": plain(analysis)}) + "\n")
+        sys.stdout.write(
+            to_json(_summary(checkpoint, table, result) | {"ceiling": best, "analysis": plain(analysis)}) + "\n"
+        )
     else:
         _print(console, table, result)
+        if best:
+            console.note(
+                "the truth itself, as predictions, scores " + " · ".join(f"{n} {v:.3f}" for n, v in best.items())
+            )
         _explain(console, analysis)
     if html is not None:
         write_page(Path(html), f"{checkpoint.name} on {table.json_path}", result, analysis, source)

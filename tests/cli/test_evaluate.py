@@ -49,6 +49,7 @@ def test_json_page_and_batches(checkpoint: Path, data: Path, tmp_path: Path, cap
     one = json.loads(capsys.readouterr().out)
     assert set(one["analysis"]["errors"]) == {"Loc", "Cls", "Both", "Dupe", "Bkg", "Miss"}
     assert one["analysis"]["confusion"]["classes"] == ["<b>disc", "bar", "(nothing)"]
+    assert one["ceiling"]["segm/AP"] == pytest.approx(1.0, abs=0.01)
     text = page.read_text()
     assert "<b>disc" not in text
     assert "http://" not in text.replace("http://www.w3.org", "")
