@@ -63,5 +63,10 @@ integrations:
 package: $(STAMP)
 	$(BIN)/python bench/package.py
 
+# The documentation as a site, in site/; a link that leads nowhere ends it.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m mkdocs build --strict
+
 clean:
 	rm -rf $(VENV) runs checkpoints
