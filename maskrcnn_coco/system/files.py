@@ -222,9 +222,15 @@ def cache_folder(name: str) -> Path:
     A container's user may have no home, or one that only root may write to: then below the temporary folder.
     """
     base = _user_cache()
-    if base is None or not os.access(next(p for p in (base, *base.parents) if p.exists()), os.W_OK | os.X_OK):
+    if base is None or not _can_hold_files(base):
         base = Path(tempfile.gettempdir()) / f"maskrcnn_coco-{os.getuid() if hasattr(os, 'getuid') else 0}"
     return base / "maskrcnn_coco" / name
+
+
+def _can_hold_files(folder: Path) -> bool:
+    """Whether ``folder`` is, or can be made, a folder to write in: no file in its way, however executable."""
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def _user_cache() -> Path | None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.data.audit import cache
 from maskrcnn_coco.data.prepare import RunData, check_data, complaints, open_data
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.system.files import cache_folder
 
 JSON = "_annotations.coco.json"
 
@@ -129,9 +131,22 @@ def test_nothing_is_drawn_ahead_for_data_of_the_users_own(tmp_path: Path):
 
 
 def test_a_cache_folder_that_cannot_be_used_is_left_to_the_run(tmp_path: Path, monkeypatch):
-    file = tmp_path / "cache"
-    file.write_text("in the way")
-    ahead(file)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "maskrcnn_coco").write_text("in the way")
+    ahead(cache)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     with pytest.raises(DataError, match="cannot draw"):
         open_data(Config())
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o755])
+def test_where_the_cache_folder_is_a_file_the_temporary_folder_serves(tmp_path: Path, monkeypatch, mode: int):
+    file, temporary = tmp_path / "cache", tmp_path / "temporary"
+    file.write_text("in the way")
+    file.chmod(mode)
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    for base in (file, file / "below"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(base))
+        assert cache_folder("shapes").is_relative_to(temporary)

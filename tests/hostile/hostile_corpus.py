@@ -457,6 +457,18 @@ def _saved(
     return setup
 
 
+def _palette(ground: tuple[int, int, int], square: tuple[int, int, int]) -> Callable[[Path], None]:
+    """A square of index 1 on ground of index 0; what is seen are the colours that the palette gives them."""
+
+    def setup(folder: Path) -> None:
+        image = Image.new("P", (WIDTH, HEIGHT))
+        image.putpalette([*ground, *square])
+        image.paste(1, (3, 3, 12, 12))
+        image.save(folder / "x", format="PNG")
+
+    return setup
+
+
 def _cut(mode: str, suffix: str) -> Callable[[Path], None]:
     def setup(folder: Path) -> None:
         _saved(mode, suffix, size=(WIDTH, HEIGHT))(folder)
@@ -537,7 +549,9 @@ def images() -> Iterator[Case]:
         ("grey", _saved("L", "PNG"), ""),
         ("rgba", _saved("RGBA", "PNG"), ""),
         ("grey alpha", _saved("LA", "PNG"), ""),
-        ("palette", _saved("P", "PNG"), ""),
+        ("palette", _palette((0, 0, 0), (200, 40, 90)), ""),
+        ("palette of grey", _palette((0, 0, 0), (200, 200, 200)), ""),
+        ("palette of one colour", _palette((9, 9, 9), (9, 9, 9)), "IMAGE_CONSTANT"),
         ("one bit", _saved("1", "PNG"), ""),
         ("cmyk", _saved("CMYK", "JPEG"), ""),
         ("other size", _saved("RGB", "PNG", size=(31, 24)), "IMAGE_SIZE_WRONG"),
