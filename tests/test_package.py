@@ -54,7 +54,7 @@ def test_the_wheel_says_licence_pythons_and_command(wheel: zipfile.ZipFile):
     assert not [c for c in said.get_all("Classifier", []) if c.startswith("License ::")], "the SPDX form replaces it"
     entry = next(n for n in wheel.namelist() if n.endswith("entry_points.txt"))
     assert b"maskrcnn-coco = maskrcnn_coco.cli:entry" in wheel.read(entry)
-    wanted = {"export", "track", "lightning", "transformers", "video", "docs", "hub"}
+    wanted = {"export", "track", "lightning", "transformers", "video", "docs"}
     assert wanted <= set(said.get_all("Provides-Extra", []))
 
 

@@ -24,7 +24,6 @@ EXTRAS = {
     "pytorch_lightning": "lightning",
     "transformers": "transformers",
     "av": "video",
-    "huggingface_hub": "hub",
 }
 """Top-level module → the extra that brings it."""
 _FITS = "torch>=2.10 and torchvision>=0.25 of the same release (2.10 goes with 0.25, 2.11 with 0.26)"
