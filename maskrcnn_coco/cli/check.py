@@ -53,8 +53,8 @@ def check_set(args: Any) -> Checked:
         val_images=args.val_images,
         bit_range=given_range(args.bit_range),
     )
-    sizes = {"min_size": args.min_size or 800, "max_size": args.max_size or 1333}
-    options = {"images": not args.no_images, "gathered": True, **sizes}
+    low, high = args.min_size or 800, args.max_size or 1333
+    options = {"images": not args.no_images, "gathered": True, "min_size": low, "max_size": high}
     findings = audit(found.train, other=found.val, **options)
     # Ids of the two parts overlap: the repair sees those of the training part alone.
     changes = repair(found.train, findings, args.fix) if args.fix is not None else None
@@ -65,7 +65,7 @@ def check_set(args: Any) -> Checked:
     if args.html is not None:
         write_gallery(found.train, findings, args.html)
     known = overview(found.train, files=not args.no_images)
-    whole = judge(facts_of(found.train, findings, **sizes))
+    whole = judge(facts_of(found.train, findings, min_size=low, max_size=high))
     return Checked(found, known, findings, changes, _next(args, found, findings), whole)
 
 

@@ -34,7 +34,7 @@ def matching_of(result: EvalResult, names: dict[int, str]) -> Matching | None:
     found = Matching(ap, agnostic, ap, objects=len(result.truth.annotations))
     mapping = _assignment(_votes(result), list(names))
     if agnostic > ap and any(a != b for a, b in mapping.items()):
-        renamed = [_as(r, mapping.get(r["category_id"], r["category_id"])) for r in result.found]
+        renamed = [_as(r, mapping.get(label, label)) for r in result.found for label in (int(r["category_id"]),)]
         found.renamed = _ap50(result.truth, renamed, result.max_dets)
         found.mapping = {names[a]: names[b] for a, b in mapping.items() if a != b and a in names and b in names}
     return found

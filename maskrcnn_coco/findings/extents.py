@@ -38,7 +38,8 @@ def agree(boxes: np.ndarray, extents: np.ndarray, least: float = AGREE) -> np.nd
 def amodal(boxes: np.ndarray, extents: np.ndarray) -> np.ndarray:
     """bool (N,): the mask lies in its box, which reaches beyond it."""
     with np.errstate(invalid="ignore"):
-        return (boxes[:, :2] <= extents[:, :2] + SLACK).all(1) & (boxes[:, 2:] >= extents[:, 2:] - SLACK).all(1)
+        near, far = boxes[:, :2] <= extents[:, :2] + SLACK, boxes[:, 2:] >= extents[:, 2:] - SLACK
+    return np.all(np.hstack([near, far]), axis=1)
 
 
 @dataclass

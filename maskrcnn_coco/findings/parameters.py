@@ -63,16 +63,16 @@ def train_but(model: nn.Module, names: Iterable[str]) -> None:
 
 def frozen_random(model: nn.Module) -> list[str]:
     """Frozen layers whose weights have an initialiser's spread, where (nearly) all frozen layers have; else none."""
-    looked = [(name, m) for name, m in _frozen(model) if m.weight.numel() >= LEAST]
-    hits = [name for name, m in looked if looks_random(m.weight.detach())]
+    looked = [(name, weight) for name, weight in _frozen(model) if weight.numel() >= LEAST]
+    hits = [name for name, weight in looked if looks_random(weight.detach())]
     return hits if len(hits) >= max(LAYERS, math.ceil(SHARE * len(looked))) else []
 
 
-def _frozen(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _frozen(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
         if weight is not None and weight.ndim >= 2 and not weight.requires_grad and not weight.is_meta:
-            yield name, module
+            yield name, weight
 
 
 def looks_random(weight: Tensor) -> bool:

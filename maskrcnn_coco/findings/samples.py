@@ -55,7 +55,7 @@ class Samples:
         score = getattr(getattr(getattr(inner, "roi_heads", None), "box_predictor", None), "cls_score", None)
         transform = getattr(inner, "transform", None)
         mean, std = getattr(transform, "image_mean", None), getattr(transform, "image_std", None)
-        normalises = bool(mean and std) and (max(map(abs, mean)) > 0.05 or abs(max(std) - 1) > 0.05)
+        normalises = bool(mean and std and (max(abs(m) for m in mean) > 0.05 or abs(max(std) - 1) > 0.05))
         return cls(head=getattr(score, "out_features", None), num_classes=num_classes, normalises=normalises)
 
     def add(self, image: Tensor, target: Mapping[str, Any], image_id: int) -> None:

@@ -42,7 +42,8 @@ class Watch:
     """
 
     def __init__(self, model: nn.Module, *, samples: bool = True, say: Say = warn, way: Way = "loop") -> None:
-        self.say, self.way = say, way
+        self.say = say
+        self.way: Way = way
         self.findings: list[RunFinding] = []
         self.kept_eval: list[str] = []
         self._said: set[tuple[str, str]] = set()

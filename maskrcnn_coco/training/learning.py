@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from statistics import fmean, median
 
 from maskrcnn_coco.advice.trials import Lab, Task
@@ -87,7 +88,7 @@ def low(session: Session) -> bool:
     return all(rate <= guide[c].safe[0] * (1 + 1e-9) for c, rate in rates.items() if c in guide)
 
 
-def _tried(lab: Lab, rates: dict[str, float], tried: tuple[float, ...]) -> tuple[float, dict[str, float], float]:
+def _tried(lab: Lab, rates: Mapping[str, float], tried: tuple[float, ...]) -> tuple[float, dict[str, float], float]:
     """(loss at the start, factor → loss at the end, largest update over weights at the run's own rates).
 
     Start and end are means over the same batches, which come round again and again.

@@ -111,14 +111,14 @@ def _image_id(target: Any, index: int) -> int:
 
 def _tables(session: Session, table: CocoTable) -> list[Facts]:
     data, config = session.data, session.config
-    sizes = {"min_size": config.min_size or 800, "max_size": config.max_size or 1333}
-    found = [facts_of(table, data.findings, **sizes)]
+    low, high = config.min_size or 800, config.max_size or 1333
+    found = [facts_of(table, data.findings, min_size=low, max_size=high)]
     head = getattr(getattr(getattr(session.model, "roi_heads", None), "box_predictor", None), "cls_score", None)
     labels = found[0].labels
     if labels is not None and head is not None:
         labels.head = head.out_features
     if data.val is not None:
-        val = facts_of(data.val, data.val_findings, **sizes, of="validation data")
+        val = facts_of(data.val, data.val_findings, min_size=low, max_size=high, of="validation data")
         val.labels = None
         found.append(val)
     for facts in found:

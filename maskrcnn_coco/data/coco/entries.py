@@ -183,8 +183,9 @@ class LooseReader:
         if not isinstance(name, str):
             self._note("IMAGE_FILE_NAME_BAD", identity, None, f"images[{n}].file_name is {_shown(fields.file_name)}")
             name = ""
-        sides = [self._side(getattr(fields, side), identity, f"images[{n}].{side}") for side in ("height", "width")]
-        return ImageEntry(identity, name, *sides)
+        height = self._side(fields.height, identity, f"images[{n}].height")
+        width = self._side(fields.width, identity, f"images[{n}].width")
+        return ImageEntry(identity, name, height, width)
 
     def _side(self, raw: msgspec.Raw, image_id: int, where: str) -> int:
         value = _value(raw)

@@ -100,7 +100,7 @@ def reading_of(g: Geometry) -> tuple[str, int, int] | None:
         return "boxes 0..1", g.unit_boxes, g.boxes
     best = max(g.readings.items(), key=lambda r: r[1], default=("", 0))
     if g.disagree >= FEWEST and g.disagree >= SHARE * g.measured and best[1] >= RESTORED * g.disagree:
-        return *best, g.disagree
+        return best[0], best[1], g.disagree
     return None
 
 
