@@ -37,7 +37,7 @@ VERBS = {
 
 
 class TrainArgs(Config, frozen=True, kw_only=True):
-    """Fine-tune Mask R-CNN on COCO-format data; no run is lost to NaN.
+    """Fine-tune Mask R-CNN on COCO-format data; no run is lost, not to NaN and not in silence.
 
     Flags that are not given come from the recipe for the data set's size; a flag given is never overridden.
     """
@@ -240,7 +240,7 @@ def usage() -> str:
     lines = [
         "usage: maskrcnn-coco VERB [FLAGS]",
         "",
-        "Fine-tune Mask R-CNN on COCO-format data; no run is lost to NaN.",
+        "Fine-tune Mask R-CNN on COCO-format data; no run is lost, not to NaN and not in silence.",
         "",
     ]
     lines += [f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()]

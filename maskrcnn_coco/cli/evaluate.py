@@ -29,7 +29,7 @@ from maskrcnn_coco.wording import count
 
 
 def pick_device(name: str) -> torch.device:
-    """The device to use; see `opening.resolve_device`."""
+    """The device to use; see `distributed.device.resolve_device`."""
     from maskrcnn_coco.distributed.device import resolve_device
     from maskrcnn_coco.distributed.ranks import Ranks
 

@@ -44,7 +44,7 @@ class _Remembers(type(msgspec.Struct)):
 
 
 class Config(msgspec.Struct, metaclass=_Remembers, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """Fine-tune Mask R-CNN on COCO-format data; no run is lost to NaN.
+    """Fine-tune Mask R-CNN on COCO-format data; no run is lost, not to NaN and not in silence.
 
     Flags that are not given come from the recipe for the data set's size; a flag given is never overridden.
     A new field stands in the group of `GROUPS` that it belongs to: ``--help`` shows it there.

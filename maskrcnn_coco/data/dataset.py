@@ -49,7 +49,7 @@ class CocoDataset(Dataset):
 
     Attributes:
         outlines: training targets carry `Outlines` as ``outlines`` in place of ``masks``; for models that take them
-            (`fast.takes_outlines`). Never with a ``transform``, which expects masks.
+            (`model.fast.accelerate.takes_outlines`). Never with a ``transform``, which expects masks.
     """
 
     provisional = False

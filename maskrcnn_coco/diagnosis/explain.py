@@ -1,4 +1,4 @@
-"""."""
+"""What each code means, and the decision tree: the rules in the order in which diagnosis asks them."""
 
 from __future__ import annotations
 

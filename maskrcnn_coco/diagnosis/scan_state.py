@@ -1,4 +1,4 @@
-"""Scans of state, targets, images and anchors: facts as plain names and numbers, found without running a step."""
+"""Scan of weights, buffers, optimizer and loss scale: facts as names and numbers, found without running a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verified copies of a run's whole state in memory, and the tape that lets each recent batch be made again."""
+"""Verified copies of a run's whole state in memory."""
 
 from __future__ import annotations
 

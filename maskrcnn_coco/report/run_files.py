@@ -200,7 +200,7 @@ def _address(jpeg: bytes) -> str:
 
 
 def pictures_of(logdir: Path, incident_id: str) -> list[tuple[str, str]]:
-    """(caption, address) of the pictures that `showcase.save_incident_images` wrote for an incident."""
+    """(caption, address) of the pictures that `evaluation.pictures.save_incident_images` wrote for an incident."""
     if not incident_id.isalnum():
         return []
     found = []

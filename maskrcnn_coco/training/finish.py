@@ -1,4 +1,4 @@
-"""The ends of things: evaluation after an epoch, and the four ways a run ends."""
+"""The ways a run ends: finished, stopped by the guard, interrupted, out of memory, or a dry run."""
 
 from __future__ import annotations
 

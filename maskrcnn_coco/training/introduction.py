@@ -1,4 +1,4 @@
-"""The first minute of a run: its folders, and what it says about itself."""
+"""What a run says about itself before its first step."""
 
 from __future__ import annotations
 

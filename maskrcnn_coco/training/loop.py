@@ -1,4 +1,4 @@
-"""The training loop: `train` for a whole run, `train_one_epoch` for people who keep their own script."""
+"""The training loop: `train`, for a whole run."""
 
 from __future__ import annotations
 

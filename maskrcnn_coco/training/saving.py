@@ -1,4 +1,4 @@
-"""When the loop saves, and what a checkpoint of a run holds. How it reaches the disk is `checkpoint.py`'s business."""
+"""When the loop saves, and what a checkpoint of a run holds. How it reaches the disk: `checkpoint.saver`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything a run holds: data, model, optimizer, guard, writers, and where it stands."""
+"""`Session`: what a run holds (data, model, optimizer, guard, log, saver) and where it stands."""
 
 from __future__ import annotations
 
