@@ -127,6 +127,8 @@ def make_batch(source: Source, keys: Sequence[SampleKey]) -> Batch:
     for key in keys:
         try:
             samples.append(source.sample(key.epoch, key.index))
+        except SampleError as e:  # it was read, and has said its true id
+            raise SampleError(e, key._replace(image_id=e.key.image_id)) from e
         except DataError as e:
             raise SampleError(e, key) from e
     if source.provisional:

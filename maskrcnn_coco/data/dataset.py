@@ -19,9 +19,9 @@ from torch.utils.data import Dataset
 from maskrcnn_coco.data.audit.targets import MIN_SIDE
 from maskrcnn_coco.data.augment import LIGHT, SMALLEST_OBJECT, Policy, draw_change, generator
 from maskrcnn_coco.data.augmented import Sample, changed, pasted
-from maskrcnn_coco.data.batch import Batch, Target
+from maskrcnn_coco.data.batch import Batch, SampleError, Target, image_id
 from maskrcnn_coco.data.coco.table import CocoTable
-from maskrcnn_coco.data.images import read_image
+from maskrcnn_coco.data.images import read_image, too_thin
 from maskrcnn_coco.data.masks import checked_polygons, checked_runs
 from maskrcnn_coco.data.outlines import Outline, Outlines, Runs, draw_masks, move_outlines
 from maskrcnn_coco.data.plan import SampleKey, mix
@@ -259,9 +259,14 @@ class UserData(Dataset):
     Args:
         dataset: ``dataset[i]`` gives ``(image float32 (3, H, W) in 0..1, target)``.
         seed: of the run.
+
+    Attributes:
+        longest: the longest side, pixels, to which the model resizes; an image of which nothing would be left is
+            refused. None: the model does not resize.
     """
 
     provisional = True
+    longest: int | None = None
     resized = False
     aspect_ratios = None
 
@@ -302,10 +307,23 @@ class UserData(Dataset):
                     fix=f"look at dataset[{index}]; --debug shows where it was raised",
                 ) from e
         image, target = _checked_item(item, index)
+        self._require_thick(image, target, index)
         if self._left_out and "annotation_ids" in target:
             batch = Batch([image], [target], [SampleKey(epoch, index, index)])
             target = batch.drop_annotations(0, self._left_out).targets[0]
         return image, target
+
+    def _require_thick(self, image: Tensor, target: Target, index: int) -> None:
+        if self.longest is None or image.ndim != 3:  # of another form: that is refused by its own name
+            return
+        thin = too_thin(int(image.shape[1]), int(image.shape[2]), self.longest)
+        if thin is not None:
+            number = image_id(target, index)
+            error = DataError(
+                f"item {index} of the data set (image {number}): {thin.what}",
+                fix=f"cut it into pieces, or raise the model's max_size above {self.longest}",
+            )
+            raise SampleError(error, SampleKey(0, index, number))
 
 
 def _checked_item(item: Any, index: int) -> tuple[Tensor, Target]:

@@ -53,6 +53,16 @@ def is_thin(height: int, width: int, min_size: int, max_size: int) -> bool:
     return short * min(min_size / short, max_size / long) < 1
 
 
+def too_thin(height: int, width: int, longest: int) -> DataError | None:
+    """Why nothing is left of an image of these sides at a longest side of ``longest`` pixels; None where it is."""
+    if min(height, width) < 1 or not is_thin(height, width, longest, longest):
+        return None
+    return DataError(
+        f"it is too thin: nothing is left of {width}×{height} pixels at a longest side of {longest}",
+        fix="cut it into pieces, or raise --max-size",
+    )
+
+
 def read_image(
     root: str | Path, file_name: str, bit_range: BitRange | None = None, size: tuple[int, int] | None = None
 ) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
-from maskrcnn_coco.data.images import is_thin
+from maskrcnn_coco.data.images import too_thin
 from maskrcnn_coco.data.masks import encode_rle
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.system.exact_boxes import exact_boxes
@@ -96,18 +96,15 @@ def _inferred(
 
 def _too_thin(model: nn.Module, image: Sized) -> DataError | None:
     """Why torchvision's resizing leaves nothing of an image, if so: a side of 0 pixels."""
-    transform = getattr(model, "transform", None)
-    if not isinstance(transform, GeneralizedRCNNTransform):
-        return None
+    longest = longest_side(model)
     height, width = (int(n) for n in image.image.shape[-2:])
-    sizes: Any = transform.min_size  # a tuple, or one number: torchvision takes both
-    smallest = sizes[-1] if isinstance(sizes, (tuple, list)) else sizes
-    if not is_thin(height, width, smallest, transform.max_size):
-        return None
-    return DataError(
-        f"it is too thin: nothing is left of {width}×{height} pixels at a longest side of {transform.max_size}",
-        fix="cut it into pieces, or raise --max-size",
-    )
+    return None if longest is None else too_thin(height, width, longest)
+
+
+def longest_side(model: nn.Module) -> int | None:
+    """The longest side that a torchvision detector's own resizing lets an image have, pixels; None: it has none."""
+    transform = getattr(model, "transform", None)
+    return int(transform.max_size) if isinstance(transform, GeneralizedRCNNTransform) else None
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from maskrcnn_coco.data.prepare import RunData, open_data, own_data, quarantine_
 from maskrcnn_coco.data.sources import make_plan, sources
 from maskrcnn_coco.distributed.device import resolve_device
 from maskrcnn_coco.distributed.ranks import Ranks
+from maskrcnn_coco.evaluation.detect import longest_side
 from maskrcnn_coco.guard.deferred import late_reads
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.model.build import make_model
@@ -89,6 +90,8 @@ def open_session(
     model.to(device)
     if isinstance(train_source, CocoDataset):
         train_source.outlines = takes_outlines(model, device)
+    else:
+        train_source.longest = longest_side(model)
     if data.train is not None:
         sized_for(model, data.train, data.findings, config.min_size or 800, config.max_size or 1333)
     plan = make_plan(train_source, data, config, ranks)

@@ -61,15 +61,17 @@ def leave_out_unreadable(session: Session, error: SampleError, rank: int | None)
     code = "DATA_BOX" if str(error.got).startswith("['Tensor',") else "DATA_PIXEL"
     evidence = [Evidence(f"read: image {image_id}", error.what, code)]
     culprit = Culprit(image_ids=[image_id], rank=rank)
-    finding = Finding(code, 1.0, culprit, evidence, fix="repair the file: maskrcnn-coco check --data …")
+    own = session.train_source.provisional
+    fix = (error.fix if own else None) or "repair the file: maskrcnn-coco check --data …"
+    finding = Finding(code, 1.0, culprit, evidence, fix=fix)
     action = recovery.decide([finding], history_at(session, step), session.limits)
     if action.kind == "stop":
         raise error
     alarm = Alarm("input_nonfinite", step, session.epoch_of(step), step, error.what)
     incident = compose(session, alarm, [finding], action)
-    if session.train_source.provisional:
-        # It could not say its true id, and the number that stands for it may be another image's.
+    if own:
+        # It may not have said its true id, and the number that stands for it may be another image's.
         session.progress.quarantine.append({"id": image_id, "index": error.key.index, "incident": incident.id})
         session.plan.quarantine_at(error.key.index)
-    session.leave_out([] if session.train_source.provisional else [image_id], [], incident.id)
+    session.leave_out([] if own else [image_id], [], incident.id)
     session.keep_incident(incident)

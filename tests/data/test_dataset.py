@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maskrcnn_coco.data.batch import Batch, make_batch
+from maskrcnn_coco.data.batch import Batch, SampleError, make_batch
 from maskrcnn_coco.data.coco.table import load_coco
 from maskrcnn_coco.data.dataset import CocoDataset, UserData
 from maskrcnn_coco.data.plan import SampleKey
@@ -275,3 +275,27 @@ def test_real_sets_give_sound_samples(shared_data: Path, name: str):
             found = np.array([cols[0], rows[0], cols[-1] + 1, rows[-1] + 1])
             assert np.abs(found - box).max() <= 4
     assert objects > 20
+
+
+@pytest.mark.parametrize("longest", [96, 101, 1333])
+def test_an_own_image_is_too_thin_exactly_where_torchvisions_resizing_fails(longest: int):
+    from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+    resize = GeneralizedRCNNTransform(64, longest, [0.0] * 3, [1.0] * 3)
+    refused = 0
+    for short in (1, 2, 3):
+        for long in (longest // 2, longest * short - 1, longest * short, longest * short + 1, longest * short * 2):
+            image, target = torch.rand(3, long, short), {"image_id": torch.tensor(77)}
+            source = UserData([(image, target)])
+            assert source.sample(0, 0)[0] is not None, "a model that does not resize takes it"
+            source.longest = longest
+            try:
+                resize([image])
+            except RuntimeError:
+                refused += 1
+                with pytest.raises(SampleError, match=rf"item 0 .*image 77.*{short}×{long} pixels") as caught:
+                    make_batch(source, [SampleKey(4, 0, 0)])
+                assert caught.value.key == SampleKey(4, 0, 77)
+            else:
+                assert source.sample(0, 0)[0] is image
+    assert refused >= 6

@@ -257,6 +257,31 @@ def test_an_unreadable_item_of_a_user_s_data_set_is_left_out_and_no_other(tmp_pa
     assert {i for ids in seen[6:] for i in ids} == {5, *(100 + i for i in range(12) if i not in (2, 5))}
 
 
+class Thin(OwnData):
+    """One image is 3000 × 1 pixels; another has its position for an id."""
+
+    def __getitem__(self, i: int):
+        image, target = super().__getitem__(i)
+        target = {**target, "image_id": 5 if i == 2 else 100 + i}
+        if i == 5:
+            target |= {"boxes": torch.tensor([[0.0, 0, 3000, 1]]), "labels": torch.tensor([1])}
+            target |= {"masks": torch.ones(1, 1, 3000, dtype=torch.uint8)}
+        return torch.rand(3, 1, 3000) if i == 5 else image, target
+
+
+def test_an_image_of_which_resizing_leaves_nothing_is_left_out_by_its_name_and_no_other(tmp_path):
+    seen = []
+    looks = [lambda r: seen.append(r.image_ids) if isinstance(r, StepRecord) else None]
+    mine = config(None, tmp_path, epochs=1, batch_size=2)
+    result = train(mine, model=small_model(classes=2), train_data=Thin(), observers=looks)
+    assert (result.exit_code, result.steps, len(result.incidents)) == (0, 6, 1)
+    (incident,) = incidents(tmp_path)
+    assert (incident["cause"], incident["action"]["kind"]) == ("DATA_PIXEL", "quarantine")
+    assert incident["culprit"]["image_ids"] == [105]
+    assert "too thin" in incident["evidence"][0]["outcome"] and "3000×1" in incident["evidence"][0]["outcome"]
+    assert {i for ids in seen for i in ids} == {5, *(100 + i for i in range(12) if i not in (2, 5))}
+
+
 def test_an_image_that_cannot_be_read_is_left_out_and_the_run_goes_on(tiny_shapes, tmp_path):
     import shutil
 
