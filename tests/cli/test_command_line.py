@@ -156,6 +156,7 @@ FROZEN = {
     "split_by",
     "fold",
     "strict",
+    "track",
     "val",
     "val_images",
     "warmup_steps",
