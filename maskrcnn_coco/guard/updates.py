@@ -73,6 +73,8 @@ class Haste:
     """Clipped updates that keep throwing a component's weights about.
 
     Clipping keeps the loss from exploding, so that no loss is ever extreme; but few fall below where the run began.
+    What counts is a row of such steps: a loss from before it was earned by other updates,
+    and the run's first, which is the start itself, is no sign of learning either.
     """
 
     def __init__(self) -> None:
@@ -89,8 +91,8 @@ class Haste:
         learns = dips > DIPS or (dips and len(self._losses) <= DIPS)
         self.watching = not learns and max(bound.values(), default=0.0) > HASTY
         if not self.watching:
-            self._moved.clear()
-        if len(self._moved) < HASTE_STEPS:
+            self.reset()
+        if len(self._moved) < HASTE_STEPS or loss <= first_loss:
             return None
         total = {name: sum(ratio[name] for _, ratio in self._moved) for name in self._moved[0][1]}
         worst = max(total, key=total.__getitem__)

@@ -100,9 +100,26 @@ def test_clipped_updates_that_keep_replacing_a_component_are_seen_though_no_loss
     assert hasten(losses, ratios, bounds, clipped=False) == []
     assert hasten([*losses[:3], 2.5, *losses[4:]], ratios, bounds) == [5], "one easy batch is no learning"
     assert hasten([*losses[:2], 2.5, 2.7, *losses[4:]], ratios, bounds) == [], "it learns"
+    assert hasten([*losses[:5], 2.5, losses[6]], ratios, bounds) == [6], "a loss below the start stands"
     assert hasten(losses, [r / 2 for r in ratios], bounds) == [], "brisk"
     # Weights that leave zero move by all of their norm at first; the bound is on a norm that they may well have.
     assert hasten(losses, [1.0, 0.5, 0.33, 0.25, 0.2, 0.17, 0.14], [0.12] * 7) == []
+
+
+@pytest.mark.parametrize("before", [[2.9], [2.9, 2.78], [2.9, 2.8, 2.7, 2.6, 2.5, 2.4, 2.3]])
+def test_losses_from_before_the_large_steps_do_not_count_as_learning(before: list[float]) -> None:
+    """The first loss is the start itself, and what small steps earned says nothing of the large ones."""
+    haste, start = Haste(), math.inf
+    for step, loss in enumerate(before):
+        assert haste.judge(step, loss, start, {"a": 0.001} if step % 2 else {}) is None and not haste.watching
+        start = min(start, before[0])
+    losses, refused = [6.7, 4.5, 3.8, 2058.0, 53.0, 269.0], []
+    for step, loss in enumerate(losses, len(before)):
+        if haste.judge(step, loss, start, {"a": 0.8}) is not None:
+            refused.append(step)
+        elif haste.watching:
+            haste.measured(step, {"a": 0.4})
+    assert refused == [len(before) + 5]
 
 
 def test_onset_is_the_first_step_of_the_run_up() -> None:
