@@ -68,7 +68,8 @@ def dry(session: Session) -> Result:
     found = [f for f in session.progress.findings if f["severity"] != "info"]
     state = f"{count(len(found), 'finding')} above: look at them first" if found else "data, model and folders are fine"
     session.console.note(f"dry run: {state}; nothing was trained")
-    sheet = draw_training_images(session)
+    # A dry run of a resume leaves every file of the run as it is.
+    sheet = None if session.resumed_from else draw_training_images(session)
     if sheet is not None:
         session.console.note(f"what training would see: {sheet}")
     return _result(session, "finished", 0, True)

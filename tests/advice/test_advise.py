@@ -304,6 +304,7 @@ def opened(out: Path, monkeypatch: pytest.MonkeyPatch, *, bad: tuple[int, ...] =
     settings = config(None, out, epochs=epochs, batch_size=1, **changes)
     session = open_session(settings, model=small_model(classes=2), train_data=OwnData(10, bad=bad), quiet=True)
     session.log.close()
+    session.lock.close()
     return session, check_rates(session), len(spent)
 
 
