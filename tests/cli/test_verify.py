@@ -78,14 +78,18 @@ def test_a_quarantine_of_nearly_all_fails_by_name(
     run_dir = shutil.copytree(diverged / "run", tmp_path / "run", ignore=shutil.ignore_patterns("incidents"))
     out = [{"id": int(i), "incident": "0001"} for i in tiny_table.image_ids[:count]]
     write_quarantine(run_dir / "quarantine.json", out, [])
-    names = failed(tmp_path, capsys, {"head_lr_multiplier": 1.0, "max_grad_norm": 10.0}, steps=2)
+    # Two steps are too few to tell whether the fix holds: that alone is no failure.
+    code = 0 if passes else 4
+    names = failed(tmp_path, capsys, {"head_lr_multiplier": 1.0, "max_grad_norm": 10.0}, steps=2, code=code)
     assert ("enough images left" not in names) is passes
 
 
-def failed(out: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, float], steps: int = 8) -> set[str]:
+def failed(
+    out: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, float], steps: int = 8, code: int = 4
+) -> set[str]:
     """Names of the checks that do not pass."""
     capsys.readouterr()
-    assert verify_run(out / "run", changes=changes, steps=steps, json_mode=True, model=small_model) == 4
+    assert verify_run(out / "run", changes=changes, steps=steps, json_mode=True, model=small_model) == code
     return {c["name"] for c in json.loads(capsys.readouterr().out)["checks"] if not c["ok"]}
 
 
