@@ -11,7 +11,6 @@ from torch import nn
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis import scan_state as scan
 from maskrcnn_coco.diagnosis.backend_experiments import Machinery
-from maskrcnn_coco.diagnosis.data_experiments import weights
 from maskrcnn_coco.diagnosis.facts import NO_HISTORY_LOSS, Facts, Location, onset_of, reference_of
 from maskrcnn_coco.diagnosis.lr_experiments import Walks
 from maskrcnn_coco.diagnosis.scan_batch import num_classes, repair, reported, scan_anchors, scan_images, scan_targets
@@ -21,6 +20,7 @@ from maskrcnn_coco.records import Evidence, StepRecord
 from maskrcnn_coco.replay.case import Case, dict_of
 from maskrcnn_coco.replay.optimizer import optimizer_names
 from maskrcnn_coco.replay.replay import Replay, ReplayImpossible
+from maskrcnn_coco.replay.snapshot import Snapshot
 from maskrcnn_coco.replay.tape import TapeEntry
 
 NORMAL_SCALE = 2.0**12
@@ -374,3 +374,8 @@ def record_of(case: Case, step: int) -> StepRecord | None:
 def _sample(key: Any) -> Any:
     """What tells one sample from another: its position in the data set, where the key says it."""
     return getattr(key, "index", key)
+
+
+def weights(snapshot: Snapshot | None) -> str:
+    """Which weights a replay used, where they are not the failing step's own."""
+    return "" if snapshot is None else f", weights of step {snapshot.step}"

@@ -99,7 +99,6 @@ class Guard:
             say=say,
         )
         self.instruments.on_alarm = on_alarm
-        self.mode: Mode = mode
         self.at_once_until = -1
         """A deferred guard reads at once before this step."""
         self._next = 0
@@ -114,6 +113,15 @@ class Guard:
         refuse_shards(model, optimizer)
 
     # --- what others look at
+
+    @property
+    def mode(self) -> Mode:
+        """What is done with a bad step; may be changed between steps."""
+        return self.acts.mode
+
+    @mode.setter
+    def mode(self, mode: Mode) -> None:
+        self.acts.mode = mode
 
     @property
     def model(self) -> nn.Module:

@@ -35,6 +35,6 @@ def test_no_injected_fault_reaches_the_state(sweep: ModuleType, optimizer: str) 
 def test_the_judge_sees_a_fault_that_is_let_through(sweep: ModuleType) -> None:
     """The sweep proves something only if it fails without the guard's checks."""
     rig = sweep.Rig("sgd_loop")
-    rig.guard.mode = rig.guard.acts.mode = "observe"
+    rig.guard.mode = "observe"
     fault = sweep.Fault("gradient", "roi_heads.box_predictor.cls_score.weight", float("nan"), "middle", "sgd_loop")
     assert sweep.judge(rig, fault) == "REACHED"
