@@ -110,10 +110,13 @@ class Acts:
         act.gradients, where = parts.layout.gradients()
         record.losses, record.loss = done.losses, done.loss
         act.groups = self._measure(act, where)
-        if not done.certain and done.micro_batch is not None and math.isfinite(record.grad_norm):
-            # A loss that nobody trains on, or only in part: no gradient knows of it.
-            record.losses, record.loss, done.micro_batch = {}, math.nan, None
-        act.verdict = act.before or self._verdict(act)
+        if done.micro_batch is not None and math.isfinite(record.grad_norm):
+            # No gradient knows of it: a loss that nobody trains on, or of a pass that the loop itself has dropped.
+            if math.isfinite(done.later):
+                record.losses, record.loss, done.micro_batch = {"loss": done.later}, done.later, None
+            elif not done.certain:
+                record.losses, record.loss, done.micro_batch = {}, math.nan, None
+        act.verdict = act.before or parts.health.spares() or self._verdict(act)
         if self.team is not None and not (self.agree_at_once and act.before is not None):
             act.verdict = self._agreed(act)
         scaled = parts.scale.scaler is not None and not math.isfinite(record.grad_norm)

@@ -168,6 +168,7 @@ class Attached(Guard):
 
     def _after_load(self, *_: Any) -> None:
         self.instruments.health.reset()
+        self.instruments.buffers.loaded()
         self.instruments.buffers.save()
 
     # --- acts two and three
@@ -245,9 +246,13 @@ class Attached(Guard):
         if not act.seen:
             return steps.Pass()
         values = torch.stack([v.reshape(()).float() for v in act.seen]).tolist()
-        bad = [i for i, v in enumerate(values) if not math.isfinite(v)]
         mean = sum(values) / len(values)
-        return steps.Pass({"loss": mean}, micro_batch=bad[0] if bad else None, certain=act.certain)
+        if math.isfinite(mean):
+            return steps.Pass({"loss": mean}, certain=act.certain)
+        bad = [i for i, v in enumerate(values) if not math.isfinite(v)]
+        rest = values[bad[-1] + 1 :] if bad else []
+        later = sum(rest) / len(rest) if rest else math.nan
+        return steps.Pass({"loss": mean}, micro_batch=bad[0] if bad else None, certain=act.certain, later=later)
 
     @property
     def _optimizers(self) -> list[torch.optim.Optimizer]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from maskrcnn_coco.guard.norms import has_fractions, nonfinite_at, norms
 from maskrcnn_coco.guard.verdict import Verdict
 
+FIRST, RARELY = 5, 50
+"""Parameters that are not trained are looked at for changes before the first steps, then before one in so many."""
 LEAP = 1e6
 """Growth of a buffer's norm within one step (or from ones) that no healthy data gives: huge but finite activations."""
 
@@ -27,19 +30,34 @@ class Buffers:
 
     What a buffer is when it is first met is how it was meant: causal masks of -inf or -1e9, observers that start at
     ±inf. Statistics and weights of norm layers are no such thing: they must be finite from the start.
+
+    Parameters that are not trained count as buffers once a forward pass was seen to change them (the slow copy of a
+    network that some keep up inside `forward`): then they are copied too. Others are too large for that.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._slots: list[tuple[nn.Module, str, str]] = []
+        self._homes: list[dict[str, Any]] = []
+        self._frozen: list[int] = []
         seen: set[int] = set()
         for prefix, module in model.named_modules():
-            for name, buffer in module._buffers.items():
-                if isinstance(buffer, Tensor) and id(buffer) not in seen:
-                    seen.add(id(buffer))
+            homes: tuple[dict[str, Any], ...] = (module._buffers, module._parameters)
+            for home in homes:
+                for name, held in home.items():
+                    if not isinstance(held, Tensor) or id(held) in seen or _trained(held):
+                        continue
+                    seen.add(id(held))
+                    if home is module._parameters:
+                        self._frozen.append(len(self._slots))
                     self._slots.append((module, name, f"{prefix}.{name}" if prefix else name))
+                    self._homes.append(home)
+        still = set(self._frozen)
+        self._watched = [i for i in range(len(self._slots)) if i not in still]
+        self._saves = 0
+        self.loaded()
         self._kept: list[Tensor | None] = [None] * len(self._slots)
         self._marks: list[tuple[int, int]] = [(0, -1)] * len(self._slots)
-        self._live: list[Tensor | None] = []
+        self._live: dict[int, Tensor | None] = {}
         self._active: list[int] = []
         self._changing: set[int] = set()
         self._sizes: dict[int, float] = {}
@@ -48,7 +66,7 @@ class Buffers:
 
     def accept(self, names: Collection[str] | None = None) -> None:
         """Take the buffers (by name; None: all but those of norm layers) as they are now for what they should be."""
-        looked = [i for i, (module, _, name) in enumerate(self._slots) if _wanted(module, name, names)]
+        looked = [i for i in self._watched if _wanted(self._slots[i][0], self._slots[i][2], names)]
         floats = self._floats(looked)
         for (i, _), size in zip(floats, norms([t for _, t in floats]), strict=True):
             self._by_design.discard(i)
@@ -57,6 +75,20 @@ class Buffers:
                 self._sizes[i] = size
             else:
                 self._by_design.add(i)  # also where only the square of what it holds is beyond range
+
+    def loaded(self) -> None:
+        """Other values are in place, and no forward pass made them: what is not trained is not thought to move."""
+        self._seen = {i: _mark(self._homes[i][self._slots[i][1]]) for i in self._frozen}
+
+    def _find_moving(self) -> None:
+        """Parameters outside of the optimizer that changed: averages that a forward pass keeps up."""
+        for i in self._frozen:
+            live = self._homes[i].get(self._slots[i][1])
+            if live is not None and not live.requires_grad and self._seen[i] != _mark(live):
+                self._changing.add(i)
+        if not self._changing.isdisjoint(self._frozen):
+            self._watched += [i for i in self._frozen if i in self._changing]
+            self._frozen = [i for i in self._frozen if i not in self._changing]
 
     @property
     def by_design(self) -> set[str]:
@@ -70,12 +102,16 @@ class Buffers:
 
     def save(self) -> None:
         """Copy what the coming forward pass may change."""
-        self._live, self._active = [], []
+        self._live, self._active = {}, []
         stale_live, stale_kept = [], []
-        for i, (module, name, _) in enumerate(self._slots):
-            live = module._buffers.get(name)
-            self._live.append(live)
-            if live is None:
+        if self._frozen and (self._saves < FIRST or self._saves % RARELY == 0):
+            self._find_moving()
+        self._saves += 1
+        for i in self._watched:
+            module, name, _ = self._slots[i]
+            live = self._homes[i].get(name)
+            self._live[i] = live
+            if live is None or _trained(live):
                 continue
             active = i in self._changing or (module.training and "running_mean" in module._buffers)
             if active:
@@ -94,8 +130,8 @@ class Buffers:
 
     def changed(self) -> list[int]:
         """Positions of the buffers that the forward pass changed, as far as can be seen without comparing values."""
-        for i, (module, name, _) in enumerate(self._slots):
-            now, live = module._buffers.get(name), self._live[i]
+        for i in self._watched:
+            now, live = self._homes[i].get(self._slots[i][1]), self._live.get(i)
             if i not in self._changing and (now is not live or (live is not None and self._marks[i] != _mark(live))):
                 self._changing.add(i)
         return sorted(self._changing.union(self._active))
@@ -106,7 +142,7 @@ class Buffers:
         Args:
             whole: look at every buffer; otherwise at those that forward passes change.
         """
-        floats = self._floats(range(len(self._slots)) if whole else sorted(self._changing.union(self._active)))
+        floats = self._floats(self._watched if whole else sorted(self._changing.union(self._active)))
         sizes = norms([t for _, t in floats])
         bad = set(nonfinite_at(sizes))
         if whole:
@@ -125,7 +161,7 @@ class Buffers:
         return [self._slots[floats[j][0]][2] for j in sorted(bad)]
 
     def _floats(self, looked: Iterable[int]) -> list[tuple[int, Tensor]]:
-        found = [(i, self._slots[i][0]._buffers.get(self._slots[i][1])) for i in looked]
+        found = [(i, self._homes[i].get(self._slots[i][1])) for i in looked]
         return [(i, t) for i, t in found if isinstance(t, Tensor) and has_fractions(t) and t.numel()]
 
     def _spoilt(self, i: int, live: Tensor) -> bool:
@@ -158,19 +194,20 @@ class Buffers:
         """Put every changed buffer back, bit for bit and with the identity it had."""
         with torch.no_grad():
             for i in self.changed():
-                module, name, _ = self._slots[i]
-                kept, live = self._kept[i], self._live[i]
+                name = self._slots[i][1]
+                kept, live = self._kept[i], self._live.get(i)
+                if i not in self._live or (live is not None and _trained(live)):
+                    continue  # thawed: it is the optimizer's now
                 if kept is not None and live is not None and not live.is_meta:
                     live.copy_(kept)
                     self._marks[i] = _mark(live)
-                module._buffers[name] = live
+                self._homes[i][name] = live
 
     def restore_where(self, bad: Tensor) -> None:
         """The same without a host read: selected, never multiplied, by the flag ``bad`` (bool, ())."""
         with torch.no_grad():
             for i in self.changed():
-                module, name, _ = self._slots[i]
-                kept, live = self._kept[i], module._buffers.get(name)
+                kept, live = self._kept[i], self._homes[i].get(self._slots[i][1])
                 if kept is not None and live is not None and not live.is_meta:
                     live.copy_(torch.where(bad.to(live.device), kept, live))
 
@@ -181,6 +218,11 @@ def _mark(tensor: Tensor) -> tuple[int, int]:
     Native batch norm writes without telling, which is why norm layers in train mode are always copied.
     """
     return (id(tensor), -1 if tensor.is_inference() else tensor._version)
+
+
+def _trained(tensor: Tensor) -> bool:
+    """Whether it is a parameter that an optimizer may have: that is not for buffers' keeper to put back."""
+    return tensor.requires_grad and isinstance(tensor, nn.Parameter)
 
 
 def _wanted(module: nn.Module, name: str, names: Collection[str] | None) -> bool:

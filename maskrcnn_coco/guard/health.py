@@ -51,6 +51,7 @@ class Health:
         self._states: tuple[int, ...] = ()
         self._moments: list[float] = []
         self._exact = False
+        self._first = True
         self._grown: list[float] = []
         self._due = 0
         self._witness = Witness()
@@ -207,11 +208,12 @@ class Health:
             return None
         values = layout.weight_norms()
         bad = [i for i in nonfinite_at(values) if not all_finite(layout.params[i])]
-        if bad:
-            names = [layout.names[i] for i in bad]
-            component = layout.components[layout.component[bad[0]]]
-            measured = {"parameters": names, "component": component}
-            return Verdict("param_nonfinite", f"weights are not finite: {_some(names)}", measured)
+        if bad and self._first:
+            layout.spare = bad  # memory that nothing was ever written to, as long as no gradient reaches it
+            values = layout.weight_norms()
+        elif bad:
+            return self._bad_weights(bad)
+        self._first = False
         recent = self._after if self._after is not None else self._weights
         before = values if recent is None or (untouched and self._after is None) else recent
         huge = any(v == math.inf for v in values)
@@ -219,6 +221,17 @@ class Health:
             return self._outside(before, values, exact=self._after is not None)
         self._weights = values
         return None
+
+    def spares(self) -> Verdict | None:
+        """After a backward pass: weights that were never finite, and are used."""
+        used = self.layout.used_spares() if self.layout.spare else []
+        return self._bad_weights(used) if used else None
+
+    def _bad_weights(self, bad: list[int]) -> Verdict:
+        layout = self.layout
+        names = [layout.names[i] for i in bad]
+        measured = {"parameters": names, "component": layout.components[layout.component[bad[0]]]}
+        return Verdict("param_nonfinite", f"weights are not finite: {_some(names)}", measured)
 
     def _changed(self) -> list[int]:
         """Positions, weights first and then states, of what the witness sees changed; empty where it cannot tell."""

@@ -32,7 +32,7 @@ class Hook:
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """See the module that this hook is on."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or _of_no_interest():
             return
         call = self._call()
         if call is not None:
@@ -43,6 +43,18 @@ class Hook:
 
     def __reduce__(self) -> tuple[type[Inert], tuple[()]]:
         return Inert, ()
+
+
+def _of_no_interest() -> bool:
+    """Where a module runs, but no training step enters the model.
+
+    Inside `torch.func.vmap` and kin, or while traced, tensors have no values that could be looked at; during a
+    backward pass a module only runs to have again what was not kept (checkpoints), and no other operation must come in.
+    """
+    engine: Any = torch._C
+    if engine._current_graph_task_id() != -1 or engine._functorch.peek_interpreter_stack() is not None:
+        return True
+    return engine._get_tracing_state() is not None
 
 
 class Entrances:

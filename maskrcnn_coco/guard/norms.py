@@ -37,6 +37,8 @@ class Layout:
         self.component: list[int] = [order.index(o) for o in owners]
         self.position = {id(p): i for i, p in enumerate(self.params)}
         self._ids = [id(p) for p in self.params]
+        self.spare: list[int] = []
+        """Positions of weights that were not finite when they were first seen; no fault where nothing uses them."""
         self.sizes = self.totals([p.numel() for p in self.params], squared=False)
         self._pairs = list(dict.fromkeys(zip(self.component, self.groups, strict=True)))
         inside = {id(p) for p in self.params}
@@ -91,8 +93,15 @@ class Layout:
         return dict(zip(self.components, values, strict=True))
 
     def weight_norms(self) -> list[float]:
-        """2-norm of each parameter, in flat order."""
-        return norms(self.params)
+        """2-norm of each parameter, in flat order; 0 for those that are `spare`."""
+        found = norms(self.params)
+        for i in self.spare:
+            found[i] = 0.0
+        return found
+
+    def used_spares(self) -> list[int]:
+        """Those of `spare` that this step's backward pass reached."""
+        return [i for i in self.spare if self.params[i].grad is not None]
 
 
 def norms(tensors: Sequence[Tensor]) -> list[float]:

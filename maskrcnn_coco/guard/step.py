@@ -32,6 +32,8 @@ class Pass:
     ``without_gradient`` names loss terms that are NaN but reach no gradient, such as a mean over no elements: they do
     no harm.
     ``error`` is the text of what the forward or backward pass raised. ``certain``: the losses are those trained on.
+    ``later``: the mean of the losses after the last that was not finite; NaN where there are none. A loop that drops
+    a bad pass by itself goes on to another before it steps.
     """
 
     losses: dict[str, float] = field(default_factory=dict)
@@ -39,6 +41,7 @@ class Pass:
     error: str | None = None
     micro_batch: int | None = None
     certain: bool = True
+    later: float = math.nan
 
     @property
     def loss(self) -> float:

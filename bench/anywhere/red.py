@@ -1,0 +1,132 @@
+"""Seventy-odd loops as people write them, one at a time: what the guard does in each.
+
+    OMP_NUM_THREADS=1 python bench/anywhere/red.py [--only NAME] [--steps 200] [--seed 0]
+
+Of each loop: a clean run (nothing refused, and the same bits as without the guard); NaN in one sample, a NaN
+gradient, a NaN loss at one step (weights and state finite afterwards, a refused step leaves all bit for bit as it was);
+learning rates a thousand times too large (an alarm, where the plain run comes to harm); and with ``diagnose`` the
+sample named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+
+from anywhere.loops.harness import AT, FAULTS, Run, same, state_of  # noqa: E402
+from anywhere.loops.kinds import KINDS  # noqa: E402
+from anywhere.loops.mechanics import MECHANICS  # noqa: E402
+
+LOOPS: dict[str, Any] = KINDS | MECHANICS
+OWN_SKIP = ("scaled", "scaled_unseen")
+"""Loops whose scaler skips a step with a gradient that is not finite before the guard is asked."""
+
+
+def taken(loop: Any, fault: str, system: str, steps: int, seed: int) -> tuple[Run, str]:
+    """One run, and the error that ended it, if one did."""
+    torch.manual_seed(seed)
+    run = Run(fault, system=system, steps=steps)
+    try:
+        loop(run)
+    except Exception as e:  # a loop that raises has ended: that is the outcome
+        where = traceback.extract_tb(e.__traceback__)[-1]
+        return run, f"{type(e).__name__}: {str(e)[:160]} ({Path(where.filename).name}:{where.lineno})"
+    return run, ""
+
+
+def harmed(run: Run, error: str) -> bool:
+    """Whether a run with enormous rates came to harm: not finite, or losses far above the healthy ones."""
+    healthy = median([abs(v) for v in run.losses[5:AT]] or [1.0])
+    late = [abs(v) for v in run.losses[-15:]]
+    return (
+        bool(error) or not run.finite or any(map(math.isnan, late)) or median(late or [0.0]) > 30 * max(healthy, 0.05)
+    )
+
+
+def tried(name: str, steps: int, seed: int) -> dict[str, str]:
+    """Fault → what was wrong with the guard's answer; empty where it was right."""
+    loop, wrong = LOOPS[name], {}
+    for fault in FAULTS:
+        run, error = taken(loop, fault, "attach", steps if fault == "none" else AT + 40, seed)
+        refused = [r for w in run.watched for r in w.refused]
+        touched = [s for w in run.watched for s in w.touched]
+        if fault == "none":
+            plain, _ = taken(loop, fault, "plain", steps, seed)
+            alike = all(same(state_of(*a), state_of(*b)) for a, b in zip(run.models, plain.models, strict=True))
+            text = f"refused {refused[:4]}" if refused else "" if alike else "other bits than without the guard"
+        elif fault == "fast":
+            plain, plain_error = taken(loop, fault, "plain", AT + 40, seed)
+            bad = harmed(plain, plain_error)
+            text = "" if refused or not bad else f"no alarm; losses {[f'{v:.3g}' for v in run.losses[AT - 1 : AT + 6]]}"
+            early = [r for r in refused if r[0] < AT]
+            text = f"refused {early[:3]} before the fault" if early else text
+        elif not run.poisoned:  # whole numbers hold no NaN; gradients made by hand pass no hook
+            text = ""
+        else:
+            text = "" if run.finite else "something is not finite"
+            calm = name in OWN_SKIP
+            text = text or ("" if any(s == AT for s, _ in refused) or calm else "not refused")
+            text = text or (f"touched at {touched[:3]}" if touched else "")
+            others = [r for r in refused if r[0] != AT]
+            text = text or (f"refused {others[:3]} too" if others else "")
+        if error or text:
+            wrong[fault] = error or text
+    wrong |= culprit(loop, seed)
+    return wrong
+
+
+def culprit(loop: Any, seed: int) -> dict[str, str]:
+    """Whether ``diagnose`` names the bad sample."""
+    run, error = taken(loop, "nan_sample", "diagnose", AT + 5, seed)
+    doctors = [w.guard for w in run.watched if hasattr(w.guard, "incidents")]
+    if not doctors or not run.poisoned or run.id is None:
+        return {"diagnose": error} if error and doctors else {}
+    found = [i for g in doctors for i in g.incidents]
+    text = error
+    if not text and not (found and found[0].culprit.image_ids == [run.id]):
+        named = [(i.step, i.cause, i.culprit.image_ids) for i in found[:2]]
+        text = f"{named}, not {run.id}"
+    elif not text and (found[0].cause != "DATA_PIXEL" or len(found) > 1 or not run.finite):
+        text = f"causes {[i.cause for i in found]}"
+    return {"diagnose": text} if text else {}
+
+
+def main() -> None:
+    """Every loop; one line for each answer that is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    rows, checks = {}, 0
+    for name in LOOPS:
+        if args.only and name not in args.only.split(","):
+            continue
+        began = time.perf_counter()
+        rows[name] = wrong = tried(name, args.steps, args.seed)
+        checks += len(FAULTS) + 1
+        told = "; ".join(f"{k}: {v}" for k, v in wrong.items())
+        print(f"{name:20s} {time.perf_counter() - began:5.1f} s  {told}", flush=True)
+    bad = sum(len(w) for w in rows.values())
+    print(f"{len(rows)} loops, {checks} answers, {bad} wrong, in {sum(bool(w) for w in rows.values())} loops")
+    if args.out:
+        args.out.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The guard behind loops as people write them: seventy-odd, each with one bad sample; the whole sweep is in bench."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from anywhere.loops.harness import AT, Run, same, state_of
+from anywhere.loops.kinds import KINDS
+from anywhere.loops.mechanics import MECHANICS
+from torch import nn
+
+from maskrcnn_coco import attach
+
+LOOPS = KINDS | MECHANICS
+SLOW = ("lbfgs", "gpt_accumulated", "muon_and_adamw", "flow", "speech", "experts")
+"""Loops whose steps take long; bench/anywhere/red.py has them."""
+
+
+def taken(name: str, fault: str, system: str, steps: int) -> Run:
+    torch.manual_seed(0)
+    run = Run(fault, system=system, steps=steps)
+    LOOPS[name](run)
+    return run
+
+
+@pytest.mark.parametrize("name", [n for n in LOOPS if n not in SLOW])
+def test_a_bad_sample_is_refused_bit_for_bit(name: str) -> None:
+    run = taken(name, "nan_sample", "attach", AT + 2)
+    assert run.finite
+    assert not any(w.touched for w in run.watched)
+    refused = {s for w in run.watched for s, _ in w.refused}
+    assert refused == ({AT} if run.poisoned and name != "scaled_unseen" else set())
+
+
+@pytest.mark.parametrize(
+    "name", ["contrastive_queue", "private", "odd_buffers", "recomputed", "rate_tensor", "groups_added", "swapped"]
+)
+def test_a_clean_run_has_the_bits_of_the_plain_one(name: str) -> None:
+    guarded, plain = (taken(name, "none", system, 25) for system in ("attach", "plain"))
+    assert not any(w.refused for w in guarded.watched)
+    for one, other in zip(guarded.models, plain.models, strict=True):
+        assert same(state_of(*one), state_of(*other))
+
+
+def test_weights_that_were_never_finite_are_refused_once_they_are_used() -> None:
+    model = nn.ModuleList([nn.Linear(3, 1), nn.Linear(3, 1)])
+    with torch.no_grad():
+        model[1].weight.fill_(torch.nan)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    guard = attach(model, optimizer, say=False)
+    for used in (0, 0, 1, 0):
+        optimizer.zero_grad()
+        guard.see(model[used](torch.ones(2, 3)).mean()).backward()
+        optimizer.step()
+        assert guard.refused == (used == 1)
+        assert used == 0 or (guard.alarm is not None and guard.alarm.symptom == "param_nonfinite")
+
+
+def test_a_loop_that_drops_a_bad_loss_itself_goes_on() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    guard = attach(model, optimizer, say=False)
+    for step in range(12):
+        optimizer.zero_grad()
+        loss = guard.see(model(torch.randn(8, 3)).square().mean() * (torch.nan if step == 6 else 1.0))
+        if not torch.isfinite(loss):
+            continue
+        loss.backward()
+        optimizer.step()
+        assert not guard.refused
