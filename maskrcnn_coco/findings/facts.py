@@ -30,6 +30,8 @@ class Targets:
     stages: list[Stage]
     whole: bool = True
     of: str = "training data"
+    form: str = ""
+    """What keeps every sample from being read at all."""
 
 
 @dataclass
@@ -78,6 +80,10 @@ class Labels:
     names: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
     """Category names that several categories have."""
+    shift: int = 0
+    """What has to be added to the annotations' category ids so that all are known; 0: none is wanted, or helps."""
+    unknown: int = 0
+    """Objects whose category id is not among the categories."""
     image_ids: list[int] = field(default_factory=list)
 
 
@@ -107,6 +113,10 @@ class Pixels:
     faint: int = 0
     """Images that are not all 0 and have no value above 1/250: what two divisions by 255 leave."""
     constant: int = 0
+    bright: int = 0
+    """Images whose highest value is fifty times that of the others or more, where there are others."""
+    distinct: int = 0
+    """Different pictures among them."""
     normalises: bool = True
     """The model subtracts a mean and divides by a deviation of its own."""
     image_ids: list[int] = field(default_factory=list)

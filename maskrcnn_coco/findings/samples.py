@@ -47,6 +47,7 @@ class Samples:
         self._counts = Counter[str]()
         self._ranges: list[tuple[float, float]] = []
         self._range_ids: list[int] = []
+        self._pictures: set[int] = set()
 
     @classmethod
     def for_model(cls, model: nn.Module, num_classes: int | None = None) -> Samples:
@@ -107,6 +108,8 @@ class Samples:
         if low == low and high == high and abs(low) != float("inf") and abs(high) != float("inf"):
             self._ranges.append((low, high))
             self._range_ids.append(image_id)
+            few = image.detach()[..., ::7, ::7].cpu().contiguous()
+            self._pictures.add(hash((tuple(image.shape), few.numpy().tobytes())))
 
     @property
     def form(self) -> str | None:
@@ -143,7 +146,12 @@ class Samples:
         stages = [Stage("annotated", self._counts["objects"])]
         names = ["large enough", *(["mask not empty"] if self._counts["masked"] else [])]
         stages += [Stage(n, self._counts[n], self._lost[n][:20]) for n in names]
-        return Targets(self.images, stages, whole=whole)
+        return Targets(self.images, stages, whole=whole, form=self.form or "")
+
+    def _bright(self) -> int:
+        """Images above 2 beside others that end at 1: two scales in one set."""
+        plain = [b for _, b in self._ranges if 0 < b <= LARGE]
+        return sum(b > 2 and b >= 50 * max(plain) for _, b in self._ranges) if plain else 0
 
     def _pixel_facts(self) -> Pixels:
         low = min((a for a, _ in self._ranges), default=0.0)
@@ -156,6 +164,8 @@ class Samples:
             large=sum(b > LARGE for _, b in self._ranges),
             faint=sum(a >= 0 and 0 < b <= FAINT for a, b in self._ranges),
             constant=sum(a == b for a, b in self._ranges),
+            bright=self._bright(),
+            distinct=len(self._pictures),
             normalises=self.normalises,
             image_ids=self._range_ids[:20],
         )

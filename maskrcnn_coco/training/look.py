@@ -26,6 +26,7 @@ from maskrcnn_coco.training.session import Session
 SECONDS = 15.0
 """Most time for the samples of a data set of the caller's own; eight are looked at in any case."""
 FEWEST = 8
+FORM = "(image float32 (3, H, W) in 0..1, {boxes (N, 4), labels (N,), masks (N, H, W), image_id})"
 
 
 def look_before(session: Session) -> list[Facts]:
@@ -84,7 +85,7 @@ def look_at_samples(source: UserData, model: nn.Module, num_classes: int) -> Fac
     samples = Samples.for_model(model, num_classes)
     step = max(1, size // ENOUGH)
     order = [*range(0, size, step), *(i for i in range(size) if i % step)]
-    seen = 0
+    seen, refused = 0, None
     for index in order:
         late = time.monotonic() - began > SECONDS
         if seen >= FEWEST and (late or (seen >= ENOUGH and samples.objects)):
@@ -92,14 +93,22 @@ def look_at_samples(source: UserData, model: nn.Module, num_classes: int) -> Fac
         seen += 1
         try:
             image, target = source.sample(0, index)
-        except DataError:  # the run leaves such items out, and says so
+        except DataError as e:  # the run leaves such items out, and says so
+            refused = refused or e
             continue
         samples.add(image, target, _image_id(target, index))
+    if refused is not None and not samples.images:
+        raise DataError(
+            f"no item of the data set can be trained on; the first: {refused.what}",
+            got=refused.got,
+            expected=refused.expected or FORM,
+            fix=refused.fix,
+        )
     if samples.form is not None:
         raise DataError(
             f"no sample of the data set can be trained on: {samples.form}",
             got=f"so in all {samples.images} samples looked at",
-            expected="(image float32 (3, H, W) in 0..1, {boxes (N, 4), labels (N,), masks (N, H, W), image_id})",
+            expected=FORM,
             fix="return what torchvision's detection models take",
         )
     return samples.facts("own", whole=seen >= size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +11,11 @@ import torch
 from silent.changes import FAULTS, HONEST, Drawing, edit
 from silent.scene import Scene
 
+from maskrcnn_coco.data.audit.whole_set import facts_of
+from maskrcnn_coco.data.coco.table import load_coco
 from maskrcnn_coco.data.dataset import UserData
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.findings.facts import Facts, Stage, Targets
 from maskrcnn_coco.findings.judge import judge
 from maskrcnn_coco.findings.samples import Samples
 from maskrcnn_coco.records import RunFinding
@@ -124,3 +129,46 @@ def test_samples_without_forms_are_counted_not_raised():
     samples = Samples()
     samples.add(torch.zeros(3, 8, 8), {}, 1)
     assert samples.form is not None and samples.objects == 0
+
+
+MIXES = {
+    "a third not divided by 255": (lambda i, t: (i * 255 if t["image_id"] % 3 == 0 else i, t), "two scales"),
+    "every picture the same": (lambda i, t: (Scene().plain(0)[0], t), "one picture"),
+}
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_pictures_that_cannot_be_are_named(name: str):
+    change, what = MIXES[name]
+    assert ("PIXELS", what) in {(f.code, f.detail["what"]) for f in found(Scene(change=change))}
+
+
+@pytest.mark.parametrize("bad", [lambda i, t: (t, i), lambda i, t: (i.numpy(), t), lambda i, t: (i, [t])])
+def test_where_no_item_can_be_read_the_run_ends_before_it_begins(bad):
+    with pytest.raises(DataError, match="no item of the data set"):
+        look_at_samples(UserData(Scene(change=bad)), Model(), 3)
+
+
+def test_validation_data_without_objects_cost_figures_not_the_run():
+    facts = Facts(targets=[Targets(6, [Stage("annotated", 0)], of="validation data")])
+    (one,) = judge(facts)
+    assert (one.code, one.severity) == ("NO_TARGETS", "warning") and "measure" in one.message
+
+
+@pytest.mark.parametrize(
+    ("known", "used", "shift"),
+    [((1, 2), (0, 1), 1), ((0, 1), (1, 2), -1), ((1, 2), (1, 2), 0), ((1, 2, 3), (0, 1), 0), ((1, 2, 3), (0, 1, 2), 1)],
+)
+def test_category_ids_one_off_are_named(tmp_path: Path, known: tuple[int, ...], used: tuple[int, ...], shift: int):
+    doc = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}],
+        "categories": [{"id": k, "name": f"class {k}"} for k in known],
+        "annotations": [
+            {"id": n, "image_id": 1, "category_id": used[n % len(used)], "bbox": [n, n, 9, 9], "iscrowd": 0}
+            for n in range(9)
+        ],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(doc), encoding="utf-8")
+    table = load_coco(tmp_path / "a.json", tmp_path)
+    said = [f.detail["shift"] for f in judge(facts_of(table, [])) if f.detail["what"] == "shifted"]
+    assert said == ([shift] if shift else [])

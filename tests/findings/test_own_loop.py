@@ -157,3 +157,13 @@ def steps_at_zero() -> None:
     guard = Guard(net, sgd(net, 0.0))
     for _ in range(25):
         guard.step(lambda b: net(b).square().mean(), torch.ones(2, 4))
+
+
+def test_samples_that_cannot_be_read_are_named_by_their_form():
+    """Not as a set without objects, which it only seems to be."""
+    scene, net = Scene(4, change=lambda i, t: (i, t | {"masks": t["masks"][:, ::2, ::2]})), model()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        train_one_epoch(net, loader(scene), sgd(net), "cpu")
+    texts = [str(w.message) for w in seen if isinstance(w.message, FindingWarning)]
+    assert any("(32, 48)" in t for t in texts) and not any("nothing to learn" in t for t in texts)

@@ -30,6 +30,12 @@ class Kind:
 
 CATALOGUE: dict[str, Kind] = {
     # what did not fit while reading
+    "FILE_FORM": Kind("info", "the file is arranged in another way", f"nothing to do: it is read; {_READ}"),
+    "IMAGE_ID_NAME": Kind("info", "images are named by their files", f"nothing to do: they are read; {_READ}"),
+    "BOX_FORM": Kind("info", "boxes are written in another form", f"nothing to do: they are read; {_READ}"),
+    "SEGMENTATION_FORM": Kind(
+        "info", "segmentations are written in another form", f"nothing to do: they are read; {_READ}"
+    ),
     "IMAGE_ENTRY_BAD": Kind("error", "an entry of `images` is not an object", f"remove it; {REPAIR} without it"),
     "IMAGE_ID_BAD": Kind("error", "an image has no whole number as id", "give it one; annotations refer to it"),
     "IMAGE_ID_TEXT": Kind("warning", "image ids are no whole numbers", f"nothing is lost; {REPAIR} with numbers"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from maskrcnn_coco.data.audit.targets import count_targets
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.errors import DataError
@@ -35,11 +37,15 @@ def require_usable(table: CocoTable, findings: list[DataFinding], *, min_size: i
         if f.code in _WHOLE_SET:
             raise DataError(f.message, fix=f.fix)
     images, annotations = to_quarantine(findings)
-    first = next((f.message for f in findings if f.severity == "error"), None)
+    errors = [f for f in findings if f.severity == "error"]
+    first = next((f.message for f in errors), None)
+    lists = "maskrcnn-coco check --data … lists why"
+    if errors:  # what to do about the fault that most have
+        most = Counter(f.code for f in errors).most_common(1)[0][0]
+        lists = f"{next(f.fix for f in errors if f.code == most)}; {lists}"
+        first = next(f.message for f in errors if f.code == most)
     if set(table.image_ids.tolist()) <= images:
-        raise DataError(
-            f"no image of {table.json_path} can be used", got=first, fix="maskrcnn-coco check --data … lists why"
-        )
+        raise DataError(f"no image of {table.json_path} can be used", got=first, fix=lists)
     left = count_targets(table, images, annotations, min_size=min_size, max_size=max_size)
     if left.left:
         return
@@ -47,6 +53,4 @@ def require_usable(table: CocoTable, findings: list[DataFinding], *, min_size: i
         first = f"{left.crowds} have iscrowd 1, which training leaves out" + (f"; else {first}" if first else "")
     elif left.thin:
         first = f"{left.thin} are under a pixel wide or high once the images are resized"
-    raise DataError(
-        f"no annotation of {table.json_path} can be used", got=first, fix="maskrcnn-coco check --data … lists why"
-    )
+    raise DataError(f"no annotation of {table.json_path} can be used", got=first, fix=lists)

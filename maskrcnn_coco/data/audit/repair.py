@@ -20,7 +20,7 @@ from maskrcnn_coco.data.audit.reread import reread
 from maskrcnn_coco.data.audit.segmentations import measure
 from maskrcnn_coco.data.coco.entries import LooseReader
 from maskrcnn_coco.data.coco.file import read_text
-from maskrcnn_coco.data.coco.parse import mended
+from maskrcnn_coco.data.coco.parse import arranged, mended
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.masks import decode_mask, plain_polygons
 from maskrcnn_coco.errors import DataError
@@ -40,6 +40,8 @@ BOX_FROM_MASK = frozenset(
     }
 )
 AREA_FROM_MASK = frozenset({"AREA_BAD", "MASK_AREA_DISAGREE"})
+FORMS = frozenset({"FILE_FORM", "BOX_FORM", "SEGMENTATION_FORM", "IMAGE_ID_NAME"})
+"""Findings about all of the file whose parts are written in another form, and read."""
 KEPT_ERRORS = frozenset({"NO_MASKS", "NO_ANNOTATIONS"})
 _raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -76,7 +78,7 @@ def repair(table: CocoTable, findings: list[DataFinding], out_json: str | Path) 
     objects = [r for n, raw in enumerate(annotations) if (r := work.annotation(n, raw)) is not None]
     _require_rest(table, kept, objects, work.changes)
     top["images"], top["annotations"] = _raw(kept), _raw(objects)
-    if "CATEGORY_ID_TEXT" in work.whole:
+    if {"CATEGORY_ID_TEXT", "FILE_FORM"} & work.whole:
         top["categories"] = _raw(work.categories(msgspec.json.decode(top["categories"], type=list[msgspec.Raw])))
     _write(out, msgspec.json.encode(top))
     _write(changes_file(out), to_json(work.changes, indent=1).encode("utf-8", "replace"))
@@ -92,7 +94,7 @@ def changes_file(out_json: str | Path) -> Path:
 def _entries(table: CocoTable) -> tuple[dict[str, msgspec.Raw], list[msgspec.Raw], list[msgspec.Raw]]:
     """The file's object, and its images and annotations. Raises DataError as `repair`."""
     try:
-        top = _raw_object.decode(mended(read_text(table.json_path)))
+        top = _raw_object.decode(arranged(mended(read_text(table.json_path)))[0])
         annotations = (
             msgspec.json.decode(top.get("annotations", msgspec.Raw(b"[]")), type=list[msgspec.Raw] | None) or []
         )
@@ -186,8 +188,8 @@ class _Repair:
             self._change(image_id, None, "removed", self.table.file_name(row), None, list(codes))
             return None
         self.used_images.add(image_id)
-        if "IMAGE_ID_TEXT" in self.whole:
-            codes = {**codes, "IMAGE_ID_TEXT": "warning"}
+        if {"IMAGE_ID_TEXT", "FILE_FORM"} & self.whole:
+            codes = {**codes, **dict.fromkeys({"IMAGE_ID_TEXT", "FILE_FORM"} & self.whole, "warning")}
         elif not {"IMAGE_SIZE_INVALID", "ID_STRING"} & set(codes):
             return raw
         fields = _raw_object.decode(raw)
@@ -223,6 +225,8 @@ class _Repair:
         self.used_ids.add(own)
         if "ID_STRING" in codes or {"IMAGE_ID_TEXT", "CATEGORY_ID_TEXT"} & self.whole:
             values |= {"id": own, "image_id": int(t.image_ids[t.ann_image[n]]), "category_id": int(t.category_ids[n])}
+        if FORMS & self.whole:
+            values |= self._plain(n) | values
         if "ISCROWD_BAD" in codes or (t.iscrowd[n] and {"CROWD_ALL", "CROWD_SINGLE"} & self.whole):
             values["iscrowd"] = 0
         values |= self._as_meant(n, codes)
@@ -238,6 +242,17 @@ class _Repair:
             values["bbox"] = box
         area = self._area(n, codes, segmentation)
         return values | ({"area": area} if area is not None else {})
+
+    def _plain(self, n: int) -> dict[str, Any]:
+        """Fields that were written in another form, as they were read."""
+        t = self.table
+        ids = {"id": int(t.given_ids[n]), "image_id": int(t.image_ids[t.ann_image[n]])}
+        values: dict[str, Any] = ids | {"category_id": int(t.category_ids[n])}
+        if "BOX_FORM" in self.whole and np.isfinite(t.boxes[n]).all():
+            values["bbox"] = t.boxes[n].tolist()
+        if "SEGMENTATION_FORM" in self.whole and (raw := t.segmentation_raw(n)):
+            values["segmentation"] = msgspec.json.decode(raw)
+        return values
 
     def _as_meant(self, n: int, codes: dict[str, str]) -> dict[str, Any]:
         """Box and mask under the reading that holds for the whole set."""

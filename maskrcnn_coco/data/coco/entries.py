@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
+
+from maskrcnn_coco.data.coco.forms import plain_box
 
 INT_LIMIT = 2**62
 """Ids beyond this are refused: they do not fit the int64 columns."""
@@ -116,6 +119,7 @@ _annotation, _raw_annotation = msgspec.json.Decoder(AnnotationEntry), msgspec.js
 _raw_category = msgspec.json.Decoder(_RawCategory)
 _WHOLE = re.compile(r"\s*-?\d{1,18}(\.0+)?\s*")
 """A whole number written as text. Not 12e4, which is a piece of a hash as likely as a number."""
+_IMAGE_TEXT = re.compile(rb'"image_id"\s*:\s*"([^"\\]*)"')
 _BAD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -126,6 +130,10 @@ class LooseReader:
         self.problems: list[Problem] = []
         self._image_words: dict[str, int] = {}
         self._category_words: dict[str, int] = {}
+        self._names: dict[str, int] = {}
+        self._classes: dict[str, int] = {}
+        self.other_boxes = 0
+        """Boxes that were written in another form whose meaning is plain."""
 
     def images(self, entries: Sequence[msgspec.Raw]) -> list[ImageEntry | None]:
         """All of ``images``, None where one has no usable id. Ids that are words, or too large, become numbers."""
@@ -136,7 +144,11 @@ class LooseReader:
     def categories(self, entries: Sequence[msgspec.Raw]) -> list[CategoryEntry | None]:
         """All of ``categories``, as `images`."""
         found = [self.category(n, raw) for n, raw in enumerate(entries)]
-        self._number_words([c for c in found if c is not None], self._category_words, "CATEGORY_ID_TEXT", "category")
+        kept = [c for c in found if c is not None]
+        self._number_words(kept, self._category_words, "CATEGORY_ID_TEXT", "category")
+        names = Counter(c.name for c in kept)
+        # A name that is a number would be an id; one that two categories have stands for neither.
+        self._classes = {c.name: c.id for c in kept if names[c.name] == 1 and not _WHOLE.fullmatch(c.name)}
         return found
 
     def _number_words(
@@ -159,6 +171,34 @@ class LooseReader:
         text = f"{len(given)} {what} ids are no whole numbers, as {shown[:60]!r}: here they are"
         self._note(code, None, None, f"{text} {first} to {first + len(given) - 1}, in the file's order")
 
+    def learn_names(self, images: Sequence[ImageEntry], annotations: Sequence[msgspec.Raw]) -> None:
+        """Where annotations name their images by file name, with or without suffix, read them so.
+
+        Digits that are written as a number would be may be ids: names they are only where others, as 0017, cannot be.
+        """
+        if self._image_words:
+            return
+        names: dict[str, list[int]] = {}
+        for image in images:
+            plain = image.name.replace("\\", "/").rpartition("/")[2]
+            for name in {image.name, plain, plain.rpartition(".")[0]} - {""}:
+                names.setdefault(name, []).append(image.id)
+        known = {name: ids[0] for name, ids in names.items() if len(ids) == 1}
+        ids = {str(i.id) for i in images}
+        found = 0
+        for raw in annotations:
+            if (m := _IMAGE_TEXT.search(raw)) is None:
+                continue
+            word = m[1].decode("utf-8", "replace")
+            if word not in known:
+                if word not in ids:
+                    return
+            elif word not in ids:
+                found += 1
+        if found:
+            self._names = known
+            self._note("IMAGE_ID_NAME", None, None, f"{found} annotations name their image by its file name")
+
     def image(self, n: int, raw: msgspec.Raw) -> ImageEntry | None:
         """The ``n``-th image, or None where it has no usable id."""
         try:
@@ -180,6 +220,7 @@ class LooseReader:
             return None
         given = (_value(f) for f in (fields.file_name, fields.coco_url, fields.filename, fields.path))
         name = next((value for value in given if isinstance(value, str) and value), _value(fields.file_name))
+        name = str(name) if type(name) is int else name  # 17 for 17.png: the folder tells
         if not isinstance(name, str):
             self._note("IMAGE_FILE_NAME_BAD", identity, None, f"images[{n}].file_name is {_shown(fields.file_name)}")
             name = ""
@@ -255,8 +296,12 @@ class LooseReader:
             self._note("BOX_MISSING", *who, f"{where} has no bbox")
             return NO_BOX
         if not isinstance(values, list) or len(values) != 4:
-            self._note("BOX_MALFORMED", *who, f"{where}.bbox is {_shown(raw)}")
-            return NO_BOX
+            plain = plain_box(values)
+            if plain is None:
+                self._note("BOX_MALFORMED", *who, f"{where}.bbox is {_shown(raw)}")
+                return NO_BOX
+            self.other_boxes += 1
+            values = plain
         numbers = [_number(v) for v in values]
         if not all(math.isfinite(v) for v in numbers):
             self._note("BOX_NONFINITE", *who, f"{where}.bbox is {_shown(raw)}")
@@ -293,6 +338,10 @@ class LooseReader:
     ) -> int | None:
         """An id: a whole number, or what stands for a word; ``new``: of an entry that others refer to by it."""
         value = _value(raw)
+        if isinstance(value, str) and not new:
+            named = self._names if words is self._image_words else self._classes
+            if value in named:
+                return named[value]
         text = value if isinstance(value, str) else str(value)
         is_word = isinstance(value, str) and value.strip().lstrip("-") not in ("", "NaN", "Infinity")
         is_word = is_word and not _WHOLE.fullmatch(text)

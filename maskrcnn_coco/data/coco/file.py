@@ -10,6 +10,7 @@ import stat
 import zlib
 from pathlib import Path
 
+from maskrcnn_coco.data.coco.forms import tool_of
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.system.files import READING
 
@@ -17,6 +18,8 @@ SHAPE = '{"images": [...], "annotations": [...], "categories": [...]}'
 """What a COCO file looks like, for messages."""
 _GZIP_FLOOR, _GZIP_RATIO = 64 << 20, 200
 _HEAD = 4096
+_WRAPPED = re.compile(rb'\[\s*\{\s*"(images|annotations|categories|info|licenses)"')
+"""A list that holds a COCO file's object."""
 
 
 def read_text(path: Path) -> bytes:
@@ -77,8 +80,17 @@ def _check_memory(path: Path, size: int) -> None:
 
 def _check_start(path: Path, head: bytes) -> None:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
-    if text[:1] == b"{" or (not text and len(head) == _HEAD):
+    if (text[:1] == b"{" and tool_of(text) is None) or (not text and len(head) == _HEAD):
         return
+    if _WRAPPED.match(text):
+        return
+    tool = tool_of(text)
+    if tool is not None:
+        raise DataError(
+            f"{path} is {tool}, not a COCO annotation file",
+            expected=SHAPE,
+            fix="export it as COCO (instance segmentation) there, and name that file",
+        )
     if text[:1] == b"[":
         raise DataError(
             f"{path} is a JSON list, not a COCO annotation file",

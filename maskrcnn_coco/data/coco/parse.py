@@ -6,6 +6,7 @@ soon as one entry does not fit, each entry is decoded by itself, so that one bad
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from maskrcnn_coco.data.coco.entries import (
     Entries,
     ImageEntry,
     LooseReader,
+    Problem,
 )
 from maskrcnn_coco.data.coco.file import SHAPE
+from maskrcnn_coco.data.coco.forms import as_lists
 from maskrcnn_coco.errors import DataError
 
 
@@ -63,7 +66,7 @@ def _sized(entries: Entries) -> bool:
 
 
 def _parse_loose(text: bytes, path: Path) -> Entries:
-    text = mended(text)
+    text, notes = arranged(mended(text))
     try:
         top = msgspec.json.decode(text, type=_Top)
         lists = {n: _raw_list(getattr(top, n), n, path) for n in ("images", "annotations", "categories")}
@@ -74,10 +77,33 @@ def _parse_loose(text: bytes, path: Path) -> Entries:
             f"{path} is not valid JSON: {e}", expected=SHAPE, fix="export it again, or mend it at that byte"
         ) from e
     reader = LooseReader()
+    reader.problems += [Problem("FILE_FORM", None, None, note) for note in notes]
     images = [i for i in reader.images(lists["images"]) if i is not None]
     categories = [c for c in reader.categories(lists["categories"]) if c is not None]
+    reader.learn_names(images, lists["annotations"])
     annotations = [reader.annotation(n, raw) for n, raw in enumerate(lists["annotations"])]
+    if reader.other_boxes:
+        said = f"{reader.other_boxes} boxes are nested, named or text, and are read as four numbers"
+        reader.problems.append(Problem("BOX_FORM", None, None, said))
     return Entries(images, annotations, categories, reader.problems)
+
+
+def arranged(text: bytes) -> tuple[bytes, list[str]]:
+    """``text`` with the three lists at its top, and what was done to it; as it is where they are there, or nowhere."""
+    try:
+        top = msgspec.json.decode(text, type=_Top)
+        first = [bytes(v)[:1] for v in (top.images, top.annotations, top.categories)]
+        if first == [b"["] * 3 and not re.match(rb'\[\s*"', bytes(memoryview(top.categories)[:20])):
+            return text, []
+    except RecursionError:
+        return text, []
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass  # the lists are not at the top, or the text is no JSON: the caller says so
+    try:
+        found = as_lists(json.loads(text))
+    except (ValueError, RecursionError):
+        return text, []
+    return (text, []) if found is None else (json.dumps(found[0]).encode(), found[1])
 
 
 def _raw_list(raw: msgspec.Raw, name: str, path: Path) -> list[msgspec.Raw]:

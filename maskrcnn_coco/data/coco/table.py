@@ -19,6 +19,7 @@ import numpy as np
 from maskrcnn_coco.data.classes import Classes, match_classes
 from maskrcnn_coco.data.coco.entries import AnnotationEntry, CategoryEntry, Entries, ImageEntry, Problem
 from maskrcnn_coco.data.coco.file import SHAPE, read_text
+from maskrcnn_coco.data.coco.forms import plain_segmentations
 from maskrcnn_coco.data.coco.parse import parse
 from maskrcnn_coco.data.coco.shared_arrays import SharedArrays, Texts
 from maskrcnn_coco.data.depth import BitRange
@@ -249,18 +250,26 @@ def _table(entries: Entries, path: Path, root: Path) -> CocoTable:
         image_id = entries.annotations[n].image_id
         problems.append(Problem("ISCROWD_BAD", image_id, -(n + 1), f"annotations[{n}].iscrowd is {flags[n]}"))
     columns["iscrowd"] = flags == 1
+    heights, widths = ([getattr(i, n) for i in images] for n in ("height", "width"))
+    rows = _rows_in(image_ids, columns.pop("image_ids"))
+    sizes = [*zip(heights, widths, strict=True), (0, 0)]  # the last one stands for no image
+    texts = list(map(attrgetter("segmentation"), entries.annotations))
+    texts, forms = plain_segmentations(texts, lambda n: sizes[rows[n]])
+    if forms:
+        said = f"{forms} of {len(texts)} segmentations are text, or name their parts otherwise, and are read"
+        problems.append(Problem("SEGMENTATION_FORM", None, None, said))
     categories, dropped = _categories(entries.categories, category_ids, path, problems)
     return CocoTable(
         json_path=path,
         image_root=root,
         image_ids=image_ids,
-        heights=np.array([i.height for i in images], np.int32),
-        widths=np.array([i.width for i in images], np.int32),
-        ann_image=_rows_in(image_ids, columns.pop("image_ids")),
+        heights=np.array(heights, np.int32),
+        widths=np.array(widths, np.int32),
+        ann_image=rows,
         labels=_rows_in(np.array([c.id for c in categories], np.int64), category_ids) + 1,
         categories=tuple(Category(c.id, c.name) for c in categories),
         names=Texts.of([i.name.encode("utf-8", "replace") for i in images]),
-        segmentations=Texts.of(list(map(attrgetter("segmentation"), entries.annotations))),
+        segmentations=Texts.of(texts),
         problems=tuple(_settled(p, columns["ann_ids"]) for p in problems),
         dropped_category=dropped,
         **columns,

@@ -42,6 +42,15 @@ def _labels(labels: Labels, way: Way) -> list[RunFinding]:
         message = f"several categories are called {listed([repr(n) for n in labels.twice])}: each is a class of its own"
         proof = [("names of categories", f"twice: {listed(labels.twice)}")]
         found.append(finding(CODE, "twice", "warning", message, "merge them in the json, or rename one", proof))
+    if labels.shift:
+        way_off = "low" if labels.shift > 0 else "high"
+        message = (
+            f"category ids of the annotations are one too {way_off}: {labels.unknown} objects have an id that is "
+            "not in `categories` and are left out, and all others have the name of their neighbour"
+        )
+        fix = f"category_id {labels.shift:+d} in every annotation, or number `categories` as the annotations do"
+        proof = [("ids of annotations against `categories`", f"all are known after {labels.shift:+d}, not before")]
+        found.append(finding(CODE, "shifted", "warning", message, fix, proof, shift=labels.shift))
     if labels.counts and known is not None:
         found += _range(labels, known)
     return found

@@ -73,9 +73,17 @@ def _lost(targets: Targets, way: Way) -> list[RunFinding]:
     first, last = stages[0].count, stages[-1].count
     trail = " → ".join(f"{s.count} {s.name}" for s in stages)
     proof = [(f"objects of {targets.images} images at each stage", trail)]
+    if targets.form:
+        message = f"no sample of the {targets.of} can be trained on: {targets.form}"
+        proof = [("form of the samples", f"so in all {targets.images} samples looked at")]
+        return [finding(CODE, "form", "error", message, OTHER[way], proof)]
     if first == 0:
         if not targets.whole or not targets.images:
             return []
+        if targets.of != "training data":
+            message = f"no image of the {targets.of} has an object: there is nothing to measure, AP stays empty"
+            fix = "name the annotated json with --val" if way == "command" else "give a validation set with objects"
+            return [finding(CODE, f"none annotated {targets.of}", "warning", message, fix, proof)]
         message = f"no image of the {targets.of} has an object: there is nothing to learn"
         return [finding(CODE, "none annotated", "error", message, OTHER[way], proof)]
     # Real crowds are no targets on purpose: those that are none are found by what they look like, not by their share.

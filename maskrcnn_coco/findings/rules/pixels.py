@@ -17,6 +17,8 @@ from maskrcnn_coco.records import RunFinding
 
 CODE = "PIXELS"
 MOST = 0.5
+SAME = 8
+"""So many samples must show one picture before it is said."""
 
 
 def judge(facts: Facts) -> list[RunFinding]:
@@ -35,6 +37,14 @@ def _judge(p: Pixels) -> list[RunFinding]:
         message = f"images are not scaled: {span}, expected 0..1{where}"
         fix = "image = image / 255, or transforms.v2.ToDtype(torch.float32, scale=True)"
         return [finding(CODE, "not scaled", "warning", message, fix, proof, images=p.image_ids)]
+    if 0 < p.bright < MOST * p.images and p.normalises:
+        message = f"images of two scales: {p.bright} of {p.images} go to {p.high:.3g}, the others end at 1{where}"
+        fix = "divide by 255 what has not been divided: ToDtype(torch.float32, scale=True) leaves floats as they are"
+        return [finding(CODE, "two scales", "warning", message, fix, proof, images=p.image_ids)]
+    if p.distinct == 1 and p.images >= SAME and p.constant < p.images:
+        message = f"all {p.images} images looked at are one and the same picture: the index changes nothing"
+        fix = "look at dataset[0][0] and dataset[1][0]: __getitem__ has to open the image of its index"
+        return [finding(CODE, "one picture", "warning", message, fix, [("pictures compared", f"1 of {p.images}")])]
     if p.faint == p.images and p.high > 0:
         message = f"images are scaled twice: {span}, expected 0..1{where}"
         fix = "divide by 255 once: ToTensor and ToDtype(scale=True) do it already"

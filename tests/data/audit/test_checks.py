@@ -356,3 +356,12 @@ def test_the_terminal_shows_counts_first_and_nothing_that_a_terminal_obeys(data,
     assert "\x1b" not in text and "\x07" not in text and "[bold]x[/bold]" in text
     print_findings(table, [], fixed="out.json")
     assert "Nothing to report" in (text := capsys.readouterr().out) and "out.json" in text
+
+
+def test_two_parts_of_one_file_share_no_image_and_are_no_leak(data):
+    table = data.table()
+    half = len(table) // 2
+    parts = table.subset(np.arange(half)), table.subset(np.arange(half, len(table)))
+    assert "IMAGE_LEAK" not in {f.code for f in audit(parts[0], other=parts[1])}
+    (leak,) = [f for f in audit(table, other=parts[1]) if f.code == "IMAGE_LEAK"]
+    assert leak.count == len(parts[1])
