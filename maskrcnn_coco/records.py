@@ -104,13 +104,17 @@ class EpochRecord:
 
 @dataclass
 class EvalRecord:
-    """COCO metrics after an epoch: ``bbox/AP``, ``bbox/AP50``, ``segm/AP`` … in 0..1; per-class AP in ``per_class``."""
+    """COCO metrics after an epoch: ``bbox/AP``, ``bbox/AP50``, ``segm/AP`` … in 0..1; per-class AP in ``per_class``.
+
+    ``losses``: those of training, measured on some validation images without augmentation; {}: not measured.
+    """
 
     epoch: int
     step: int
     metrics: dict[str, float]
     per_class: dict[str, dict[str, float]]
     seconds: float
+    losses: dict[str, float] = field(default_factory=dict)
     kind: str = "eval"
 
 
@@ -251,6 +255,8 @@ class Result:
     guard_seconds: float
     peak_memory_bytes: int
     findings: list[RunFinding] = field(default_factory=list)
+    per_class: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Class → AP of the last evaluation, ``objects`` in validation, ``train_objects`` and ``train_images``."""
 
 
 def plain(value: Any) -> Any:

@@ -6,8 +6,8 @@
 Each run gets as many steps as cost what the default's steps cost: the ratio of a step's CPU time is measured side by
 side first, so that a machine which slows down for a while favours no recipe. Evaluation is in nobody's budget. Runs
 are appended to ``--raw``, and those that stand there are not taken again. All recipes of a seed run in turn, so that
-whatever stops the bench leaves whole seeds. Every run averages its weights beside (``--ema auto``); the figures
-"averaged" are of those, and change nothing in the others.
+whatever stops the bench leaves whole seeds. The default's runs average their weights beside (``--ema auto``); the
+figures "averaged" are of those, and change nothing in the others.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from recipes import ARMS, Arm
-from sets import SETS, BenchSet
+from sets import DETECTIONS, SETS, BenchSet
 
 from maskrcnn_coco import Config, train
 from maskrcnn_coco.model.build import set_sampler
@@ -34,7 +34,7 @@ from maskrcnn_coco.training import epoch as epochs
 from maskrcnn_coco.training.session import Session
 
 RAW = Path(__file__).resolve().parents[1] / "results" / "recipes.jsonl"
-LOOKS = (1 / 3, 2 / 3, 1.0)
+LOOKS = (1 / 2, 1.0)
 """Shares of the run after which the next end of an epoch is evaluated."""
 KEYS = ("segm/AP", "segm/AP50", "bbox/AP")
 TRIAL_STEPS = 10
@@ -84,7 +84,7 @@ def run(of: BenchSet, arm: Arm, seed: int, steps: int, folder: Path, *, look: bo
                 "weights": "none",
                 "min_size": of.min_size,
                 "max_size": of.max_size,
-                "box_detections_per_image": 200,
+                "box_detections_per_image": DETECTIONS,
             }
         )
         epoch = -(-of.images(folder) // of.batch_size)
@@ -97,7 +97,7 @@ def run(of: BenchSet, arm: Arm, seed: int, steps: int, folder: Path, *, look: bo
             max_steps=steps,
             device="cpu",
             workers=0,
-            ema="auto",
+            ema="auto" if arm.name == "default" else "none",
             checkpoint_every="100000",
             logdir=f"{out}/run",
             checkpoint_dir=f"{out}/checkpoints",

@@ -49,6 +49,11 @@ class RunData:
         return max((most_in_an_image(t) for t in (self.train, self.val) if t is not None), default=0)
 
     @property
+    def class_counts(self) -> dict[str, dict[str, int]]:
+        """Class → ``objects``, crowds left aside, and ``images`` with one, in training; {} where no table is known."""
+        return {} if self.train is None else counts_of(self.train)
+
+    @property
     def num_classes(self) -> int:
         """Classes with background."""
         return len(self.class_names)
@@ -77,6 +82,18 @@ def most_in_an_image(table: CocoTable) -> int:
 
     rows = table.ann_image[(table.ann_image >= 0) & ~table.iscrowd & (table.labels > 0)]
     return int(np.bincount(rows, minlength=1).max()) if len(rows) else 0
+
+
+def counts_of(table: CocoTable) -> dict[str, dict[str, int]]:
+    """Class → how many ``objects``, crowds left aside, and how many ``images`` with one."""
+    import numpy as np
+
+    rows = np.flatnonzero((table.ann_image >= 0) & ~table.iscrowd & (table.labels > 0))
+    labels, pairs = table.labels[rows], np.stack([table.labels[rows], table.ann_image[rows]], 1)
+    objects = np.bincount(labels, minlength=table.num_classes)
+    images = np.bincount(np.unique(pairs, axis=0)[:, 0], minlength=table.num_classes)
+    names = table.class_names
+    return {names[n]: {"objects": int(objects[n]), "images": int(images[n])} for n in range(1, table.num_classes)}
 
 
 def shapes_folder() -> Path:

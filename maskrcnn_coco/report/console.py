@@ -119,6 +119,8 @@ class Console:
             shown = ("bbox/AP", "segm/AP", "segm/AP50", "segm/AP@100")
             names = [n for n in shown if n in evaluation.metrics]
             lines.append(" · ".join(f"{n}: {score(evaluation.metrics[n])}" for n in names))
+        if evaluation is not None and evaluation.losses:
+            lines.append(f"validation loss: {sum(evaluation.losses.values()):.4f}")
         left = "" if record.epoch + 1 >= epochs else f" · time left: {duration(time_left)}"
         lines.append(f"images/s: {figure(record.images_per_second)}{left}")
         self._lines([*lines, ""])

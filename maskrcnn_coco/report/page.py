@@ -165,9 +165,10 @@ def _chain(run: RunFiles, n: int) -> list[str]:
 
 
 def class_rows(run: RunFiles) -> list[dict[str, Any]]:
-    """The per-class table, from the last evaluation, most objects first."""
+    """The per-class table: the last evaluation beside what there was to learn from, most objects first."""
     per_class = run.evals[-1]["per_class"] if run.evals else {}
-    rows = [{"name": clean(name), "values": values} for name, values in per_class.items()]
+    counts = run.info.get("counts", {})
+    rows = [{"name": clean(name), "values": v, "train": counts.get(name)} for name, v in per_class.items()]
     return sorted(rows, key=lambda r: (-r["values"].get("objects", 0), r["name"]))
 
 

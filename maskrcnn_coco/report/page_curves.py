@@ -14,6 +14,8 @@ from maskrcnn_coco.wording import clean, incident_lines
 
 _BEFORE, _AFTER = 20, 10
 """Steps shown around an incident."""
+_VALIDATION_SLOT = 5
+"""Colour of validation losses, beside which every training loss has another one."""
 _DOTS = 80
 """More points than this make a line by themselves."""
 
@@ -25,11 +27,17 @@ def run_charts(run: RunFiles) -> dict[str, list[str]]:
     levels = [Level(float(clip), f"clipped above {clip:g}")] if clip else []
     charts = {
         "loss": [
-            Chart("Total loss", _curve(run, "total", lambda d: d.get("loss")), markers=marks, smooth=True, width=1000),
+            Chart(
+                "Total loss",
+                _curve(run, "total", lambda d: d.get("loss")) + _validation(run, None),
+                markers=marks,
+                smooth=True,
+                width=1000,
+            ),
             *(
                 Chart(
                     name,
-                    _curve(run, name, lambda d, n=name: d.get("losses", {}).get(n), slot),
+                    _curve(run, name, lambda d, n=name: d.get("losses", {}).get(n), slot) + _validation(run, name),
                     markers=marks,
                     smooth=True,
                 )
@@ -101,6 +109,17 @@ def _runs(lines: Sequence[dict[str, Any]], value: Any) -> list[list[tuple[float,
             branches.append([])
         branches[-1].append(point)
     return branches
+
+
+def _validation(run: RunFiles, name: str | None) -> list[Series]:
+    """One loss on validation images, or their sum, by epoch; no series where none was measured."""
+    of = [d for d in run.evals if isinstance(d.get("losses"), dict) and d["losses"]]
+    points = [
+        (float(d["step"]), float(sum(map(float, d["losses"].values())) if name is None else d["losses"][name]))
+        for d in of
+        if name is None or name in d["losses"]
+    ]
+    return [Series("validation", points, _VALIDATION_SLOT, dots=True)] if points else []
 
 
 def _ap(evals: Sequence[dict[str, Any]]) -> list[Series]:

@@ -45,6 +45,7 @@ class _Info(typing.TypedDict):
     lr: dict[str, float]
     notes: list[str]
     findings: list[dict[str, Any]]
+    counts: dict[str, dict[str, int]]
 
 
 @dataclass
@@ -73,6 +74,7 @@ def write_run_info(
     lr: dict[str, float] | None = None,
     notes: list[str] | None = None,
     findings: list[Any] | None = None,
+    counts: dict[str, dict[str, int]] | None = None,
 ) -> None:
     """Write ``run.json``: what the report shows beside settings and curves. Called once, before the first step.
 
@@ -80,6 +82,7 @@ def write_run_info(
         reasons: setting → why it has its value. environment: `environment.fingerprint`.
         data: facts such as {"train": path, "training images": 153, "classes": [...]}.
         lr: peak learning rate of each component. notes: sentences. findings: `DataFinding` of the audit.
+        counts: class → training ``objects`` and ``images``.
 
     Raises:
         OSError: the folder cannot be written.
@@ -87,7 +90,8 @@ def write_run_info(
     from maskrcnn_coco.system.files import write_text
 
     content = {"reasons": reasons, "environment": environment, "data": data, "lr": lr or {}, "notes": notes or []}
-    write_text(logdir / RUN_INFO, to_json(content | {"findings": findings or []}, indent=1))
+    content |= {"findings": findings or [], "counts": counts or {}}
+    write_text(logdir / RUN_INFO, to_json(content, indent=1))
 
 
 def read_run(logdir: str | Path) -> RunFiles:

@@ -15,6 +15,8 @@ def scalars_of(record: StepRecord | EpochRecord | EvalRecord) -> dict[str, float
             return values | {"epoch/grad_norm": record.grad_norm, "epoch/images_per_second": record.images_per_second}
         case EvalRecord():
             values = {f"val/{k}": v for k, v in record.metrics.items() if v >= 0}
+            values |= {f"val/loss/{k}": v for k, v in record.losses.items()}
+            values |= {"val/loss/total": sum(record.losses.values())} if record.losses else {}
             for name, metrics in record.per_class.items():
                 values |= {f"val/class/{name}/{k}": v for k, v in metrics.items() if v >= 0}
             return values

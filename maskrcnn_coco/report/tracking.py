@@ -32,8 +32,8 @@ class Tracker:
 
     Tags, per step: ``loss/<name>``, ``loss/total``, ``lr/<component>``, ``grad_norm/total``, ``grad_norm/<component>``,
     ``update_ratio/<component>``, ``loss_scale``, ``skipped``; per epoch: ``epoch/loss/<name>``, ``epoch/grad_norm``,
-    ``epoch/images_per_second``, ``val/bbox/AP`` …, ``val/class/<name>/segm/AP``; per incident: ``incident/<CAUSE>``
-    (a marker at the step) and a text.
+    ``epoch/images_per_second``, ``val/bbox/AP`` …, ``val/loss/<name>``, ``val/class/<name>/segm/AP``; per incident:
+    ``incident/<CAUSE>`` (a marker at the step) and a text.
 
     Args:
         logdir: the run's folder; created if need be.

@@ -14,6 +14,7 @@ from maskrcnn_coco.training.learning import look_after
 from maskrcnn_coco.training.saving import save_before_evaluation, save_epoch, weights_finite
 from maskrcnn_coco.training.session import Session
 from maskrcnn_coco.training.signals import AtOnce, breakable
+from maskrcnn_coco.training.validation import validation_losses
 
 
 def end_epoch(session: Session) -> None:
@@ -108,6 +109,7 @@ def evaluate_session(session: Session, epoch: int) -> EvalRecord | None:
         metrics=result.metrics,
         per_class=result.per_class,
         seconds=time.monotonic() - began,
+        losses=validation_losses(session),
     )
 
 

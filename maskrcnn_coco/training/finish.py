@@ -116,7 +116,16 @@ def _result(session: Session, status: str, code: int, finite: bool) -> Result:
         guard_seconds=session.guard.seconds,
         peak_memory_bytes=memory.peak(session.device),
         findings=[record_from(RunFinding, f) for f in p.findings],
+        per_class=per_class(session),
     )
+
+
+def per_class(session: Session) -> dict[str, dict[str, float]]:
+    """Each class: AP as last evaluated, and how many objects it has in validation and in training."""
+    found = {name: dict(v) for name, v in (session.evaluation.per_class if session.evaluation else {}).items()}
+    for name, counts in session.data.class_counts.items():
+        found.setdefault(name, {}).update(train_objects=counts["objects"], train_images=counts["images"])
+    return found
 
 
 def draw_training_images(session: Session) -> Path | None:

@@ -80,4 +80,5 @@ def describe(session: Session, resolved: recipes.Resolved) -> None:
         lr=recipes.component_lrs(session.config),
         notes=[*data.notes, *getattr(session.model, "notes", ()), *resolved.warnings],
         findings=[*data.findings, *data.val_findings],
+        counts=data.class_counts,
     )
