@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from maskrcnn_coco.anywhere.guard import Guard as Guard
     from maskrcnn_coco.config.settings import Config as Config
     from maskrcnn_coco.errors import FindingWarning as FindingWarning
-    from maskrcnn_coco.guard.epoch import train_one_epoch as train_one_epoch
+    from maskrcnn_coco.guard.train_one_epoch import train_one_epoch as train_one_epoch
     from maskrcnn_coco.inference.predictor import load as load
     from maskrcnn_coco.training.loop import train as train
 
@@ -23,7 +23,7 @@ _HOMES = {
     "attach": "anywhere.attach",
     "load": "inference.predictor",
     "train": "training.loop",
-    "train_one_epoch": "guard.epoch",
+    "train_one_epoch": "guard.train_one_epoch",
 }
 
 

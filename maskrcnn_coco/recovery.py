@@ -33,7 +33,7 @@ Between the two may lie what stays finite and learns worse: no alarm would take 
 
 
 @dataclass(frozen=True)
-class Limits:
+class Budgets:
     """Budgets of one run. Beyond them it stops with its verdict instead of going in circles."""
 
     max_incidents: int = 30
@@ -61,39 +61,39 @@ class History:
         return min(HOLD_STEPS, max(HOLD_LEAST, self.total // HOLD_SHARE)) if self.total else HOLD_STEPS
 
 
-def decide(findings: Sequence[Finding], history: History, limits: Limits | None = None) -> Action:
+def decide(findings: Sequence[Finding], history: History, budgets: Budgets | None = None) -> Action:
     """The action for the best finding. Pure: the same arguments give the same action."""
-    limits = limits or Limits()
+    budgets = budgets or Budgets()
     top = _acting(findings)
     if top is None:
         return Action("stop", {"why": "no finding at all"})
     if top.detail.get("every_batch") and not (top.cause in DATA and not top.detail.get("widespread")):
         return Action("stop", {"why": f"the step raises an error on every batch: {top.fix}"})
-    spent = _spent(top, history, limits)
+    spent = _spent(top, history, budgets)
     if spent is not None:
         return Action("stop", {"why": spent})
     if top.cause in DATA and top.confidence >= PROVED:
-        return _quarantine(top, history, limits)
+        return _quarantine(top, history, budgets)
     match top.cause:
         case "LR_TOO_HIGH":
             return _lower(top, history)
         case "POISONED_STATE" | "NORM_STATE":
-            return _restore(top, history, limits)
+            return _restore(top, history, budgets)
         case "FP16_OVERFLOW" if top.confidence >= PROVED:
-            return _precision(top, history, limits)
+            return _precision(top, history, budgets)
         case "SCALE_COLLAPSE":
-            return _hold_scale(top, history, limits)
+            return _hold_scale(top, history, budgets)
         case "BACKEND" if top.confidence >= PROVED and _fallback(top, history):
             return Action("precision", _fallback(top, history))
         case "TRANSIENT":
-            return _retry(top, history, limits)
+            return _retry(top, history, budgets)
         case "ANCHORS" if top.confidence >= PROVED:
             return Action("stop", {"why": f"no batch can be trained on with these anchors: {top.fix}"})
         case "LOSS_MATH" if top.detail.get("redefined"):
             return Action("stop", {"why": f"the loss is not the one that this run began with: {top.fix}"})
     if top.detail.get("proved_on_healthy_weights") and top.culprit.image_ids:
-        return _quarantine(top, history, limits)
-    return _skip(top, history, limits)
+        return _quarantine(top, history, budgets)
+    return _skip(top, history, budgets)
 
 
 def maybe_raise(history: History, factors: Mapping[str, float]) -> dict[str, float]:
@@ -145,26 +145,26 @@ def _acting(findings: Sequence[Finding]) -> Finding | None:
     return inner[0] if inner else findings[0]
 
 
-def _spent(top: Finding, history: History, limits: Limits) -> str | None:
-    if len(history.incidents) >= limits.max_incidents:
+def _spent(top: Finding, history: History, budgets: Budgets) -> str | None:
+    if len(history.incidents) >= budgets.max_incidents:
         return f"{len(history.incidents)} incidents in one run: it cannot be kept healthy"
     back = sum(1 for i in history.incidents if i.lost_steps > 0)
     needs = top.cause in ("LR_TOO_HIGH", "POISONED_STATE", "NORM_STATE", "TRANSIENT")
-    if needs and back >= limits.max_rollbacks:
+    if needs and back >= budgets.max_rollbacks:
         return f"{back} roll-backs in one run did not keep it healthy"
     return None
 
 
-def _quarantine(top: Finding, history: History, limits: Limits) -> Action:
+def _quarantine(top: Finding, history: History, budgets: Budgets) -> Action:
     gone = {i for incident in history.incidents for i in incident.action.detail.get("image_ids", [])}
     images = [i for i in top.culprit.image_ids if i not in gone]
     if not images:
         # Left out already and met again: the data set hands it out under another key.
-        return _skip(top, history, limits)
+        return _skip(top, history, budgets)
     if top.detail.get("widespread"):
         return Action("stop", {"why": f"every batch has the fault {top.cause}: it is the data set, not one image"})
     share = (len(gone) + len(images)) / max(history.images, 1)
-    if share > limits.max_quarantine_share:
+    if share > budgets.max_quarantine_share:
         return Action("stop", {"why": f"{share:.0%} of the images would be left out: repair the data set first"})
     return Action("quarantine", {"image_ids": images, "annotation_ids": list(top.culprit.annotation_ids)})
 
@@ -196,9 +196,9 @@ def _lower(top: Finding, history: History) -> Action:
     return Action("lower_lr", detail)
 
 
-def _restore(top: Finding, history: History, limits: Limits) -> Action:
-    same = [i for i in history.incidents if i.cause == top.cause and i.step >= history.step - limits.skip_window]
-    if len(same) >= limits.max_retries:
+def _restore(top: Finding, history: History, budgets: Budgets) -> Action:
+    same = [i for i in history.incidents if i.cause == top.cause and i.step >= history.step - budgets.skip_window]
+    if len(same) >= budgets.max_retries:
         return Action("stop", {"why": f"the state is bad again after {len(same)} roll-backs: {top.fix}"})
     if top.cause == "NORM_STATE" and top.detail.get("at_load"):
         return Action("stop", {"why": f"the model was built this way: {top.fix}"})
@@ -207,10 +207,10 @@ def _restore(top: Finding, history: History, limits: Limits) -> Action:
     return Action("rollback", {"to_step": history.step})
 
 
-def _precision(top: Finding, history: History, limits: Limits) -> Action:
+def _precision(top: Finding, history: History, budgets: Budgets) -> Action:
     modules = list(top.detail.get("fp32_modules") or [])
     if not modules:
-        return _skip(top, history, limits)
+        return _skip(top, history, budgets)
     return Action("precision", {"module": modules[0], "modules": modules, "dtype": "fp32"})
 
 
@@ -224,30 +224,30 @@ def _fallback(top: Finding, history: History) -> dict[str, Any]:
     return {"module": top.culprit.module, "libraries": False} if top.detail.get("libraries") and not off else {}
 
 
-def _hold_scale(top: Finding, history: History, limits: Limits) -> Action:
+def _hold_scale(top: Finding, history: History, budgets: Budgets) -> Action:
     held = [i for i in history.incidents if "loss_scale" in i.action.detail]
-    if len(held) >= limits.max_retries:
-        return _skip(top, history, limits)
+    if len(held) >= budgets.max_retries:
+        return _skip(top, history, budgets)
     return Action("precision", {"loss_scale": float(top.detail.get("loss_scale", 2.0**12))})
 
 
-def _retry(top: Finding, history: History, limits: Limits) -> Action:
+def _retry(top: Finding, history: History, budgets: Budgets) -> Action:
     tries = sum(1 for i in history.incidents if i.cause == "TRANSIENT" and i.step == history.step)
-    if tries >= limits.max_retries:
-        return _skip(top, history, limits)
+    if tries >= budgets.max_retries:
+        return _skip(top, history, budgets)
     return Action("rollback", {"to_step": history.step, "retry": True})
 
 
-def _skip(top: Finding, history: History, limits: Limits) -> Action:
+def _skip(top: Finding, history: History, budgets: Budgets) -> Action:
     """Skip; after several skips close together go back once; after that stop."""
-    recent = [i for i in history.incidents if i.step > history.step - limits.skip_window]
+    recent = [i for i in history.incidents if i.step > history.step - budgets.skip_window]
     skips = [i for i in recent if i.action.kind == "skip"]
-    if len(skips) < limits.skips:
+    if len(skips) < budgets.skips:
         return Action("skip", {})
     if not any(i.action.detail.get("after_skips") for i in recent):
         # Before the first of the skipped steps the run was healthy.
         return Action("rollback", {"to_step": max(0, min(i.step for i in skips) - 1), "after_skips": True})
-    return Action("stop", {"why": f"{len(skips)} steps skipped within {limits.skip_window}, again after a roll-back"})
+    return Action("stop", {"why": f"{len(skips)} steps skipped within {budgets.skip_window}, again after a roll-back"})
 
 
 def _lowered(action: Action) -> list[str]:

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torchvision.ops import nms
+from torchvision.ops import boxes as box_ops
 
 from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.plan import SampleKey
 from maskrcnn_coco.distributed.buckets import empty, fill
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.model.build import build_model
-from maskrcnn_coco.model.fast import nms as fast_nms
+from maskrcnn_coco.model.fast import nms
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import apply_lr, build_optimizer
 from maskrcnn_coco.replay import snapshot
@@ -133,10 +133,10 @@ def test_nms_keeps_what_torchvision_keeps_on_many_random_sets():
         corner = torch.rand(1, size, 2, generator=g) * 200
         boxes = torch.cat((corner, corner + 60 * torch.rand(1, size, 2, generator=g)), 2).to(GPU)
         fit = torch.ones(1, size, dtype=torch.bool, device=GPU)
-        table, stay, final = fast_nms.overlaps(boxes, 0.5), fit, torch.zeros((), dtype=torch.bool)
+        table, stay, final = nms.overlaps(boxes, 0.5), fit, torch.zeros((), dtype=torch.bool)
         while not final:
-            stay, final = fast_nms.suppress(table, fit, stay, 32)
-        kept = nms(boxes[0], torch.linspace(1, 0, size, device=GPU), 0.5)
+            stay, final = nms.suppress(table, fit, stay, 32)
+        kept = box_ops.nms(boxes[0], torch.linspace(1, 0, size, device=GPU), 0.5)
         assert stay[0].nonzero().flatten().tolist() == sorted(kept.tolist()), trial
 
 

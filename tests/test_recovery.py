@@ -11,7 +11,7 @@ from tiny_run import TinyRun, rates
 
 from maskrcnn_coco.diagnosis.investigate import investigate
 from maskrcnn_coco.records import CAUSES, Action, Culprit, Finding, Incident
-from maskrcnn_coco.recovery import HOLD_STEPS, History, Limits, decide, maybe_raise
+from maskrcnn_coco.recovery import HOLD_STEPS, Budgets, History, decide, maybe_raise
 from maskrcnn_coco.replay.snapshot import nonfinite_entries, restore, take
 
 
@@ -142,7 +142,7 @@ def test_budgets_stop_the_run():
     many = [incident(i, i * 60, "UNKNOWN", Action("skip", {})) for i in range(30)]
     assert decide([LR], History(many, step=5000, images=100)).kind == "stop"
     back = [incident(i, i * 60, "LR_TOO_HIGH", Action("rollback", {}), lost=5) for i in range(10)]
-    assert decide([LR], History(back, step=5000, images=100), Limits()).kind == "stop"
+    assert decide([LR], History(back, step=5000, images=100), Budgets()).kind == "stop"
     assert decide([BOX], History(back, step=5000, images=100)).kind == "quarantine"
     assert decide([], History()).kind == "stop"
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench.advice.run import SETTINGS, make_task
 from maskrcnn_coco.advice.limits import settle
 from maskrcnn_coco.advice.sharpness import critical_lr
-from maskrcnn_coco.advice.trials import Lab
+from maskrcnn_coco.advice.trials import Trials
 from maskrcnn_coco.guard.early_warning import OWN_LOSSES
 from maskrcnn_coco.records import COMPONENTS
 
@@ -63,22 +63,22 @@ def main() -> None:
     for setting in SETTINGS:
         if setting.optimizer != "sgd" or (setting.clip and setting.momentum):
             continue
-        lab = Lab(make_task(setting, seed=1))
+        trials = Trials(make_task(setting, seed=1))
         base: dict[str, float] = dict.fromkeys(COMPONENTS, setting.base)
-        settled = settle(lab, base, 10)
+        settled = settle(trials, base, 10)
         for component in ("rpn", "box_head", "mask_head"):
             names = OWN_LOSSES[component]
-            lab.load(settled.state)
+            trials.load(settled.state)
             step = settled.state.step
 
-            def loss(names: tuple[str, ...] = names, step: int = step, lab: Lab = lab) -> torch.Tensor:
-                losses = lab.task.forward(lab.model, lab.batch(step), step, 0)
+            def loss(names: tuple[str, ...] = names, step: int = step, trials: Trials = trials) -> torch.Tensor:
+                losses = trials.task.forward(trials.model, trials.batch(step), step, 0)
                 return torch.stack([losses[n] for n in names]).sum()
 
-            eigenvalue, change = top_eigenvalue(loss, lab.parameters_of(component), iterations=30)
+            eigenvalue, change = top_eigenvalue(loss, trials.parameters_of(component), iterations=30)
             start = base[component] * 30
-            along = critical_lr(lab, settled.state, component, start=start, losses=names, max_forwards=14)
-            total = critical_lr(lab, settled.state, component, start=start, max_forwards=14)
+            along = critical_lr(trials, settled.state, component, start=start, losses=names, max_forwards=14)
+            total = critical_lr(trials, settled.state, component, start=start, max_forwards=14)
             print(
                 f"{setting.name:36} {component:10} eigenvalue {eigenvalue:.3g} (last change {change:.1%}): "
                 f"2/λ {2 / eigenvalue:.3g}, 2(1+m)/λ {2 * (1 + setting.momentum) / eigenvalue:.3g}; critical rate, own "

@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from maskrcnn_coco.advice.limits import judge, limits_from, rising, settle
-from maskrcnn_coco.advice.trials import Lab, Task
+from maskrcnn_coco.advice.trials import Task, Trials
 from maskrcnn_coco.guard.early_warning import early_warning, own_level
 from maskrcnn_coco.model.architecture import Size, assemble
 from maskrcnn_coco.model.forward import step_seed
@@ -120,11 +120,11 @@ def make_task(setting: Setting, seed: int, batches: int = 8) -> Task:
     return Task(make_model, make_optimizer, forward, drawn, max_grad_norm=setting.clip)
 
 
-def train_at(lab: Lab, fresh: Any, setting: Setting, component: str, rate: float, level: float) -> dict[str, Any]:
+def train_at(trials: Trials, fresh: Any, setting: Setting, component: str, rate: float, level: float) -> dict[str, Any]:
     """Train from the first weights with one component at ``rate``; what `advise`'s verdict on that is."""
-    lab.load(fresh)
+    trials.load(fresh)
     lr = dict.fromkeys(COMPONENTS, setting.base) | {component: rate}
-    trial = lab.run(lr, STEPS, ramp=rising(WARMUP))
+    trial = trials.run(lr, STEPS, ramp=rising(WARMUP))
     verdict = judge(trial, component, level)
     warned = any(
         w for i in range(trial.steps) for w in early_warning(trial.records[: i + 1]) if w.component == component
@@ -137,15 +137,15 @@ def train_at(lab: Lab, fresh: Any, setting: Setting, component: str, rate: float
 def prove(setting: Setting, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Limits of the four components of one setting, and the five trainings of each."""
     base: dict[str, float] = dict.fromkeys(COMPONENTS, setting.base)
-    lab = Lab(make_task(setting, seed=1))
-    limits = limits_from(lab, settle(lab, base, 10), budget_seconds=240)
-    lab = Lab(make_task(setting, seed=2))
-    fresh, rows = lab.save(0), []
-    settled = settle(lab, base, 10)
+    trials = Trials(make_task(setting, seed=1))
+    limits = limits_from(trials, settle(trials, base, 10), budget_seconds=240)
+    trials = Trials(make_task(setting, seed=2))
+    fresh, rows = trials.save(0), []
+    settled = settle(trials, base, 10)
     for component, limit in limits.items():
         level = own_level(settled.trial.records, component)
         began = time.monotonic()
-        runs = {f: train_at(lab, fresh, setting, component, limit.value * f, level) for f in FACTORS}
+        runs = {f: train_at(trials, fresh, setting, component, limit.value * f, level) for f in FACTORS}
         checked = time.monotonic() - began
         row = {"setting": setting.name, "component": component, **plain(limit), "runs": runs, "check_seconds": checked}
         rows.append(plain(row))

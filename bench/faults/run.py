@@ -42,13 +42,13 @@ def power_losses(folder: Path) -> dict[str, Any]:
     """Every disk after a power loss; with and without the fsyncs, to show that they are what counts."""
     import power
 
-    from maskrcnn_coco.system import files as durable
+    from maskrcnn_coco.system import files
 
-    durable._BUFFER = 4096
+    files._BUFFER = 4096
     counts, failures = power.sweep(folder / "power")
-    sync, durable.Sink.sync = durable.Sink.sync, durable.Sink.flush
+    sync, files.Sink.sync = files.Sink.sync, files.Sink.flush
     without, bad = power.sweep(folder / "no_fsync", ["three in a row"])
-    durable.Sink.sync = sync
+    files.Sink.sync = sync
     return {"counts": counts, "failures": failures, "without": sum(without.values()), "lost_without": len(bad)}
 
 

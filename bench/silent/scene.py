@@ -78,7 +78,7 @@ class Scene(torch.utils.data.Dataset):
 
 
 def small_model(classes: int = 3, seed: int = 0, **changes: Any) -> torch.nn.Module:
-    """The quick network, from random weights."""
+    """The small network, from random weights."""
     from maskrcnn_coco.model.build import build_model
 
     torch.manual_seed(seed)

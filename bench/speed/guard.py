@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from maskrcnn_coco.guard import step as steps
+from maskrcnn_coco.guard import forward_backward
 from maskrcnn_coco.guard.guard import Guard
 
 LR = 1e-5
@@ -123,14 +123,14 @@ def ours(model: nn.Module, batch: Any, clock: Clock, mode: Any) -> Callable[[], 
     """A step of this project's loop on the same model: fused SGD, clipping at 10."""
     guard = Guard(model, sgd(model, fused=True), mode=mode)
     forward = clock.timed(lambda b: model(*b))
-    backward = steps.backward
+    backward = forward_backward.backward
 
     def step() -> None:
-        steps.backward = clock.timed(backward)
+        forward_backward.backward = clock.timed(backward)
         try:
             record = guard.step(forward, batch)
         finally:
-            steps.backward = backward
+            forward_backward.backward = backward
         assert record.applied, guard.alarm
 
     return step

@@ -42,7 +42,7 @@ Scores = dict[str, float]
 
 
 def network(kind: str) -> nn.Module:
-    """In torchvision's own modules: the quick network, or resnet50 at 256 px."""
+    """In torchvision's own modules: the small network, or resnet50 at 256 px."""
     torch.manual_seed(0)
     if kind == "built-in":
         net = build_model("maskrcnn_resnet18_fpn", 4, small=True, min_size=128, max_size=128, fast=False)
@@ -147,7 +147,7 @@ def main() -> None:
     parts = [
         f"`python bench/speed/inference.py`, {args.threads} threads, {args.rounds} rounds, variants in turn: files to "
         "COCO metrics of boxes and masks, 100 detections an image. Built-in: the validation part, 40 images of 128 px, "
-        f"quick network. Photographs: {args.images} JPEGs of 480 × 640, resnet50 at 256 px.",
+        f"small network. Photographs: {args.images} JPEGs of 480 × 640, resnet50 at 256 px.",
         "\n".join([head, *rows]),
     ]
     print(common.write("inference", "Evaluating a detector against torchvision's reference", parts))

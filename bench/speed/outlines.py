@@ -41,7 +41,7 @@ def in_turn(name: str, variants: Mapping[str, Callable[[int], object]], rounds: 
 
 
 def step_row(setting: Setting, rounds: int) -> str:
-    """A guarded training step of the quick network."""
+    """A guarded training step of the small network."""
     batch = make_batch(*setting)
     precision = "bf16" if bf16_is_native("cpu") else "fp32"
     net = accelerate(small_model(setting[0]).train())
@@ -94,7 +94,7 @@ def main() -> int:
     parts = [
         f"`python bench/speed/outlines.py`, {args.threads} threads, {args.rounds} rounds, variants in turn; medians, "
         "quartiles in brackets. Ellipses as polygons of 24 points. The loader's side is in loader.md.",
-        "## A training step with guard and clipping, quick network\n\n"
+        "## A training step with guard and clipping, small network\n\n"
         + "\n".join([head.format(two, ""), "|---|---|---|---|", *(step_row(s, args.rounds) for s in SETTINGS)]),
         f"## The mask head's targets for {PROPOSALS} proposals of one image\n\n"
         + "\n".join([head.format(three, ""), "|---|---|---|---|---|", *(target_row(s, 9) for s in SETTINGS)]),

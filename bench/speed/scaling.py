@@ -2,7 +2,7 @@
 
     python bench/speed/scaling.py [--threads 2] [--rounds 5]
 
-The quick network of the built-in shapes; the reference and this project's default (accelerated, targets from outlines,
+The small network of the built-in shapes; the reference and this project's default (accelerated, targets from outlines,
 bfloat16 where native, guard and clipping) take turns on the same batch. Memory: peak resident set of a fresh process
 that takes three steps.
 """
@@ -99,7 +99,7 @@ def main() -> int:
         print(own_peak())
         return 0
     parts = [
-        f"`python bench/speed/scaling.py`: one training step of the quick network, {args.threads} threads, wall clock. "
+        f"`python bench/speed/scaling.py`: one training step of the small network, {args.threads} threads, wall clock. "
         f"Reference and this project (its defaults, with guard and clipping) take turns in each of {args.rounds} "
         "rounds; ratios are medians over rounds, quartiles in brackets."
     ]

@@ -45,7 +45,7 @@ def make_model(name: str) -> nn.Module:
 
 
 def small_model(size: int) -> nn.Module:
-    """The quick network of the built-in shapes for images of ``size``, in torchvision's own modules."""
+    """The small network of the built-in shapes for images of ``size``, in torchvision's own modules."""
     torch.manual_seed(0)
     return build_model("maskrcnn_resnet18_fpn", CLASSES, small=True, min_size=size, max_size=size, fast=False)
 

@@ -22,15 +22,14 @@ from maskrcnn_coco.advice.candidates import (
     why_this,
 )
 from maskrcnn_coco.advice.fitting import halved
-from maskrcnn_coco.advice.ladder import ladder as climb
-from maskrcnn_coco.advice.ladder import svg
+from maskrcnn_coco.advice.ladder import climb, svg
 from maskrcnn_coco.advice.limits import Limit, Say, Settled, limits_from, settle
-from maskrcnn_coco.advice.prepare import Bench, memory_use, open_bench
+from maskrcnn_coco.advice.prepare import Setup, memory_use, open_setup
 from maskrcnn_coco.advice.recommendation import ADVISED, Advice, command_line, over_limit, show
 from maskrcnn_coco.advice.remembered import fingerprint, remember
 from maskrcnn_coco.advice.trials import State
 from maskrcnn_coco.config import recipes
-from maskrcnn_coco.config.resolve import is_quick, resolve_run
+from maskrcnn_coco.config.resolve import is_small, resolve_run
 from maskrcnn_coco.config.settings import Config, validate
 from maskrcnn_coco.data.prepare import RunData, open_data, quarantine_first
 from maskrcnn_coco.distributed.ranks import Ranks
@@ -98,7 +97,7 @@ def settle_lr(resolved: recipes.Resolved, data: RunData) -> recipes.Resolved:
     values = {n: getattr(advice, n) for n in names}
     why = f"measured before the run in {advice.seconds:.0f} s"
     settled = msgspec.structs.replace(again.config, **values)
-    warnings = [*resolved.warnings, *recipes.lr_warnings(settled, builtin=is_quick(settled, data.builtin))]
+    warnings = [*resolved.warnings, *recipes.lr_warnings(settled, builtin=is_small(settled, data.builtin))]
     return recipes.Resolved(settled, {**again.reasons, **reasons, **dict.fromkeys(names, why)}, warnings)
 
 
@@ -114,27 +113,27 @@ def advise_run(
     """Measure and recommend for a resolved configuration; the model and optimizer are private to this call."""
     began = time.monotonic()
     budget = budget_seconds or BUDGET_SECONDS.get(ranks.device.type, 110.0)
-    bench, fresh, settled = settle_what_fits(resolved, data, ranks, budget * 0.15, say)
-    lab, config = bench.lab, bench.config
-    started = lab.clock() - settled.trial.own_seconds
+    setup, fresh, settled = settle_what_fits(resolved, data, ranks, budget * 0.15, say)
+    trials, config = setup.trials, setup.config
+    started = trials.clock() - settled.trial.own_seconds
     recipe = _recipe(config)
-    steps = _affordable(settled, len(lab.components), budget)
+    steps = _affordable(settled, len(trials.components), budget)
     if say:
         say(f"trials of {steps} steps, about {budget:.0f} s in all" + ", the ladder on top" * ladder)
-    left = 0.65 * budget - (lab.clock() - started)
-    limits = limits_from(lab, settled, steps=steps, budget_seconds=left, say=say)
-    remember(fingerprint(config, data, lab.task.precision), limits)
-    joint = Joint(lab, settled, steps)
-    fixed = {n: _number(v) for n, v in bench.given.items() if n in ADVISED[:3]}
-    choices = candidates(limits, recipe, fixed, pretrained=bench.pretrained, optimizer=config.optimizer)
+    left = 0.65 * budget - (trials.clock() - started)
+    limits = limits_from(trials, settled, steps=steps, budget_seconds=left, say=say)
+    remember(fingerprint(config, data, trials.task.precision), limits)
+    joint = Joint(trials, settled, steps)
+    fixed = {n: _number(v) for n, v in setup.given.items() if n in ADVISED[:3]}
+    choices = candidates(limits, recipe, fixed, pretrained=setup.pretrained, optimizer=config.optimizer)
     best, seen = choose(joint, choices, deadline=started + 0.8 * budget, fixed_lr="lr" in fixed)
-    compared = compare(limits, best.choice, pretrained=bench.pretrained, optimizer=config.optimizer)
+    compared = compare(limits, best.choice, pretrained=setup.pretrained, optimizer=config.optimizer)
     limits = stood(limits, best)
     seen = [*settled.notes, *compared, *seen]
-    advice = assemble(bench, limits, best, seen, cold_start(lab, fresh, best.choice, joint.levels, steps // 2))
+    advice = assemble(setup, limits, best, seen, cold_start(trials, fresh, best.choice, joint.levels, steps // 2))
     advice.warnings = over_limit(recipe.rates, advice, "the given" if "lr" in fixed else "the recipe's")
     if ladder:
-        advice.ladder = climb(lab, settled, best.choice.rates, steps=2 * steps, say=say)
+        advice.ladder = climb(trials, settled, best.choice.rates, steps=2 * steps, say=say)
         advice.ladder_svg = svg(advice.ladder)
     advice.seconds = time.monotonic() - began
     return advice
@@ -142,21 +141,25 @@ def advise_run(
 
 def settle_what_fits(
     resolved: recipes.Resolved, data: RunData, ranks: Ranks, seconds: float, say: Say | None
-) -> tuple[Bench, State, Settled]:
-    """The bench, its first state, and the settled one; where memory runs out, with half the batch size and twice
+) -> tuple[Setup, State, Settled]:
+    """The setup, its first state, and the settled one; where memory runs out, with half the batch size and twice
     the accumulation, as often as needed.
 
     Raises:
         ConfigError: not even one image fits.
     """
     while True:
-        bench = open_bench(resolved, data, ranks)
-        fresh = bench.lab.save(0)
+        setup = open_setup(resolved, data, ranks)
+        fresh = setup.trials.save(0)
         try:
-            return bench, fresh, settle(bench.lab, _safe(_recipe(bench.config)), SETTLE_STEPS, seconds=seconds, say=say)
+            return (
+                setup,
+                fresh,
+                settle(setup.trials, _safe(_recipe(setup.config)), SETTLE_STEPS, seconds=seconds, say=say),
+            )
         except (RuntimeError, MemoryError) as error:
-            resolved = halved(bench.config, resolved, ranks, error, say)
-        del bench, fresh
+            resolved = halved(setup.config, resolved, ranks, error, say)
+        del setup, fresh
         memory.release(ranks.device)
 
 
@@ -164,14 +167,14 @@ def _recipe(config: Config) -> Choice:
     return Choice("recipe", *(_number(getattr(config, n)) for n in ADVISED[:3]))
 
 
-def assemble(bench: Bench, limits: dict[str, Limit], best: Tried, seen: list[str], cold: ColdStart) -> Advice:
+def assemble(setup: Setup, limits: dict[str, Limit], best: Tried, seen: list[str], cold: ColdStart) -> Advice:
     """The advice from what was measured; settings that were given stay."""
-    config, given = bench.config, bench.given
+    config, given = setup.config, setup.given
     clip, why_clip = clip_from([r.grad_norm for r in best.trial.records if r.applied], config.max_grad_norm)
     warmup = config.warmup_steps or 0
     if cold.broken and warmup < SETTLE_STEPS and "warmup_steps" not in given:
-        warmup = min(max(SETTLE_STEPS, bench.total_steps // 20), bench.total_steps)
-    used, fits = memory_use(bench)
+        warmup = min(max(SETTLE_STEPS, setup.total_steps // 20), setup.total_steps)
+    used, fits = memory_use(setup)
     reasons = [*seen, f"advised: {best.choice.name} ({why_this(best.choice)})", why_clip, cold.sentence(warmup), fits]
     advice = Advice(
         lr=best.choice.lr,
@@ -183,9 +186,9 @@ def assemble(bench: Bench, limits: dict[str, Limit], best: Tried, seen: list[str
         epochs=config.epochs or 1,
         max_stable_lr={c: limit.stable if limit.measured else None for c, limit in limits.items()},
         interval={c: (limit.low, limit.high) if limit.measured else None for c, limit in limits.items()},
-        reasons=[*reasons, f"epochs {config.epochs}: {bench.reasons.get('epochs', 'given')}"],
+        reasons=[*reasons, f"epochs {config.epochs}: {setup.reasons.get('epochs', 'given')}"],
         command="",
-        expected_minutes=best.trial.seconds / max(1, best.trial.steps) * bench.total_steps / 60,
+        expected_minutes=best.trial.seconds / max(1, best.trial.steps) * setup.total_steps / 60,
         memory_bytes=used,
         limits=limits,
     )

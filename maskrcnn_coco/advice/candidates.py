@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskrcnn_coco.advice.ladder import HEADS
-from maskrcnn_coco.advice.limits import Limit, Settled, Verdict, judge, rising
-from maskrcnn_coco.advice.trials import Lab, State, Trial
+from maskrcnn_coco.advice.limits import Limit, Settled, TrialVerdict, judge, rising
+from maskrcnn_coco.advice.trials import State, Trial, Trials
 from maskrcnn_coco.config.recipes import CLIP_GUIDE, guideline
 from maskrcnn_coco.guard.early_warning import own_level
 from maskrcnn_coco.records import COMPONENTS
@@ -55,7 +55,7 @@ class Tried:
 
     choice: Choice
     trial: Trial
-    verdicts: dict[str, Verdict]
+    verdicts: dict[str, TrialVerdict]
 
     @property
     def safe(self) -> bool:
@@ -123,15 +123,15 @@ def _clamp(value: float, span: tuple[float, float]) -> float:
 class Joint:
     """Trains all components together at the rates of a choice, from the settled state."""
 
-    def __init__(self, lab: Lab, settled: Settled, steps: int) -> None:
-        self.lab, self.settled, self.steps = lab, settled, steps
-        self.levels = {c: own_level(settled.trial.records, c) for c in lab.components}
+    def __init__(self, trials: Trials, settled: Settled, steps: int) -> None:
+        self.trials, self.settled, self.steps = trials, settled, steps
+        self.levels = {c: own_level(settled.trial.records, c) for c in trials.components}
 
     def train(self, choice: Choice, factor: float = 1.0) -> Tried:
         """One trial at ``factor`` times the choice's rates."""
-        self.lab.load(self.settled.state)
-        rates = {c: choice.rates.get(c, choice.lr) * factor for c in self.lab.components}
-        trial = self.lab.run(rates, self.steps, first_step=self.settled.state.step, ramp=rising(self.steps // 2))
+        self.trials.load(self.settled.state)
+        rates = {c: choice.rates.get(c, choice.lr) * factor for c in self.trials.components}
+        trial = self.trials.run(rates, self.steps, first_step=self.settled.state.step, ramp=rising(self.steps // 2))
         return Tried(choice, trial, {c: judge(trial, c, level) for c, level in self.levels.items()})
 
 
@@ -140,12 +140,12 @@ def choose(joint: Joint, choices: Sequence[Choice], *, deadline: float, fixed_lr
 
     The first candidate (the recipe's) wins unless another ends clearly lower. What is unsafe, or has no margin, is
     halved and tried again, at most `HALVINGS` times; with ``fixed_lr`` the next one that has a margin is taken, or it
-    stays and the reasons say so. ``deadline`` is of the lab's clock.
+    stays and the reasons say so. ``deadline`` is of the trials' clock.
     """
     reasons = []
     tried = []
     for choice in choices:
-        if tried and joint.lab.clock() > deadline:
+        if tried and joint.trials.clock() > deadline:
             break
         tried.append(joint.train(choice))
         reasons.append(_seen(tried[-1]))
@@ -271,9 +271,9 @@ class ColdStart:
         return f"the advised rates also stand a cold start of {self.steps} steps; {costs}"
 
 
-def cold_start(lab: Lab, fresh: State, choice: Choice, levels: Mapping[str, float], steps: int) -> ColdStart:
+def cold_start(trials: Trials, fresh: State, choice: Choice, levels: Mapping[str, float], steps: int) -> ColdStart:
     """Train ``steps`` steps from ``fresh`` at the full rates from the first step on."""
-    lab.load(fresh)
-    trial = lab.run({c: choice.rates.get(c, choice.lr) for c in lab.components}, max(1, steps))
+    trials.load(fresh)
+    trial = trials.run({c: choice.rates.get(c, choice.lr) for c in trials.components}, max(1, steps))
     broken = tuple(c for c, level in levels.items() if not judge(trial, c, level).stable)
     return ColdStart(broken, trial.steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from maskrcnn_coco.advice.limits import Say
-from maskrcnn_coco.advice.prepare import memory_use, open_bench
+from maskrcnn_coco.advice.prepare import memory_use, open_setup
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.resolve import too_large
 from maskrcnn_coco.config.settings import Config
@@ -45,14 +45,14 @@ def settle_batch(resolved: recipes.Resolved, data: RunData, ranks: Ranks, say: S
     if data.train is None:
         return resolved
     while True:
-        bench = open_bench(resolved, data, ranks)
+        setup = open_setup(resolved, data, ranks)
         try:
-            bench.lab.run(dict.fromkeys(bench.lab.components, 1e-9), 2)  # what is asked is memory, not learning
-            say(memory_use(bench)[1])
+            setup.trials.run(dict.fromkeys(setup.trials.components, 1e-9), 2)  # what is asked is memory, not learning
+            say(memory_use(setup)[1])
             why = "the recipe's; two steps of it were tried, and fit"
-            return recipes.Resolved(bench.config, {**resolved.reasons, "batch_size": why}, resolved.warnings)
+            return recipes.Resolved(setup.config, {**resolved.reasons, "batch_size": why}, resolved.warnings)
         except (RuntimeError, MemoryError) as error:
-            resolved = halved(bench.config, resolved, ranks, error, say)
+            resolved = halved(setup.config, resolved, ranks, error, say)
         finally:
-            del bench
+            del setup
             memory.release(ranks.device)

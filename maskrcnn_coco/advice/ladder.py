@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from maskrcnn_coco.advice.limits import Settled, judge, rising
-from maskrcnn_coco.advice.trials import Lab
+from maskrcnn_coco.advice.trials import Trials
 from maskrcnn_coco.guard.early_warning import own_level
 
 MULTIPLIERS = (3.0, 5.0, 7.0, 10.0)
@@ -36,8 +36,8 @@ class Rung:
     losses: tuple[float, ...]
 
 
-def ladder(
-    lab: Lab,
+def climb(
+    trials: Trials,
     settled: Settled,
     lr: Mapping[str, float],
     *,
@@ -54,8 +54,8 @@ def ladder(
     rungs = []
     for multiplier in multipliers:
         rates = {c: (lr["backbone"] * multiplier if c in HEADS else v) for c, v in lr.items()}
-        lab.load(settled.state)
-        trial = lab.run(rates, steps, first_step=settled.state.step, ramp=rising(steps // 2))
+        trials.load(settled.state)
+        trial = trials.run(rates, steps, first_step=settled.state.step, ramp=rising(steps // 2))
         verdicts = {c: judge(trial, c, own_level(settled.trial.records, c)) for c in rates}
         safe = all(v.stable for v in verdicts.values())
         norms = sorted(r.grad_norm for r in trial.records)

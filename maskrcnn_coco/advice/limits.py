@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from maskrcnn_coco.advice.sharpness import critical_lr
-from maskrcnn_coco.advice.trials import Lab, State, Task, Trial
+from maskrcnn_coco.advice.trials import State, Task, Trial, Trials
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.guard.early_warning import JUMP, OWN_LOSSES, own_level, own_loss
 
@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TrialVerdict:
     """What one trial at ``rate`` showed. ``peak``: highest own loss, as a multiple of its settled level."""
 
     rate: float
@@ -54,7 +54,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Limit:
-    """Largest stable learning rate of one component while the others are safe. Stable is `Verdict.stable`.
+    """Largest stable learning rate of one component while the others are safe. Stable is `TrialVerdict.stable`.
 
     ``low`` is believed stable, ``high`` believed to break; ``value`` is their geometric mean. ``high`` is inf where
     nothing up to ``low`` broke: `CEILING` was reached, or time ran out (``how`` says which). ``alarm`` is the smallest
@@ -68,7 +68,7 @@ class Limit:
     steps_spent: int
     seconds: float
     critical: float = math.nan
-    tried: tuple[Verdict, ...] = ()
+    tried: tuple[TrialVerdict, ...] = ()
 
     @property
     def measured(self) -> bool:
@@ -102,27 +102,27 @@ class Settled:
 
 
 def settle(
-    lab: Lab, base_lr: Mapping[str, float], steps: int, *, seconds: float = math.inf, say: Say | None = None
+    trials: Trials, base_lr: Mapping[str, float], steps: int, *, seconds: float = math.inf, say: Say | None = None
 ) -> Settled:
     """Train ``steps`` steps at ``base_lr`` with a linear ramp; where that diverges, at a quarter, up to six times.
 
-    After ``seconds`` of the lab's own time it is settled enough, however few steps were taken.
+    After ``seconds`` of the trials' own time it is settled enough, however few steps were taken.
 
     Raises:
         DataError: it does not even train at the smallest rate: then the rate is not what is wrong.
     """
-    start = lab.save(0)
+    start = trials.save(0)
     lr, notes = dict(base_lr), []
     for _ in range(6):
-        trial = lab.run(lr, steps, ramp=rising(steps), deadline=lab.clock() + seconds)
+        trial = trials.run(lr, steps, ramp=rising(steps), deadline=trials.clock() + seconds)
         if trial.stable:
-            return Settled(lab.save(trial.steps), lr, trial, notes)
+            return Settled(trials.save(trial.steps), lr, trial, notes)
         sentence = f"training is unstable even at {_rates(lr)} ({trial.symptom} at step {trial.steps - 1})"
         notes.append(sentence)
         if say:
             say(sentence + "; trying a quarter")
         lr = {c: v / 4 for c, v in lr.items()}
-        lab.load(start)
+        trials.load(start)
     raise DataError(
         "training fails at every learning rate tried, so no limit can be measured",
         got=notes[-1],
@@ -147,19 +147,19 @@ def measure_limits(
         base_lr: rates believed safe, by component; lowered together where they are not.
         components: those to measure; default: all that train.
         steps: length of a trial; a diverging one ends earlier.
-        budget_seconds: of the lab's own time (`Lab.clock`): when it is spent, the remaining intervals stay wider and
-            say so. A machine that others keep busy takes longer, and measures the same.
+        budget_seconds: of the trials' own time (`Trials.clock`): when it is spent, the remaining intervals stay
+            wider and say so. A machine that others keep busy takes longer, and measures the same.
 
     Raises:
         DataError: training fails at every rate.
     """
-    lab = Lab(task)
-    settled = settle(lab, base_lr, settle_steps, say=say)
-    return limits_from(lab, settled, components=components, steps=steps, budget_seconds=budget_seconds, say=say)
+    trials = Trials(task)
+    settled = settle(trials, base_lr, settle_steps, say=say)
+    return limits_from(trials, settled, components=components, steps=steps, budget_seconds=budget_seconds, say=say)
 
 
 def limits_from(
-    lab: Lab,
+    trials: Trials,
     settled: Settled,
     *,
     components: Sequence[str] | None = None,
@@ -167,54 +167,54 @@ def limits_from(
     budget_seconds: float = 120.0,
     say: Say | None = None,
 ) -> dict[str, Limit]:
-    """`measure_limits` from a settled state, so that the caller can go on with the same lab."""
-    names = list(components or lab.components)
-    start = lab.clock()
+    """`measure_limits` from a settled state, so that the caller can go on with the same trials."""
+    names = list(components or trials.components)
+    start = trials.clock()
     limits: dict[str, Limit] = {}
     for i, component in enumerate(names):
         # Time that one component does not use goes to the next ones.
-        share = (budget_seconds - (lab.clock() - start)) / (len(names) - i)
-        limits[component] = find_limit(lab, settled, component, steps=steps, seconds=share)
+        share = (budget_seconds - (trials.clock() - start)) / (len(names) - i)
+        limits[component] = find_limit(trials, settled, component, steps=steps, seconds=share)
         if say:
             say(f"{component}: {describe(limits[component])}")
     return limits
 
 
-def find_limit(lab: Lab, settled: Settled, component: str, *, steps: int, seconds: float) -> Limit:
+def find_limit(trials: Trials, settled: Settled, component: str, *, steps: int, seconds: float) -> Limit:
     """The limit of one component: critical rate, bracket of the calm limit, bracket of the stable one."""
-    began, spent = lab.clock(), lab.steps_spent
+    began, spent = trials.clock(), trials.steps_spent
     deadline = began + seconds
     safe = settled.lr[component]
     critical = critical_lr(
-        lab, settled.state, component, start=safe * 30, losses=OWN_LOSSES.get(component, ()), max_forwards=9
+        trials, settled.state, component, start=safe * 30, losses=OWN_LOSSES.get(component, ()), max_forwards=9
     )
     level = own_level(settled.trial.records, component)
-    tried: list[Verdict] = []
+    tried: list[TrialVerdict] = []
 
     def stable(rate: float) -> bool:
-        trial = trial_at(lab, settled, component, rate, steps, level)
+        trial = trial_at(trials, settled, component, rate, steps, level)
         tried.append(judge(trial, component, level))
         return tried[-1].stable
 
     guess = min(max(critical.lr, safe * 2), CEILING / STRIDE)
-    low, high = bracket(stable, safe, math.inf, guess, deadline, clock=lab.clock, least=LEAST)
-    out_of_time = lab.clock() >= deadline and high / low > WIDTH
+    low, high = bracket(stable, safe, math.inf, guess, deadline, clock=trials.clock, least=LEAST)
+    out_of_time = trials.clock() >= deadline and high / low > WIDTH
     how = f"{len(tried)} trainings of up to {steps} steps from step {settled.state.step}"
     how += ", then the time was up" if out_of_time else ""
-    spent = lab.steps_spent - spent
-    return Limit(*interval(low, high), how, spent, lab.clock() - began, critical.lr, tuple(tried))
+    spent = trials.steps_spent - spent
+    return Limit(*interval(low, high), how, spent, trials.clock() - began, critical.lr, tuple(tried))
 
 
-def judge(trial: Trial, component: str, level: float) -> Verdict:
+def judge(trial: Trial, component: str, level: float) -> TrialVerdict:
     """The verdict on ``trial`` for ``component``, whose own losses settle at ``level``."""
     own = [own_loss(r, component) / level for r in trial.records]
-    return Verdict(trial.lr[component], not trial.stable, max(own, default=0.0))
+    return TrialVerdict(trial.lr[component], not trial.stable, max(own, default=0.0))
 
 
-def trial_at(lab: Lab, settled: Settled, component: str, rate: float, steps: int, level: float) -> Trial:
+def trial_at(trials: Trials, settled: Settled, component: str, rate: float, steps: int, level: float) -> Trial:
     """Train from the settled state with one component raised to ``rate``; ends early once its own losses jump."""
-    lab.load(settled.state)
-    return lab.run(
+    trials.load(settled.state)
+    return trials.run(
         settled.lr | {component: rate},
         steps,
         first_step=settled.state.step,

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from maskrcnn_coco.advice.trials import ForwardAt, Lab, Task
+from maskrcnn_coco.advice.trials import ForwardAt, Task, Trials
 from maskrcnn_coco.config import recipes
-from maskrcnn_coco.config.resolve import is_quick, total_steps
+from maskrcnn_coco.config.resolve import is_small, total_steps
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.data.batch import Source, make_batch
 from maskrcnn_coco.data.plan import Plan
@@ -28,13 +28,13 @@ BATCHES = 8
 
 
 @dataclass
-class Bench:
+class Setup:
     """A run's settings and data, ready for trials."""
 
     config: Config
     given: dict[str, Any]
     reasons: dict[str, str]
-    lab: Lab
+    trials: Trials
     total_steps: int
     device: torch.device
     pretrained: bool
@@ -43,19 +43,19 @@ class Bench:
     images: int
 
 
-def open_bench(resolved: recipes.Resolved, data: RunData, ranks: Ranks) -> Bench:
+def open_setup(resolved: recipes.Resolved, data: RunData, ranks: Ranks) -> Setup:
     """Model, batches and optimizer of a run, on their own."""
     config, device = resolved.config, ranks.device
-    quick = is_quick(config, data.builtin)
+    small = is_small(config, data.builtin)
     memory.reset_peak(device)  # a batch that did not fit before this one is no measure of it
     precision = resolve_amp(config.amp, device)
-    source, _ = sources(data, config, None, None, quick=quick)
+    source, _ = sources(data, config, None, None, small=small)
     plan = make_plan(source, data, config, ranks)
     forward = Forward(torch.nn.Identity(), device=device, precision=precision, seed=config.seed)
-    lab = Lab(
+    trials = Trials(
         make_task(
             config,
-            lambda: make_model(config, data.num_classes, quick=quick).to(device),
+            lambda: make_model(config, data.num_classes, small=small).to(device),
             forward.losses,
             first_batches(source, plan, BATCHES),
             device=device,
@@ -65,7 +65,7 @@ def open_bench(resolved: recipes.Resolved, data: RunData, ranks: Ranks) -> Bench
     given = {n: getattr(config, n) for n, why in resolved.reasons.items() if why == "given"}
     total = total_steps(plan.steps_per_epoch, config)
     pretrained = config.weights != "none" or config.backbone_weights is not None
-    return Bench(config, given, resolved.reasons, lab, total, device, pretrained, memory.held(device), len(plan))
+    return Setup(config, given, resolved.reasons, trials, total, device, pretrained, memory.held(device), len(plan))
 
 
 def make_task(
@@ -99,12 +99,12 @@ def first_batches(source: Source, plan: Plan, most: int) -> list[Any]:
     return [m if len(m) > 1 else m[0] for m in micro]
 
 
-def memory_use(bench: Bench) -> tuple[int, str]:
-    """Highest memory use since the bench was opened, bytes, and a sentence on the batch size that fits."""
-    batch, most, whole = bench.config.images_a_pass, memory.peak(bench.device), memory.usable(bench.device)
-    if not whole or most <= bench.bytes_before:
+def memory_use(setup: Setup) -> tuple[int, str]:
+    """Highest memory use since the setup was opened, bytes, and a sentence on the batch size that fits."""
+    batch, most, whole = setup.config.images_a_pass, memory.peak(setup.device), memory.usable(setup.device)
+    if not whole or most <= setup.bytes_before:
         return most, f"batch size {batch}: up to {most / 2**30:.1f} GiB were used"
-    fits = memory.batch_that_fits(batch, bench.bytes_before, most, whole)
-    room = f"all {bench.images} images" if fits >= bench.images else f"about {fits}"
+    fits = memory.batch_that_fits(batch, setup.bytes_before, most, whole)
+    room = f"all {setup.images} images" if fits >= setup.images else f"about {fits}"
     text = f"batch size {batch} takes {most / 2**30:.1f} of {whole / 2**30:.0f} GiB; {room} would fit"
     return most, text + ", but the limits above hold for this batch size" * (fits > batch)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 from maskrcnn_coco.advice.limits import judge, rising, settle
 from maskrcnn_coco.advice.remembered import Spans, above
-from maskrcnn_coco.advice.trials import Lab, State, Task, Trial
+from maskrcnn_coco.advice.trials import State, Task, Trial, Trials
 from maskrcnn_coco.guard.early_warning import FLAGS, own_level
 
 SHARE = 100
@@ -40,40 +40,43 @@ def quick_check(
     if steps < FEWEST:
         return []
     try:
-        return try_rates(Lab(task(steps)), rates, steps)
+        return try_rates(Trials(task(steps)), rates, steps)
     except Exception:
         # A second copy does not fit, an image cannot be read, no rate trains, the data is odd: the run itself will
         # leave it out, or stop with the cause. A look before the run must not end it.
         return []
 
 
-def try_rates(lab: Lab, rates: Mapping[str, float], steps: int) -> list[str]:
+def try_rates(trials: Trials, rates: Mapping[str, float], steps: int) -> list[str]:
     """Train ``steps`` steps at ``rates``; where that breaks, each component alone, to name the one that breaks.
 
     Raises:
         DataError: training fails at every rate.
     """
-    few, fresh = max(3, steps // 4), lab.save(0)
-    all_rates = {c: rates.get(c, rates.get("backbone", 0.0)) for c in lab.components}
-    settled = settle(lab, {c: v / 20 for c, v in all_rates.items()}, few)
-    levels = {c: own_level(settled.trial.records, c) for c in lab.components}
+    few, fresh = max(3, steps // 4), trials.save(0)
+    all_rates = {c: rates.get(c, rates.get("backbone", 0.0)) for c in trials.components}
+    settled = settle(trials, {c: v / 20 for c, v in all_rates.items()}, few)
+    levels = {c: own_level(settled.trial.records, c) for c in trials.components}
 
     def train(lr: dict[str, float], state: State) -> Trial:
-        lab.load(state)
-        return lab.run(lr, steps - few, first_step=few, ramp=rising((steps - few) // 2))
+        trials.load(state)
+        return trials.run(lr, steps - few, first_step=few, ramp=rising((steps - few) // 2))
 
     def breaks(lr: dict[str, float], named: list[str]) -> list[str]:
         trial = train(lr, settled.state)
         return [c for c in named if not judge(trial, c, levels[c]).stable]
 
-    if not breaks(all_rates, lab.components) or not train({c: v * STILL for c, v in all_rates.items()}, fresh).stable:
+    if (
+        not breaks(all_rates, trials.components)
+        or not train({c: v * STILL for c, v in all_rates.items()}, fresh).stable
+    ):
         return []
-    if breaks(settled.lr, lab.components):
+    if breaks(settled.lr, trials.components):
         return [
             f"the learning rates break training within {steps} steps, even at a twentieth of them: lower "
             "--lr and the multipliers, or use --lr auto"
         ]
-    guilty = [c for c in lab.components if breaks(settled.lr | {c: all_rates[c]}, [c])]
+    guilty = [c for c in trials.components if breaks(settled.lr | {c: all_rates[c]}, [c])]
     if not guilty:
         return [f"the learning rates together break within {steps} steps, none alone: lower --lr, or use --lr auto"]
     return [

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskrcnn_coco.advice.trials import Lab, State
+from maskrcnn_coco.advice.trials import State, Trials
 
 
 @dataclass(frozen=True)
@@ -65,29 +65,29 @@ def line_search(
     return Critical(math.sqrt(good * bad), forwards)
 
 
-def real_update(lab: Lab, component: str, step: int, *, fresh: bool) -> list[Tensor]:
+def real_update(trials: Trials, component: str, step: int, *, fresh: bool) -> list[Tensor]:
     """What the optimizer would subtract at learning rate 1 from each parameter of ``component``.
 
     It is taken from the optimizer itself, so clipping, weight decay, momentum and Adam's scaling are in it. ``fresh``
     empties the momentum first: the update along this batch's gradient alone. Weights, buffers and state are put back.
     """
-    state = lab.save(step)
-    parameters = lab.parameters_of(component)
+    state = trials.save(step)
+    parameters = trials.parameters_of(component)
     if fresh:
-        for value in lab.optimizer.state.values():
+        for value in trials.optimizer.state.values():
             for name in ("momentum_buffer", "exp_avg"):
                 if isinstance(value.get(name), Tensor):
                     value[name].zero_()
     before = [p.detach().clone() for p in parameters]
-    lab.set_lr(dict.fromkeys(lab.components, 0.0) | {component: 1.0})
-    lab.step(step)
+    trials.set_lr(dict.fromkeys(trials.components, 0.0) | {component: 1.0})
+    trials.step(step)
     update = [b - p.detach() for b, p in zip(before, parameters, strict=True)]
-    lab.load(state)
+    trials.load(state)
     return update
 
 
 def critical_lr(
-    lab: Lab,
+    trials: Trials,
     state: State,
     component: str,
     *,
@@ -101,18 +101,18 @@ def critical_lr(
     ``losses`` names the component's own (none: all). An update of the RPN moves the proposals, so the losses of the
     heads change by chance with it, which hides where its own begin to rise.
     """
-    lab.load(state)
-    parameters = lab.parameters_of(component)
-    update = real_update(lab, component, state.step, fresh=fresh)
+    trials.load(state)
+    parameters = trials.parameters_of(component)
+    update = real_update(trials, component, state.step, fresh=fresh)
     origin = [p.detach().clone() for p in parameters]
 
     @torch.no_grad()
     def loss_at(lr: float) -> float:
         for p, o, u in zip(parameters, origin, update, strict=True):
             p.copy_(o - lr * u)
-        return lab.loss(state.step, losses)
+        return trials.loss(state.step, losses)
 
     try:
         return line_search(loss_at, start, max_forwards=max_forwards)
     finally:
-        lab.load(state)
+        trials.load(state)

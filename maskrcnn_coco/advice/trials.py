@@ -51,7 +51,7 @@ class Trial:
     seconds: float
     symptom: str | None = None
     own_seconds: float = 0.0
-    """The same of the lab's own clock: without the time that other work on the machine took."""
+    """The same of the trials' own clock: without the time that other work on the machine took."""
     records: list[StepRecord] = field(default_factory=list)
 
     @property
@@ -84,7 +84,7 @@ def constant(step: int) -> float:
     return 1.0
 
 
-class Lab:
+class Trials:
     """One model on which trials are run, each from a saved state. Private: the run's own model is never touched."""
 
     def __init__(self, task: Task) -> None:
@@ -154,7 +154,7 @@ class Lab:
         stop: Callable[[StepRecord], bool] | None = None,
         deadline: float = math.inf,
     ) -> Trial:
-        """Train ``steps`` steps from the current state; end at the guard's first alarm, at ``deadline`` (of the lab's
+        """Train ``steps`` steps from the current state; end at the guard's first alarm, at ``deadline`` (of the trials'
         own clock), or after the step for which ``stop`` is true.
 
         ``ramp`` gives the factor on ``lr`` at the trial's own step 0, 1, …, for all components or per component.

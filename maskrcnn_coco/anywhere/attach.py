@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.guard.acts import Mode
 from maskrcnn_coco.guard.attached import Attached
+from maskrcnn_coco.guard.immediate import Mode
 from maskrcnn_coco.guard.norms import Components
 from maskrcnn_coco.guard.undo import nested
 from maskrcnn_coco.records import Alarm
@@ -77,7 +77,7 @@ def attach(
         return Attached(model, found, scaler=scaler, components=components, mode=mode, on_alarm=on_alarm, say=say)
     if len(found) > 1 or nested(found[0]):
         raise ConfigError("diagnose=True needs one optimizer", got=str(len(found)), fix="attach a guard to each")
-    from maskrcnn_coco.anywhere.diagnosing import Diagnosing
+    from maskrcnn_coco.anywhere.diagnosing_guard import Diagnosing
 
     return Diagnosing(
         model,

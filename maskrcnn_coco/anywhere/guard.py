@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskrcnn_coco.anywhere.doctor import Doctor, told
+from maskrcnn_coco.anywhere.response import Doctor, told
 from maskrcnn_coco.anywhere.rig import takes_model
 from maskrcnn_coco.anywhere.samples import Select, size_of
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError, GuardWarning
-from maskrcnn_coco.guard import guard as plain
-from maskrcnn_coco.guard.acts import Mode
+from maskrcnn_coco.guard.guard import Guard as BaseGuard
+from maskrcnn_coco.guard.immediate import Mode
 from maskrcnn_coco.guard.norms import Components
 from maskrcnn_coco.records import Alarm, Finding, Incident, StepRecord
 
 _NONE: Any = object()
 
 
-class Guard(plain.Guard):
+class Guard(BaseGuard):
     """A guard for a loop that takes its steps through it::
 
         guard = Guard(model, optimizer, forward=loss_of, diagnose=True)    # loss_of(model, batch)
@@ -163,7 +163,7 @@ class Guard(plain.Guard):
 
 
 def make_doctor(
-    guard: plain.Guard,
+    guard: BaseGuard,
     forward: Callable[..., Any] | None,
     select: Select | None,
     logdir: str | Path | None,
@@ -198,7 +198,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def answer(guard: plain.Guard, doctor: Doctor, alarm: Alarm) -> None:
+def answer(guard: BaseGuard, doctor: Doctor, alarm: Alarm) -> None:
     """Let the doctor respond, and say what came of it."""
     parts = guard.instruments
     incident = doctor.respond(alarm)
@@ -206,7 +206,7 @@ def answer(guard: plain.Guard, doctor: Doctor, alarm: Alarm) -> None:
         warnings.warn(told(incident), GuardWarning, stacklevel=4)
 
 
-def rolled_back(guard: plain.Guard, doctor: Doctor | None) -> int:
+def rolled_back(guard: BaseGuard, doctor: Doctor | None) -> int:
     """`Guard.rollback`, of any guard."""
     back = doctor.go_back(guard.next_step) if doctor is not None else None
     if back is None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from maskrcnn_coco.anywhere.samples import Key, Samples, leaves
 from maskrcnn_coco.components import component_of, plain_name
-from maskrcnn_coco.guard.step import as_terms
+from maskrcnn_coco.guard.forward_backward import as_terms
 from maskrcnn_coco.replay.case import Rig
 from maskrcnn_coco.replay.private_copy import around
 from maskrcnn_coco.system.precision import autocast

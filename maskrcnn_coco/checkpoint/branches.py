@@ -14,7 +14,7 @@ from maskrcnn_coco.checkpoint.content import BEST, LAST, Header
 from maskrcnn_coco.checkpoint.saver import Saver
 from maskrcnn_coco.checkpoint.store import checkpoints, peek, verify
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.system import files as durable
+from maskrcnn_coco.system import files
 
 BRANCH = "branch"
 """Key of a state that goes on from an older one by the user's wish: later states of the folder are another branch."""
@@ -72,7 +72,7 @@ def _set_aside(folder: Path, step: int, since: int) -> list[str]:
         aside.mkdir(exist_ok=True)
         for path in moved:
             path.rename(aside / path.name)
-        durable.sync_folder(folder)
+        files.sync_folder(folder)
     except OSError as e:
         return [f"checkpoints of the other branch stay in {folder}: {e}"]
     return [f"later checkpoints ({', '.join(p.name for p in moved)}) belong to another branch; they are in {aside} now"]
@@ -88,6 +88,6 @@ def _settle_best(folder: Path) -> list[str]:
     for path in (p for p, h in headers.items() if h.serial == best):
         with contextlib.suppress(CheckpointError, OSError):
             verify(path)
-            durable.link_atomically(path, folder / BEST)
+            files.link_atomically(path, folder / BEST)
             return [f"best.pth was missing or of an older epoch; it is {path.name} again"]
     return []

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.system import files as durable
+from maskrcnn_coco.system import files
 from maskrcnn_coco.system.file_locks import FolderLock, Held, take
 from maskrcnn_coco.system.processes import alive
 
@@ -36,7 +36,7 @@ def run_lock(folder: str | Path) -> Iterator[None]:
     _held.add(path)
     try:
         lock.write_holder({"pid": os.getpid(), "host": socket.gethostname()})
-        durable.remove_leftovers(folder)
+        files.remove_leftovers(folder)
         yield
     finally:
         _held.discard(path)

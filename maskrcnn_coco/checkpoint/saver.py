@@ -30,7 +30,7 @@ from maskrcnn_coco.checkpoint.content import (
 )
 from maskrcnn_coco.checkpoint.store import checkpoints, peek, verify
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.system import files as durable
+from maskrcnn_coco.system import files
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -170,7 +170,7 @@ class Saver:
                 if name == LAST:
                     self._write_last(document)
                 else:
-                    durable.link_atomically(path, self.folder / name)
+                    files.link_atomically(path, self.folder / name)
         if LAST in job.names and len({_identity(p) for p in checkpoints(self.folder) if self._header(p)}) < 2:
             self._write_file(self.folder / PREVIOUS, document)  # the first of all: there is no older one yet
         self.written += 1

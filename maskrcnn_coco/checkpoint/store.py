@@ -31,7 +31,7 @@ from maskrcnn_coco.checkpoint.content import (
 )
 from maskrcnn_coco.checkpoint.inspection import inspect
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.system import files as durable
+from maskrcnn_coco.system import files
 
 _T = TypeVar("_T")
 
@@ -63,7 +63,7 @@ def save(path: str | Path, state: dict[str, Any], *, names: tuple[str, ...] | No
 
 def write_document(path: Path, document: dict[str, Any], *, keep_old_as: Path | None = None) -> None:
     """Write what `to_document` made, verified on the disk before it is renamed. Raises OSError."""
-    durable.write_atomically(
+    files.write_atomically(
         path, lambda sink: archive.write(sink, document), verify=_verify_written, keep_old_as=keep_old_as
     )
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from maskrcnn_coco.cli.evaluation_page import write_page
+from maskrcnn_coco.data.bit_depth import BitRange
 from maskrcnn_coco.data.bit_range import given_range, saved_range
 from maskrcnn_coco.data.builtin_shapes import write_shapes
 from maskrcnn_coco.data.coco.table import CocoTable, load_coco
-from maskrcnn_coco.data.depth import BitRange
 from maskrcnn_coco.data.layouts import find_data
 from maskrcnn_coco.data.prepare import shapes_folder
 from maskrcnn_coco.evaluation.analysis import ERRORS, Analysis, analyse, plain

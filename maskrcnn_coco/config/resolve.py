@@ -11,7 +11,7 @@ from maskrcnn_coco.system.memory import peak, total
 from maskrcnn_coco.system.precision import amp_warning
 
 
-def is_quick(config: Config, builtin: bool) -> bool:
+def is_small(config: Config, builtin: bool) -> bool:
     """Whether the small network for the built-in shapes is trained."""
     return builtin and config.model in (None, "maskrcnn_resnet18_fpn")
 
@@ -32,7 +32,7 @@ def resolve_run(
     resolved = recipes.resolve(
         config,
         num_images=images,
-        builtin=is_quick(config, builtin),
+        builtin=is_small(config, builtin),
         device=device.type,
         world=world,
         most_objects=most_objects,

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from maskrcnn_coco.config.settings import bit_range
+from maskrcnn_coco.data.bit_depth import BitRange, Spread, auto_range, spread_of
 from maskrcnn_coco.data.coco.table import CocoTable
-from maskrcnn_coco.data.depth import BitRange, Spread, auto_range, spread_of
 from maskrcnn_coco.data.images import is_deep_file, raw_values
 from maskrcnn_coco.errors import ConfigError, DataError
 

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from maskrcnn_coco.data.depth import BitRange, auto_range, deep_values, is_deep, spread_of, to_bytes
+from maskrcnn_coco.data.bit_depth import BitRange, auto_range, deep_values, is_deep, spread_of, to_bytes
 from maskrcnn_coco.data.tiff import TiffFacts, tiff_facts
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.system.files import READING

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from maskrcnn_coco.data.bit_depth import BitRange
 from maskrcnn_coco.data.bit_range import with_depth
 from maskrcnn_coco.data.coco.cache import load_kept
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.convert.recognise import recognise
-from maskrcnn_coco.data.depth import BitRange
 from maskrcnn_coco.data.images import probe
 from maskrcnn_coco.data.locate_images import locate
 from maskrcnn_coco.errors import DataError

@@ -16,7 +16,7 @@ from maskrcnn_coco.distributed.ranks import Ranks
 
 
 def sources(
-    data: RunData, config: Config, train_data: Any, val_data: Any, *, quick: bool
+    data: RunData, config: Config, train_data: Any, val_data: Any, *, small: bool
 ) -> tuple[CocoDataset | UserData, CocoDataset | UserData | None]:
     """Training and validation source of samples."""
     if data.train is None:
@@ -29,7 +29,7 @@ def sources(
         seed=config.seed,
         min_size=config.min_size,
         max_size=config.max_size,
-        policy=policy_of_run(config, quick=quick),
+        policy=policy_of_run(config, small=small),
     )
     train.quarantine(sorted(data.bad_annotations))
     if data.val is None:
@@ -39,14 +39,14 @@ def sources(
     )
 
 
-def policy_of_run(config: Config, *, quick: bool) -> Policy:
+def policy_of_run(config: Config, *, small: bool) -> Policy:
     """The augmentation of a run.
 
     Raises:
         ConfigError: ``config.augment`` is neither a preset nor a readable file.
     """
     policy = policy_of(config.augment, config.flip, config.copy_paste)
-    if quick and config.augment == "light":
+    if small and config.augment == "light":
         # The built-in images have the size they are trained at: smaller scales only lose the small shapes.
         policy = msgspec.structs.replace(policy, scale=Scale())
     return policy

@@ -17,7 +17,7 @@ from maskrcnn_coco.replay.replay import Replay
 from maskrcnn_coco.system.backends import as_it_was, compiled_modules, eagerly
 
 
-class Machinery:
+class BackendExperiments:
     """Tests of one case. ``compiled``: modules of the run that are compiled; a deep copy of them is eager."""
 
     def __init__(self, case: Case, replay: Replay, facts: Facts) -> None:

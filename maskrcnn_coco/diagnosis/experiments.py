@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from maskrcnn_coco.components import component_of
-from maskrcnn_coco.diagnosis import scan_state as scan
-from maskrcnn_coco.diagnosis.backend_experiments import Machinery
+from maskrcnn_coco.diagnosis import scan_state
+from maskrcnn_coco.diagnosis.backend_experiments import BackendExperiments
 from maskrcnn_coco.diagnosis.facts import NO_HISTORY_LOSS, Facts, Location, onset_of, reference_of
-from maskrcnn_coco.diagnosis.lr_experiments import Walks
+from maskrcnn_coco.diagnosis.lr_experiments import LrExperiments
 from maskrcnn_coco.diagnosis.scan_batch import num_classes, repair, reported, scan_anchors, scan_images, scan_targets
 from maskrcnn_coco.diagnosis.scan_forms import scan_forms
 from maskrcnn_coco.diagnosis.search import smallest_culprits
@@ -32,15 +32,15 @@ MODULES = 4
 """Most modules that are put into float32 one after the other."""
 
 
-class Lab:
+class Experiments:
     """Makes the tests of one case. ``facts`` is filled by `scan_all` and then by `run`."""
 
     def __init__(self, case: Case, *, deadline: float | None = None) -> None:
         self.case = case
         self.replay = Replay(case, deadline=deadline)
         self.facts = Facts(case.alarm.symptom, case.alarm.step, case.alarm.epoch, case.alarm.onset_step)
-        self.walks = Walks(case, self.replay, self.facts)
-        self.machinery = Machinery(case, self.replay, self.facts)
+        self.lr = LrExperiments(case, self.replay, self.facts)
+        self.backend = BackendExperiments(case, self.replay, self.facts)
 
     @property
     def spent(self) -> float:
@@ -83,9 +83,9 @@ class Lab:
     def _scan_state(self, model: nn.Module, names: list[str]) -> None:
         f, case = self.facts, self.case
         meant = set(case.settings.get("by_design") or ())  # buffers of -inf or NaN that were so from the start
-        f.state = [s for s in scan.scan_state(case.now, model, names, component_of) if s.name not in meant]
-        if any(s.where == "norm" for s in f.state) and self.walks.healthy is not None:
-            before = scan.scan_state(self.walks.healthy, model, names, component_of)
+        f.state = [s for s in scan_state.scan_state(case.now, model, names, component_of) if s.name not in meant]
+        if any(s.where == "norm" for s in f.state) and self.lr.healthy is not None:
+            before = scan_state.scan_state(self.lr.healthy, model, names, component_of)
             f.norms_before = {s.name for s in before if s.where == "norm"}
 
     def _scan_batch(self, model: nn.Module, batch: Any) -> None:
@@ -109,9 +109,9 @@ class Lab:
         self.facts.done.add(name)
         try:
             if name in ("retrace", "lr", "file"):
-                getattr(self.walks, name)()
+                getattr(self.lr, name)()
             elif name in ("reference", "live"):
-                getattr(self.machinery, name)()
+                getattr(self.backend, name)()
             else:
                 getattr(self, f"_{name}")()
         except ReplayImpossible as e:
@@ -146,7 +146,7 @@ class Lab:
         f.update_ratio = ratios(before, onset)
         older = [s for s in case.earlier if s.step < f.step]
         f.earlier_steps = [s.step for s in older]
-        self.walks.healthy = next((s for s in older if s.step <= onset), older[-1] if older else None)
+        self.lr.healthy = next((s for s in older if s.step <= onset), older[-1] if older else None)
 
     def _possible(self) -> set[str]:
         case, f = self.case, self.facts
@@ -160,14 +160,14 @@ class Lab:
             can |= {"other", "peek"}
         elif len(f.image_ids) > 1:
             can.add("other")
-        if self.walks.healthy is not None:
+        if self.lr.healthy is not None:
             can.add("earlier")
-            if self.walks.walkable():
+            if self.lr.walkable():
                 can |= {"retrace", "lr"}
         can.add("reference")
-        if self.walks.after_load():
+        if self.lr.after_load():
             can.add("file")
-        if self.machinery.compiled:
+        if self.backend.compiled:
             can.add("live")
         if f.lethal():
             can &= {"without", "peek"}
@@ -236,12 +236,12 @@ class Lab:
 
     def _earlier(self) -> None:
         """On older weights, and on still older ones where those are not healthy either."""
-        assert self.walks.healthy is not None
-        older = [s for s in self.case.earlier if s.step <= self.walks.healthy.step]
+        assert self.lr.healthy is not None
+        older = [s for s in self.case.earlier if s.step <= self.lr.healthy.step]
         for snapshot in older[:OLDER]:
             test = f"same batch, weights of step {snapshot.step}, learning rate 0"
             self.facts.outcomes["earlier"] = self.replay.run(test, snapshot=snapshot)
-            self.walks.healthy = snapshot
+            self.lr.healthy = snapshot
             if self.facts.good("earlier"):
                 return
 
@@ -258,13 +258,13 @@ class Lab:
         if not kept:
             return
         named = ", ".join(map(str, sorted(suspects)))
-        snapshot = self.walks.healthy
+        snapshot = self.lr.healthy
         test = f"without image {named}{weights(snapshot)}"
         self.facts.outcomes["without"] = self.replay.run(test, batches=kept, snapshot=snapshot)
 
     def _repaired(self) -> None:
         repaired = [repair(b, self.facts) for b in self.case.batches or []]
-        snapshot = self.walks.healthy
+        snapshot = self.lr.healthy
         test = f"same batch with pixels scaled and masks binary{weights(snapshot)}"
         self.facts.outcomes["repaired"] = self.replay.run(test, batches=repaired, snapshot=snapshot)
 
@@ -303,7 +303,7 @@ class Lab:
 
     def _bisect(self) -> None:
         f = self.facts
-        ids, snapshot = f.image_ids, self.walks.healthy
+        ids, snapshot = f.image_ids, self.lr.healthy
 
         def bad(positions: Sequence[int], test: str) -> bool:
             keep = [p in set(positions) for p in range(len(ids))]
@@ -325,7 +325,7 @@ class Lab:
                     self._annotations_of(batch.subset([position]), image_id)
 
     def _annotations_of(self, single: Any, image_id: int) -> None:
-        f, snapshot = self.facts, self.walks.healthy
+        f, snapshot = self.facts, self.lr.healthy
         given = single.targets[0].get("annotation_ids")
         every = [int(a) for a in given] if given is not None else []
         if len(every) < 2:

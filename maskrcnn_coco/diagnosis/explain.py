@@ -26,7 +26,7 @@ from maskrcnn_coco.diagnosis.rules import (
     unknown,
 )
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.findings import judge as findings
+from maskrcnn_coco.findings.judge import text_of
 from maskrcnn_coco.records import FINDING_CODES, Finding, StepRecord
 
 RULES: tuple[ModuleType, ...] = (
@@ -75,7 +75,7 @@ def explain(code: str) -> str:
         ConfigError: no such code; the message lists those there are.
     """
     rule = next((r for r in RULES if code.strip().upper() == r.CODE), None)
-    silent = findings.explain(code)
+    silent = text_of(code)
     if rule is None and silent is not None:
         return silent
     if rule is None:

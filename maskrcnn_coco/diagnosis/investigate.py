@@ -23,7 +23,7 @@ OUTER = {"RANK_LOCAL", "SCALE_COLLAPSE"}
 
 
 class Tests(Protocol):
-    """What an investigation needs: `experiments.Lab`, or a stand-in."""
+    """What an investigation needs: `experiments.Experiments`, or a stand-in."""
 
     facts: Facts
 
@@ -35,27 +35,27 @@ class Tests(Protocol):
     def run(self, name: str) -> None: ...
 
 
-def investigate(case: Case | None, *, budget_seconds: float = 60.0, lab: Tests | None = None) -> list[Finding]:
+def investigate(case: Case | None, *, budget_seconds: float = 60.0, tests: Tests | None = None) -> list[Finding]:
     """Findings for the alarm of ``case``, best first; never empty, the last is always UNKNOWN.
 
     Tests are made until one cause is proved, nothing is left to ask, or ``budget_seconds`` of wall time are spent.
     """
     deadline = time.monotonic() + budget_seconds
-    if lab is None:
-        from maskrcnn_coco.diagnosis.experiments import Lab
+    if tests is None:
+        from maskrcnn_coco.diagnosis.experiments import Experiments
 
         assert case is not None
-        lab = Lab(case, deadline=deadline)
-    facts = lab.scan_all()
-    while not settled(facts) and time.monotonic() < deadline:
+        tests = Experiments(case, deadline=deadline)
+    facts = tests.scan_all()
+    while not proved(facts) and time.monotonic() < deadline:
         test = next_test(facts)
         if test is None:
             break
-        lab.run(test)
+        tests.run(test)
     return rank(facts)
 
 
-def settled(facts: Facts) -> bool:
+def proved(facts: Facts) -> bool:
     """Whether an inner cause is proved, and everything that its proof wants has been asked."""
     proved = [f for f in judge(facts) if f.confidence >= PROVED and f.cause not in OUTER]
     return bool(proved) and not any(t in facts.can and t not in facts.done for t in _confirm(facts))

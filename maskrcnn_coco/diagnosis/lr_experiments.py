@@ -58,8 +58,8 @@ def climbing(outcome: Outcome, last: int) -> bool:
     return losses[-1] > 2 * statistics.median(losses) or norms[-1] > 4 * statistics.median(norms)
 
 
-class Walks:
-    """Walks over the tape of one case. ``healthy``: the newest state on which the failing batch is normal."""
+class LrExperiments:
+    """LrExperiments over the tape of one case. ``healthy``: the newest state on which the failing batch is normal."""
 
     def __init__(self, case: Case, replay: Replay, facts: Facts) -> None:
         self.case, self.replay, self.facts = case, replay, facts

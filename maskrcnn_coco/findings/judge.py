@@ -51,7 +51,7 @@ def identity(finding: RunFinding) -> tuple[str, str]:
     return finding.code, str(finding.detail.get("what", ""))
 
 
-def explain(code: str) -> str | None:
+def text_of(code: str) -> str | None:
     """The text of ``code``, or None where it is none of this wing's."""
     rule = next((r for r in RULES if code.strip().upper() == r.CODE), None)
     return None if rule is None else f"{rule.CODE}: {inspect.cleandoc(rule.__doc__ or '')}\n"

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.errors import ConfigError, DataError
-from maskrcnn_coco.guard import inputs
-from maskrcnn_coco.guard import step as steps
-from maskrcnn_coco.guard.acts import Act, Mode
+from maskrcnn_coco.guard import forward_backward, inputs, optimizer_step
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.guard.hooks import Entrances, Hook, Joined, replace_step
+from maskrcnn_coco.guard.immediate import Act, Mode
 from maskrcnn_coco.guard.loss_scale import Scale
 from maskrcnn_coco.guard.norms import Components
 from maskrcnn_coco.guard.sharding import refuse_shards
@@ -68,7 +67,7 @@ class Attached(Guard):
         self.records: deque[StepRecord] = deque(maxlen=KEPT)
         self.refused = False
         self.refused_steps = 0
-        self.acts.agree_at_once = False  # forward passes need not be equally many on every process
+        self.immediate.agree_at_once = False  # forward passes need not be equally many on every process
         self.instruments.scale = _OthersScale(scaler)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._round: set[int] = set()
@@ -105,7 +104,7 @@ class Attached(Guard):
             loss: in any form that `Guard.step` takes. Of several in one step (accumulation) the mean counts.
         """
         act = self._open([])
-        terms = [t.detach() for t in steps.as_terms(loss).values()]
+        terms = [t.detach() for t in forward_backward.as_terms(loss).values()]
         if not act.certain:
             act.seen, act.certain = [], True
         act.seen.append(sum(t.reshape(()).float() for t in terms))  # type: ignore[arg-type]
@@ -132,7 +131,7 @@ class Attached(Guard):
         if self._act is not None and self._act.done is None:
             return self._act
         self._close_round()
-        act = self._act = self.acts.begin(batches, self._record(batches, None, None, 0), save=early)
+        act = self._act = self.immediate.begin(batches, self._record(batches, None, None, 0), save=early)
         act.foreign = []  # whatever gradients there are, they are the loop's
         if act.over and early:
             self.instruments.buffers.save()  # the forward pass runs all the same
@@ -214,10 +213,10 @@ class Attached(Guard):
         if act.done is None and overflowed:
             self._overflowed(act)
         elif act.done is None:
-            self.acts.grad_scale = scale
-            self.acts.judge(act, self._pass(act))
+            self.immediate.grad_scale = scale
+            self.immediate.judge(act, self._pass(act))
             if not act.over:
-                self.acts.before_step(act)
+                self.immediate.before_step(act)
         self._round.add(index)
         result = None
         if not act.over or overflowed:
@@ -241,18 +240,20 @@ class Attached(Guard):
         if act.done.micro_batch is not None:
             act.verdict = act.suspicion or Verdict("loss_nonfinite", "the loss is not finite", {})
 
-    def _pass(self, act: Act) -> steps.Pass:
+    def _pass(self, act: Act) -> forward_backward.Pass:
         """What is known of this step's forward and backward passes. One host read."""
         if not act.seen:
-            return steps.Pass()
+            return forward_backward.Pass()
         values = torch.stack([v.reshape(()).float() for v in act.seen]).tolist()
         mean = sum(values) / len(values)
         if math.isfinite(mean):
-            return steps.Pass({"loss": mean}, certain=act.certain)
+            return forward_backward.Pass({"loss": mean}, certain=act.certain)
         bad = [i for i, v in enumerate(values) if not math.isfinite(v)]
         rest = values[bad[-1] + 1 :] if bad else []
         later = sum(rest) / len(rest) if rest else math.nan
-        return steps.Pass({"loss": mean}, micro_batch=bad[0] if bad else None, certain=act.certain, later=later)
+        return forward_backward.Pass(
+            {"loss": mean}, micro_batch=bad[0] if bad else None, certain=act.certain, later=later
+        )
 
     @property
     def _optimizers(self) -> list[torch.optim.Optimizer]:
@@ -266,9 +267,9 @@ class Attached(Guard):
             return
         self._act = None
         if act.over:
-            self.acts.apply(act, None)
+            self.immediate.apply(act, None)
         else:
-            self.acts.after_step(act)
+            self.immediate.after_step(act)
         self._keep(act.record)
 
     def _keep(self, record: StepRecord) -> None:
@@ -288,7 +289,7 @@ class Attached(Guard):
         self._act = None
         act, began = self._open([], early=True), time.perf_counter()
         record, parts = act.record, self.instruments
-        self.acts.undo.take()
+        self.immediate.undo.take()
 
         def evaluated() -> Any:
             loss = closure()
@@ -299,7 +300,7 @@ class Attached(Guard):
         try:
             result = inner(evaluated)
         except BaseException:
-            self.acts.undo.put_back()
+            self.immediate.undo.put_back()
             parts.buffers.restore()
             self._act = None
             raise
@@ -310,7 +311,7 @@ class Attached(Guard):
         record.losses, record.loss = {"loss": first}, first
         record.grad_norm = 0.0
         verdict = act.before or self._looked_at(done, record)
-        verdict = verdict if self.acts.team is None else self.acts.team.worst(verdict)
+        verdict = verdict if self.immediate.team is None else self.immediate.team.worst(verdict)
         self._act = None
         if verdict is None or self.mode == "observe":
             record.applied = True
@@ -320,14 +321,14 @@ class Attached(Guard):
             if verdict is not None:
                 parts.raise_alarm(record, verdict)
         else:
-            self.acts.undo.put_back()
+            self.immediate.undo.put_back()
             parts.refuse(record, verdict, began)
         self._keep(record)
         return result
 
-    def _looked_at(self, done: steps.Pass, record: StepRecord) -> Verdict | None:
+    def _looked_at(self, done: forward_backward.Pass, record: StepRecord) -> Verdict | None:
         parts = self.instruments
-        fault = self.acts.undo.fault()
+        fault = self.immediate.undo.fault()
         if done.micro_batch is not None:
             return Verdict("loss_nonfinite", "the loss is not finite", {"losses": record.losses})
         if fault is not None:
@@ -336,7 +337,7 @@ class Attached(Guard):
         bad = parts.buffers.wrong()
         if bad:
             return Verdict("buffer_nonfinite", f"the step made {bad[0]} non-finite or enormous", {"buffers": bad})
-        leap = self.acts.undo.leap()
+        leap = self.immediate.undo.leap()
         if leap is not None or math.isnan(record.loss):
             return leap
         return parts.divergence.judge(record.step, record.loss, 1.0, {})
@@ -383,7 +384,7 @@ class _OthersScale(Scale):
 def evaluates_once(optimizer: torch.optim.Optimizer) -> bool:
     """Whether ``step(closure)`` calls the closure once, before it does anything: torch's own but LBFGS."""
     kind = type(optimizer)
-    return kind.__module__.startswith("torch.optim") and not steps.needs_closure(optimizer)
+    return kind.__module__.startswith("torch.optim") and not optimizer_step.needs_closure(optimizer)
 
 
 def _loss_in(out: Any) -> Tensor | None:
@@ -391,7 +392,7 @@ def _loss_in(out: Any) -> Tensor | None:
     if isinstance(out, Tensor):
         return out.detach() if out.numel() == 1 and out.requires_grad else None
     try:
-        terms = steps.as_terms(out)
+        terms = forward_backward.as_terms(out)
     except (ConfigError, TypeError, ValueError):
         return None
     if not terms or not any(t.requires_grad and t.numel() == 1 for t in terms.values()):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.guard import step as steps
+from maskrcnn_coco.guard import forward_backward, optimizer_step
 from maskrcnn_coco.guard.health import LEAP, SMALLEST_RMS
 from maskrcnn_coco.guard.inputs import verdict_on
 from maskrcnn_coco.guard.instruments import Instruments, Measured
@@ -51,7 +51,7 @@ class Deferred:
 
     def __init__(self, instruments: Instruments) -> None:
         optimizer = instruments.optimizer
-        if not steps.scales_itself(optimizer):
+        if not optimizer_step.scales_itself(optimizer):
             raise ConfigError(
                 f"{type(optimizer).__name__} cannot refuse a step on the device",
                 expected="SGD, Adam or AdamW with fused=True",
@@ -70,7 +70,7 @@ class Deferred:
         self._weights: tuple[int, Tensor] = (-1, torch.zeros(0))
         self._zero_momentum()
 
-    def step(self, forward: steps.Forward, batches: Sequence[Any], record: StepRecord) -> StepRecord:
+    def step(self, forward: forward_backward.Forward, batches: Sequence[Any], record: StepRecord) -> StepRecord:
         """Take the step; its record is filled in when the numbers arrive (see ``guard.completed``)."""
         parts, began = self.parts, time.perf_counter()
         parts.completed = []
@@ -87,11 +87,11 @@ class Deferred:
         parts.seconds += time.perf_counter() - began
         try:
             names, losses = _run(forward, batches, parts.scale.scaler)
-        except steps.FAULTS as error:
-            if steps.is_fatal(error):
+        except forward_backward.FAULTS as error:
+            if forward_backward.is_fatal(error):
                 raise
             self.collect(wait=True, everything=True)
-            verdict = parts.crash(steps.in_words(error), {})
+            verdict = parts.crash(forward_backward.in_words(error), {})
             parts.completed.append(self._refuse(record, verdict, time.perf_counter(), ran=True))
             return record
         began = time.perf_counter()
@@ -305,18 +305,18 @@ class Deferred:
 
 def late_reads(device: torch.device, optimizer: torch.optim.Optimizer) -> bool:
     """Whether the guard reads nothing within a step: where a read makes the host wait, and the device can refuse."""
-    return device.type == "cuda" and steps.scales_itself(optimizer) and not may_fault(optimizer)
+    return device.type == "cuda" and optimizer_step.scales_itself(optimizer) and not may_fault(optimizer)
 
 
-def _run(forward: steps.Forward, batches: Sequence[Any], scaler: Any) -> tuple[list[str], Tensor]:
+def _run(forward: forward_backward.Forward, batches: Sequence[Any], scaler: Any) -> tuple[list[str], Tensor]:
     """Forward and backward of every micro-batch; loss names, and their means float32 (n,) on the device."""
     sums: dict[str, Tensor] = {}
     for batch in batches:
-        terms: Mapping[str, Tensor] = steps.as_terms(forward(batch))
+        terms: Mapping[str, Tensor] = forward_backward.as_terms(forward(batch))
         for name, term in terms.items():
             value = term.detach().reshape(()).float() / len(batches)
             sums[name] = sums[name] + value if name in sums else value
-        steps.backward(list(terms.values()), len(batches), scaler)
+        forward_backward.backward(list(terms.values()), len(batches), scaler)
     return list(sums), torch.stack(list(sums.values()))
 
 

@@ -17,13 +17,12 @@ from torch import nn
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import FindingWarning
 from maskrcnn_coco.findings.watch import watch_of
-from maskrcnn_coco.guard import inputs
-from maskrcnn_coco.guard import step as steps
-from maskrcnn_coco.guard.acts import Act, Acts, Mode
+from maskrcnn_coco.guard import forward_backward, inputs, optimizer_step
 from maskrcnn_coco.guard.buffers import Buffers
 from maskrcnn_coco.guard.deferred import Deferred
 from maskrcnn_coco.guard.divergence import Divergence
 from maskrcnn_coco.guard.health import Health
+from maskrcnn_coco.guard.immediate import Act, Immediate, Mode
 from maskrcnn_coco.guard.instruments import Instruments
 from maskrcnn_coco.guard.loss_scale import Scale
 from maskrcnn_coco.guard.norms import Components, Layout
@@ -105,11 +104,11 @@ class Guard:
         self._deferred = Deferred(self.instruments) if deferred and mode in ("recover", "stop") else None
         self._act: Act | None = None
         self._watch = watch_of(model) if say and mode != "off" else None
-        self.acts = Acts(self.instruments, mode)
-        self.acts.team = Team(ranks, averages=True) if ranks is not None and ranks.world > 1 else None
+        self.immediate = Immediate(self.instruments, mode)
+        self.immediate.team = Team(ranks, averages=True) if ranks is not None and ranks.world > 1 else None
 
     def _refuse_what_it_cannot(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        steps.refuse_closures(optimizer)
+        optimizer_step.refuse_closures(optimizer)
         refuse_shards(model, optimizer)
 
     # --- what others look at
@@ -117,11 +116,11 @@ class Guard:
     @property
     def mode(self) -> Mode:
         """What is done with a bad step; may be changed between steps."""
-        return self.acts.mode
+        return self.immediate.mode
 
     @mode.setter
     def mode(self, mode: Mode) -> None:
-        self.acts.mode = mode
+        self.immediate.mode = mode
 
     @property
     def model(self) -> nn.Module:
@@ -186,7 +185,7 @@ class Guard:
     @property
     def nbytes(self) -> int:
         """Bytes that the guard holds between steps (copies of norm buffers; of all state for some optimizers)."""
-        return self.instruments.buffers.nbytes + self.acts.undo.nbytes
+        return self.instruments.buffers.nbytes + self.immediate.undo.nbytes
 
     @property
     def late(self) -> bool:
@@ -202,7 +201,7 @@ class Guard:
 
     def step(
         self,
-        forward: steps.Forward,
+        forward: forward_backward.Forward,
         batch: Any,
         ids: Sequence[int] | None = None,
         *,
@@ -230,12 +229,12 @@ class Guard:
         if self._deferred is not None and record.step >= self.at_once_until:
             return self._deferred.step(forward, batches, record)
         if self.mode == "off":
-            return self.acts.plain(forward, batches, record)
-        act = self.acts.begin(batches, record)
+            return self.immediate.plain(forward, batches, record)
+        act = self.immediate.begin(batches, record)
         if not act.over:
             self.instruments.layout.zero_grad()
-            self.acts.judge(act, self.acts.run(forward, batches, act))
-        record = self.acts.apply(act, None)
+            self.immediate.judge(act, self.immediate.run(forward, batches, act))
+        record = self.immediate.apply(act, None)
         if act.done is not None and not record.applied:
             self.instruments.layout.zero_grad()
         return record
@@ -249,7 +248,7 @@ class Guard:
             False where this step will be refused whatever comes: the model need not run, and `apply` will say why.
         """
         batches = [] if batch is None else [batch]
-        act = self._act = self.acts.begin(batches, self._record(batches, ids, None, epoch))
+        act = self._act = self.immediate.begin(batches, self._record(batches, ids, None, epoch))
         return not act.over
 
     def judge(self, loss: Any = None) -> bool:
@@ -263,10 +262,10 @@ class Guard:
             Whether `apply` will take the step.
         """
         if self._act is None:
-            self._act = self.acts.begin([], self._record([], None, None, 0))
+            self._act = self.immediate.begin([], self._record([], None, None, 0))
         act = self._act
         if not act.over:
-            self.acts.judge(act, steps.seen(loss))
+            self.immediate.judge(act, forward_backward.seen(loss))
         return not act.over
 
     def apply(self, step: Callable[[], Any] | None = None) -> StepRecord:
@@ -278,7 +277,7 @@ class Guard:
         act, self._act = self._act, None
         if act is None or (act.done is None and not act.over):
             raise RuntimeError("apply() comes after judge()")
-        return self.acts.apply(act, step)
+        return self.immediate.apply(act, step)
 
     # --- between steps
 
@@ -322,8 +321,8 @@ class Guard:
 
     def _record(self, batches: Sequence[Any], ids: Sequence[int] | None, step: int | None, epoch: int) -> StepRecord:
         parts = self.instruments
-        if self.acts.team is None:
-            self.acts.team = Team.found(parts.model)
+        if self.immediate.team is None:
+            self.immediate.team = Team.found(parts.model)
         if parts.layout.outdated(parts.optimizer):
             parts.lay_out()
         step = self._next if step is None else step

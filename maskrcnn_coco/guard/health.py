@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from maskrcnn_coco.guard.norms import Layout, all_finite, float_states, nonfinite_at, norms
+from maskrcnn_coco.guard.outside_changes import Witness
 from maskrcnn_coco.guard.updates import HASTY
 from maskrcnn_coco.guard.verdict import Verdict
-from maskrcnn_coco.guard.witness import Witness
 
 LEAP = 1e3
 """A step that may move a component's weights by this many times their norm is a divergence, whatever the loss says."""

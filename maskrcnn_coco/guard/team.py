@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maskrcnn_coco.distributed.ranks import Ranks
-from maskrcnn_coco.guard import step as steps
+from maskrcnn_coco.guard import forward_backward
 from maskrcnn_coco.guard.instruments import Instruments
 from maskrcnn_coco.guard.verdict import Verdict
 
@@ -48,7 +48,7 @@ class Team:
         ours = self.averages and isinstance(model, DistributedDataParallel)
         return model.no_sync() if ours else contextlib.nullcontext()  # type: ignore[union-attr]
 
-    def ran(self, done: steps.Pass, parts: Instruments) -> Verdict | None:
+    def ran(self, done: forward_backward.Pass, parts: Instruments) -> Verdict | None:
         """After this process's own pass: the verdict all share, or None with gradients and losses averaged."""
         shared = self.worst(own_fault(done, parts), done.loss)
         if shared is None and self.averages:
@@ -85,7 +85,7 @@ class Team:
         return {name: math.fsum(r[name] for r in rows) / len(rows) for name in losses}
 
 
-def own_fault(done: steps.Pass, parts: Instruments) -> Verdict | None:
+def own_fault(done: forward_backward.Pass, parts: Instruments) -> Verdict | None:
     """What this process alone knows to be wrong. fp16 gradients may overflow: that is the scaler's business."""
     if done.error is not None:
         return Verdict("crash", done.error)

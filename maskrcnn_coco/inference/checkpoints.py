@@ -17,8 +17,8 @@ from maskrcnn_coco.data.classes import named_classes
 from maskrcnn_coco.distributed.device import resolve_device
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import CheckpointError, ConfigError
-from maskrcnn_coco.inference.card import Card, card_of
-from maskrcnn_coco.inference.found import Found
+from maskrcnn_coco.inference.detections import Found
+from maskrcnn_coco.inference.metadata import Card, card_of
 from maskrcnn_coco.inference.predictor import Predictor
 from maskrcnn_coco.inference.torch_engine import TorchEngine, as_tensor, found_in
 from maskrcnn_coco.model.build import classes_in, load_for_inference

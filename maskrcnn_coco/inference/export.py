@@ -20,10 +20,10 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 
 from maskrcnn_coco.data.images import read_image
 from maskrcnn_coco.errors import ConfigError, ExportError
-from maskrcnn_coco.inference.card import KEY, Card, plain_card
 from maskrcnn_coco.inference.checkpoints import CARD_FILE, checkpoint_card
 from maskrcnn_coco.inference.export_transform import ExportTransform
 from maskrcnn_coco.inference.inputs import Pictures
+from maskrcnn_coco.inference.metadata import KEY, Card, plain_card
 from maskrcnn_coco.inference.onnx_engine import INPUT, OUTPUTS
 from maskrcnn_coco.inference.parity import Case, Gap, compare, pictures, thresholds
 from maskrcnn_coco.inference.predictor import Predictor, load

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from maskrcnn_coco.data.bit_depth import BitRange
 from maskrcnn_coco.data.bit_range import Depth, find_depth
-from maskrcnn_coco.data.depth import BitRange
 from maskrcnn_coco.data.images import read_image
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.inference.folder import LIST

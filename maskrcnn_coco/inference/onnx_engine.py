@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from maskrcnn_coco.errors import CheckpointError, ConfigError
-from maskrcnn_coco.inference.card import KEY, card_of
-from maskrcnn_coco.inference.found import Found, found_of, nothing, windows_of_full
+from maskrcnn_coco.inference.detections import Found, found_of, nothing, windows_of_full
+from maskrcnn_coco.inference.metadata import KEY, card_of
 from maskrcnn_coco.inference.predictor import Predictor
 from maskrcnn_coco.wording import clean
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from maskrcnn_coco.errors import CheckpointError, ConfigError
-from maskrcnn_coco.inference.card import KEY, card_of
-from maskrcnn_coco.inference.found import Found
+from maskrcnn_coco.inference.detections import Found
+from maskrcnn_coco.inference.metadata import KEY, card_of
 from maskrcnn_coco.inference.onnx_engine import OUTPUTS, as_array, found_in_arrays
 from maskrcnn_coco.inference.predictor import Predictor
 from maskrcnn_coco.wording import clean

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from maskrcnn_coco.errors import ExportError
-from maskrcnn_coco.inference.found import Found, Window
+from maskrcnn_coco.inference.detections import Found, Window
 
 BOX, SCORE, IOU = 0.01, 1e-4, 0.999
 """The most that boxes (pixels) and scores may differ, and the least that masks must overlap.

@@ -14,7 +14,7 @@ from PIL import Image
 from maskrcnn_coco.data.masks import encode_rle
 from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.evaluation.draw import Shape, colour_of, draw
-from maskrcnn_coco.inference.found import Found
+from maskrcnn_coco.inference.detections import Found
 from maskrcnn_coco.inference.outlines import Ring, polygons_of
 from maskrcnn_coco.wording import clean
 

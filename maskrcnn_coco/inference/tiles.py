@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.inference.found import Found, Window, found_of, nothing, union
+from maskrcnn_coco.inference.detections import Found, Window, found_of, nothing, union
 
 Rectangle = tuple[int, int, int, int]
 """(x0, y0, x1, y1) in pixels, x1 and y1 just outside."""

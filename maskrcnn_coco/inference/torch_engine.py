@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.evaluation.detect import RAW, detections, pasted
-from maskrcnn_coco.inference.found import Found, Window, found_of, nothing, windows_of_full
+from maskrcnn_coco.inference.detections import Found, Window, found_of, nothing, windows_of_full
 
 
 class TorchEngine:

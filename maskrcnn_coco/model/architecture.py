@@ -14,8 +14,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.model.bodies import BODIES, ChannelsFirst, NormLayer
-from maskrcnn_coco.model.predictors import Float32Predictor
+from maskrcnn_coco.model.backbones import BODIES, ChannelsFirst, NormLayer
+from maskrcnn_coco.model.box_predictor import Float32Predictor
 from maskrcnn_coco.system.exact_boxes import exact_boxes
 
 DEFAULT_FREEZE = 2
@@ -50,7 +50,7 @@ SMALL = Size(
     proposals_train=(300, 200),
     proposals_test=(300, 100),
 )
-"""The quick variant for 128-pixel images with objects of 12 to 90 pixels.
+"""The small variant for 128-pixel images with objects of 12 to 90 pixels.
 
 All boxes up to 112 pixels pool from stride 4, as in the full size: a 64-pixel object has 16 cells there, but 4 at
 stride 16. Heads have no norm, as torchvision's have none, so that the learning rate matters here as it does there.

@@ -18,10 +18,20 @@ from torchvision.models.detection import MaskRCNN
 
 from maskrcnn_coco.config.settings import COCO_WEIGHTS, MODELS, Config
 from maskrcnn_coco.errors import CheckpointError, ConfigError
-from maskrcnn_coco.model import weights as files
 from maskrcnn_coco.model.architecture import FULL, SMALL, assemble, freeze
-from maskrcnn_coco.model.bodies import BODIES
+from maskrcnn_coco.model.backbones import BODIES
 from maskrcnn_coco.model.fast.accelerate import accelerate
+from maskrcnn_coco.model.weights import (
+    StateDict,
+    describe,
+    detector_state,
+    download,
+    is_coco_v1,
+    keep_eps_zero_numbers,
+    load_body,
+    load_detector,
+    read_weights,
+)
 
 
 def build_model(
@@ -49,7 +59,7 @@ def build_model(
         min_size, max_size: sides of the resized image, pixels.
         freeze_stages: backbone stages from the stem (1: stem, 2: and the first stage, … 5: all) that do not train.
             Default: 2 where the backbone's weights are loaded, else 0.
-        small: the quick variant, `maskrcnn_resnet18_fpn` only.
+        small: the variant for the built-in shapes, `maskrcnn_resnet18_fpn` only.
         detections_per_image: most detections kept for an image in evaluation.
         fast: with `fast.accelerate`, the same numbers in less time.
 
@@ -60,8 +70,8 @@ def build_model(
     _check(name, num_classes, small, weights)
     state = None
     if weights not in ("coco", "imagenet", "none"):
-        state = files.detector_state(files.read_weights(weights), weights)
-        found = files.describe(state)
+        state = detector_state(read_weights(weights), weights)
+        found = describe(state)
         # A checkpoint of the built-in shapes is of the small variant; nothing else loads it.
         small = found.small if found and found.model == name else small
     body_norm, head_norm = _norms(state, weights, backbone_weights)
@@ -77,7 +87,7 @@ def build_model(
     )
     notes = _load(model, name, weights, state)
     if backbone_weights is not None:
-        files.load_body(model.get_submodule("backbone.body"), files.read_weights(backbone_weights), backbone_weights)
+        load_body(model.get_submodule("backbone.body"), read_weights(backbone_weights), backbone_weights)
         notes.append(f"backbone from {backbone_weights}")
     freeze(model, name, freeze_stages, loaded=weights != "none" or backbone_weights is not None)
     if fast:
@@ -97,38 +107,38 @@ def _check(name: str, num_classes: int, small: bool, weights: str) -> None:
         raise ConfigError(f"there are no COCO weights of {name}", fix="use --weights imagenet, none or a PATH")
 
 
-def _norms(state: files.StateDict | None, weights: str, backbone_weights: object) -> tuple[str, str]:
+def _norms(state: StateDict | None, weights: str, backbone_weights: object) -> tuple[str, str]:
     """Norm of the body and of the other layers: frozen where loaded with statistics, by group where random."""
-    if state is not None and (found := files.describe(state)) is not None:
+    if state is not None and (found := describe(state)) is not None:
         return found.body_norm, found.head_norm or "group"
     if weights == "coco":
         return "frozen", "frozen"
     return ("frozen" if weights == "imagenet" or backbone_weights is not None else "group"), "group"
 
 
-def _load(model: MaskRCNN, name: str, weights: str, state: files.StateDict | None) -> list[str]:
+def _load(model: MaskRCNN, name: str, weights: str, state: StateDict | None) -> list[str]:
     detection = torchvision.models.detection
     if state is not None:
-        notes = files.load_detector(model, state, weights)
-        if files.is_coco_v1(state):
-            notes += files.keep_eps_zero_numbers(model)
+        notes = load_detector(model, state, weights)
+        if is_coco_v1(state):
+            notes += keep_eps_zero_numbers(model)
         return [f"weights from {weights}", *notes]
     if weights == "imagenet":
         source = BODIES[name].weights
         fetched = _fetch(source, "ImageNet weights", "--backbone-weights")
-        files.load_body(model.get_submodule("backbone.body"), fetched, source.url)
+        load_body(model.get_submodule("backbone.body"), fetched, source.url)
         return [f"backbone from {source.url}"]
     if weights != "coco":
         return []
     v2 = name == "maskrcnn_resnet50_fpn_v2"
     chosen = detection.MaskRCNN_ResNet50_FPN_V2_Weights if v2 else detection.MaskRCNN_ResNet50_FPN_Weights
     fetched = _fetch(chosen.COCO_V1, "COCO weights", "--weights")
-    notes = files.load_detector(model, fetched, "COCO_V1")
-    return notes + ([] if v2 else files.keep_eps_zero_numbers(model))
+    notes = load_detector(model, fetched, "COCO_V1")
+    return notes + ([] if v2 else keep_eps_zero_numbers(model))
 
 
 def _fetch(source: Any, what: str, flag: str) -> dict[str, Tensor]:
-    return files.download(lambda: source.get_state_dict(progress=False, check_hash=True), f"{what} {source.url}", flag)
+    return download(lambda: source.get_state_dict(progress=False, check_hash=True), f"{what} {source.url}", flag)
 
 
 def build_from_state(
@@ -148,7 +158,7 @@ def build_from_state(
     Raises:
         CheckpointError: of no architecture of this project.
     """
-    found = files.describe(state)
+    found = describe(state)
     if found is None:
         raise CheckpointError(f"{source} holds no Mask R-CNN of this project", expected=", ".join(MODELS))
     model = assemble(
@@ -161,7 +171,7 @@ def build_from_state(
         max_size=max_size,
         detections=detections_per_image,
     )
-    files.load_detector(model, state, source)
+    load_detector(model, state, source)
     freeze(model, found.model, freeze_stages, loaded=True)
     if fast:
         accelerate(model)
@@ -190,11 +200,11 @@ def load_for_inference(
         ConfigError: no such file, or the checkpoint has another number of classes than the data.
         CheckpointError: damaged, not finite, or of another model.
     """
-    contents = files.read_weights(path)
+    contents = read_weights(path)
     if contents.get("use_ema"):
         # The averaged weights were the better ones; those that training goes on from stay under "model".
         contents = {**contents, "model": contents["ema"]["weights"]}
-    state = files.detector_state(contents, path)
+    state = detector_state(contents, path)
     config = contents.get("config")
     saved: Mapping[str, Any] = config if isinstance(config, Mapping) else {}
     model = build_from_state(
@@ -231,8 +241,8 @@ def set_sampler(model: nn.Module, proposals: int | None) -> None:
         sampler.batch_size_per_image = proposals
 
 
-def make_model(config: Config, num_classes: int, *, quick: bool) -> nn.Module:
-    """The model that a resolved ``config`` describes. ``quick``: the small variant for the built-in shapes."""
+def make_model(config: Config, num_classes: int, *, small: bool) -> nn.Module:
+    """The model that a resolved ``config`` describes. ``small``: the small variant for the built-in shapes."""
     assert config.model and config.weights and config.min_size and config.max_size
     # Weights of new heads are drawn from torch's generator: the same seed gives the same model.
     torch.manual_seed(config.seed)
@@ -244,7 +254,7 @@ def make_model(config: Config, num_classes: int, *, quick: bool) -> nn.Module:
         min_size=config.min_size,
         max_size=config.max_size,
         freeze_stages=config.freeze_stages,
-        small=quick,
+        small=small,
         detections_per_image=config.box_detections_per_image
         if isinstance(config.box_detections_per_image, int)
         else 100,

@@ -27,7 +27,7 @@ _UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeErr
 
 
 @dataclass(frozen=True)
-class Layout:
+class Architecture:
     """What a detector's state dict is of, read from its names and shapes. Norms are "frozen", "group" or None."""
 
     model: str
@@ -37,7 +37,7 @@ class Layout:
     head_norm: str | None
 
 
-def describe(state: StateDict) -> Layout | None:
+def describe(state: StateDict) -> Architecture | None:
     """The architecture behind a detector's weights; None where they are of no architecture of this project."""
     score = state.get("roi_heads.box_predictor.cls_score.weight")
     if score is None or not any(k.startswith("backbone.body.") for k in state):
@@ -47,7 +47,7 @@ def describe(state: StateDict) -> Layout | None:
     if model == "maskrcnn_resnet50_fpn_v2":
         head_norm = _norm(state, "roi_heads.")
     small = model == "maskrcnn_resnet18_fpn" and score.shape[1] < 1024
-    return Layout(model, small, int(score.shape[0]), _norm(state, "backbone.body."), head_norm)
+    return Architecture(model, small, int(score.shape[0]), _norm(state, "backbone.body."), head_norm)
 
 
 def _model_of(state: StateDict) -> str:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from maskrcnn_coco.guard import forward_backward
+from maskrcnn_coco.guard.forward_backward import Forward, Pass
 from maskrcnn_coco.guard.norms import Layout
-from maskrcnn_coco.guard.step import Forward, Pass
-from maskrcnn_coco.guard.step import run as step_run
 
 # Their outputs are memory not yet written, not results.
 _UNWRITTEN = ("empty", "new_empty", "empty_like", "empty_strided", "resize_", "set_", "set_data")
@@ -75,7 +75,7 @@ def located_run(forward: Forward, batches: Sequence[Any], scaler: Any, layout: L
             return forward(batch)
 
     with _anomaly() as log:
-        taken = step_run(seen, batches, scaler, layout)
+        taken = forward_backward.run(seen, batches, scaler, layout)
     found = re.search(r"Function '(\w+)' returned nan", taken.error or "")
     if found:
         # Anomaly mode stops at the first NaN gradient: what it raised is a finding, not an error of the model.

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from maskrcnn_coco.guard import forward_backward, optimizer_step
 from maskrcnn_coco.guard.buffers import LEAP
 from maskrcnn_coco.guard.norms import Layout, norms
-from maskrcnn_coco.guard.step import FAULTS, apply, clip_coefficient
-from maskrcnn_coco.guard.step import run as step_run
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.gradients import gradient_digest, read_norms
 from maskrcnn_coco.replay.isolation import Counted, FixedScale, forked_random, kept_fp32, own
@@ -253,10 +252,10 @@ class Replay:
         layout.zero_grad()
         outcome = Outcome(test, True)
         forward = Counted(self.rig, model, step, precision, reference=model is not self._model)
-        run = located_run if locate else step_run
+        run = located_run if locate else forward_backward.run
         try:
             out = run(forward, batches, FixedScale(scale), layout)
-        except FAULTS as e:
+        except forward_backward.FAULTS as e:
             # The guard's own step lets through what it is pointless to go on after; a replay is then no evidence.
             raise ReplayImpossible(f"{test}: {type(e).__name__}: {e}") from e
         if isinstance(out, Located):
@@ -298,7 +297,8 @@ class Replay:
             component = group.get("component", "")
             group["lr"] = float(lr.get(component, group["lr"]) or 0.0) * factors.get(component, 1.0)
         gradients, _ = self._layout_of(self.model).gradients()
-        apply(self.optimizer, gradients, clip_coefficient(outcome.grad_norm, self.rig.max_grad_norm))
+        coefficient = optimizer_step.clip_coefficient(outcome.grad_norm, self.rig.max_grad_norm)
+        optimizer_step.apply(self.optimizer, gradients, coefficient)
 
     def _layout_of(self, model: nn.Module) -> Layout:
         if model is not self._model:

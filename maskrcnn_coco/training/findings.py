@@ -8,7 +8,7 @@ from maskrcnn_coco.findings.judge import identity, judge
 from maskrcnn_coco.findings.parameters import norms_in_eval
 from maskrcnn_coco.findings.watch import Watch
 from maskrcnn_coco.records import RunFinding, plain, record_from
-from maskrcnn_coco.training.look import look_before
+from maskrcnn_coco.training.before_training import look_before
 from maskrcnn_coco.training.session import Session
 
 

@@ -7,12 +7,12 @@ import os
 import msgspec
 import torch
 
+from maskrcnn_coco import wording
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.data.prepare import complaints
 from maskrcnn_coco.report.run_files import write_run_info
 from maskrcnn_coco.system import environment
 from maskrcnn_coco.training.session import Session
-from maskrcnn_coco.wording import count as plural
 
 
 def introduce(session: Session, resolved: recipes.Resolved, *, resuming: bool) -> None:
@@ -31,9 +31,10 @@ def introduce(session: Session, resolved: recipes.Resolved, *, resuming: bool) -
     if session.ranks.is_main and session.log.tracker is not None:
         describe(session, resolved)
     console.note(
-        f"{plural(len(session.plan), 'training image')}, {plural(data.num_classes - 1, 'class', 'classes')}, "
-        f"{plural(session.plan.steps_per_epoch, 'step')} an epoch, {session.total_steps} in all; "
-        f"{session.device}, {session.precision}, {plural(torch.get_num_threads(), 'thread')}"
+        f"{wording.count(len(session.plan), 'training image')}, "
+        f"{wording.count(data.num_classes - 1, 'class', 'classes')}, "
+        f"{wording.count(session.plan.steps_per_epoch, 'step')} an epoch, {session.total_steps} in all; "
+        f"{session.device}, {session.precision}, {wording.count(torch.get_num_threads(), 'thread')}"
     )
     crowd = crowded(torch.get_num_threads()) if session.device.type == "cpu" else None
     if crowd is not None:

@@ -18,7 +18,7 @@ WATCH = 20
 """Steps after a late alarm that are still read at once: a divergence need not return at the same step to the digit."""
 
 
-def settled(session: Session) -> bool:
+def caught_up(session: Session) -> bool:
     """Wait for every step under way, and look at the state; False where an alarm sent the run back.
 
     To be called before anything is copied, saved, evaluated or ended. Without a late guard there is nothing to do.

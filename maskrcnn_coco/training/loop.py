@@ -15,12 +15,10 @@ from maskrcnn_coco.guard.early_warning import early_warning
 from maskrcnn_coco.records import Result
 from maskrcnn_coco.replay.tape import TapeEntry
 from maskrcnn_coco.system import memory
-from maskrcnn_coco.training import finish as closing
-from maskrcnn_coco.training import late_alarms as late
-from maskrcnn_coco.training import response
+from maskrcnn_coco.training import finish, late_alarms, response
 from maskrcnn_coco.training.agreement import EVERY, require_same_weights
-from maskrcnn_coco.training.augmented import objects_in
-from maskrcnn_coco.training.epoch import end_epoch
+from maskrcnn_coco.training.augmentation_counts import objects_in
+from maskrcnn_coco.training.epoch_end import end_epoch
 from maskrcnn_coco.training.run_log import Observer
 from maskrcnn_coco.training.saving import save_is_due, save_last, save_now
 from maskrcnn_coco.training.session import Session
@@ -76,19 +74,19 @@ def train(
         session.max_steps = session.plan.steps_per_epoch if stop_after == "epoch" else stop_after
         with session:
             if dry_run:
-                return closing.dry(session)
+                return finish.dry(session)
             try:
                 run(session, interrupts)
             except GuardStop as stop:
-                return closing.stopped(session, stop)
+                return finish.stopped(session, stop)
             except (RuntimeError, MemoryError, OSError) as error:
                 if memory.ran_out(error):
-                    raise closing.out_of_memory(session) from error
+                    raise finish.out_of_memory(session) from error
                 raise
             if interrupts.received:
                 save_now(session)
-                return closing.interrupted(session, interrupts.received)
-            return closing.finished(session)
+                return finish.interrupted(session, interrupts.received)
+            return finish.finished(session)
 
 
 def run(session: Session, interrupts: Interrupts) -> None:
@@ -107,7 +105,7 @@ def run(session: Session, interrupts: Interrupts) -> None:
         if session.progress.step >= session.total_steps:
             return
         train_epoch(session, interrupts)
-        if not late.settled(session):
+        if not late_alarms.caught_up(session):
             continue
         if interrupts.received or session.out_of_steps:
             return
@@ -125,7 +123,7 @@ def train_epoch(session: Session, interrupts: Interrupts) -> None:
                     require_same_weights(session)
                 bar.update(session.history[-1] if session.history else None, session.progress.step)
                 if save_is_due(session):
-                    if late.settled(session):
+                    if late_alarms.caught_up(session):
                         save_last(session)
                     else:
                         again = True
@@ -142,9 +140,9 @@ def train_step(session: Session, batches: list[Any]) -> bool:
     progress = session.progress
     step = progress.step
     if session.snapshot_due(step):
-        if not late.settled(session):
+        if not late_alarms.caught_up(session):
             return True
-        session.ring.add(session.snapshot(step, inspected=session.guard.late))  # `settled` looked at it
+        session.ring.add(session.snapshot(step, inspected=session.guard.late))  # `caught_up` looked at it
         if session.ema is not None:
             session.ema.remember(step, [s.step for s in session.ring.items])
     began = time.monotonic()
@@ -173,9 +171,9 @@ def train_step(session: Session, batches: list[Any]) -> bool:
     progress.objects_shown, progress.objects_vanished = progress.objects_shown + shown, progress.objects_vanished + gone
     session.keep_records(session.guard.completed)
     if alarm is not None and session.guard.late:
-        late.go_back_to_look(session, alarm)
+        late_alarms.go_back_to_look(session, alarm)
         return True
-    late.resolve_doubt(session, alarm, step)
+    late_alarms.resolve_doubt(session, alarm, step)
     if alarm is not None:
         next_step = response.respond(session, alarm, batches)
         changed = next_step != step + 1

@@ -17,7 +17,7 @@ from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.optimizer import lower_weight_decay
 from maskrcnn_coco.system.backends import run_eagerly, use_libraries
 from maskrcnn_coco.system.precision import keep_fp32
-from maskrcnn_coco.training.augmented import pasted_evidence
+from maskrcnn_coco.training.augmentation_counts import pasted_evidence
 from maskrcnn_coco.training.case import build_case
 from maskrcnn_coco.training.case_file import save_case
 from maskrcnn_coco.training.incident import compose, history_at
@@ -110,7 +110,7 @@ def choose(session: Session, alarm: Alarm, findings: list[Finding]) -> Action:
         return Action("skip", {"observed": True})
     if session.config.guard == "stop":
         return Action("stop", {"why": "--guard stop"})
-    return recovery.decide(findings, history_at(session, alarm.step), session.limits)
+    return recovery.decide(findings, history_at(session, alarm.step), session.budgets)
 
 
 def act(session: Session, alarm: Alarm, action: Action, incident: Incident) -> int:

@@ -13,9 +13,9 @@ from maskrcnn_coco.evaluation.pictures import save_incident_images
 from maskrcnn_coco.findings.watch import warn
 from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, Result, RunFinding, StepRecord, plain, to_json
 from maskrcnn_coco.report.console import Console
-from maskrcnn_coco.report.fence import Ending, Fence
 from maskrcnn_coco.report.incident_files import write_incident
 from maskrcnn_coco.report.tracking import Tracker
+from maskrcnn_coco.report.tracking_thread import Ending, Fence
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.training.progress import Progress
 from maskrcnn_coco.wording import finding_markdown

@@ -37,7 +37,7 @@ def state_of(session: Session) -> dict[str, Any]:
         "category_ids": session.data.category_ids,
         "image_size": usual_size(session.data.train),
         "bit_range": session.data.bit_range,
-        "quick": session.quick,
+        "quick": session.small,
         "environment": environment.fingerprint(session.ranks.world, device=session.device),
     }
 

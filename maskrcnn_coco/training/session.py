@@ -28,7 +28,7 @@ from maskrcnn_coco.model.ema import Ema
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import Schedule, apply_lr
 from maskrcnn_coco.records import Alarm, Incident, StepRecord
-from maskrcnn_coco.recovery import Limits
+from maskrcnn_coco.recovery import Budgets
 from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.replay.snapshot import Snapshot, state_bytes, take
 from maskrcnn_coco.replay.tape import Tape
@@ -65,7 +65,7 @@ class Session:
     console: Console
     log: RunLog
     saver: Saver
-    quick: bool = False
+    small: bool = False
     way: Way = "command"
     """How the caller came in: by a command on COCO data, or from Python with a data set of their own."""
     norms_in_eval: list[str] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Session:
     progress: Progress = field(default_factory=Progress)
     history: list[StepRecord] = field(default_factory=list)
     incidents: list[Incident] = field(default_factory=list)
-    limits: Limits = field(default_factory=Limits)
+    budgets: Budgets = field(default_factory=Budgets)
     evaluation: EvalResult | None = None
     started: float = field(default_factory=time.monotonic)
     first_step: int = 0

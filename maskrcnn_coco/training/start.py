@@ -17,7 +17,7 @@ from maskrcnn_coco.advice.remembered import fingerprint, recall
 from maskrcnn_coco.checkpoint.saver import Saver
 from maskrcnn_coco.components import components
 from maskrcnn_coco.config import recipes
-from maskrcnn_coco.config.resolve import is_quick, resolve_run, total_steps
+from maskrcnn_coco.config.resolve import is_small, resolve_run, total_steps
 from maskrcnn_coco.config.settings import Config, dump_config
 from maskrcnn_coco.data.dataset import CocoDataset, UserData
 from maskrcnn_coco.data.identity import identity
@@ -36,17 +36,17 @@ from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import Schedule, every_component, optimizer_for
 from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.report.console import Console
-from maskrcnn_coco.report.servers import require_installed
+from maskrcnn_coco.report.tracking_servers import require_installed
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.system.memory import snapshot_budget
 from maskrcnn_coco.system.precision import make_scaler, resolve_amp
 from maskrcnn_coco.training import findings
 from maskrcnn_coco.training.agreement import require_same_start
+from maskrcnn_coco.training.before_training import sized_for
 from maskrcnn_coco.training.case import task_of
 from maskrcnn_coco.training.continuity import require_same_run
 from maskrcnn_coco.training.folders import claim, probe, require_run
 from maskrcnn_coco.training.introduction import introduce
-from maskrcnn_coco.training.look import sized_for
 from maskrcnn_coco.training.resume import Found, find_together, in_place, restore_run, with_saved_settings
 from maskrcnn_coco.training.run_log import Observer, RunLog
 from maskrcnn_coco.training.saving import require_space
@@ -82,11 +82,11 @@ def open_session(
     data = _data_of(config, train_data, found)
     data.identity = identity(data) if ranks.is_main and not dry_run else {}
     resolved = settle(config, data, ranks, device, own=train_data, say=None if found.state else console.note)
-    config, quick = with_found_range(resolved.config, data), is_quick(config, data.builtin)
-    train_source, val_source = sources(data, config, train_data, val_data, quick=quick)
+    config, small = with_found_range(resolved.config, data), is_small(config, data.builtin)
+    train_source, val_source = sources(data, config, train_data, val_data, small=small)
     own_model = model is not None
     if model is None:
-        model = make_model(config, data.num_classes, quick=quick)
+        model = make_model(config, data.num_classes, small=small)
     model.to(device)
     if isinstance(train_source, CocoDataset):
         train_source.outlines = takes_outlines(model, device)
@@ -96,7 +96,7 @@ def open_session(
         sized_for(model, data.train, data.findings, config.min_size or 800, config.max_size or 1333)
     plan = make_plan(train_source, data, config, ranks)
     log = RunLog(Path(config.logdir), console, writes=ranks.is_main, observers=tuple(observers))
-    session = assemble(config, data, device, precision, ranks, model, train_source, val_source, plan, log, quick)
+    session = assemble(config, data, device, precision, ranks, model, train_source, val_source, plan, log, small)
     way = "own" if train_data is not None else "command"
     with ExitStack() as undo:
         undo.enter_context(session)  # a start that fails gives back the folders that it has locked
@@ -190,7 +190,7 @@ def assemble(
     val_source: CocoDataset | UserData | None,
     plan: Plan,
     log: RunLog,
-    quick: bool,
+    small: bool,
 ) -> Session:
     """Optimizer, schedule, guard and writers around the model; nothing is written yet."""
     optimizer = optimizer_for(model, config)
@@ -229,7 +229,7 @@ def assemble(
         console=log.console,
         log=log,
         saver=Saver(config.checkpoint_dir, keep_epochs=config.keep),
-        quick=quick,
+        small=small,
         ema=make_ema(config, model, plan),
         ring=Ring(4, max_bytes=snapshot_budget(device)),
     )

@@ -9,10 +9,10 @@ import msgspec
 from maskrcnn_coco.data.prepare import RunData
 from maskrcnn_coco.evaluation.ceiling import ceiling_of
 from maskrcnn_coco.records import Result
-from maskrcnn_coco.report.fence import About, Fence
 from maskrcnn_coco.report.model_card import CARD, model_card
 from maskrcnn_coco.report.run_files import read_run
-from maskrcnn_coco.report.servers import SERVERS
+from maskrcnn_coco.report.tracking_servers import SERVERS
+from maskrcnn_coco.report.tracking_thread import About, Fence
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.training.run_log import end_tracking
 from maskrcnn_coco.training.session import Session

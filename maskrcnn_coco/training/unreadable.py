@@ -64,7 +64,7 @@ def leave_out_unreadable(session: Session, error: SampleError, rank: int | None)
     own = session.train_source.provisional
     fix = (error.fix if own else None) or "repair the file: maskrcnn-coco check --data …"
     finding = Finding(code, 1.0, culprit, evidence, fix=fix)
-    action = recovery.decide([finding], history_at(session, step), session.limits)
+    action = recovery.decide([finding], history_at(session, step), session.budgets)
     if action.kind == "stop":
         raise error
     alarm = Alarm("input_nonfinite", step, session.epoch_of(step), step, error.what)

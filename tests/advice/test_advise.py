@@ -33,7 +33,7 @@ from maskrcnn_coco.advice.candidates import (
 )
 from maskrcnn_coco.advice.limits import (
     Limit,
-    Verdict,
+    TrialVerdict,
     bracket,
     describe,
     interval,
@@ -45,7 +45,7 @@ from maskrcnn_coco.advice.limits import (
 from maskrcnn_coco.advice.quick_check import try_rates
 from maskrcnn_coco.advice.recommendation import shell_lines
 from maskrcnn_coco.advice.remembered import above, fingerprint, recall, remember
-from maskrcnn_coco.advice.trials import Lab, Trial
+from maskrcnn_coco.advice.trials import Trial, Trials
 from maskrcnn_coco.config.recipes import Resolved
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.data.prepare import open_data
@@ -76,12 +76,12 @@ def test_measured_limit_predicts_a_longer_training(momentum: float, clip: float,
     task = quadratic(CURVES, momentum=momentum, clip=clip, kind=kind, noise=1.0)
     base = dict.fromkeys(CURVES, 1e-4)
     found = measure_limits(task, base_lr=base, components=["box_head"])["box_head"]
-    lab = Lab(task)
-    fresh = lab.save(0)
-    level = own_level(settle(lab, base, 10).trial.records, "box_head")
+    trials = Trials(task)
+    fresh = trials.save(0)
+    level = own_level(settle(trials, base, 10).trial.records, "box_head")
     for factor, stable in ((0.4, True), (2.5, False)):
-        lab.load(fresh)
-        trial = lab.run(base | {"box_head": found.value * factor}, 60, ramp=rising(15))
+        trials.load(fresh)
+        trial = trials.run(base | {"box_head": found.value * factor}, 60, ramp=rising(15))
         assert judge(trial, "box_head", level).stable is stable
 
 
@@ -93,9 +93,9 @@ def test_clipping_raises_the_measured_limit():
 
 
 def test_a_base_rate_that_diverges_is_lowered():
-    lab = Lab(quadratic({"backbone": 1.0, "box_head": 100.0}))
+    trials = Trials(quadratic({"backbone": 1.0, "box_head": 100.0}))
     said: list[str] = []
-    settled = settle(lab, {"backbone": 1.0, "box_head": 1.0}, 12, say=said.append)
+    settled = settle(trials, {"backbone": 1.0, "box_head": 1.0}, 12, say=said.append)
     assert settled.lr["box_head"] <= 1 / 16
     assert said and "quarter" in said[0]
 
@@ -104,17 +104,17 @@ def test_data_that_fail_at_every_rate_are_not_a_matter_of_learning_rate():
     task = quadratic({"backbone": 1.0})
     broken = dataclasses.replace(task, batches=[torch.tensor(math.nan)])
     with pytest.raises(DataError, match="every learning rate"):
-        settle(Lab(broken), {"backbone": 0.1}, 5)
+        settle(Trials(broken), {"backbone": 0.1}, 5)
 
 
 def test_a_lab_returns_to_its_state_bit_for_bit():
-    lab = Lab(quadratic(CURVES, momentum=0.9, kind="adamw"))
+    trials = Trials(quadratic(CURVES, momentum=0.9, kind="adamw"))
     lr = dict.fromkeys(CURVES, 1e-2)
-    lab.run(lr, 3)
-    state = lab.save(3)
-    first = lab.run(lr, 5, first_step=3)
-    lab.load(state)
-    second = lab.run(lr, 5, first_step=3)
+    trials.run(lr, 3)
+    state = trials.save(3)
+    first = trials.run(lr, 5, first_step=3)
+    trials.load(state)
+    second = trials.run(lr, 5, first_step=3)
     assert first.losses == second.losses
     assert [r.grad_norm for r in first.records] == [r.grad_norm for r in second.records]
 
@@ -156,7 +156,7 @@ def test_what_was_not_measured_is_said_and_asks_for_no_other_rates():
 
 
 def test_an_advised_rate_is_never_above_the_limit_beside_it():
-    seen = Limit(2e-4, 2e-4, math.inf, "1 training", 9, 1.0, tried=(Verdict(2e-4, False, 1.0),))
+    seen = Limit(2e-4, 2e-4, math.inf, "1 training", 9, 1.0, tried=(TrialVerdict(2e-4, False, 1.0),))
     best = Tried(Choice("recipe", 1e-3, 5.0, 1.0), Trial({}, True, 9, 1.0), {})
     raised = stood({"backbone": seen, "rpn": limit(0.1)}, best)
     assert raised["backbone"].stable == 1e-3
@@ -188,9 +188,9 @@ def test_candidates_stay_below_the_limits_and_keep_what_was_given():
 
 
 def test_choice_is_verified_with_all_components_together():
-    lab = Lab(quadratic(CURVES, momentum=0.9))
-    settled = settle(lab, dict.fromkeys(CURVES, 1e-3), 6)
-    joint = Joint(lab, settled, 20)
+    trials = Trials(quadratic(CURVES, momentum=0.9))
+    settled = settle(trials, dict.fromkeys(CURVES, 1e-3), 6)
+    joint = Joint(trials, settled, 20)
     unsafe = Choice("recipe", 0.02, 10.0, 1.0)  # the box head's limit is 0.038
     best, reasons = choose(joint, [unsafe], deadline=math.inf, fixed_lr=False)
     assert best.safe and best.choice.rates["box_head"] * 2 <= 0.038
@@ -201,8 +201,8 @@ def test_choice_is_verified_with_all_components_together():
 
 
 def test_multipliers_that_were_not_given_give_way_to_a_given_rate_without_a_margin():
-    lab = Lab(quadratic(CURVES))  # the box head's limit is 0.02
-    joint = Joint(lab, settle(lab, dict.fromkeys(CURVES, 1e-4), 6), 20)
+    trials = Trials(quadratic(CURVES))  # the box head's limit is 0.02
+    joint = Joint(trials, settle(trials, dict.fromkeys(CURVES, 1e-4), 6), 20)
     edge, spare = Choice("recipe", 0.0015, 10.0, 1.0), Choice("measured", 1e-5, 1.0, 1.0)
     assert joint.train(edge).safe and not joint.train(edge, 2.0).safe
     taken, reasons = choose(joint, [edge, spare], deadline=math.inf, fixed_lr=True)
@@ -230,8 +230,8 @@ def test_lr_auto_takes_the_advice_and_keeps_what_was_given(
 
 
 def test_the_recipe_wins_unless_another_is_clearly_better():
-    lab = Lab(quadratic({"backbone": 1.0, "rpn": 1.0, "box_head": 1.0, "mask_head": 1.0}))
-    joint = Joint(lab, settle(lab, dict.fromkeys(CURVES, 1e-3), 6), 20)
+    trials = Trials(quadratic({"backbone": 1.0, "rpn": 1.0, "box_head": 1.0, "mask_head": 1.0}))
+    joint = Joint(trials, settle(trials, dict.fromkeys(CURVES, 1e-3), 6), 20)
     slow, fast = Choice("recipe", 0.0101, 1.0, 1.0), Choice("measured", 0.1, 1.0, 1.0)
     assert choose(joint, [slow, fast], deadline=math.inf, fixed_lr=False)[0].choice.name == "measured"
     near = Choice("measured", 0.0102, 1.0, 1.0)
@@ -239,12 +239,12 @@ def test_the_recipe_wins_unless_another_is_clearly_better():
 
 
 def test_cold_start_tells_whether_a_warm_up_is_needed():
-    lab = Lab(quadratic(CURVES))
-    fresh = lab.save(0)
+    trials = Trials(quadratic(CURVES))
+    fresh = trials.save(0)
     levels = dict.fromkeys(CURVES, 100.0)
-    cold = cold_start(lab, fresh, Choice("", 0.1, 0.1, 1.0), levels, 10)
+    cold = cold_start(trials, fresh, Choice("", 0.1, 0.1, 1.0), levels, 10)
     assert not cold.broken and "no warm-up" in cold.sentence(0) and "of 48" in cold.sentence(48)
-    assert "backbone" in cold_start(lab, fresh, Choice("", 0.9, 0.01, 0.1), levels, 10).broken
+    assert "backbone" in cold_start(trials, fresh, Choice("", 0.9, 0.01, 0.1), levels, 10).broken
 
 
 def test_clip_norm_comes_from_the_runs_own_gradient_norms():
@@ -258,10 +258,10 @@ def test_clip_norm_comes_from_the_runs_own_gradient_norms():
 
 
 def test_quick_check_names_the_component_and_the_flag():
-    lab = Lab(quadratic(CURVES, momentum=0.9))
-    assert try_rates(lab, dict.fromkeys(CURVES, 1e-3), 20) == []
-    lab = Lab(quadratic(CURVES, momentum=0.9))
-    found = try_rates(lab, {"backbone": 0.01, "rpn": 0.01, "box_head": 0.3, "mask_head": 0.01}, 20)
+    trials = Trials(quadratic(CURVES, momentum=0.9))
+    assert try_rates(trials, dict.fromkeys(CURVES, 1e-3), 20) == []
+    trials = Trials(quadratic(CURVES, momentum=0.9))
+    found = try_rates(trials, {"backbone": 0.01, "rpn": 0.01, "box_head": 0.3, "mask_head": 0.01}, 20)
     assert len(found) == 1 and found[0].startswith("box_head") and "--head-lr-multiplier" in found[0]
 
 
@@ -300,7 +300,9 @@ def test_advice_on_the_built_in_shapes(tmp_path: Path, monkeypatch: pytest.Monke
 def opened(out: Path, monkeypatch: pytest.MonkeyPatch, *, bad: tuple[int, ...] = (), epochs: int = 100, **changes: Any):
     """A session of 10 steps an epoch, its first warnings, and the steps that looking for them took."""
     spent = []
-    monkeypatch.setattr(Lab, "step", lambda lab, step, step_of=Lab.step: spent.append(step) or step_of(lab, step))
+    monkeypatch.setattr(
+        Trials, "step", lambda trials, step, step_of=Trials.step: spent.append(step) or step_of(trials, step)
+    )
     settings = config(None, out, epochs=epochs, batch_size=1, **changes)
     session = open_session(settings, model=small_model(classes=2), train_data=OwnData(10, bad=bad), quiet=True)
     session.log.close()

@@ -315,7 +315,8 @@ def test_what_it_needs_is_said() -> None:
 def test_importing_it_brings_neither_torchvision_nor_data_code() -> None:
     code = (
         "import sys; from maskrcnn_coco import Guard, attach\n"
-        "import maskrcnn_coco.anywhere.diagnosing, maskrcnn_coco.diagnosis.experiments, maskrcnn_coco.replay.replay\n"
+        "import maskrcnn_coco.anywhere.diagnosing_guard, maskrcnn_coco.diagnosis.experiments\n"
+        "import maskrcnn_coco.replay.replay\n"
         "bad = [m for m in sys.modules if m.split('.')[0] == 'torchvision' or m.startswith(('maskrcnn_coco.data',"
         " 'maskrcnn_coco.model', 'maskrcnn_coco.config', 'maskrcnn_coco.training'))]\n"
         "assert not bad, bad"

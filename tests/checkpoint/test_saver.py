@@ -19,7 +19,7 @@ from maskrcnn_coco.checkpoint.content import check_model, epoch_name, plain_copy
 from maskrcnn_coco.checkpoint.saver import Saver
 from maskrcnn_coco.checkpoint.store import checkpoints, load, load_newest, newest_intact, peek, save, verify
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.system import files as durable
+from maskrcnn_coco.system import files
 
 
 def names(folder: Path) -> list[str]:
@@ -304,7 +304,7 @@ def test_what_the_disk_gives_back_wrong_is_not_accepted(tmp_path: Path, monkeypa
     saver = Saver(tmp_path)
     saver.save_last(state_at(1))
     saver.wait()
-    real = durable._write_new
+    real = files._write_new
 
     def lossy(path: Path, write: Any) -> None:
         real(path, write)
@@ -312,7 +312,7 @@ def test_what_the_disk_gives_back_wrong_is_not_accepted(tmp_path: Path, monkeypa
         data[100] ^= 1
         path.write_bytes(data)
 
-    monkeypatch.setattr(durable, "_write_new", lossy)
+    monkeypatch.setattr(files, "_write_new", lossy)
     saver.save_last(state_at(2))
     (said,) = saver.wait()
     assert "last.pth" in said

@@ -16,8 +16,8 @@ from tiff_files import png16_bytes, tiff_bytes
 from maskrcnn_coco.cli.command_line import main
 from maskrcnn_coco.config.settings import Config, bit_range, validate
 from maskrcnn_coco.data.audit.checks import audit
+from maskrcnn_coco.data.bit_depth import BitRange
 from maskrcnn_coco.data.coco.table import CocoTable
-from maskrcnn_coco.data.depth import BitRange
 from maskrcnn_coco.data.images import read_image
 from maskrcnn_coco.data.layouts import find_data
 from maskrcnn_coco.errors import ConfigError

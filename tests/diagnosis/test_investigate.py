@@ -10,7 +10,7 @@ import torch
 from tiny_faults import BAD, FAULTS, pixels, put
 from tiny_run import TinyRun, rates
 
-from maskrcnn_coco.diagnosis.experiments import Lab
+from maskrcnn_coco.diagnosis.experiments import Experiments
 from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.investigate import investigate, next_test
 from maskrcnn_coco.recovery import History, decide
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"
 def test_cause_and_culprit(name: str):
     make, cause, culprit = FAULTS[name]
     case = make().until_alarm()
-    lab = Lab(case)
-    findings = investigate(case, budget_seconds=60, lab=lab)
+    experiments = Experiments(case)
+    findings = investigate(case, budget_seconds=60, tests=experiments)
     top = findings[0]
     assert top.cause == cause, [(f.cause, f.confidence) for f in findings]
     assert {k: getattr(top.culprit, k) for k in culprit} == culprit
@@ -33,7 +33,7 @@ def test_cause_and_culprit(name: str):
     assert all(f.confidence < 0.9 for f in findings[1:]), "two causes cannot both be proved here"
     assert top.evidence
     if cause.startswith("DATA_"):
-        assert lab.replay.steps <= 4, "a fault that a scan names needs next to no replays"
+        assert experiments.replay.steps <= 4, "a fault that a scan names needs next to no replays"
 
 
 def test_an_investigation_leaves_the_run_as_it_was():
@@ -87,11 +87,11 @@ def test_without_a_batch_the_scans_still_speak():
 
 def test_scans_come_before_replays_and_lethal_samples_are_never_replayed():
     case = FAULTS["B6 inf"][0]().until_alarm()
-    lab = Lab(case)
+    experiments = Experiments(case)
     seen: list[list[int]] = []
-    inner = lab.replay.rig.forward
-    lab.replay.rig.forward = lambda m, b, s, i, p: (seen.append(b.image_ids), inner(m, b, s, i, p))[1]
-    investigate(case, lab=lab)
+    inner = experiments.replay.rig.forward
+    experiments.replay.rig.forward = lambda m, b, s, i, p: (seen.append(b.image_ids), inner(m, b, s, i, p))[1]
+    investigate(case, tests=experiments)
     assert seen and all(BAD not in ids for ids in seen)
 
 
@@ -125,28 +125,28 @@ class Sick:
 
 
 def test_every_test_is_asked_at_most_once_and_unknown_is_honest():
-    lab = Sick()
-    findings = investigate(None, lab=lab)
+    experiments = Sick()
+    findings = investigate(None, tests=experiments)
     assert [f.cause for f in findings] == ["UNKNOWN"] and findings[0].confidence < 0.5
-    assert len(lab.asked) == len(set(lab.asked)) > 0
+    assert len(experiments.asked) == len(set(experiments.asked)) > 0
 
 
 def test_time_that_runs_out_in_the_middle_leaves_an_honest_answer():
     import time
 
     case = TinyRun(lr=rates(box_head=0.3), max_grad_norm=0).until_alarm()
-    lab = Lab(case)
-    walk, walked = lab.replay.walk, []
+    experiments = Experiments(case)
+    walk, walked = experiments.replay.walk, []
 
     def slow(*args, **kwargs):
         walked.append(args[0])
         outcome = walk(*args, **kwargs)
         if len(walked) == 2:
-            lab.replay.deadline = time.monotonic() - 1
+            experiments.replay.deadline = time.monotonic() - 1
         return outcome
 
-    lab.replay.walk = slow
-    findings = investigate(case, lab=lab)
+    experiments.replay.walk = slow
+    findings = investigate(case, tests=experiments)
     top = findings[0]
     assert top.cause == "LR_TOO_HIGH" and 0.5 < top.confidence < 0.9
     assert len(walked) <= 3
@@ -155,10 +155,10 @@ def test_time_that_runs_out_in_the_middle_leaves_an_honest_answer():
 def test_two_heads_that_are_both_too_hot_are_lowered_together():
     """Lowering one holds up to the failing step; past it only lowering both does, and a walk shows that."""
     case = TinyRun(lr=rates(box_head=0.9, mask_head=0.9), max_grad_norm=0).until_alarm()
-    lab = Lab(case)
-    top = investigate(case, lab=lab)[0]
+    experiments = Experiments(case)
+    top = investigate(case, tests=experiments)[0]
     assert top.cause == "LR_TOO_HIGH" and set(top.detail["components"]) == {"box_head", "mask_head"}
-    verdict = lab.facts.lr_verdict
+    verdict = experiments.facts.lr_verdict
     held = [t for t in verdict.trials if t.beyond and t.bounded]
     assert all(set(t.lowered) == {"box_head", "mask_head"} for t in held)
     assert any(t.factor == pytest.approx(top.detail["factor"]) for t in held), "shown to hold, not guessed"

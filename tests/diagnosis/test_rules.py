@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from maskrcnn_coco.diagnosis import investigate as diagnosis
+from maskrcnn_coco.diagnosis import investigate
 from maskrcnn_coco.diagnosis.explain import RULES, codes
 from maskrcnn_coco.diagnosis.facts import Facts, TargetFault
 from maskrcnn_coco.records import CAUSES
@@ -27,7 +27,7 @@ def load_facts(code: str) -> Facts:
 @pytest.mark.parametrize("code", CAUSES)
 def test_golden_case(code: str):
     expected = json.loads((CASES / code / "finding.json").read_text(encoding="utf-8"))
-    found = diagnosis.rank(load_facts(code))[0]
+    found = investigate.rank(load_facts(code))[0]
     assert found.cause == code
     assert found.confidence == expected["confidence"]
     assert dataclasses.asdict(found.culprit) == expected["culprit"]
@@ -68,7 +68,7 @@ def test_a_harmless_oddity_does_not_outrank_a_proved_cause():
     """A label of 0 in the batch of a run whose learning rate is proved too high: the label is mentioned, not blamed."""
     facts = load_facts("LR_TOO_HIGH")
     facts.targets = [TargetFault("DATA_LABEL", facts.image_ids[0], 7, "label 0, expected 1..3", False)]
-    ranked = diagnosis.rank(facts)
+    ranked = investigate.rank(facts)
     assert ranked[0].cause == "LR_TOO_HIGH"
     label = next(f for f in ranked if f.cause == "DATA_LABEL")
     assert label.confidence < 0.9
@@ -79,18 +79,18 @@ def test_fp16_is_not_blamed_where_float32_diverges_too():
     facts.reference = dataclasses.replace(facts.reference, loss=1.0, norm=1.0, count=20)
     facts.outcomes["fp32"] = Outcome("float32", True, loss=1e5, grad_norm=1e6)
     facts.outcomes.pop("module_fp32", None)
-    assert diagnosis.rank(facts)[0].cause != "FP16_OVERFLOW"
+    assert investigate.rank(facts)[0].cause != "FP16_OVERFLOW"
 
 
 def test_a_scan_alone_never_proves_a_suspicious_but_possible_value():
     facts = Facts("diverged", 9, 0, 9, image_ids=[1, 2])
     facts.targets = [TargetFault("DATA_MASK", 1, 5, "mask is empty", False)]
-    assert all(f.confidence < 0.9 for f in diagnosis.rank(facts))
+    assert all(f.confidence < 0.9 for f in investigate.rank(facts))
 
 
 def test_rank_local_leads_and_names_the_inner_cause():
     facts = load_facts("DATA_BOX")
     facts.measured["per_rank_flags"] = [False, True]
-    first, second = diagnosis.rank(facts)[:2]
+    first, second = investigate.rank(facts)[:2]
     assert (first.cause, first.culprit.rank, first.detail["inner"]) == ("RANK_LOCAL", 1, "DATA_BOX")
     assert first.culprit.image_ids == second.culprit.image_ids != []

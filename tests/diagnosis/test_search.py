@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from maskrcnn_coco.diagnosis.facts import LrVerdict
-from maskrcnn_coco.diagnosis.lr_experiments import Walks, climbing
+from maskrcnn_coco.diagnosis.lr_experiments import LrExperiments, climbing
 from maskrcnn_coco.diagnosis.search import lr_search, smallest_culprits
 from maskrcnn_coco.replay.outcome import Outcome
 
@@ -95,7 +95,7 @@ def test_not_a_learning_rate():
 
 @pytest.mark.parametrize(("helps", "named"), [("rpn", "rpn"), ("everything", "backbone"), ("nothing", "backbone")])
 def test_what_moved_most_is_lowered_further_before_what_hardly_moved_is_named(helps: str, named: str):
-    walks = Walks.__new__(Walks)
+    walks = LrExperiments.__new__(LrExperiments)
     outcome = Outcome("", True)
     walks._walker = lambda start, *_: lambda lowered, factor: (helps == "everything" or helps in lowered, outcome)
     doubtful = LrVerdict(["backbone"], 0, 0.1, True, True, doubtful=True)
@@ -121,7 +121,7 @@ def test_a_walk_that_ends_far_above_its_own_last_steps_diverges_more_slowly():
     ],
 )
 def test_of_what_holds_the_rates_are_taken_at_which_most_is_learned(losses: dict, also: list[str], holds: float):
-    walks = Walks.__new__(Walks)
+    walks = LrExperiments.__new__(LrExperiments)
     walks.replay = SimpleNamespace(out_of_time=False)
     verdict = LrVerdict(["box_head"], 0, 0.1, True, True, holds=0.3)
 

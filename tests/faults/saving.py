@@ -29,7 +29,7 @@ from maskrcnn_coco.checkpoint.lock import run_lock
 from maskrcnn_coco.checkpoint.saver import Saver
 from maskrcnn_coco.checkpoint.store import checkpoints, load, load_newest
 from maskrcnn_coco.errors import MaskRCNNError
-from maskrcnn_coco.system import files as durable
+from maskrcnn_coco.system import files
 
 COUNT, KILL_BEFORE, KILL_AFTER, TORN, FAIL_ONCE, FAIL_ON, SHORT = range(7)
 SPACE_CALLS = "wpsRlmto"  # what a full disk can refuse; of the opens only those that create
@@ -195,7 +195,7 @@ class Sweep:
             saver = Saver(folder, keep_epochs=2)
             try:
                 with run_lock(folder) if scenario.start else nullcontext():
-                    for act in scenario.acts:
+                    for act in scenario.immediate:
                         warnings = do(saver, act)
                         _tell(pipe, {"step": act[1], "warnings": warnings})
             except OSError as e:  # the start itself may fail: the command ends with this error
@@ -220,7 +220,7 @@ class Sweep:
         assert killed or lines[-1].get("next") is True, f"the next save failed: {lines}"
         _, state, skipped = load_newest(folder)
         step = 0 if state is None else self.digests.get(digest(state), -1)
-        allowed = {least, *(s for _, s in scenario.acts if s >= least)}
+        allowed = {least, *(s for _, s in scenario.immediate if s >= least)}
         assert step in allowed, f"recovered step {step}, expected one of {sorted(allowed)}: {skipped}"
         assert not skipped or scenario.damage, f"a damaged file is visible: {skipped}"
         assert len(self._intact(folder)) >= min(2, intact), "fewer than two intact states are left"
@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="only every N-th point")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    durable._BUFFER = 4096  # many writes from small states
+    files._BUFFER = 4096  # many writes from small states
     sweep = Sweep(arguments.folder)
     began = time.monotonic()
     number = 0

@@ -34,7 +34,7 @@ from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import MaskRCNNError
 from maskrcnn_coco.records import StepRecord
-from maskrcnn_coco.training import loop as training
+from maskrcnn_coco.training import loop
 from maskrcnn_coco.training import session as session_module
 from maskrcnn_coco.training.session import Session
 
@@ -162,7 +162,7 @@ class Attempt:
         append(self.folder / "faults.log", kind)
 
     def _patch(self) -> None:
-        opened, sampled, clock = training.open_session, CocoDataset.sample, time.time
+        opened, sampled, clock = loop.open_session, CocoDataset.sample, time.time
 
         def open_session(*args: Any, **rest: Any) -> Session:
             self.session = opened(*args, **rest)
@@ -172,7 +172,7 @@ class Attempt:
             self._in_worker()
             return self._bad_data(sampled, source, epoch, index)
 
-        training.open_session = open_session
+        loop.open_session = open_session
         Ranks.start = partial(Ranks.start, timeout=TOGETHER)
         setattr(CocoDataset, "sample", sample)  # noqa: B010 (to a type checker it is another function)
         time.time = lambda: clock() + self.offset

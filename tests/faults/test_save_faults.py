@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from maskrcnn_coco.system import files as durable
+from maskrcnn_coco.system import files
 
 HERE = Path(__file__).resolve().parent
 
@@ -33,7 +33,7 @@ def test_a_slice_of_all_faults_is_survived(shim: Path, fast_folder: Path, child_
 def test_no_state_after_a_power_loss_is_without_a_checkpoint(fast_folder: Path, monkeypatch: pytest.MonkeyPatch):
     import power
 
-    monkeypatch.setattr(durable, "_BUFFER", 4096)
+    monkeypatch.setattr(files, "_BUFFER", 4096)
     counts, failures = power.sweep(fast_folder)
     assert sum(counts.values()) >= 100
     assert failures == []
@@ -44,20 +44,20 @@ def test_the_power_sweep_notices_a_missing_fsync(broken: str, fast_folder: Path,
     import power
 
     if broken == "file":
-        monkeypatch.setattr(durable.Sink, "sync", durable.Sink.flush)
+        monkeypatch.setattr(files.Sink, "sync", files.Sink.flush)
     else:
-        monkeypatch.setattr(durable, "sync_folder", lambda folder: None)
+        monkeypatch.setattr(files, "sync_folder", lambda folder: None)
     _, failures = power.sweep(fast_folder, ["last over last"])
     assert failures
 
 
 def test_the_fault_sweep_notices_a_save_in_place(shim: Path, fast_folder: Path, child_environment: dict[str, str]):
     broken = (
-        "import sys, runpy; from maskrcnn_coco.system import files as durable\n"
+        "import sys, runpy; from maskrcnn_coco.system import files\n"
         "def in_place(path, write, **rest):\n"
         "    path.unlink(missing_ok=True)\n"
-        "    durable._write_new(path, write)\n"
-        "durable.write_atomically = in_place\n"
+        "    files._write_new(path, write)\n"
+        "files.write_atomically = in_place\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )

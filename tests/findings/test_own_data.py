@@ -19,7 +19,7 @@ from maskrcnn_coco.findings.facts import Facts, Stage, Targets
 from maskrcnn_coco.findings.judge import judge
 from maskrcnn_coco.findings.samples import Samples
 from maskrcnn_coco.records import RunFinding
-from maskrcnn_coco.training.look import _draws, look_at_samples
+from maskrcnn_coco.training.before_training import _draws, look_at_samples
 
 
 class Model(torch.nn.Module):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from maskrcnn_coco.inference.card import Card
-from maskrcnn_coco.inference.found import Found, Window, found_of, nothing
+from maskrcnn_coco.inference.detections import Found, Window, found_of, nothing
+from maskrcnn_coco.inference.metadata import Card
 from maskrcnn_coco.inference.predictor import Predictor
 
 CLASSES = ("disc", "bar")

@@ -15,7 +15,7 @@ from maskrcnn_coco.records import Result
 
 
 def small_model(seed: int = 0, classes: int = 4) -> torch.nn.Module:
-    """The quick network at 64 pixels, from random weights."""
+    """The small network at 64 pixels, from random weights."""
     torch.manual_seed(seed)
     return build_model("maskrcnn_resnet18_fpn", classes, small=True, min_size=64, max_size=64)
 

@@ -18,9 +18,9 @@ from maskrcnn_coco import load
 from maskrcnn_coco.cli.command_line import main
 from maskrcnn_coco.errors import ConfigError, ExportError
 from maskrcnn_coco.inference import export as exporting
+from maskrcnn_coco.inference.detections import Found, Window, found_of
 from maskrcnn_coco.inference.export import export
 from maskrcnn_coco.inference.export_transform import ExportTransform
-from maskrcnn_coco.inference.found import Found, Window, found_of
 from maskrcnn_coco.inference.parity import Case, compare, pictures
 from maskrcnn_coco.model.build import build_model
 

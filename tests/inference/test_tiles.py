@@ -7,7 +7,7 @@ import pytest
 from colours import picture, predictor
 
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.inference.found import Found, Window, found_of
+from maskrcnn_coco.inference.detections import Found, Window, found_of
 from maskrcnn_coco.inference.tiles import grid, merge, tile_side
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from maskrcnn_coco.checkpoint.lock import require_free, run_lock
 from maskrcnn_coco.errors import CheckpointError
-from maskrcnn_coco.system import files as durable
+from maskrcnn_coco.system import files
 from maskrcnn_coco.system.files import Sink, link_atomically, remove_leftovers, write_atomically
 
 
@@ -30,7 +30,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path):
 
 
 def test_large_and_small_writes_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(durable, "_BUFFER", 100)
+    monkeypatch.setattr(files, "_BUFFER", 100)
     parts = [os.urandom(n) for n in (1, 99, 100, 3, 250, 0, 7)]
 
     def write(sink: Sink) -> None:

@@ -13,14 +13,14 @@ from runs import OwnData, config, small_model
 from maskrcnn_coco import Config, train
 from maskrcnn_coco.advice.advise import advise_data, settle_what_fits
 from maskrcnn_coco.advice.fitting import settle_batch
-from maskrcnn_coco.advice.prepare import memory_use, open_bench
+from maskrcnn_coco.advice.prepare import memory_use, open_setup
 from maskrcnn_coco.checkpoint.store import newest_intact, peek
 from maskrcnn_coco.config.resolve import resolve_run
 from maskrcnn_coco.data.prepare import open_data
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.guard.forward_backward import is_fatal, run
 from maskrcnn_coco.guard.norms import Layout
-from maskrcnn_coco.guard.step import is_fatal, run
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system import memory
@@ -86,8 +86,8 @@ def test_advice_halves_the_batch_until_it_fits(monkeypatch):
     settings, said, ranks = Config(demo=True, epochs=2, device="cpu"), [], Ranks.start("cpu")
     data = open_data(settings)
     resolved = resolve_run(settings, images=len(data.train), builtin=True, device=ranks.device, world=1)
-    bench, fresh, settled = settle_what_fits(resolved, data, ranks, 1.0, said.append)
-    assert (bench.config.batch_size, bench.config.accumulate, bench.given["accumulate"]) == (1, 4, 4)
+    setup, fresh, settled = settle_what_fits(resolved, data, ranks, 1.0, said.append)
+    assert (setup.config.batch_size, setup.config.accumulate, setup.given["accumulate"]) == (1, 4, 4)
     assert said[0] == "memory ran out at batch size 4: on with 2, accumulated 2 times" and len(said) == 2
     assert fresh.step == 0 and settled.trial.stable and settled.trial.records[0].applied
 
@@ -100,7 +100,7 @@ def test_advice_for_a_model_of_which_not_one_image_fits(monkeypatch):
 
 
 def test_no_more_images_fit_than_there_are(monkeypatch):
-    bench: Any = SimpleNamespace(config=Config(batch_size=4), device=torch.device("cpu"), bytes_before=0, images=50)
+    setup: Any = SimpleNamespace(config=Config(batch_size=4), device=torch.device("cpu"), bytes_before=0, images=50)
     monkeypatch.setattr(memory, "peak", lambda device: 2**30)
     for whole, said in (
         (100, "all 50 images would fit, but"),
@@ -108,7 +108,7 @@ def test_no_more_images_fit_than_there_are(monkeypatch):
         (1, "about 3 would fit"),
     ):
         monkeypatch.setattr(memory, "usable", lambda device, whole=whole: whole * 2**30)
-        sentence = memory_use(bench)[1]
+        sentence = memory_use(setup)[1]
         assert said in sentence and ("this batch size" in sentence) is (whole > 1)
 
 
@@ -223,8 +223,8 @@ def test_advice_after_a_failure_measures_the_batch_that_fit(monkeypatch):
     settings = Config(demo=True, epochs=1, batch_size=2, device="cpu")
     data = open_data(settings)
     resolved = resolve_run(settings, images=len(data.train), builtin=True, device=CPU, world=1)
-    bench = open_bench(resolved, data, ranks)
-    assert memory_use(bench)[0] == 2 << 30
+    setup = open_setup(resolved, data, ranks)
+    assert memory_use(setup)[0] == 2 << 30
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError(OUT[2])])

@@ -11,14 +11,14 @@ from runs import OwnData, config, incidents, lines, run, small_model, weights
 
 from maskrcnn_coco import train
 from maskrcnn_coco.records import StepRecord
-from maskrcnn_coco.training import start as opening
+from maskrcnn_coco.training import start
 
 FIGURES = ("losses", "grad_norm", "applied", "image_ids", "lr")
 
 
 @pytest.fixture
 def late(monkeypatch):
-    monkeypatch.setattr(opening, "late_reads", lambda device, optimizer: True)
+    monkeypatch.setattr(start, "late_reads", lambda device, optimizer: True)
 
 
 def same_figures(a: list[dict], b: list[dict]) -> None:
@@ -31,7 +31,7 @@ def same_figures(a: list[dict], b: list[dict]) -> None:
 def test_a_clean_run_is_the_run_of_a_guard_that_reads_at_once(tiny_shapes, tmp_path, monkeypatch):
     every = {"checkpoint_every": "5", "epochs": 2}
     run(tiny_shapes.root, tmp_path / "now", **every)
-    monkeypatch.setattr(opening, "late_reads", lambda device, optimizer: True)
+    monkeypatch.setattr(start, "late_reads", lambda device, optimizer: True)
     result = run(tiny_shapes.root, tmp_path / "late", **every)
     assert (result.exit_code, result.steps) == (0, 12)
     assert not incidents(tmp_path / "late")

@@ -119,9 +119,9 @@ def test_a_damaged_newest_checkpoint_falls_back_and_is_said(tiny_shapes, tmp_pat
 
 def test_a_roll_back_to_an_epoch_s_border_ends_no_epoch(tiny_shapes, tmp_path, monkeypatch):
     """Back at step 0 from the second epoch: nothing was completed, so nothing is evaluated or saved for it."""
-    from maskrcnn_coco.training import loop as training
+    from maskrcnn_coco.training import loop
 
-    inner, calls, ended = training.train_epoch, [], []
+    inner, calls, ended = loop.train_epoch, [], []
 
     def once_back(session, interrupts):
         calls.append(session.progress.step)
@@ -129,8 +129,8 @@ def test_a_roll_back_to_an_epoch_s_border_ends_no_epoch(tiny_shapes, tmp_path, m
         if len(calls) == 2:
             session.progress.step = 0
 
-    monkeypatch.setattr(training, "train_epoch", once_back)
-    monkeypatch.setattr(training, "end_epoch", lambda session: ended.append(session.progress.step))
+    monkeypatch.setattr(loop, "train_epoch", once_back)
+    monkeypatch.setattr(loop, "end_epoch", lambda session: ended.append(session.progress.step))
     run(tiny_shapes.root, tmp_path, epochs=2)
     assert (calls, ended) == ([0, 6, 0, 6], [6, 6, 12])
 

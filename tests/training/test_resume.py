@@ -18,7 +18,7 @@ from maskrcnn_coco.checkpoint.store import load, save
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.records import Alarm
 from maskrcnn_coco.system.backends import use_libraries
-from maskrcnn_coco.training import loop as training
+from maskrcnn_coco.training import loop
 from maskrcnn_coco.training.resume import find_together
 from maskrcnn_coco.training.rollback import reload
 from maskrcnn_coco.training.saving import save_is_due
@@ -122,8 +122,8 @@ def test_a_resume_elsewhere_says_that_it_is_inexact_and_why(tiny_shapes, tmp_pat
 
 
 def test_what_was_decided_since_outlives_a_reload_from_disk(tiny_shapes, tmp_path, monkeypatch):
-    held, opened = [], training.open_session
-    monkeypatch.setattr(training, "open_session", lambda *a, **k: held.append(opened(*a, **k)) or held[0])
+    held, opened = [], loop.open_session
+    monkeypatch.setattr(loop, "open_session", lambda *a, **k: held.append(opened(*a, **k)) or held[0])
     train(config(tiny_shapes.root, tmp_path, checkpoint_every="2"), model=tiny_model(), stop_after=4)
     (session,) = held
     session.ring.clear()

@@ -13,8 +13,7 @@ from tiny_run import tiny_model
 
 from maskrcnn_coco import train
 from maskrcnn_coco.checkpoint.store import load
-from maskrcnn_coco.training import epoch as epoch_module
-from maskrcnn_coco.training import response
+from maskrcnn_coco.training import epoch_end, response
 from maskrcnn_coco.training.signals import AtOnce, Interrupts, breakable
 
 
@@ -98,7 +97,7 @@ def test_an_interruption_with_dead_streams_saves_and_says_so_in_the_exit_code(
 
 
 def test_sigterm_at_the_start_of_an_evaluation_ends_it_at_once_and_nothing_is_lost(tiny_shapes, tmp_path, monkeypatch):
-    real = epoch_module.evaluate_model
+    real = epoch_end.evaluate_model
 
     def asked(*arguments, **named):
         saved = tmp_path / "checkpoints" / "last.pth"
@@ -111,12 +110,12 @@ def test_sigterm_at_the_start_of_an_evaluation_ends_it_at_once_and_nothing_is_lo
 
     began = time.monotonic()
     with monkeypatch.context() as patch:
-        patch.setattr(epoch_module, "evaluate_model", asked)
+        patch.setattr(epoch_end, "evaluate_model", asked)
         result = train(config(tiny_shapes.root, tmp_path), model=tiny_model())
     assert (result.status, result.exit_code) == ("interrupted", 143)
     assert time.monotonic() - began < 25
     assert load(tmp_path / "checkpoints" / "last.pth")["loop"]["closed_epochs"] == 0
-    assert epoch_module.evaluate_model is real
+    assert epoch_end.evaluate_model is real
     again = train(config(tiny_shapes.root, tmp_path, resume="auto"), model=tiny_model())
     assert again.exit_code == 0 and "bbox/AP" in again.metrics
     assert [len(lines(tmp_path, kind)) for kind in ("step", "epoch", "eval")] == [6, 1, 1]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from maskrcnn_coco import Config, train
+from maskrcnn_coco.report import tracking_thread
 
 
 class Client:
@@ -76,9 +77,7 @@ def test_a_run_tells_a_tracker_all_and_leaves_a_card(fake_mlflow: type[Client], 
 
 
 def test_a_dead_tracker_changes_nothing_of_a_run(fake_mlflow: type[Client], tmp_path: Path, monkeypatch):
-    from maskrcnn_coco.report import fence
-
-    monkeypatch.setattr(fence, "FAILED", 0.2)
+    monkeypatch.setattr(tracking_thread, "FAILED", 0.2)
     fake_mlflow.dead = True
     result = short_run(tmp_path)
     assert (result.status, result.steps, result.exit_code) == ("finished", 2, 0)

@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 
 from maskrcnn_coco.data.audit.catalogue import Reporter
+from maskrcnn_coco.data.bit_depth import BitRange
 from maskrcnn_coco.data.coco.table import CocoTable
-from maskrcnn_coco.data.depth import BitRange
 from maskrcnn_coco.data.file_names import FileIndex
 from maskrcnn_coco.data.images import MAX_PIXELS, ImageFacts, is_thin, open_inside, probe
 from maskrcnn_coco.errors import DataError

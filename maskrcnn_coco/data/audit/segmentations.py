@@ -13,7 +13,7 @@ import numpy as np
 
 from maskrcnn_coco.data.audit.catalogue import Reporter
 from maskrcnn_coco.data.audit.geometry import Rings, boxes_of_runs
-from maskrcnn_coco.data.audit.runs import RunLists
+from maskrcnn_coco.data.audit.rle_runs import RunLists
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.masks import MAX_WALK, checked_runs, decode_mask, plain_polygons
 from maskrcnn_coco.errors import DataError

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from maskrcnn_coco.data.bit_depth import BitRange
 from maskrcnn_coco.data.classes import Classes, match_classes
 from maskrcnn_coco.data.coco.entries import AnnotationEntry, CategoryEntry, Entries, ImageEntry, Problem
 from maskrcnn_coco.data.coco.file import SHAPE, read_text
 from maskrcnn_coco.data.coco.forms import plain_segmentations
 from maskrcnn_coco.data.coco.parse import parse
 from maskrcnn_coco.data.coco.shared_arrays import SharedArrays, Texts
-from maskrcnn_coco.data.depth import BitRange
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.system.garbage import without_garbage_collection
 from maskrcnn_coco.wording import clean

@@ -16,7 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
 from torchvision.ops import boxes as box_ops
 
-from maskrcnn_coco.model.fast import nms as fast_nms
+from maskrcnn_coco.model.fast import nms
 from maskrcnn_coco.model.fast.sampler import Sample, draw, pick, tally
 
 Found = tuple[list[Tensor], list[Tensor]]
@@ -43,9 +43,9 @@ class FastRPN(RegionProposalNetwork):
         flat = torch.cat(labels)
         running, bounds = tally(flat, [len(x) for x in labels])
         truth = torch.cat([t["boxes"] for t in targets])
-        hollow = (truth[:, 2:] <= truth[:, :2]).any()
+        degenerate = (truth[:, 2:] <= truth[:, :2]).any()
         candidates = self._candidates(proposals, objectness, images.image_sizes, per_level)
-        (boxes, _), read = self._settle(candidates, torch.cat((hollow.long()[None], bounds.flatten())))
+        (boxes, _), read = self._settle(candidates, torch.cat((degenerate.long()[None], bounds.flatten())))
         if read[0]:
             refuse_hollow(targets)
         images_ = len(anchors) + 1
@@ -119,19 +119,19 @@ class FastRPN(RegionProposalNetwork):
         boxes = boxes.clamp(min=0).minimum(ends.to(boxes.device, non_blocking=True)[:, None, None])
         fit = self._fit(boxes, scores) & (scores >= 0)
         groups = boxes.flatten(0, 1)
-        suppresses = fast_nms.overlaps(groups, self.nms_thresh) if fast_nms.fits(groups) else None
+        suppresses = nms.overlaps(groups, self.nms_thresh) if nms.fits(groups) else None
         return Candidates(boxes, scores, fit, suppresses)
 
     def _settle(self, found: Candidates, extra: Tensor | None) -> tuple[Found, list[int]]:
         """NMS and the best of each image, with one read, in which the numbers ``extra`` (int64, 1-D) come along."""
-        images, fit, rounds = len(found.boxes), found.fit.flatten(0, 1), fast_nms.ROUNDS
+        images, fit, rounds = len(found.boxes), found.fit.flatten(0, 1), nms.ROUNDS
         stay = fit
         while True:
             if found.suppresses is None:
                 groups = found.boxes.flatten(0, 1)
-                stay, settled = fast_nms.suppress_in_parts(groups, self.nms_thresh, fit, stay, rounds)
+                stay, settled = nms.suppress_in_parts(groups, self.nms_thresh, fit, stay, rounds)
             else:
-                stay, settled = fast_nms.suppress(found.suppresses, fit, stay, rounds)
+                stay, settled = nms.suppress(found.suppresses, fit, stay, rounds)
             kept = stay.view(images, -1)
             ranked = torch.where(kept, found.scores.flatten(1), -1.0).sort(dim=1, descending=True, stable=True)
             order = ranked.indices[:, : self.post_nms_top_n()]
@@ -157,7 +157,7 @@ class FastRPN(RegionProposalNetwork):
 
 
 class Candidates(NamedTuple):
-    """Boxes before NMS: (B, L, K, 4), (B, L, K), (B, L, K) and, of `fast_nms.overlaps`, (B * L, K, K), if it fits."""
+    """Boxes before NMS: (B, L, K, 4), (B, L, K), (B, L, K) and, of `nms.overlaps`, (B * L, K, K), if it fits."""
 
     boxes: Tensor
     scores: Tensor

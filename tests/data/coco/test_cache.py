@@ -13,7 +13,7 @@ import pytest
 
 from maskrcnn_coco.data.audit.cache import fingerprint
 from maskrcnn_coco.data.audit.checks import audit
-from maskrcnn_coco.data.coco import cache as cocokept
+from maskrcnn_coco.data.coco import cache
 from maskrcnn_coco.data.coco.cache import load_kept
 from maskrcnn_coco.data.coco.table import CocoTable, load_coco
 from maskrcnn_coco.system.files import cache_folder
@@ -38,7 +38,7 @@ def load(path: Path) -> CocoTable:
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that are parsed from now on."""
     seen: list[Path] = []
-    monkeypatch.setattr(cocokept, "load_coco", lambda p, root: (seen.append(p), load_coco(p, root))[1])
+    monkeypatch.setattr(cache, "load_coco", lambda p, root: (seen.append(p), load_coco(p, root))[1])
     return seen
 
 
@@ -119,7 +119,7 @@ def test_small_files_and_folders_that_cannot_be_written_cost_nothing(path: Path,
 
 
 def test_only_the_files_used_last_are_kept(path: Path):
-    for n in range(cocokept.KEEP + 2):
+    for n in range(cache.KEEP + 2):
         load(Path(shutil.copy(path, path.with_name(f"{n}.json"))))
     left = list(cache_folder("tables").iterdir())
-    assert len(left) == cocokept.KEEP and not [p for p in left if p.name.startswith(".")]
+    assert len(left) == cache.KEEP and not [p for p in left if p.name.startswith(".")]

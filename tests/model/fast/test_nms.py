@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torchvision.ops import nms
+from torchvision.ops import boxes as box_ops
 
-from maskrcnn_coco.model.fast import nms as fast_nms
+from maskrcnn_coco.model.fast import nms
 
 
 def groups(count: int, size: int) -> torch.Tensor:
@@ -18,9 +18,9 @@ def groups(count: int, size: int) -> torch.Tensor:
 @pytest.mark.parametrize("pairs", [1, 300, 1 << 20])
 def test_a_table_made_in_blocks_is_the_same(monkeypatch, pairs):
     boxes = groups(3, 40)
-    whole = fast_nms.overlaps(boxes, 0.4)
-    monkeypatch.setattr(fast_nms, "PAIRS", pairs)
-    assert torch.equal(fast_nms.overlaps(boxes, 0.4), whole) and whole.any()
+    whole = nms.overlaps(boxes, 0.4)
+    monkeypatch.setattr(nms, "PAIRS", pairs)
+    assert torch.equal(nms.overlaps(boxes, 0.4), whole) and whole.any()
 
 
 @pytest.mark.parametrize("most", [1, 2 * 40 * 40, 5 * 40 * 40, 1 << 30])
@@ -29,12 +29,12 @@ def test_groups_settled_in_parts_keep_what_torchvision_keeps(monkeypatch, most):
     scores = torch.linspace(1, 0, 40)
     fit = torch.ones(6, 40, dtype=torch.bool)
     made: list[int] = []
-    inner = fast_nms.overlaps
-    monkeypatch.setattr(fast_nms, "overlaps", lambda b, t: made.append(2 * b.shape[0] * b.shape[1] ** 2) or inner(b, t))
-    monkeypatch.setattr(fast_nms, "MOST_BYTES", most)
-    stay, final = fast_nms.suppress_in_parts(boxes, 0.4, fit, fit, rounds=40)
-    assert bool(final) and fast_nms.fits(boxes) == (most >= 1 << 30)
+    inner = nms.overlaps
+    monkeypatch.setattr(nms, "overlaps", lambda b, t: made.append(2 * b.shape[0] * b.shape[1] ** 2) or inner(b, t))
+    monkeypatch.setattr(nms, "MOST_BYTES", most)
+    stay, final = nms.suppress_in_parts(boxes, 0.4, fit, fit, rounds=40)
+    assert bool(final) and nms.fits(boxes) == (most >= 1 << 30)
     for kept, group in zip(stay, boxes, strict=True):
-        assert kept.nonzero().flatten().tolist() == sorted(nms(group, scores, 0.4).tolist())
+        assert kept.nonzero().flatten().tolist() == sorted(box_ops.nms(group, scores, 0.4).tolist())
     assert max(made) <= max(most, 2 * 40 * 40), "one group is the least there can be"
     assert max(made) < 1 << 20

@@ -11,13 +11,14 @@ import pytest
 import torch
 from pretend_cuda import CUDA, Counts, OnDevice, pretend_cuda, to_device
 from torchvision.models.detection.rpn import RegionProposalNetwork
-from torchvision.ops import MultiScaleRoIAlign, nms
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import boxes as box_ops
 from torchvision.ops.boxes import _batched_nms_vanilla
 
 from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.plan import SampleKey
 from maskrcnn_coco.guard.guard import Guard
-from maskrcnn_coco.model.fast import nms as fast_nms
+from maskrcnn_coco.model.fast import nms
 from maskrcnn_coco.model.fast.accelerate import accelerate
 from maskrcnn_coco.model.fast.roi_align import FastPool
 from maskrcnn_coco.model.fast.rpn import FastRPN
@@ -141,22 +142,22 @@ def test_nms_keeps_what_torchvision_keeps(clusters: int) -> None:
     center = center + 8 * torch.randn(3, 400, 2, generator=g)
     boxes = torch.cat((center - half, center + half), -1)
     fit = torch.rand(3, 400, generator=g) < 0.9
-    stay, settled = fast_nms.suppress(fast_nms.overlaps(boxes, 0.7), fit, fit)
+    stay, settled = nms.suppress(nms.overlaps(boxes, 0.7), fit, fit)
     assert settled
     order = torch.arange(400, 0, -1, dtype=torch.float32)
     for group in range(3):
         places = fit[group].nonzero()[:, 0]
-        wanted = places[nms(boxes[group, places], order[places], 0.7)]
+        wanted = places[box_ops.nms(boxes[group, places], order[places], 0.7)]
         assert torch.equal(stay[group].nonzero()[:, 0], wanted)
 
 
 def test_nms_compares_in_parts_what_does_not_fit_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     boxes = torch.stack([boxes_in(100, 50, torch.Generator().manual_seed(i)) for i in range(5)])
-    whole = fast_nms.overlaps(boxes, 0.3)
+    whole = nms.overlaps(boxes, 0.3)
     assert whole.sum() > 0
-    monkeypatch.setattr(fast_nms, "PAIRS", 2 * 50 * 50)
-    assert torch.equal(fast_nms.overlaps(boxes, 0.3), whole)
-    assert torch.equal(fast_nms.overlaps(boxes.half(), 0.3), fast_nms.overlaps(boxes.half().float(), 0.3))
+    monkeypatch.setattr(nms, "PAIRS", 2 * 50 * 50)
+    assert torch.equal(nms.overlaps(boxes, 0.3), whole)
+    assert torch.equal(nms.overlaps(boxes.half(), 0.3), nms.overlaps(boxes.half().float(), 0.3))
 
 
 def proposals_of(kind: type[RegionProposalNetwork], boxes, scores, per_level, shapes, training: bool = True):

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from maskrcnn_coco.guard import inputs
-from maskrcnn_coco.guard import step as steps
+from maskrcnn_coco.guard import forward_backward, inputs, optimizer_step
+from maskrcnn_coco.guard.forward_backward import Forward, Pass
 from maskrcnn_coco.guard.health import update_ratio
 from maskrcnn_coco.guard.instruments import Instruments, Measured
 from maskrcnn_coco.guard.norms import nonfinite_at, stacked_norms
@@ -36,7 +36,7 @@ class Act:
         self.before = before
         self.suspicion: Verdict | None = None
         self.verdict: Verdict | None = None
-        self.done: steps.Pass | None = None
+        self.done: Pass | None = None
         self.gradients: list[torch.Tensor] = []
         self.groups: list[float] = []
         self.norms: list[float] = []
@@ -51,7 +51,7 @@ class Act:
         self.over = self.overflow = False
 
 
-class Acts:
+class Immediate:
     """Takes steps with the instruments of one guard. ``team``: the other processes, where there are any."""
 
     def __init__(self, parts: Instruments, mode: Mode) -> None:
@@ -80,13 +80,13 @@ class Acts:
         self.parts.seconds += time.perf_counter() - began
         return act
 
-    def run(self, forward: steps.Forward, batches: list[Any], act: Act) -> steps.Pass:
+    def run(self, forward: Forward, batches: list[Any], act: Act) -> Pass:
         """Forward and backward; in a team each process learns of a fault in another before gradients are averaged."""
         parts, team, catch = self.parts, self.team, self.mode != "observe"
         if team is None:
-            return steps.run(forward, batches, parts.scale.scaler, parts.layout, catch=catch)
+            return forward_backward.run(forward, batches, parts.scale.scaler, parts.layout, catch=catch)
         with team.alone(parts.model):
-            done = steps.run(forward, batches, parts.scale.scaler, parts.layout, catch=catch)
+            done = forward_backward.run(forward, batches, parts.scale.scaler, parts.layout, catch=catch)
         act.own_loss = done.loss
         act.shared = team.ran(done, parts)
         return done
@@ -100,7 +100,7 @@ class Acts:
         found = parts.scale.check() or parts.health.check()
         return found or parts.buffers.verdict(whole=parts.taken % parts.check_every == 0) or batch
 
-    def judge(self, act: Act, done: steps.Pass) -> None:
+    def judge(self, act: Act, done: Pass) -> None:
         """Act two: measure, and find the verdict. Sets ``act.over`` where the step is not to be taken."""
         parts, record, observing = self.parts, act.record, self.mode == "observe"
         began = time.perf_counter()
@@ -141,7 +141,7 @@ class Acts:
     def _verdict(self, act: Act) -> Verdict | None:
         parts, record, done = self.parts, act.record, act.done
         assert done is not None
-        coefficient = steps.clip_coefficient(record.grad_norm, parts.max_grad_norm)
+        coefficient = optimizer_step.clip_coefficient(record.grad_norm, parts.max_grad_norm)
 
         def parameters() -> tuple[list[str], int]:
             return [parts.layout.names[act.where[i]] for i in nonfinite_at(act.norms)], len(act.where)
@@ -204,8 +204,8 @@ class Acts:
         parts.seconds += time.perf_counter() - began
         with parts.lowered_rates():
             if step is None:
-                coefficient = steps.clip_coefficient(act.record.grad_norm, parts.max_grad_norm)
-                steps.apply(parts.optimizer, act.gradients, coefficient)
+                coefficient = optimizer_step.clip_coefficient(act.record.grad_norm, parts.max_grad_norm)
+                optimizer_step.apply(parts.optimizer, act.gradients, coefficient)
             else:
                 step()
         self.after_step(act)
@@ -244,22 +244,22 @@ class Acts:
             parts.raise_alarm(record, act.verdict)
         parts.seconds += time.perf_counter() - began
 
-    def plain(self, forward: steps.Forward, batches: list[Any], record: StepRecord) -> StepRecord:
+    def plain(self, forward: Forward, batches: list[Any], record: StepRecord) -> StepRecord:
         """The step of a plain loop, for mode "off"."""
         if self.team is not None:
             return self._plain_team(self.team, forward, batches, record)
         parts = self.parts
         parameters = list(parts.model.parameters())
-        record.losses, record.grad_norm = steps.plain(
+        record.losses, record.grad_norm = optimizer_step.plain(
             forward, batches, parts.optimizer, parts.scale.scaler, parameters, parts.max_grad_norm
         )
         record.loss, record.applied = sum(record.losses.values()), True
         return record
 
-    def _plain_team(self, team: Team, forward: steps.Forward, batches: list[Any], record: StepRecord) -> StepRecord:
+    def _plain_team(self, team: Team, forward: Forward, batches: list[Any], record: StepRecord) -> StepRecord:
         parts = self.parts
         parts.layout.zero_grad()
-        done = steps.run(forward, batches, parts.scale.scaler, parts.layout, catch=False)
+        done = forward_backward.run(forward, batches, parts.scale.scaler, parts.layout, catch=False)
         if team.averages and not isinstance(parts.model, DistributedDataParallel):
             team.ranks.average_gradients(parts.layout.params)
         parts.scale.unscale(parts.optimizer, parts.layout)
@@ -268,7 +268,8 @@ class Acts:
         record.losses = team.mean(done.losses)
         record.loss = sum(record.losses.values())
         self._measure(act, where)
-        steps.apply(parts.optimizer, act.gradients, steps.clip_coefficient(record.grad_norm, parts.max_grad_norm))
+        coefficient = optimizer_step.clip_coefficient(record.grad_norm, parts.max_grad_norm)
+        optimizer_step.apply(parts.optimizer, act.gradients, coefficient)
         parts.scale.applied(bool(act.gradients))
         parts.layout.zero_grad()
         record.applied = True

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maskrcnn_coco.data.audit.geometry import boxes_of_runs
-from maskrcnn_coco.data.audit.runs import RunLists
+from maskrcnn_coco.data.audit.rle_runs import RunLists
 from maskrcnn_coco.data.masks import checked_runs, encode_rle
 
 

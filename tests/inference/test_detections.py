@@ -8,7 +8,7 @@ import torch
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from maskrcnn_coco.evaluation.detect import pasted
-from maskrcnn_coco.inference.found import Window, found_of, union, windows_of_full, windows_of_patches
+from maskrcnn_coco.inference.detections import Window, found_of, union, windows_of_full, windows_of_patches
 
 
 def patches(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

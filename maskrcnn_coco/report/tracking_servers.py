@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.report.fence import About, Ending, Row, Server
+from maskrcnn_coco.report.tracking_thread import About, Ending, Row, Server
 from maskrcnn_coco.system.files import write_text
 
 PROJECT = "maskrcnn_coco"

@@ -10,7 +10,7 @@ from maskrcnn_coco.components import components
 from maskrcnn_coco.config.settings import COCO_WEIGHTS, MODELS, Config
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.model import weights
-from maskrcnn_coco.model.bodies import BODIES
+from maskrcnn_coco.model.backbones import BODIES
 from maskrcnn_coco.model.build import build_model
 
 NEW = ("maskrcnn_resnext50_32x4d_fpn", "maskrcnn_convnext_tiny_fpn", "maskrcnn_swin_t_fpn")

@@ -10,7 +10,7 @@ from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.evaluate import EvalResult, evaluate_model
 from maskrcnn_coco.records import EpochRecord, EvalRecord
 from maskrcnn_coco.training.agreement import require_same_weights
-from maskrcnn_coco.training.learning import look_after
+from maskrcnn_coco.training.learning_check import look_after
 from maskrcnn_coco.training.saving import save_before_evaluation, save_epoch, weights_finite
 from maskrcnn_coco.training.session import Session
 from maskrcnn_coco.training.signals import AtOnce, breakable

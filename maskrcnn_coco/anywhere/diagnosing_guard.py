@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskrcnn_coco.anywhere.doctor import Doctor
 from maskrcnn_coco.anywhere.guard import answer, make_doctor, rolled_back
+from maskrcnn_coco.anywhere.response import Doctor
 from maskrcnn_coco.anywhere.samples import Select
-from maskrcnn_coco.guard.acts import Act, Mode
 from maskrcnn_coco.guard.attached import Attached
+from maskrcnn_coco.guard.immediate import Act, Mode
 from maskrcnn_coco.guard.norms import Components
 from maskrcnn_coco.records import Alarm, Finding, Incident, StepRecord
 

@@ -6,7 +6,7 @@ import torch
 
 from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.plan import SampleKey
-from maskrcnn_coco.training.augmented import objects_in, pasted_evidence
+from maskrcnn_coco.training.augmentation_counts import objects_in, pasted_evidence
 
 
 def batch(*targets: dict) -> Batch:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from maskrcnn_coco.data.bit_depth import BitRange
 from maskrcnn_coco.data.bit_range import saved_range
-from maskrcnn_coco.data.depth import BitRange
 from maskrcnn_coco.errors import CheckpointError
 
 KEY = "maskrcnn_coco"

@@ -1,8 +1,7 @@
-"""One update or none: forward and backward of a step's micro-batches, and the clipped optimizer step."""
+"""Forward and backward of a step's micro-batches: the losses as numbers, and what was raised on the way, in words."""
 
 from __future__ import annotations
 
-import inspect
 import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +58,7 @@ def run(forward: Forward, batches: Sequence[Any], scaler: Any, layout: Layout, *
     for position, batch in enumerate(batches):
         try:
             terms = as_terms(forward(batch))
-            values = _read(terms)
+            values = read(terms)
             for name, value in values.items():
                 out.losses[name] = out.losses.get(name, 0.0) + value / len(batches)
             bad = [n for n, v in values.items() if not math.isfinite(v)]
@@ -82,7 +81,7 @@ def seen(losses: Any) -> Pass:
     """A `Pass` of which only the loss is known: forward and backward were the caller's."""
     out = Pass()
     if losses is not None:
-        out.losses = _read(as_terms(losses))
+        out.losses = read(as_terms(losses))
         out.micro_batch = 0 if any(not math.isfinite(v) for v in out.losses.values()) else None
     return out
 
@@ -156,7 +155,7 @@ def _kind(value: Any) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _read(terms: Mapping[str, Tensor]) -> dict[str, float]:
+def read(terms: Mapping[str, Tensor]) -> dict[str, float]:
     """One host read for all terms."""
     if not terms:
         return {}
@@ -190,80 +189,3 @@ def _reaches(term: Tensor, layout: Layout) -> bool:
     # Dense: a sparse gradient has no comparison of its own, and NaN != 0 must stay true.
     dense = (g._values() if g is not None and g.is_sparse else g for g in found)
     return any(g is not None and bool((g != 0).any()) for g in dense)
-
-
-def clip_coefficient(norm: float, max_norm: float | None) -> float:
-    """What the gradients are multiplied by: 1 where nothing is clipped. torch's own formula otherwise."""
-    if not max_norm or norm <= max_norm:
-        return 1.0
-    # In float32, as torch computes it.
-    return float(max_norm / (torch.tensor(norm, dtype=torch.float32) + 1e-6))
-
-
-def apply(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor], coefficient: float) -> None:
-    """Clip and step. A fused optimizer multiplies while it updates; others need a pass over the gradients."""
-    if coefficient == 1.0:
-        optimizer.step()
-    elif coefficient > 0 and scales_itself(optimizer) and all(t.dtype == torch.float32 for t in gradients):
-        # `full` writes the number on the device; `tensor` would send it there, and wait.
-        optimizer.grad_scale = torch.full((), 1.0 / coefficient, device=gradients[0].device)  # type: ignore[attr-defined]
-        try:
-            optimizer.step()
-        finally:
-            del optimizer.grad_scale  # type: ignore[attr-defined]
-    else:
-        torch._foreach_mul_(list(gradients), coefficient)  # pyright: ignore[reportPrivateImportUsage]
-        optimizer.step()
-
-
-def scales_itself(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether ``step()`` divides by ``optimizer.grad_scale``: torch's fused kernels do."""
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
-
-
-def plain(
-    forward: Forward,
-    batches: Sequence[Any],
-    optimizer: torch.optim.Optimizer,
-    scaler: Any,
-    parameters: Sequence[Tensor],
-    max_norm: float | None,
-) -> tuple[dict[str, float], float]:
-    """A plain PyTorch training step, as tutorials write it: losses, and the gradient norm (nan if not clipped)."""
-    optimizer.zero_grad(set_to_none=True)
-    kept: list[dict[str, Tensor]] = []
-    for batch in batches:
-        terms = as_terms(forward(batch))
-        kept.append({n: t.detach() for n, t in terms.items()})
-        backward(list(terms.values()), len(batches), scaler)
-    norm: Tensor | None = None
-    if scaler is not None and max_norm:
-        scaler.unscale_(optimizer)
-    if max_norm:
-        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-    if scaler is not None:
-        scaler.step(optimizer)
-        scaler.update()
-    else:
-        optimizer.step()
-    losses: dict[str, float] = {}
-    for values in map(_read, kept):
-        for name, value in values.items():
-            losses[name] = losses.get(name, 0.0) + value / len(batches)
-    return losses, math.nan if norm is None else float(norm)
-
-
-def refuse_closures(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ConfigError for an optimizer whose step() needs a closure: `Guard.step` has none to give."""
-    if needs_closure(optimizer):
-        raise ConfigError(
-            f"{type(optimizer).__name__} evaluates the loss several times within a step, which guard.step cannot do",
-            expected="an optimizer whose step() needs no closure, such as SGD or AdamW",
-            fix="guard = attach(model, optimizer), and keep optimizer.step(closure) in your loop",
-        )
-
-
-def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether ``step()`` cannot be called without one, as LBFGS."""
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty

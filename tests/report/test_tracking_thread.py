@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from maskrcnn_coco.records import StepRecord, to_json
-from maskrcnn_coco.report import fence
-from maskrcnn_coco.report.fence import About, Ending, Fence, Row
-from maskrcnn_coco.report.servers import remember, remembered, require_installed
+from maskrcnn_coco.report import tracking_thread
+from maskrcnn_coco.report.tracking_servers import remember, remembered, require_installed
+from maskrcnn_coco.report.tracking_thread import About, Ending, Fence, Row
 
 
 def record(step: int) -> StepRecord:
@@ -51,9 +51,9 @@ class Fake:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fence, "RETRY", (0.01, 0.02))
-    monkeypatch.setattr(fence, "FINISH", 5.0)
-    monkeypatch.setattr(fence, "FAILED", 1.0)
+    monkeypatch.setattr(tracking_thread, "RETRY", (0.01, 0.02))
+    monkeypatch.setattr(tracking_thread, "FINISH", 5.0)
+    monkeypatch.setattr(tracking_thread, "FAILED", 1.0)
 
 
 def fenced(server: Fake, folder: Path) -> tuple[Fence, list[str]]:
@@ -86,14 +86,14 @@ def test_a_server_that_fails_is_named_once_and_gets_all_of_it_later(tmp_path: Pa
 
 @pytest.mark.parametrize("server", [Fake(failures=10**9), Fake(slow=3600.0)], ids=["dead", "hanging"])
 def test_a_dead_or_hanging_server_holds_nothing_up(server: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fence, "FINISH", 0.3)
-    monkeypatch.setattr(fence, "FAILED", 0.3)
+    monkeypatch.setattr(tracking_thread, "FINISH", 0.3)
+    monkeypatch.setattr(tracking_thread, "FAILED", 0.3)
     run, said = fenced(server, tmp_path)
     began = time.monotonic()
     for step in range(5000):
         run(record(step))
     assert time.monotonic() - began < 2
-    assert len(run._queue) <= fence.WAITING
+    assert len(run._queue) <= tracking_thread.WAITING
     assert not run.finish(Ending(None))
     assert time.monotonic() - began < 5
     assert "metrics.jsonl" in said[-1]
@@ -101,7 +101,7 @@ def test_a_dead_or_hanging_server_holds_nothing_up(server: Fake, tmp_path: Path,
 
 
 def test_what_did_not_fit_is_read_from_the_run_s_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fence, "WAITING", 10)
+    monkeypatch.setattr(tracking_thread, "WAITING", 10)
     server, gate = Fake(), threading.Event()
     server._answer = lambda: gate.wait(5) and None  # type: ignore[method-assign]
     run, _ = fenced(server, tmp_path)

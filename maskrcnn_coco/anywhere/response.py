@@ -16,9 +16,9 @@ from torch import nn
 
 from maskrcnn_coco import recovery
 from maskrcnn_coco.anywhere.fixes import reworded
-from maskrcnn_coco.anywhere.guilty import named
 from maskrcnn_coco.anywhere.rig import Forwards, Groups, Kept, make_rig
 from maskrcnn_coco.anywhere.samples import Key, Samples, Select, size_of
+from maskrcnn_coco.anywhere.unlike_others import named
 from maskrcnn_coco.diagnosis.investigate import investigate
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.guard.guard import Guard

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from statistics import fmean, median
 
-from maskrcnn_coco.advice.trials import Lab, Task
+from maskrcnn_coco.advice.trials import Task, Trials
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.errors import DataError
@@ -60,8 +60,8 @@ def rate_trial(session: Session) -> RateTrial | None:
     records = [r for r in session.history if r.applied and r.epoch == 0]
     if len(records) < FEWEST or falls(records) or not low(session):
         return None
-    lab, config = Lab(task_of(session, BATCHES)), session.config
-    before, after, ratio = _tried(lab, session.schedule.lr, factors(session))
+    trials, config = Trials(task_of(session, BATCHES)), session.config
+    before, after, ratio = _tried(trials, session.schedule.lr, factors(session))
     # Momentum adds updates up; a schedule's mean is about half its peak.
     build_up = 0.5 / (1 - config.momentum) if config.optimizer == "sgd" else 0.5
     return RateTrial(TRIED, before, after, dict(session.schedule.lr), reach=ratio * session.total_steps * build_up)
@@ -88,17 +88,19 @@ def low(session: Session) -> bool:
     return all(rate <= guide[c].safe[0] * (1 + 1e-9) for c, rate in rates.items() if c in guide)
 
 
-def _tried(lab: Lab, rates: Mapping[str, float], tried: tuple[float, ...]) -> tuple[float, dict[str, float], float]:
+def _tried(
+    trials: Trials, rates: Mapping[str, float], tried: tuple[float, ...]
+) -> tuple[float, dict[str, float], float]:
     """(loss at the start, factor → loss at the end, largest update over weights at the run's own rates).
 
     Start and end are means over the same batches, which come round again and again.
     """
-    start, before, after, ratio = lab.save(0), math.nan, {}, 0.0
-    full = {c: rates.get(c, rates.get("backbone", 0.0)) for c in lab.components}
-    turn = min(len(lab.task.batches), TRIED // 2)
+    start, before, after, ratio = trials.save(0), math.nan, {}, 0.0
+    full = {c: rates.get(c, rates.get("backbone", 0.0)) for c in trials.components}
+    turn = min(len(trials.task.batches), TRIED // 2)
     for factor in tried:
-        lab.load(start)
-        trial = lab.run({c: v * factor for c, v in full.items()}, TRIED)
+        trials.load(start)
+        trial = trials.run({c: v * factor for c, v in full.items()}, TRIED)
         if math.isnan(before):
             before = fmean(trial.losses[:turn])
             ratio = max((v for r in trial.records for v in r.update_ratio.values()), default=0.0)
@@ -118,7 +120,7 @@ def batch_trial(session: Session, record: EpochRecord, evaluation: EvalRecord | 
         return None
     task = task_of(session, 1)
     one = Task(**{**vars(task), "batches": list(task.batches)[:1]})
-    before, after, _ = _tried(Lab(one), session.schedule.lr, (1.0, 10.0))
+    before, after, _ = _tried(Trials(one), session.schedule.lr, (1.0, 10.0))
     best = min(after, key=lambda f: after[f])
     return BatchTrial(record.epoch + 1, first, record.loss, ap, TRIED, before, after[best], float(best))
 
