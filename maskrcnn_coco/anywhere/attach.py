@@ -16,6 +16,7 @@ model returns its own loss; where it is made outside, give ``forward`` and show 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.errors import ConfigError, GuardWarning
 from maskrcnn_coco.guard.attached import Attached
 from maskrcnn_coco.guard.immediate import Mode
 from maskrcnn_coco.guard.norms import Components
 from maskrcnn_coco.guard.undo import nested
 from maskrcnn_coco.records import Alarm
+from maskrcnn_coco.system.backends import faults_under
 
 
 def attach(
@@ -69,10 +71,9 @@ def attach(
     Raises:
         ConfigError: no optimizer, no trainable parameters, or parameters that are shards.
     """
-    found = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
-    if not found or not all(isinstance(o, torch.optim.Optimizer) for o in found):
-        kinds = ", ".join(type(o).__name__ for o in found) or "none"
-        raise ConfigError("attach needs a torch optimizer, or a list of them", got=kinds)
+    found = _optimizers(optimizer)
+    for sentence in faults_under(model) if say and mode != "off" else []:
+        warnings.warn(sentence, GuardWarning, stacklevel=2)
     if not diagnose:
         return Attached(model, found, scaler=scaler, components=components, mode=mode, on_alarm=on_alarm, say=say)
     if len(found) > 1 or nested(found[0]):
@@ -91,3 +92,11 @@ def attach(
         on_alarm=on_alarm,
         say=say,
     )
+
+
+def _optimizers(given: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:
+    found = [given] if isinstance(given, torch.optim.Optimizer) else list(given)
+    if not found or not all(isinstance(o, torch.optim.Optimizer) for o in found):
+        kinds = ", ".join(type(o).__name__ for o in found) or "none"
+        raise ConfigError("attach needs a torch optimizer, or a list of them", got=kinds)
+    return found

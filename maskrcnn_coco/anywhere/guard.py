@@ -19,6 +19,7 @@ from maskrcnn_coco.guard.guard import Guard as BaseGuard
 from maskrcnn_coco.guard.immediate import Mode
 from maskrcnn_coco.guard.norms import Components
 from maskrcnn_coco.records import Alarm, Finding, Incident, StepRecord
+from maskrcnn_coco.system.backends import faults_under
 
 _NONE: Any = object()
 
@@ -65,6 +66,8 @@ class Guard(BaseGuard):
     ) -> None:
         if diagnose and deferred:
             raise ConfigError("a guard that reads late cannot diagnose", fix="deferred=False")
+        for sentence in faults_under(model) if say and mode != "off" else []:
+            warnings.warn(sentence, GuardWarning, stacklevel=2)
         super().__init__(
             model,
             optimizer,

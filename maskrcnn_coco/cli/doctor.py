@@ -16,6 +16,7 @@ import torch
 from maskrcnn_coco.checkpoint import store
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.report.console import Console
+from maskrcnn_coco.system.known_faults import known_faults
 from maskrcnn_coco.system.memory import main_memory
 from maskrcnn_coco.system.precision import bf16_is_native, fp16_is_native, resolve_amp
 from maskrcnn_coco.wording import size
@@ -147,6 +148,7 @@ def _problems(health: Mapping[str, Any]) -> list[str]:
         found.append(f"only {size(disk['free'])} are free in {disk['path']}: a checkpoint takes up to 400 MiB")
     if threads["torch_threads"] > (threads["usable_cores"] or 1):
         found.append(f"{threads['torch_threads']} threads on {threads['usable_cores']} cores: set OMP_NUM_THREADS")
+    found += [sentence for d in health["devices"] for sentence in known_faults(str(d["device"]))]
     if torch.version.cuda is not None and not torch.cuda.is_available() and Path("/dev/nvidia0").exists():
         found.append("there is an NVIDIA card, but PyTorch cannot use it: the driver is missing or too old")
     return found

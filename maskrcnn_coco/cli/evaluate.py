@@ -23,6 +23,7 @@ from maskrcnn_coco.evaluation.evaluate import EvalResult, evaluate_model
 from maskrcnn_coco.model.build import classes_in, load_for_inference
 from maskrcnn_coco.records import to_json
 from maskrcnn_coco.report.console import Console
+from maskrcnn_coco.system.backends import passed_over
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.system.precision import resolve_amp
 from maskrcnn_coco.wording import count
@@ -82,7 +83,8 @@ def evaluate_checkpoint(
     model, contents = load_for_inference(checkpoint)
     table, chosen = evaluation_table(data, images, *range_to_use(bit_range, contents))
     source, notes = in_labels_of(table, contents, classes_in(model), checkpoint)
-    for sentence in chosen + notes:
+    idle = passed_over(device)
+    for sentence in chosen + notes + ([] if idle is None else [idle]):
         console.note(sentence)
     model.to(where)
     result = evaluate_model(model, source, device=where, precision=resolve_amp("auto", where), batch_size=batch_size)

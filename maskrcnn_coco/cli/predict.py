@@ -52,6 +52,13 @@ def predict_checkpoint(checkpoint: Path, images: Sequence[str], options: Predict
     console = Console(json_mode=options.json_mode)
     formats, score = parse_formats(options.format), check_score(options.score)
     predictor = load(checkpoint, options.device)
+    idle = None
+    if checkpoint.suffix.lower() not in (".onnx", ".xml"):  # those run without torch
+        from maskrcnn_coco.system.backends import passed_over
+
+        idle = passed_over(options.device)
+    if idle is not None:
+        console.note(idle)
     predictions = predictor.predict(
         list(images),
         0.0,

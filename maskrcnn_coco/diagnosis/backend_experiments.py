@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from maskrcnn_coco.components import component_of
@@ -15,6 +16,7 @@ from maskrcnn_coco.replay.isolation import Counted
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.replay import Replay
 from maskrcnn_coco.system.backends import as_it_was, compiled_modules, eagerly
+from maskrcnn_coco.system.known_faults import known_faults
 
 
 class BackendExperiments:
@@ -27,6 +29,7 @@ class BackendExperiments:
     def reference(self) -> None:
         """Without the vendors' libraries; where that does not help, eager on the CPU."""
         f = self.facts
+        f.known_faults = known_faults(torch.device(self.case.rig.device).type)
         test = "same batch, same weights, without the vendor's library (oneDNN, cuDNN)"
         f.outcomes["reference"] = self.replay.run(test, libraries=False)
         f.libraries = f.good("reference")

@@ -203,6 +203,8 @@ class Facts:
     """Compiled modules without whose compiled code the step is finite."""
     libraries: bool = False
     """Without the vendors' libraries the step is finite, on the same device."""
+    known_faults: list[str] = field(default_factory=list)
+    """What is known to be wrong with the packages installed here on the device of the run."""
     drift: Drift | None = None
     redefined: Redefined | None = None
     older_file: OlderFile | None = None

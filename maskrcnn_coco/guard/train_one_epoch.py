@@ -15,6 +15,7 @@ from maskrcnn_coco.errors import GuardWarning
 from maskrcnn_coco.findings.watch import watch_of
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.records import Alarm
+from maskrcnn_coco.system.backends import faults_under
 from maskrcnn_coco.system.exact_boxes import exact_boxes
 
 
@@ -93,6 +94,8 @@ def _guard_of(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, m
         if said[alarm.symptom] <= SAID:
             say(f"step {alarm.step} refused: {alarm.message}")
 
+    for sentence in faults_under(model):
+        say(sentence)
     guard = Guard(model, optimizer, scaler=scaler, max_grad_norm=max_grad_norm, on_alarm=tell)
     optimizer._epoch_guard = (same, guard)  # type: ignore[attr-defined]
     return guard

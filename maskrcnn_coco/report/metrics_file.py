@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maskrcnn_coco.records import number
-from maskrcnn_coco.system.files import write_bytes
+from maskrcnn_coco.system.files import sync, write_bytes
 
 METRICS = "metrics.jsonl"
 _BLOCK = 1 << 18
@@ -41,7 +41,7 @@ def truncate(path: Path, resume_step: int | None, closed: int | None) -> None:
     if raw.startswith(kept):
         with path.open("r+b") as f:
             f.truncate(start + len(kept))
-            os.fsync(f.fileno())
+            sync(f.fileno())
     else:
         with path.open("rb") as f:
             before = f.read(start)

@@ -19,6 +19,7 @@ from typing import Any
 from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, StepRecord, to_json
 from maskrcnn_coco.report.metrics_file import METRICS, cut, truncate
 from maskrcnn_coco.report.scalars import scalars_of
+from maskrcnn_coco.system.files import sync
 from maskrcnn_coco.wording import annotation_words
 
 _FLUSH_SECONDS = 5.0
@@ -142,7 +143,7 @@ class Tracker:
     def _sync(self) -> None:
         self._pay()
         if self._lines is not None and self._events is not None:
-            os.fsync(self._lines.fileno())
+            sync(self._lines.fileno())
             self._events.flush()
 
     def _try(self, action: Callable[..., None], *args: object) -> None:

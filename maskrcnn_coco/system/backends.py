@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from maskrcnn_coco.system.known_faults import known_faults
+
 
 def compiled_modules(model: nn.Module) -> list[str]:
     """Names of the modules of ``model`` that ``module.compile()`` has compiled, outermost first."""
@@ -50,6 +52,24 @@ def own_kernels() -> Iterator[None]:
     finally:
         torch.backends.cudnn.enabled = before[0]
         torch._C._set_mkldnn_enabled(before[1])
+
+
+def passed_over(asked: str) -> str | None:
+    """What ``--device auto`` says where it leaves an Apple GPU idle, and why; None where there is nothing to say."""
+    if asked != "auto" or torch.cuda.is_available() or not torch.backends.mps.is_available():
+        return None
+    known = "".join(f"; {sentence}" for sentence in known_faults("mps"))
+    return (
+        "--device auto takes the CPU and passes over this machine's GPU (mps), on which no release of this program has "
+        f"been tried; --device mps uses it{known}"
+    )
+
+
+def faults_under(model: nn.Module) -> list[str]:
+    """What is known to be wrong on the device that ``model`` is on, where it has detection layers of torchvision."""
+    first = next(model.parameters(), None)
+    detects = any(type(m).__module__.startswith(("torchvision.ops", "torchvision.models.det")) for m in model.modules())
+    return known_faults(first.device.type) if detects and first is not None else []
 
 
 @contextmanager

@@ -19,11 +19,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 _TEMP = re.compile(r"\..+\.\d+\.\d+\.tmp")
 _BUFFER = 1 << 20
 _serial = itertools.count()
 # What file systems answer that know no hard links (FAT, some network and user-space ones), or no more of them.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES, errno.EINVAL}
+_NO_FULL_SYNC = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS}
 
 # Windows would take "\n" for the end of a line, and Ctrl-Z for that of a file.
 _PLAIN = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -32,6 +38,23 @@ READING = os.O_RDONLY | _PLAIN | getattr(os, "O_NONBLOCK", 0)
 _SCANNED = os.name == "nt"
 PATIENCE = 2.0
 """Seconds in which a file that another program has open (Windows: a virus scanner, an indexer) may be let go."""
+
+
+def sync(fd: int) -> None:
+    """Put what was written to ``fd`` on the disk, through the disk's own cache. Raises OSError.
+
+    macOS: fsync(2) hands the data to the drive, which may keep them in its cache through a power cut and write them in
+    any order; F_FULLFSYNC has it write them out. File systems that do not know it (network shares) get fsync(2).
+    """
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if fcntl is not None and full is not None:
+        try:
+            fcntl.fcntl(fd, full)
+            return
+        except OSError as e:
+            if e.errno not in _NO_FULL_SYNC:
+                raise
+    os.fsync(fd)
 
 
 class Sink:
@@ -66,7 +89,7 @@ class Sink:
     def sync(self) -> None:
         """Everything written is on the disk when this returns."""
         self.flush()
-        os.fsync(self._fd)
+        sync(self._fd)
 
     def close(self) -> None:
         """Close the file; what was gathered and not flushed is dropped."""
@@ -152,7 +175,7 @@ def sync_folder(folder: Path) -> None:
         return
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        sync(fd)
     except OSError as e:
         if e.errno != errno.EINVAL:  # some network file systems sync names by themselves and refuse to be asked
             raise

@@ -12,6 +12,8 @@ from maskrcnn_coco.config import recipes
 from maskrcnn_coco.data.prepare import complaints
 from maskrcnn_coco.report.run_files import write_run_info
 from maskrcnn_coco.system import environment
+from maskrcnn_coco.system.backends import passed_over
+from maskrcnn_coco.system.known_faults import known_faults
 from maskrcnn_coco.training.session import Session
 
 
@@ -20,8 +22,11 @@ def introduce(session: Session, resolved: recipes.Resolved, *, resuming: bool) -
     console, data = session.console, session.data
     for note in (*data.notes, *getattr(session.model, "notes", ())):
         console.note(note)
-    for sentence in complaints(data):
+    for sentence in (*complaints(data), *known_faults(session.device.type)):
         console.warn(sentence)
+    idle = passed_over(session.config.device)
+    if idle is not None:
+        console.note(idle)
     if not resuming:
         console.settings(
             msgspec.structs.asdict(session.config), resolved.reasons, lr=recipes.component_lrs(session.config)

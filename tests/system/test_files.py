@@ -154,3 +154,65 @@ def test_one_process_cannot_hold_a_folder_twice(tmp_path: Path):
 def test_a_free_folder_needs_no_lock_file(tmp_path: Path):
     require_free(tmp_path / "absent")
     assert not (tmp_path / "absent").exists()
+
+
+FULL = 51
+"""macOS's number of F_FULLFSYNC."""
+
+
+class AppleFcntl:
+    """fcntl as macOS has it: notes what it is asked, or refuses."""
+
+    F_FULLFSYNC = FULL
+
+    def __init__(self, refuses: int | None = None) -> None:
+        self.asked: list[tuple[int, bool]] = []
+        self.refuses = refuses
+
+    def fcntl(self, fd: int, what: int) -> int:
+        self.asked.append((what, os.path.isdir(f"/proc/self/fd/{fd}")))
+        if self.refuses is not None:
+            raise OSError(self.refuses, os.strerror(self.refuses))
+        return 0
+
+
+def test_macos_is_asked_to_empty_the_drives_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    apple, plain = AppleFcntl(), []
+    monkeypatch.setattr(files, "fcntl", apple)
+    monkeypatch.setattr(os, "fsync", plain.append)
+    write_atomically(tmp_path / "f", put(b"new"))
+    assert apple.asked == [(FULL, False), (FULL, True)], "the file before it gets its name, then the folder"
+    assert plain == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOTSUP, errno.ENOTTY, errno.EINVAL])
+def test_a_share_that_knows_no_full_sync_gets_a_plain_one(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plain: list[int] = []
+    monkeypatch.setattr(files, "fcntl", AppleFcntl(code))
+    monkeypatch.setattr(os, "fsync", plain.append)
+    write_atomically(tmp_path / "f", put(b"new"))
+    assert len(plain) == 2
+
+
+def test_a_full_sync_that_fails_is_a_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "f").write_bytes(b"old")
+    apple, plain = AppleFcntl(errno.EIO), []
+    monkeypatch.setattr(files, "fcntl", apple)
+    monkeypatch.setattr(os, "fsync", plain.append)
+    with pytest.raises(OSError, match="Input/output"):
+        write_atomically(tmp_path / "f", put(b"new"))
+    assert (tmp_path / "f").read_bytes() == b"old"
+    assert len(apple.asked) == 1
+    assert plain == [], "after a failed sync a plain one could report success"
+
+
+def test_the_lines_of_a_run_are_synced_so_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from maskrcnn_coco.report.metrics_file import truncate
+
+    apple = AppleFcntl()
+    monkeypatch.setattr(files, "fcntl", apple)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind":"step","step":1,"loss":1.0}\n{"kind":"step","step":2,"loss":1.0}\n')
+    truncate(path, 2, None)
+    assert apple.asked == [(FULL, False)]
+    assert path.read_text().count("\n") == 1

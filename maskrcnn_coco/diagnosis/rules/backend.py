@@ -3,7 +3,7 @@
 What happens: the same weights and batch are non-finite on the device every time, and finite in plain eager code
   on the CPU.
 Why: a wrong kernel (half-precision convolutions of some GPUs, a broken cuDNN, a compiler that reorders a
-  scatter), a driver.
+  scatter), a driver. Some are known: RoIAlign's gradients on Apple GPUs are wrong in torchvision before 0.29.
 How it is proved: the step fails twice in the same way; with one thing taken away it is finite: the vendor's library
   (oneDNN, cuDNN), the compiled code of one module, or the device itself (eager, in float32, on the CPU). The first
   bad module is named.
@@ -32,10 +32,11 @@ def judge(facts: Facts) -> Finding | None:
     evidence = facts.says(CODE, "!same", "!again", "=reference")
     if location and location.module:
         evidence.append(Evidence("locate: first bad module on the device", location.module, CODE))
-    repeatable = facts.bad("again")
-    return Finding(
-        CODE, 0.93 if repeatable else 0.7, culprit, evidence, facts.step, "--device cpu", {"libraries": facts.libraries}
-    )
+    evidence += [
+        Evidence("versions: what is installed here, on this device", known, CODE) for known in facts.known_faults
+    ]
+    sure = 0.93 if facts.bad("again") else 0.7
+    return Finding(CODE, sure, culprit, evidence, facts.step, "--device cpu", {"libraries": facts.libraries})
 
 
 def _compiled(facts: Facts) -> Finding:
