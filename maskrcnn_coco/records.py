@@ -13,6 +13,15 @@ from typing import Any, Literal
 
 COMPONENTS = ("backbone", "rpn", "box_head", "mask_head")
 """The four parameter groups of a torchvision Mask R-CNN, in this order everywhere."""
+RATE_SETTINGS: dict[str, str] = {
+    "backbone": "lr",
+    "rpn": "rpn_lr_multiplier",
+    "box_head": "head_lr_multiplier",
+    "mask_head": "head_lr_multiplier",
+}
+"""The setting that sets the learning rate of a component."""
+PROVED = 0.9
+"""Confidence from which on a finding counts as proved: a replay or a scan has shown it."""
 
 Symptom = Literal[
     "loss_nonfinite",

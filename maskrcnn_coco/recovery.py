@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from maskrcnn_coco.records import Action, Finding, Incident
+from maskrcnn_coco.records import PROVED, Action, Finding, Incident
 
-PROVED = 0.9
 DATA = ("DATA_BOX", "DATA_LABEL", "DATA_PIXEL", "DATA_MASK")
 MIN_FACTOR, MAX_FACTOR = 0.01, 0.5
 AGAIN = 0.7

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from maskrcnn_coco.records import Action, Incident, RunFinding
+from maskrcnn_coco.records import RATE_SETTINGS, Action, Incident, RunFinding
 
 
 def figure(value: float) -> str:
@@ -92,7 +92,7 @@ def culprit_words(culprit: Any) -> str:
     """The known parts of a culprit, "" where nothing is known."""
     parts = [clean(culprit.module or culprit.component)] if culprit.module or culprit.component else []
     if culprit.image_ids:
-        parts.append(f"image {_some(culprit.image_ids)}")
+        parts.append(f"image {listed(culprit.image_ids)}")
     if culprit.annotation_ids:
         parts.append(annotation_words(culprit.annotation_ids))
     if culprit.checkpoint:
@@ -108,11 +108,17 @@ def annotation_words(ids: Sequence[int]) -> str:
     Those are below 0: -1 stands for the first of the file's ``annotations``, -2 for the second.
     """
     named, placed = [i for i in ids if i >= 0], [f"annotations[{-1 - i}]" for i in ids if i < 0]
-    return ", ".join(([f"annotation {_some(named)}"] if named else []) + ([_some(placed)] if placed else []))
+    return ", ".join(([f"annotation {listed(named)}"] if named else []) + ([listed(placed)] if placed else []))
 
 
-def _some(ids: Sequence[object], most: int = 5) -> str:
-    return ", ".join(map(str, ids[:most])) + (f" and {len(ids) - most} more" if len(ids) > most else "")
+def rate_flag(component: str) -> str:
+    """The flag that sets the learning rate of ``component``; of other components than torchvision's, ``--lr``."""
+    return "--" + RATE_SETTINGS.get(component, "lr").replace("_", "-")
+
+
+def listed(items: Sequence[object], most: int = 5) -> str:
+    """The first few, and how many more: "a, b, c and 4 more"."""
+    return ", ".join(map(str, items[:most])) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def _proof(incident: Incident) -> str:
@@ -132,7 +138,7 @@ def action_words(action: Action) -> str:
         return "the step was left out"
     if action.kind == "quarantine":
         ids, annotations = d.get("image_ids") or [], d.get("annotation_ids") or []
-        return f"left out for good: image {_some(ids)}" + (f", {annotation_words(annotations)}" if annotations else "")
+        return f"left out for good: image {listed(ids)}" + (f", {annotation_words(annotations)}" if annotations else "")
     if action.kind == "rollback":
         return f"went back{to}"
     if action.kind == "lower_lr":

@@ -30,7 +30,7 @@ from sets import DETECTIONS, SETS, BenchSet
 
 from maskrcnn_coco import Config, train
 from maskrcnn_coco.model.build import set_sampler
-from maskrcnn_coco.training import epoch as epochs
+from maskrcnn_coco.training import epoch_end
 from maskrcnn_coco.training.session import Session
 
 RAW = Path(__file__).resolve().parents[1] / "results" / "recipes.jsonl"
@@ -63,11 +63,11 @@ class Meter:
         if not self.due or step < self.due[0] * self.total:
             return None
         self.due = [d for d in self.due if step < d * self.total]
-        result = epochs.evaluate_weights(session)
+        result = epoch_end.evaluate_weights(session)
         self.curve.append({"step": step, "cpu": self.stamps[-1], **{k: result.metrics[k] for k in KEYS}})
         if not self.due and session.ema is not None:
             with session.ema.in_place(session.model):
-                averaged = epochs.evaluate_weights(session)
+                averaged = epoch_end.evaluate_weights(session)
             self.averaged = {k: averaged.metrics[k] for k in KEYS}
         self.apart += time.process_time() - before
         return None
@@ -104,9 +104,9 @@ def run(of: BenchSet, arm: Arm, seed: int, steps: int, folder: Path, *, look: bo
             **fields,
         )
         with (
-            patch.object(epochs, "evaluate_session", meter.look if look else lambda *_: None),
-            patch.object(epochs, "save_epoch", lambda *_, **__: None),
-            patch.object(epochs, "save_before_evaluation", lambda *_: None),
+            patch.object(epoch_end, "evaluate_session", meter.look if look else lambda *_: None),
+            patch.object(epoch_end, "save_epoch", lambda *_, **__: None),
+            patch.object(epoch_end, "save_before_evaluation", lambda *_: None),
         ):
             result = train(config, model=model, quiet=True, observers=[meter])
     return meter, result

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from maskrcnn_coco.advice.ladder import HEADS
 from maskrcnn_coco.advice.limits import Limit, Settled, TrialVerdict, judge, rising
@@ -239,21 +238,11 @@ def compare(limits: Mapping[str, Limit], choice: Choice, *, pretrained: bool, op
             text = f"{component}: breaks above {limit.value:.2g} ({limit.low:.2g} to {limit.high:.2g}; {limit.how})"
             text += f"; {two_digits(limit.value / rate):g} times the advised {rate:.2g}"
         if guide:
-            text += f"; guideline for {guide.state} weights: {_place(rate, guide)}"
+            text += f"; guideline for {guide.state} weights: {guide.place(rate)}"
             random = component in ("backbone", "rpn") and not pretrained
             text += ", but these start at random" if random and rate > guide.safe[1] else ""
         sentences.append(text)
     return sentences
-
-
-def _place(rate: float, guide: Any) -> str:
-    (low, high), (_, top) = guide.safe, guide.aggressive
-    span = f"{low:g} to {high:g}"
-    if rate < low:
-        return f"below the safe range {span}"
-    if rate <= high:
-        return f"in the safe range {span}"
-    return f"in the aggressive range up to {top:g}" if rate <= top else f"past the aggressive range (up to {top:g})"
 
 
 @dataclass(frozen=True)

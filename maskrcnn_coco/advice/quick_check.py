@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from maskrcnn_coco.advice.limits import judge, rising, settle
 from maskrcnn_coco.advice.remembered import Spans, above
 from maskrcnn_coco.advice.trials import State, Task, Trial, Trials
-from maskrcnn_coco.guard.early_warning import FLAGS, own_level
+from maskrcnn_coco.guard.early_warning import own_level
+from maskrcnn_coco.wording import rate_flag
 
 SHARE = 100
 """One step in so many may be spent."""
@@ -80,7 +81,7 @@ def try_rates(trials: Trials, rates: Mapping[str, float], steps: int) -> list[st
     if not guilty:
         return [f"the learning rates together break within {steps} steps, none alone: lower --lr, or use --lr auto"]
     return [
-        f"{c}: learning rate {all_rates[c]:.2g} breaks training within {steps} steps: lower {FLAGS.get(c, '--lr')}; "
+        f"{c}: learning rate {all_rates[c]:.2g} breaks training within {steps} steps: lower {rate_flag(c)}; "
         "maskrcnn-coco advise measures its limit"
         for c in guilty
     ]

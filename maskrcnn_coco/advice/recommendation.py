@@ -13,17 +13,16 @@ from maskrcnn_coco.advice.ladder import Rung, table
 from maskrcnn_coco.advice.limits import Limit
 from maskrcnn_coco.config.settings import flag
 from maskrcnn_coco.report.console import Console
-from maskrcnn_coco.wording import duration
+from maskrcnn_coco.wording import duration, rate_flag
 
 ADVISED = ("lr", "head_lr_multiplier", "rpn_lr_multiplier", "warmup_steps", "max_grad_norm", "batch_size", "epochs")
 
 
 def over_limit(rates: Mapping[str, float], advice: Advice, whose: str) -> list[str]:
     """A sentence for each component whose rate is above its measured limit, with the flag that sets it."""
-    flags = {"backbone": "--lr", "rpn": "--rpn-lr-multiplier"}
     return [
         f"{c}: {whose} learning rate {rates[c]:.2g} is above the measured limit {limit:.2g} "
-        f"({span[0]:.2g} to {span[1]:.2g}); lower {flags.get(c, '--head-lr-multiplier')}"
+        f"({span[0]:.2g} to {span[1]:.2g}); lower {rate_flag(c)}"
         for c, limit in advice.max_stable_lr.items()
         if limit is not None and (span := advice.interval[c]) is not None
         if rates.get(c, 0.0) > limit and math.isfinite(span[1])

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskrcnn_coco.advice.limits import CEILING, STRIDE, Limit
-from maskrcnn_coco.guard.early_warning import FLAGS
 from maskrcnn_coco.system.files import cache_folder, write_text
+from maskrcnn_coco.wording import rate_flag
 
 if TYPE_CHECKING:
     from maskrcnn_coco.config.settings import Config
@@ -103,7 +103,7 @@ def above(rates: Mapping[str, float], spans: Spans) -> list[str]:
     """A warning for each component whose rate is above its limit: component, limit and flag."""
     return [
         f"{c}: learning rate {rates[c]:.2g} is above the measured limit {value:.2g} ({low:.2g} to {high:.2g}): "
-        f"lower {FLAGS.get(c, '--lr')}"
+        f"lower {rate_flag(c)}"
         for c, (value, low, high) in spans.items()
         if rates.get(c, 0.0) > value
     ]

@@ -17,6 +17,7 @@ import torch
 
 from maskrcnn_coco.checkpoint.inspection import DTYPES
 from maskrcnn_coco.errors import CheckpointError
+from maskrcnn_coco.wording import listed
 
 FORMAT = 1
 LAST, BEST, PREVIOUS = "last.pth", "best.pth", "previous.pth"
@@ -72,7 +73,7 @@ def to_document(state: dict[str, Any], *, names: tuple[str, ...], serial: int) -
     bad = nonfinite(document)
     if bad:
         raise CheckpointError(
-            f"a checkpoint with non-finite values is never written: {few(bad)}",
+            f"a checkpoint with non-finite values is never written: {listed(bad)}",
             expected="finite weights, buffers, optimizer state and learning rates",
             fix="--guard recover (the default) keeps such values out of the weights",
         )
@@ -117,7 +118,7 @@ def check_model(state: dict[str, torch.Tensor], model: torch.nn.Module, path: st
     if not (missing or unknown or wrong):
         return
     parts = [
-        f"{len(w)} {kind} ({few(w)})"
+        f"{len(w)} {kind} ({listed(w)})"
         for kind, w in (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
         if w
     ]
@@ -211,7 +212,3 @@ def _key(key: Any, name: str) -> str | int:
         got, expected = repr(key)[:80], "text or a whole number"
         raise CheckpointError(f"a key of {name} cannot be in a checkpoint", got=got, expected=expected)
     return key
-
-
-def few(items: list[str], most: int = 5) -> str:
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")

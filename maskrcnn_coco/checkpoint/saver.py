@@ -101,10 +101,6 @@ class Saver:
         """``last.pth`` of a copy of ``state``; returns at once, unless a save is being written: see `busy`."""
         self._submit([LAST], state)
 
-    def save_best(self, state: dict[str, Any]) -> None:
-        """``best.pth`` of a copy of ``state``; returns at once."""
-        self._submit([BEST], state)
-
     def wait(self) -> list[str]:
         """Wait until everything asked for is on the disk or has failed; returns `warnings`."""
         began = time.perf_counter()

@@ -23,7 +23,6 @@ from maskrcnn_coco.checkpoint.content import (
     LAST,
     PREVIOUS,
     Header,
-    few,
     header_of,
     nonfinite,
     plain_copy,
@@ -32,6 +31,7 @@ from maskrcnn_coco.checkpoint.content import (
 from maskrcnn_coco.checkpoint.inspection import inspect
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.system import files
+from maskrcnn_coco.wording import listed
 
 _T = TypeVar("_T")
 
@@ -96,7 +96,7 @@ def load(path: str | Path, *, map_location: str | torch.device = "cpu") -> dict[
         state = archive.read(file, path, map_location)
     bad = nonfinite(state)
     if bad:
-        raise CheckpointError(f"the checkpoint {path} holds non-finite values: {few(bad)}", fix="use an older one")
+        raise CheckpointError(f"the checkpoint {path} holds non-finite values: {listed(bad)}", fix="use an older one")
     return state
 
 
@@ -108,7 +108,7 @@ def _with_wound(error: CheckpointError, file: BinaryIO, path: Path) -> Checkpoin
         bad = nonfinite(archive.read(file, path, "cpu"))
     except CheckpointError:
         return error
-    return CheckpointError(f"{error.what}; it holds non-finite values: {few(bad)}", fix=error.fix) if bad else error
+    return CheckpointError(f"{error.what}; it holds non-finite values: {listed(bad)}", fix=error.fix) if bad else error
 
 
 def peek(path: str | Path) -> Header:

@@ -11,7 +11,7 @@ from maskrcnn_coco.diagnosis.explain import judge
 from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.investigate import investigate
 from maskrcnn_coco.errors import CheckpointError, DataError
-from maskrcnn_coco.records import Culprit, Evidence, Finding, Incident, to_json
+from maskrcnn_coco.records import PROVED, Culprit, Evidence, Finding, Incident, to_json
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.report.incident_files import read_incident, read_incidents
 from maskrcnn_coco.training.case_file import load_case
@@ -151,7 +151,7 @@ def _say(console: Console, title: str, findings: list[Finding]) -> None:
         c = finding.culprit
         who = [c.component, c.module, c.checkpoint] + [f"image {i}" for i in c.image_ids[:5]]
         named = ", ".join(str(w) for w in who if w)
-        sure = "proved" if finding.confidence >= 0.9 else f"confidence {finding.confidence:.2f}"
+        sure = "proved" if finding.confidence >= PROVED else f"confidence {finding.confidence:.2f}"
         console.note(f"   {finding.cause}{f' ({named})' if named else ''}: {sure}")
         if number == 0:
             for e in finding.evidence:

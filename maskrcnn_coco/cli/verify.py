@@ -67,7 +67,7 @@ def verify_run(
         raise DataError(
             f"the run in {run_dir} was trained on a data set of its caller's own, which is in no file",
             expected="that data set",
-            fix="from Python: maskrcnn_coco.verify.verify_run(run_dir, changes={…}, model=…, train_data=…)",
+            fix="from Python: maskrcnn_coco.cli.verify.verify_run(run_dir, changes={…}, model=…, train_data=…)",
         )
     console.note(f"verifying {run_dir} with {shown}")
     checks = [replay_incident(i, run_dir, config, bool(changes)) for i in read_incidents(run_dir / "incidents")]

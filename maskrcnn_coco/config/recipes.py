@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from maskrcnn_coco.config.settings import COCO_WEIGHTS, Config, flag, given
+from maskrcnn_coco.config.settings import COCO_WEIGHTS, Config, given
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.records import COMPONENTS
+from maskrcnn_coco.records import COMPONENTS, RATE_SETTINGS
+from maskrcnn_coco.wording import rate_flag
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,17 @@ class Range:
     state: str
     safe: tuple[float, float]
     aggressive: tuple[float, float]
+
+    def is_safe(self, rate: float) -> bool:
+        """Whether ``rate`` is not above the safe range."""
+        return rate <= self.safe[1] * (1 + 1e-9)
+
+    def place(self, rate: float) -> str:
+        """Where ``rate`` lies, as in "in the aggressive range 0.001 to 0.01"."""
+        (low, high), (bold, top) = self.safe, self.aggressive
+        if self.is_safe(rate):
+            return f"{'in' if rate >= low else 'below'} the safe range {low:g} to {high:g}"
+        return f"{'in' if rate <= top * (1 + 1e-9) else 'past'} the aggressive range {bold:g} to {top:g}"
 
 
 GUIDELINE = {
@@ -209,29 +221,21 @@ def lr_warnings(config: Config, *, builtin: bool, chosen: frozenset[str] | None 
         chosen: the settings that the user gave: of a rate that is the recipe's alone nothing is said. None: all.
     """
     sentences = []
-    names = {
-        "backbone": "lr",
-        "rpn": "rpn_lr_multiplier",
-        "box_head": "head_lr_multiplier",
-        "mask_head": "head_lr_multiplier",
-    }
     guides = guideline(config.optimizer)
     for component, lr in component_lrs(config).items():
         guide = guides[component]
-        if chosen is not None and not chosen & {"lr", names[component]}:
+        if chosen is not None and not chosen & {"lr", RATE_SETTINGS[component]}:
             continue  # the recipe is ours, and was measured
         if lr < guide.safe[0] * (1 - 1e-9) and not builtin:
             sentences.append(
                 f"{component}: learning rate {lr:g} is below the range {guide.safe[0]:g} to {guide.safe[1]:g} of "
-                f"{guide.state} weights: it will learn slowly, if at all ({flag(names[component])})"
+                f"{guide.state} weights: it will learn slowly, if at all ({rate_flag(component)})"
             )
-        if lr <= guide.safe[1] * (1 + 1e-9):
+        if guide.is_safe(lr):
             continue
-        low, high = guide.aggressive
-        place = "past the aggressive range" if lr > high * (1 + 1e-9) else "in the aggressive range"
         sentences.append(
-            f"{component}: learning rate {lr:g} is {place} {low:g} to {high:g} "
-            f"(safe for {guide.state} weights: {guide.safe[0]:g} to {guide.safe[1]:g}; {flag(names[component])})"
+            f"{component}: learning rate {lr:g} is {guide.place(lr)} "
+            f"(safe for {guide.state} weights: {guide.safe[0]:g} to {guide.safe[1]:g}; {rate_flag(component)})"
         )
     if builtin and sentences:
         sentences.append("the guideline is for pretrained weights; the built-in shapes start from random ones")

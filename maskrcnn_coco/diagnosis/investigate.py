@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from maskrcnn_coco.diagnosis.explain import judge
 from maskrcnn_coco.diagnosis.facts import Facts
-from maskrcnn_coco.diagnosis.rules.common import PROVED, cured, nonfinite
-from maskrcnn_coco.records import Culprit, Finding
+from maskrcnn_coco.diagnosis.rules.common import cured, nonfinite
+from maskrcnn_coco.records import PROVED, Culprit, Finding
 
 if TYPE_CHECKING:
     from maskrcnn_coco.replay.case import Case

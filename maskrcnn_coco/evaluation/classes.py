@@ -13,7 +13,7 @@ from maskrcnn_coco.data.classes import Classes, match_classes, saved_classes
 from maskrcnn_coco.data.coco.table import Category, CocoTable
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.evaluation.ground_truth import TableSet
-from maskrcnn_coco.wording import clean
+from maskrcnn_coco.wording import clean, listed
 
 _SHOWN = 12
 
@@ -60,7 +60,7 @@ def _by_position(table: CocoTable, num_classes: int, checkpoint: str | Path) -> 
             expected=f"{table.num_classes} classes with background",
             fix="evaluate on the data set it was trained for, or train with --weights " + str(checkpoint),
         )
-    names = clean(_listed(table.class_names[1:]))
+    names = clean(listed(table.class_names[1:], _SHOWN))
     return TableSet(table), [f"{checkpoint} holds no class names: its labels 1, 2, … are taken for {names}"]
 
 
@@ -73,18 +73,20 @@ def _refusal(
     checkpoint: str | Path,
 ) -> ConfigError:
     if unknown:
-        what = f"{table.json_path} has annotations of classes that {checkpoint} does not know: {_listed(unknown)}"
+        what = (
+            f"{table.json_path} has annotations of classes that {checkpoint} does not know: {listed(unknown, _SHOWN)}"
+        )
         fix = "rename the categories to the checkpoint's names, or remove the annotations of the others"
     else:
         what = (
             f"{table.json_path} and {checkpoint} use one name for several classes, and their ids differ: "
-            f"{_listed(repeated)}"
+            f"{listed(repeated, _SHOWN)}"
         )
         fix = "give each category a name of its own"
     return ConfigError(
         clean(what, 1000),
-        got=clean(f"classes of the data: {_listed(own.names)}", 1000),
-        expected=clean(f"classes of the checkpoint: {_listed(saved.names)}", 1000),
+        got=clean(f"classes of the data: {listed(own.names, _SHOWN)}", 1000),
+        expected=clean(f"classes of the checkpoint: {listed(saved.names, _SHOWN)}", 1000),
         fix=fix,
     )
 
@@ -93,12 +95,14 @@ def _notes(table: CocoTable, own: Classes, saved: Classes, labels: tuple[int, ..
     notes = []
     unused = [name for name, label in zip(own.names, labels, strict=True) if not label]
     if unused:
-        notes.append(f"classes without annotations that the checkpoint does not know are left out: {_listed(unused)}")
+        notes.append(
+            f"classes without annotations that the checkpoint does not know are left out: {listed(unused, _SHOWN)}"
+        )
     absent = [name for name, i in zip(saved.names, ids, strict=True) if i is None]
     if absent:
         notes.append(
             f"{table.json_path} does not list {len(absent)} of the checkpoint's {len(ids)} classes, which do not "
-            f"count: {_listed(absent)}"
+            f"count: {listed(absent, _SHOWN)}"
         )
     moved = [
         f"{name} {before} → {now}"
@@ -106,10 +110,5 @@ def _notes(table: CocoTable, own: Classes, saved: Classes, labels: tuple[int, ..
         if now is not None and now != before
     ]
     if moved:
-        notes.append(f"classes are matched by name; category ids in training → in this data: {_listed(moved)}")
+        notes.append(f"classes are matched by name; category ids in training → in this data: {listed(moved, _SHOWN)}")
     return [clean(n, 1000) for n in notes]
-
-
-def _listed(items: tuple[str, ...] | list[str]) -> str:
-    shown = ", ".join(items[:_SHOWN])
-    return shown + (f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")

@@ -10,7 +10,7 @@ from pathlib import Path
 from maskrcnn_coco.data.classes import Classes, match_classes
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.file_names import plain_name, tails
-from maskrcnn_coco.wording import clean
+from maskrcnn_coco.wording import clean, listed
 
 
 @dataclass
@@ -53,7 +53,9 @@ def _category_ids(classes: Classes, table: CocoTable, notes: list[str]) -> dict[
         free += not there
     new = [f"{name} {ids[n]}" for n, name in enumerate(classes.names, 1) if not match.labels[n - 1]]
     if new:
-        notes.append(clean(f"{table.json_path} has no category of these names; their ids are new: {_few(new)}", 1000))
+        notes.append(
+            clean(f"{table.json_path} has no category of these names; their ids are new: {listed(new, 8)}", 1000)
+        )
     return ids
 
 
@@ -71,7 +73,7 @@ def _image_ids(paths: Sequence[Path], table: CocoTable, notes: list[str]) -> dic
     new = [p for p in paths if p not in ids]
     ids |= dict(zip(new, itertools.count(1 + max(table.image_ids.tolist(), default=0))))
     if new:
-        few = _few([str(p) for p in new])
+        few = listed(new, 8)
         notes.append(clean(f"{table.json_path} does not list {len(new)} of the images; their ids are new: {few}", 1000))
     return ids
 
@@ -82,7 +84,3 @@ def _row(path: Path, rows: dict[str, list[int]]) -> tuple[int | None, int]:
         if found := rows.get(tail):
             return (found[0] if len(found) == 1 else None), tail.count("/") + 1
     return None, 0
-
-
-def _few(items: list[str], most: int = 8) -> str:
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")

@@ -10,6 +10,7 @@ from statistics import median
 
 from maskrcnn_coco.guard.divergence import STREAKS
 from maskrcnn_coco.records import StepRecord
+from maskrcnn_coco.wording import rate_flag
 
 JUMP = STREAKS[-1][1]
 """Own losses above this many times their level: the component has blown up. The guard waits for several such steps in
@@ -35,9 +36,6 @@ LEAP = 0.15
 learning rate there that is too high passes it before the alarm."""
 CALM_STEPS = 5
 """Steps that say what level a component's own losses have."""
-
-FLAGS = {"backbone": "--lr", "rpn": "--rpn-lr-multiplier", "box_head": "--head-lr-multiplier"}
-FLAGS["mask_head"] = FLAGS["box_head"]
 
 
 @dataclass(frozen=True)
@@ -144,5 +142,6 @@ def trend(values: Sequence[float]) -> tuple[float, float]:
 def _warning(
     records: Sequence[StepRecord], component: str, what: str, value: float, usual: float, text: str
 ) -> EarlyWarning:
-    flag = FLAGS.get(component, "--lr")
-    return EarlyWarning(records[-1].step, component, what, value, usual, text, f"lower {flag}, or maskrcnn-coco advise")
+    return EarlyWarning(
+        records[-1].step, component, what, value, usual, text, f"lower {rate_flag(component)}, or maskrcnn-coco advise"
+    )

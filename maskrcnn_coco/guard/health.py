@@ -16,6 +16,7 @@ from maskrcnn_coco.guard.norms import Layout, all_finite, float_states, nonfinit
 from maskrcnn_coco.guard.outside_changes import Witness
 from maskrcnn_coco.guard.updates import HASTY
 from maskrcnn_coco.guard.verdict import Verdict
+from maskrcnn_coco.wording import listed
 
 LEAP = 1e3
 """A step that may move a component's weights by this many times their norm is a divergence, whatever the loss says."""
@@ -163,7 +164,7 @@ class Health:
             measured = {"optimizer_state": names, "component": component}
             return Verdict(
                 "optimizer_nonfinite",
-                f"optimizer state is not finite, or too large for float32: {_some(names)}",
+                f"optimizer state is not finite, or too large for float32: {listed(names, 3)}",
                 measured,
             )
         if "exp_avg_sq" in keys and (self._marks() != self._states or self._due % (10 * self.every) == 0):
@@ -198,7 +199,7 @@ class Health:
                 zeroed[name] = count
         if not zeroed:
             return None
-        text = f"second moments are zero where first moments are not: {_some(list(zeroed))}"
+        text = f"second moments are zero where first moments are not: {listed(list(zeroed), 3)}"
         return Verdict("optimizer_nonfinite", text, {"zeroed_moments": zeroed})
 
     def _check_weights(self, *, whole: bool, changed: bool) -> Verdict | None:
@@ -231,7 +232,7 @@ class Health:
         layout = self.layout
         names = [layout.names[i] for i in bad]
         measured = {"parameters": names, "component": layout.components[layout.component[bad[0]]]}
-        return Verdict("param_nonfinite", f"weights are not finite: {_some(names)}", measured)
+        return Verdict("param_nonfinite", f"weights are not finite: {listed(names, 3)}", measured)
 
     def _changed(self) -> list[int]:
         """Positions, weights first and then states, of what the witness sees changed; empty where it cannot tell."""
@@ -262,7 +263,7 @@ class Health:
             # Huge but finite weights have an infinite norm.
             if b == math.inf or b > limit * max(a, SMALLEST_RMS * math.sqrt(count)):
                 measured = {"changed_outside": names, "component": component, "norm_before": a, "norm": b}
-                text = f"weights changed outside the step: {_some(names)}; norm of {component} {a:.4g} -> {b:.4g}"
+                text = f"weights changed outside the step: {listed(names, 3)}; norm of {component} {a:.4g} -> {b:.4g}"
                 return Verdict("diverged", text, measured)
         return None
 
@@ -273,8 +274,3 @@ def update_ratio(before: list[Tensor], layout: Layout, weights: list[float]) -> 
         torch._foreach_sub_(before, [p.detach() for p in layout.params])  # pyright: ignore[reportPrivateImportUsage]
     update = layout.totals(norms(before))
     return layout.by_component([u / max(w, 1e-30) for u, w in zip(update, weights, strict=True)])
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -45,7 +45,7 @@ FAULTS = {
     "EROFS from there on": (FAIL_ON, errno.EROFS),
     "EDQUOT from there on": (FAIL_ON, errno.EDQUOT),
 }
-Act = tuple[str, int]  # ("last" | "best" | "epoch" | "epoch+best", step)
+Act = tuple[str, int]  # ("last" | "epoch" | "epoch+best", step)
 
 
 class Scenario(NamedTuple):
@@ -64,7 +64,7 @@ SCENARIOS = {
     "epoch with best, pruned": Scenario(
         [("epoch", 10), ("epoch", 20), ("last", 25), ("epoch", 30)], [("epoch+best", 40)]
     ),
-    "best": Scenario([("epoch+best", 10), ("last", 12)], [("best", 13)]),
+    "best": Scenario([("epoch+best", 10), ("last", 12)], [("epoch+best", 20)]),
     "three in a row": Scenario([("epoch", 10)], [("last", 12), ("epoch", 20), ("last", 22)]),
     "no hard links": Scenario([("epoch", 10), ("last", 12)], [("epoch+best", 20), ("last", 22)], no_links=True),
     "over a damaged last": Scenario([("last", 1), ("last", 2), ("last", 3)], [("last", 4)], damage="last.pth"),
@@ -87,8 +87,6 @@ def do(saver: Saver, act: Act) -> list[str]:
     state = state_at(step)
     if kind == "last":
         saver.save_last(state)
-    elif kind == "best":
-        saver.save_best(state)
     else:
         saver.save_epoch(step // 10, state, best=kind.endswith("best"))
     return saver.wait()

@@ -16,7 +16,7 @@ from torch import nn
 from maskrcnn_coco import train
 from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.report.page import write_report
-from maskrcnn_coco.training import epoch, validation
+from maskrcnn_coco.training import epoch_end, validation
 from maskrcnn_coco.training.validation import without_trace
 
 
@@ -73,7 +73,9 @@ def test_a_run_trains_in_the_same_bits_with_and_without_them(tmp_path: Path, mak
     found = []
     for name in ("with", "without"):
         out = tmp_path / name
-        with patch.object(epoch, "validation_losses", validation.validation_losses if name == "with" else lambda _: {}):
+        with patch.object(
+            epoch_end, "validation_losses", validation.validation_losses if name == "with" else lambda _: {}
+        ):
             train(
                 config(None, out, epochs=2, num_classes=4, guard=guard),
                 model=make(),

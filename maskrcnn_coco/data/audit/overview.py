@@ -10,7 +10,7 @@ import numpy as np
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.images import probe
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.wording import clean
+from maskrcnn_coco.wording import clean, listed
 
 PROBED = 200
 """So many files are opened to tell how deep images are."""
@@ -132,9 +132,8 @@ def overview_lines(found: Overview) -> list[str]:
     if found.crowds:
         lines[0] += f"; {found.crowds} are crowds, which training leaves out"
     shown = sorted(found.classes.items(), key=lambda c: -c[1])
-    names = [f"{clean(name, 40)} {count}" for name, count in shown[:CLASSES]]
-    more = f" and {len(shown) - CLASSES} more" if len(shown) > CLASSES else ""
-    lines.append(f"  classes: {', '.join(names)}{more}")
+    names = [f"{clean(name, 40)} {count}" for name, count in shown]
+    lines.append(f"  classes: {listed(names, CLASSES)}")
     if found.widths and found.heights:
         if len(found.sizes) == 1:
             lines.append(f"  images: all {next(iter(found.sizes))} pixels")

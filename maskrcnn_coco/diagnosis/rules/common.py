@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from maskrcnn_coco.diagnosis.facts import Facts, InputFault, TargetFault
-from maskrcnn_coco.records import Culprit, Evidence, Finding
+from maskrcnn_coco.records import PROVED, Culprit, Evidence, Finding
 from maskrcnn_coco.wording import annotation_words
 
-PROVED = 0.9
 CURE_LOSS, CURE_NORM = 3.0, 5.0
 """A repaired batch cures if loss or gradient norm falls by such a factor; batches of one run differ by less."""
 

@@ -15,8 +15,9 @@ How to fix it: labels are 1..K, `num_classes` is K + 1, the background being 0; 
 from __future__ import annotations
 
 from maskrcnn_coco.findings.facts import Facts, Labels, Matching, Way
-from maskrcnn_coco.findings.rules.common import finding, listed, some
+from maskrcnn_coco.findings.rules.common import finding, some
 from maskrcnn_coco.records import RunFinding
+from maskrcnn_coco.wording import listed
 
 CODE = "CLASSES"
 MAY_BE_LEFT_OUT = 0.2
@@ -39,8 +40,10 @@ def _labels(labels: Labels, way: Way) -> list[RunFinding]:
         proof = [("head against num_classes", f"{labels.head} outputs, {labels.num_classes} classes with background")]
         found.append(finding(CODE, "head", "warning", message, fix, proof))
     if labels.twice:
-        message = f"several categories are called {listed([repr(n) for n in labels.twice])}: each is a class of its own"
-        proof = [("names of categories", f"twice: {listed(labels.twice)}")]
+        message = (
+            f"several categories are called {listed([repr(n) for n in labels.twice], 4)}: each is a class of its own"
+        )
+        proof = [("names of categories", f"twice: {listed(labels.twice, 4)}")]
         found.append(finding(CODE, "twice", "warning", message, "merge them in the json, or rename one", proof))
     if labels.shift:
         way_off = "low" if labels.shift > 0 else "high"

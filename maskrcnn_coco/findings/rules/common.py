@@ -42,8 +42,3 @@ def some(images: Sequence[int], most: int = 3) -> str:
         return ""
     shown = ", ".join(map(str, images[:most]))
     return f" (image{'s' if len(images) > 1 else ''} {shown}{' and more' if len(images) > most else ''})"
-
-
-def listed(names: Sequence[str], most: int = 4) -> str:
-    """Names, the first few and how many more."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

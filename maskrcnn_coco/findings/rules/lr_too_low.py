@@ -15,8 +15,9 @@ from __future__ import annotations
 import math
 
 from maskrcnn_coco.findings.facts import Facts, Rates, RateTrial, Way
-from maskrcnn_coco.findings.rules.common import finding, listed
+from maskrcnn_coco.findings.rules.common import finding
 from maskrcnn_coco.records import RunFinding
+from maskrcnn_coco.wording import listed
 
 CODE = "LR_TOO_LOW"
 FALLS, STAYS, FAR = 0.8, 0.95, 0.05
@@ -31,7 +32,7 @@ def judge(facts: Facts) -> list[RunFinding]:
     if facts.rate_trial is not None:
         found += _trial(facts.rate_trial, facts.way)
     if facts.still is not None and facts.still.zero_rate:
-        names = listed(facts.still.zero_rate)
+        names = listed(facts.still.zero_rate, 4)
         message = f"{names}: the learning rate is 0 in all of {facts.still.steps} steps"
         proof = [("rates in force", f"0 in {facts.still.steps} of {facts.still.steps} steps")]
         fix = "give every parameter group a rate, or set requires_grad_(False)"

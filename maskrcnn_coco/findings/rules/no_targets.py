@@ -17,9 +17,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 from maskrcnn_coco.findings.facts import Audited, Facts, Stage, Still, Targets, Way
-from maskrcnn_coco.findings.rules.common import finding, listed, some
+from maskrcnn_coco.findings.rules.common import finding, some
 from maskrcnn_coco.findings.rules.geometry import reading_of
 from maskrcnn_coco.records import RunFinding
+from maskrcnn_coco.wording import listed
 
 CODE = "NO_TARGETS"
 MUCH, EMPTY = 0.4, 0.05
@@ -112,7 +113,7 @@ def _counts(stages: list[Stage]) -> dict[str, int]:
 def _zero(still: Still, way: Way) -> list[RunFinding]:
     if not still.zero_losses:
         return []
-    names = listed(still.zero_losses)
+    names = listed(still.zero_losses, 4)
     message = f"{names}: exactly 0 in all of {still.steps} steps, though their images have objects"
     proof = [("losses of the first steps with objects", f"{names} 0 in {still.steps} of {still.steps}")]
     return [finding(CODE, "zero losses", "warning", message, OTHER[way], proof)]

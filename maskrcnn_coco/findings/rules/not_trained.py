@@ -14,8 +14,9 @@ How to fix it: build the optimizer after the model is complete; load the weights
 from __future__ import annotations
 
 from maskrcnn_coco.findings.facts import Facts, Parameters, Still
-from maskrcnn_coco.findings.rules.common import finding, listed
+from maskrcnn_coco.findings.rules.common import finding
 from maskrcnn_coco.records import RunFinding
+from maskrcnn_coco.wording import listed
 
 CODE = "NOT_TRAINED"
 BUILD = "build the optimizer after the model is complete: [p for p in model.parameters() if p.requires_grad]"
@@ -36,13 +37,15 @@ def _parameters(p: Parameters) -> list[RunFinding]:
         others = f"; {p.strangers} parameters of the optimizer are not the model's" if p.strangers else ""
         message = (
             f"{len(p.missing)} of {p.trainable} trainable parameters are in no group of the optimizer and stay as "
-            f"they are: {listed(p.missing)}{others}"
+            f"they are: {listed(p.missing, 4)}{others}"
         )
         fix = f"{BUILD}; or requires_grad_(False) for what is to stay"
         proof = [("parameters by identity", f"{len(p.missing)} of {p.trainable} are in no group")]
         found.append(finding(CODE, "no group", "warning", message, fix, proof, names=p.missing))
     if p.frozen_random:
-        message = f"frozen and random: {listed(p.frozen_random)} will never learn, and no weights were loaded into them"
+        message = (
+            f"frozen and random: {listed(p.frozen_random, 4)} will never learn, and no weights were loaded into them"
+        )
         proof = [("spread of frozen weights", f"{len(p.frozen_random)} layers have exactly the initialiser's")]
         fix = "load weights into the backbone, or let it learn: requires_grad_(True), trainable_backbone_layers=5"
         found.append(finding(CODE, "frozen random", "warning", message, fix, proof, names=p.frozen_random))
@@ -62,12 +65,12 @@ def _parameters(p: Parameters) -> list[RunFinding]:
 def _still(s: Still) -> list[RunFinding]:
     found = []
     if s.no_gradient:
-        message = f"{listed(s.no_gradient)}: no gradient in {s.steps} steps that had objects; it does not learn"
+        message = f"{listed(s.no_gradient, 4)}: no gradient in {s.steps} steps that had objects; it does not learn"
         proof = [("gradient norm by component", f"0 in {s.steps} of {s.steps} steps")]
         fix = f"use {s.no_gradient[0]} in the forward pass and the loss, or set requires_grad_(False)"
         found.append(finding(CODE, "no gradient", "warning", message, fix, proof, names=s.no_gradient))
     if s.no_change:
-        message = f"{listed(s.no_change)}: weights are the same after {s.steps} steps, though they have gradients"
+        message = f"{listed(s.no_change, 4)}: weights are the same after {s.steps} steps, though they have gradients"
         proof = [("weights before and after", f"equal after {s.steps} steps")]
         found.append(finding(CODE, "no change", "warning", message, BUILD, proof, names=s.no_change))
     return found
