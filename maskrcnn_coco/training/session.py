@@ -104,6 +104,9 @@ class Session:
         if not self.progress.libraries:
             use_libraries(True)  # the setting is the process's, not the run's
         self.lock.close()
+        # It holds this session in its turn. Such a circle would keep weights, snapshots and the saver's copies in
+        # memory until Python happens to look for circles, which after a few runs in one process is gigabytes later.
+        self.watch = None
 
     @property
     def epochs(self) -> int:
