@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.errors import ConfigError, DataError
+from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.guard import forward_backward, inputs, optimizer_step
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.guard.hooks import Entrances, Hook, Joined, replace_step
@@ -104,10 +104,9 @@ class Attached(Guard):
             loss: in any form that `Guard.step` takes. Of several in one step (accumulation) the mean counts.
         """
         act = self._open([])
-        terms = [t.detach() for t in forward_backward.as_terms(loss).values()]
         if not act.certain:
             act.seen, act.certain = [], True
-        act.seen.append(sum(t.reshape(()).float() for t in terms))  # type: ignore[arg-type]
+        act.seen.append(forward_backward.total(forward_backward.as_terms(loss)))
         return loss
 
     def detach(self) -> None:
@@ -161,7 +160,7 @@ class Attached(Guard):
         act = self._act
         if act is None or act.done is not None or act.certain:
             return
-        loss = _loss_in(out)
+        loss = forward_backward.loss_in(out)
         if loss is not None:
             act.seen.append(loss)
 
@@ -244,7 +243,7 @@ class Attached(Guard):
         """What is known of this step's forward and backward passes. One host read."""
         if not act.seen:
             return forward_backward.Pass()
-        values = torch.stack([v.reshape(()).float() for v in act.seen]).tolist()
+        values = [float(v) for v in act.seen] if len(act.seen) < 3 else torch.stack(act.seen).tolist()
         mean = sum(values) / len(values)
         if math.isfinite(mean):
             return forward_backward.Pass({"loss": mean}, certain=act.certain)
@@ -385,16 +384,3 @@ def evaluates_once(optimizer: torch.optim.Optimizer) -> bool:
     """Whether ``step(closure)`` calls the closure once, before it does anything: torch's own but LBFGS."""
     kind = type(optimizer)
     return kind.__module__.startswith("torch.optim") and not optimizer_step.needs_closure(optimizer)
-
-
-def _loss_in(out: Any) -> Tensor | None:
-    """The loss in what a model returned, where it is plain to see; detached, not read. None: made elsewhere."""
-    if isinstance(out, Tensor):
-        return out.detach() if out.numel() == 1 and out.requires_grad else None
-    try:
-        terms = forward_backward.as_terms(out)
-    except (ConfigError, TypeError, ValueError):
-        return None
-    if not terms or not any(t.requires_grad and t.numel() == 1 for t in terms.values()):
-        return None
-    return torch.stack([t.detach().reshape(()).float() for t in terms.values()]).sum()

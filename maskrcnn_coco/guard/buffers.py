@@ -142,6 +142,8 @@ class Buffers:
         Args:
             whole: look at every buffer; otherwise at those that forward passes change.
         """
+        if not (whole and self._watched) and not self._changing and not self._active:
+            return []
         floats = self._floats(self._watched if whole else sorted(self._changing.union(self._active)))
         sizes = norms([t for _, t in floats])
         bad = set(nonfinite_at(sizes))

@@ -6,9 +6,11 @@ A rule needs either an extreme value, or several steps in a row: a spike that fa
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections import deque
+from collections.abc import Iterable, Iterator
 from statistics import median
 from typing import Any
 
@@ -49,26 +51,62 @@ FLOOR = 0.3
 """The reference never falls below this share of the first losses: a model that fits its data may spike back to them."""
 
 
+class Window:
+    """The last `WINDOW` numbers, in order and sorted: their median costs nothing."""
+
+    def __init__(self, values: Iterable[float] = ()) -> None:
+        self._values: deque[float] = deque()
+        self._sorted: list[float] = []
+        for value in values:
+            self.append(value)
+
+    def append(self, value: float) -> None:
+        """One more; the oldest goes."""
+        if len(self._values) == WINDOW:
+            del self._sorted[bisect.bisect_left(self._sorted, self._values.popleft())]
+        self._values.append(value)
+        bisect.insort(self._sorted, value)
+
+    @property
+    def median(self) -> float:
+        """As `statistics.median`."""
+        count = len(self._sorted)
+        middle = self._sorted[count // 2]
+        return middle if count % 2 else (self._sorted[count // 2 - 1] + middle) / 2
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self._values)
+
+
 class Divergence:
     """Judges each finite step against the median of the last healthy ones."""
 
     def __init__(self, absurd: float = ABSURD) -> None:
         self.absurd = absurd
         self._moved = 0.0
-        self._losses: deque[float] = deque(maxlen=WINDOW)
-        self._norms: deque[float] = deque(maxlen=WINDOW)
+        self._losses, self._norms = Window(), Window()
         self._groups: dict[str, deque[float]] = {}
         self._first: list[float] = []
         self._first_norms: list[float] = []
         self._best = math.inf
+        self._start = self._known = (0, 0.0)
+        """(how many, their median) of the first losses and norms."""
+        self._reference = -1.0
+        self._norm_reference = -1.0
         self._recent: deque[tuple[int, float, float, float]] = deque(maxlen=WINDOW)
 
     @property
     def reference(self) -> float:
         """The loss that counts as healthy: the lowest running median, not far below the first losses; 0: unknown."""
-        if not self._first:
-            return 0.0
-        return max(min(self._best, median(self._first)), FLOOR * median(self._first), SMALLEST)
+        if self._reference < 0:
+            if len(self._first) != self._start[0]:
+                self._start = len(self._first), median(self._first)
+            start = self._start[1]
+            self._reference = max(min(self._best, start), FLOOR * start, SMALLEST) if self._first else 0.0
+        return self._reference
 
     @property
     def first_loss(self) -> float:
@@ -78,9 +116,12 @@ class Divergence:
     @property
     def norm_reference(self) -> float:
         """The same for the gradient norm, without the minimum: norms rise while the loss falls; 0: unknown."""
-        if not self._first_norms:
-            return 0.0
-        return max(median(self._norms), 0.1 * median(self._first_norms))
+        if self._norm_reference < 0:
+            if len(self._first_norms) != self._known[0]:
+                self._known = len(self._first_norms), median(self._first_norms)
+            first = self._known[1]
+            self._norm_reference = max(self._norms.median, 0.1 * first) if self._first_norms else 0.0
+        return self._norm_reference
 
     def judge(self, step: int, loss: float, norm: float, groups: dict[str, float]) -> Verdict | None:
         """The verdict on a step whose loss and norms are finite. Remembers the step; `accept` makes it a lesson."""
@@ -129,10 +170,11 @@ class Divergence:
             self._first_norms.append(norm)
         self._losses.append(size)
         self._norms.append(norm)
+        self._reference = self._norm_reference = -1.0
         for name, value in groups.items():
             self._groups.setdefault(name, deque(maxlen=WINDOW)).append(value)
         if len(self._losses) >= 2 * CALIBRATION:
-            self._best = min(self._best, median(self._losses))
+            self._best = min(self._best, self._losses.median)
 
     def reset(self) -> None:
         """Forget the run-up, after a rollback or a repair; what is healthy stays known."""
@@ -152,8 +194,10 @@ class Divergence:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self._losses = deque(state["losses"], WINDOW)
-        self._norms = deque(state["norms"], WINDOW)
+        self._reference = self._norm_reference = -1.0
+        self._start = self._known = (0, 0.0)
+        self._losses = Window(state["losses"])
+        self._norms = Window(state["norms"])
         self._groups = {k: deque(v, WINDOW) for k, v in state["groups"].items()}
         self._first, self._first_norms = list(state["first"]), list(state["first_norms"])
         self._best = math.inf if state["best"] is None else state["best"]
@@ -186,10 +230,12 @@ class Divergence:
 
     def _component(self, groups: dict[str, float]) -> str | None:
         for name, value in groups.items():
+            if value <= SUDDEN_NORM * self.norm_reference / 10:
+                continue
             known = self._groups.get(name)
             if known is not None and len(known) >= 2 * CALIBRATION:
                 healthy = median(known)
-                if healthy > 0 and value > SUDDEN_NORM * healthy and value > SUDDEN_NORM * self.norm_reference / 10:
+                if healthy > 0 and value > SUDDEN_NORM * healthy:
                     return f"gradient of {name} {value:.3g}, {value / healthy:.3g} times its healthy norm"
         return None
 

@@ -189,3 +189,23 @@ def _reaches(term: Tensor, layout: Layout) -> bool:
     # Dense: a sparse gradient has no comparison of its own, and NaN != 0 must stay true.
     dense = (g._values() if g is not None and g.is_sparse else g for g in found)
     return any(g is not None and bool((g != 0).any()) for g in dense)
+
+
+def loss_in(out: Any) -> Tensor | None:
+    """The loss in what a model returned, where it is plain to see; detached, not read. None: made elsewhere."""
+    if isinstance(out, Tensor):
+        return total({"loss": out}) if out.numel() == 1 and out.requires_grad else None
+    try:
+        terms = as_terms(out)
+    except (ConfigError, TypeError, ValueError):
+        return None
+    if not terms or not any(t.requires_grad and t.numel() == 1 for t in terms.values()):
+        return None
+    return total(terms)
+
+
+def total(terms: dict[str, Tensor]) -> Tensor:
+    """The sum of scalar terms, float32 (), without a graph."""
+    values = [t.detach() for t in terms.values()]
+    values = [t if t.ndim == 0 and t.dtype is torch.float32 else t.reshape(()).float() for t in values]
+    return values[0] if len(values) == 1 else torch.stack(values).sum() if values else torch.zeros(())

@@ -7,6 +7,7 @@ spread or kept by the step; so it is looked for before the step.
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
@@ -56,6 +57,10 @@ class Health:
         self._grown: list[float] = []
         self._due = 0
         self._witness = Witness()
+        self._held = _Held(optimizer, layout)
+        self._scale: list[float] = []
+        self._scaled_for: list[float] | None = None
+        self._root_sizes = [math.sqrt(n) for n in layout.sizes]
 
     @property
     def brisk(self) -> bool:
@@ -72,7 +77,7 @@ class Health:
         settings = self.check_lr()
         if settings is not None:
             return settings
-        found = float_states(self.optimizer, self.layout)
+        found = self._held.states()
         changed = self._witness.changed([*self.layout.params, *found[0]])
         return self._check_states(found, look=whole or changed) or self._check_weights(whole=whole, changed=changed)
 
@@ -97,10 +102,9 @@ class Health:
         """
         layout, known = self.layout, self.lr()
         rates = [known.get(name, 0.0) for name in layout.components]
-        weights = layout.totals(self._weights or [0.0] * len(layout.params))
-        scale = [max(w, SMALLEST_RMS * math.sqrt(n)) for w, n in zip(weights, layout.sizes, strict=True)]
+        scale = self._component_scale()
         if not isinstance(self.optimizer, torch.optim.SGD):
-            sizes = [math.sqrt(n) for n in layout.sizes]
+            sizes = self._root_sizes
             return layout.by_component([r * s / w for r, s, w in zip(rates, sizes, scale, strict=True)])
         momentum = max(float(g["momentum"]) for g in self.optimizer.param_groups)
         while True:
@@ -111,6 +115,14 @@ class Health:
                 self._grown = sizes  # from here on the buffer's norm is at most this, until it is read again
                 return bound
             self._read_states()  # large enough to matter: what was an estimate is measured
+
+    def _component_scale(self) -> list[float]:
+        """Norm of each component's weights as last measured, at least that of small ones."""
+        if self._scaled_for is None or self._scaled_for is not self._weights:
+            weights = self.layout.totals(self._weights or [0.0] * len(self.layout.params))
+            self._scale = [max(w, SMALLEST_RMS * r) for w, r in zip(weights, self._root_sizes, strict=True)]
+            self._scaled_for = self._weights
+        return self._scale
 
     def lr(self) -> dict[str, float]:
         """Learning rate per component, in the layout's order."""
@@ -124,11 +136,11 @@ class Health:
     def finished(self, *, due: bool) -> None:
         """After an applied step. ``due``: the weights are measured now, to be compared before the next step."""
         self._due += 1
-        self._states = self._marks()
         self._after = None
         self._exact = False
         self._moments = self._grown or self._moments
-        self._witness.note([*self.layout.params, *float_states(self.optimizer, self.layout)[0]])
+        self._witness.note([*self.layout.params, *self._held.states()[0]])
+        self._states = self._marks() if self._held.seconds else ()
         if due or self._due % self.every == 0:
             self._after = self._weights = self.layout.weight_norms()
 
@@ -173,7 +185,7 @@ class Health:
 
     def _read_states(self, found: States | None = None) -> list[float]:
         """Norm of each state tensor; keeps those of the momentum for the bound."""
-        tensors, where, keys = found or float_states(self.optimizer, self.layout)
+        tensors, where, keys = found or self._held.states()
         values = norms(tensors)
         momentum = [(v, w) for v, w, k in zip(values, where, keys, strict=True) if k == "momentum_buffer"]
         self._moments = self.layout.totals([v for v, _ in momentum], [w for _, w in momentum])
@@ -182,8 +194,8 @@ class Health:
 
     def _marks(self) -> tuple[int, ...]:
         """Differs after Adam's state was replaced, or changed by in-place operations."""
-        states = (self.optimizer.state.get(p, {}).get("exp_avg_sq") for p in self.layout.params)
-        return tuple(v for t in states if isinstance(t, Tensor) for v in (id(t), 0 if t.is_inference() else t._version))
+        self._held.states()
+        return tuple(v for t in self._held.seconds for v in (id(t), 0 if t.is_inference() else t._version))
 
     def _check_moments(self) -> Verdict | None:
         """Adam's second moments, zeroed by a trip through half precision, make the next update enormous but finite."""
@@ -236,7 +248,7 @@ class Health:
 
     def _changed(self) -> list[int]:
         """Positions, weights first and then states, of what the witness sees changed; empty where it cannot tell."""
-        return self._witness.which([*self.layout.params, *float_states(self.optimizer, self.layout)[0]])
+        return self._witness.which([*self.layout.params, *self._held.states()[0]])
 
     def _weights_among(self, positions: list[int]) -> bool:
         return not positions or positions[0] < len(self.layout.params)
@@ -257,7 +269,7 @@ class Health:
         del self.changed_outside[:-20]
         # Said once: a loop that goes on regardless is not refused for ever.
         self._weights, self._after = now, now
-        self._witness.note([*layout.params, *float_states(self.optimizer, layout)[0]])
+        self._witness.note([*layout.params, *self._held.states()[0]])
         limit = OUTSIDE if exact else 10 * OUTSIDE
         for component, a, b, count in zip(layout.components, old, new, layout.sizes, strict=True):
             # Huge but finite weights have an infinite norm.
@@ -266,6 +278,42 @@ class Health:
                 text = f"weights changed outside the step: {listed(names, 3)}; norm of {component} {a:.4g} -> {b:.4g}"
                 return Verdict("diverged", text, measured)
         return None
+
+
+class _Held:
+    """The optimizer's floating states, looked up anew only where its entries are not what they were.
+
+    Nothing is looked up by parameter in between: the hash of a tensor costs more than all comparisons here.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, layout: Layout) -> None:
+        self.optimizers: list[Any] = getattr(optimizer, "optimizers", None) or [optimizer]
+        self.optimizer, self.layout = optimizer, layout
+        self._found: States = ([], [], [])
+        self._entries: list[Any] = []
+        self._sizes: list[int] = []
+        self._items: list[tuple[dict[str, Any], str, Tensor]] = []
+        self.seconds: list[Tensor] = []
+        """Adam's second moments among them."""
+
+    def states(self) -> States:
+        """What `float_states` gives."""
+        entries = [e for o in self.optimizers for e in o.state.values()]
+        if (
+            len(entries) != len(self._entries)
+            or any(map(operator.is_not, entries, self._entries))
+            or list(map(len, entries)) != self._sizes
+            or any(entry.get(key) is not t for entry, key, t in self._items)
+        ):
+            self._look(entries)
+        return self._found
+
+    def _look(self, entries: list[Any]) -> None:
+        state, params = self.optimizer.state, self.layout.params
+        self._found = tensors, where, keys = float_states(self.optimizer, self.layout)
+        self._items = [(state[params[i]], k, t) for t, i, k in zip(tensors, where, keys, strict=True)]
+        self.seconds = [t for t, k in zip(tensors, keys, strict=True) if k == "exp_avg_sq"]
+        self._entries, self._sizes = entries, list(map(len, entries))
 
 
 def update_ratio(before: list[Tensor], layout: Layout, weights: list[float]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from maskrcnn_coco.guard import forward_backward, inputs, optimizer_step
 from maskrcnn_coco.guard.forward_backward import Forward, Pass
 from maskrcnn_coco.guard.health import update_ratio
 from maskrcnn_coco.guard.instruments import Instruments, Measured
-from maskrcnn_coco.guard.norms import nonfinite_at, stacked_norms
+from maskrcnn_coco.guard.norms import nonfinite_at
 from maskrcnn_coco.guard.team import Team
 from maskrcnn_coco.guard.undo import Undo
 from maskrcnn_coco.guard.verdict import Verdict
@@ -128,11 +128,16 @@ class Immediate:
 
     def _measure(self, act: Act, where: list[int]) -> list[float]:
         parts, record = self.parts, act.record
-        stacked = stacked_norms(act.gradients)
+        stacked = parts.layout.gradient_norms(act.gradients)
         if self.grad_scale is not None:
             stacked = stacked / self.grad_scale.to(stacked.device)
-        # The total as torch's clip_grad_norm_ has it, to the last bit, so that both clip alike.
-        *act.norms, record.grad_norm = torch.cat([stacked, stacked.norm().reshape(1)]).tolist()
+        if parts.max_grad_norm is None:
+            act.norms = stacked.tolist()
+            # Not hypot: it gives infinity for (infinity, NaN), and squares of float32 do not overflow here.
+            record.grad_norm = math.sqrt(sum(v * v for v in act.norms)) if act.norms else 0.0
+        else:
+            # The total as torch's clip_grad_norm_ has it, to the last bit, so that both clip alike.
+            *act.norms, record.grad_norm = torch.cat([stacked, stacked.norm().reshape(1)]).tolist()
         act.where = where
         groups = parts.layout.totals(act.norms, where)
         record.group_grad_norm = parts.layout.by_component(groups)

@@ -8,6 +8,7 @@ Tensors that are already on another device are left to the checks after the back
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -211,10 +212,11 @@ def _check_tensors(batch: Any) -> list[Problem]:
     for i, tensor in enumerate(_tensors(batch)):
         if not tensor.is_floating_point() or tensor.element_size() < 2 or tensor.layout != torch.strided:
             continue
+        tensor = tensor.detach()
         if not _host(tensor) or tensor.numel() == 0:
             continue
         # A finite sum proves that every element is finite; an infinite one may be overflow, so look again.
-        if not bool(tensor.detach().sum().isfinite()) and not bool(tensor.isfinite().all()):
+        if not math.isfinite(tensor.sum().item()) and not bool(tensor.isfinite().all()):
             bad = int((~tensor.isfinite()).sum())
             rows = (
                 (~tensor.isfinite()).reshape(len(tensor), -1).any(1).nonzero().flatten().tolist()

@@ -91,9 +91,12 @@ class Instruments:
         self.layout = Layout(self.model, self.optimizer, self._components)
         self.health = Health(self.layout, self.optimizer, every=self.check_every)
 
-    @contextlib.contextmanager
-    def lowered_rates(self) -> Iterator[None]:
+    def lowered_rates(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the optimizer has the learning rates that were decided on; the training's schedule never sees it."""
+        return self._lowered() if self.factors else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _lowered(self) -> Iterator[None]:
         changed = [
             (group, group["lr"], self.factors[name])
             for group, name in zip(self.optimizer.param_groups, self.groups, strict=False)

@@ -37,6 +37,8 @@ class Layout:
         self.component: list[int] = [order.index(o) for o in owners]
         self.position = {id(p): i for i, p in enumerate(self.params)}
         self._ids = [id(p) for p in self.params]
+        first = self.params[0]
+        self._plain = first.dtype is torch.float32 and all(_like(p, first) for p in self.params)
         self.spare: list[int] = []
         """Positions of weights that were not finite when they were first seen; no fault where nothing uses them."""
         self.sizes = self.totals([p.numel() for p in self.params], squared=False)
@@ -70,14 +72,20 @@ class Layout:
         """The dense gradients that exist, with the flat position of each; a sparse one gives its coalesced values."""
         tensors, where = [], []
         for i, p in enumerate(self.params):
-            if p.grad is not None:
-                if p.grad.is_sparse:
-                    p.grad = p.grad.coalesce()  # the same gradient, its rows added up
-                    tensors.append(p.grad._values())
-                else:
-                    tensors.append(p.grad)
+            gradient = p.grad
+            if gradient is not None:
+                if gradient.is_sparse:
+                    p.grad = gradient.coalesce()  # the same gradient, its rows added up
+                    gradient = p.grad._values()
+                tensors.append(gradient)
                 where.append(i)
         return tensors, where
+
+    def gradient_norms(self, gradients: list[Tensor]) -> Tensor:
+        """`stacked_norms` of the parameters' gradients, which are of the parameters' own kind."""
+        if not gradients or not self._plain or any(type(g) is not Tensor or g.requires_grad for g in gradients):
+            return stacked_norms(gradients)
+        return torch.stack(torch._foreach_norm(gradients, 2))  # pyright: ignore[reportPrivateImportUsage]
 
     def totals(
         self, values: Sequence[float], where: Sequence[int] | None = None, *, squared: bool = True

@@ -6,8 +6,10 @@ What goes past them (``.data``, memory shared with others) is seen in a sample o
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -25,27 +27,30 @@ class Witness:
         self._marks: list[tuple[int, int]] = []
         self._views: list[Tensor] = []
         self._sample: Tensor | None = None
+        self._as_they_are = True
+        self._arrays: list[numpy.ndarray] = []
 
     def note(self, tensors: Sequence[Tensor]) -> None:
         """This is how they are to stay."""
         marks = _marks(tensors)
-        if len(tensors) != len(self._tensors) or any(a is not b for a, b in zip(tensors, self._tensors, strict=True)):
+        if len(tensors) != len(self._tensors) or any(map(operator.is_not, tensors, self._tensors)):
             self._tensors, self._views = list(tensors), [_view(t) for t in tensors]
+            self._arrange()
         elif any(a[0] != b[0] for a, b in zip(marks, self._marks, strict=True)):
             self._views = [_view(t) for t in tensors]
+            self._arrange()
         self._marks, self._sample = marks, self._look()
 
     def changed(self, tensors: Sequence[Tensor]) -> bool:
         """Whether any of them is not what it was at `note`; True also where others have come."""
         if self._sample is None or len(tensors) != len(self._tensors):
             return True
-        if any(t is not known for t, known in zip(tensors, self._tensors, strict=True)):
+        if any(map(operator.is_not, tensors, self._tensors)):
             return True
         if _marks(tensors) != self._marks:
             return True
-        now = self._look()
         # Bits, not values: a NaN must equal itself.
-        return not torch.equal(now.view(torch.uint8), self._sample.view(torch.uint8))
+        return not torch.equal(self._look(), self._sample)
 
     def which(self, tensors: Sequence[Tensor]) -> list[int]:
         """Positions of those that are not what they were; empty where it cannot be told. Slower than `changed`."""
@@ -54,7 +59,7 @@ class Witness:
         pairs = zip(tensors, self._tensors, _marks(tensors), self._marks, strict=True)
         marks = [i for i, (t, known, now, then) in enumerate(pairs) if t is not known or now != then]
         ends = torch.tensor([v.numel() for v in self._views]).cumsum(0).tolist()
-        differs = (self._look().view(torch.int8) != self._sample.view(torch.int8)).reshape(ends[-1], -1).any(1).cpu()
+        differs = (self._look() != self._sample).reshape(ends[-1], -1).any(1).cpu()
         starts = [0, *ends]
         return sorted({*marks, *(i for i, end in enumerate(ends) if bool(differs[starts[i] : end].any()))})
 
@@ -62,12 +67,25 @@ class Witness:
         """Everything may have changed."""
         self._tensors, self._views, self._marks, self._sample = [], [], [], None
 
-    def _look(self) -> Tensor:
+    def _arrange(self) -> None:
+        """Whether the views can be read as they are: of one device, and none in a precision without arithmetic."""
         first = self._views[0] if self._views else torch.zeros(0)
-        with torch.no_grad():
-            views = [v if v.device == first.device else v.to(first.device) for v in self._views]
+        self._as_they_are = all(v.device == first.device and v.element_size() > 1 for v in self._views)
+        alike = all(v.dtype is first.dtype and v.device.type == "cpu" for v in self._views)
+        # NumPy puts small pieces together in a fifth of the time.
+        plain = alike and first.dtype in (torch.float32, torch.float64)
+        self._arrays = [numpy.from_dlpack(v) for v in self._views] if plain else []
+
+    def _look(self) -> Tensor:
+        """The sample as bytes, uint8 (n,)."""
+        if self._arrays:
+            return torch.from_numpy(numpy.concatenate(self._arrays).view(numpy.uint8))
+        views = self._views or [torch.zeros(0)]
+        if not self._as_they_are:
+            views = [v if v.device == views[0].device else v.to(views[0].device) for v in views]
             # Of mixed precision the widest holds all; float8 has no wider kin of its own.
-            return torch.cat([v.float() if v.element_size() < 2 else v for v in views] or [first])
+            views = [v.float() if v.element_size() < 2 else v for v in views]
+        return torch.cat(views).view(torch.uint8)
 
 
 def _marks(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:

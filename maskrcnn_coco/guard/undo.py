@@ -34,6 +34,9 @@ class Undo:
     def __init__(self, instruments: Instruments) -> None:
         self.parts = instruments
         self._weights: list[Tensor] = []
+        self._asked: Any = None
+        self._settings: list[Any] = []
+        self._wanted = True
         self._optimizers: list[tuple[torch.optim.Optimizer, dict[Any, Any], list[dict[str, Any]]]] = []
 
     @property
@@ -45,7 +48,14 @@ class Undo:
 
     def wanted(self) -> bool:
         """Whether the coming step must be watched."""
-        return may_fault(self.parts.optimizer)
+        groups = self.parts.optimizer.param_groups
+        settings = [
+            (g.get("eps"), g.get("centered"), len(g["params"]), g["params"][0].dtype) for g in groups if g["params"]
+        ]
+        if self._asked is not self.parts.layout or settings != self._settings:
+            self._asked, self._settings = self.parts.layout, settings
+            self._wanted = may_fault(self.parts.optimizer)
+        return self._wanted
 
     def take(self) -> None:
         """Copy weights, states and settings."""
