@@ -25,7 +25,7 @@ def printed(*argv: str) -> str:
 
 def commands() -> str:
     """Every verb with its flags."""
-    from maskrcnn_coco.cli.command_line import VERBS
+    from maskrcnn_coco.cli.arguments import VERBS
 
     os.environ["COLUMNS"] = "100"
     parts = ["# Commands", "", "```", printed("--help"), "```"]

@@ -14,7 +14,16 @@ PACKAGE = Path(__file__).resolve().parents[1] / "maskrcnn_coco"
 FILES = sorted(p for p in PACKAGE.rglob("*.py"))
 TORCH_FREE = (
     *("errors", "records", "wording", "recovery", "config.settings", "config.recipes"),
-    *("cli.command_line", "cli.flags", "cli.verbs", "data.builtin_shapes", "data.layouts", "data.masks", "data.plan"),
+    *(
+        "cli.arguments",
+        "cli.command_line",
+        "cli.flags",
+        "cli.verbs",
+        "data.builtin_shapes",
+        "data.layouts",
+        "data.masks",
+        "data.plan",
+    ),
     *("data.prepare", "diagnosis.facts", "diagnosis.investigate", "diagnosis.explain", "replay.outcome"),
     *("findings.facts", "findings.judge", "findings.extents", "report.console", "report.page", "training.folders"),
     *("inference.predictor", "inference.onnx_engine", "inference.openvino_engine", "inference.formats"),

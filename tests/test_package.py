@@ -114,7 +114,7 @@ def test_the_pre_commit_hook_calls_a_verb_that_is_there():
     (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
     program, verb = hook["entry"].split()
     assert program == "maskrcnn-coco"
-    from maskrcnn_coco.cli.command_line import VERBS
+    from maskrcnn_coco.cli.arguments import VERBS
 
     assert verb in VERBS
     assert re.search(hook["files"], "data/instances.json")

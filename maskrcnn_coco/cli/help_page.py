@@ -46,6 +46,10 @@ EXAMPLES = {
     "export": (
         ("for ONNX Runtime, without torch", "maskrcnn-coco export checkpoints/best.pth --format onnx --out exported/"),
     ),
+    "push": (
+        ("look at it first", "maskrcnn-coco push checkpoints/best.pth me/nuclei --to-folder nuclei/"),
+        ("then, after hf auth login", "maskrcnn-coco push checkpoints/best.pth me/nuclei --license cc-by-4.0"),
+    ),
     "explain": (("one cause", "maskrcnn-coco explain LR_TOO_HIGH"),),
     "doctor": (("the machine and its checkpoints", "maskrcnn-coco doctor --checkpoint-dir checkpoints"),),
 }  # fmt: skip

@@ -17,6 +17,7 @@ EXTRAS = {
     "onnx": "export",
     "onnxruntime": "export",
     "openvino": "export",
+    "huggingface_hub": "hub",
     "mlflow": "mlflow",
     "wandb": "wandb",
     "trackio": "trackio",

@@ -201,6 +201,25 @@ def export(args: Any, words: Sequence[str]) -> int:
     return export_checkpoint(checkpoint, Path(args.out), args.format, args.images, json_mode=args.json)
 
 
+def push(args: Any, words: Sequence[str]) -> int:
+    """``maskrcnn-coco push``."""
+    if len(words) != 2:
+        raise ConfigError("name a checkpoint and a repository", fix="maskrcnn-coco push CHECKPOINT OWNER/NAME")
+    checkpoint = checkpoint_at(words[0])
+    with without_garbage_collection():
+        from maskrcnn_coco.cli.push import PushOptions, push_checkpoint
+
+    options = PushOptions(
+        to_folder=None if args.to_folder is None else Path(args.to_folder),
+        license=args.license,
+        card=None if args.card is None else Path(args.card),
+        private=args.private,
+        message=args.message,
+        json_mode=args.json,
+    )
+    return push_checkpoint(checkpoint, words[1], options)
+
+
 def explain(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco explain``."""
     from maskrcnn_coco.diagnosis.explain import explain as text

@@ -247,7 +247,8 @@ def load(path: str | Path, device: str = "auto", *, fast: bool = True, precision
     """A model ready to `predict`.
 
     Args:
-        path: a checkpoint (.pth, .safetensors) or an exported model (.onnx, .xml, .torchscript).
+        path: a checkpoint (.pth, .safetensors), an exported model (.onnx, .xml, .torchscript), or a folder that `push`
+            wrote or that was downloaded from the hub.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         fast: the same numbers in less time; False: torchvision's own classes throughout, for tracing and export.
         precision: "auto", "off" (float32), "bf16" or "fp16": of a checkpoint's model only.

@@ -19,6 +19,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from maskrcnn_coco.errors import CheckpointError, ConfigError
 
 StateDict = Mapping[str, Tensor]
+IN_FOLDER = "model.safetensors"
+"""The weights in a folder that `push` wrote, or that came from the hub."""
 PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
 """The layers whose size depends on the number of classes."""
 
@@ -74,13 +76,17 @@ def _norm(state: StateDict, prefix: str) -> str:
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
-    """What a weights file holds: tensors by name, or a checkpoint of this project with "model" and "classes".
+    """What a weights file, or a folder in the hub's layout, holds.
+
+    That is tensors by name, or a checkpoint of this project with "model" and "classes".
 
     Raises:
         ConfigError: no such file.
         CheckpointError: not a file of tensors, cut short, or one that would run code when loaded.
     """
     path = Path(path)
+    if (path / IN_FOLDER).is_file():
+        path /= IN_FOLDER
     if not path.is_file():
         raise ConfigError(f"no weights file {path}", expected="a .pth or .safetensors file", fix="check the path")
     if path.suffix == ".safetensors":
@@ -133,6 +139,7 @@ def _exported_card(text: str) -> dict[str, Any]:
         "category_ids": said.get("category_ids"),
         "config": said.get("config"),
         "image_size": [side, side],
+        "bit_range": said.get("bit_range"),
     }
 
 

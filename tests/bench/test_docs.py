@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from maskrcnn_coco.cli.command_line import ARGUMENTS, parse
+from maskrcnn_coco.cli.arguments import ARGUMENTS
+from maskrcnn_coco.cli.command_line import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from maskrcnn_coco.cli.command_line import ARGUMENTS, VERBS, main, parse
+from maskrcnn_coco.cli.arguments import ARGUMENTS, VERBS
+from maskrcnn_coco.cli.command_line import main, parse
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.system.garbage import without_garbage_collection
 

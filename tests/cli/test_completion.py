@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from maskrcnn_coco.cli import main
-from maskrcnn_coco.cli.command_line import VERBS
+from maskrcnn_coco.cli.arguments import VERBS
 
 
 def completed(script: str, *words: str) -> list[str]:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
-from maskrcnn_coco.cli.command_line import ARGUMENTS, TrainArgs, parse
+from maskrcnn_coco.cli.arguments import ARGUMENTS, TrainArgs
+from maskrcnn_coco.cli.command_line import parse
 from maskrcnn_coco.cli.flags import ELSEWHERE, FROM_RECIPE, PATHS, metavar, read_flags
 from maskrcnn_coco.cli.help_page import grouped, help_page
 from maskrcnn_coco.cli.verbs import as_config
