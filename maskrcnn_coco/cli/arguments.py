@@ -146,6 +146,12 @@ class EvaluateArgs(msgspec.Struct, frozen=True, kw_only=True):
     """Write the detections as a COCO results json here."""
     batch_size: int = 1
     """Images at a time."""
+    tile: str | None = None
+    """Cut large images into tiles of this many pixels, as in predict; auto: the size of the training images."""
+    overlap: float = 0.25
+    """Share of a tile that its neighbour sees, too, with --tile."""
+    tta: str | None = None
+    """Look at each image several times and let the views vote: flip, scale, or flip,scale. Costs 2, 3 or 6 times."""
     html: str | None = None
     """Write a page with curves, confusions and pictures of labels to look at here."""
     json: bool = False

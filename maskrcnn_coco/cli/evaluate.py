@@ -1,13 +1,15 @@
-"""``evaluate`` and ``predict``: a checkpoint, used."""
+"""``evaluate``: how good a checkpoint is, and what lies behind the figure."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from maskrcnn_coco.cli.evaluation_page import write_page
 from maskrcnn_coco.data.bit_depth import BitRange
@@ -16,10 +18,17 @@ from maskrcnn_coco.data.builtin_shapes import write_shapes
 from maskrcnn_coco.data.coco.table import CocoTable, load_coco
 from maskrcnn_coco.data.layouts import find_data
 from maskrcnn_coco.data.prepare import shapes_folder
+from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.evaluation.analysis import ERRORS, Analysis, analyse, plain
 from maskrcnn_coco.evaluation.ceiling import ceiling_of
 from maskrcnn_coco.evaluation.classes import in_labels_of
 from maskrcnn_coco.evaluation.evaluate import EvalResult, evaluate_model
+from maskrcnn_coco.inference.checkpoints import checkpoint_card
+from maskrcnn_coco.inference.finder import Finder
+from maskrcnn_coco.inference.predictor import Engine, Predictor
+from maskrcnn_coco.inference.tiles import OVERLAP, check_overlap, tile_side
+from maskrcnn_coco.inference.torch_engine import TorchEngine
+from maskrcnn_coco.inference.tta import TtaEngine, parse_ways
 from maskrcnn_coco.model.build import classes_in, load_for_inference
 from maskrcnn_coco.records import to_json
 from maskrcnn_coco.report.console import Console
@@ -61,44 +70,58 @@ def range_to_use(given: str | None, contents: Mapping[str, Any]) -> tuple[BitRan
     return saved_range(contents), "in training"
 
 
-def evaluate_checkpoint(
-    checkpoint: Path,
-    data: str | None,
-    images: str | None,
-    *,
-    device: str,
-    out: str | None,
-    json_mode: bool,
-    bit_range: str | None = None,
-    batch_size: int = 1,
-    html: str | None = None,
-) -> int:
-    """``maskrcnn-coco evaluate``: prints the COCO metrics and what lies behind them; returns the exit code.
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """The flags of ``evaluate``; see ``--help``."""
+
+    device: str = "auto"
+    out: str | None = None
+    html: str | None = None
+    bit_range: str | None = None
+    batch_size: int = 1
+    tile: str | None = None
+    overlap: float = OVERLAP
+    tta: str | None = None
+    json_mode: bool = False
+
+
+def evaluate_checkpoint(checkpoint: Path, data: str | None, images: str | None, options: EvaluateOptions) -> int:
+    """``maskrcnn-coco evaluate``: prints the COCO metrics and what lies behind them; exit code 0, or 3 where images
+    could not be looked at (the metrics are of the rest).
 
     Raises:
         ConfigError, DataError, CheckpointError: as their names say.
     """
-    console = Console(json_mode=json_mode)
-    where = pick_device(device)
+    _check(options)
+    ways = parse_ways(options.tta)
+    console = Console(json_mode=options.json_mode)
+    where = pick_device(options.device)
     model, contents = load_for_inference(checkpoint)
-    table, chosen = evaluation_table(data, images, *range_to_use(bit_range, contents))
+    table, chosen = evaluation_table(data, images, *range_to_use(options.bit_range, contents))
     source, notes = in_labels_of(table, contents, classes_in(model), checkpoint)
     idle = passed_over(device)
     for sentence in chosen + notes + ([] if idle is None else [idle]):
         console.note(sentence)
     model.to(where)
-    result = evaluate_model(model, source, device=where, precision=resolve_amp("auto", where), batch_size=batch_size)
+    precision = resolve_amp("auto", where)
+    finder, how = None, None
+    if options.tile is not None or ways:
+        finder, how = _finder(model, contents, where, precision, options, ways)
+        console.note(how)
+    result = evaluate_model(
+        model, source, device=where, precision=precision, batch_size=options.batch_size, finder=finder
+    )
+    if not result.truth.annotations:
+        console.warn(f"{table.json_path} has no objects on these images: AP is not defined (a dash)")
     analysis = analyse(result)
     ceiling = ceiling_of(source)
     best = ceiling.scores if ceiling is not None else {}
-    if out is not None:
-        write_text(Path(out), to_json(result.detections))
-    for sentence in result.left_out:
-        console.warn(sentence)
-    if json_mode:
-        sys.stdout.write(
-            to_json(_summary(checkpoint, table, result) | {"ceiling": best, "analysis": plain(analysis)}) + "\n"
-        )
+    if options.out is not None:
+        write_text(Path(options.out), to_json(result.detections))
+    _warn(console, result.left_out)
+    if options.json_mode:
+        more = {"ceiling": best, "analysis": plain(analysis), "left_out": result.left_out, "how": how}
+        sys.stdout.write(to_json(_summary(checkpoint, table, result) | more) + "\n")
     else:
         _print(console, table, result)
         if best:
@@ -106,10 +129,45 @@ def evaluate_checkpoint(
                 "the truth itself, as predictions, scores " + " · ".join(f"{n} {v:.3f}" for n, v in best.items())
             )
         _explain(console, analysis)
-    if html is not None:
-        write_page(Path(html), f"{checkpoint.name} on {table.json_path}", result, analysis, source)
-        console.note(f"curves, confusions and labels to look at: {html}")
-    return 0
+    if options.html is not None:
+        title = f"{checkpoint.name} on {table.json_path}" + (f" ({how})" if how else "")
+        write_page(Path(options.html), title, result, analysis, source)
+        console.note(f"curves, confusions and labels to look at: {options.html}")
+    return 0 if result.images == len(source) else 3
+
+
+def _check(options: EvaluateOptions) -> None:
+    """What would fail at the end fails before the work."""
+    if options.batch_size < 1:
+        raise ConfigError("--batch-size is no number of images", got=options.batch_size, expected="1 or more")
+    for flag, path in (("--out", options.out), ("--html", options.html)):
+        if path is not None and Path(path).is_dir():
+            raise ConfigError(f"{flag} {path} is a folder", expected="the name of a file")
+
+
+def _finder(
+    model: nn.Module, contents: Mapping[str, Any], device: torch.device, precision: str, options: EvaluateOptions,
+    ways: tuple[str, ...],
+) -> tuple[Finder, str]:  # fmt: skip
+    """Who looks at the images in the model's place, and how, in words."""
+    card = checkpoint_card(model, contents)
+    engine: Engine = TorchEngine(model, device, precision)
+    said = []
+    if ways:
+        engine = tta = TtaEngine(engine, ways)
+        said.append(f"{tta.views} views of each image ({', '.join(ways)})")
+    side = tile_side(options.tile, card.usual_side)
+    if side is not None:
+        said.append(f"in tiles of {side} pixels")
+    return Finder(Predictor(engine, card), side, check_overlap(options.overlap)), " and ".join(said)
+
+
+def _warn(console: Console, sentences: list[str], most: int = 8) -> None:
+    """What was left out: a few by name, and how many more."""
+    for sentence in sentences[:most]:
+        console.warn(sentence)
+    if len(sentences) > most:
+        console.warn(f"… and {len(sentences) - most} more such lines; --json lists them all")
 
 
 def _summary(checkpoint: Path, table: CocoTable, result: EvalResult) -> dict[str, Any]:
@@ -125,7 +183,8 @@ def _summary(checkpoint: Path, table: CocoTable, result: EvalResult) -> dict[str
 
 def _print(console: Console, table: CocoTable, result: EvalResult) -> None:
     rows = [[name, f"{value:.4f}" if value >= 0 else "-"] for name, value in result.metrics.items()]
-    console.table(f"{result.images} images of {table.json_path}", rows, ["metric", "value"])
+    console.note(f"{count(result.images, 'image')} of {table.json_path}")
+    console.table("", rows, ["metric", "value"])
     names = ["bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50", "objects"]
     shown = [n for n in names if any(n in figures for figures in result.per_class.values())]
     cells = [

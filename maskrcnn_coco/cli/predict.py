@@ -69,6 +69,8 @@ def predict_checkpoint(checkpoint: Path, images: Sequence[str], options: Predict
     )
     if predictions.depth is not None:
         console.note(predictions.depth)
+    for sentence in predictions.notes:
+        console.warn(sentence)
     writer = Writer(options.out, formats, score, predictions.paths)
     try:
         written, stopped = _write(predictor, predictions, writer, options, console)
@@ -107,7 +109,11 @@ def _write(
     except KeyboardInterrupt:
         stopped = True
     if not writer.done.images and not stopped:
-        what = predictions.failed[0] if predictions.failed else "there is no image to look at"
+        failed = len(predictions.failed)
+        if not failed:
+            raise DataError("there is no image to look at", fix="name readable image files")
+        first = predictions.failed[0]
+        what = first if failed == 1 else f"none of the {failed} images can be looked at; the first: {first}"
         raise DataError(what, fix="name readable image files")
     return writer.close(), stopped
 

@@ -37,7 +37,7 @@ def one(words: Sequence[str], what: str, default: str | None = None) -> str:
     if words:
         return words[0]
     if default is None:
-        raise ConfigError(f"name a {what}", fix=f"maskrcnn-coco VERB {what}")
+        raise ConfigError(f"name a {what}", fix="maskrcnn-coco VERB --help lists what each verb takes")
     return default
 
 
@@ -49,9 +49,13 @@ def checkpoint_at(word: str) -> Path:
     """
     path = Path(word)
     try:
-        there = path.exists()
+        there, folder = path.exists(), path.is_dir() and not (path / "model.safetensors").is_file()
     except (OSError, ValueError):  # too long, a NUL character
-        there = False
+        there = folder = False
+    if folder:
+        inside = [p for n in ("best.pth", "last.pth", "model.onnx") if (p := path / n).is_file()]
+        fix = f"name the file: {inside[0]}" if inside else "name a checkpoint"
+        raise ConfigError(f"{word} is a folder, and no model file", expected="a .pth or .safetensors file", fix=fix)
     if not there:
         raise ConfigError(f"no weights file {word}", expected="a .pth or .safetensors file", fix="check the path")
     return path
@@ -153,19 +157,20 @@ def evaluate(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco evaluate``."""
     checkpoint = checkpoint_at(one(words, "CHECKPOINT"))
     with without_garbage_collection():
-        from maskrcnn_coco.cli.evaluate import evaluate_checkpoint
+        from maskrcnn_coco.cli.evaluate import EvaluateOptions, evaluate_checkpoint
 
-    return evaluate_checkpoint(
-        checkpoint,
-        args.data,
-        args.images,
+    options = EvaluateOptions(
         device=args.device,
         out=args.out,
-        batch_size=args.batch_size,
         html=args.html,
-        json_mode=args.json,
         bit_range=args.bit_range,
+        batch_size=args.batch_size,
+        tile=args.tile,
+        overlap=args.overlap,
+        tta=args.tta,
+        json_mode=args.json,
     )
+    return evaluate_checkpoint(checkpoint, args.data, args.images, options)
 
 
 def predict(args: Any, words: Sequence[str]) -> int:
@@ -194,10 +199,10 @@ def predict(args: Any, words: Sequence[str]) -> int:
 
 def export(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco export``."""
+    checkpoint = checkpoint_at(one(words, "CHECKPOINT"))
     with without_garbage_collection():
         from maskrcnn_coco.cli.export import export_checkpoint
 
-    checkpoint = Path(one(words, "CHECKPOINT"))
     return export_checkpoint(checkpoint, Path(args.out), args.format, args.images, json_mode=args.json)
 
 

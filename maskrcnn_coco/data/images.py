@@ -292,13 +292,13 @@ def _open(file: BinaryIO, path: Path) -> Image.Image:
     except (Image.DecompressionBombError, *_DECODE_ERRORS) as e:
         raise _damaged(path, e) from e
     if image.width * image.height > MAX_PIXELS:
-        raise DataError(
-            f"the image {clean(path)} is too large",
-            got=f"{image.width} × {image.height} pixels",
-            expected=f"at most {MAX_PIXELS} pixels",
-            fix="make it smaller, or cut it into tiles",
-        )
+        raise _too_large(path, f"{image.width} × {image.height} pixels")
     return image
+
+
+def _too_large(path: Path, got: str) -> DataError:
+    fix = "make it smaller, or cut it into tiles"
+    return DataError(f"the image {clean(path)} is too large", got=got, expected=f"at most {MAX_PIXELS} pixels", fix=fix)
 
 
 def _unknown(file: BinaryIO, path: Path) -> DataError:
@@ -319,6 +319,8 @@ def _unknown(file: BinaryIO, path: Path) -> DataError:
 
 
 def _damaged(path: Path, error: BaseException) -> DataError:
+    if isinstance(error, Image.DecompressionBombError):
+        return _too_large(path, str(error).split(" exceeds")[0])
     text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     return DataError(f"the image {clean(path)} cannot be read: {text}", fix="replace the file, or drop its entry")
 

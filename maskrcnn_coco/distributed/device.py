@@ -23,7 +23,7 @@ def resolve_device(name: str, ranks: Ranks) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and ranks.world > 1:
         name = f"cuda:{ranks.local_rank}"
-    device = torch.device(name)
+    device = named(name)
     count = torch.cuda.device_count()
     missing = (device.type == "cuda" and (device.index or 0) >= count) or (
         device.type == "mps" and not torch.backends.mps.is_available()
@@ -39,6 +39,20 @@ def resolve_device(name: str, ranks: Ranks) -> torch.device:
     return device
 
 
+def named(name: str) -> torch.device:
+    """The device of a name; a bare number is a CUDA device's, as in many tools.
+
+    Raises:
+        ConfigError: no name of a device.
+    """
+    try:
+        return torch.device(f"cuda:{name}" if name.isascii() and name.isdigit() else name)
+    except RuntimeError as e:
+        raise ConfigError(
+            "--device is no device", got=name, expected="auto, cpu, cuda, cuda:1 or mps", fix="--device auto"
+        ) from e
+
+
 def _device(name: str, local_rank: int, world: int) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -49,7 +63,7 @@ def _device(name: str, local_rank: int, world: int) -> torch.device:
             fix="use --device cuda: each process takes a GPU of its own",
         )
     if name != "cuda" or world == 1:
-        return torch.device(name)
+        return named(name)
     if local_rank >= torch.cuda.device_count():
         raise ConfigError(
             f"process {local_rank} of this machine has no GPU",

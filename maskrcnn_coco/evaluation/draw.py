@@ -221,10 +221,10 @@ def _ink(colour: Colour) -> Colour:
 
 
 def encoded(picture: Image.Image, suffix: str) -> bytes:
-    """The picture's file, JPEG for ".jpg" and ".jpeg", else PNG."""
+    """The picture's file: JPEG, WEBP or BMP by its ending, else PNG."""
     file = io.BytesIO()
     if suffix.lower() in (".jpg", ".jpeg"):
         picture.save(file, "JPEG", quality=88, optimize=True)
     else:
-        picture.save(file, "PNG")
+        picture.save(file, {".webp": "WEBP", ".bmp": "BMP"}.get(suffix.lower(), "PNG"))
     return file.getvalue()

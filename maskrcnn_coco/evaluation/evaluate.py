@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,8 @@ from maskrcnn_coco.evaluation.metrics import (
 )
 
 MaxDets = int | Literal["auto"]
+Finder = Callable[[Sequence[Example]], list[Prediction | DataError]]
+"""Detections on examples: one answer each, with rows for image ids, labels for category ids."""
 
 
 @dataclass
@@ -82,6 +85,7 @@ def evaluate_model(
     ranks: Ranks | None = None,
     progress: Callable[[int, int], None] | None = None,
     max_dets: MaxDets = "auto",
+    finder: Finder | None = None,
 ) -> EvalResult:
     """COCO metrics of ``model`` on ``source``. The model's train or eval mode is left as it was found.
 
@@ -94,6 +98,7 @@ def evaluate_model(
         ranks: the run's processes: each then evaluates its share, and all get the same result.
         progress: called with (images done, images to do) of this process.
         max_dets: detections of one class in one image that count; "auto": 100, or the data's own most objects.
+        finder: looks at the images in the model's place: in tiles, or several times.
 
     Raises:
         DataError: the model predicts a class that the data does not have, or no image can be evaluated. Single images
@@ -102,7 +107,9 @@ def evaluate_model(
     began = time.perf_counter()
     data = as_eval_set(source, class_names)
     rows = range(len(data)) if ranks is None else range(ranks.rank, len(data), ranks.world)
-    shard = detect(model, data, rows, device=device, precision=precision, batch_size=batch_size, progress=progress)
+    shard = detect(
+        model, data, rows, device=device, precision=precision, batch_size=batch_size, progress=progress, finder=finder
+    )
     shards = [shard]
     if ranks is not None and ranks.world > 1:
         shards = [Shard(**part) for part in ranks.gather_objects(shard)]
@@ -120,11 +127,13 @@ def detect(
     precision: str = "fp32",
     batch_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    finder: Finder | None = None,
 ) -> Shard:
     """Run ``model`` over ``rows`` of ``data``; see `evaluate_model`."""
+    finder = finder or partial(infer_each, model, device=device, precision=precision)
     shard, done = Shard(), 0
     for batch in _batches(data, data.order(rows), batch_size, shard):
-        for example, found in zip(batch, infer_each(model, batch, device=device, precision=precision), strict=True):
+        for example, found in zip(batch, finder(batch), strict=True):
             if isinstance(found, DataError):
                 shard.left_out.append(f"{example.file_name}: {found.what}")
             else:

@@ -67,7 +67,7 @@ def export(checkpoint: Path, out: Path, format: str, images: Sequence[str] = ())
     model, contents = load_for_inference(checkpoint, fast=False)
     model, card = plain(model), checkpoint_card(model, contents)
     own = [_read(p) for p in Pictures(list(images)).paths] if images else []
-    out.mkdir(parents=True, exist_ok=True)
+    _check_out(out, format)
     exact = copy.deepcopy(model)
     exact.transform.__class__ = ExportTransform
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
@@ -79,6 +79,19 @@ def export(checkpoint: Path, out: Path, format: str, images: Sequence[str] = ())
             shutil.move(path.with_suffix(ending), target)
             files.append(target)
     return Exported(format, files, cases, gap)
+
+
+def _check_out(out: Path, format: str) -> None:
+    """The folder, made; a file that is no earlier export is never written over."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file", expected="a folder, or a name that is free")
+    out.mkdir(parents=True, exist_ok=True)
+    target = out / (NAME + _ENDINGS[format][0])
+    if target.is_file() and KEY.encode() not in target.read_bytes():
+        raise ConfigError(
+            f"{target} is there already, and no export of this project wrote it: it would be lost",
+            fix="name another folder with --out, or move that file away",
+        )
 
 
 def check_format(format: str) -> None:

@@ -47,6 +47,10 @@ class OutFolder:
         self._stage.mkdir()
         self.names: list[str] = []
 
+    def is_others(self, name: str) -> bool:
+        """Whether there is a file of this name that no run of ours wrote."""
+        return name not in self._old and os.path.lexists(self.out / name)
+
     def path(self, name: str) -> Path:
         """Where a file is written that is to lie at ``out``/``name``."""
         path = self._stage / name

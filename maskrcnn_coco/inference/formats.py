@@ -20,8 +20,8 @@ from maskrcnn_coco.records import to_json
 FORMATS = ("coco", "csv", "polygons", "labels", "png")
 """What `predict --format` takes."""
 _BY_ENDING = {
-    ".png": "png", ".jpg": "png", ".jpeg": "png", ".csv": "csv", ".geojson": "geojson", ".json": "coco",
-    ".tif": "labels", ".tiff": "labels",
+    ".png": "png", ".jpg": "png", ".jpeg": "png", ".webp": "png", ".bmp": "png",
+    ".csv": "csv", ".geojson": "geojson", ".json": "coco", ".tif": "labels", ".tiff": "labels",
 }  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def contents_of(result: ImageResult, path: Path, format: str | None = None) -> b
     Raises:
         ConfigError: neither the ending nor ``format`` says what to write.
     """
-    kind = format or _BY_ENDING.get(path.suffix.lower(), "")
+    kind = format.lower() if format else _BY_ENDING.get(path.suffix.lower(), "")
     if kind == "png":
         return encoded(result.draw(), path.suffix)
     if kind == "csv":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,11 +17,50 @@ from maskrcnn_coco.data.bit_depth import BitRange
 from maskrcnn_coco.data.bit_range import Depth, find_depth
 from maskrcnn_coco.data.images import read_image
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.inference.arrays import arrays_of, check_pixels, decoded, pages
 from maskrcnn_coco.inference.folder import LIST
-from maskrcnn_coco.inference.result import check_pixels
 from maskrcnn_coco.wording import clean
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jfif")
+_OTHERS = (
+    *(
+        ".heic",
+        ".heif",
+        ".avif",
+        ".jp2",
+        ".j2k",
+        ".jxl",
+        ".dng",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".raw",
+        ".psd",
+        ".svg",
+    ),
+    *(
+        ".dcm",
+        ".nii",
+        ".nd2",
+        ".czi",
+        ".lif",
+        ".lsm",
+        ".oif",
+        ".vsi",
+        ".svs",
+        ".ndpi",
+        ".mrxs",
+        ".zarr",
+        ".npy",
+        ".npz",
+    ),
+    *(".exr", ".hdr", ".pdf", ".eps", ".ico", ".tga", ".fits"),
+)
+"""Pictures of kinds that are not read: in a folder they are counted and said, not passed over in silence."""
+_PAGED = (".tif", ".tiff", ".gif", ".webp")
+_LOOKED_AT = 500
+"""Files that are opened to count their pages: a folder of a hundred thousand starts at once, too."""
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
@@ -35,6 +75,7 @@ class Picture:
     path: Path | None
     number: int
     pixels: np.ndarray | None = None
+    problem: DataError | None = None
 
 
 @dataclass(frozen=True)
@@ -45,21 +86,25 @@ class _Place:
     path: Path | None = None
     array: np.ndarray | None = None
     video: bool = False
+    problem: DataError | None = None
 
 
 class Pictures:
     """The pictures of whatever was given, in order. ``count``: how many, None where a video is among them.
 
     ``depth``: what was found of images of more than 8 bits. They have one scale: ``bit_range``, else that of the set.
+    ``notes``: what of it is passed over, in sentences.
     """
 
     def __init__(
         self, given: Any, read: Callable[[Path], np.ndarray] | None = None, bit_range: BitRange | None = None
     ) -> None:
-        self._places = list(_places(given))
+        self.notes: list[str] = []
+        self._places = list(_places(given, self.notes))
         self.depth = Depth(None, 0, 0)
         if read is None:
             files = [p.resolve() for p in self.paths]
+            self.notes += _pages(files)
             self.depth = find_depth(
                 [(p.parent, p.name) for p in files if p.suffix.lower() in IMAGE_SUFFIXES], bit_range
             )
@@ -72,7 +117,7 @@ class Pictures:
         for place in self._places:
             if not place.video:
                 number += 1
-                yield Picture(place.name, place.path, number, place.array)
+                yield Picture(place.name, place.path, number, place.array, place.problem)
                 continue
             assert place.path is not None
             from maskrcnn_coco.inference.video import frames
@@ -84,12 +129,12 @@ class Pictures:
     @property
     def paths(self) -> list[Path]:
         """The files among them, videos too."""
-        return [p.path for p in self._places if p.path is not None]
+        return [p.path for p in self._places if p.path is not None and p.problem is None]
 
     def only(self, picture: Picture) -> Pictures:
         """One of these pictures alone."""
         one = Pictures([], self._read)
-        one._places = [_Place(picture.name, picture.path, picture.pixels)]
+        one._places = [_Place(picture.name, picture.path, picture.pixels, problem=picture.problem)]
         return one
 
     def loaded(self, ahead: int = 4) -> Iterator[tuple[Picture, np.ndarray | DataError]]:
@@ -108,6 +153,8 @@ class Pictures:
                 pool.shutdown(cancel_futures=True)
 
     def _pixels(self, picture: Picture) -> np.ndarray | DataError:
+        if picture.problem is not None:
+            return picture.problem
         try:
             if picture.pixels is not None:
                 return check_pixels(picture.pixels, picture.name)
@@ -117,31 +164,77 @@ class Pictures:
             return e
 
 
+def _pages(files: list[Path]) -> list[str]:
+    """Files of several pages or frames, of which the first is taken."""
+    paged = [p for p in files if p.suffix.lower() in _PAGED][:_LOOKED_AT]
+    several = [(p, n) for p in paged if (n := pages(p)) > 1]
+    if not several:
+        return []
+    (first, count), more = several[0], f", and {len(several) - 1} more such files" if several[1:] else ""
+    return [f"{clean(first.name)} has {count} pages or frames: only the first is looked at{more}; save each as a file"]
+
+
 def read_file(path: Path, bit_range: BitRange | None = None) -> np.ndarray:
     """An image file that a person named, uint8 (H, W, 3). A link is followed: it was meant. Raises DataError."""
     try:
         real = path.resolve(strict=True)
-    except (OSError, RuntimeError) as e:
-        raise DataError(f"the image {clean(path)} does not exist", fix="name an image file or a folder") from e
+    except (OSError, RuntimeError, ValueError) as e:
+        raise _absent(path) from e
     return read_image(real.parent, real.name, bit_range)
 
 
-def _places(given: Any) -> Iterator[_Place]:
+def _absent(given: str | Path) -> DataError:
+    text = str(given)
+    if text.startswith(("http:", "https:", "ftp:", "s3:", "gs:")):
+        return DataError(
+            f"{clean(text)} is an address, and nothing is downloaded", fix="download the image, name the file"
+        )
+    if not text.strip():
+        return DataError(
+            "the name of an image is empty", fix="name an image file, a video, a glob or a folder of images"
+        )
+    return DataError(
+        f"the image {clean(text)} does not exist", fix="name an image file, a video, a glob or a folder of images"
+    )
+
+
+def _places(given: Any, notes: list[str]) -> Iterator[_Place]:
     if isinstance(given, (str, Path)):
-        yield from _files(given)
-    elif (array := _array(given)) is not None:
+        yield from _files(given, notes)
+    elif (arrays := arrays_of(given)) is not None:
+        yield from (_Place(f"image {n}", array=a) for n, a in enumerate(arrays, 1))
+    elif (array := decoded(given)) is not None:
         yield _Place("image 1", array=array)
     elif isinstance(given, Iterable) and not isinstance(given, (bytes, bytearray)):
-        for n, one in enumerate(given, 1):
-            array = None if isinstance(one, (str, Path)) else _array(one)
-            if array is not None:
-                yield _Place(f"image {n}", array=array)
-            elif isinstance(one, (str, Path)):
-                yield from _files(one)
-            else:
-                raise _strange(one)
+        yield from _several(given, notes)
     else:
         raise _strange(given)
+
+
+def _several(given: Iterable[Any], notes: list[str]) -> Iterator[_Place]:
+    """Each of a list. A file that is missing is one image that cannot be read, not the end: unless all of them are."""
+    absent: list[_Place] = []
+    found = 0
+    for n, one in enumerate(given, 1):
+        arrays = None if isinstance(one, (str, Path)) else arrays_of(one)
+        if arrays is not None:
+            names = [f"image {n}"] if len(arrays) == 1 else [f"image {n}.{k}" for k in range(1, len(arrays) + 1)]
+            places = [_Place(name, array=a) for name, a in zip(names, arrays, strict=True)]
+        elif isinstance(one, (str, Path)):
+            try:
+                places = list(_files(one, notes))
+            except DataError as e:
+                places = [_Place(str(one), Path(one), problem=e)]
+                absent += places
+        elif (array := decoded(one)) is not None:
+            places = [_Place(f"image {n}", array=array)]
+        else:
+            raise _strange(one)
+        found += len(places)
+        yield from places
+    if absent and found == len(absent):
+        assert absent[0].problem is not None
+        raise absent[0].problem
 
 
 def _strange(given: Any) -> DataError:
@@ -152,48 +245,54 @@ def _strange(given: Any) -> DataError:
     )
 
 
-def _array(given: Any) -> np.ndarray | None:
-    """Arrays, tensors (3, H, W) or (H, W, 3), and Pillow's images, as arrays; None for anything else."""
-    if isinstance(given, np.ndarray):
-        return given
-    if hasattr(given, "detach") and hasattr(given, "cpu"):
-        array = np.asarray(given.detach().cpu())
-        channels_first = array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3, 4)
-        return np.moveaxis(array, 0, 2) if channels_first else array
-    if hasattr(given, "getexif") and hasattr(given, "convert"):
-        return np.asarray(given if str(given.mode).startswith("I;16") else given.convert("RGB"))
-    return None
-
-
-def _files(given: str | Path) -> Iterator[_Place]:
-    path = Path(given).expanduser()
-    if path.is_dir():
-        yield from _folder(path)
-    elif path.exists():
+def _files(given: str | Path, notes: list[str]) -> Iterator[_Place]:
+    if not str(given).strip() or (isinstance(given, str) and not given):
+        raise _absent(str(given))
+    try:
+        path = Path(given).expanduser()
+        folder, there = path.is_dir(), path.exists()
+    except (OSError, ValueError, RuntimeError) as e:  # too long, a NUL character, a home that nobody has
+        raise _absent(str(given)[:200]) from e
+    if folder:
+        yield from _folder(path, notes)
+    elif there:
         yield _Place(path.name, path, video=path.suffix.lower() in VIDEO_SUFFIXES)
     elif any(c in str(given) for c in "*?["):
         matches = sorted(Path(m) for m in glob.glob(str(path), recursive=True))
         found = [m for m in matches if m.is_file() and m.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES]
         if not found:
-            raise DataError(f"nothing matches {clean(given)}", expected=", ".join(IMAGE_SUFFIXES))
+            fix = f"{len(matches)} files match, none is an image" if matches else "check the pattern; quote it: '*.png'"
+            raise DataError(f"no image matches {clean(given)}", expected=", ".join(IMAGE_SUFFIXES), fix=fix)
+        _passed_over([m for m in matches if m not in set(found)], str(given), notes)
         for match in found:
             yield _Place(match.name, match, video=match.suffix.lower() in VIDEO_SUFFIXES)
     else:
-        raise DataError(
-            f"the image {clean(given)} does not exist", fix="name an image file, a video, a glob or a folder of images"
-        )
+        raise _absent(given)
 
 
-def _folder(folder: Path) -> Iterator[_Place]:
+def _folder(folder: Path, notes: list[str]) -> Iterator[_Place]:
     # Pictures that an earlier run drew into a folder below are no images to look at.
     ours = [p.parent for p in folder.rglob(LIST) if p.parent != folder]
-    inside = sorted(
+    inside = [
         p for p in folder.rglob("*")
-        if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
-        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+        if not any(part.startswith(".") or part == "__MACOSX" for part in p.relative_to(folder).parts)
         and not any(p.is_relative_to(o) for o in ours)
-    )  # fmt: skip
-    if not inside:
-        raise DataError(f"the folder {clean(folder)} has no images", expected=", ".join(IMAGE_SUFFIXES))
-    for path in inside:
+    ]  # fmt: skip
+    images = sorted(p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    said: list[str] = []
+    _passed_over(inside, str(folder), said)
+    if not images:
+        what = f"the folder {clean(folder)} has no images"
+        raise DataError(what, got=said[0] if said else None, expected=", ".join(IMAGE_SUFFIXES))
+    notes += said
+    for path in images:
         yield _Place(path.relative_to(folder).as_posix(), path)
+
+
+def _passed_over(paths: list[Path], where: str, notes: list[str]) -> None:
+    """What looks like pictures and is not looked at, counted by its ending."""
+    kinds = Counter(s for p in paths if (s := p.suffix.lower()) in _OTHERS + VIDEO_SUFFIXES)
+    if kinds:
+        listed = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+        advice = "; name a video itself" if kinds.keys() & set(VIDEO_SUFFIXES) else "; convert them, to .png or .tif"
+        notes.append(f"{clean(where)}: not looked at: {listed}{advice}")

@@ -44,7 +44,24 @@ def found_in_arrays(outputs: Sequence[np.ndarray]) -> Found:
     return found_of(boxes, scores, labels, windows_of_full(masks)) if len(boxes) else nothing()
 
 
-def load_onnx(path: Path) -> Predictor:
+_PROVIDERS = {"cuda": "CUDAExecutionProvider", "mps": "CoreMLExecutionProvider"}
+
+
+def devices() -> tuple[str, ...]:
+    """What ``device`` may be for an exported model: whatever this ONNX Runtime was built for."""
+    available = _runtime().get_available_providers()
+    return ("auto", "cpu", *(name for name, provider in _PROVIDERS.items() if provider in available))
+
+
+def _runtime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise ConfigError("running .onnx needs ONNX Runtime", got=e, fix="pip install onnxruntime") from e
+    return onnxruntime
+
+
+def load_onnx(path: Path, device: str = "auto") -> Predictor:
     """A predictor of an exported ``.onnx`` file.
 
     Raises:
@@ -52,14 +69,11 @@ def load_onnx(path: Path) -> Predictor:
     """
     if not path.is_file():
         raise ConfigError(f"no model file {path}", expected="a .onnx file", fix="check the path")
-    try:
-        import onnxruntime
-    except ImportError as e:
-        raise ConfigError("running .onnx needs ONNX Runtime", got=e, fix="pip install onnxruntime") from e
+    onnxruntime = _runtime()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # its warnings are about its own optimizer
+    options.log_severity_level = 4  # what it would write to stderr comes as an exception, too
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
+        session = onnxruntime.InferenceSession(str(path), options, providers=_providers(onnxruntime, device))
         names = [o.name for o in session.get_outputs()]
         text = session.get_modelmeta().custom_metadata_map.get(KEY, "null")
     except Exception as e:  # ONNX Runtime raises classes of its own that share no base but Exception
@@ -70,6 +84,16 @@ def load_onnx(path: Path) -> Predictor:
             expected=", ".join(OUTPUTS), fix="maskrcnn-coco export CHECKPOINT --format onnx",
         )  # fmt: skip
     return Predictor(OnnxEngine(session), card_of(_json(text)))
+
+
+def _providers(runtime: Any, device: str) -> list[Any]:
+    kind, _, number = device.partition(":")
+    if kind == "auto":
+        return runtime.get_available_providers()
+    wanted: list[Any] = (
+        [(_PROVIDERS[kind], {"device_id": number or "0"} if kind == "cuda" else {})] if kind in _PROVIDERS else []
+    )
+    return [*wanted, "CPUExecutionProvider"]
 
 
 def _json(text: str) -> Any:

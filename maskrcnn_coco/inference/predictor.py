@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
+from operator import index
+from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +21,9 @@ from maskrcnn_coco.inference.metadata import Card
 from maskrcnn_coco.inference.result import ImageResult, check_score
 from maskrcnn_coco.inference.tiles import OVERLAP, Rectangle, check_overlap, grid, merge, tile_side
 from maskrcnn_coco.wording import clean
+
+_THIN = 32
+"""Where a model fails on an image longer than this many times its width, that is why."""
 
 
 class Engine(Protocol):
@@ -88,11 +93,14 @@ class Predictor:
         pictures = Pictures(images, self.card.reader, scale)
         side = tile_side(tile, self.card.usual_side)
         share = check_overlap(overlap)
-        if batch_size is not None and batch_size < 1:
+        if batch_size is not None and not (isinstance(batch_size, (int, np.integer)) and batch_size >= 1):
             raise ConfigError("the batch size is no number of images", got=batch_size, expected="1 or more")
         options = _Options(check_score(score), side, share, batch_size or self.engine.batch_size)
         source = None if scale is None else "in training" if bit_range is None else "--bit-range says"
         depth = pictures.depth.sentence(source) if pictures.depth.scale is not None else None
+        if on_unreadable is None:  # who takes the sentences of single images reads ``.notes``, too
+            for note in pictures.notes:
+                warnings.warn(note, stacklevel=2)
         return Predictions(self, pictures, options, progress, on_unreadable or _warn, depth)
 
     def find(self, images: Sequence[np.ndarray], tile: int | None, overlap: float, batch_size: int) -> list[Found]:
@@ -143,6 +151,11 @@ class Predictions:
         self.failed: list[str] = []
 
     @property
+    def notes(self) -> list[str]:
+        """What of what was given is not looked at: pages beyond the first, files of other kinds."""
+        return self._pictures.notes
+
+    @property
     def paths(self) -> list[Path]:
         """The files among what was given."""
         return self._pictures.paths
@@ -157,11 +170,12 @@ class Predictions:
         return f"<Predictions: {count} images, computed as they are asked for>"
 
     def __getitem__(self, place: int) -> ImageResult:
-        """The result of one image.
+        """The result of one image; ``list(predictions)`` gives all.
 
         Raises:
             IndexError: there are not so many. DataError: that image cannot be read.
         """
+        place = index(place)
         if place < 0:
             place += len(self)
         for n, picture in enumerate(self._pictures):
@@ -183,7 +197,7 @@ class Predictions:
             batch: list[tuple[Picture, np.ndarray]] = []
             for picture, pixels in self._pictures.loaded(ahead=2 * self._options.batch_size):
                 if isinstance(pixels, DataError):
-                    self._lost(pixels.what, done)
+                    self._lost(_sentence(pixels), done)
                     continue
                 # Images of one size only: a model pads others to the largest, which changes its numbers a little.
                 if batch and (len(batch) == self._options.batch_size or batch[0][1].shape != pixels.shape):
@@ -195,7 +209,7 @@ class Predictions:
     def _results(self, batch: list[tuple[Picture, np.ndarray]], done: Callable[[], None]) -> Iterator[ImageResult]:
         for (picture, pixels), found in zip(batch, self._found(batch), strict=True):
             if isinstance(found, DataError):
-                self._lost(found.what, done)
+                self._lost(_sentence(found), done)
             else:
                 done()
                 yield self._result(picture, pixels, found)
@@ -214,6 +228,9 @@ class Predictions:
                 return [found for one in batch for found in self._found([one])]
             (picture, pixels), first = batch[0], clean((str(e).splitlines() or [type(e).__name__])[0])
             size = f"{pixels.shape[1]} × {pixels.shape[0]} pixels"
+            if max(pixels.shape[:2]) > _THIN * min(pixels.shape[:2]):
+                what = f"{clean(picture.name)} ({size}) is too thin: nothing is left of it at the model's size"
+                return [DataError(what, fix="cut it into pieces")]
             return [DataError(f"{clean(picture.name)} ({size}): the model failed on it: {first}", fix="leave it out")]
 
     def _result(self, picture: Picture, pixels: np.ndarray, found: Found) -> ImageResult:
@@ -225,6 +242,13 @@ class Predictions:
         self.failed.append(sentence)
         self._on_unreadable(sentence)
         done()
+
+
+def _sentence(problem: DataError) -> str:
+    """What is wrong and what to do, in one line; a file that is no image is not to be replaced here, but left out."""
+    parts = [problem.what, problem.got and f"got {problem.got}", problem.expected and f"expected {problem.expected}"]
+    parts.append(problem.fix if problem.fix and "its entry" not in problem.fix else None)
+    return "; ".join(p for p in parts if p)
 
 
 def _scale(given: Any) -> BitRange:
@@ -243,25 +267,27 @@ def _warn(sentence: str) -> None:
     warnings.warn(sentence, stacklevel=4)
 
 
-def load(path: str | Path, device: str = "auto", *, fast: bool = True, precision: str = "auto") -> Predictor:
+def load(path: str | Path, device: Any = "auto", *, fast: bool = True, precision: str = "auto") -> Predictor:
     """A model ready to `predict`.
 
     Args:
         path: a checkpoint (.pth, .safetensors), an exported model (.onnx, .xml, .torchscript), or a folder that `push`
             wrote or that was downloaded from the hub.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        device: "auto", "cpu", "cuda", "cuda:1", "mps", or a torch.device.
         fast: the same numbers in less time; False: torchvision's own classes throughout, for tracing and export.
         precision: "auto", "off" (float32), "bf16" or "fp16": of a checkpoint's model only.
 
     Raises:
         ConfigError: no such file or device, a package that is missing. CheckpointError: damaged, or of another model.
     """
-    path = Path(path).expanduser()
+    path = _model_file(path)
     kind = path.suffix.lower()
+    if kind in (".onnx", ".xml"):
+        _check_exported_device(str(device), kind)
     if kind == ".onnx":
         from maskrcnn_coco.inference.onnx_engine import load_onnx
 
-        return load_onnx(path)
+        return load_onnx(path, str(device))
     if kind == ".xml":
         from maskrcnn_coco.inference.openvino_engine import load_openvino
 
@@ -269,5 +295,34 @@ def load(path: str | Path, device: str = "auto", *, fast: bool = True, precision
     from maskrcnn_coco.inference.checkpoints import load_checkpoint, load_torchscript
 
     if kind == ".torchscript":
-        return load_torchscript(path, device)
-    return load_checkpoint(path, device, fast=fast, precision=precision)
+        return load_torchscript(path, str(device))
+    return load_checkpoint(path, str(device), fast=fast, precision=precision)
+
+
+def _model_file(given: Any) -> Path:
+    """The path of a model file; a folder is answered with the file in it that was probably meant."""
+    if not isinstance(given, (str, PathLike)) or not str(given).strip():
+        raise ConfigError("no model file is named", got=repr(given), expected="the path of a checkpoint")
+    if str(given).startswith(("http:", "https:", "s3:", "gs:", "hf:")):
+        raise ConfigError(f"{given} is an address, and nothing is downloaded", fix="download the file, name its path")
+    path = Path(given).expanduser()
+    if path.is_dir() and not (path / "model.safetensors").is_file():  # a folder in the hub's layout is a model
+        inside = [p for n in ("best.pth", "last.pth", "model.onnx") if (p := path / n).is_file()]
+        raise ConfigError(
+            f"{clean(path)} is a folder, and no model file", expected="a .pth, .safetensors or exported model",
+            fix=f"name the file: {inside[0]}" if inside else "name a checkpoint",
+        )  # fmt: skip
+    return path
+
+
+def _check_exported_device(device: str, kind: str) -> None:
+    """A device that the runtime cannot take is refused: it would compute on the CPU in silence."""
+    if kind == ".onnx":
+        from maskrcnn_coco.inference.onnx_engine import devices
+
+        known = devices()
+    else:
+        known = ("auto", "cpu")
+    if device.partition(":")[0] not in known:
+        runtime = "the ONNX Runtime installed here" if kind == ".onnx" else "the OpenVINO runtime of this project"
+        raise ConfigError(f"--device {device}: {runtime} has no such device", expected=", ".join(known))

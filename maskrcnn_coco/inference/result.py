@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from maskrcnn_coco.data.masks import encode_rle
-from maskrcnn_coco.errors import ConfigError, DataError
+from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.evaluation.draw import Shape, colour_of, draw
 from maskrcnn_coco.inference.detections import Found
 from maskrcnn_coco.inference.outlines import Ring, polygons_of
@@ -213,43 +213,23 @@ def _extra(package: str, what: str) -> Any:
         raise ConfigError(f"{what} needs the package {package}", got=e, fix=f"pip install {package}") from e
 
 
-def check_score(score: float) -> float:
+def check_score(score: Any) -> float:
     """The score as it is.
 
     Raises:
         ConfigError: not a number in 0..1.
     """
-    if not isinstance(score, (int, float)) or not 0.0 <= float(score) <= 1.0:
+    number = share_of(score)
+    if number is None or not 0.0 <= number <= 1.0:
         raise ConfigError("--score is not a share", got=score, expected="a number from 0 to 1", fix="--score 0.5")
-    return float(score)
+    return number
 
 
-def check_pixels(pixels: np.ndarray, what: str) -> np.ndarray:
-    """An array as a picture, uint8 (H, W, 3).
-
-    Args:
-        pixels: (H, W, 3), (H, W, 4), (H, W, 1) or (H, W); uint8, uint16 (65,535 is white), bool, or float in 0..1.
-
-    Raises:
-        DataError: another shape or kind of numbers, nothing in it, or floats that are not finite or outside 0..1.
-    """
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or 0 in pixels.shape:
-        raise DataError(
-            f"{what} is not a picture", got=f"an array of shape {pixels.shape}", expected="(H, W, 3), or (H, W) grey"
-        )
-    if pixels.dtype.kind == "f":
-        low, high = (float(pixels.min()), float(pixels.max())) if pixels.size else (0.0, 0.0)
-        if not (low >= 0.0 and high <= 1.0):  # NaN fails, too
-            raise DataError(f"{what}: floats from {low:g} to {high:g}", expected="0 to 1", fix="divide by 255")
-        pixels = np.rint(pixels * 255.0)
-    elif pixels.dtype == np.uint16:
-        pixels = np.rint(pixels / 257.0)
-    elif pixels.dtype == bool:
-        pixels = pixels.astype(np.uint8) * 255
-    elif pixels.dtype != np.uint8:
-        raise DataError(f"{what}: numbers of type {pixels.dtype}", expected="uint8, uint16, bool, or float in 0..1")
-    pixels = pixels.astype(np.uint8)
-    pixels = np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels[:, :, :3]
-    return np.ascontiguousarray(pixels)
+def share_of(value: Any) -> float | None:
+    """A number of any library's kind as a float; None for text, truth values and anything else."""
+    if isinstance(value, (str, bytes, bool, np.bool_)) or value is None:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None

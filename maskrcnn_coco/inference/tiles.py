@@ -33,7 +33,7 @@ def tile_side(tile: int | str | None, usual: int | None) -> int | None:
     """
     if tile is None:
         return None
-    text = str(tile).strip().lower()
+    text = str(tile).strip().lower().removesuffix(".0")
     if text == "auto":
         return usual
     if not text.isascii() or not text.isdigit() or not 32 <= int(text) <= 8192:
@@ -42,9 +42,15 @@ def tile_side(tile: int | str | None, usual: int | None) -> int | None:
 
 
 def check_overlap(overlap: float) -> float:
-    """The share as it is. Raises ConfigError outside 0..0.75."""
-    if not 0.0 <= overlap <= 0.75:
-        raise ConfigError("--overlap is not a usable share", got=overlap, expected="0 to 0.75", fix="--overlap 0.25")
+    """The share as it is. Raises ConfigError where it is no number in 0..0.75."""
+    usable = not isinstance(overlap, (str, bytes, bool)) and overlap is not None
+    if not usable or not 0.0 <= overlap <= 0.75:
+        pixels = usable and overlap >= 1
+        raise ConfigError(
+            "--overlap is not a usable share", got=overlap,
+            expected="0 to 0.75, a share of the tile" + (" and no number of pixels" if pixels else ""),
+            fix="--overlap 0.25",
+        )  # fmt: skip
     return float(overlap)
 
 

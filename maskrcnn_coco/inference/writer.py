@@ -68,11 +68,21 @@ class Writer:
         self._inputs = {p.resolve() for p in inputs}
         self._taken = {RESULTS, TABLE}
         self._folder = OutFolder(out)
+        self._check_free((RESULTS, "coco"), (TABLE, "csv"))
         self._coco: BinaryIO | None = self._folder.open(RESULTS) if "coco" in self.formats else None
         self._table: BinaryIO | None = self._folder.open(TABLE) if "csv" in self.formats else None
         self._first = True
         if self._table is not None:
             self._table.write(table([]))
+
+    def _check_free(self, *files: tuple[str, str]) -> None:
+        for name, kind in files:
+            if kind in self.formats and self._folder.is_others(name):
+                self._folder.abandon()
+                raise ConfigError(
+                    f"{self._folder.out / name} is there already, and no prediction wrote it: it would be lost",
+                    fix="name another folder with --out, or move that file away",
+                )
 
     def add(self, result: ImageResult, image_id: int) -> None:
         """The files of one image.
@@ -118,10 +128,17 @@ class Writer:
             tried = stem if n == 1 else f"{stem}_{n}"
             ends = {f"{tried}{suffix}", f"labels/{tried}.png", f"polygons/{tried}.json", f"polygons/{tried}.geojson"}
             names = {e.lower() for e in ends}
-            if not names & self._taken:
+            if not names & self._taken and not self._others(tried, suffix):
                 self._taken |= names
                 return tried
         raise DataError("a million images of one name", got=stem)
+
+    def _others(self, stem: str, suffix: str) -> bool:
+        """Whether a file of somebody else's would be written over; one that is looked at is an error of its own."""
+        kinds = {"png": [f"{stem}{suffix}"], "labels": [f"labels/{stem}.png"],
+                 "polygons": [f"polygons/{stem}.json", f"polygons/{stem}.geojson"]}  # fmt: skip
+        names = [n for kind, names in kinds.items() if kind in self.formats for n in names]
+        return any(self._folder.is_others(n) and (self._folder.out / n).resolve() not in self._inputs for n in names)
 
     def _count(self, result: ImageResult, shown: ImageResult) -> None:
         d = self.done

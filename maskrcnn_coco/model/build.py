@@ -160,7 +160,10 @@ def build_from_state(
     """
     found = describe(state)
     if found is None:
-        raise CheckpointError(f"{source} holds no Mask R-CNN of this project", expected=", ".join(MODELS))
+        first = ", ".join(list(state)[:3])
+        raise CheckpointError(
+            f"{source} holds no Mask R-CNN of this project", got=f"tensors {first}, …", expected=", ".join(MODELS)
+        )
     model = assemble(
         found.model,
         found.num_classes,
@@ -171,12 +174,23 @@ def build_from_state(
         max_size=max_size,
         detections=detections_per_image,
     )
-    load_detector(model, state, source)
+    try:
+        load_detector(model, state, source)
+    except ConfigError as e:  # here no flag chooses another model
+        raise CheckpointError(f"{source} holds no Mask R-CNN of this project", got=_lack(state) or e.got) from e
     freeze(model, found.model, freeze_stages, loaded=True)
     if fast:
         accelerate(model)
     model.notes = [f"weights from {source}"]  # type: ignore[assignment]
     return model
+
+
+def _lack(state: Mapping[str, Tensor]) -> str | None:
+    """What a detector of another kind is, where its names tell."""
+    if not any(k.startswith("roi_heads.mask_predictor.") for k in state):
+        other = "a Keypoint R-CNN" if any("keypoint" in k for k in state) else "a Faster R-CNN"
+        return f"weights without a mask head: {other}?"
+    return None
 
 
 def load_for_inference(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn_coco.errors import CheckpointError, ConfigError
+from maskrcnn_coco.model.foreign_files import check_kind, inner_state
 
 StateDict = Mapping[str, Tensor]
 IN_FOLDER = "model.safetensors"
@@ -91,6 +92,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"no weights file {path}", expected="a .pth or .safetensors file", fix="check the path")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    check_kind(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
@@ -149,16 +151,7 @@ def detector_state(contents: Mapping[str, Any], source: str | Path) -> dict[str,
     Raises:
         CheckpointError: no detector in there, or a tensor with NaN or inf.
     """
-    from maskrcnn_coco.components import plain_name
-
-    inner = contents
-    for key in ("model", "state_dict", "model_state_dict"):
-        if isinstance(contents.get(key), Mapping):
-            inner = contents[key]
-            break
-    state = {plain_name(str(k)): v for k, v in inner.items() if isinstance(v, Tensor)}
-    if not state:
-        raise CheckpointError(f"{source} holds no tensors", got=", ".join(map(str, list(contents)[:5])))
+    state = inner_state(contents, source)
     check_size(state, source)
     check_finite(state, source)
     return state

@@ -57,3 +57,44 @@ def test_json_page_and_batches(checkpoint: Path, data: Path, tmp_path: Path, cap
     assert main([*argv, "--batch-size", "3"]) == 0
     three = json.loads(capsys.readouterr().out)
     assert three["metrics"] == pytest.approx(one["metrics"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [(["--batch-size", "0"], "1 or more"), (["--html", "."], "a folder"), (["--out", "."], "a folder"),
+     (["--tta", "turn"], "flip, scale"), (["--tile", "7"], "32 to 8192"), (["--device", "gpu"], "no device")],
+)  # fmt: skip
+def test_bad_flags_are_said_before_the_work(
+    flags: list[str], said: str, checkpoint: Path, data: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["evaluate", str(checkpoint), "--data", str(data), "--images", str(tmp_path), "--device", "cpu"]
+    assert main([*argv, *flags]) == 2
+    caught = capsys.readouterr()
+    assert said in caught.err
+    assert "bbox/AP" not in caught.out
+
+
+def test_images_that_cannot_be_read_change_the_exit_code(
+    checkpoint: Path, data: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "1.png").write_bytes(b"no image")
+    argv = ["evaluate", str(checkpoint), "--data", str(data), "--images", str(tmp_path), "--device", "cpu", "--json"]
+    assert main(argv) == 3
+    said = json.loads(capsys.readouterr().out)
+    assert said["images"] == 2
+    assert "1.png" in said["left_out"][0]
+
+
+@pytest.mark.parametrize("flags", [["--tile", "64"], ["--tile", "auto", "--overlap", "0.5"], ["--tta", "flip,scale"]])
+def test_tiles_and_views(flags: list[str], checkpoint: Path, data: Path, tmp_path: Path, capsys: Any) -> None:
+    argv = ["evaluate", str(checkpoint), "--data", str(data), "--images", str(tmp_path), "--device", "cpu", "--json"]
+    assert main(argv) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert main([*argv, *flags]) == 0
+    other = json.loads(capsys.readouterr().out)
+    assert other["images"] == 3
+    if "--tile" in flags:  # images of one tile: the same numbers by another way
+        assert other["metrics"] == pytest.approx(plain["metrics"], abs=0.02)
+    else:
+        assert other["how"] == "6 views of each image (flip, scale)"

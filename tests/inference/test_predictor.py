@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
@@ -128,12 +129,21 @@ def test_paths_of_all_kinds(folder: Path, given: str) -> None:
     assert names == [r.name for r in results], "a second pass is the same"
 
 
+def encoded_png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda a: a, lambda a: a[:, :, :1], lambda a: np.dstack([a, a[:, :, :1]]), lambda a: a / np.float32(255),
         lambda a: a.astype(np.uint16) * 257, torch.from_numpy, lambda a: torch.from_numpy(a).permute(2, 0, 1),
-        Image.fromarray, lambda a: a[::1, ::-1][:, ::-1],
+        Image.fromarray, lambda a: a[::1, ::-1][:, ::-1], lambda a: np.moveaxis(a, 2, 0), lambda a: a.astype(np.int64),
+        lambda a: a.astype(">u2") * 257, lambda a: a[None], lambda a: torch.from_numpy(a)[None].permute(0, 3, 1, 2),
+        lambda a: torch.from_numpy(a / np.float32(255)).bfloat16(), lambda a: (a / 255.0 * 1.0002).astype(np.float32),
+        encoded_png, lambda a: io.BytesIO(encoded_png(a)),
     ],
 )  # fmt: skip
 def test_arrays_of_all_kinds(make: Any) -> None:
@@ -143,12 +153,12 @@ def test_arrays_of_all_kinds(make: Any) -> None:
     assert result.path is None
     assert (result.height, result.width) == (70, 90)
     if make(image).__class__ is not np.ndarray or make(image).shape[-1] != 1:
-        assert np.array_equal(result.image, image)
+        assert np.abs(result.image.astype(int) - image).max() <= 1
 
 
 @pytest.mark.parametrize(
-    "given", [np.zeros((3, 5, 7, 3)), np.full((9, 9, 3), 7.0), np.full((9, 9, 3), np.nan), np.zeros((9, 9, 3), "<i8"),
-              np.zeros((0, 9, 3), np.uint8), np.zeros((9, 9, 5), np.uint8)],
+    "given", [np.zeros((1, 3, 5, 7, 3)), np.full((9, 9, 3), 7.0), np.full((9, 9, 3), np.nan),
+              np.full((9, 9, 3), 256, "<i8"), np.zeros((0, 9, 3), np.uint8), np.zeros((9, 9, 5), np.uint8)],
 )  # fmt: skip
 def test_arrays_that_are_no_pictures_are_named(given: np.ndarray) -> None:
     with pytest.warns(UserWarning, match="image 1"):
@@ -218,10 +228,36 @@ def test_progress_is_told() -> None:
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
-@pytest.mark.parametrize(("flag", "value"), [("score", 1.5), ("score", -1), ("overlap", 0.9), ("batch_size", 0)])
-def test_values_out_of_range_are_named(flag: str, value: float) -> None:
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("score", 1.5), ("score", -1), ("score", True), ("score", "0.5"), ("score", None), ("overlap", 0.9),
+     ("overlap", "x"), ("batch_size", 0), ("batch_size", 2.5), ("tile", 31), ("tile", "64x64")],
+)  # fmt: skip
+def test_values_out_of_range_are_named(flag: str, value: Any) -> None:
     with pytest.raises(ConfigError):
         predictor().predict(picture(40, 40, 1, 0), **{flag: value})
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), 0.5, 0, 1, np.float64(0.3)])
+def test_a_score_is_a_number_of_any_library(value: Any) -> None:
+    assert len(list(predictor().predict(picture(40, 40, 1, 0), score=value))) == 1
+
+
+@pytest.mark.parametrize("device", ["gpu", "x", "cuda:x", "mps:9:9"])
+def test_a_device_that_is_none_is_named(device: str, checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="device"):
+        load(checkpoint, device=device)
+
+
+@pytest.mark.parametrize("given", [None, "", 7, "https://example.org/best.pth"])
+def test_what_is_no_model_file_is_named(given: Any) -> None:
+    with pytest.raises(ConfigError):
+        load(given)
+
+
+def test_a_folder_of_checkpoints_is_answered_with_its_best(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match=r"best\.pth"):
+        load(checkpoint.parent)
 
 
 def damaged(path: Path, kind: str, checkpoint: Path) -> Path:

@@ -202,3 +202,29 @@ def test_save_one_result(name: str, format: str | None, start: bytes, tmp_path: 
     assert r.save(tmp_path / name, format).read_bytes().startswith(start)
     with pytest.raises(ConfigError, match="what to write"):
         r.save(tmp_path / "x.docx")
+
+
+def test_files_of_others_are_never_written_over(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "labels").mkdir(parents=True)
+    (out / "a.png").write_bytes(b"mine")
+    (out / "labels" / "a.png").write_bytes(b"mine, too")
+    write(images / "a.png", out, "png,labels")
+    assert (out / "a.png").read_bytes() == b"mine"
+    assert (out / "labels" / "a.png").read_bytes() == b"mine, too"
+    assert {"a_2.png", "labels/a_2.png"} <= files(out)
+    write(images / "a.png", out, "png,labels")
+    assert files(out) == {"a.png", "a_2.png", "labels/a.png", "labels/a_2.png"}, (
+        "a second run takes its own names again"
+    )
+
+
+@pytest.mark.parametrize(("name", "kind"), [("results.json", "coco"), ("results.csv", "csv")])
+def test_a_table_of_others_is_refused_before_the_work(name: str, kind: str, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    with pytest.raises(ConfigError, match="would be lost"):
+        write(images / "a.png", out, kind)
+    assert (out / name).read_text() == "mine"
+    assert [p.name for p in out.iterdir()] == [name]
