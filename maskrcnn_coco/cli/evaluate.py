@@ -99,7 +99,7 @@ def evaluate_checkpoint(checkpoint: Path, data: str | None, images: str | None, 
     model, contents = load_for_inference(checkpoint)
     table, chosen = evaluation_table(data, images, *range_to_use(options.bit_range, contents))
     source, notes = in_labels_of(table, contents, classes_in(model), checkpoint)
-    idle = passed_over(device)
+    idle = passed_over(options.device)
     for sentence in chosen + notes + ([] if idle is None else [idle]):
         console.note(sentence)
     model.to(where)
