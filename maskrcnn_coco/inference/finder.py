@@ -10,7 +10,7 @@ from maskrcnn_coco.data.masks import encode_rle
 from maskrcnn_coco.errors import DataError, MaskRCNNError
 from maskrcnn_coco.evaluation.detect import Prediction
 from maskrcnn_coco.evaluation.ground_truth import Example
-from maskrcnn_coco.inference.found import Found
+from maskrcnn_coco.inference.detections import Found
 from maskrcnn_coco.inference.predictor import Predictor
 
 

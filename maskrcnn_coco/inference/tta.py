@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from maskrcnn_coco.errors import ConfigError
-from maskrcnn_coco.inference.found import Found, Window, found_of, nothing
+from maskrcnn_coco.inference.detections import Found, Window, found_of, nothing
 from maskrcnn_coco.inference.predictor import Engine
 
 WAYS = ("flip", "scale")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from colours import ColourEngine, picture
-from maskrcnn_coco.inference.found import Window, found_of
 
 from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.inference.detections import Window, found_of
 from maskrcnn_coco.inference.torch_engine import TorchEngine
 from maskrcnn_coco.inference.tta import TtaEngine, mirrored, parse_ways, vote
 from maskrcnn_coco.model.build import build_model
