@@ -15,6 +15,7 @@ from maskrcnn_coco.anywhere.samples import Select
 from maskrcnn_coco.guard.attached import Attached
 from maskrcnn_coco.guard.immediate import Act, Mode
 from maskrcnn_coco.guard.norms import Components
+from maskrcnn_coco.guard.sharding import refuse_shards
 from maskrcnn_coco.records import Alarm, Finding, Incident, StepRecord
 
 
@@ -36,6 +37,7 @@ class Diagnosing(Attached):
         say: bool,
     ) -> None:
         self.doctor: Doctor | None = None
+        refuse_shards(model, optimizers[0])
         super().__init__(model, optimizers, scaler=scaler, components=components, mode=mode, on_alarm=on_alarm, say=say)
         self._shown_forward = forward
         self._shown: tuple[Any, Sequence[int] | None] | None = None

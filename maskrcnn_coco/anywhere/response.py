@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -134,16 +135,14 @@ class Doctor:
             GuardStop: the policy says that this training cannot go on. The incident is written first.
         """
         began = time.monotonic()
-        found = [named(f, alarm, self.kept) for f in self._investigate(alarm)]
-        findings = self.findings = [reworded(f, self.groups.names) for f in found]
-        history = recovery.History(self.incidents, alarm.step, images=UNCOUNTED)
-        action = recovery.decide(findings, history)
+        findings, action = self._agreed(alarm)
+        self.findings = findings
         incident = self._compose(alarm, findings, action, time.monotonic() - began)
         incident.action, back = self._carry_out(action, alarm)
         incident.lost_steps = max(0, alarm.step - back) if back is not None else 0
         incident.outcome = "stopped" if incident.action.kind == "stop" else "recovered"
         self.incidents.append(incident)
-        if self.folder is not None:
+        if self.folder is not None and (self.guard.immediate.team is None or self.guard.acts.team.ranks.is_main):
             write_incident(self.folder, incident)
         if incident.action.kind == "stop":
             raise GuardStop(
@@ -152,6 +151,28 @@ class Doctor:
                 fix=incident.fix or f"read the verdict: maskrcnn-coco explain {incident.cause}",
             )
         return incident
+
+    def _agreed(self, alarm: Alarm) -> tuple[list[Finding], Action]:
+        """Findings and action; of several processes those of the one to blame, on all: it alone has the batch.
+
+        All take the same action, or their weights would part ways.
+        """
+        team = self.guard.immediate.team
+        if team is None:
+            return self._examined(alarm)
+        source, said = int(alarm.measured.get("rank", 0)), None
+        if team.ranks.rank == source:
+            findings, action = self._examined(alarm)
+            findings[0].culprit.rank = source if "rank" in alarm.measured else None
+            said = msgspec.to_builtins([findings, action], enc_hook=str)
+        answer = team.ranks.broadcast_object(said, source=source)
+        return msgspec.convert(answer[0], list[Finding]), msgspec.convert(answer[1], Action)
+
+    def _examined(self, alarm: Alarm) -> tuple[list[Finding], Action]:
+        found = [named(f, alarm, self.kept) for f in self._investigate(alarm)]
+        findings = [reworded(f, self.groups.names) for f in found]
+        history = recovery.History(self.incidents, alarm.step, images=UNCOUNTED)
+        return findings, recovery.decide(findings, history)
 
     def _investigate(self, alarm: Alarm) -> list[Finding]:
         guard = self.guard
@@ -228,7 +249,7 @@ class Doctor:
             back = self.go_back(int(detail.get("to_step") or alarm.step))
             if back is None:
                 return Action("stop", {"why": "the state is bad, and no older one is kept"}), None
-            return Action("rollback", {"to_step": back, **detail}), back
+            return Action("rollback", {**detail, "to_step": back}), back
         elif action.kind == "precision":
             return Action("skip", {"why": "only the training itself can change this"}), None
         return action, None
@@ -264,6 +285,8 @@ def told(incident: Incident) -> str:
     culprit = incident.culprit
     if culprit.image_ids:
         who.append(f"sample {', '.join(map(str, culprit.image_ids[:5]))}")
+    if culprit.rank is not None:
+        who.append(f"process {culprit.rank}")
     who += [f"{what} {value}" for what, value in (("group", culprit.component), ("module", culprit.module)) if value]
     named = f" ({', '.join(who)})" if who else ""
     detail = incident.action.detail

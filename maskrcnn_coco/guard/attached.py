@@ -22,7 +22,7 @@ from maskrcnn_coco.guard.hooks import Entrances, Hook, Joined, replace_step
 from maskrcnn_coco.guard.immediate import Act, Mode
 from maskrcnn_coco.guard.loss_scale import Scale
 from maskrcnn_coco.guard.norms import Components
-from maskrcnn_coco.guard.sharding import refuse_shards
+from maskrcnn_coco.guard.sharding import shares_of
 from maskrcnn_coco.guard.undo import nested
 from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.records import Alarm, StepRecord
@@ -63,6 +63,7 @@ class Attached(Guard):
             on_alarm=on_alarm,
             say=say,
         )
+        self.instruments.shares = self.instruments.layout.shares = self._shares
         self.alarms: deque[Alarm] = deque(maxlen=KEPT)
         self.records: deque[StepRecord] = deque(maxlen=KEPT)
         self.refused = False
@@ -85,7 +86,7 @@ class Attached(Guard):
             self._scaler.step = self._scaled_step  # type: ignore[method-assign]
 
     def _refuse_what_it_cannot(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        refuse_shards(model, optimizer)
+        self._shares = shares_of(model, optimizer)
 
     def _replace(self, optimizer: torch.optim.Optimizer, index: int) -> None:
         had = "step" in vars(optimizer)

@@ -47,6 +47,8 @@ class Buffers:
                     if not isinstance(held, Tensor) or id(held) in seen or _trained(held):
                         continue
                     seen.add(id(held))
+                    if home is module._parameters and hasattr(held, "to_local"):
+                        continue  # FSDP2 puts other tensors in its place during each forward pass
                     if home is module._parameters:
                         self._frozen.append(len(self._slots))
                     self._slots.append((module, name, f"{prefix}.{name}" if prefix else name))

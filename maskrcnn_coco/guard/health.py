@@ -15,6 +15,7 @@ from torch import Tensor
 
 from maskrcnn_coco.guard.norms import Layout, all_finite, float_states, nonfinite_at, norms
 from maskrcnn_coco.guard.outside_changes import Witness
+from maskrcnn_coco.guard.sharding import local
 from maskrcnn_coco.guard.updates import HASTY
 from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.wording import listed
@@ -205,6 +206,7 @@ class Health:
             first, second = state.get("exp_avg"), state.get("exp_avg_sq")
             if not isinstance(first, Tensor) or not isinstance(second, Tensor) or not first.numel():
                 continue
+            first, second = local(first), local(second)
             # Squares below float32's range are 0 in good health too, so only moments that had a square count.
             count = int(((second == 0) & (first.abs() > 1e-15)).sum())
             if count > ZEROED * first.numel():

@@ -128,7 +128,7 @@ class Immediate:
 
     def _measure(self, act: Act, where: list[int]) -> list[float]:
         parts, record = self.parts, act.record
-        stacked = parts.layout.gradient_norms(act.gradients)
+        stacked = parts.layout.gradient_norms(act.gradients, where)
         if self.grad_scale is not None:
             stacked = stacked / self.grad_scale.to(stacked.device)
         if parts.max_grad_norm is None:
@@ -229,6 +229,8 @@ class Immediate:
         """Look at what the optimizer did, undo it if it must not stand, and learn from it."""
         parts, record, began = self.parts, act.record, time.perf_counter()
         fault = self.undo.fault() if act.watched else None
+        if act.watched and parts.shares is not None and self.team is not None:
+            fault = self.team.worst(fault)  # each has seen its own share only
         if fault is not None:
             self.undo.put_back()
             parts.refuse(record, fault, began)

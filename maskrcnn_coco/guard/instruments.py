@@ -23,6 +23,7 @@ from maskrcnn_coco.guard.health import Health
 from maskrcnn_coco.guard.inputs import Expected
 from maskrcnn_coco.guard.loss_scale import Scale
 from maskrcnn_coco.guard.norms import Components, Layout
+from maskrcnn_coco.guard.sharding import Shares
 from maskrcnn_coco.guard.updates import Haste, Stall
 from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.records import Alarm, StepRecord
@@ -68,6 +69,7 @@ class Instruments:
         self.model, self.optimizer, self.max_grad_norm = model, optimizer, max_grad_norm
         self.measure_every, self.check_every, self.max_crashes, self.say = measure_every, check_every, max_crashes, say
         self._components = components
+        self.shares: Shares | None = None
         self.lay_out()
         self.scale = Scale(scaler)
         self.buffers = Buffers(model)
@@ -89,6 +91,7 @@ class Instruments:
     def lay_out(self) -> None:
         """Look at the optimizer's parameters anew."""
         self.layout = Layout(self.model, self.optimizer, self._components)
+        self.layout.shares = self.shares
         self.health = Health(self.layout, self.optimizer, every=self.check_every)
 
     def lowered_rates(self) -> contextlib.AbstractContextManager[None]:
@@ -120,6 +123,7 @@ class Instruments:
         From here on somebody else says what happened; see ``warns``.
         """
         self._components = components
+        self.shares: Shares | None = None
         self.lay_out()
         self.warns, self.say = self.say, False
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from maskrcnn_coco.components import components as default_components
 from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.guard.sharding import Shares, local
 
 Components = Mapping[str, "Mapping[str, nn.Parameter] | Iterable[nn.Parameter]"]
 
@@ -39,6 +40,8 @@ class Layout:
         self._ids = [id(p) for p in self.params]
         first = self.params[0]
         self._plain = first.dtype is torch.float32 and all(_like(p, first) for p in self.params)
+        self.shares: Shares | None = None
+        """Where each process has a share of every tensor: adds up their gradients' norms."""
         self.spare: list[int] = []
         """Positions of weights that were not finite when they were first seen; no fault where nothing uses them."""
         self.sizes = self.totals([p.numel() for p in self.params], squared=False)
@@ -81,8 +84,10 @@ class Layout:
                 where.append(i)
         return tensors, where
 
-    def gradient_norms(self, gradients: list[Tensor]) -> Tensor:
-        """`stacked_norms` of the parameters' gradients, which are of the parameters' own kind."""
+    def gradient_norms(self, gradients: list[Tensor], where: list[int]) -> Tensor:
+        """`stacked_norms` of the parameters' gradients, which are of the parameters' own kind; of whole ones always."""
+        if self.shares is not None:
+            return self.shares.whole(stacked_norms(gradients), where, len(self.params))
         if not gradients or not self._plain or any(type(g) is not Tensor or g.requires_grad for g in gradients):
             return stacked_norms(gradients)
         return torch.stack(torch._foreach_norm(gradients, 2))  # pyright: ignore[reportPrivateImportUsage]
@@ -143,8 +148,7 @@ def _like(tensor: Tensor, first: Tensor) -> bool:
 
 def _measurable(tensor: Tensor) -> Tensor:
     """A dense real tensor of the same norm, in a precision that has one."""
-    if hasattr(tensor, "to_local"):
-        tensor = tensor.to_local()  # type: ignore[operator]
+    tensor = local(tensor)
     if tensor.layout is torch.sparse_coo:
         tensor = tensor.coalesce()._values()
     elif tensor.layout is not torch.strided:

@@ -13,6 +13,8 @@ import numpy
 import torch
 from torch import Tensor
 
+from maskrcnn_coco.guard.sharding import local
+
 SAMPLE = 64
 """Entries of each tensor that are looked at."""
 WHOLE = 1024
@@ -91,14 +93,14 @@ class Witness:
 def _marks(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
     """Place and version of each."""
     try:
-        return [(t.data_ptr(), t._version) for t in tensors]
+        return [(t.data_ptr(), t._version) for t in map(local, tensors)]
     except RuntimeError:  # tensors of inference mode have no version
         return [(t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors]
 
 
 def _view(tensor: Tensor) -> Tensor:
     """Some entries of ``tensor``'s own memory, float32 or as they are, (n,)."""
-    tensor = tensor.detach()
+    tensor = local(tensor.detach())
     if tensor.layout is not torch.strided or tensor.is_meta or tensor.numel() == 0:
         return torch.zeros(0)
     if tensor.is_complex():

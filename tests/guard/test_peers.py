@@ -42,5 +42,39 @@ def test_both_take_the_same_branch(both: list[dict[str, Any]], case: tuple[str, 
 
 
 @pytest.mark.slow
-def test_shards_are_refused(both: list[dict[str, Any]]) -> None:
-    assert all("shards" in found["sharded"] for found in both)
+@pytest.mark.parametrize("fault", ["none", "nan", "far", "state"])
+def test_processes_that_hold_shares_of_the_weights_take_the_same_branch(both: list[dict[str, Any]], fault: str) -> None:
+    a, b = (found[f"fsdp-{fault}"] for found in both)
+    assert a["digests"] == b["digests"]
+    assert a["applied"] == b["applied"]
+    assert max(a["norms"]) < 1e-5, "the norm of the whole gradient"
+    if fault == "none":
+        assert a["applied"] == [True] * 7
+        return
+    bad = [5, 6] if fault == "state" else [5]  # a state stays as it is until somebody mends it
+    assert a["applied"] == [i not in bad for i in range(7)]
+    assert a["digests"][4] == a["digests"][5]
+    symptom = {"nan": "loss_nonfinite", "far": "diverged", "state": "optimizer_nonfinite"}[fault]
+    assert a["alarms"][5] == b["alarms"][5] == [symptom, 1]
+
+
+@pytest.mark.slow
+def test_shards_that_are_not_understood_are_refused(both: list[dict[str, Any]]) -> None:
+    for found in both:
+        assert all("shards" in said for said in found["shards"].values()), found["shards"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["sample", "state"])
+def test_a_diagnosis_is_everybodys(both: list[dict[str, Any]], fault: str) -> None:
+    a, b = (found[f"diagnosed-{fault}"] for found in both)
+    assert a["digests"] == b["digests"]
+    assert a["incidents"] == b["incidents"]
+    assert a["finite"]
+    step, cause, ids, rank, action, to_step = a["incidents"][0]
+    assert step == 12
+    if fault == "sample":
+        assert (cause, ids, rank, action) == ("DATA_PIXEL", [12 * 100 + 50 + 3], 1, "skip")
+    else:
+        assert (cause, action) == ("POISONED_STATE", "rollback")
+        assert to_step is not None

@@ -77,15 +77,86 @@ def run(way: str, fault: str, wrapped: bool) -> dict[str, Any]:
     return {"applied": records, "digests": digests, "alarms": alarms}
 
 
-def sharded() -> str:
-    from torch.distributed.fsdp import fully_shard
-
-    model = fully_shard(nn.Linear(8, 8))
+def refused(model: nn.Module, **options: Any) -> str:
     try:
-        attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        attach(model, torch.optim.SGD(model.parameters(), lr=0.1), **options)
     except ConfigError as e:
         return e.what
     return ""
+
+
+def shards() -> dict[str, str]:
+    """What the guard says to shards that it does not understand."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    part, mesh = net(), init_device_mesh("cpu", (2, 1), mesh_dim_names=("rows", "columns"))
+    fully_shard(part[0])
+    return {
+        "diagnose": refused(fully_shard(nn.Linear(8, 8)), diagnose=True),
+        "partly": refused(part),
+        "hybrid": refused(fully_shard(nn.Linear(8, 8), mesh=mesh)),
+    }
+
+
+def fsdp(fault: str) -> dict[str, Any]:
+    """Seven steps on shards; in the fifth process 1 has the fault."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = net()
+    for layer in (model[0], model[1], model[3]):
+        fully_shard(layer)
+    fully_shard(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, eps=1e-8)
+    guard: Any = attach(model, optimizer)
+    records, digests, alarms, norms = [], [], [], []
+    for i in range(7):
+        here = i == 5 and RANK == 1
+        x, y = data(i)
+        if here and fault == "state":
+            optimizer.state[model[0].weight]["exp_avg"].to_local().view(-1)[0] = math.nan
+        optimizer.zero_grad()
+        guard.see(F.cross_entropy(model(x), y) * (BAD.get(fault, 1.0) if here else 1.0)).backward()
+        total = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).full_tensor().item()
+        optimizer.step()
+        record = guard.records[-1]
+        records.append(record.applied)
+        norms.append(abs(record.grad_norm / total - 1) if math.isfinite(total) else 0.0)
+        whole = [p.full_tensor().detach().numpy().tobytes() for p in model.parameters()]
+        digests.append(hashlib.sha256(b"".join(whole)).hexdigest()[:12])
+        alarms.append(None if guard.alarm is None else [guard.alarm.symptom, guard.alarm.measured.get("rank")])
+    return {"applied": records, "digests": digests, "alarms": alarms, "norms": norms}
+
+
+def diagnosed(fault: str) -> dict[str, Any]:
+    """Fifteen steps of a DistributedDataParallel model; in the twelfth process 1 has a bad sample."""
+    model = net()
+    ddp = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    guard: Any = attach(
+        ddp,
+        optimizer,
+        diagnose=True,
+        forward=lambda m, b: F.cross_entropy(m(b[0]), b[1]),
+        logdir=None,
+    )
+    digests = []
+    for i in range(15):
+        x, y = data(i)
+        if i == 12 and RANK == 1 and fault == "sample":
+            x[3] = math.nan
+        if i == 12 and fault == "state":
+            optimizer.state[model[0].weight]["momentum_buffer"].view(-1)[0] = math.nan
+        batch = guard.batch((x, y), [100 * i + 50 * RANK + n for n in range(16)])
+        optimizer.zero_grad()
+        guard.see(F.cross_entropy(ddp(batch[0]), batch[1])).backward()
+        optimizer.step()
+        digests.append(digest(model))
+    said = [
+        [i.step, i.cause, i.culprit.image_ids, i.culprit.rank, i.action.kind, i.action.detail.get("to_step")]
+        for i in guard.incidents
+    ]
+    return {"incidents": said, "digests": digests, "finite": all(bool(p.isfinite().all()) for p in model.parameters())}
 
 
 def main(out: str) -> None:
@@ -95,7 +166,11 @@ def main(out: str) -> None:
     found: dict[str, Any] = {}
     for way, fault, wrapped in CASES:
         found[f"{way}-{fault}-{'ddp' if wrapped else 'own'}"] = run(way, fault, wrapped)
-    found["sharded"] = sharded()
+    for fault in ("none", "nan", "far", "state"):
+        found[f"fsdp-{fault}"] = fsdp(fault)
+    found["shards"] = shards()
+    for fault in ("sample", "state"):
+        found[f"diagnosed-{fault}"] = diagnosed(fault)
     Path(out, f"{RANK}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
