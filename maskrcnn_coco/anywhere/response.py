@@ -142,7 +142,8 @@ class Doctor:
         incident.lost_steps = max(0, alarm.step - back) if back is not None else 0
         incident.outcome = "stopped" if incident.action.kind == "stop" else "recovered"
         self.incidents.append(incident)
-        if self.folder is not None and (self.guard.immediate.team is None or self.guard.acts.team.ranks.is_main):
+        team = self.guard.immediate.team
+        if self.folder is not None and (team is None or team.ranks.is_main):
             write_incident(self.folder, incident)
         if incident.action.kind == "stop":
             raise GuardStop(

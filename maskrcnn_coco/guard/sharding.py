@@ -93,7 +93,7 @@ def _kind(params: list[Any]) -> str:
 
 
 def _not_understood(params: list[Any]) -> str:
-    if not all(hasattr(p, "to_local") for p in params):
+    if not all(hasattr(p, "to_local") and hasattr(p, "device_mesh") for p in params):
         return "some are whole and some are not, or they lie flat in one (FSDP1, DeepSpeed)"
     meshes = [p.device_mesh for p in params]
     if any(m != meshes[0] for m in meshes) or meshes[0].ndim != 1 or meshes[0].size() != dist.get_world_size():
