@@ -71,6 +71,32 @@ def thin(image: Tensor, target: Target) -> tuple[Tensor, Target]:
     return image, target | {"masks": masks}
 
 
+def alone(axis: int, every: int = 1) -> Change:
+    """The picture mirrored, boxes and masks not. ``axis`` -1: left to right; of each ``every``-th picture."""
+    return lambda image, t: (image.flip(axis) if t["image_id"] % every == 0 else image, t)
+
+
+def shrunk(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    """Boxes and masks of the picture at half its size."""
+    masks = torch.zeros_like(target["masks"])
+    small = target["masks"][:, ::2, ::2]
+    masks[:, : small.shape[1], : small.shape[2]] = small
+    return image, target | {"boxes": target["boxes"] / 2, "masks": masks}
+
+
+class Paired(Scene):
+    """Pictures with the targets of another item: ``step`` places on, or, at 0, in no order."""
+
+    def __init__(self, step: int, count: int = 24) -> None:
+        super().__init__(count)
+        self.step = step
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Target]:
+        other = (i + self.step) if self.step else 7 * i + 3
+        image, target = self.plain(i)
+        return image, self.plain(other % self.count)[1] | {"image_id": target["image_id"]}
+
+
 def drop(*names: str) -> Change:
     """Targets without some entries."""
     return lambda image, target: (image, {k: v for k, v in target.items() if k not in names})
@@ -134,6 +160,11 @@ FAULTS: dict[str, tuple[Change, str, str]] = {
     "not scaled": (edit(image=lambda v: v * 255), "PIXELS", "not scaled"),
     "bytes": (edit(image=lambda v: (v * 255).to(torch.uint8)), "PIXELS", "not scaled"),
     "scaled twice": (edit(image=lambda v: v / 255), "PIXELS", "scaled twice"),
+    "two scales": (lambda i, t: (i * 255 if t["image_id"] % 3 == 0 else i, t), "PIXELS", "two scales"),
+    "picture mirrored alone": (alone(-1), "GEOMETRY", "picture mirrored left to right"),
+    "picture upside down alone": (alone(-2), "GEOMETRY", "picture mirrored top to bottom"),
+    "half of the pictures mirrored alone": (alone(-1, 2), "GEOMETRY", "part mirrored left to right"),
+    "targets of the picture at half size": (shrunk, "GEOMETRY", "picture scaled by about 2"),
     "black": (edit(image=lambda v: v * 0), "PIXELS", "constant"),
 }
 """Name → (what is done, code, kind of finding)."""

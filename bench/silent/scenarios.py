@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from silent.changes import FAULTS, Drawing, edit
+from silent.changes import FAULTS, Drawing, Paired, edit
 from silent.scene import HEIGHT, WIDTH, Scene, rle, small_model
 from silent.ways import Oracle, Way, coco, evaluated, guarded, loop, own, tiny_net
 
@@ -53,6 +53,11 @@ REPORTS = {
     "not scaled": ("pytorch/vision#1103", "/ 255"),
     "bytes": ("pytorch/vision#2397", "/ 255"),
     "scaled twice": ("alankbi/detecto#16", "255 once"),
+    "two scales": ("matterport/Mask_RCNN#1920", "255"),
+    "picture mirrored alone": ("albumentations#444", "one branch"),
+    "picture upside down alone": ("albumentations#444", "one branch"),
+    "half of the pictures mirrored alone": ("tensorflow/models#10975", "one branch"),
+    "targets of the picture at half size": ("py-faster-rcnn#535", "with the image"),
     "black": ("keras-retinanet#483", "lost on the way"),
 }
 LOOPS = (
@@ -77,6 +82,13 @@ def own_data() -> list[Scenario]:
     nothing = Scene(objects=0)
     found.append(Scenario("own data: a filter keeps no object", "mmdetection#9211", "NO_TARGETS", own(nothing),
                           own(GOOD), "boxes", nothing))  # fmt: skip
+    for name, step in (("of the next picture", 1), ("sorted otherwise", 0)):
+        paired = Paired(step)
+        found.append(Scenario(f"own data: targets {name}", "pytorch/vision#2397", "GEOMETRY", own(paired), own(GOOD),
+                              "sort both lists", paired))  # fmt: skip
+    same = Scene(change=lambda i, t: (GOOD.plain(0)[0], t))
+    found.append(Scenario("own data: one picture for every index", "keras-retinanet#483", "PIXELS", own(same),
+                          own(GOOD), "__getitem__", same))  # fmt: skip
     square = Scene(size=(80, 80), change=edit(masks=lambda v: v.transpose(1, 2)))
     found.append(Scenario("own data: masks transposed", "dbolya/yolact#264", "GEOMETRY", own(square),
                           own(Scene(size=(80, 80))), "transpose", square))  # fmt: skip
@@ -194,6 +206,24 @@ def _solid(a: Any) -> np.ndarray:
     return flat.reshape(HEIGHT, WIDTH, order="F")
 
 
+def _percent(a: Any, image: Any, n: int) -> None:
+    ys, xs = np.nonzero(_solid(a))
+    x0, x1 = (float(v) / WIDTH * 100 for v in (xs.min(), xs.max() + 1))
+    y0, y1 = (float(v) / HEIGHT * 100 for v in (ys.min(), ys.max() + 1))
+    a["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+    a["segmentation"] = [[x0, y0, x1, y0, x1, y1, x0, y1]]
+
+
+def _ids_from_zero(data: dict[str, Any]) -> None:
+    for a in data["annotations"]:
+        a["image_id"] -= 1
+
+
+def _classes_from_zero(data: dict[str, Any]) -> None:
+    for a in data["annotations"]:
+        a["category_id"] -= 1
+
+
 def _rows(a: Any, image: Any, n: int) -> None:
     a["segmentation"] = rle(_solid(a), "C")
 
@@ -229,6 +259,9 @@ def coco_files() -> list[Scenario]:
         ("boxes of images of half the size", "py-faster-rcnn#535", "GEOMETRY", each(_half_size), "--fix"),
         ("RLE along rows", "RectLabel#79", "GEOMETRY", each(_rows), "--fix"),
         ("x and y of masks exchanged", "cocoapi#478, #600", "GEOMETRY", each(_swapped), "--fix"),
+        ("boxes and masks in percent", "label-studio-converter#139", "GEOMETRY", each(_percent), "pixels"),
+        ("image ids of annotations from 0", "maskrcnn-benchmark#539", "GEOMETRY", _ids_from_zero, "counts from 0"),
+        ("category ids of annotations from 0", "maskrcnn-benchmark#970", "CLASSES", _classes_from_zero, "+1"),
         ("all crowd", "detectron2#5027, #2415", "NO_TARGETS", _crowd(1), "--fix"),
         ("half crowd", "cvat#7030, BlenderProc#34", "NO_TARGETS", _crowd(2), "--fix"),
         ("every second mask empty", "mmdetection#3557", "NO_TARGETS", each(_empty), "--fix"),

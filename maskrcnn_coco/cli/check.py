@@ -10,8 +10,10 @@ from typing import Any
 
 from maskrcnn_coco.data.audit.catalogue import REPAIR
 from maskrcnn_coco.data.audit.checks import audit
+from maskrcnn_coco.data.audit.content import content_of_table
 from maskrcnn_coco.data.audit.gallery import write_gallery
 from maskrcnn_coco.data.audit.overview import Overview, overview
+from maskrcnn_coco.data.audit.quarantine import to_quarantine
 from maskrcnn_coco.data.audit.repair import Change, changes_file, repair
 from maskrcnn_coco.data.audit.show import print_findings, print_overview
 from maskrcnn_coco.data.audit.whole_set import facts_of
@@ -65,7 +67,11 @@ def check_set(args: Any) -> Checked:
     if args.html is not None:
         write_gallery(found.train, findings, args.html)
     known = overview(found.train, files=not args.no_images)
-    whole = judge(facts_of(found.train, findings, min_size=low, max_size=high))
+    facts = facts_of(found.train, findings, min_size=low, max_size=high)
+    if not args.no_images:
+        content = content_of_table(found.train, "training data", *to_quarantine(findings))
+        facts.contents = [] if content is None else [content]
+    whole = judge(facts)
     return Checked(found, known, findings, changes, _next(args, found, findings), whole)
 
 

@@ -149,7 +149,11 @@ class CocoDataset(Dataset):
     def _resized(self, epoch: int, index: int, *, packed: bool, salt: int = 0) -> Sample:
         """The sample at its size, flipped and with the light of the policy; ``packed``: with outlines."""
         pixels = read_image(
-            self.table.image_root, self.table.file_name(index), self.table.bit_range, self.table.size_of(index)
+            self.table.image_root,
+            self.table.file_name(index),
+            self.table.bit_range,
+            self.table.size_of(index),
+            as_stored=self.table.as_stored,
         )
         size = (pixels.shape[0], pixels.shape[1])
         recipe = Recipe(*size)

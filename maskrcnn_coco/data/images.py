@@ -64,7 +64,12 @@ def too_thin(height: int, width: int, longest: int) -> DataError | None:
 
 
 def read_image(
-    root: str | Path, file_name: str, bit_range: BitRange | None = None, size: tuple[int, int] | None = None
+    root: str | Path,
+    file_name: str,
+    bit_range: BitRange | None = None,
+    size: tuple[int, int] | None = None,
+    *,
+    as_stored: bool = False,
 ) -> np.ndarray:
     """The image ``root``/``file_name`` as uint8 (H, W, 3) RGB, turned as its EXIF orientation says.
 
@@ -75,13 +80,14 @@ def read_image(
         bit_range: the values that become 0 and 255 in images of more than 8 bits: one scale for a whole set. None: the
             image's own, which makes two images of one set differ (`data.bit_range` finds a set's).
         size: (height, width) that the annotations speak of: where only the stored image has it, it is not turned.
+        as_stored: do not turn it, unless ``size`` is only that of the turned image.
 
     Raises:
         DataError: the name leaves ``root`` (``..``, absolute, through a symbolic link), no such file, not a regular
             file, not an image, truncated, more than `MAX_PIXELS`, bands or numbers that are not supported.
     """
     with open_inside(root, file_name) as file:
-        return _decode(file, Path(root) / file_name, bit_range, size)
+        return _decode(file, Path(root) / file_name, bit_range, size, as_stored)
 
 
 def image_size(root: str | Path, file_name: str) -> tuple[int, int]:
@@ -325,7 +331,9 @@ def _damaged(path: Path, error: BaseException) -> DataError:
     return DataError(f"the image {clean(path)} cannot be read: {text}", fix="replace the file, or drop its entry")
 
 
-def _decode(file: BinaryIO, path: Path, bit_range: BitRange | None, size: tuple[int, int] | None = None) -> np.ndarray:
+def _decode(
+    file: BinaryIO, path: Path, bit_range: BitRange | None, size: tuple[int, int] | None, as_stored: bool
+) -> np.ndarray:
     image = _open(file, path)
     try:
         with warnings.catch_warnings():
@@ -333,7 +341,7 @@ def _decode(file: BinaryIO, path: Path, bit_range: BitRange | None, size: tuple[
             if is_deep(image):
                 values = deep_values(file, image, FORMATS)
                 return to_bytes(values, bit_range or _own_range(values))
-            if _is_meant_as_stored(image, size):
+            if _is_meant_as_stored(image, size, as_stored):
                 image.load()
                 return _rgb(image)
             pixels = _jpeg(file, image)
@@ -346,9 +354,11 @@ def _decode(file: BinaryIO, path: Path, bit_range: BitRange | None, size: tuple[
         raise _damaged(path, e) from e
 
 
-def _is_meant_as_stored(image: Image.Image, size: tuple[int, int] | None) -> bool:
-    """The EXIF tag lays the image on its side, and it was annotated before that: by the size of its entry."""
+def _is_meant_as_stored(image: Image.Image, size: tuple[int, int] | None, as_stored: bool) -> bool:
+    """The EXIF tag turns the image, and it was annotated before that: by the size of its entry, or as is known."""
     stored = (image.height, image.width)
+    if as_stored and (size is None or size == stored or min(size) < 1):
+        return True
     return size == stored and stored[0] != stored[1] and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
 
 

@@ -98,7 +98,9 @@ class TableSet:
 
     def load(self, row: int) -> Example:
         name = self.table.file_name(row)
-        pixels = read_image(self.table.image_root, name, self.table.bit_range, self.table.size_of(row))
+        pixels = read_image(
+            self.table.image_root, name, self.table.bit_range, self.table.size_of(row), as_stored=self.table.as_stored
+        )
         image = torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255.0)
         height = int(self.table.heights[row]) or pixels.shape[0]
         width = int(self.table.widths[row]) or pixels.shape[1]

@@ -68,6 +68,29 @@ class Geometry:
 
 
 @dataclass
+class Content:
+    """Outlines against the edges of their pictures: mean rank of edge strength under them, 0.5 at random.
+
+    ``own`` as they are, ``chance`` on other pictures, ``above``: standard errors from the second to the
+    first.
+    """
+
+    images: int
+    own: float
+    chance: float
+    above: float
+    readings: dict[str, float] = field(default_factory=dict)
+    """Readings under which they fit, where they do not as they are: name → mean rank."""
+    parts: dict[str, int] = field(default_factory=dict)
+    """Readings that fit a part of the pictures, which alone were flipped or turned: name → pictures."""
+    elsewhere: int = 0
+    """Pictures whose outlines lie on another one's edges; ``step``: how many places on, 0 where it differs."""
+    step: int = 0
+    image_ids: list[int] = field(default_factory=list)
+    of: str = "training data"
+
+
+@dataclass
 class Labels:
     """Labels seen, and how many the model tells apart. ``head`` and ``num_classes`` count the background."""
 
@@ -259,6 +282,7 @@ class Facts:
     targets: list[Targets] = field(default_factory=list)
     geometry: list[Geometry] = field(default_factory=list)
     audited: list[Audited] = field(default_factory=list)
+    contents: list[Content] = field(default_factory=list)
     labels: Labels | None = None
     matching: Matching | None = None
     pixels: Pixels | None = None

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_coco.findings.content import Picture, content_of, picture_of
 from maskrcnn_coco.findings.extents import Objects, geometry_of
 from maskrcnn_coco.findings.facts import Facts, Labels, Pixels, Stage, Targets, Way
 
@@ -17,6 +18,8 @@ ENOUGH = 64
 """Samples after which a look is over."""
 NEGATIVE, LARGE, FAINT = -0.05, 1.05, 1 / 250
 """Values past 0..1 by more than interpolation goes; and below which two divisions by 255 leave everything."""
+LOOKED = 64
+"""Pictures whose edges are looked at."""
 ROWS = 200
 """Most masks that are also read along rows."""
 NONE4 = np.full(4, np.nan)
@@ -48,6 +51,7 @@ class Samples:
         self._ranges: list[tuple[float, float]] = []
         self._range_ids: list[int] = []
         self._pictures: set[int] = set()
+        self._looked: list[Picture] = []
 
     @classmethod
     def for_model(cls, model: nn.Module, num_classes: int | None = None) -> Samples:
@@ -59,8 +63,9 @@ class Samples:
         normalises = bool(mean and std and (max(abs(m) for m in mean) > 0.05 or abs(max(std) - 1) > 0.05))
         return cls(head=getattr(score, "out_features", None), num_classes=num_classes, normalises=normalises)
 
-    def add(self, image: Tensor, target: Mapping[str, Any], image_id: int) -> None:
-        """One sample; what cannot be read is counted in ``forms``."""
+    def add(self, image: Tensor, target: Mapping[str, Any], image_id: int, index: int | None = None) -> None:
+        """One sample; what cannot be read is counted in ``forms``. ``index``: its place in the data set."""
+        place = self.images if index is None else index
         self.images += 1
         problem = form_of(image, target)
         if problem is not None:
@@ -74,6 +79,9 @@ class Samples:
         masks = target.get("masks")
         extents, rows = extents_of(masks) if isinstance(masks, Tensor) else (None, None)
         self._counts["objects"] += len(boxes)
+        if isinstance(masks, Tensor) and len(masks) and len(self._looked) < LOOKED:
+            solid = masks.detach().cpu().numpy() != 0
+            self._looked.append(picture_of(image.detach().float().cpu().numpy(), solid, image_id, place))
         with np.errstate(invalid="ignore"):
             large = (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1) | ~np.isfinite(boxes).all(axis=1)
         self._stage("large enough", large, image_id)
@@ -130,6 +138,8 @@ class Samples:
                 *(np.array(v) for v in (self._boxes, self._extents, self._sizes, self._ids)), by_rows=rows
             )
             facts.geometry = [geometry_of(objects)]
+            content = content_of(self._looked)
+            facts.contents = [] if content is None else [content]
         return facts
 
     def _label_facts(self) -> Labels:

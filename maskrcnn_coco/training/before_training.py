@@ -10,6 +10,8 @@ from torch import nn
 
 from maskrcnn_coco.data.audit.boxes import check_sizes
 from maskrcnn_coco.data.audit.catalogue import Reporter
+from maskrcnn_coco.data.audit.content import content_of_table
+from maskrcnn_coco.data.audit.quarantine import to_quarantine
 from maskrcnn_coco.data.audit.whole_set import GEOMETRY, facts_of
 from maskrcnn_coco.data.batch import image_id
 from maskrcnn_coco.data.coco.table import CocoTable
@@ -17,7 +19,7 @@ from maskrcnn_coco.data.dataset import UserData, seeded
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.ceiling import ceiling_of
 from maskrcnn_coco.findings.draws import draws_of
-from maskrcnn_coco.findings.facts import Draws, Facts, Parameters
+from maskrcnn_coco.findings.facts import Content, Draws, Facts, Parameters
 from maskrcnn_coco.findings.parameters import parameters_of
 from maskrcnn_coco.findings.samples import ENOUGH, Samples
 from maskrcnn_coco.records import DataFinding
@@ -96,7 +98,7 @@ def look_at_samples(source: UserData, model: nn.Module, num_classes: int) -> Fac
         except DataError as e:  # the run leaves such items out, and says so
             refused = refused or e
             continue
-        samples.add(image, target, _image_id(target, index))
+        samples.add(image, target, _image_id(target, index), index)
     if refused is not None and not samples.images:
         raise DataError(
             f"no item of the data set can be trained on; the first: {refused.what}",
@@ -130,9 +132,18 @@ def _tables(session: Session, table: CocoTable) -> list[Facts]:
         val = facts_of(data.val, data.val_findings, min_size=low, max_size=high, of="validation data")
         val.labels = None
         found.append(val)
+    found[0].contents = _contents(data.train, data.findings, "training data")
+    if data.val is not None:
+        found[1].contents = _contents(data.val, [], "validation data")
     for facts in found:
         facts.way = session.way
     return found
+
+
+def _contents(table: CocoTable | None, findings: list[DataFinding], of: str) -> list[Content]:
+    images, annotations = to_quarantine(findings)
+    content = None if table is None else content_of_table(table, of, images, annotations)
+    return [] if content is None else [content]
 
 
 def sized_for(model: nn.Module, table: CocoTable, findings: list[DataFinding], min_size: int, max_size: int) -> None:

@@ -138,7 +138,9 @@ def _pictures(table: CocoTable, findings: list[DataFinding]) -> list[_Picture]:
             row = table.row_of(f.image_id)
             which = annotation_of(f)
             ann = None if which is None else table.row_of_annotation(which)
-            image = read_image(table.image_root, table.file_name(row), table.bit_range, table.size_of(row))
+            image = read_image(
+                table.image_root, table.file_name(row), table.bit_range, table.size_of(row), as_stored=table.as_stored
+            )
         except (DataError, KeyError):
             continue
         found.append(_Picture(_jpeg(_drawn(table, image, [] if ann is None else [ann])), clean(f.message)))
@@ -155,7 +157,9 @@ def _healthy(table: CocoTable, findings: list[DataFinding]) -> list[_Picture]:
         if len(found) == HEALTHY:
             break
         try:
-            image = read_image(table.image_root, table.file_name(row), table.bit_range, table.size_of(row))
+            image = read_image(
+                table.image_root, table.file_name(row), table.bit_range, table.size_of(row), as_stored=table.as_stored
+            )
         except DataError:
             continue
         anns = table.annotations_of(row).tolist()

@@ -51,6 +51,7 @@ class CocoTable:
         iscrowd: bool (A,). area: float64 (A,), as given, NaN where not.
         category_ids: int64 (A,), as the file says. categories: sorted by id; label n is categories[n - 1].
         bit_range: the values that become black and white in images of more than 8 bits; None: none is known to be.
+        as_stored: images are not turned as their EXIF tags say: `data.orientation` found that they are annotated so.
         problems: what did not fit while reading. origin: stands for the file's content; None where it was just read.
     """
 
@@ -74,6 +75,7 @@ class CocoTable:
     dropped_category: Category | None = None
     origin: str | None = None
     bit_range: BitRange | None = None
+    as_stored: bool = False
 
     def __len__(self) -> int:
         return len(self.image_ids)

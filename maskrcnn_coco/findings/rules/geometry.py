@@ -14,7 +14,7 @@ How to fix it: correct the conversion that the finding names; `maskrcnn-coco che
 
 from __future__ import annotations
 
-from maskrcnn_coco.findings.facts import Audited, Facts, Geometry, Way
+from maskrcnn_coco.findings.facts import Audited, Content, Facts, Geometry, Way
 from maskrcnn_coco.findings.rules.common import finding, some
 from maskrcnn_coco.records import RunFinding
 
@@ -83,8 +83,33 @@ READINGS: dict[str, tuple[str, str, str]] = {
 }
 
 
+TURNED = frozenset(
+    {
+        *("mirrored left to right", "mirrored top to bottom", "turned by half", "x and y exchanged"),
+        *("turned to the left", "turned to the right", "exchanged and turned"),
+    }
+)
+"""Readings of `Content` that are no scale."""
+CONTENT: dict[str, dict[str, str]] = {
+    "turned": {
+        "command": "export boxes and masks as the pictures are stored; check --data PATH --html OUT.html draws both",
+        "own": "flip boxes and masks with the image, in one branch: torchvision.transforms.v2 does, given tv_tensors",
+    },
+    "scaled": {
+        "command": "export boxes and masks in the pixels of the pictures as stored, or the pictures at their size",
+        "own": "scale boxes and masks with the image: torchvision.transforms.v2.Resize does, given tv_tensors",
+    },
+    "elsewhere": {
+        "command": "compare `image_id` of annotations with `id` of images: one of the two counts from 0, or was sorted",
+        "own": "sort both lists alike: image and annotations of one index have to come from one name",
+    },
+}
+
+
 def judge(facts: Facts) -> list[RunFinding]:
     found = [f for geometry in facts.geometry for f in _judge(geometry, facts)]
+    misread = {g.of for g in facts.geometry if reading_of(g) is not None} | {a.of for a in facts.audited}
+    found += [f for c in facts.contents if c.of not in misread for f in _content(c, facts.way)]
     return found + [_audited(a) for a in facts.audited if a.code == CODE]
 
 
@@ -126,6 +151,34 @@ def _judge(g: Geometry, facts: Facts) -> list[RunFinding]:
         message = f"{g.outside} of {g.boxes} boxes of the {g.of} leave their image{some(g.image_ids)}"
         proof = [("boxes against the image", f"{g.outside} of {g.boxes} reach outside")]
         return [finding(CODE, "outside", "warning", message, _look(way), proof, images=g.image_ids)]
+    return []
+
+
+def _content(c: Content, way: Way) -> list[RunFinding]:
+    """Boxes and masks that agree with each other and not with the picture."""
+    where = some(c.image_ids)
+    proof = [
+        ("rank of edges under the outlines, as they are", f"{c.own:.2f}"),
+        ("on other pictures, where they do not belong", f"{c.chance:.2f}"),
+    ]
+    if c.readings:
+        name = max(c.readings, key=lambda n: c.readings[n])
+        message = f"boxes and masks of the {c.of} do not lie on their pictures; {name}, they do{where}"
+        proof.append((f"{name}", f"{c.readings[name]:.2f}"))
+        kind = "scaled" if name not in TURNED else "turned"
+        fix = CONTENT[kind]["command" if way == "command" else "own"]
+        return [finding(CODE, f"picture {name}", "warning", message, fix, proof, images=c.image_ids, reading=name)]
+    if c.elsewhere:
+        whose = f"the one {abs(c.step)} {'further on' if c.step > 0 else 'before'}" if c.step else "another one"
+        message = f"boxes and masks of the {c.of} belong to other pictures: {c.elsewhere} of {c.images} lie on {whose}"
+        proof.append(("on the picture that they fit best", f"{c.elsewhere} of {c.images} fit another one"))
+        fix = CONTENT["elsewhere"]["command" if way == "command" else "own"]
+        return [finding(CODE, "other pictures", "warning", message, fix, proof, images=c.image_ids, step=c.step)]
+    if c.parts:
+        name, count = max(c.parts.items(), key=lambda p: p[1])
+        message = f"{count} of {c.images} pictures of the {c.of} are {name}, their boxes and masks are not{where}"
+        fix = CONTENT["turned"]["command" if way == "command" else "own"]
+        return [finding(CODE, f"part {name}", "warning", message, fix, proof, images=c.image_ids, reading=name)]
     return []
 
 
