@@ -8,9 +8,7 @@ import re
 import shlex
 import stat
 import struct
-import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from maskrcnn_coco.data.bit_depth import BitRange, auto_range, deep_values, is_deep, spread_of, to_bytes
+from maskrcnn_coco.data.jpeg import read_jpeg
 from maskrcnn_coco.data.tiff import TiffFacts, tiff_facts
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.system.files import READING
@@ -344,7 +343,7 @@ def _decode(
             if _is_meant_as_stored(image, size, as_stored):
                 image.load()
                 return _rgb(image)
-            pixels = _jpeg(file, image)
+            pixels = read_jpeg(file, image)
             if pixels is not None:
                 return pixels
             image.load()
@@ -373,38 +372,3 @@ def _rgb(image: Image.Image) -> np.ndarray:
     if image.mode == "LA":
         image = image.getchannel("L")
     return np.array(image.convert("RGB"))
-
-
-def _jpeg(file: BinaryIO, image: Image.Image) -> np.ndarray | None:
-    """A JPEG by torchvision, in half the time and with the same pixels; None where Pillow shall do it.
-
-    Only where torchvision is there already: `check` runs without torch. What it refuses Pillow looks at again, so that
-    what is damaged is said in one way.
-    """
-    torchvision = sys.modules.get("torchvision.io")
-    if torchvision is None or image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB"):
-        return None
-    import torch
-
-    orientation = image.getexif().get(0x0112, 1)
-    file.seek(0)
-    data = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
-    try:
-        pixels = torchvision.decode_jpeg(data, mode=torchvision.ImageReadMode.RGB).permute(1, 2, 0).numpy()
-    except RuntimeError:
-        return None
-    if pixels.shape[:2] != (image.height, image.width):
-        return None
-    return np.ascontiguousarray(_TURNS[orientation](pixels) if orientation in _TURNS else pixels)
-
-
-_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda a: np.rot90(a, 1),
-}
-"""EXIF orientations, as `ImageOps.exif_transpose` carries them out."""
