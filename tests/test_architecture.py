@@ -16,6 +16,7 @@ TORCH_FREE = (
     *("errors", "records", "wording", "recovery", "config.settings", "config.recipes"),
     *(
         "cli.arguments",
+        "cli.diagnose",
         "cli.command_line",
         "cli.flags",
         "cli.verbs",

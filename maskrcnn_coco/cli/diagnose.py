@@ -1,4 +1,7 @@
-"""``diagnose``: the verdict, again, from what is on disk: an incident, a run folder, or a checkpoint."""
+"""``diagnose``: the verdict, again, from what is on disk: an incident, a run folder, or a checkpoint.
+
+Where torch is not installed, incidents are told as they were recorded; steps are taken again with it alone.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from maskrcnn_coco.checkpoint import archive
 from maskrcnn_coco.diagnosis.explain import judge
 from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.investigate import investigate
@@ -14,7 +16,6 @@ from maskrcnn_coco.errors import CheckpointError, DataError
 from maskrcnn_coco.records import PROVED, Culprit, Evidence, Finding, Incident, to_json
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.report.incident_files import read_incident, read_incidents
-from maskrcnn_coco.training.case_file import load_case
 
 SECONDS = 300.0
 """Most time for the replays of one incident."""
@@ -62,6 +63,10 @@ def _incident(path: Path, console: Console) -> dict[str, Any]:
             replayed, findings, how = True, replay_case(case), "replayed here"
     except CheckpointError as e:
         replayed, how = False, f"as recorded; {e.what}"
+    except ModuleNotFoundError as e:
+        if e.name not in ("torch", "torchvision"):
+            raise
+        replayed, how = False, f"as recorded; {e.name} is not installed, with which the step would be replayed"
     _say(console, f"incident {incident.id}, step {incident.step}, {incident.symptom} ({how}):", findings)
     return {"incident": incident, "findings": findings, "replayed": replayed}
 
@@ -73,6 +78,7 @@ def replay_case(path: Path, *, seconds: float = SECONDS) -> list[Finding]:
         CheckpointError: damaged, or not a case.
     """
     from maskrcnn_coco.model.rig import rig_from_settings
+    from maskrcnn_coco.training.case_file import load_case
 
     state: dict[str, Any] = {}
     case = load_case(path, lambda settings: rig_from_settings(settings, state))
@@ -121,6 +127,8 @@ def diagnose_checkpoint(path: Path) -> list[Finding]:
 
 def require_checkpoint(path: Path) -> None:
     """Raise CheckpointError for a file that never was a checkpoint: a photo is not a poisoned one."""
+    from maskrcnn_coco.checkpoint import archive
+
     with archive.open_regular(path) as file:
         begin = file.read(8)
     numbers = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x1f\x8b")

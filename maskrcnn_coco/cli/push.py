@@ -64,7 +64,8 @@ def push_checkpoint(checkpoint: Path, repo: str, options: PushOptions) -> int:
         files = write_layout(checkpoint, options.to_folder, repo, license=options.license, card=options.card)
         where = str(options.to_folder)
     else:
-        import huggingface_hub  # missing: said before the minute that the proof takes
+        # Where it is missing, that is said before the time that the proof takes.
+        import huggingface_hub  # pyright: ignore[reportMissingImports]
 
         with tempfile.TemporaryDirectory(prefix="push-") as name:
             files = write_layout(checkpoint, Path(name), repo, license=options.license, card=options.card)

@@ -71,6 +71,8 @@ class Ranks:
                 torch.cuda.set_device(where)
             with ranks._exchange("the start"), _ends_at_a_signal():
                 ranks._connect("nccl" if where.type == "cuda" else "gloo")
+        elif world > 1 and dist.get_backend() != "gloo":  # connected by a launcher (Ray Train), for tensors on GPUs
+            ranks._open_words(timedelta(seconds=timeout))
         return ranks
 
     @classmethod
