@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -243,6 +245,44 @@ class Incident:
     fix: str
     explain: str
     detail: dict[str, Any] = field(default_factory=dict)
+
+
+def incident_of(
+    number: int,
+    alarm: Alarm,
+    findings: Sequence[Finding],
+    action: Action,
+    *,
+    history: Sequence[StepRecord],
+    lr_factors: Mapping[str, float],
+) -> Incident:
+    """The ``number``-th incident of a run: the best finding, and the action that was decided; "recovered" so far."""
+    top = findings[0] if findings else Finding("UNKNOWN", 0.0, evidence=[Evidence("none made", "no finding")])
+    return Incident(
+        id=f"{number:04d}",
+        step=alarm.step,
+        epoch=alarm.epoch,
+        onset_step=alarm.onset_step if top.onset_step is None else top.onset_step,
+        symptom=alarm.symptom,
+        cause=top.cause,
+        confidence=top.confidence,
+        culprit=top.culprit,
+        evidence=top.evidence,
+        action=action,
+        outcome="recovered",
+        lost_steps=0,
+        fix=top.fix,
+        explain=f"maskrcnn-coco explain {top.cause}",
+        detail={
+            **top.detail,
+            "lr_factors": dict(lr_factors),
+            "message": alarm.message,
+            "measured": alarm.measured,
+            "other_findings": [{"cause": f.cause, "confidence": f.confidence} for f in findings[1:]],
+            "records": list(history[-60:]),
+            "time": time.time(),
+        },
+    )
 
 
 @dataclass

@@ -38,7 +38,7 @@ TABLE: dict[str, set[str] | None] = {
     "integrations": {"anywhere", "guard"},
     "training": {"findings", "advice", "report", "evaluation", "model", "diagnosis", "replay", "checkpoint", "guard"}
     | {"data", "config", "distributed", "system"},
-    "advice": {"report", "model", "guard", "data", "config", "distributed", "system"},
+    "advice": {"report", "model", "replay", "guard", "data", "config", "distributed", "system"},
     "report": {"findings", "diagnosis", "config", "system"},
     "inference": {"evaluation", "model", "data", "distributed", "system"},
     "evaluation": {"findings", "data", "distributed", "system"},

@@ -27,13 +27,13 @@ from maskrcnn_coco.advice.limits import Limit, Say, Settled, limits_from, settle
 from maskrcnn_coco.advice.prepare import Setup, memory_use, open_setup
 from maskrcnn_coco.advice.recommendation import ADVISED, Advice, command_line, over_limit, show
 from maskrcnn_coco.advice.remembered import fingerprint, remember
-from maskrcnn_coco.advice.trials import State
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.resolve import is_small, resolve_run
 from maskrcnn_coco.config.settings import Config, validate
 from maskrcnn_coco.data.prepare import RunData, open_data, quarantine_first
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.replay.snapshot import Snapshot
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.files import write_text
@@ -141,7 +141,7 @@ def advise_run(
 
 def settle_what_fits(
     resolved: recipes.Resolved, data: RunData, ranks: Ranks, seconds: float, say: Say | None
-) -> tuple[Setup, State, Settled]:
+) -> tuple[Setup, Snapshot, Settled]:
     """The setup, its first state, and the settled one; where memory runs out, with half the batch size and twice
     the accumulation, as often as needed.
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from maskrcnn_coco.advice.ladder import HEADS
 from maskrcnn_coco.advice.limits import Limit, Settled, TrialVerdict, judge, rising
-from maskrcnn_coco.advice.trials import State, Trial, Trials
+from maskrcnn_coco.advice.trials import Trial, Trials
 from maskrcnn_coco.config.recipes import CLIP_GUIDE, guideline
 from maskrcnn_coco.guard.early_warning import own_level
 from maskrcnn_coco.records import COMPONENTS
+from maskrcnn_coco.replay.snapshot import Snapshot
 
 SAFETY = 4.0
 """A component is advised at most its limit divided by this: networks get sharper as they train, and limits interact."""
@@ -260,7 +261,7 @@ class ColdStart:
         return f"the advised rates also stand a cold start of {self.steps} steps; {costs}"
 
 
-def cold_start(trials: Trials, fresh: State, choice: Choice, levels: Mapping[str, float], steps: int) -> ColdStart:
+def cold_start(trials: Trials, fresh: Snapshot, choice: Choice, levels: Mapping[str, float], steps: int) -> ColdStart:
     """Train ``steps`` steps from ``fresh`` at the full rates from the first step on."""
     trials.load(fresh)
     trial = trials.run({c: choice.rates.get(c, choice.lr) for c in trials.components}, max(1, steps))

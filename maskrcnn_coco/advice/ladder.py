@@ -5,17 +5,16 @@ It is what people were told to do by hand. Each rung starts from the same weight
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from maskrcnn_coco.advice.limits import Settled, judge, rising
 from maskrcnn_coco.advice.trials import Trials
 from maskrcnn_coco.guard.early_warning import own_level
+from maskrcnn_coco.report.svg import Chart, Series, standalone
 
 MULTIPLIERS = (3.0, 5.0, 7.0, 10.0)
 HEADS = ("box_head", "mask_head")
-COLOURS = ("#3b6fb6", "#3f9e6e", "#b8860b", "#b5443c", "#7a5fa0", "#555555")
 
 
 @dataclass(frozen=True)
@@ -94,44 +93,12 @@ def table(rungs: Sequence[Rung]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def svg(rungs: Sequence[Rung], *, width: int = 640, height: int = 300) -> str:
+def svg(rungs: Sequence[Rung]) -> str:
     """The loss curves, one line a rung, logarithmic; the first unsafe one is dashed. Self-contained SVG."""
-    left, right, top, bottom = 56, 150, 20, 36
-    finite = [v for r in rungs for v in r.losses if math.isfinite(v) and v > 0]
-    if not finite:
-        return f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"></svg>'
-    low, high = math.log10(min(finite)), math.log10(min(max(finite), 1e6 * min(finite)))
-    high = max(high, low + 0.1)
-    steps = max(2, *(len(r.losses) for r in rungs))
-
-    def x(step: float) -> float:
-        return left + (width - left - right) * step / (steps - 1)
-
-    def y(loss: float) -> float:
-        level = math.log10(loss) if loss > 0 and math.isfinite(loss) else high
-        return top + (height - top - bottom) * (1 - (min(max(level, low), high) - low) / (high - low))
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        f'font-family="sans-serif" font-size="12"><title>Loss by step for each head multiplier</title>'
-    ]
-    parts += [
-        f'<line x1="{left}" x2="{width - right}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="#ddd"/>'
-        f'<text x="{left - 6}" y="{y(value) + 4:.1f}" text-anchor="end" fill="#555">{float(f"{value:.2g}"):g}</text>'
-        for value in (10**low, 10 ** ((low + high) / 2), 10**high)
-    ]
-    parts += [
-        f'<text x="{x(s):.1f}" y="{height - bottom + 18}" text-anchor="middle" fill="#555">{s + 1}</text>'
-        for s in (0, steps - 1)
-    ]
     worst = first_unsafe(rungs)
-    for i, r in enumerate(rungs):
-        points = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in enumerate(r.losses))
-        dash = ' stroke-dasharray="5 3"' if r is worst else ""
-        label = f"× {r.multiplier:g}" + ("" if r.safe else " unsafe") + (" (first)" if r is worst else "")
-        colour = COLOURS[i % len(COLOURS)]
-        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2"{dash} points="{points}"/>')
-        parts.append(f'<text x="{width - right + 10}" y="{top + 16 + 18 * i}" fill="{colour}">{label}</text>')
-    parts.append(f'<text x="{(left + width - right) / 2:.0f}" y="{height - 8}" text-anchor="middle">step</text>')
-    parts.append(f'<text x="{left + 4}" y="{top - 4}" fill="#555">loss</text></svg>')
-    return "".join(parts)
+    series = []
+    for slot, r in enumerate(rungs):
+        name = f"× {r.multiplier:g}" + ("" if r.safe else " unsafe") + (" (first)" if r is worst else "")
+        series.append(Series(name, list(enumerate(r.losses, 1)), slot, undone=r is worst))
+    chart = Chart("Loss by step for each head multiplier", series, log=True, whole=True, width=500, height=300)
+    return standalone(chart)

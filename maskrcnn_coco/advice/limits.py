@@ -17,9 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from maskrcnn_coco.advice.sharpness import critical_lr
-from maskrcnn_coco.advice.trials import State, Task, Trial, Trials
+from maskrcnn_coco.advice.trials import Task, Trial, Trials
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.guard.early_warning import JUMP, OWN_LOSSES, own_level, own_loss
+from maskrcnn_coco.replay.snapshot import Snapshot
 
 WIDTH = 2.0
 """The reported interval spans at most this factor when the budget allows it."""
@@ -95,7 +96,7 @@ class Limit:
 class Settled:
     """The state that trials start from, the safe rates it was reached with, and the records of the way there."""
 
-    state: State
+    state: Snapshot
     lr: dict[str, float]
     trial: Trial
     notes: list[str] = field(default_factory=list)

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 
 from maskrcnn_coco.advice.limits import judge, rising, settle
 from maskrcnn_coco.advice.remembered import Spans, above
-from maskrcnn_coco.advice.trials import State, Task, Trial, Trials
+from maskrcnn_coco.advice.trials import Task, Trial, Trials
 from maskrcnn_coco.guard.early_warning import own_level
+from maskrcnn_coco.replay.snapshot import Snapshot
 from maskrcnn_coco.wording import rate_flag
 
 SHARE = 100
@@ -59,7 +60,7 @@ def try_rates(trials: Trials, rates: Mapping[str, float], steps: int) -> list[st
     settled = settle(trials, {c: v / 20 for c, v in all_rates.items()}, few)
     levels = {c: own_level(settled.trial.records, c) for c in trials.components}
 
-    def train(lr: dict[str, float], state: State) -> Trial:
+    def train(lr: dict[str, float], state: Snapshot) -> Trial:
         trials.load(state)
         return trials.run(lr, steps - few, first_step=few, ramp=rising((steps - few) // 2))
 

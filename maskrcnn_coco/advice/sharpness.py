@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskrcnn_coco.advice.trials import State, Trials
+from maskrcnn_coco.advice.trials import Trials
+from maskrcnn_coco.replay.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def real_update(trials: Trials, component: str, step: int, *, fresh: bool) -> li
 
 def critical_lr(
     trials: Trials,
-    state: State,
+    state: Snapshot,
     component: str,
     *,
     start: float,

@@ -7,7 +7,6 @@ steps) and the rest of the data.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.records import StepRecord
+from maskrcnn_coco.replay.snapshot import Snapshot, restore, take
 
 ForwardAt = Callable[[nn.Module, Any, int, int], dict[str, Tensor]]
 """(model, batch, step, micro-batch) → losses; seeds torch from the last two, so that a step can be repeated."""
@@ -68,17 +68,6 @@ class Trial:
         return tail[len(tail) // 2]
 
 
-@dataclass
-class State:
-    """Weights, buffers, optimizer and guard before planned step ``step``."""
-
-    step: int
-    model: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    scaler: dict[str, Any] | None
-    guard: dict[str, Any]
-
-
 def constant(step: int) -> float:
     """The factor of a learning rate that does not change."""
     return 1.0
@@ -115,25 +104,13 @@ class Trials:
         groups = (g for g in self.optimizer.param_groups if g["component"] == component)
         return [p for g in groups for p in g["params"] if p.requires_grad]
 
-    def save(self, step: int) -> State:
-        """A copy of everything that a trial changes."""
-        return State(
-            step,
-            {k: v.detach().clone() for k, v in self.model.state_dict().items()},
-            copy.deepcopy(self.optimizer.state_dict()),
-            copy.deepcopy(self.scaler.state_dict()) if self.scaler is not None else None,
-            copy.deepcopy(self.guard.state_dict()),
-        )
+    def save(self, step: int) -> Snapshot:
+        """A copy of everything that a trial changes, before planned step ``step``."""
+        return take(self.model, self.optimizer, self.scaler, step=step, epoch=0, guard=self.guard, inspected=True)
 
-    def load(self, state: State) -> None:
-        """Go back to ``state``, bit for bit."""
-        self.model.load_state_dict(state.model)
-        # load_state_dict of an optimizer keeps references: a second load would find them changed.
-        self.optimizer.load_state_dict(copy.deepcopy(state.optimizer))
-        if self.scaler is not None and state.scaler is not None:
-            self.scaler.load_state_dict(state.scaler)
-        self.guard.load_state_dict(copy.deepcopy(state.guard))
-        self.guard.reset(state.step)
+    def load(self, state: Snapshot) -> None:
+        """Go back to ``state``, bit for bit; random numbers are drawn anew in each step."""
+        restore(state, self.model, self.optimizer, self.scaler, self.guard, rng=False)
 
     def set_lr(self, lr: Mapping[str, float], factor: float = 1.0) -> None:
         """Write learning rates by component into the optimizer."""

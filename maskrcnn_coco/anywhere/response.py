@@ -24,7 +24,7 @@ from maskrcnn_coco.diagnosis.investigate import investigate
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.guard.hooks import Entrances
-from maskrcnn_coco.records import Action, Alarm, Evidence, Finding, Incident, StepRecord
+from maskrcnn_coco.records import Action, Alarm, Evidence, Finding, Incident, StepRecord, incident_of
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.replay.snapshot import Snapshot, restore, state_bytes, take
@@ -137,7 +137,9 @@ class Doctor:
         began = time.monotonic()
         findings, action = self._agreed(alarm)
         self.findings = findings
-        incident = self._compose(alarm, findings, action, time.monotonic() - began)
+        number, factors = len(self.incidents) + 1, self.guard.instruments.factors
+        incident = incident_of(number, alarm, findings, action, history=self.history, lr_factors=factors)
+        incident.detail["seconds"] = time.monotonic() - began
         incident.action, back = self._carry_out(action, alarm)
         incident.lost_steps = max(0, alarm.step - back) if back is not None else 0
         incident.outcome = "stopped" if incident.action.kind == "stop" else "recovered"
@@ -196,35 +198,6 @@ class Doctor:
             return [
                 Finding("UNKNOWN", 0.0, evidence=[Evidence("investigation", f"{type(e).__name__}: {str(e)[:200]}")])
             ]
-
-    def _compose(self, alarm: Alarm, findings: list[Finding], action: Action, seconds: float) -> Incident:
-        top = findings[0]
-        return Incident(
-            id=f"{len(self.incidents) + 1:04d}",
-            step=alarm.step,
-            epoch=alarm.epoch,
-            onset_step=alarm.onset_step if top.onset_step is None else top.onset_step,
-            symptom=alarm.symptom,
-            cause=top.cause,
-            confidence=top.confidence,
-            culprit=top.culprit,
-            evidence=top.evidence,
-            action=action,
-            outcome="recovered",
-            lost_steps=0,
-            fix=top.fix,
-            explain=f"maskrcnn-coco explain {top.cause}",
-            detail={
-                **top.detail,
-                "lr_factors": dict(self.guard.instruments.factors),
-                "message": alarm.message,
-                "measured": alarm.measured,
-                "other_findings": [{"cause": f.cause, "confidence": f.confidence} for f in findings[1:]],
-                "records": self.history[-60:],
-                "time": time.time(),
-                "seconds": seconds,
-            },
-        )
 
     def _carry_out(self, action: Action, alarm: Alarm) -> tuple[Action, int | None]:
         """Do what was decided; the action as it was done, and the step that the state is of now (None: as before)."""

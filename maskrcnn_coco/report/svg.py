@@ -88,6 +88,29 @@ def render(chart: Chart) -> str:
     return f'<figure class="chart">{head}{svg}</figure>'
 
 
+_STYLE = """text { font: 12px sans-serif; fill: #555; stroke: none !important; } path { fill: none; stroke: #ddd; } .axis { stroke: #999; }
+.line { stroke-width: 2; } .undone { stroke-dasharray: 5 3; } .hover { fill: transparent; }"""
+_COLOURS = ("#0072b2", "#e08a00", "#00906a", "#c25a94", "#56a5d8", "#c84c00", "#7d6bd0", "#8a8a00")
+
+
+def standalone(chart: Chart) -> str:
+    """The chart as an SVG file of its own, with its title, colours and names inside; empty where nothing is finite."""
+    series = [Series(s.name, thin(s.points), s.slot, s.undone, s.dots) for s in chart.series if s.points]
+    frame = _frame(chart, series)
+    head = '<svg xmlns="http://www.w3.org/2000/svg"'
+    if frame is None:
+        return f'{head} width="{chart.width}" height="{chart.height}"></svg>'
+    rules = "".join(
+        f" .s{n} {{ stroke: {c}; }} text.s{n} {{ stroke: none; fill: {c}; }}" for n, c in enumerate(_COLOURS)
+    )
+    parts = [f"<title>{escape(clean(chart.title))}</title><style>{_STYLE}{rules}</style>", *_grid(frame, chart)]
+    for n, s in enumerate(series):
+        parts += _curve(frame, s, smooth=chart.smooth)
+        name = escape(clean(s.name))
+        parts.append(f'<text class="s{s.slot % 8}" x="{chart.width + 4}" y="{_TOP + 12 + 18 * n}">{name}</text>')
+    return f'{head} viewBox="0 0 {chart.width + 150} {chart.height}" role="img">' + "".join(parts) + "</svg>"
+
+
 def thin(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
     """At most ``most`` + 2 of the points: of each slice the smallest, the largest, and one that is not finite."""
     points = list(points)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from maskrcnn_coco import recovery
 from maskrcnn_coco.errors import GuardStop
-from maskrcnn_coco.records import Action, Alarm, Culprit, Evidence, Finding, Incident
+from maskrcnn_coco.records import Action, Alarm, Culprit, Evidence, Finding, Incident, incident_of
 from maskrcnn_coco.training.session import Session
 
 
@@ -18,33 +17,8 @@ def history_at(session: Session, step: int) -> recovery.History:
 
 def compose(session: Session, alarm: Alarm, findings: list[Finding], action: Action) -> Incident:
     """The incident record of the best finding and the action that was decided."""
-    top = findings[0] if findings else Finding("UNKNOWN", 0.0, evidence=[Evidence("none made", "no finding")])
-    number = f"{len(session.progress.incidents) + 1:04d}"
-    return Incident(
-        id=number,
-        step=alarm.step,
-        epoch=alarm.epoch,
-        onset_step=alarm.onset_step if top.onset_step is None else top.onset_step,
-        symptom=alarm.symptom,
-        cause=top.cause,
-        confidence=top.confidence,
-        culprit=top.culprit,
-        evidence=top.evidence,
-        action=action,
-        outcome="recovered",
-        lost_steps=0,
-        fix=top.fix,
-        explain=f"maskrcnn-coco explain {top.cause}",
-        detail={
-            **top.detail,
-            "lr_factors": dict(session.progress.lr_factors),
-            "message": alarm.message,
-            "measured": alarm.measured,
-            "other_findings": [{"cause": f.cause, "confidence": f.confidence} for f in findings[1:]],
-            "records": session.history[-60:],
-            "time": time.time(),
-        },
-    )
+    number, factors = len(session.progress.incidents) + 1, session.progress.lr_factors
+    return incident_of(number, alarm, findings, action, history=session.history, lr_factors=factors)
 
 
 def note_poisoned(session: Session, path: Path, why: str) -> None:

@@ -41,8 +41,8 @@ def test_the_plot_has_one_line_for_each_rung():
     settled = settle(trials, dict.fromkeys(CURVES, 1e-3), 6)
     rungs = climb(trials, settled, dict.fromkeys(CURVES, 0.01), steps=30)
     root = ET.fromstring(svg(rungs))
-    lines = root.findall("{http://www.w3.org/2000/svg}polyline")
+    lines = [p for p in root.findall("{http://www.w3.org/2000/svg}path") if "line" in p.get("class", "").split()]
     assert len(lines) == len(rungs)
-    assert sum("stroke-dasharray" in line.attrib for line in lines) == 1
-    assert {"1", "30"} <= {text.text for text in root.findall("{http://www.w3.org/2000/svg}text")}
+    assert sum("undone" in line.get("class", "") for line in lines) == 1
+    assert {"10", "30", "step"} <= {text.text for text in root.findall("{http://www.w3.org/2000/svg}text")}
     assert svg([]).startswith("<svg")
