@@ -88,7 +88,8 @@ def render(chart: Chart) -> str:
     return f'<figure class="chart">{head}{svg}</figure>'
 
 
-_STYLE = """text { font: 12px sans-serif; fill: #555; stroke: none !important; } path { fill: none; stroke: #ddd; } .axis { stroke: #999; }
+_STYLE = """text { font: 12px sans-serif; fill: #555; stroke: none !important; }
+path { fill: none; stroke: #ddd; } .axis { stroke: #999; }
 .line { stroke-width: 2; } .undone { stroke-dasharray: 5 3; } .hover { fill: transparent; }"""
 _COLOURS = ("#0072b2", "#e08a00", "#00906a", "#c25a94", "#56a5d8", "#c84c00", "#7d6bd0", "#8a8a00")
 

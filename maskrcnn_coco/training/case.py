@@ -62,7 +62,7 @@ def build_case(session: Session, alarm: Alarm, batches: list[Any]) -> Case:
         settings=settings_of(session),
         rig=rig_of(session),
         planned=lambda step: planned(session, step),
-        files=lambda: older_files(session),
+        files=lambda: older_files(session.config.checkpoint_dir, session.first_step),
         loaded_step=session.first_step if session.resumed_from else None,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,13 +11,13 @@ from maskrcnn_coco.config.settings import Config, validate
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.findings.parameters import train_but
 from maskrcnn_coco.guard.early_warning import early_warning
-from maskrcnn_coco.records import Result
-from maskrcnn_coco.replay.tape import TapeEntry
+from maskrcnn_coco.records import Result, StepRecord
+from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.training import finish, late_alarms, response
 from maskrcnn_coco.training.agreement import EVERY, require_same_weights
-from maskrcnn_coco.training.augmentation_counts import objects_in
 from maskrcnn_coco.training.epoch_end import end_epoch
+from maskrcnn_coco.training.progress import Progress
 from maskrcnn_coco.training.run_log import Observer
 from maskrcnn_coco.training.saving import save_is_due, save_last, save_now
 from maskrcnn_coco.training.session import Session
@@ -99,7 +98,7 @@ def run(session: Session, interrupts: Interrupts) -> None:
                 end_epoch(session)
             except AtOnce:
                 return
-        if _out_of_patience(session):
+        if _out_of_patience(session.config.patience, session.progress):
             session.console.note(f"no better segm/AP for {session.config.patience} epochs: stopped early (--patience)")
             return
         if session.progress.step >= session.total_steps:
@@ -137,66 +136,40 @@ def train_epoch(session: Session, interrupts: Interrupts) -> None:
 
 def train_step(session: Session, batches: list[Any]) -> bool:
     """One planned step on its micro-batches. Returns True where the next batch must be fetched anew."""
-    progress = session.progress
-    step = progress.step
+    step = session.progress.step
     if session.snapshot_due(step):
         if not late_alarms.caught_up(session):
             return True
-        session.ring.add(session.snapshot(step, inspected=session.guard.late))  # `caught_up` looked at it
-        if session.ema is not None:
-            session.ema.remember(step, [s.step for s in session.ring.items])
-    began = time.monotonic()
-    if session.watch is not None:
-        session.watch.batch(session.model, [(b.images, b.targets) for b in batches])
-    lr = session.set_lr(step)
-    ids = [image_id for batch in batches for image_id in batch.image_ids]
-    record = session.guard.step(
-        session.forward.begin(step), batches, ids, step=step, epoch=session.epoch_of(step), micro_batches=True
-    )
-    alarm = session.guard.alarm
-    session.tape.add(
-        TapeEntry(
-            step=step,
-            epoch=record.epoch,
-            keys=[batch.keys for batch in batches],
-            lr=lr,
-            loss_scale=record.loss_scale,
-            applied=record.applied,
-            record=record,
-        )
-    )
-    progress.train_seconds += time.monotonic() - began
-    progress.images_seen += len(ids)
-    shown, gone = objects_in(batches)
-    progress.objects_shown, progress.objects_vanished = progress.objects_shown + shown, progress.objects_vanished + gone
-    session.keep_records(session.guard.completed)
-    if alarm is not None and session.guard.late:
+        session.keep_snapshot(step)
+    record, guard = session.take_step(batches), session.guard
+    alarm = guard.alarm
+    session.keep_records(guard.completed)
+    if alarm is not None and guard.late:
         late_alarms.go_back_to_look(session, alarm)
         return True
     late_alarms.resolve_doubt(session, alarm, step)
     if alarm is not None:
         next_step = response.respond(session, alarm, batches)
         changed = next_step != step + 1
-        progress.step = next_step
+        session.progress.step = next_step
         return changed
-    progress.step = step + 1
+    session.progress.step = step + 1
     if session.ema is not None and record.applied:
         session.ema.update(session.model)
     response.maybe_raise_lr(session)
-    warn_early(session)
+    warn_early(session.history, session.warned, session.console)
     return False
 
 
-def warn_early(session: Session) -> None:
+def warn_early(history: Sequence[StepRecord], warned: dict[str, int], console: Console) -> None:
     """Say once per component that a learning rate drifts towards divergence, before the alarm."""
-    for warning in early_warning(session.history[-50:]):
-        if warning.component not in session.warned:
-            session.warned[warning.component] = warning.step
-            session.console.warn(f"step {warning.step}: {warning.message}; {warning.fix}")
+    for warning in early_warning(history[-50:]):
+        if warning.component not in warned:
+            warned[warning.component] = warning.step
+            console.warn(f"step {warning.step}: {warning.message}; {warning.fix}")
 
 
-def _out_of_patience(session: Session) -> bool:
-    patience = session.config.patience
-    if patience is None or session.progress.best_epoch < 0:
+def _out_of_patience(patience: int | None, progress: Progress) -> bool:
+    if patience is None or progress.best_epoch < 0:
         return False
-    return session.progress.closed_epochs - 1 - session.progress.best_epoch >= patience
+    return progress.closed_epochs - 1 - progress.best_epoch >= patience

@@ -64,6 +64,13 @@ class Progress:
         elif step == 0:
             self.first_loss = self.last_loss = None
 
+    def count_batches(self, images: int, shown: int, vanished: int, *, seconds: float) -> None:
+        """Count what one step was shown: images, objects, and objects that augmentation took out of sight."""
+        self.train_seconds += seconds
+        self.images_seen += images
+        self.objects_shown += shown
+        self.objects_vanished += vanished
+
     def plain(self) -> dict[str, Any]:
         """A private copy as plain data."""
         return copy.deepcopy(vars(self))

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from maskrcnn_coco.checkpoint.store import by_age, load
-from maskrcnn_coco.components import component_of
-from maskrcnn_coco.diagnosis.facts import StateFault
-from maskrcnn_coco.diagnosis.scan_state import scan_state
+from maskrcnn_coco.data.dataset import CocoDataset, UserData
+from maskrcnn_coco.data.plan import Plan
 from maskrcnn_coco.errors import CheckpointError, GuardStop
 from maskrcnn_coco.records import Alarm, Incident
-from maskrcnn_coco.replay.optimizer import lower_weight_decay, optimizer_names, restore_optimizer
-from maskrcnn_coco.replay.snapshot import Snapshot, restore
-from maskrcnn_coco.replay.state import nonfinite_names, state_tensors
+from maskrcnn_coco.replay.optimizer import lower_weight_decay
+from maskrcnn_coco.replay.snapshot import Snapshot
+from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system.backends import run_eagerly, use_libraries
 from maskrcnn_coco.system.precision import keep_fp32
 from maskrcnn_coco.training.progress import Progress
 from maskrcnn_coco.training.session import Session
+from maskrcnn_coco.training.train_state import TrainState
 
 
 def go_back(session: Session, to_step: int) -> int:
@@ -36,35 +36,50 @@ def go_back(session: Session, to_step: int) -> int:
 
 def restore_session(session: Session, snapshot: Snapshot) -> int:
     """Put the session back to ``snapshot``; what recovery decided since (lower rates, quarantine) stays in force."""
-    restore(snapshot, session.model, session.optimizer, session.scaler, guard=session.guard)
-    if session.ema is not None:
-        session.ema.go_back(snapshot.step, session.model)
-    put_in_force(session)
-    session.guard.reset(snapshot.step)
+    live = session.train_state
+    live.restore(snapshot)
+    put_in_force(session.progress, live, session.plan, session.train_source)
+    live.guard.reset(snapshot.step)
     session.rewind(snapshot.step)
     return snapshot.step
+
+
+def sound_state(live: TrainState, kept: Sequence[Snapshot], last: Incident) -> Snapshot | None:
+    """Where a run that stops at ``last`` leaves model and optimizer: the newest verified state of ``kept``.
+
+    None: ``live`` stands, as after a refused step where nothing was wrong with the state before it; after a
+    divergence, the newest state from before it began.
+
+    Raises:
+        LookupError: there is no such state.
+    """
+    ruined = last.symptom in ("diverged", "stalled") or last.cause in ("LR_TOO_HIGH", "POISONED_STATE", "NORM_STATE")
+    if not ruined and live.is_sound():
+        return None
+    held = [s for s in kept if s.step <= last.onset_step] or list(kept[-1:])
+    if not held:
+        raise LookupError("no verified state is held")
+    return held[0]
 
 
 def stand_on_sound(session: Session, last: Incident) -> bool:
     """Put model and optimizer into the newest verified state, as a run that stops leaves them to its caller.
 
-    The state before the refused step stands where nothing was wrong with it; after a divergence, the newest snapshot
-    from before it began. Records stay as they were written: they show what happened.
+    Records stay as they were written: they show what happened.
 
     Returns:
         Whether there is such a state. False leaves everything as it is.
     """
-    ruined = last.symptom in ("diverged", "stalled") or last.cause in ("LR_TOO_HIGH", "POISONED_STATE", "NORM_STATE")
-    if not ruined and session.guard.inspect() is None and not nonfinite_names(state_tensors(session.model)):
-        return True
-    held = [s for s in session.ring.items if s.step <= last.onset_step] or session.ring.items[-1:]
-    if not held:
+    live, progress = session.train_state, session.progress
+    try:
+        snapshot = sound_state(live, session.ring.items, last)
+    except LookupError:
         return False
-    snapshot = held[0]
-    restore(snapshot, session.model, session.optimizer, session.scaler, guard=session.guard)
-    session.progress.step = snapshot.step
-    session.progress.closed_epochs = min(session.progress.closed_epochs, session.epoch_of(snapshot.step))
-    session.progress.recall(session.history, snapshot.step)
+    if snapshot is not None:
+        live.restore(snapshot, average=False)
+        progress.step = snapshot.step
+        progress.closed_epochs = min(progress.closed_epochs, session.epoch_of(snapshot.step))
+        progress.recall(session.history, snapshot.step)
     return True
 
 
@@ -76,29 +91,38 @@ def reload(session: Session, alarm: Alarm, checkpoint: str | None = None) -> int
     Args:
         checkpoint: the file that was proved to train on: that one, and nothing that came of the loaded one.
     """
-    names = optimizer_names(session.model, session.optimizer)
+    live = session.train_state
     for snapshot in session.ring.items if checkpoint is None else []:
-        if snapshot.step <= alarm.step and not poisoned(session, snapshot, names):
+        if snapshot.step <= alarm.step and not live.poisoned(snapshot):
             return restore_session(session, snapshot)
-    for path in by_age(session.config.checkpoint_dir) if checkpoint is None else [Path(checkpoint)]:
+    paths = by_age(session.config.checkpoint_dir) if checkpoint is None else [Path(checkpoint)]
+    source, state = sound_file(live, paths, session.console)
+    decided = session.progress
+    load_state(session, state, source)
+    session.progress.keep_decisions(decided)
+    put_in_force(session.progress, live, session.plan, session.train_source)
+    session.ring.clear()
+    live.guard.reset(session.progress.step)
+    session.rewind(session.progress.step)
+    return session.progress.step
+
+
+def sound_file(live: TrainState, paths: Sequence[Path], console: Console) -> tuple[str, dict[str, Any]]:
+    """The first checkpoint of ``paths`` that can be read and that a scan finds sound: its path and what it holds.
+
+    Raises:
+        GuardStop: there is none.
+    """
+    for path in paths:
         try:
             state = load(path)
         except CheckpointError as e:
-            session.console.note(str(e))
+            console.note(str(e))
             continue
-        held = state_in(state)
-        faults = poisoned(session, held, names)
-        if faults:
-            session.console.note(f"{path} is passed over: {faults[0].what} ({faults[0].name})")
-            continue
-        decided = session.progress
-        load_state(session, state, str(path))
-        session.progress.keep_decisions(decided)
-        put_in_force(session)
-        session.ring.clear()
-        session.guard.reset(session.progress.step)
-        session.rewind(session.progress.step)
-        return session.progress.step
+        faults = live.poisoned(state_in(state))
+        if not faults:
+            return str(path), state
+        console.note(f"{path} is passed over: {faults[0].what} ({faults[0].name})")
     raise GuardStop("no verified state is left, in memory or on disk", fix="start again with healthy weights")
 
 
@@ -108,60 +132,40 @@ def state_in(state: dict[str, Any]) -> Snapshot:
     return Snapshot(loop["step"], loop["epoch"], state["model"], state["optimizer"], state["scaler"], verified=True)
 
 
-def older_files(session: Session) -> Iterator[tuple[str, Snapshot]]:
-    """The checkpoints of the folder that are older than the loaded one, newest first; those that cannot be read not."""
-    for path in by_age(session.config.checkpoint_dir):
+def older_files(folder: str, before_step: int) -> Iterator[tuple[str, Snapshot]]:
+    """The checkpoints of ``folder`` from before ``before_step``, newest first; those that cannot be read not."""
+    for path in by_age(folder):
         try:
             held = state_in(load(path))
         except CheckpointError:
             continue
-        if held.step < session.first_step:
+        if held.step < before_step:
             yield str(path), held
-
-
-def poisoned(session: Session, snapshot: Snapshot, names: list[str]) -> list[StateFault]:
-    """What no healthy run can hold, in ``snapshot``."""
-    return [f for f in scan_state(snapshot, session.model, names, component_of) if f.certain]
 
 
 def load_state(session: Session, state: dict[str, Any], source: str) -> None:
     """Weights, optimizer, scaler, guard and progress of ``state`` into the session."""
-    try:
-        session.model.load_state_dict(state["model"])
-        restore_optimizer(session.optimizer, state["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as e:
-        raise CheckpointError(
-            f"{source} is a checkpoint of another model or optimizer",
-            got=str(e).splitlines()[0],
-            expected=f"{session.config.model}, {session.data.num_classes - 1} classes, {session.config.optimizer}",
-            fix="give the same --model, --optimizer and data as before, or start from its weights with --weights",
-        ) from e
-    if session.scaler is not None and state["scaler"] is not None:
-        session.scaler.load_state_dict(state["scaler"])
-    session.guard.load_state_dict(state["guard"])
-    if session.ema is not None:
-        # A run that only now begins to average starts from the weights it goes on with.
-        session.ema.load_state_dict(state.get("ema") or {"updates": 0, "weights": state["model"]})
+    config, live = session.config, session.train_state
+    live.load(state, source, f"{config.model}, {session.data.num_classes - 1} classes, {config.optimizer}")
     loop = dict(state["loop"])
     # Checkpoints of before this was counted were written after the epoch's end, or within an epoch.
     loop.setdefault("closed_epochs", loop.pop("epoch", 0))
     session.progress = Progress(**loop)
     session.resumed_from = source
-    put_in_force(session)
+    put_in_force(session.progress, live, session.plan, session.train_source)
 
 
-def put_in_force(session: Session) -> None:
-    """What recovery decided, from `Progress`, on model, optimizer and data; doing it twice changes nothing."""
-    decided = session.progress
+def put_in_force(decided: Progress, live: TrainState, plan: Plan, source: CocoDataset | UserData) -> None:
+    """What recovery decided, on model, optimizer and data; doing it twice changes nothing."""
     for name in decided.fp32_modules:
-        keep_fp32(session.model, name)
-    run_eagerly(session.model, decided.eager_modules)
+        keep_fp32(live.model, name)
+    run_eagerly(live.model, decided.eager_modules)
     if not decided.libraries:
         use_libraries(False)
     if decided.weight_decay is not None:
-        lower_weight_decay(session.optimizer, decided.weight_decay)
-    session.plan.quarantine([entry["id"] for entry in decided.quarantine if "index" not in entry])
+        lower_weight_decay(live.optimizer, decided.weight_decay)
+    plan.quarantine([entry["id"] for entry in decided.quarantine if "index" not in entry])
     for entry in decided.quarantine:
         if "index" in entry:
-            session.plan.quarantine_at(entry["index"])
-    session.train_source.quarantine([entry["id"] for entry in decided.quarantine_annotations])
+            plan.quarantine_at(entry["index"])
+    source.quarantine([entry["id"] for entry in decided.quarantine_annotations])

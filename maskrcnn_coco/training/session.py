@@ -30,13 +30,14 @@ from maskrcnn_coco.model.optim import Schedule, apply_lr
 from maskrcnn_coco.records import Alarm, Incident, StepRecord
 from maskrcnn_coco.recovery import Budgets
 from maskrcnn_coco.replay.ring import Ring
-from maskrcnn_coco.replay.snapshot import Snapshot, state_bytes, take
-from maskrcnn_coco.replay.tape import Tape
+from maskrcnn_coco.replay.snapshot import Snapshot
+from maskrcnn_coco.replay.tape import Tape, TapeEntry
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system.backends import use_libraries
-from maskrcnn_coco.system.memory import is_short
+from maskrcnn_coco.training.augmentation_counts import objects_in
 from maskrcnn_coco.training.progress import Progress
 from maskrcnn_coco.training.run_log import RunLog, end_tracking
+from maskrcnn_coco.training.train_state import TrainState
 
 SNAPSHOT_EVERY = 10
 """Planned steps between two in-memory snapshots; a copy of 352 MB costs 0.1 s, under 1 % of ten steps that size."""
@@ -151,23 +152,37 @@ class Session:
             warn=self.console.warn,
         )
 
+    @property
+    def train_state(self) -> TrainState:
+        """The parts that a step changes, and an older state overwrites."""
+        return TrainState(self.model, self.optimizer, self.scaler, self.guard, self.ema, self.device)
+
     def snapshot_due(self, step: int) -> bool:
         """Whether the state before ``step`` is copied into the ring."""
         return self.config.guard in ("recover", "stop") and (step % SNAPSHOT_EVERY == 0 or not self.ring.items)
 
     def snapshot(self, step: int, *, inspected: bool = False) -> Snapshot:
-        """The state before planned step ``step``, copied and verified; see `replay.snapshot.take`."""
-        return take(
-            self.model,
-            self.optimizer,
-            self.scaler,
-            step=step,
-            epoch=self.epoch_of(step),
-            guard=self.guard,
-            extra=self.progress.plain(),
-            inspected=inspected,
-            host=is_short(self.device, state_bytes(self.model, self.optimizer)),
-        )
+        """The state before planned step ``step``, copied and verified."""
+        return self.train_state.snapshot(step, self.epoch_of(step), self.progress.plain(), inspected=inspected)
+
+    def keep_snapshot(self, step: int) -> None:
+        """Copy the state before ``step`` into the ring. A guard that reads late has looked at it already."""
+        self.ring.add(self.snapshot(step, inspected=self.guard.late))
+        if self.ema is not None:
+            self.ema.remember(step, [s.step for s in self.ring.items])
+
+    def take_step(self, batches: list[Batch]) -> StepRecord:
+        """Take the planned step that the run stands at, on its micro-batches, or refuse it; kept on the tape."""
+        step, began = self.progress.step, time.monotonic()
+        if self.watch is not None:
+            self.watch.batch(self.model, [(b.images, b.targets) for b in batches])
+        lr, ids = self.set_lr(step), [i for batch in batches for i in batch.image_ids]
+        forward, epoch = self.forward.begin(step), self.epoch_of(step)
+        record = self.guard.step(forward, batches, ids, step=step, epoch=epoch, micro_batches=True)
+        keys = [batch.keys for batch in batches]
+        self.tape.add(TapeEntry(step, record.epoch, keys, lr, record.loss_scale, record.applied, record))
+        self.progress.count_batches(len(ids), *objects_in(batches), seconds=time.monotonic() - began)
+        return record
 
     def rewind(self, step: int) -> None:
         """Forget what was recorded from planned step ``step`` on: the run goes on from there."""
