@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from maskrcnn_coco.config.settings import Config as Config
     from maskrcnn_coco.errors import FindingWarning as FindingWarning
     from maskrcnn_coco.guard.train_one_epoch import train_one_epoch as train_one_epoch
-    from maskrcnn_coco.inference.predictor import load as load
+    from maskrcnn_coco.inference.load import load as load
     from maskrcnn_coco.training.loop import train as train
 
 __version__ = "0.1.0"
@@ -21,7 +21,7 @@ _HOMES = {
     "FindingWarning": "errors",
     "Guard": "anywhere.guard",
     "attach": "anywhere.attach",
-    "load": "inference.predictor",
+    "load": "inference.load",
     "train": "training.loop",
     "train_one_epoch": "guard.train_one_epoch",
 }

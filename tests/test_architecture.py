@@ -27,7 +27,13 @@ TORCH_FREE = (
     ),
     *("data.prepare", "diagnosis.facts", "diagnosis.investigate", "diagnosis.explain", "replay.outcome"),
     *("findings.facts", "findings.judge", "findings.extents", "report.console", "report.page", "training.folders"),
-    *("inference.predictor", "inference.onnx_engine", "inference.openvino_engine", "inference.formats"),
+    *(
+        "inference.predictor",
+        "inference.load",
+        "inference.onnx_engine",
+        "inference.openvino_engine",
+        "inference.formats",
+    ),
     "training.signals",
 )
 TORCH_FREE_FOLDERS = ("data/coco", "data/audit", "diagnosis/rules", "findings/rules")
@@ -102,6 +108,41 @@ def test_imports_point_one_way():
         visit(name, ())
 
 
+HANDED_DOWN = {("maskrcnn_coco.inference.result", "maskrcnn_coco.inference.formats")}
+"""`ImageResult.save` is a door for people: the formats read a result, and a result can be asked to write itself."""
+
+
+def test_no_circle_is_hidden_inside_functions_or_under_type_checking():
+    """Imports put off into functions, or made for types alone, form no circle of files either."""
+    packages = {module_name(p) for p in FILES if p.name == "__init__.py"}
+    graph = {module_name(p): imports(p, top_only=False) - packages - {module_name(p)} for p in FILES}
+    for above, below in HANDED_DOWN:
+        graph[above].remove(below)
+    parts = {name: reached(name, graph) for name in graph}
+    circles = sorted({tuple(sorted(o for o in parts[n] if n in parts[o])) for n in graph if n in parts[n]})
+    assert not circles, circles
+
+
+def test_the_generic_half_reaches_nothing_of_data_or_model():
+    """Not by way of another file either, and not inside a function."""
+    graph = {module_name(p): imports(p, top_only=False) - {"maskrcnn_coco"} for p in FILES}
+    for name in graph:
+        if wing_of(name) in GENERIC:
+            found = {
+                other for other in reached(name, graph) if wing_of(other) in ("data", "model", "config", "training")
+            }
+            assert not found, f"{name} reaches {sorted(found)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_import_gives_a_module_another_name(path: Path):
+    known = {module_name(p) for p in FILES}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for alias in node.names if isinstance(node, (ast.Import, ast.ImportFrom)) else []:
+            whole = alias.name if isinstance(node, ast.Import) else f"{node.module}.{alias.name}"
+            assert whole not in known or alias.asname in (None, alias.name), f"{whole} as {alias.asname}"
+
+
 def test_guard_and_recovery_never_meet():
     reach = {name: reachable(name) for name in ("maskrcnn_coco.guard.guard", "maskrcnn_coco.recovery")}
     assert "maskrcnn_coco.recovery" not in reach["maskrcnn_coco.guard.guard"]
@@ -109,10 +150,15 @@ def test_guard_and_recovery_never_meet():
 
 
 def reachable(name: str) -> set[str]:
+    return reached(name, GRAPH)
+
+
+def reached(name: str, graph: dict[str, set[str]]) -> set[str]:
+    """Modules that ``name`` imports, directly or by way of others."""
     seen: set[str] = set()
     todo = [name]
     while todo:
-        for other in GRAPH[todo.pop()]:
+        for other in graph[todo.pop()]:
             if other not in seen:
                 seen.add(other)
                 todo.append(other)
@@ -184,8 +230,16 @@ def test_leaves_import_only_the_standard_library(name: str):
     assert {n.split(".")[0] for n in names} <= set(sys.stdlib_module_names)
 
 
+PROMISES = re.compile(r"no torch|torch-free|standard library only|numpy (and pillow )?only", re.IGNORECASE)
+"""What a module's docstring says of its imports, at its end or in a sentence of its own."""
+
+
 def test_what_answers_at_once_does_not_import_torch():
-    folders = [module_name(p) for folder in TORCH_FREE_FOLDERS for p in sorted((PACKAGE / folder).glob("*.py"))]
+    """The files named above, and every file whose docstring says so."""
+    said = [p for p in FILES if PROMISES.search(ast.get_docstring(ast.parse(p.read_text(encoding="utf-8"))) or "")]
+    assert len(said) > 20
+    folders = [module_name(p) for p in said]
+    folders += [module_name(p) for folder in TORCH_FREE_FOLDERS for p in sorted((PACKAGE / folder).glob("*.py"))]
     names = [f"maskrcnn_coco.{n}" for n in TORCH_FREE] + folders
     code = "import sys, importlib\nfor n in sys.argv[1:]:\n importlib.import_module(n)\n"
     code += " assert 'torch' not in sys.modules, n"

@@ -43,7 +43,8 @@ def pick_device(name: str) -> torch.device:
     from maskrcnn_coco.distributed.device import resolve_device
     from maskrcnn_coco.distributed.ranks import Ranks
 
-    return resolve_device(name, Ranks.start(name))
+    ranks = Ranks.start(name)
+    return resolve_device(name, ranks.world, ranks.local_rank)
 
 
 def evaluation_table(

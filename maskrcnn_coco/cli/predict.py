@@ -17,7 +17,8 @@ from maskrcnn_coco.data.classes import Classes
 from maskrcnn_coco.data.coco.table import load_coco
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.ids import result_ids
-from maskrcnn_coco.inference.predictor import Predictions, Predictor, load
+from maskrcnn_coco.inference.load import load
+from maskrcnn_coco.inference.predictor import Predictions, Predictor
 from maskrcnn_coco.inference.result import check_score
 from maskrcnn_coco.inference.writer import RESULTS, TABLE, Writer, Written, parse_formats
 from maskrcnn_coco.records import to_json

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 import torch
 
 from maskrcnn_coco.errors import ConfigError
 
-if TYPE_CHECKING:
-    from maskrcnn_coco.distributed.ranks import Ranks
 
-
-def resolve_device(name: str, ranks: Ranks) -> torch.device:
+def resolve_device(name: str, world: int = 1, local_rank: int = 0) -> torch.device:
     """The device to train on; a CUDA device with a number becomes the current one, which libraries take unasked.
+
+    Args:
+        world: processes of the run. local_rank: the number of this one on its machine.
 
     Raises:
         ConfigError: a device this machine does not have.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and ranks.world > 1:
-        name = f"cuda:{ranks.local_rank}"
+    if name == "cuda" and world > 1:
+        name = f"cuda:{local_rank}"
     device = named(name)
     count = torch.cuda.device_count()
     missing = (device.type == "cuda" and (device.index or 0) >= count) or (

@@ -30,7 +30,8 @@ CARD_FILE = "card.json"
 
 def load_checkpoint(path: Path, device: str = "auto", *, fast: bool = True, precision: str = "auto") -> Predictor:
     """See `predictor.load`."""
-    where = resolve_device(device, Ranks.start(device))
+    ranks = Ranks.start(device)
+    where = resolve_device(device, ranks.world, ranks.local_rank)
     amp = resolve_amp(precision, where)
     model, contents = load_for_inference(path, fast=fast)
     return Predictor(TorchEngine(model, where, amp), checkpoint_card(model, contents))
@@ -73,7 +74,8 @@ def load_torchscript(path: Path, device: str = "auto") -> Predictor:
     """
     if not path.is_file():
         raise ConfigError(f"no model file {path}", expected="a .torchscript file", fix="check the path")
-    where = resolve_device(device, Ranks.start(device))
+    ranks = Ranks.start(device)
+    where = resolve_device(device, ranks.world, ranks.local_rank)
     extra = {CARD_FILE: ""}
     try:
         if not zipfile.is_zipfile(path):

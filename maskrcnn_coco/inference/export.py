@@ -23,10 +23,11 @@ from maskrcnn_coco.errors import ConfigError, ExportError
 from maskrcnn_coco.inference.checkpoints import CARD_FILE, checkpoint_card
 from maskrcnn_coco.inference.export_transform import ExportTransform
 from maskrcnn_coco.inference.inputs import Pictures
+from maskrcnn_coco.inference.load import load
 from maskrcnn_coco.inference.metadata import KEY, Card, plain_card
 from maskrcnn_coco.inference.onnx_engine import INPUT, OUTPUTS
 from maskrcnn_coco.inference.parity import Case, Gap, compare, pictures, thresholds
-from maskrcnn_coco.inference.predictor import Predictor, load
+from maskrcnn_coco.inference.predictor import Predictor
 from maskrcnn_coco.inference.torch_engine import TorchEngine
 from maskrcnn_coco.model.build import load_for_inference
 from maskrcnn_coco.wording import clean

@@ -77,7 +77,7 @@ def open_session(
     for sentence in found.notes:
         console.warn(sentence)
     config = with_saved_settings(config, found)
-    device = resolve_device(config.device, ranks)
+    device = resolve_device(config.device, ranks.world, ranks.local_rank)
     precision = resolve_amp(config.amp, device)
     data = _data_of(config, train_data, found)
     data.identity = identity(data) if ranks.is_main and not dry_run else {}
@@ -147,7 +147,7 @@ def preview(config: Config) -> recipes.Resolved:
     """What `train` would use, for ``--print-config``: finds the data, builds nothing, touches no folder."""
     ranks = Ranks.start(config.device)
     data = open_data(config)
-    device = resolve_device(config.device, ranks)
+    device = resolve_device(config.device, ranks.world, ranks.local_rank)
     return settle(config, data, ranks, device)
 
 

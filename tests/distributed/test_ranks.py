@@ -226,6 +226,6 @@ def test_a_gpu_with_a_number_becomes_the_current_one(monkeypatch: pytest.MonkeyP
     current: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
-    device = resolve_device("cuda:1", Ranks.start("cpu"))
+    device = resolve_device("cuda:1")
     assert current == [device] == [torch.device("cuda", 1)]
-    assert resolve_device("cuda", Ranks.start("cpu")) == torch.device("cuda") and len(current) == 1
+    assert resolve_device("cuda") == torch.device("cuda") and len(current) == 1
