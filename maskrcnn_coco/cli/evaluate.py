@@ -17,6 +17,7 @@ from maskrcnn_coco.data.bit_range import given_range, saved_range
 from maskrcnn_coco.data.builtin_shapes import write_shapes
 from maskrcnn_coco.data.coco.table import CocoTable, load_coco
 from maskrcnn_coco.data.layouts import find_data
+from maskrcnn_coco.data.orientation import saved_orientation
 from maskrcnn_coco.data.prepare import shapes_folder
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.evaluation.analysis import ERRORS, Analysis, analyse, plain
@@ -48,20 +49,26 @@ def pick_device(name: str) -> torch.device:
 
 
 def evaluation_table(
-    data: str | None, images: str | None, bit_range: BitRange | None = None, source: str = "in training"
+    data: str | None,
+    images: str | None,
+    bit_range: BitRange | None = None,
+    source: str = "in training",
+    *,
+    as_stored: bool | None = None,
 ) -> tuple[CocoTable, list[str]]:
     """The annotations to evaluate on, and what was chosen: the validation part of a data set that has one, else all.
 
     Args:
         bit_range: the scale of images of more than 8 bits, from ``source``; None: it is found.
+        as_stored: the checkpoint's images were not turned as their EXIF tags say; None: it does not tell.
     """
     if data is None:
         json_path = write_shapes(shapes_folder())[1]
         return load_coco(json_path, Path(json_path).parent), []
-    found = find_data(data, images=images, bit_range=bit_range, bit_range_source=source)
+    found = find_data(data, images=images, bit_range=bit_range, bit_range_source=source, as_stored=as_stored)
     # A json is meant as it stands; a folder's training part is what the checkpoint has seen.
     table = found.train if found.val is None or Path(data).is_file() else found.val
-    return table, [note for note in found.notes if "8 bits" in note]
+    return table, [note for note in found.notes if "8 bits" in note or "EXIF" in note]
 
 
 def range_to_use(given: str | None, contents: Mapping[str, Any]) -> tuple[BitRange | None, str]:
@@ -98,7 +105,8 @@ def evaluate_checkpoint(checkpoint: Path, data: str | None, images: str | None, 
     console = Console(json_mode=options.json_mode)
     where = pick_device(options.device)
     model, contents = load_for_inference(checkpoint)
-    table, chosen = evaluation_table(data, images, *range_to_use(options.bit_range, contents))
+    scale = range_to_use(options.bit_range, contents)
+    table, chosen = evaluation_table(data, images, *scale, as_stored=saved_orientation(contents))
     source, notes = in_labels_of(table, contents, classes_in(model), checkpoint)
     idle = passed_over(options.device)
     for sentence in chosen + notes + ([] if idle is None else [idle]):

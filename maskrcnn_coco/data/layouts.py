@@ -19,6 +19,7 @@ from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.convert.recognise import recognise
 from maskrcnn_coco.data.images import probe
 from maskrcnn_coco.data.locate_images import locate
+from maskrcnn_coco.data.orientation import with_orientation
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.wording import clean
 
@@ -51,6 +52,7 @@ def find_data(
     seed: int = 0,
     bit_range: BitRange | None = None,
     bit_range_source: str = "--bit-range says",
+    as_stored: bool | None = None,
 ) -> DataSource:
     """The training and validation tables that ``data`` (a folder or a json) and ``val`` name.
 
@@ -60,6 +62,7 @@ def find_data(
 
     Args:
         bit_range: the scale of images of more than 8 bits, from ``bit_range_source``; None: it is found.
+        as_stored: how a checkpoint's training images were read, for a set that does not tell; see `with_orientation`.
 
     Raises:
         DataError: no such folder; no annotations in it, or several (they are named); the images are not found;
@@ -73,7 +76,8 @@ def find_data(
     train = _load(train_json, images, "--images", said)
     notes = [f"training data: {train_json}, {len(train)} images in {train.image_root}", *said]
     train, depth = with_depth(train, bit_range, bit_range_source)
-    notes += [depth] if depth is not None else []
+    train, turned = with_orientation(train, known=as_stored)
+    notes += [note for note in (depth, turned) if note is not None]
     if train.dropped_category is not None:
         name = clean(repr(train.dropped_category.name))
         notes.append(f"category 0, {name}, is left out: a parent of the others without annotations")
@@ -91,6 +95,8 @@ def find_data(
         return DataSource(train, None, notes)
     notes += [f"validation data: {val_json}, {len(found)} images in {found.image_root}", *said]
     found, depth = with_depth(found, train.bit_range, "in training")
+    found, turned = with_orientation(found, known=train.as_stored)
+    notes += [f"validation data: {turned}"] if turned is not None else []
     notes += [f"validation data: {depth}"] if depth is not None and train.bit_range is None else []
     return DataSource(train, found.with_categories(train.categories), notes)
 

@@ -14,6 +14,7 @@ import torch
 
 from maskrcnn_coco.data.bit_range import saved_range
 from maskrcnn_coco.data.classes import named_classes
+from maskrcnn_coco.data.orientation import saved_orientation
 from maskrcnn_coco.distributed.device import resolve_device
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import CheckpointError, ConfigError
@@ -44,7 +45,7 @@ def checkpoint_card(model: Any, contents: Mapping[str, Any]) -> Card:
     size = contents.get("image_size")
     known = isinstance(size, (list, tuple)) and len(size) == 2 and all(type(s) is int and s >= 32 for s in size)
     side = max(size) if known and size is not None else int(model.transform.min_size[-1])
-    return Card(classes.names, ids, side, saved_range(contents))
+    return Card(classes.names, ids, side, saved_range(contents), as_stored=bool(saved_orientation(contents)))
 
 
 class ScriptEngine:

@@ -97,7 +97,12 @@ class Pictures:
     """
 
     def __init__(
-        self, given: Any, read: Callable[[Path], np.ndarray] | None = None, bit_range: BitRange | None = None
+        self,
+        given: Any,
+        read: Callable[[Path], np.ndarray] | None = None,
+        bit_range: BitRange | None = None,
+        *,
+        as_stored: bool = False,
     ) -> None:
         self.notes: list[str] = []
         self._places = list(_places(given, self.notes))
@@ -108,7 +113,7 @@ class Pictures:
             self.depth = find_depth(
                 [(p.parent, p.name) for p in files if p.suffix.lower() in IMAGE_SUFFIXES], bit_range
             )
-            read = partial(read_file, bit_range=self.depth.scale or bit_range)
+            read = partial(read_file, bit_range=self.depth.scale or bit_range, as_stored=as_stored)
         self._read = read
         self.count = None if any(p.video for p in self._places) else len(self._places)
 
@@ -174,13 +179,16 @@ def _pages(files: list[Path]) -> list[str]:
     return [f"{clean(first.name)} has {count} pages or frames: only the first is looked at{more}; save each as a file"]
 
 
-def read_file(path: Path, bit_range: BitRange | None = None) -> np.ndarray:
-    """An image file that a person named, uint8 (H, W, 3). A link is followed: it was meant. Raises DataError."""
+def read_file(path: Path, bit_range: BitRange | None = None, *, as_stored: bool = False) -> np.ndarray:
+    """An image file that a person named, uint8 (H, W, 3). A link is followed: it was meant. Raises DataError.
+
+    ``as_stored``: it is not turned as its EXIF tag says, as the model's training images were not.
+    """
     try:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as e:
         raise _absent(path) from e
-    return read_image(real.parent, real.name, bit_range)
+    return read_image(real.parent, real.name, bit_range, as_stored=as_stored)
 
 
 def _absent(given: str | Path) -> DataError:

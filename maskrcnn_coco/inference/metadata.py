@@ -11,6 +11,7 @@ import numpy as np
 
 from maskrcnn_coco.data.bit_depth import BitRange
 from maskrcnn_coco.data.bit_range import saved_range
+from maskrcnn_coco.data.orientation import saved_orientation
 from maskrcnn_coco.errors import CheckpointError
 
 KEY = "maskrcnn_coco"
@@ -25,6 +26,7 @@ class Card:
         classes: names from label 1 on; ``category_ids`` likewise, the data's own ids.
         usual_side: side in pixels of the images it knows: what tiles are cut to with ``tile="auto"``.
         bit_range: the values that became black and white in training, in images of more than 8 bits.
+        as_stored: images were not turned as their EXIF tags say.
         reader: how an image file becomes uint8 (H, W, 3); None: as any image.
     """
 
@@ -33,6 +35,7 @@ class Card:
     usual_side: int | None = None
     bit_range: BitRange | None = None
     reader: Callable[[Path], np.ndarray] | None = None
+    as_stored: bool = False
 
 
 def plain_card(card: Card) -> dict[str, Any]:
@@ -42,6 +45,7 @@ def plain_card(card: Card) -> dict[str, Any]:
         "category_ids": list(card.category_ids),
         "usual_side": card.usual_side,
         "bit_range": None if card.bit_range is None else list(card.bit_range),
+        "as_stored": card.as_stored,
     }
 
 
@@ -65,4 +69,4 @@ def card_of(value: Any) -> Card:
         )
     side = value.get("usual_side")
     side = side if type(side) is int and side >= 32 else None
-    return Card(tuple(classes), tuple(ids), side, saved_range(value))
+    return Card(tuple(classes), tuple(ids), side, saved_range(value), as_stored=bool(saved_orientation(value)))

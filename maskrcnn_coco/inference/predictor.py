@@ -89,7 +89,7 @@ class Predictor:
             ConfigError: a flag out of range. DataError: a path that does not exist, nothing to read there.
         """
         scale = self.card.bit_range if bit_range is None else None if bit_range == "auto" else _scale(bit_range)
-        pictures = Pictures(images, self.card.reader, scale)
+        pictures = Pictures(images, self.card.reader, scale, as_stored=self.card.as_stored)
         side = tile_side(tile, self.card.usual_side)
         share = check_overlap(overlap)
         if batch_size is not None and not (isinstance(batch_size, (int, np.integer)) and batch_size >= 1):

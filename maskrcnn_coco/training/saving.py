@@ -37,6 +37,7 @@ def state_of(session: Session) -> dict[str, Any]:
         "category_ids": session.data.category_ids,
         "image_size": usual_size(session.data.train),
         "bit_range": session.data.bit_range,
+        "as_stored": session.data.train is not None and session.data.train.as_stored,
         "quick": session.small,
         "environment": environment.fingerprint(session.ranks.world, device=session.device),
     }

@@ -16,7 +16,7 @@ from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.records import DataFinding, to_json
 from maskrcnn_coco.system.files import cache_folder, write_text
 
-VERSION = 6
+VERSION = 7
 """Raised whenever a check changes, so that older findings are not read."""
 DECODE_LIMIT = 3000
 """Up to this many images a check before training decodes every file; beyond, it opens each one's header."""
@@ -24,9 +24,9 @@ DECODE_LIMIT = 3000
 
 def fingerprint(table: CocoTable, *, files: bool = True) -> str:
     """SHA-256 over all columns of ``table`` and, with ``files``, size and time of change of each image file. Hex."""
-    total = hashlib.sha256(
-        f"{VERSION}:{table.image_root}:{table.bit_range}:{table.categories}:{table.problems}".encode("utf-8", "replace")
-    )
+    read = f"{table.bit_range}:{table.as_stored}"
+    head = f"{VERSION}:{table.image_root}:{read}:{table.categories}:{table.problems}"
+    total = hashlib.sha256(head.encode("utf-8", "replace"))
     for name in (
         "image_ids",
         "heights",

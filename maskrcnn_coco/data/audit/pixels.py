@@ -98,6 +98,8 @@ def _look(table: CocoTable, row: int, decode: bool) -> _Seen:
             found.append(
                 ("IMAGE_SIZE_WRONG", f"the file has {shown[1]}×{shown[0]} pixels, its entry says {width}×{height}")
             )
+    elif facts.turned and table.as_stored:
+        found.append(("IMAGE_EXIF_MISMATCH", f"EXIF orientation {facts.orientation}, annotated as it is stored"))
     elif facts.turned:
         found.append(("IMAGE_EXIF_ROTATED", f"EXIF orientation {facts.orientation}"))
     return _Seen((*found, *_depth(facts, table.bit_range)), facts.bytes)
