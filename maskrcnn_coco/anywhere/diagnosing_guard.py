@@ -11,6 +11,7 @@ from torch import nn
 
 from maskrcnn_coco.anywhere.guard import answer, make_doctor, rolled_back
 from maskrcnn_coco.anywhere.response import Doctor
+from maskrcnn_coco.anywhere.rig import divisor
 from maskrcnn_coco.anywhere.samples import Select
 from maskrcnn_coco.guard.attached import Attached
 from maskrcnn_coco.guard.immediate import Act, Mode
@@ -57,7 +58,11 @@ class Diagnosing(Attached):
 
     def see(self, loss: Any) -> Any:
         """As `Attached.see`; a replay that comes past here is not the training."""
-        return loss if self._busy else super().see(loss)
+        if self._busy:
+            return loss
+        if self.doctor is not None:
+            self.doctor.divisor = divisor(loss)
+        return super().see(loss)
 
     def _open(self, batches: list[Any], *, early: bool = False) -> Act:
         fresh = self._act is None or self._act.done is not None

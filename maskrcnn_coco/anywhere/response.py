@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 
 from maskrcnn_coco import recovery
 from maskrcnn_coco.anywhere.fixes import reworded
-from maskrcnn_coco.anywhere.rig import Forwards, Groups, Kept, make_rig
+from maskrcnn_coco.anywhere.rig import Forwards, Groups, Kept, make_rig, number_divided_by
 from maskrcnn_coco.anywhere.samples import Key, Samples, Select, size_of
 from maskrcnn_coco.anywhere.unlike_others import named
 from maskrcnn_coco.diagnosis.investigate import investigate
@@ -77,6 +78,8 @@ class Doctor:
         self.incidents: list[Incident] = []
         self.findings: list[Finding] = []
         self.left_out: set[Any] = set()
+        self.divisor = 1.0
+        """What the loss that was shown last had been divided by."""
         self.fp32_modules: list[str] = []
         # A forward pass may open autocast by itself: seen from inside the modules, in the first steps.
         self._entrances = Entrances(model, self._notice_precision, lambda *_: None)
@@ -175,10 +178,18 @@ class Doctor:
         found = [named(f, alarm, self.kept) for f in self._investigate(alarm)]
         findings = [reworded(f, self.groups.names) for f in found]
         history = recovery.History(self.incidents, alarm.step, images=UNCOUNTED)
-        return findings, recovery.decide(findings, history)
+        action, count = recovery.decide(findings, history), len(self.kept.batches(alarm.step))
+        if findings[0].cause == "ACCUMULATION" and alarm.symptom == "diverged" and action.kind == "skip" and count > 1:
+            # The sum of so many gradients is a rate so many times as high; the weights that it threw away come back.
+            onset = findings[0].onset_step
+            back = alarm.onset_step if onset is None else onset
+            action = Action("lower_lr", {"components": self.groups.names, "factor": 1 / count, "to_step": back})
+        return findings, action
 
     def _investigate(self, alarm: Alarm) -> list[Finding]:
         guard = self.guard
+        # Of losses that the loop divides by the number of micro-batches, the sum is one of a whole step.
+        scale = number_divided_by(self.divisor, len(self.kept.batches(alarm.step)))
         rig = make_rig(
             self.groups, self.forwards, max_grad_norm=guard.instruments.max_grad_norm, fp32_modules=self.fp32_modules
         )
@@ -186,10 +197,11 @@ class Doctor:
             alarm=alarm,
             now=self._snapshot(alarm.step),
             earlier=[s for s in self.ring.items if s.step <= alarm.step],
-            tape=list(self.tape),
+            tape=[replace(e, record=_times(e.record, scale)) for e in self.tape],
             batches=list(self.kept.batches(alarm.step)) or None,
-            history=list(self.history),
-            settings={"by_design": sorted(guard.buffers.by_design)},
+            history=[_times(r, scale) for r in self.history],
+            # A loop of somebody's own clears gradients itself, or forgets to.
+            settings={"by_design": sorted(guard.buffers.by_design), "own_gradients": not self.own_batches},
             rig=rig,
         )
         try:
@@ -251,6 +263,13 @@ class Doctor:
         keep = [p for p, i in enumerate(ids) if i not in self.left_out]
         whole = Samples(data, list(ids), [Key(0, 0, p, i, i) for p, i in enumerate(ids)], select=self.select)
         return (whole.subset(keep).data, [ids[p] for p in keep], True) if keep else (data, ids, False)
+
+
+def _times(record: Any, factor: float) -> Any:
+    """A record of the step (or None) with its losses in the unit of a whole step."""
+    if record is None or factor == 1.0:
+        return record
+    return replace(record, loss=record.loss * factor, losses={k: v * factor for k, v in record.losses.items()})
 
 
 def told(incident: Incident) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -135,7 +136,9 @@ class Forwards:
         single = no_autocast() if how == "fp32" and self.precision != "fp32" else contextlib.nullcontext()
         with autocast(how or self.precision, device), single:
             out = self._call(function, model, batch.data)
-        return {name: term.float() for name, term in as_terms(out).items()}
+        # A replay averages over micro-batches itself: what the loop divided already is taken times their number.
+        count = len(self.kept.batches(step))
+        return {name: term.float() * number_divided_by(divisor(term), count) for name, term in as_terms(out).items()}
 
     def _call(self, function: Callable[..., Any] | None, model: nn.Module, data: Any) -> Any:
         if function is None:
@@ -153,6 +156,22 @@ class Forwards:
                 twins.update((id(t), copies[n]) for n, t in kind(self.live, remove_duplicate=False) if n in copies)
             self._twins = (model, twins)
         return self._twins[1]
+
+
+def divisor(loss: Any) -> float:
+    """What ``loss`` was divided by, where that was the last thing done to it; 1 otherwise."""
+    node: Any = getattr(loss, "grad_fn", None)
+    if node is None or node.name() not in ("DivBackward0", "MulBackward0"):
+        return 1.0
+    other = getattr(node, "_saved_other", None)
+    if not isinstance(other, Tensor) or other.numel() != 1:
+        return 1.0
+    return float(other) if node.name() == "DivBackward0" else 1.0 / (float(other) or math.inf)
+
+
+def number_divided_by(by: float, count: int) -> float:
+    """``count``, where a loss of so many micro-batches was divided by it; 1 otherwise."""
+    return float(count) if count > 1 and math.isclose(by, count, rel_tol=1e-6) else 1.0
 
 
 @contextlib.contextmanager

@@ -323,3 +323,49 @@ def test_importing_it_brings_neither_torchvision_nor_data_code() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("divided", ["nowhere", "by the loss", "by the loop"])
+def test_gradients_that_were_added_and_not_averaged(divided: str) -> None:
+    """Only where nobody divides is the sum to blame; a loop that divides somewhere has a rate that is too high."""
+    model, k = Net(), 4
+    optimizer = torch.optim.SGD(model.parameters(), 0.02 if divided == "nowhere" else 0.08, momentum=0.9)
+    share = k if divided == "by the loss" else 1
+    guard: Any = attach(
+        model, optimizer, diagnose=True, logdir=None, say=False, forward=lambda m, b: regress(m, b) / share
+    )
+    guard.doctor.seconds = 4.0
+    for i in range(40):
+        if i == AT:
+            optimizer.param_groups[0]["lr"] *= 4 if divided == "nowhere" else 6
+        optimizer.zero_grad()
+        for j in range(k):
+            loss = guard.see(regress(model, guard.batch(data(1000 * i + j))) / share)
+            (loss / (k if divided == "by the loop" else 1)).backward()
+        optimizer.step()
+        if guard.incidents:
+            break
+    incident = guard.incidents[0]
+    assert incident.cause == ("ACCUMULATION" if divided == "nowhere" else "LR_TOO_HIGH")
+    assert incident.confidence >= 0.9
+    assert incident.action.kind == "lower_lr"
+    if divided == "nowhere":
+        assert incident.action.detail["factor"] == 0.25
+        assert "divide the loss of each micro-batch" in incident.fix
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_gradients_that_are_left_over_from_a_refused_step(count: int) -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.003, momentum=0.9)
+    guard: Any = attach(model, optimizer, diagnose=True, logdir=None, say=False, forward=regress)
+    for i in range(14):
+        if not guard.refused:
+            optimizer.zero_grad()  # as some do: only after a step that was taken
+        for j in range(count):
+            x, y = data(100 * i + j)
+            if i == 12 and j == count - 1:
+                x[2] = NAN
+            guard.see(regress(model, guard.batch((x, y)))).backward()
+        optimizer.step()
+    assert [i.cause for i in guard.incidents] == ["DATA_PIXEL", "ACCUMULATION"]

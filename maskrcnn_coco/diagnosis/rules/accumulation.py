@@ -25,10 +25,10 @@ CODE = "ACCUMULATION"
 
 def judge(facts: Facts) -> Finding | None:
     k = facts.accumulate
-    if k < 2:
+    if k < 2 and not facts.settings.get("own_gradients"):
         return None
     ratio = facts.norm_ratio
-    if ratio is not None and abs(ratio / k - 1) < 0.1:
+    if k > 1 and ratio is not None and abs(ratio / k - 1) < 0.1:
         what = f"{ratio:.2f} times the norm of the same {k} micro-batches replayed and averaged"
         return _finding(0.95, Evidence("recorded gradient norm", what, CODE), facts, "divide each loss by --accumulate")
     same = facts.outcomes.get("same")
