@@ -1,0 +1,79 @@
+"""Buffers that a forward pass spoils are named and put back; what was meant to be infinite is left alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from maskrcnn_coco.guard.buffers import Buffers
+
+
+class Masked(nn.Module):
+    """A norm layer, and a causal mask that is -inf by design."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.register_buffer("mask", torch.full((2, 2), -math.inf).triu(1))
+
+
+def test_a_nan_batch_spoils_the_statistics_and_they_are_put_back_bit_for_bit() -> None:
+    model = Masked().train()
+    buffers = Buffers(model)
+    buffers.save()
+    model.norm(torch.randn(4, 3))
+    buffers.changed()
+    assert buffers.wrong() == []
+    buffers.save()
+    before = {n: b.clone() for n, b in model.named_buffers()}
+    model.norm(torch.full((4, 3), math.nan))
+    buffers.changed()
+    assert set(buffers.wrong()) == {"norm.running_mean", "norm.running_var"}
+    buffers.restore()
+    assert all(torch.equal(b, before[n]) for n, b in model.named_buffers())
+
+
+def test_a_huge_but_finite_batch_is_a_leap() -> None:
+    model = Masked().train()
+    buffers = Buffers(model)
+    buffers.save()
+    model.norm(torch.randn(4, 3) * 1e12)
+    buffers.changed()
+    assert "norm.running_var" in buffers.wrong()
+
+
+def test_a_mask_of_minus_infinity_is_by_design_until_it_holds_a_nan() -> None:
+    model = Masked().train()
+    buffers = Buffers(model)
+    assert buffers.by_design == {"mask"}
+    buffers.save()
+    assert buffers.wrong(whole=True) == []
+    with torch.no_grad():
+        model.get_buffer("mask")[0, 0] = math.nan
+    assert buffers.wrong(whole=True) == ["mask"]
+
+
+def test_a_negative_variance_is_found_between_steps() -> None:
+    model = Masked().train()
+    buffers = Buffers(model)
+    buffers.save()
+    with torch.no_grad():
+        model.norm.running_var.fill_(-1.0)
+    verdict = buffers.verdict(whole=True)
+    assert verdict is not None and verdict.symptom == "buffer_nonfinite" and "norm.running_var" in verdict.message
+
+
+@pytest.mark.parametrize("bad", [True, False])
+def test_put_back_on_the_device_only_where_the_step_is_bad(bad: bool) -> None:
+    model = Masked().train()
+    buffers = Buffers(model)
+    buffers.save()
+    before = model.norm.running_mean.clone()
+    model.norm(torch.randn(4, 3) + 5)
+    after = model.norm.running_mean.clone()
+    buffers.changed()
+    buffers.restore_where(torch.tensor(bad))
+    assert torch.equal(model.norm.running_mean, before if bad else after)

@@ -1,0 +1,76 @@
+"""Losses are means over the micro-batches; a bad one ends the pass; what was raised is kept in words."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_coco.guard.forward_backward import Pass, as_terms, run, sum_terms
+from maskrcnn_coco.guard.norms import Layout
+
+
+def model_and_layout() -> tuple[nn.Linear, Layout]:
+    model = nn.Linear(2, 1)
+    return model, Layout(model, torch.optim.SGD(model.parameters(), 0.1), None)
+
+
+def test_losses_are_means_and_gradients_add_up_to_those_of_the_whole_batch() -> None:
+    model, layout = model_and_layout()
+    halves = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0]])]
+    done = run(lambda b: {"a": model(b).mean(), "b": model(b).square().mean()}, halves, None, layout)
+    whole = torch.cat(halves)
+    assert done.losses["a"] == pytest.approx(float(model(whole).mean()), rel=1e-6)
+    assert done.error is None and done.micro_batch is None
+    (wanted,) = torch.autograd.grad(model(whole).mean() + model(whole).square().mean(), [model.weight])
+    torch.testing.assert_close(model.weight.grad, wanted)
+
+
+def test_the_first_bad_micro_batch_ends_the_pass_and_is_named() -> None:
+    model, layout = model_and_layout()
+    seen: list[int] = []
+
+    def forward(number: int) -> Tensor:
+        seen.append(number)
+        return model(torch.ones(1, 2)).sum() * (math.nan if number == 1 else 1.0)
+
+    done = run(forward, [0, 1, 2], None, layout)
+    assert (done.micro_batch, seen) == (1, [0, 1]) and math.isnan(done.loss)
+
+
+def test_a_nan_that_reaches_no_weight_is_named_and_does_no_harm() -> None:
+    model, layout = model_and_layout()
+    empty = torch.zeros(0, requires_grad=True)
+    done = run(lambda b: {"of none": empty.mean(), "box": model(b).sum()}, [torch.ones(1, 2)], None, layout)
+    assert done.without_gradient == ["of none"] and done.micro_batch is None
+    assert done.loss == pytest.approx(done.losses["box"]) and model.weight.grad is not None
+    assert bool(model.weight.grad.isfinite().all())
+
+
+def test_what_the_forward_pass_raises_is_kept_in_words_with_its_place() -> None:
+    _, layout = model_and_layout()
+
+    def forward(_: Any) -> Tensor:
+        raise KeyError("boxes")
+
+    done = run(forward, [0], None, layout)
+    assert done.error is not None and "KeyError" in done.error and "boxes" in done.error
+    assert done.micro_batch == 0
+    with pytest.raises(KeyError):
+        run(forward, [0], None, layout, catch=False)
+
+
+@pytest.mark.parametrize(
+    "given", [torch.tensor(2.0), {"loss": torch.tensor(2.0)}, (torch.tensor(2.0), {"logits": torch.ones(3)})]
+)
+def test_losses_come_in_many_forms(given: Any) -> None:
+    terms = as_terms(given)
+    assert float(sum_terms(list(terms.values()), 1)) == 2.0
+    assert float(sum_terms(list(terms.values()), 4)) == 0.5
+
+
+def test_an_empty_pass_has_no_loss() -> None:
+    assert math.isnan(Pass().loss)

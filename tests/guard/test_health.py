@@ -1,0 +1,72 @@
+"""Is the state fit for a step? Whatever is NaN in it is named, and so is a change that no step made."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from maskrcnn_coco.guard.health import Health, update_ratio
+from maskrcnn_coco.guard.norms import Layout
+
+
+def make() -> tuple[nn.Linear, torch.optim.Optimizer, Layout, Health]:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    model(torch.ones(4, 3)).square().mean().backward()
+    optimizer.step()
+    layout = Layout(model, optimizer, None)
+    return model, optimizer, layout, Health(layout, optimizer, every=1)
+
+
+def test_a_healthy_state_is_fit() -> None:
+    _, _, _, health = make()
+    assert health.check(whole=True) is None and health.check_lr() is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_bad_weight_is_named(value: float) -> None:
+    model, _, _, health = make()
+    assert health.check(whole=True) is None
+    with torch.no_grad():
+        model.bias[1] = value
+    verdict = health.check(whole=True)
+    assert verdict is not None and verdict.symptom == "param_nonfinite" and "bias" in verdict.message
+
+
+@pytest.mark.parametrize("what", ["exp_avg", "exp_avg_sq"])
+def test_a_bad_moment_is_named(what: str) -> None:
+    model, optimizer, _, health = make()
+    optimizer.state[model.weight][what].view(-1)[0] = math.nan
+    verdict = health.check(whole=True)
+    assert verdict is not None and verdict.symptom == "optimizer_nonfinite" and what in verdict.message
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "eps"])
+def test_a_setting_that_is_no_number_is_named(name: str) -> None:
+    _, optimizer, _, health = make()
+    optimizer.param_groups[0][name] = math.nan
+    verdict = health.check_lr()
+    assert verdict is not None and name in verdict.message
+
+
+def test_zeroed_second_moments_are_no_healthy_state() -> None:
+    model, optimizer, _, health = make()
+    assert health.check(whole=True) is None
+    optimizer.state[model.weight]["exp_avg_sq"].zero_()
+    verdict = health.check(whole=True)
+    assert verdict is not None and "second moments are zero" in verdict.message
+
+
+def test_the_ratio_of_an_update_is_that_of_the_norms() -> None:
+    model, _, layout, _ = make()
+    before = [p.detach().clone() for p in layout.params]
+    with torch.no_grad():
+        model.weight.mul_(1.1)
+        model.bias.mul_(1.1)
+    weights = [float(torch.cat([b.flatten() for b in before]).norm())]
+    (found,) = update_ratio([b.clone() for b in before], layout, weights).values()
+    assert found == pytest.approx(0.1, rel=1e-4) or len(layout.components) > 1

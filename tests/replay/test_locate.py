@@ -1,0 +1,77 @@
+"""The first module and op that turn finite numbers into others are named, forward and backward."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_coco.guard.norms import Layout
+from maskrcnn_coco.replay.locate import largest, located_run
+
+
+class Root(nn.Module):
+    """The square root: NaN of what is below zero, an infinite slope at zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sqrt()
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.root, self.last = nn.Linear(2, 2, bias=False), Root(), nn.Linear(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.root(self.first(x)))
+
+
+def located(net: nn.Module, batch: Tensor) -> Any:
+    forward: Any = lambda b: {"loss": net(b).sum()}  # noqa: E731 - carries an attribute, as `Forward` does
+    carried = type("F", (), {"model": net, "__call__": lambda self, b: forward(b)})()
+    return located_run(carried, [batch], None, Layout(net, torch.optim.SGD(net.parameters(), 0.1), None))
+
+
+@pytest.fixture
+def net() -> Net:
+    made = Net()
+    with torch.no_grad():
+        made.first.weight.copy_(torch.eye(2))
+    return made
+
+
+def test_the_module_and_op_that_make_the_first_nan(net: Net) -> None:
+    found = located(net, torch.tensor([[1.0, -1.0]]))
+    assert (found.module, found.phase) == ("root", "forward") and found.op.startswith("sqrt")
+
+
+def test_a_finite_pass_names_nothing_and_measures_the_largest(net: Net) -> None:
+    found = located(net, torch.tensor([[4.0, 900.0]]))
+    assert found.module is None and found.op is None
+    assert found.largest["root"] == 900.0
+
+
+def test_a_nan_of_the_backward_pass_names_the_function(net: Net) -> None:
+    class Safe(nn.Module):
+        """Finite forward; at 0 the slope of the root times the 0 of the mask is NaN."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x > 0, x.sqrt(), torch.zeros_like(x))
+
+    net.root = Safe()  # type: ignore[assignment]
+    found = located(net, torch.tensor([[1.0, 0.0]]))
+    assert found.module is None and found.phase == "backward" and found.op.startswith("SqrtBackward")
+
+
+def test_hooks_are_gone_afterwards(net: Net) -> None:
+    located(net, torch.tensor([[1.0, -1.0]]))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_largest_of_anything_nested() -> None:
+    assert largest({"a": [torch.tensor([-7.0]), (torch.ones(2),)], "b": SimpleNamespace()}) == 7.0
+    assert not math.isnan(largest([]))
