@@ -62,7 +62,7 @@ class Analysis:
         kind: "segm", or "bbox" for a detector without masks.
         names: of the classes, by label.
         best: class name → its best `Threshold`; only classes with objects and detections. ``overall``: of all together.
-        curves: class name → (score, precision, recall, F1), falling scores, thinned to 200.
+        curves: class name → (score, precision, recall, F1), falling scores, thinned to 100.
         confusion: int (K + 1, K + 1): rows are the truth, columns what was found, the last is "nothing", at the overall
             threshold; ``order``: the labels of rows and columns.
         errors: kind → (how many, AP50 that would be gained without them).
@@ -121,7 +121,7 @@ def _thresholds(
         if count and mine.any():
             curve = _curve(scores[mine], hit[mine], count)
             out.best[name] = _best(curve)
-            out.curves[name] = [tuple(map(float, row)) for row in curve[:: max(1, len(curve) // 200)]]  # type: ignore[misc]
+            out.curves[name] = [tuple(map(float, row)) for row in curve[:: max(1, len(curve) // 100)]]  # type: ignore[misc]
     counted = hit >= 0
     if counted.any():
         out.overall = _best(_curve(scores[counted], hit[counted], len(objects)))
@@ -150,6 +150,8 @@ def plain(a: Analysis) -> dict[str, Any]:
         "per_class": {name: vars(t) for name, t in a.best.items()},
         "confusion": {"classes": [*(a.names[n] for n in a.order), nothing], "matrix": a.confusion.tolist()},
         "errors": {k: {"count": n, "ap50_gain": gain} for k, (n, gain) in a.errors.items()},
+        "error_words": ERRORS,
+        "curves": {name: [[round(v, 4) for v in row] for row in rows] for name, rows in a.curves.items()},
         "suspects": [
             {"kind": s.kind, "row": s.row, "score": s.found["score"], "found": a.names[s.found["category_id"]],
              "annotated": None if s.annotation is None else a.names[s.annotation["category_id"]]}

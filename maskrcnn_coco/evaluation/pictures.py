@@ -12,6 +12,7 @@ import hotcoco.mask as native  # pyright: ignore[reportMissingModuleSource]
 import numpy as np
 
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.evaluation.analysis import Analysis, Suspect, analyse, plain
 from maskrcnn_coco.evaluation.draw import ALARM, Shape, draw, encoded, shapes_of
 from maskrcnn_coco.evaluation.evaluate import EvalResult
 from maskrcnn_coco.evaluation.ground_truth import EvalSet, as_eval_set
@@ -20,6 +21,7 @@ from maskrcnn_coco.system.files import write_bytes
 from maskrcnn_coco.wording import annotation_words
 
 FOLDER = "predictions"
+ANALYSIS = "analysis.json"
 _LONGEST = 640
 
 
@@ -58,6 +60,44 @@ def save_gallery(
         out[name] = [e for e in entries if e is not None]
     write_bytes(folder / "predictions.json", to_json(out, indent=1).encode())
     return folder
+
+
+def save_analysis(logdir: str | Path, source: Any, result: EvalResult, *, most: int = 12) -> Path:
+    """``logdir``/predictions/analysis.json: what lies behind the AP, with pictures of the labels that look wrong.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    data, folder = as_eval_set(source), Path(logdir) / FOLDER
+    analysis = analyse(result)
+    content, drawn = plain(analysis), []
+    for n, suspect in enumerate(analysis.suspects[:most], 1):
+        picture = suspect_picture(suspect, result, analysis, data)
+        if picture is not None:
+            name = f"suspect_{n:02d}.jpg"
+            write_bytes(folder / name, picture[1])
+            drawn.append({"caption": picture[0], "picture": name})
+    write_bytes(folder / ANALYSIS, to_json(content | {"pictures": drawn}).encode())
+    return folder / ANALYSIS
+
+
+def suspect_picture(
+    suspect: Suspect, result: EvalResult, analysis: Analysis, data: EvalSet, longest: int = 420
+) -> tuple[str, bytes] | None:
+    """(caption, JPEG) of a label that may be wrong, what the model found in red; None where it cannot be drawn."""
+    names = analysis.names
+    try:
+        example = data.load(suspect.row)
+        size = (example.height, example.width)
+        shapes = shapes_of([t for t in result.truth.annotations if t["image_id"] == suspect.row], names, *size)
+        (found,) = shapes_of([suspect.found], names, *size)
+    except DataError:
+        return None
+    what = names[suspect.found["category_id"]]
+    shapes.append(Shape(found.box, found.mask, f"? {what}", ALARM))
+    picture = encoded(draw(pixels_of(example.image), shapes, longest=longest), ".jpg")
+    said = "nothing" if suspect.annotation is None else names[suspect.annotation["category_id"]]
+    return f"{example.file_name}: found {what} {suspect.found['score']:.2f}, annotated {said}", picture
 
 
 def choose(grades: list[Grade], worst: int, typical: int) -> tuple[list[Grade], list[Grade]]:

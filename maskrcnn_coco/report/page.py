@@ -13,6 +13,7 @@ from markupsafe import Markup
 from maskrcnn_coco.config.settings import flag
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.records import FINDING_CODES
+from maskrcnn_coco.report.page_analysis import sections
 from maskrcnn_coco.report.page_curves import incident_charts, run_charts, timeline
 from maskrcnn_coco.report.run_files import RunFiles, picture, pictures_of, read_run
 from maskrcnn_coco.wording import action_words, clean, count, culprit_words, figure, incident_lines, score, size
@@ -84,6 +85,7 @@ def view(run: RunFiles) -> dict[str, Any]:
         "noticed": [{"record": f, "explain": _explain(f.code)} for f in run.findings],
         "incidents": [incident_view(run, n) for n in range(len(run.incidents))],
         "classes": class_rows(run),
+        "analysis": sections(run.analysis, _suspects(run)) if run.analysis else [],
         "galleries": [g for name in ("worst", "typical") if (g := gallery(run, name))["entries"]],
         "training_images": picture(run.logdir / "training_images.jpg"),
         "min_score": run.predictions.get("min_score", 0.5),
@@ -170,6 +172,18 @@ def class_rows(run: RunFiles) -> list[dict[str, Any]]:
     counts = run.info.get("counts", {})
     rows = [{"name": clean(name), "values": v, "train": counts.get(name)} for name, v in per_class.items()]
     return sorted(rows, key=lambda r: (-r["values"].get("objects", 0), r["name"]))
+
+
+def _suspects(run: RunFiles) -> list[tuple[str, str]]:
+    """(caption, address) of the labels that look wrong; pictures that are gone are left out."""
+    found = []
+    given = run.analysis.get("pictures")
+    for entry in given if isinstance(given, list) else []:
+        name = str(entry.get("picture", "")) if isinstance(entry, dict) else ""
+        address = picture(run.logdir / "predictions" / name) if name and Path(name).name == name else None
+        if address is not None:
+            found.append((str(entry.get("caption", "")), address))
+    return found
 
 
 def gallery(run: RunFiles, name: str) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class RunFiles:
     evals: list[dict[str, Any]] = field(default_factory=list)
     incidents: list[Incident] = field(default_factory=list)
     predictions: dict[str, Any] = field(default_factory=dict)
+    analysis: dict[str, Any] = field(default_factory=dict)
     findings: list[RunFinding] = field(default_factory=list)
 
 
@@ -110,6 +111,7 @@ def read_run(logdir: str | Path) -> RunFiles:
         evals=of_kind["eval"],
         incidents=_incidents(logdir / "incidents"),
         predictions=_json(logdir / "predictions" / "predictions.json"),
+        analysis=_json(logdir / "predictions" / "analysis.json"),
         findings=_findings(logdir / "findings.json"),
     )
 

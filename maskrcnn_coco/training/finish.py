@@ -7,7 +7,7 @@ from pathlib import Path
 
 from maskrcnn_coco.config.resolve import too_large
 from maskrcnn_coco.errors import ConfigError, GuardStop
-from maskrcnn_coco.evaluation.pictures import save_gallery
+from maskrcnn_coco.evaluation.pictures import save_analysis, save_gallery
 from maskrcnn_coco.evaluation.training_sheet import save_training_sheet
 from maskrcnn_coco.records import Result, RunFinding, record_from, to_json
 from maskrcnn_coco.report.page import write_report
@@ -159,10 +159,11 @@ def next_steps(session: Session, result: Result) -> list[str]:
 
 
 def draw_predictions(session: Session) -> None:
-    """The worst and the most typical predictions beside the truth, for the report."""
+    """The worst and the most typical predictions beside the truth, and what lies behind the AP, for the report."""
     if session.evaluation is None or session.val_source is None or not session.ranks.is_main:
         return
     try:
         save_gallery(session.log.folder, session.val_source, session.evaluation)
+        save_analysis(session.log.folder, session.val_source, session.evaluation)
     except Exception as e:  # a picture of odd data is never worth the result
         session.console.warn(f"the predictions were not drawn: {type(e).__name__}: {e}")

@@ -95,7 +95,7 @@ def test_other_verbs_take_the_folder_too(verb: str, folder: Path):
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path):
-    with pytest.raises(ConfigError, match="no weights file"):
+    with pytest.raises(ConfigError, match="no model file"):
         load(tmp_path)
 
 

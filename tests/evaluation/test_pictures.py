@@ -14,7 +14,14 @@ from torch import nn
 
 from maskrcnn_coco.data.coco.table import CocoTable, load_coco
 from maskrcnn_coco.evaluation.evaluate import evaluate_model
-from maskrcnn_coco.evaluation.pictures import Grade, choose, grade_images, save_gallery, save_incident_images
+from maskrcnn_coco.evaluation.pictures import (
+    Grade,
+    choose,
+    grade_images,
+    save_analysis,
+    save_gallery,
+    save_incident_images,
+)
 from maskrcnn_coco.records import Action, Culprit, Incident
 
 
@@ -97,3 +104,13 @@ def test_images_of_an_incident(table: CocoTable, tmp_path: Path) -> None:
     assert path.name == "0003_image100.jpg"
     reds = np.asarray(Image.open(path)).astype(int)
     assert ((reds[..., 0] > 180) & (reds[..., 1] < 110) & (reds[..., 2] < 110)).any()
+
+
+def test_what_lies_behind_the_figure_is_written_with_the_labels_to_look_at(table: CocoTable, tmp_path: Path) -> None:
+    result = evaluate_model(Corner(), table, device="cpu")
+    written = json.loads(save_analysis(tmp_path, table, result).read_text())
+    assert written["per_class"]["<b>thing</b>"]["score"] == pytest.approx(0.9)
+    assert written["errors"]["Miss"]["count"] == 1
+    assert len(written["pictures"]) == len(written["suspects"]) > 0
+    for entry in written["pictures"]:
+        assert (tmp_path / "predictions" / entry["picture"]).read_bytes().startswith(b"\xff\xd8")

@@ -7,46 +7,15 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from fake_run import make_run
+from html_page import EVIL, Page
 
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.report.page import write_report
 from maskrcnn_coco.report.run_files import picture
-
-EVIL = "<img src=x onerror=alert(1)>\"'\x1b[2J"
-
-
-class Page(HTMLParser):
-    """Tags, attributes and text of a page; checks that what opens is closed."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.feed(html)
-        assert self.open == [], self.open
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, k, v or "") for k, v in attrs]
-        if tag not in ("meta", "img", "br", "link"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, k, v or "") for k, v in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 @pytest.fixture(scope="module")
