@@ -7,15 +7,12 @@ A `Policy` is settings (a preset, or a file of the user's); a `Change` is what i
 
 from __future__ import annotations
 
-import difflib
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
 from maskrcnn_coco.data.plan import mix
-from maskrcnn_coco.errors import ConfigError
 
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Above0 = Annotated[float, msgspec.Meta(gt=0.0)]
@@ -36,7 +33,7 @@ class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     low: Above0 = 1.0
     high: Above0 = 1.0
-    steps: int = 0
+    steps: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
     """So many evenly spaced scales; 0: any scale between."""
 
 
@@ -142,93 +139,6 @@ HEAVY = Policy(
     copy_paste=CopyPaste(p=0.3),
 )
 PRESETS = {"none": NONE, "light": LIGHT, "medium": MEDIUM, "heavy": HEAVY}
-
-
-def policy_of(augment: str, flip: str | None = None, copy_paste: float | None = None) -> Policy:
-    """The policy that ``--augment`` names, with ``--flip`` and ``--copy-paste`` in place of its own where given.
-
-    Raises:
-        ConfigError: no such preset or file, or a file with something else in it.
-    """
-    policy = PRESETS.get(augment) or read_policy(augment)
-    if flip is not None:
-        policy = msgspec.structs.replace(policy, flip=flip)
-    if copy_paste is not None:
-        policy = msgspec.structs.replace(
-            policy, copy_paste=msgspec.structs.replace(policy.copy_paste, p=float(copy_paste))
-        )
-    return policy
-
-
-def read_policy(path: str) -> Policy:
-    """A policy from a YAML file: ``operation: {p: …, range}``.
-
-    Raises:
-        ConfigError: it cannot be read, or a key, type or range is not one of an operation's.
-    """
-    import yaml
-
-    presets = ", ".join(PRESETS)
-    if not path.endswith((".yaml", ".yml")):
-        near = difflib.get_close_matches(path, PRESETS, 1, 0.5)
-        raise ConfigError(
-            "--augment is not known",
-            got=repr(path),
-            expected=f"{presets}, or a file that ends in .yaml",
-            fix=f"did you mean {near[0]}?" if near else "give one of them",
-        )
-    try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as e:
-        raise ConfigError(
-            f"--augment: {path} cannot be read: {e.strerror}", fix=f"check the path, or use {presets}"
-        ) from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        first = (str(e).splitlines() or [""])[0]
-        raise ConfigError(
-            f"--augment: {path} is not YAML: {first}", fix="write one operation a line: `blur: {p: 0.1}`"
-        ) from e
-    names = Policy.__struct_fields__
-    if not isinstance(found, dict):
-        raise ConfigError(
-            f"--augment: {path} lists no operations",
-            got=type(found).__name__,
-            expected=f"a mapping of {', '.join(names)}",
-            fix="write one operation a line: `blur: {p: 0.1, sigma: [0.3, 1.2]}`",
-        )
-    unknown = [str(k) for k in found if k not in names]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], names, 1, 0.5)
-        hint = f"did you mean {near[0]}?" if near else "leave it out"
-        raise ConfigError(
-            f"--augment: {path} has an unknown operation {unknown[0]!r}", expected=", ".join(names), fix=hint
-        )
-    try:
-        policy = msgspec.convert(found, type=Policy)
-    except msgspec.ValidationError as e:
-        raise ConfigError(f"--augment: {path}: {e}", fix="compare with the documentation of the operations") from e
-    _check_ranges(policy, path)
-    return policy
-
-
-def _check_ranges(policy: Policy, path: str) -> None:
-    pairs: dict[str, tuple[float, float]] = {
-        "scale": (policy.scale.low, policy.scale.high),
-        "blur.sigma": policy.blur.sigma,
-        "noise.sigma": policy.noise.sigma,
-        "jpeg.quality": policy.jpeg.quality,
-    }
-    for name, (low, high) in pairs.items():
-        if low > high:
-            raise ConfigError(
-                f"--augment: {path}: {name} goes from {low:g} to {high:g}", fix="put the smaller one first"
-            )
-    if policy.scale.high > 4 or policy.scale.low < 0.05:
-        raise ConfigError(
-            f"--augment: {path}: scale", got=f"{policy.scale.low:g} to {policy.scale.high:g}", expected="0.05 to 4"
-        )
-    if not 1 <= policy.jpeg.quality[0] <= policy.jpeg.quality[1] <= 100:
-        raise ConfigError(f"--augment: {path}: jpeg.quality", got=str(policy.jpeg.quality), expected="1 to 100")
 
 
 class Change(NamedTuple):

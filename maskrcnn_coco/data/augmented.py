@@ -53,7 +53,7 @@ def pasted(image: Tensor, target: dict[str, Any], source: Sample, op: CopyPaste,
 
     An object goes where all of it fits; one that its own image cuts off is not taken, it would end in a straight edge.
     What lies under it loses those pixels, and is no target any more where too little of it is left. The target says
-    whose image each object is of, int64 (N,) ``source_image_ids``.
+    whose image each object is of, int64 (N,) ``source_image_ids``, and counts as ``vanished`` what was covered.
     """
     size = (image.shape[-2], image.shape[-1])
     chosen = _chosen(source, op, rng, size)
@@ -146,7 +146,8 @@ def _joined(
         "boxes": torch.from_numpy(np.array(boxes, np.float32).reshape(-1, 4)),
         "source_image_ids": ids[pick],
     }
-    return made
+    gone = n - sum(where == 0 for where, _ in rows)
+    return made | {"vanished": target.get("vanished", 0) + gone} if gone else made
 
 
 def _per_object(value: Any, count: int) -> bool:

@@ -172,6 +172,7 @@ class CocoDataset(Dataset):
         boxes = change_boxes(table.boxes[rows], size, recipe)
         # Written so that a NaN stays in: it is refused by name later, not dropped here.
         large = ~((boxes[:, 2:] - boxes[:, :2]) < MIN_SIDE).any(axis=1)
+        gone = self._shrunk(rows[~large], size, recipe)
         rows, boxes = rows[large], boxes[large]
         drawn: Target = {}
         if self.masks:
@@ -194,7 +195,16 @@ class CocoDataset(Dataset):
             "iscrowd": torch.from_numpy(table.iscrowd[rows].astype(np.int64)),
             "area": torch.from_numpy((table.area[rows] * factor).astype(np.float32)),
             **drawn,
+            **({"vanished": gone} if gone else {}),
         }
+
+    def _shrunk(self, rows: np.ndarray, size: tuple[int, int], recipe: Recipe) -> int:
+        """How many objects of ``rows``, too small to be targets now, a scale below 1 made so."""
+        full = output_size(*size, self.min_size, self.max_size)
+        if not self.train or len(rows) == 0 or (recipe.height, recipe.width) == full:
+            return 0
+        boxes = change_boxes(self.table.boxes[rows], size, Recipe(*full))
+        return int(((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(axis=1).sum())
 
     def _outline(self, index: int, row: int, size: tuple[int, int]) -> Outline:
         raw = self.table.segmentation_raw(row)

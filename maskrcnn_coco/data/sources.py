@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from maskrcnn_coco.config.settings import Config
-from maskrcnn_coco.data.augment import Policy, Scale, policy_of
+from maskrcnn_coco.data.augment import Policy, Scale
+from maskrcnn_coco.data.augment_file import policy_of
 from maskrcnn_coco.data.balance import repeat_factors
 from maskrcnn_coco.data.dataset import CocoDataset, UserData
 from maskrcnn_coco.data.plan import Plan

@@ -29,10 +29,11 @@ from maskrcnn_coco.data.augment import (
     Policy,
     Rotate,
     Scale,
+    Spread,
     draw_change,
     generator,
-    policy_of,
 )
+from maskrcnn_coco.data.augment_file import policy_of
 from maskrcnn_coco.data.augment_objects import turn_objects, turned_size
 from maskrcnn_coco.data.augment_pixels import change_pixels, turn
 from maskrcnn_coco.data.augmented import changed, pasted
@@ -292,24 +293,48 @@ def test_small_objects_are_not_shrunk_out_of_sight(table):
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "where", "sentence"),
     [
-        ("flipp: both", "unknown operation 'flipp'"),
-        ("[1, 2]", "lists no operations"),
-        ("blur: {p: 2}", "<= 1.0"),
-        ("blur: {sigma: [3, 1]}", "goes from 3 to 1"),
-        ("jpeg: {p: 0.1, quality: [0, 50]}", "jpeg.quality"),
-        ("scale: {low: 0.5, high: 9}", "scale"),
-        ("blur: {p: 0.1, sgima: [1, 2]}", "sgima"),
-        ("a: [", "is not YAML"),
+        ("blur: {p: 1}\nflipp: both", ", line 2", "unknown operation 'flipp'"),
+        ("Blur: {p: 1}", ", line 1", "did you mean blur?"),
+        ("[1, 2]", "", "lists no operations"),
+        ("", "", "nothing"),
+        ("{}", "", "an empty mapping"),
+        ("flip: none\nblur: {p: 2}", ", line 2: blur.p", "<= 1.0"),
+        ("blur: {p: .nan}", ", line 1: blur.p", "got: nan"),
+        ("blur: 0.5", ", line 1: blur", "blur: {p: 0.5}"),
+        ("flip: no", ", line 1: flip", "flip: none"),
+        ("blur:\n  p: 1\n  sigma: [3, 1]", ", line 3: blur.sigma", "goes from 3 to 1"),
+        ("blur: {sigma: [1, .inf]}", ", line 1: blur.sigma", "within 0 to 50"),
+        ("noise: {p: 1, sigma: [1, 1000]}", ", line 1: noise.sigma", "within 0 to 128"),
+        ("jpeg: {p: 0.1, quality: [0, 50]}", ", line 1: jpeg.quality", "1 to 100"),
+        ("scale: {low: 0.5, high: 9}", ", line 1: scale", "0.05 to 4"),
+        ("scale: {steps: 1000000000}", ", line 1: scale.steps", "1000"),
+        ("scale: {steps: -1}", ", line 1: scale.steps", ">= 0"),
+        ("blur: {p: 0.1, sgima: [1, 2]}", ", line 1", "did you mean sigma?"),
+        ("rotate: {p: 0.5}", ", line 1", "do nothing"),
+        ("hue: {amount: 0}", ", line 1", "do nothing"),
+        ("copy_paste: {objects: 5}", ", line 1", "do nothing"),
+        ("blur: {p: 1}\nblur: {p: 0}", "", "stands twice, in lines 1 and 2"),
+        ("blur: {p: 1, p: 0}", "", "stands twice, in line 1"),
+        ("a: [", "", "is not YAML"),
+        ("a: " + "[" * 3000, "", "nested too deep"),
+        ("blur: &a {p: 1}\nnoise: *a", "", "aliases"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, text: str, sentence: str):
+def test_a_file_that_cannot_be_used_is_named_with_line_and_key(tmp_path: Path, text: str, where: str, sentence: str):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as error:
         policy_of(str(path))
-    assert sentence in error.value.render() and "mine.yaml" in error.value.what
+    assert f"mine.yaml{where}" in error.value.what and sentence in error.value.render()
+
+
+def test_a_number_with_an_exponent_is_a_number(tmp_path: Path):
+    """YAML 1.1 reads 1e-1, without a dot, as text."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("blur: {p: 1e-1, sigma: [5e-1, 1e0]}")
+    assert policy_of(str(path)).blur == Spread(p=0.1, sigma=(0.5, 1.0))
 
 
 def test_presets_and_files(tmp_path: Path):
