@@ -126,6 +126,8 @@ class Config(msgspec.Struct, metaclass=_Remembers, frozen=True, kw_only=True, fo
     """Shorter image side after resizing, pixels."""
     max_size: int | None = None
     """Longest image side allowed after resizing, pixels."""
+    tile: int | Literal["auto"] | None = None
+    """Learn and validate images longer than 1.5 times this, pixels, as tiles of it. auto: --min-size, so 1 to 1."""
     box_batch_size_per_image: int | None = None
     """Proposals of an image that the box head is trained on (a quarter of them, at most, train the mask head)."""
     box_detections_per_image: int | Literal["auto"] | None = None
@@ -208,6 +210,7 @@ LEAST = {
     "warmup_steps": 0,
     "min_size": 32,
     "max_size": 32,
+    "tile": 32,
     "workers": 0,
     "patience": 1,
     "keep": 1,

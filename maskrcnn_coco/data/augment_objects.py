@@ -69,10 +69,10 @@ def _turn_one(
     if change.degrees:
         rotated = _rotated(one, frame, change.degrees)
     if rotated is not None and change.crop is not None:
-        rotated = _shifted(rotated, change.crop)
+        rotated = shifted(rotated, change.crop)
     if rotated is None:
         return None
-    seen = _extent(rotated, final)
+    seen = extent(rotated, final)
     if seen is None or seen[1] < max(LEAST_PIXELS, LEAST_SHARE * before):
         return None
     if not np.isfinite(box).all():
@@ -128,7 +128,7 @@ def _rotated(one: Moved, size: tuple[int, int], degrees: float) -> Moved | None:
     return Window(int(top), int(left), mask) if mask.any() else None
 
 
-def _shifted(one: Moved, crop: tuple[int, int, int, int]) -> Moved | None:
+def shifted(one: Moved, crop: tuple[int, int, int, int]) -> Moved | None:
     top, left, height, width = crop
     if not isinstance(one, Window):
         return [p - (left, top) for p in one]
@@ -142,11 +142,11 @@ def _shifted(one: Moved, crop: tuple[int, int, int, int]) -> Moved | None:
 
 def visible(one: Moved, size: tuple[int, int]) -> float:
     """Pixels of ``one`` inside an image of ``size``."""
-    found = _extent(one, size)
+    found = extent(one, size)
     return 0.0 if found is None else found[1]
 
 
-def _extent(one: Moved, size: tuple[int, int]) -> tuple[np.ndarray, float] | None:
+def extent(one: Moved, size: tuple[int, int]) -> tuple[np.ndarray, float] | None:
     """Tight box, float32 xyxy, and pixels of what is inside an image of ``size``; None: nothing is."""
     if isinstance(one, Window):
         rows, cols = np.flatnonzero(one.mask.any(axis=1)), np.flatnonzero(one.mask.any(axis=0))
@@ -202,12 +202,12 @@ def covered(one: Moved, box: np.ndarray, size: tuple[int, int], by: Window) -> t
     if after < max(LEAST_PIXELS, LEAST_SHARE * before):
         return None
     cut = Window(window.top, window.left, mask)
-    found = _extent(cut, size)
+    found = extent(cut, size)
     return None if found is None else (cut, found[0])
 
 
 def box_of(window: Window) -> np.ndarray:
     """Tight box, float32 xyxy, of a bitmap that is not empty."""
-    found = _extent(window, (0, 0))
+    found = extent(window, (0, 0))
     assert found is not None
     return found[0]

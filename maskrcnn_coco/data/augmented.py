@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn_coco.data.audit.targets import MIN_SIDE
-from maskrcnn_coco.data.augment import UNCHANGED, Change, CopyPaste
+from maskrcnn_coco.data.augment import SMALLEST_OBJECT, UNCHANGED, Change, CopyPaste
 from maskrcnn_coco.data.augment_objects import (
     LEAST_PIXELS,
     LEAST_SHARE,
@@ -25,9 +25,22 @@ from maskrcnn_coco.data.augment_objects import (
     visible,
 )
 from maskrcnn_coco.data.augment_pixels import change_pixels
+from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.outlines import Moved, Outlines, Window
+from maskrcnn_coco.data.tile_grid import Tiles
 
 Sample = tuple[Tensor, dict[str, Any]]
+
+
+def smallest_scale(table: CocoTable, min_size: int, max_size: int, tiles: Tiles | None = None) -> float:
+    """The scale at which a tenth of the objects of ``table`` have sides below `SMALLEST_OBJECT` pixels, at most 1."""
+    heights, widths = (np.maximum(v, 1).astype(np.float64) for v in (table.heights, table.widths))
+    scale = np.minimum(min_size / np.minimum(heights, widths), max_size / np.maximum(heights, widths))
+    if tiles is not None:
+        scale[tiles.cut] = min_size / tiles.side
+    sides = np.sqrt(np.maximum(table.boxes[:, 2] * table.boxes[:, 3], 0.0)) * scale[table.ann_image]
+    sides = sides[np.isfinite(sides) & (sides > 0)]
+    return min(1.0, SMALLEST_OBJECT / float(np.quantile(sides, 0.1))) if len(sides) else 0.0
 
 
 def changed(image: Tensor, target: dict[str, Any], change: Change) -> Sample:

@@ -17,14 +17,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from maskrcnn_coco.data.audit.targets import MIN_SIDE
-from maskrcnn_coco.data.augment import LIGHT, SMALLEST_OBJECT, Policy, draw_change, generator
-from maskrcnn_coco.data.augmented import Sample, changed, pasted
+from maskrcnn_coco.data.augment import LIGHT, Policy, draw_change, generator
+from maskrcnn_coco.data.augmented import Sample, changed, pasted, smallest_scale
 from maskrcnn_coco.data.batch import Batch, SampleError, Target, image_id
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.images import read_image, too_thin
 from maskrcnn_coco.data.masks import checked_polygons, checked_runs
 from maskrcnn_coco.data.outlines import Outline, Outlines, Runs, draw_masks, move_outlines
 from maskrcnn_coco.data.plan import SampleKey, mix
+from maskrcnn_coco.data.tile_grid import Rectangle, Tiles
+from maskrcnn_coco.data.tile_objects import Seen, cut, near
 from maskrcnn_coco.data.transforms import Recipe, change_boxes, change_image, draw_recipe, output_size
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.wording import annotation_words
@@ -46,6 +48,7 @@ class CocoDataset(Dataset):
         transform: your own augmentation, after this one's, on (image uint8 (3, H, W), target); it may draw from
             torch's, numpy's and Python's global generators, which are seeded for each sample.
         masks: False leaves ``masks`` out, where only boxes are needed.
+        tiles: a sample is a tile of an image, see `tile_grid.Tiles`; None: images are not cut.
 
     Attributes:
         outlines: training targets carry `Outlines` as ``outlines`` in place of ``masks``; for models that take them
@@ -65,10 +68,11 @@ class CocoDataset(Dataset):
         policy: Policy = LIGHT,
         transform: Transform | None = None,
         masks: bool = True,
+        tiles: Tiles | None = None,
     ) -> None:
-        self.table, self.train, self.seed, self.policy = table, train, seed, policy
+        self.table, self.train, self.seed, self.policy, self.tiles = table, train, seed, policy, tiles
         self.min_size, self.max_size = min_size, max_size
-        self.least_scale = smallest_scale(table, min_size, max_size) if train and not policy.plain else 0.0
+        self.least_scale = smallest_scale(table, min_size, max_size, tiles) if train and not policy.plain else 0.0
         self.transform, self.masks, self.outlines = transform, masks, False
         self.resized = train
         self.epoch = 0
@@ -77,17 +81,22 @@ class CocoDataset(Dataset):
             table.annotations_of(0)  # its index is made once here, and shared by the workers that are forked later
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.table) if self.tiles is None else len(self.tiles)
 
     @property
     def image_ids(self) -> np.ndarray:
-        """int64 (N,)."""
-        return self.table.image_ids
+        """int64 (N,); with tiles, an image's id stands once for each."""
+        return self.table.image_ids if self.tiles is None else self.table.image_ids[self.tiles.rows]
 
     @property
     def aspect_ratios(self) -> np.ndarray:
         """Width / height as the file says, float64 (N,); 1 where it does not."""
         height, width = self.table.heights.astype(np.float64), self.table.widths.astype(np.float64)
+        if self.tiles is not None:
+            left, top, right, bottom = self.tiles.rectangles.T
+            cut = right > 0
+            height = np.where(cut, bottom - top, height[self.tiles.rows])
+            width = np.where(cut, right - left, width[self.tiles.rows])
         known = (height > 0) & (width > 0)
         return np.where(known, width, 1.0) / np.where(known, height, 1.0)
 
@@ -110,7 +119,7 @@ class CocoDataset(Dataset):
         Raises:
             DataError: the image cannot be read, or a segmentation is broken; names file and annotation.
         """
-        image_id = int(self.table.image_ids[index])
+        number = self._number(index)
         packed = self.outlines and self.train and self.transform is None
         if not self.train or (self.policy.plain and not self.policy.copy_paste.p):
             image, target = self._resized(epoch, index, packed=packed)
@@ -121,19 +130,30 @@ class CocoDataset(Dataset):
                 target |= {"masks": outlines.masks()} if self.masks else {}
         if self.transform is None:
             return image, target
-        with seeded(self.seed, epoch, image_id, 2):
+        with seeded(self.seed, epoch, number, 2):
             return self.transform(image, target)
+
+    def _row(self, index: int) -> int:
+        """The image that sample ``index`` is of."""
+        return index if self.tiles is None else int(self.tiles.rows[index])
+
+    def _number(self, index: int) -> int:
+        """What the random numbers of a sample follow from: the image's id, and the tile after the first."""
+        image_id, tile = int(self.table.image_ids[self._row(index)]), 0
+        if self.tiles is not None:
+            tile = int(self.tiles.numbers[index])
+        return int.from_bytes(mix(image_id, tile, 8)[:7], "little") if tile else image_id
 
     def _augmented(self, epoch: int, index: int) -> Sample:
         """The sample after the whole policy; the objects pasted into it come from an image that a counter picks."""
-        image_id, paste = int(self.table.image_ids[index]), self.policy.copy_paste
+        number, paste = self._number(index), self.policy.copy_paste
         image, target = self._changed(epoch, index, 0)
-        rng = generator(self.seed, epoch, image_id, 6)
+        rng = generator(self.seed, epoch, number, 6)
         if rng.random() >= paste.p or len(self) < 2:
             return image, target
         other = int(rng.integers(len(self) - 1))
         try:
-            source = self._changed(epoch, other + (other >= index), 1 + image_id)
+            source = self._changed(epoch, other + (other >= index), 1 + number)
         except DataError:
             return image, target  # the other image's fault is told when its own turn comes
         return pasted(image, target, source, paste, rng)
@@ -143,47 +163,59 @@ class CocoDataset(Dataset):
         # The budget of pixels is that of scale 1, whatever the scale that was drawn.
         size = (image.shape[-2], image.shape[-1])
         limit = output_size(*size, self.min_size, self.max_size)
-        rng = generator(self.seed, epoch, int(self.table.image_ids[index]), 7, salt)
+        rng = generator(self.seed, epoch, self._number(index), 7, salt)
         return changed(image, target, draw_change(self.policy, rng, size, limit))
 
     def _resized(self, epoch: int, index: int, *, packed: bool, salt: int = 0) -> Sample:
         """The sample at its size, flipped and with the light of the policy; ``packed``: with outlines."""
-        pixels = read_image(
-            self.table.image_root,
-            self.table.file_name(index),
-            self.table.bit_range,
-            self.table.size_of(index),
-            as_stored=self.table.as_stored,
-        )
+        row, table = self._row(index), self.table
+        size, stored = table.size_of(row), table.as_stored
+        pixels = read_image(table.image_root, table.file_name(row), table.bit_range, size, as_stored=stored)
+        whole = (pixels.shape[0], pixels.shape[1])
+        tile = None if self.tiles is None else self.tiles.rectangle(index)
+        if tile is not None:
+            pixels = np.ascontiguousarray(pixels[tile[1] : tile[3], tile[0] : tile[2]])
         size = (pixels.shape[0], pixels.shape[1])
         recipe = Recipe(*size)
         if self.train:
-            seed, image_id = self.seed, int(self.table.image_ids[index])
-            args = (seed, epoch, image_id, size, self.min_size, self.max_size, self.policy)
+            args = (self.seed, epoch, self._number(index), size, self.min_size, self.max_size, self.policy)
             recipe = draw_recipe(*args, least=self.least_scale, salt=salt)
-        return change_image(pixels, recipe), self._target(index, size, recipe, packed=packed)
+        return change_image(pixels, recipe), self._target(row, whole, tile, recipe, packed=packed)
 
-    def _target(self, index: int, size: tuple[int, int], recipe: Recipe, *, packed: bool) -> Target:
+    def _target(
+        self, index: int, whole: tuple[int, int], tile: Rectangle | None, recipe: Recipe, *, packed: bool
+    ) -> Target:
+        """The target of image ``index`` of size ``whole`` (height, width), or of one ``tile`` of it."""
         table = self.table
         rows = table.annotations_of(index)
         rows = rows[(table.labels[rows] > 0) & ~np.isin(table.ann_ids[rows], self._left_out)]
         if self.train:
             rows = rows[~table.iscrowd[rows]]
-        boxes = change_boxes(table.boxes[rows], size, recipe)
+        size, given, seen_in = whole, table.boxes[rows], None
+        crowd, area = table.iscrowd[rows], table.area[rows]
+        if tile is not None:
+            size = (tile[3] - tile[1], tile[2] - tile[0])
+            seen_in, rows = self._cut(index, rows, whole, tile)
+            given, crowd = seen_in.boxes, table.iscrowd[rows] | ~seen_in.whole
+            area = table.area[rows] * seen_in.share
+        boxes = change_boxes(given, size, recipe)
         # Written so that a NaN stays in: it is refused by name later, not dropped here.
         large = ~((boxes[:, 2:] - boxes[:, :2]) < MIN_SIDE).any(axis=1)
-        gone = self._shrunk(rows[~large], size, recipe)
-        rows, boxes = rows[large], boxes[large]
+        gone = self._shrunk(given[~large], size, recipe)
+        rows, boxes, crowd, area = rows[large], boxes[large], crowd[large], area[large]
         drawn: Target = {}
         if self.masks:
-            outlines = [self._outline(index, row, size) for row in rows]
+            if seen_in is None:
+                outlines = [self._outline(index, row, size) for row in rows]
+            else:
+                outlines = [o for o, fits in zip(seen_in.outlines, large, strict=True) if fits]
             if packed:
                 moved, seen = move_outlines(outlines, size, recipe)
                 drawn = {"outlines": Outlines.of(moved, (recipe.height, recipe.width))}
             else:
                 masks, seen = draw_masks(outlines, size, recipe)
                 drawn = {"masks": masks if seen.all() else masks[torch.from_numpy(seen)]}
-            rows, boxes = rows[seen], boxes[seen]
+            rows, boxes, crowd, area = rows[seen], boxes[seen], crowd[seen], area[seen]
         elif packed:
             drawn = {"outlines": Outlines.of([_rectangle(b) for b in boxes], (recipe.height, recipe.width))}
         factor = (recipe.height * recipe.width) / (size[0] * size[1])
@@ -192,18 +224,37 @@ class CocoDataset(Dataset):
             "labels": torch.from_numpy(table.labels[rows].astype(np.int64)),
             "image_id": int(table.image_ids[index]),
             "annotation_ids": torch.from_numpy(table.ann_ids[rows]),
-            "iscrowd": torch.from_numpy(table.iscrowd[rows].astype(np.int64)),
-            "area": torch.from_numpy((table.area[rows] * factor).astype(np.float32)),
+            "iscrowd": torch.from_numpy(crowd.astype(np.int64)),
+            "area": torch.from_numpy((area * factor).astype(np.float32)),
             **drawn,
             **({"vanished": gone} if gone else {}),
         }
 
-    def _shrunk(self, rows: np.ndarray, size: tuple[int, int], recipe: Recipe) -> int:
-        """How many objects of ``rows``, too small to be targets now, a scale below 1 made so."""
+    def _cut(self, index: int, rows: np.ndarray, whole: tuple[int, int], tile: Rectangle) -> tuple[Seen, np.ndarray]:
+        """What ``tile`` shows of the annotations ``rows``, and which those are.
+
+        In training, what is cut off too far is no target, as in a crop; in evaluation it is a region to be ignored.
+        """
+        rows = rows[near(self.table.boxes[rows], tile)]
+        boxes = self.table.boxes[rows]
+        if self.masks:
+            outlines = [self._outline(index, row, whole) for row in rows]
+        else:
+            corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+            outlines = [_rectangle(c) for c in corners]
+        seen = cut(outlines, boxes, whole, tile)
+        if self.train:
+            keep = seen.whole
+            kept_outlines = [o for o, k in zip(seen.outlines, keep, strict=True) if k]
+            seen = Seen(kept_outlines, seen.boxes[keep], seen.kept[keep], seen.share[keep], seen.whole[keep])
+        return seen, rows[seen.kept]
+
+    def _shrunk(self, given: np.ndarray, size: tuple[int, int], recipe: Recipe) -> int:
+        """How many objects of boxes ``given``, too small to be targets now, a scale below 1 made so."""
         full = output_size(*size, self.min_size, self.max_size)
-        if not self.train or len(rows) == 0 or (recipe.height, recipe.width) == full:
+        if not self.train or len(given) == 0 or (recipe.height, recipe.width) == full:
             return 0
-        boxes = change_boxes(self.table.boxes[rows], size, Recipe(*full))
+        boxes = change_boxes(given, size, Recipe(*full))
         return int(((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(axis=1).sum())
 
     def _outline(self, index: int, row: int, size: tuple[int, int]) -> Outline:
@@ -234,15 +285,6 @@ class CocoDataset(Dataset):
 def _rectangle(box: np.ndarray) -> list[np.ndarray]:
     x0, y0, x1, y1 = np.nan_to_num(box.astype(np.float64))
     return [np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])]
-
-
-def smallest_scale(table: CocoTable, min_size: int, max_size: int) -> float:
-    """The scale at which a tenth of the objects of ``table`` have sides below `SMALLEST_OBJECT` pixels, at most 1."""
-    heights, widths = (np.maximum(v, 1).astype(np.float64) for v in (table.heights, table.widths))
-    scale = np.minimum(min_size / np.minimum(heights, widths), max_size / np.maximum(heights, widths))
-    sides = np.sqrt(np.maximum(table.boxes[:, 2] * table.boxes[:, 3], 0.0)) * scale[table.ann_image]
-    sides = sides[np.isfinite(sides) & (sides > 0)]
-    return min(1.0, SMALLEST_OBJECT / float(np.quantile(sides, 0.1))) if len(sides) else 0.0
 
 
 class seeded:  # noqa: N801

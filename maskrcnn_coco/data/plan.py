@@ -43,7 +43,7 @@ class Plan:
 
     Args:
         seed: of the run.
-        image_ids: int64 (N,), unique; key ``index`` is the position in it.
+        image_ids: int64 (N,), one a sample; an image that is cut into tiles has several. Key ``index`` is the position.
         batch_size: images of one micro-batch of one rank. accumulate: micro-batches of one step.
         rank, world: this process among how many.
         aspect_ratios: width / height, (N,); None puts all images together.
@@ -139,7 +139,7 @@ class Plan:
     @property
     def quarantined(self) -> list[int]:
         """Image ids that are left out, sorted."""
-        return sorted([*self.image_ids[self._bad].tolist(), *self._unknown])
+        return sorted({*self.image_ids[self._bad].tolist(), *self._unknown})
 
     def quarantine(self, image_ids: Iterable[int]) -> None:
         """Leave these images out from now on; deterministic substitutes take their places, so no step changes its size.
@@ -155,8 +155,10 @@ class Plan:
             row = self._index.get(int(image_id))
             if row is None:
                 unknown.add(int(image_id))
-            else:
+            elif len(self._index) == len(self.image_ids):
                 bad[row] = True
+            else:
+                bad |= self.image_ids == int(image_id)  # all tiles of that image
         self._set_bad(bad)
         self._unknown = unknown
 

@@ -206,7 +206,9 @@ def check_data(data: RunData, config: Config) -> None:
 
     data.findings, data.val_findings = audit_parts(data.train, data.val)
     try:
-        require_usable(data.train, data.findings, min_size=config.min_size or 800, max_size=config.max_size or 1333)
+        # In tiles objects are as large as they are: none is lost to the size of its image.
+        low, high = (config.min_size or 800, config.max_size or 1333) if config.tile is None else (10**6, 10**6)
+        require_usable(data.train, data.findings, min_size=low, max_size=high)
     except DataError as e:
         raise named(e, data.findings) from e
     _refuse_if_strict(data.train, data.findings, config)

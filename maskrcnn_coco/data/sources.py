@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.data.augment import Policy, Scale
 from maskrcnn_coco.data.augment_file import policy_of
 from maskrcnn_coco.data.balance import repeat_factors
+from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.dataset import CocoDataset, UserData
 from maskrcnn_coco.data.plan import Plan
 from maskrcnn_coco.data.prepare import RunData
+from maskrcnn_coco.data.tile_grid import Tiles
 from maskrcnn_coco.distributed.ranks import Ranks
 
 
@@ -24,6 +27,7 @@ def sources(
         own, val = UserData(train_data, seed=config.seed), val_data
         return own, None if val is None else UserData(val, seed=config.seed)
     assert config.min_size and config.max_size
+    train_tiles, val_tiles = (tiles_of_run(table, config) for table in (data.train, data.val))
     train = CocoDataset(
         data.train,
         train=True,
@@ -31,13 +35,23 @@ def sources(
         min_size=config.min_size,
         max_size=config.max_size,
         policy=policy_of_run(config, small=small),
+        tiles=train_tiles,
     )
     train.quarantine(sorted(data.bad_annotations))
     if data.val is None:
         return train, None
-    return train, CocoDataset(
-        data.val, train=False, seed=config.seed, min_size=config.min_size, max_size=config.max_size
-    )
+    low, high = config.min_size, config.max_size
+    val = CocoDataset(data.val, train=False, seed=config.seed, min_size=low, max_size=high, tiles=val_tiles)
+    return train, val
+
+
+def tiles_of_run(table: CocoTable | None, config: Config) -> Tiles | None:
+    """The tiles that --tile cuts the images of ``table`` into; None where it cuts none."""
+    if table is None or config.tile is None:
+        return None
+    side = config.min_size if config.tile == "auto" else config.tile
+    tiles = Tiles.of(table.heights, table.widths, int(side or 0))
+    return tiles if len(tiles.cut) else None
 
 
 def policy_of_run(config: Config, *, small: bool) -> Policy:
@@ -63,7 +77,15 @@ def make_plan(source: CocoDataset | UserData, data: RunData, config: Config, ran
         rank=ranks.rank,
         world=ranks.world,
         aspect_ratios=source.aspect_ratios,
-        repeats=None if config.class_balance == "none" or data.train is None else repeat_factors(data.train),
+        repeats=_repeats(source, data, config),
     )
     plan.quarantine(sorted(data.bad_images))
     return plan
+
+
+def _repeats(source: CocoDataset | UserData, data: RunData, config: Config) -> np.ndarray | None:
+    """How often each sample comes an epoch; a tile as often as its image."""
+    if config.class_balance == "none" or data.train is None:
+        return None
+    factors, tiles = repeat_factors(data.train), getattr(source, "tiles", None)
+    return factors if tiles is None else factors[tiles.rows]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from maskrcnn_coco.data.coco.table import CocoTable
+from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.data.images import read_image
 from maskrcnn_coco.data.masks import encode_rle
 from maskrcnn_coco.errors import DataError
@@ -64,11 +65,13 @@ def as_eval_set(source: Any, class_names: Sequence[str] | None = None) -> EvalSe
         source: the validation data; an `EvalSet` of this file stays as it is.
         class_names: ("background", first class, …) for a data set of your own.
     """
-    if isinstance(source, (TableSet, UserSet)):
+    if isinstance(source, (TableSet, TileSet, UserSet)):
         return source
     if isinstance(source, CocoTable):
         return TableSet(source)
     table = getattr(source, "table", None)
+    if isinstance(source, CocoDataset) and source.tiles is not None and not source.train:
+        return TileSet(source)
     if isinstance(table, CocoTable):
         return TableSet(table)
     return UserSet(getattr(source, "dataset", source), class_names)
@@ -121,6 +124,40 @@ class TableSet:
             "iscrowd": bool(t.iscrowd[a]),
             "segmentation": _json(t.segmentation_raw(a)),
         }
+
+
+class TileSet:
+    """The tiles of a COCO table's images, each an image of its own; what a tile cuts off too far is ignored."""
+
+    threads = 2
+
+    def __init__(self, dataset: CocoDataset) -> None:
+        assert dataset.tiles is not None
+        self.dataset, self.tiles = dataset, dataset.tiles
+        whole = TableSet(dataset.table)
+        self.names, self.category_ids = whole.names, whole.category_ids
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def order(self, rows: Sequence[int]) -> list[int]:
+        ratios = self.dataset.aspect_ratios  # width / height: images of like shape side by side need less padding
+        return sorted(rows, key=lambda r: (ratios[r], r))
+
+    def load(self, row: int) -> Example:
+        image, target = self.dataset.sample(0, row)
+        height, width = int(image.shape[-2]), int(image.shape[-1])
+        tile = self.tiles.rectangle(row)
+        name = self.dataset.table.file_name(int(self.tiles.rows[row]))
+        name = name if tile is None else f"{name} at {tile[0]}, {tile[1]}"
+        annotations = []
+        for n, (x0, y0, x1, y1) in enumerate(target["boxes"].tolist()):
+            annotations.append({
+                "id": int(target["annotation_ids"][n]), "image_id": row, "category_id": int(target["labels"][n]),
+                "bbox": [x0, y0, x1 - x0, y1 - y0], "area": float(target["area"][n]),
+                "iscrowd": bool(target["iscrowd"][n]), "segmentation": encode_rle(target["masks"][n].numpy()),
+            })  # fmt: skip
+        return Example(row, int(target["image_id"]), name, image.float() / 255, height, width, annotations)
 
 
 class UserSet:

@@ -13,12 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from maskrcnn_coco.data.bit_depth import BitRange
+from maskrcnn_coco.data.tile_grid import OVERLAP, Rectangle, grid
 from maskrcnn_coco.errors import ConfigError, DataError, MaskRCNNError
 from maskrcnn_coco.inference.detections import Found
 from maskrcnn_coco.inference.inputs import Picture, Pictures
 from maskrcnn_coco.inference.metadata import Card
 from maskrcnn_coco.inference.result import ImageResult, check_score
-from maskrcnn_coco.inference.tiles import OVERLAP, Rectangle, check_overlap, grid, merge, tile_side
+from maskrcnn_coco.inference.tiles import check_overlap, merge, tile_side
 from maskrcnn_coco.wording import clean
 
 _THIN = 32

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from maskrcnn_coco.data.tile_grid import Rectangle
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.inference.detections import Found, Window, found_of, nothing, union
 
-Rectangle = tuple[int, int, int, int]
-"""(x0, y0, x1, y1) in pixels, x1 and y1 just outside."""
-OVERLAP = 0.25
-"""Share of a tile that its neighbour sees, too, unless told otherwise."""
-_WORTH = 1.5
-"""An image is cut where it is longer than this many tiles."""
 _SAME = 0.5
 """Two masks are of one object where they overlap by more than this."""
 
@@ -52,25 +46,6 @@ def check_overlap(overlap: float) -> float:
             fix="--overlap 0.25",
         )  # fmt: skip
     return float(overlap)
-
-
-def grid(height: int, width: int, side: int, overlap: float) -> list[Rectangle]:
-    """Tiles of one size that cover an image, at least ``overlap`` of each shared with its neighbour.
-
-    An image not longer than 1.5 tiles is one tile.
-    """
-    if max(height, width) <= _WORTH * side:
-        return [(0, 0, width, height)]
-    rows, columns = (_starts(length, side, overlap) for length in (height, width))
-    h, w = min(side, height), min(side, width)
-    return [(x, y, x + w, y + h) for y in rows for x in columns]
-
-
-def _starts(length: int, side: int, overlap: float) -> list[int]:
-    if length <= side:
-        return [0]
-    count = math.ceil((length - side) / max(side * (1 - overlap), 1)) + 1
-    return [round(n * (length - side) / (count - 1)) for n in range(count)]
 
 
 @dataclass

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 
 import msgspec
+import numpy as np
 import torch
 
 from maskrcnn_coco import wording
 from maskrcnn_coco.config import recipes
+from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.data.prepare import complaints
 from maskrcnn_coco.report.run_files import write_run_info
 from maskrcnn_coco.system import environment
@@ -41,9 +43,30 @@ def introduce(session: Session, resolved: recipes.Resolved, *, resuming: bool) -
         f"{wording.count(session.plan.steps_per_epoch, 'step')} an epoch, {session.total_steps} in all; "
         f"{session.device}, {session.precision}, {wording.count(torch.get_num_threads(), 'thread')}"
     )
+    for sentence in tiles_said(session):
+        console.note(sentence)
     crowd = crowded(torch.get_num_threads()) if session.device.type == "cpu" else None
     if crowd is not None:
         console.warn(crowd)
+
+
+def tiles_said(session: Session) -> list[str]:
+    """What --tile cuts, and what that means for steps, AP and prediction."""
+    source, side = session.train_source, session.config.tile
+    if side is None:
+        return []
+    tiles = source.tiles if isinstance(source, CocoDataset) else None
+    if tiles is None:
+        return ["--tile cuts nothing: no training image is longer than 1.5 tiles"]
+    whole = len(np.unique(tiles.rows))
+    config = session.config
+    return [
+        f"{len(tiles.cut)} of {count(whole, 'image')} are cut into tiles of {tiles.side} pixels that overlap by a "
+        f"quarter: {count(len(tiles), 'sample')} an epoch. Each is resized to {config.min_size}, as an image is: "
+        f"a step needs the memory of {count(config.images_a_pass, 'image')} of that size, whatever they were cut from",
+        "AP is of tiles, too, and ignores what their edges cut off; `maskrcnn-coco predict --tile auto` puts the "
+        "objects of whole images together",
+    ]
 
 
 def crowded(threads: int) -> str | None:

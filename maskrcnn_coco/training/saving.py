@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from maskrcnn_coco.data.coco.table import CocoTable
+from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.replay.state import nonfinite_names, state_tensors
 from maskrcnn_coco.system import environment
@@ -35,7 +36,7 @@ def state_of(session: Session) -> dict[str, Any]:
         "data": session.data.identity,
         "plan": {"images": len(session.plan), "steps_per_epoch": session.plan.steps_per_epoch},
         "category_ids": session.data.category_ids,
-        "image_size": usual_size(session.data.train),
+        "image_size": usual_size(session.data.train, session.train_source),
         "bit_range": session.data.bit_range,
         "as_stored": session.data.train is not None and session.data.train.as_stored,
         "quick": session.small,
@@ -43,8 +44,14 @@ def state_of(session: Session) -> dict[str, Any]:
     }
 
 
-def usual_size(table: CocoTable | None) -> list[int] | None:
-    """[height, width], pixels: the medians of the training images, the size that tiles are cut to (``--tile auto``)."""
+def usual_size(table: CocoTable | None, source: object = None) -> list[int] | None:
+    """[height, width], pixels: the medians of the training images, the size that tiles are cut to (``--tile auto``).
+
+    Args:
+        source: what a run trains on; where it cuts images into tiles, those are what the model knows.
+    """
+    if isinstance(source, CocoDataset) and source.tiles is not None:
+        return [source.tiles.side, source.tiles.side]
     if table is None or len(table) == 0:
         return None
     return [int(np.median(table.heights)), int(np.median(table.widths))]

@@ -92,7 +92,7 @@ def open_session(
         train_source.outlines = takes_outlines(model, device)
     else:
         train_source.longest = longest_side(model)
-    if data.train is not None:
+    if data.train is not None and config.tile is None:
         sized_for(model, data.train, data.findings, config.min_size or 800, config.max_size or 1333)
     plan = make_plan(train_source, data, config, ranks)
     log = RunLog(Path(config.logdir), console, writes=ranks.is_main, observers=tuple(observers))

@@ -55,7 +55,9 @@ def _source(session: Session) -> CocoDataset | UserData | None:
     if not isinstance(val, CocoDataset):
         return val
     low, high = config.min_size or 800, config.max_size or 1333
-    source = CocoDataset(val.table, train=True, seed=config.seed, min_size=low, max_size=high, policy=NONE)
+    source = CocoDataset(
+        val.table, train=True, seed=config.seed, min_size=low, max_size=high, policy=NONE, tiles=val.tiles
+    )
     source.outlines = takes_outlines(session.model, session.device)
     return source
 

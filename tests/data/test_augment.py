@@ -36,9 +36,9 @@ from maskrcnn_coco.data.augment import (
 from maskrcnn_coco.data.augment_file import policy_of
 from maskrcnn_coco.data.augment_objects import turn_objects, turned_size
 from maskrcnn_coco.data.augment_pixels import change_pixels, turn
-from maskrcnn_coco.data.augmented import changed, pasted
+from maskrcnn_coco.data.augmented import changed, pasted, smallest_scale
 from maskrcnn_coco.data.coco.table import load_coco
-from maskrcnn_coco.data.dataset import CocoDataset, smallest_scale
+from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.data.outlines import Outlines, Window
 from maskrcnn_coco.data.transforms import draw_recipe
 from maskrcnn_coco.errors import ConfigError

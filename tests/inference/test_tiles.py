@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from colours import picture, predictor
 
+from maskrcnn_coco.data.tile_grid import grid
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.inference.detections import Found, Window, found_of
-from maskrcnn_coco.inference.tiles import grid, merge, tile_side
+from maskrcnn_coco.inference.tiles import merge, tile_side
 
 
 @pytest.mark.parametrize("size", [(200, 300), (64, 500), (97, 97), (500, 33)])
