@@ -33,6 +33,7 @@ from torchvision import tv_tensors
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
+from maskrcnn_coco.data.augment_file import policy_of
 from maskrcnn_coco.data.coco.table import load_coco
 from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.data.loader import build_loader
@@ -44,6 +45,7 @@ LONGEST = 1333
 WARM = 5
 """Batches before the clock starts: two workers make two ahead each."""
 BATCH = 2
+PRESETS = ("none", "light", "medium", "heavy")
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "loader.md"
 
 
@@ -158,14 +160,14 @@ def reference_loader(dataset: Any, workers: int) -> Callable[[int], Iterable[Any
     return batches
 
 
-def our_loader(table: Any, workers: int, *, outlines: bool = False) -> Callable[[int], Iterable[Any]]:
+def our_loader(
+    table: Any, workers: int, *, outlines: bool = False, augment: str = "light"
+) -> Callable[[int], Iterable[Any]]:
     """Epoch → batches of this project, scaled to float32 as a training step does on its device.
 
     ``outlines``: objects travel undrawn, as in a run on a CPU, where the mask head's targets are made from outlines.
     """
-    dataset = CocoDataset(
-        table, train=True, min_size=SIDES[-1], max_size=LONGEST, scales=tuple(s / SIDES[-1] for s in SIDES)
-    )
+    dataset = CocoDataset(table, train=True, min_size=SIDES[-1], max_size=LONGEST, policy=policy_of(augment))
     dataset.outlines = outlines
     plan = Plan(0, dataset.image_ids, BATCH, aspect_ratios=dataset.aspect_ratios)
 
@@ -205,6 +207,45 @@ def measure(folder: Path, path: Path, images: int, rounds: int, workers: int) ->
     return rates
 
 
+def cpu_costs(folder: Path, path: Path, rounds: int) -> dict[str, list[float]]:
+    """CPU milliseconds a sample of each side in each round, without workers: what a busy machine cannot change much."""
+    table = load_coco(path, folder)
+    sides = {
+        "reference": reference_loader(ReferenceDataset(folder, path), 0),
+        "reference, v2 wrapper": reference_loader(wrapped_dataset(folder, path), 0),
+        **{name: our_loader(table, 0, augment=name) for name in PRESETS},
+        **{f"{name}, outlines": our_loader(table, 0, augment=name, outlines=True) for name in PRESETS},
+    }
+    spent: dict[str, list[float]] = {name: [] for name in sides}
+    for epoch in range(rounds + 1):
+        for name, make in sides.items():
+            began = time.process_time()
+            samples = sum(len(batch[0]) if isinstance(batch, tuple) else len(batch) for batch in make(epoch))
+            if epoch > 0:  # the first round warms the file cache
+                spent[name].append(1000 * (time.process_time() - began) / samples)
+    return spent
+
+
+def cpu_report(spent: dict[str, list[float]]) -> str:
+    """`cpu_costs` as Markdown."""
+    lines = [
+        "## CPU time a sample, by augmentation",
+        "",
+        "The same set and sizes in one process without workers; medians of the rounds, and the range of the ratios to",
+        "the reference of the same round. Two workers on cores of their own deliver 2000 ÷ the time samples a second:",
+        "a run waits for its loader only where its steps take more than that.",
+        "",
+        "| | CPU ms a sample | reference ÷ this | samples/s of 2 workers |",
+        "|---|---|---|---|",
+    ]
+    for name, times in spent.items():
+        ratios = [a / b for a, b in zip(spent["reference"], times, strict=True)]
+        middle = statistics.median(times)
+        ratio = f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f}–{max(ratios):.2f})"
+        lines.append(f"| {name} | {middle:.1f} | {ratio} | {2000 / middle:.0f} |")
+    return "\n".join([*lines, ""])
+
+
 def report(found: dict[int, dict[str, list[float]]], images: int, objects: int, rounds: int) -> str:
     """The results as Markdown."""
     lines = [
@@ -238,14 +279,16 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--objects", type=int, default=7)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     with tempfile.TemporaryDirectory() as folder:
         path = draw_set(Path(folder), args.images, args.objects)
-        found = {w: measure(Path(folder), path, args.images, args.rounds, w) for w in (0, 2)}
-    text = report(found, args.images, args.objects, args.rounds)
+        spent = cpu_costs(Path(folder), path, args.rounds)
+        found = {w: measure(Path(folder), path, args.images, args.rounds, w) for w in args.workers}
+    text = report(found, args.images, args.objects, args.rounds) + "\n" + cpu_report(spent)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(text, encoding="utf-8")
     print(text)

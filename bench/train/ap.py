@@ -175,6 +175,8 @@ def one(of: BenchSet, arm: Arm, seed: int, folder: Path, raw: Path, end: float) 
         return
     steps = steps_for(of, arm, folder, raw)
     meter, result = run(of, arm, seed, steps, folder)
+    if result.status != "finished":
+        raise SystemExit(f"{key}: {result.status}")  # a signal: what was run stays, the rest is for another time
     line = {"kind": "run", "set": of.name, "arm": arm.name, "seed": seed, "steps": steps, "cpu": meter.stamps[-1]}
     told = {"curve": meter.curve, "averaged": meter.averaged, "status": result.status}
     append(raw, line | told | {"incidents": len(result.incidents), "refused": result.skipped_steps})

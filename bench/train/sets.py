@@ -128,7 +128,7 @@ SETS = {
     s.name: s
     for s in (
         BenchSet("dsb2018", 100, 2, 160, 267, _nuclei, 2),
-        BenchSet("cars", 100, 2, 128, 213, _cars, 6),
+        BenchSet("cars", 250, 2, 128, 213, _cars, 6),
         BenchSet("shapes", 120, 4, 128, 128, lambda _: {"demo": True}, 4),
     )
 }
