@@ -58,12 +58,12 @@ def tiles_said(session: Session) -> list[str]:
     tiles = source.tiles if isinstance(source, CocoDataset) else None
     if tiles is None:
         return ["--tile cuts nothing: no training image is longer than 1.5 tiles"]
-    whole = len(np.unique(tiles.rows))
     config = session.config
+    images, samples = wording.count(len(np.unique(tiles.rows)), "image"), wording.count(len(tiles), "sample")
     return [
-        f"{len(tiles.cut)} of {count(whole, 'image')} are cut into tiles of {tiles.side} pixels that overlap by a "
-        f"quarter: {count(len(tiles), 'sample')} an epoch. Each is resized to {config.min_size}, as an image is: "
-        f"a step needs the memory of {count(config.images_a_pass, 'image')} of that size, whatever they were cut from",
+        f"{len(tiles.cut)} of {images} are cut into tiles of {tiles.side} pixels that overlap by a quarter: {samples} "
+        f"an epoch. Each is resized to {config.min_size}, as an image is: a step needs the memory of "
+        f"{wording.count(config.images_a_pass, 'image')} of that size, whatever they were cut from",
         "AP is of tiles, too, and ignores what their edges cut off; `maskrcnn-coco predict --tile auto` puts the "
         "objects of whole images together",
     ]
