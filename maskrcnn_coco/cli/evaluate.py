@@ -19,6 +19,7 @@ from maskrcnn_coco.data.coco.table import CocoTable, load_coco
 from maskrcnn_coco.data.layouts import find_data
 from maskrcnn_coco.data.orientation import saved_orientation
 from maskrcnn_coco.data.prepare import shapes_folder
+from maskrcnn_coco.data.tile_grid import OVERLAP
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.evaluation.analysis import ERRORS, Analysis, analyse, plain
 from maskrcnn_coco.evaluation.ceiling import ceiling_of
@@ -27,7 +28,7 @@ from maskrcnn_coco.evaluation.evaluate import EvalResult, evaluate_model
 from maskrcnn_coco.inference.checkpoints import checkpoint_card
 from maskrcnn_coco.inference.finder import Finder
 from maskrcnn_coco.inference.predictor import Engine, Predictor
-from maskrcnn_coco.inference.tiles import OVERLAP, check_overlap, tile_side
+from maskrcnn_coco.inference.tiles import check_overlap, tile_side
 from maskrcnn_coco.inference.torch_engine import TorchEngine
 from maskrcnn_coco.inference.tta import TtaEngine, parse_ways
 from maskrcnn_coco.model.build import classes_in, load_for_inference

@@ -64,8 +64,8 @@ def tiles_said(session: Session) -> list[str]:
         f"{len(tiles.cut)} of {images} are cut into tiles of {tiles.side} pixels that overlap by a quarter: {samples} "
         f"an epoch. Each is resized to {config.min_size}, as an image is: a step needs the memory of "
         f"{wording.count(config.images_a_pass, 'image')} of that size, whatever they were cut from",
-        "AP is of tiles, too, and ignores what their edges cut off; `maskrcnn-coco predict --tile auto` puts the "
-        "objects of whole images together",
+        "AP is of tiles, too, and ignores what their edges cut off; `maskrcnn-coco evaluate` and `predict` "
+        "with --tile auto put the objects of whole images together",
     ]
 
 
