@@ -204,7 +204,7 @@ def boxes() -> Iterator[Case]:
     for label, value, code in (
         ("missing", ..., "BOX_MISSING"),
         ("null", None, "BOX_MISSING"),
-        ("text", "4,4,10,10", "BOX_MALFORMED"),
+        ("text", "4,4,10,10", "BOX_FORM"),
         ("object", {"x": 4, "y": 4}, "BOX_MALFORMED"),
         ("empty", [], "BOX_MALFORMED"),
         ("three", [4, 4, 10], "BOX_MALFORMED"),
@@ -306,7 +306,7 @@ def polygons() -> Iterator[Case]:
         ("Infinity", [[*SQUARE[:-1], "§Infinity"]], "POLYGON_NONFINITE"),
         ("1e400", [["§1e400", *SQUARE[1:]]], "POLYGON_NONFINITE"),
         ("5000 digits", [["§" + "9" * 5000, *SQUARE[1:]]], "POLYGON_NONFINITE"),
-        ("text number", [["4", *SQUARE[1:]]], "POLYGON_NONFINITE"),
+        ("text number", [["4", *SQUARE[1:]]], "SEGMENTATION_FORM"),
         ("null number", [[None, *SQUARE[1:]]], "POLYGON_NONFINITE"),
         ("true number", [[True, *SQUARE[1:]]], "POLYGON_NONFINITE"),
         ("1e9", [[1e9, *SQUARE[1:]]], "POLYGON_FAR"),
@@ -343,9 +343,9 @@ def rles() -> Iterator[Case]:
     good = [100, 100, pixels - 200]
     for label, rle, code in (
         ("no counts", {"size": size}, "RLE_BAD"),
-        ("no size", {"counts": good}, "RLE_SIZE"),
+        ("no size", {"counts": good}, "SEGMENTATION_FORM"),
         ("empty object", {}, "RLE_SIZE"),
-        ("size null", {"size": None, "counts": good}, "RLE_SIZE"),
+        ("size null", {"size": None, "counts": good}, "SEGMENTATION_FORM"),
         ("size text", {"size": "24x32", "counts": good}, "RLE_SIZE"),
         ("size swapped", {"size": size[::-1], "counts": good}, "RLE_SIZE"),
         ("size zero", {"size": [0, 0], "counts": []}, "RLE_SIZE"),
@@ -505,7 +505,7 @@ def images() -> Iterator[Case]:
     ):
         yield Case(f"name: {name[:20]!r}", with_image(file_name=name), "IMAGE_MISSING IMAGE_UNREADABLE IMAGE_PATH")
     for value in ("", None, 5, ["1.png"], ...):
-        yield Case(f"file_name: {value}", with_image(file_name=value), "IMAGE_FILE_NAME_BAD IMAGE_PATH")
+        yield Case(f"file_name: {value}", with_image(file_name=value), "IMAGE_FILE_NAME_BAD IMAGE_PATH IMAGE_MISSING")
     yield Case("name: twice", with_image(file_name="1.png"), "IMAGE_NAME_DUPLICATE")
     for value, code in ((None, "IMAGE_ID_BAD"), (1.5, "IMAGE_ID_BAD"), ("§NaN", "IMAGE_ID_BAD"), ("2", "ID_STRING")):
         yield Case(f"image id: {value}", with_image(id=value), code)

@@ -179,7 +179,7 @@ def test_bad_files(tmp_path, small_file):
     torch.save({"model": print}, tmp_path / "code.pth")
     for name, says in (
         ("half.pth", "damaged or cut short"),
-        ("text.pth", "not a file of weights|damaged"),
+        ("text.pth", "not a file of weights|no model file|damaged"),
         ("nan.pth", "rpn.head.bbox_pred.bias has NaN"),
         ("code.pth", "weights only"),
     ):

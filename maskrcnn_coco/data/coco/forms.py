@@ -148,7 +148,7 @@ def as_lists(top: Any) -> tuple[dict[str, Any], list[str]] | None:
         notes.append("the COCO lists lie one level down")
     found = dict(wrapped)
     for name in ("images", "annotations"):
-        if isinstance(found.get(name), dict) and found[name]:
+        if _by_id(found.get(name), _TELLING[name]):
             notes.append(f"`{name}` is an object by id")
             found[name] = [
                 {"id": key, **v} if isinstance(v, dict) and "id" not in v else v for key, v in found[name].items()
@@ -156,6 +156,18 @@ def as_lists(top: Any) -> tuple[dict[str, Any], list[str]] | None:
     _classes(found, notes)
     _nested(found, notes)
     return (found, notes) if notes else None
+
+
+_TELLING = {
+    "images": {"file_name", "path", "coco_url", "height"},
+    "annotations": {"bbox", "segmentation", "category_id", "image_id"},
+    "categories": {"name"},
+}
+"""Fields of which an entry has at least one: without them nothing says that an object's values are entries."""
+
+
+def _by_id(value: Any, telling: set[str]) -> bool:
+    return isinstance(value, dict) and any(isinstance(v, dict) and telling & v.keys() for v in value.values())
 
 
 def _inside(top: Any) -> dict[str, Any] | None:
@@ -171,7 +183,7 @@ def _classes(found: dict[str, Any], notes: list[str]) -> None:
     if isinstance(categories, dict) and categories:
         if all(isinstance(v, str) for v in categories.values()):
             found["categories"] = [{"id": k, "name": v} for k, v in categories.items()]
-        elif all(isinstance(v, dict) for v in categories.values()):
+        elif all(isinstance(v, dict) for v in categories.values()) and _by_id(categories, _TELLING["categories"]):
             found["categories"] = [{"id": k, **v} for k, v in categories.items()]
         elif all(isinstance(v, int) for v in categories.values()):
             found["categories"] = [{"id": v, "name": k} for k, v in categories.items()]
