@@ -169,6 +169,12 @@ CATALOGUE: dict[str, Kind] = {
     "IMAGE_SIZE_WRONG": Kind(
         "error", "an image has another size than its entry says", "correct width and height, or the masks"
     ),
+    "SIZES_SWAPPED": Kind(
+        "error", "width and height of the entries are exchanged", f"{REPAIR} with the sizes of the files"
+    ),
+    "IMAGES_RESIZED": Kind(
+        "error", "all files have another size than their entries", f"{REPAIR} in the pixels of the files"
+    ),
     "IMAGE_EXIF_MISMATCH": Kind(
         "warning",
         "an image is annotated as stored, but shown turned",

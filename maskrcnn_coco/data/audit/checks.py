@@ -11,6 +11,7 @@ from maskrcnn_coco.data.audit.boxes import check_boxes, check_ids, check_labels,
 from maskrcnn_coco.data.audit.catalogue import CATALOGUE, Reporter
 from maskrcnn_coco.data.audit.pixels import Depth, check_images
 from maskrcnn_coco.data.audit.segmentations import measure
+from maskrcnn_coco.data.audit.sizes import SIZE_CODES
 from maskrcnn_coco.data.audit.targets import check_crowds
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.records import DataFinding
@@ -53,6 +54,8 @@ def audit(
     _gather(report, explained, gathered)
     check_sizes(table, report, min_size, max_size, smallest_anchor, explained)
     check_images(table, report, depth, other, workers, min_size=min_size, max_size=max_size)
+    if gathered and any(f.code in SIZE_CODES for f in report.findings):
+        report.findings = [f for f in report.findings if f.code != "IMAGE_SIZE_WRONG"]
     return sorted(report.findings, key=lambda f: (_ORDER[f.severity], f.code))
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from maskrcnn_coco.data.audit.catalogue import Reporter
+from maskrcnn_coco.data.audit.sizes import check_sizes_of_files
 from maskrcnn_coco.data.bit_depth import BitRange
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.file_names import FileIndex
@@ -35,6 +36,7 @@ class _Seen:
 
     found: tuple[tuple[str, str], ...]
     bytes: int
+    size: tuple[int, int] = (0, 0)
 
 
 def check_images(
@@ -65,6 +67,7 @@ def check_images(
     for row, one in enumerate(seen):
         for code, text in one.found:
             report.add(code, text, image=row)
+    check_sizes_of_files(table, [s.size for s in seen], report)
     _check_same(table, [s.bytes for s in seen], other, report)
 
 
@@ -102,7 +105,8 @@ def _look(table: CocoTable, row: int, decode: bool) -> _Seen:
         found.append(("IMAGE_EXIF_MISMATCH", f"EXIF orientation {facts.orientation}, annotated as it is stored"))
     elif facts.turned:
         found.append(("IMAGE_EXIF_ROTATED", f"EXIF orientation {facts.orientation}"))
-    return _Seen((*found, *_depth(facts, table.bit_range)), facts.bytes)
+    size = stored if (height, width) == stored else shown
+    return _Seen((*found, *_depth(facts, table.bit_range)), facts.bytes, size)
 
 
 def _depth(facts: ImageFacts, scale: BitRange | None) -> Iterator[tuple[str, str]]:

@@ -15,9 +15,10 @@ from maskrcnn_coco.data.audit.catalogue import Reporter
 from maskrcnn_coco.data.audit.checks import audit
 from maskrcnn_coco.data.audit.clip import clip_polygon
 from maskrcnn_coco.data.audit.quarantine import annotation_of
-from maskrcnn_coco.data.audit.readings import READING_CODES, Agreement, agreement
+from maskrcnn_coco.data.audit.readings import READING_CODES, Agreement, Reading, agreement
 from maskrcnn_coco.data.audit.reread import reread
 from maskrcnn_coco.data.audit.segmentations import measure
+from maskrcnn_coco.data.audit.sizes import SIZE_CODES, at_size_of_files
 from maskrcnn_coco.data.coco.entries import LooseReader
 from maskrcnn_coco.data.coco.file import read_text
 from maskrcnn_coco.data.coco.parse import arranged, mended
@@ -40,6 +41,7 @@ BOX_FROM_MASK = frozenset(
     }
 )
 AREA_FROM_MASK = frozenset({"AREA_BAD", "MASK_AREA_DISAGREE"})
+SIZES = ("IMAGES_RESIZED", "boxes and masks in the pixels of the files")
 FORMS = frozenset({"FILE_FORM", "BOX_FORM", "SEGMENTATION_FORM", "IMAGE_ID_NAME"})
 """Findings about all of the file whose parts are written in another form, and read."""
 KEPT_ERRORS = frozenset({"NO_MASKS", "NO_ANNOTATIONS"})
@@ -108,7 +110,15 @@ def _entries(table: CocoTable) -> tuple[dict[str, msgspec.Raw], list[msgspec.Raw
 
 def _as_meant(table: CocoTable, findings: list[DataFinding]) -> _Repair:
     """The repair of the table, read as it was meant where a finding says so: faults are those that then remain."""
-    if {f.code for f in findings if f.image_id is None} & READING_CODES:
+    whole = {f.code for f in findings if f.image_id is None}
+    if whole & SIZE_CODES:
+        meant = at_size_of_files(table, swapped="SIZES_SWAPPED" in whole)
+        rows = np.ones(len(table.ann_ids), bool)
+        reading = Reading(*SIZES, boxes=lambda v, _: v) if "IMAGES_RESIZED" in whole else Reading(*SIZES)
+        rest = [f for f in findings if f.image_id is not None and f.annotation_id is None]
+        rest = [f for f in rest if f.code != "IMAGE_SIZE_WRONG"] + [f for f in findings if f.code in SIZE_CODES]
+        return _Repair(meant, rest + audit(meant, images=False), (table, Agreement(0, 0, 1, reading, rows, rows)))
+    if whole & READING_CODES:
         found = agreement(table, measure(table, Reporter(table)))
         if found is not None and not found.others:
             meant = reread(table, found)
@@ -188,7 +198,9 @@ class _Repair:
             self._change(image_id, None, "removed", self.table.file_name(row), None, list(codes))
             return None
         self.used_images.add(image_id)
-        if {"IMAGE_ID_TEXT", "FILE_FORM"} & self.whole:
+        if SIZE_CODES & self.whole:
+            codes = {**codes, **dict.fromkeys(SIZE_CODES & self.whole, "warning")}
+        elif {"IMAGE_ID_TEXT", "FILE_FORM"} & self.whole:
             codes = {**codes, **dict.fromkeys({"IMAGE_ID_TEXT", "FILE_FORM"} & self.whole, "warning")}
         elif not {"IMAGE_SIZE_INVALID", "ID_STRING"} & set(codes):
             return raw
@@ -262,6 +274,8 @@ class _Repair:
         values: dict[str, Any] = {}
         if found.reading.boxes is not None:
             values["bbox"] = self.table.boxes[n].tolist()
+        if SIZE_CODES & self.whole and np.isfinite(self.table.area[n]):
+            values["area"] = float(self.table.area[n])
         if self.table.segmentation_raw(n) != before.segmentation_raw(n):
             values["segmentation"] = msgspec.json.decode(self.table.segmentation_raw(n))
         if values:

@@ -17,6 +17,7 @@ GEOMETRY = frozenset(
         *("BOX_XYXY", "BOX_CENTER", "BOX_SWAPPED", "BOX_UNIT", "BOX_SCALED", "ALL_UNIT", "ALL_SWAPPED"),
         *("MASK_SWAPPED", "MASK_ROW_MAJOR", "MASK_SIDES", "MASK_UNIT", "MASK_SCALED"),
         *("READINGS_TIE", "MASK_BOX_UNRELATED"),
+        *("SIZES_SWAPPED", "IMAGES_RESIZED"),
     }
 )
 """Findings of the audit, each about the whole set, that boxes, masks and images do not belong together."""
