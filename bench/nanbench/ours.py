@@ -18,12 +18,12 @@ import torch
 from maskrcnn_coco import Config, train
 from maskrcnn_coco.checkpoint import content
 from maskrcnn_coco.checkpoint.store import load, peek, save
-from maskrcnn_coco.model import forward
+from maskrcnn_coco.model import forward, optim
 from maskrcnn_coco.records import Incident, StepRecord, plain
 from maskrcnn_coco.system import precision
 from maskrcnn_coco.training import response, session
 from nanbench.scenario import Outcome
-from nanbench.scene import STEPS, Live, Scene
+from nanbench.scene import STEPS, Live, Scene, make_optimizer
 
 RESUME_AT = 12
 
@@ -96,11 +96,20 @@ class Watch:
         stack = ExitStack()
         stack.enter_context(mock.patch.object(session.Session, "set_lr", with_faults))
         stack.enter_context(mock.patch.object(response, "investigate", timed))
+        if scene.setup.optimizer not in ("sgd", "adamw") or scene.optimizer_options:
+            # A caller's own class: `train` has none to choose, the parts below it take any.
+            stack.enter_context(mock.patch.object(optim, "build_optimizer", lambda m, **_: built(scene, m)))
         if scene.undivided:
             stack.enter_context(mock.patch.object(forward.Forward, "__call__", undivided))
         # This CPU has no native float16; autocast emulates it, which is all that is asked here.
         stack.enter_context(mock.patch.object(precision, "fp16_is_native", lambda device: True))
         return stack
+
+
+def built(scene: Scene, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """An optimizer of the scene's own class in this project's groups; its state is made at the first step."""
+    groups = optim.parameter_groups(model, scene.weight_decay)
+    return make_optimizer(scene, [{**g, "lr": 1e-9} for g in groups])
 
 
 def config(scene: Scene, folder: Path, **changes: Any) -> Config:
@@ -118,7 +127,6 @@ def config(scene: Scene, folder: Path, **changes: Any) -> Config:
         "max_grad_norm": scene.max_grad_norm,
         "momentum": scene.momentum,
         "weight_decay": scene.weight_decay,
-        "optimizer": setup.optimizer,
         "amp": {"fp32": "off"}.get(setup.precision, setup.precision),
         "min_size": 64,
         "max_size": 64,
@@ -128,7 +136,8 @@ def config(scene: Scene, folder: Path, **changes: Any) -> Config:
         "logdir": str(folder / "run"),
         "checkpoint_dir": str(folder / "checkpoints"),
     }
-    return Config(**(settings | changes))
+    settings["optimizer"] = setup.optimizer if setup.optimizer in ("sgd", "adamw") else "sgd"
+    return Config(**(settings | scene.settings | changes))
 
 
 def run(scene: Scene, folder: Path) -> Outcome:

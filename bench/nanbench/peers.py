@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nanbench.scenario import NotApplicable, Outcome
-from nanbench.scene import STEPS, Live, Scene, groups_of
+from nanbench.scene import STEPS, Live, Scene, groups_of, make_optimizer
 
 RESUME_AT = 12
 CLIP = 10.0
@@ -32,10 +32,8 @@ class Parts:
         self.scene = scene
         peak = {c: scene.lr * m for c, m in scene.multipliers.items()}
         groups = [{"params": p, "lr": peak[c]} for c, p in groups_of(scene.model).items()]
-        if scene.setup.optimizer == "adamw":
-            self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, weight_decay=scene.weight_decay)
-        else:
-            self.optimizer = torch.optim.SGD(groups, momentum=scene.momentum, weight_decay=scene.weight_decay)
+        groups = [{**g, "weight_decay": scene.weight_decay} for g in groups]
+        self.optimizer = make_optimizer(scene, groups)
         unit = scene.lr or 1.0
         share = lambda step: scene.rates(step)["backbone"] / (unit * scene.multipliers["backbone"])  # noqa: E731
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, share)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nanbench.decoys import DECOYS
 from nanbench.decoys_own import OWN_DECOYS
+from nanbench.decoys_wild import WILD_DECOYS
 from nanbench.faults_code import CODE
 from nanbench.faults_data import DATA
 from nanbench.faults_forms import FORMS
@@ -11,6 +12,9 @@ from nanbench.faults_lr import ACCUMULATION, HALF, LR
 from nanbench.faults_once import ONCE_AND_FINITE
 from nanbench.faults_small import SMALL
 from nanbench.faults_state import STATE
+from nanbench.faults_wild import WILD
+from nanbench.faults_wild_data import WILD_DATA
+from nanbench.faults_wild_state import WILD_STATE
 from nanbench.scenario import Scenario
 from nanbench.scene import Setup
 
@@ -26,6 +30,10 @@ SCENARIOS: tuple[Scenario, ...] = (
     *CODE,
     *DECOYS,
     *OWN_DECOYS,
+    *WILD_DATA,
+    *WILD,
+    *WILD_STATE,
+    *WILD_DECOYS,
 )
 BY_ID = {s.id: s for s in SCENARIOS}
 

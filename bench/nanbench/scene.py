@@ -13,10 +13,20 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from nanbench.tiny import COMPONENTS, Sample, component_of, sample, tiny_detector
+from nanbench.tiny_others import with_keypoints
 
 IMAGES, HELD_OUT = 24, 8
 BATCH = 4
 STEPS = 24
+RATES = {
+    "adamw": (3e-3, 0.01),
+    "nadam": (3e-3, 0.0),
+    "adagrad": (0.01, 0.0),
+    "rmsprop": (1e-3, 0.0),
+    "adafactor": (0.02, 0.0),
+    "rprop": (1e-3, 0.0),
+}
+"""Learning rate and weight decay at which each optimizer but SGD learns here."""
 """Planned steps: four epochs of six with a batch of 4."""
 
 
@@ -92,6 +102,10 @@ class Scene:
     warmup: int = 3
     max_grad_norm: float = 10.0
     momentum: float = 0.9
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
+    """More keywords for the optimizer's class: eps, betas, dampening."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """More settings of this project's run."""
     weight_decay: float = 1e-4
     before: dict[int, list[Callable[[Live], None]]] = field(default_factory=dict)
     on_resume: Callable[[dict[str, Any]], None] | None = None
@@ -183,10 +197,33 @@ def clean_scene(setup: Setup, seed: int) -> Scene:
         [sample(900_000 + i) for i in range(HELD_OUT)],
         warmup=setup.warmup,
     )
+    if setup.model == "keypoint":
+        scene.samples = [(i, with_keypoints(t)) for i, t in scene.samples]
+        scene.held_out = [(i, with_keypoints(t)) for i, t in scene.held_out]
     scene.ids = [int(t["image_id"]) for _, t in scene.samples]
-    if setup.optimizer == "adamw":
-        scene.lr, scene.weight_decay = 3e-3, 0.01
+    if setup.model == "ssd":
+        scene.lr = 3e-3
+    if setup.optimizer in RATES:
+        scene.lr, scene.weight_decay = RATES[setup.optimizer]
     return scene
+
+
+def make_optimizer(scene: Scene, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The scene's optimizer over ``groups``, whose learning rates and weight decays are set."""
+    kinds: dict[str, Any] = {
+        "sgd": torch.optim.SGD,
+        "adamw": torch.optim.AdamW,
+        "nadam": torch.optim.NAdam,
+        "adagrad": torch.optim.Adagrad,
+        "rmsprop": torch.optim.RMSprop,
+        "adafactor": torch.optim.Adafactor,
+        "rprop": torch.optim.Rprop,
+    }
+    kind = scene.setup.optimizer
+    if kind == "rprop":
+        groups = [{k: v for k, v in g.items() if k != "weight_decay"} for g in groups]
+    more = {"momentum": scene.momentum} if kind == "sgd" else {}
+    return kinds[kind](groups, **more, **scene.optimizer_options)
 
 
 def groups_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:

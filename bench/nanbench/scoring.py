@@ -110,9 +110,10 @@ def score(entry: Line, clean: Clean) -> Line:
     if scenario.verdict:
         # Nothing healthy to go on from: the right end is a stop by itself, with a finite state.
         # A model that was NaN as it was built has no finite state to end in.
-        ended = not outcome["finished"] and (finite or scenario.cause == "POISONED_STATE") and bool(incidents)
-        if scenario.family == "data" and str(outcome.get("stopped")).startswith("DataError"):
-            # Said before the first step, of the whole set: better still. The sentence is the verdict.
+        built_wrong = "POISONED_STATE" in right and scenario.onset == 0
+        ended = not outcome["finished"] and (finite or built_wrong) and bool(incidents)
+        if scenario.family == "data" and str(outcome.get("stopped")).startswith(("DataError", "SampleError")):
+            # Said of the whole set, most before the first step: better still. The sentence is the verdict.
             ended = line["cause_ok"] = line["first_cause_ok"] = True
         line |= {"survived": None, "kept": None, "harm": None, "stopped_right": ended}
     step = clean.step(job["system"], setup)

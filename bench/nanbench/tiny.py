@@ -15,6 +15,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 
+from nanbench.tiny_others import other_detector
+
 SIZE = 64
 CLASSES = 4
 COMPONENTS = ("backbone", "rpn", "box_head", "mask_head")
@@ -56,14 +58,13 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 class Stem(nn.Module):
     """Three strided stages and an FPN: the smallest backbone that has every part."""
 
-    out_channels = 16
-
-    def __init__(self, norm: str) -> None:
+    def __init__(self, norm: str, out: int = 16) -> None:
         super().__init__()
+        self.out_channels = out
         make = NORMS[norm]
         stage = lambda i, o, s: nn.Sequential(nn.Conv2d(i, o, 3, s, 1, bias=False), make(o), nn.ReLU())  # noqa: E731
         self.body = nn.ModuleDict({"layer1": stage(3, 12, 4), "layer2": stage(12, 16, 2), "layer3": stage(16, 24, 2)})
-        self.fpn = FeaturePyramidNetwork([16, 24], 16)
+        self.fpn = FeaturePyramidNetwork([16, 24], out)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         second = self.body["layer2"](self.body["layer1"](x))
@@ -89,18 +90,19 @@ def tiny_model(seed: int, norm: str = "frozen", anchors: Any = None, ratios: Any
         rpn_post_nms_top_n_train=50,
         box_batch_size_per_image=32,
     )
-    # Frozen norms at identity shrink the signal of a random net: give them statistics, as a checkpoint would.
-    for module in model.modules():
-        if isinstance(module, FrozenBatchNorm2d):
-            module.get_buffer("running_var").fill_(0.1)
+    with_statistics(model)
     return model
 
 
 def tiny_detector(kind: str, seed: int, norm: str = "frozen", anchors: Any = None, ratios: Any = None) -> nn.Module:
-    """``kind``: "mask" (`tiny_model`), "faster" (boxes only) or "retina" (one stage, with groups of 4 in its head)."""
+    """``kind``: "mask" (`tiny_model`), "faster" (boxes only), "retina" (one stage), or one of `other_detector`."""
     if kind == "mask":
         return tiny_model(seed, norm, anchors, ratios)
     torch.manual_seed(seed)
+    if kind in ("fcos", "ssd", "keypoint", "own"):
+        # Both one-stage heads of torchvision have norms of 32 groups.
+        stem = Stem(norm, 32 if kind == "fcos" else 16)
+        return with_statistics(other_detector(kind, stem, SIZE, CLASSES, anchors, ratios))
     generator = AnchorGenerator(anchors or ((16,), (32,)), ratios or ((0.5, 1.0, 2.0),) * 2)
     if kind == "retina":
         model: nn.Module = RetinaNet(Stem(norm), CLASSES, min_size=SIZE, max_size=SIZE, anchor_generator=generator)
@@ -118,6 +120,11 @@ def tiny_detector(kind: str, seed: int, norm: str = "frozen", anchors: Any = Non
             rpn_post_nms_top_n_train=50,
             box_batch_size_per_image=32,
         )
+    return with_statistics(model)
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """Frozen norms at identity shrink the signal of a random net: statistics as a checkpoint would give them."""
     for module in model.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.get_buffer("running_var").fill_(0.1)
