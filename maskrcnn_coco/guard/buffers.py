@@ -158,6 +158,8 @@ class Buffers:
                     bad.add(j)
                 continue
             known = self._sizes.get(i, math.sqrt(t.numel()))
+            if t.numel() == 1 and "running_mean" not in self._slots[i][0]._buffers:
+                continue  # a single number of the caller's own may count anything: samples, pixels, bytes
             if sizes[j] > LEAP * max(known, 1e-3 * math.sqrt(t.numel())):
                 bad.add(j)
         if not bad:
@@ -188,7 +190,7 @@ class Buffers:
         """The same between steps, as a verdict."""
         bad = self.wrong(whole=whole)
         text = f"buffers are not finite, negative variances, or changed outside the step: {', '.join(bad[:3])}"
-        return Verdict("buffer_nonfinite", text, {"buffers": bad}) if bad else None
+        return Verdict("buffer_nonfinite", text, {"buffers": bad, "between": True}) if bad else None
 
     def active_floats(self) -> list[Tensor]:
         """The floating buffers that forward passes change, live."""

@@ -28,6 +28,7 @@ SMALLEST_RMS = 0.1
 """Weights that start at zero must be able to leave it: their norm counts as at least this root mean square."""
 OUTSIDE = 3.0
 """Growth of a component's weight norm between two steps that is an incident; other changes are only counted."""
+_SETTINGS = ("lr", "momentum", "weight_decay", "eps")
 ZEROED = 0.01
 """Share of Adam's entries with a first but no second moment that no healthy run has; a trip through fp16: 80 %."""
 
@@ -103,6 +104,9 @@ class Health:
         """
         layout, known = self.layout, self.lr()
         rates = [known.get(name, 0.0) for name in layout.components]
+        if "adafactor" in type(self.optimizer).__name__.lower():
+            # Its rate is a share of the weights themselves, and never more than all of them.
+            return {name: min(rate, 1.0) for name, rate in zip(layout.components, rates, strict=True)}
         scale = self._component_scale()
         if not isinstance(self.optimizer, torch.optim.SGD):
             sizes = self._root_sizes
@@ -153,16 +157,24 @@ class Health:
         self._witness.forget()
 
     def check_lr(self) -> Verdict | None:
-        """The optimizer's settings: learning rate, momentum, weight decay, eps."""
+        """The optimizer's settings: learning rate, momentum, weight decay, eps, betas.
+
+        torch refuses at construction what is below zero, and betas of 1; somebody may set it later all the same.
+        """
         bad = {}
         for i, group in enumerate(self.optimizer.param_groups):
-            for key in ("lr", "momentum", "weight_decay", "eps"):
+            for key in _SETTINGS:
                 value = group.get(key)
-                if isinstance(value, (float, int, Tensor)) and not math.isfinite(float(value)):
+                if isinstance(value, (float, int, Tensor)) and not 0 <= float(value) < math.inf:
                     bad[f"param_groups[{i}].{key}"] = float(value)
+            for n, beta in enumerate(group.get("betas") or ()):
+                if isinstance(beta, (float, int)) and not 0 <= beta < 1:
+                    bad[f"param_groups[{i}].betas[{n}]"] = float(beta)
         if not bad:
             return None
-        return Verdict("optimizer_nonfinite", f"{', '.join(bad)} is not finite", {"settings": bad, "lr": self.lr()})
+        said = ", ".join(f"{k} = {v:g}" for k, v in list(bad.items())[:3])
+        text = f"the optimizer cannot work with {said}"
+        return Verdict("optimizer_nonfinite", text, {"settings": bad, "lr": self.lr()})
 
     def _check_states(self, found: States, *, look: bool) -> Verdict | None:
         if not look and self._due % self.every:
@@ -233,7 +245,7 @@ class Health:
         before = values if recent is None or (untouched and self._after is None) else recent
         huge = any(v == math.inf for v in values)
         if before != values or huge:
-            return self._outside(before, values, exact=self._after is not None)
+            return self._outside(before, values, exact=self._after is not None, first=recent is None)
         self._weights = values
         return None
 
@@ -255,11 +267,12 @@ class Health:
     def _weights_among(self, positions: list[int]) -> bool:
         return not positions or positions[0] < len(self.layout.params)
 
-    def _outside(self, before: list[float], now: list[float], *, exact: bool) -> Verdict | None:
+    def _outside(self, before: list[float], now: list[float], *, exact: bool, first: bool) -> Verdict | None:
         """Weights that are not what the last step left.
 
         Clamping them, loading them, making a head anew are habits of some and only counted; weights that became many
-        times what they were are a fault. ``exact``: ``before`` is of the last step, not of one up to `every` ago.
+        times what they were are a fault. ``exact``: ``before`` is of the last step, not of one up to `every` ago;
+        ``first``: they were not measured since the last load.
         """
         layout = self.layout
         names = [n for n, a, b in zip(layout.names, before, now, strict=True) if a != b or b == math.inf]
@@ -269,6 +282,12 @@ class Health:
         old, new = layout.totals(before), layout.totals(now)
         self.changed_outside.append({"parameters": names, "before": old, "now": new})
         del self.changed_outside[:-20]
+        huge = [n for n, v in zip(layout.names, now, strict=True) if v == math.inf]
+        if huge and first:
+            # Never measured before: they came so, in a file or from a constructor.
+            where = layout.components[layout.component[layout.names.index(huge[0])]]
+            text = f"weights are finite but enormous: {listed(huge, 3)}"
+            return Verdict("param_nonfinite", text, {"parameters": huge, "component": where, "enormous": True})
         # Said once: a loop that goes on regardless is not refused for ever.
         self._weights, self._after = now, now
         self._witness.note([*layout.params, *self._held.states()[0]])

@@ -79,7 +79,8 @@ class Undo:
         kind = type(optimizer).__name__
         if bad:
             names = [layout.names[i] for i in bad]
-            measured = {"parameters": names, "component": layout.components[layout.component[bad[0]]]}
+            component = layout.components[layout.component[bad[0]]]
+            measured = {"parameters": names, "component": component, "by_update": kind}
             text = f"{kind} made weights non-finite from finite gradients: {', '.join(names[:3])}; the step is undone"
             return Verdict("param_nonfinite", text, measured)
         tensors, names = [], []
@@ -92,19 +93,19 @@ class Undo:
         wrong = [names[i] for i in nonfinite_at(norms(tensors)) if not all_finite(tensors[i])]
         if wrong:
             text = f"{kind} made its own state non-finite: {', '.join(wrong[:3])}; the step is undone"
-            return Verdict("optimizer_nonfinite", text, {"optimizer_state": wrong})
+            return Verdict("optimizer_nonfinite", text, {"optimizer_state": wrong, "by_update": kind})
         return self.leap()
 
     def leap(self) -> Verdict | None:
         """An optimizer whose rates nobody knows has no bound beforehand, so what it did is measured."""
-        layout = self.parts.layout
+        layout, kind = self.parts.layout, type(self.parts.optimizer).__name__
         moved = layout.totals(norms([p.detach() - kept for p, kept in zip(layout.params, self._weights, strict=True)]))
         sizes = layout.totals(norms(self._weights))
         for name, far, size, count in zip(layout.components, moved, sizes, layout.sizes, strict=True):
             ratio = far / max(size, SMALLEST_RMS * math.sqrt(count))
             if ratio > LEAP:
                 text = f"the update of {name} was {ratio:.3g} times its weights; the step is undone"
-                return Verdict("diverged", text, {"update_ratio": {name: ratio}, "component": name})
+                return Verdict("diverged", text, {"update_ratio": {name: ratio}, "component": name, "by_update": kind})
         return None
 
     def put_back(self) -> None:

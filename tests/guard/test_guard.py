@@ -335,6 +335,37 @@ def test_bad_momentum_lr_and_weights_are_seen_before_the_step(value: float) -> N
         assert digest(model, optimizer) == before
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("lr", -0.1), ("weight_decay", -60.0), ("betas", (0.9, 1.0)), ("eps", -1.0)]
+)
+def test_settings_that_torch_refuses_at_construction_are_refused_later_too(key: str, value: Any) -> None:
+    model = mlp()
+    guard = Guard(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
+    guard.step(loss_of(model), data(0))
+    guard.optimizer.param_groups[0][key] = value
+    before = digest(model, guard.optimizer)
+    assert guard.step(loss_of(model), data(1)).symptom == "optimizer_nonfinite"
+    assert key in guard.alarm.message
+    assert digest(model, guard.optimizer) == before
+
+
+def test_enormous_weights_of_a_file_are_not_called_changed_between_steps() -> None:
+    model = mlp()
+    with torch.no_grad():
+        model[0].weight[0, 0] = 3e36
+    guard = Guard(model, sgd(model))
+    assert guard.inspect() is not None
+    for i in range(2):
+        assert guard.step(loss_of(model), data(i)).symptom == "param_nonfinite"
+        assert "changed_outside" not in guard.alarm.measured
+
+
+def test_the_rate_of_adafactor_is_a_share_of_the_weights() -> None:
+    model = mlp()
+    guard = Guard(model, torch.optim.Adafactor(model.parameters(), lr=3000.0), max_grad_norm=0)
+    assert guard.step(loss_of(model), data(0)).applied
+
+
 def test_zeroed_second_moments_are_seen() -> None:
     torch.manual_seed(0)
     model = mlp()
