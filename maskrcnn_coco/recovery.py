@@ -14,7 +14,7 @@ from typing import Any
 from maskrcnn_coco.records import PROVED, Action, Finding, Incident
 
 DATA = ("DATA_BOX", "DATA_LABEL", "DATA_PIXEL", "DATA_MASK")
-MIN_FACTOR, MAX_FACTOR = 0.01, 0.5
+MIN_FACTOR, MAX_FACTOR = 1e-4, 0.5
 AGAIN = 0.7
 """Each further incident of the same component lowers its rate by this much more."""
 HOLD_STEPS, HOLD_LEAST, HOLD_SHARE = 100, 16, 30
@@ -75,7 +75,7 @@ def decide(findings: Sequence[Finding], history: History, budgets: Budgets | Non
         return _quarantine(top, history, budgets)
     match top.cause:
         case "LR_TOO_HIGH":
-            return _lower(top, history)
+            return _by_plan(top, history, budgets) if top.detail.get("foreign_rates") else _lower(top, history)
         case "POISONED_STATE" | "NORM_STATE":
             return _restore(top, history, budgets)
         case "FP16_OVERFLOW" if top.confidence >= PROVED:
@@ -193,6 +193,15 @@ def _lower(top: Finding, history: History) -> Action:
         )
     detail |= {"factor": factor, "to_step": to_step}
     return Action("lower_lr", detail)
+
+
+def _by_plan(top: Finding, history: History, budgets: Budgets) -> Action:
+    """Rates that were not the plan's made it diverge: back, and on by the plan, which nothing speaks against."""
+    recent = [i for i in history.incidents if i.step >= history.step - budgets.skip_window]
+    again = [i for i in recent if i.detail.get("foreign_rates")]
+    if len(again) >= budgets.max_retries:
+        return Action("stop", {"why": f"somebody sets learning rates that are not the plan's: {top.fix}"})
+    return Action("rollback", {"to_step": history.step if top.onset_step is None else top.onset_step})
 
 
 def _restore(top: Finding, history: History, budgets: Budgets) -> Action:

@@ -46,6 +46,15 @@ def test_one_component_is_lowered_and_the_run_goes_back_before_the_onset():
     assert action.detail == {"component": "box_head", "components": ["box_head"], "factor": 0.3, "to_step": 30}
 
 
+def test_rates_that_are_not_the_plans_are_put_back_and_not_lowered_and_a_third_time_stops():
+    found = finding("LR_TOO_HIGH", onset_step=30, detail={**LR.detail, "foreign_rates": {"box_head": [31, 0.01, 20.0]}})
+    assert decide([found], History(step=41)) == Action("rollback", {"to_step": 30})
+    past = [incident(n, 35 + n, "LR_TOO_HIGH", Action("rollback", {"to_step": 30}), lost=5) for n in range(2)]
+    for i in past:
+        i.detail["foreign_rates"] = {"box_head": [31, 0.01, 20.0]}
+    assert decide([found], History(past, step=41)).kind == "stop"
+
+
 def test_a_second_time_lowers_more_and_goes_back_further():
     first = decide([LR], History(step=41, images=1000))
     history = History([incident(1, 41, "LR_TOO_HIGH", first, lost=11)], step=60, images=1000)

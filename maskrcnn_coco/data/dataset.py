@@ -386,9 +386,13 @@ def _checked_item(item: Any, index: int) -> tuple[Tensor, Target]:
     if isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], Tensor) and isinstance(item[1], dict):
         return item[0], dict(item[1])
     parts = [type(i).__name__ for i in item] if isinstance(item, (tuple, list)) else type(item).__name__
-    raise DataError(
+    error = DataError(
         f"the data set yields something else at item {index}",
         got=str(parts),
         expected="(image float32 tensor (3, H, W) in 0..1, target dict)",
         fix="return what torchvision's detection models take",
     )
+    # Some part of it may say which image it is all the same.
+    targets = [p for p in (item if isinstance(item, (tuple, list)) else [item]) if isinstance(p, dict)]
+    number = image_id(targets[0], -1) if targets else -1
+    raise error if number < 0 else SampleError(error, SampleKey(0, index, number))

@@ -12,11 +12,12 @@ from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis import scan_state
 from maskrcnn_coco.diagnosis.backend_experiments import BackendExperiments
 from maskrcnn_coco.diagnosis.facts import NO_HISTORY_LOSS, Facts, Location, onset_of, reference_of
-from maskrcnn_coco.diagnosis.lr_experiments import LrExperiments
+from maskrcnn_coco.diagnosis.from_records import foreign_rates, ratios, record_of
+from maskrcnn_coco.diagnosis.lr_experiments import WALK, LrExperiments
 from maskrcnn_coco.diagnosis.scan_batch import num_classes, repair, reported, scan_anchors, scan_images, scan_targets
 from maskrcnn_coco.diagnosis.scan_forms import scan_forms
 from maskrcnn_coco.diagnosis.search import smallest_culprits
-from maskrcnn_coco.records import Evidence, StepRecord
+from maskrcnn_coco.records import Evidence
 from maskrcnn_coco.replay.case import Case, dict_of
 from maskrcnn_coco.replay.optimizer import optimizer_names
 from maskrcnn_coco.replay.replay import Replay, ReplayImpossible
@@ -84,6 +85,15 @@ class Experiments:
         f, case = self.facts, self.case
         meant = set(case.settings.get("by_design") or ())  # buffers of -inf or NaN that were so from the start
         f.state = [s for s in scan_state.scan_state(case.now, model, names, component_of) if s.name not in meant]
+        if f.earlier_steps:
+            # What became so between two steps is a question for replays: TRANSIENT, if one weight alone did.
+            f.state = [s for s in f.state if not s.enormous]
+        if f.measured.get("by_update"):
+            f.state += scan_state.lost_eps(case.now)
+        if f.measured.get("between"):
+            # Sound after the last step and not before this one: the names are the guard's.
+            known = {s.name for s in f.state}
+            f.state += scan_state.overwritten(f.measured.get("buffers") or [], known, case.now, self.lr.healthy)
         if any(s.where == "norm" for s in f.state) and self.lr.healthy is not None:
             before = scan_state.scan_state(self.lr.healthy, model, names, component_of)
             f.norms_before = {s.name for s in before if s.where == "norm"}
@@ -139,6 +149,7 @@ class Experiments:
         if failing is not None:
             f.recorded_loss, f.recorded_norm, f.loss_scale = failing.loss, failing.grad_norm, failing.loss_scale
             f.lr = dict(failing.lr)
+        f.foreign_rates = foreign_rates(case, [*before[-WALK:], *([failing] if failing else [])])
         f.below_zero = {k for r in before if r.applied for k, v in r.losses.items() if v < -1e-3}
         first = case.history[0] if case.history else None
         f.began_wild = first is not None and first.step == 0 and abs(first.loss) > NO_HISTORY_LOSS
@@ -153,6 +164,7 @@ class Experiments:
         can: set[str] = set()
         if not case.batches:
             return can
+        can |= {"update"} if f.measured.get("by_update") else set()
         can |= {"same", "again", "without", "repaired", "locate", "bisect", "annotations"}
         if case.rig.precision != "fp32":
             can |= {"fp32", "module_fp32"} | ({"rescaled"} if case.rig.precision == "fp16" else set())
@@ -164,6 +176,7 @@ class Experiments:
             can.add("earlier")
             if self.lr.walkable():
                 can |= {"retrace", "lr"}
+        can |= {"lr"} if f.leap else set()
         can.add("reference")
         if self.lr.after_load():
             can.add("file")
@@ -195,6 +208,10 @@ class Experiments:
 
     def _again(self) -> None:
         self.facts.outcomes["again"] = self.replay.run("the same once more", digest=True)
+
+    def _update(self) -> None:
+        f = self.facts
+        f.outcomes["update"] = self.replay.update("same batch, same weights, and the optimizer's update", f.lr)
 
     def _peek(self) -> None:
         """Whether other batches have the same data fault. One that has not shows that it is not the data set."""
@@ -349,26 +366,6 @@ class Experiments:
             if positions:
                 kept.append(batch.subset(positions))
         return kept
-
-
-RATIOS = 20
-"""Most measured steps that go into a mean update-to-weight ratio."""
-
-
-def ratios(before: list[StepRecord], onset: int) -> dict[str, float]:
-    """Update-to-weight ratio per component: geometric mean over the steps measured before the onset, else over all.
-
-    The last one alone misleads: once one component runs wild, the others move too.
-    """
-    measured = [r for r in before if r.update_ratio]
-    early = [r for r in measured if r.step < onset] or measured
-    names = early[-1].update_ratio if early else {}
-    logs = {c: [math.log(max(r.update_ratio.get(c, 0.0), 1e-12)) for r in early[-RATIOS:]] for c in names}
-    return {c: math.exp(sum(v) / len(v)) for c, v in logs.items()}
-
-
-def record_of(case: Case, step: int) -> StepRecord | None:
-    return next((r for r in reversed(case.history) if r.step == step), None)
 
 
 def _sample(key: Any) -> Any:

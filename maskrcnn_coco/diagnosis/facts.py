@@ -35,6 +35,8 @@ class StateFault:
     component: str | None = None
     module: str | None = None
     certain: bool = True
+    enormous: bool = False
+    """Finite, and larger than any weight becomes in training."""
 
 
 @dataclass
@@ -117,7 +119,7 @@ class Drift:
 @dataclass
 class Redefined:
     """A loss whose formula changed under way: replayed on the very weights and batch of a recorded step, one term is
-    another, and the others are what they were."""
+    another, and the others are what they were. A ratio of infinity: the recorded step did not have that term."""
 
     term: str
     ratio: float
@@ -178,6 +180,8 @@ class Facts:
     growing: bool = False
     update_ratio: dict[str, float] = field(default_factory=dict)
     lr: dict[str, float] = field(default_factory=dict)
+    foreign_rates: dict[str, list[float]] = field(default_factory=dict)
+    """Component → [step, rate of the plan, rate that the optimizer had], where somebody set a much higher one."""
     recorded_loss: float | None = None
     recorded_norm: float | None = None
     norm_ratio: float | None = None
@@ -272,6 +276,11 @@ class Facts:
         if last is not None and math.isfinite(last) and not far_apart(last, walk.loss):
             return False  # it leads where the run went: slowly, perhaps, but there
         return not self.reference.count or all(abs(v) <= self.limits()[0] for _, v, _ in walk.path)
+
+    @property
+    def leap(self) -> bool:
+        """The guard refused the update itself, by its size, although loss and gradients were sound."""
+        return "update_bound" in self.measured
 
     def raises_everywhere(self) -> bool:
         """The step raises an error on other batches too, and on older weights: the code is wrong, or the whole set."""

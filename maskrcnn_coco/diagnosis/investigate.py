@@ -138,6 +138,9 @@ def _state_proved(f: Facts) -> bool:
 
 def _not_repeated(f: Facts) -> Iterator[str]:
     """The replay is normal: look at what differs from the run."""
+    yield "update"
+    if f.bad("update"):
+        return
     yield "live"
     if f.symptom == "scale_collapse" or any(s.where == "scaler" for s in f.state):
         yield "rescaled"

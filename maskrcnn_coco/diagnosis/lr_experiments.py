@@ -6,14 +6,14 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from itertools import cycle, islice, pairwise
+from itertools import cycle, islice
 
-from torch import Tensor, nn
+from torch import nn
 
 from maskrcnn_coco.components import component_of
-from maskrcnn_coco.diagnosis.facts import NO_HISTORY_LOSS, Drift, Facts, LrTrial, LrVerdict, OlderFile, Redefined
-from maskrcnn_coco.diagnosis.search import FACTORS, lr_search
-from maskrcnn_coco.records import StepRecord
+from maskrcnn_coco.diagnosis.comparisons import differences, drift, first_change, first_seen, out_of_proportion
+from maskrcnn_coco.diagnosis.facts import NO_HISTORY_LOSS, Facts, LrTrial, LrVerdict, OlderFile, Redefined
+from maskrcnn_coco.diagnosis.search import lr_search
 from maskrcnn_coco.replay.case import Case, dict_of
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.replay import Replay, ReplayImpossible
@@ -32,14 +32,14 @@ LAP = 8
 """Steps that a repaired walk is taken past the failing one."""
 LOWER, BETTER = 1 / 3, 0.95
 """A rate that holds gives way to one lower by this much where the losses past the failing step come down so far."""
+FURTHER = 0.01
+"""What the component that moved most is lowered by before one that hardly moved is named."""
 LEAST = 0.01
 """No rate is tried much below this share of itself."""
 EXACT, CHANGED = 0.01, 3.0
 """A replayed loss this close to the recorded one is the same; one so many times another is another formula."""
 AFTER_LOAD, MARGIN, FILES = 25, 6, 2
 """Steps after a load within which the file itself is in doubt; steps more that an older file must stand; most files."""
-PROPORTION = 30.0
-"""Norms of one tensor in two files of a run, some steps apart, never differ by so much."""
 LR_GAP = 15.0
 """The same for learning rates; heads at ten times the backbone's rate are usual."""
 
@@ -94,6 +94,10 @@ class LrExperiments:
         ratios = {k: now[k] / then[k] for k in now if then.get(k) and math.isfinite(then[k])}
         off = {k: v for k, v in ratios.items() if not abs(v - 1) <= EXACT}
         f.faithful = bool(ratios) and not off
+        total = sum(abs(v) for v in then.values() if math.isfinite(v))
+        new = [k for k, v in now.items() if k not in then and not abs(v) <= CHANGED * total]
+        if new and f.faithful:
+            f.redefined = Redefined(new[0], math.inf, first_seen(self.case.history, new[0], f.step))
         if len(off) == 1 and len(ratios) > 1:
             (term, ratio), *_ = off.items()
             if math.isfinite(ratio) and not 1 / CHANGED < abs(ratio) < CHANGED:
@@ -117,7 +121,9 @@ class LrExperiments:
             outcome = self.replay.walk(test, state, instead=entries)
             loaded = next((s for s in case.earlier if s.step == case.loaded_step), case.now)
             differing = out_of_proportion(loaded, state)
-            trains = bool(entries) and outcome.finite and not self._over_reference(outcome)
+            trains = (
+                bool(entries) and outcome.finite and not self._over_reference(outcome) and self._does_as_well(state)
+            )
             names = [n for n, _ in differing]
             modules = {n.rpartition(".")[0] for n in names}
             owners = {component_of(n) for n in names}
@@ -127,7 +133,25 @@ class LrExperiments:
             if trains:
                 return
 
+    def _does_as_well(self, older: Snapshot) -> bool:
+        """Where only the first losses after the load are in doubt: the batch of the first, on the older weights."""
+        jump, case = self.facts.measured.get("after_load"), self.case
+        if jump is None or case.planned is None:
+            return True
+        first = case.planned(case.loaded_step or 0)
+        if first is None:
+            return False
+        test = f"batch of step {first.step}, weights of step {older.step}, learning rate 0"
+        batches = self.replay.batches_of(first)
+        outcome = self.replay.run(test, batches=batches, snapshot=older, step=first.step)
+        self.facts.outcomes["earlier"] = outcome
+        return outcome.finite and abs(outcome.loss) <= math.sqrt(jump[0] * jump[1])
+
     def _over_reference(self, outcome: Outcome) -> bool:
+        jump = self.facts.measured.get("after_load")
+        if jump:
+            # The loaded file trains, only far worse than before: the older one has to do as well as the run did.
+            return any(abs(v) > math.sqrt(jump[0] * jump[1]) for _, v, _ in outcome.path)
         loss, norm = self.facts.limits()
         if not self.facts.reference.count:
             return abs(outcome.loss) > NO_HISTORY_LOSS
@@ -136,6 +160,9 @@ class LrExperiments:
     def lr(self) -> None:
         """From the newest healthy state; from an older one too where the answer is none, or doubtful."""
         f = self.facts
+        if not self.walkable():
+            self._from_now()
+            return
         first = self._start()
         older = [s for s in self.walkable() if first and s.step <= first.step]
         if older and self._shrinks(older[0]):
@@ -155,6 +182,19 @@ class LrExperiments:
         if f.lr_verdict is not None and f.lr_verdict.sufficient:
             self._endure(f.lr_verdict, next(s for s in older if s.step == f.lr_verdict.from_step))
 
+    def _from_now(self) -> None:
+        """No older state: the refused step is applied on the copy, and its batch seen again, at lower and lower rates.
+
+        Only where the guard refused the very update; see `Facts.leap`.
+        """
+        f, case = self.facts, self.case
+        keys = [list(b.keys) for b in case.batches or []]
+        again = [TapeEntry(f.step + 1, f.epoch, keys, dict(f.lr), f.loss_scale, applied=False)]
+        self.replay.keep(f.step + 1, list(case.batches or []))
+        walk = self._walker(case.now, again)
+        if not walk((), 1.0)[0]:
+            f.lr_verdict = lr_search(walk, self._order(), f.step)
+
     def _shrinks(self, start: Snapshot) -> bool:
         """Whether weight decay alone is to blame: no component's rate has to be lowered without it."""
         f = self.facts
@@ -171,7 +211,7 @@ class LrExperiments:
 
     def _expected(self, start: Snapshot, order: Sequence[str], verdict: LrVerdict) -> LrVerdict:
         """The component that moved most, lowered further, before one that hardly moved is named."""
-        walk, factor = self._walker(start), FACTORS[-1]
+        walk, factor = self._walker(start), min(FURTHER, verdict.factor)
         for lowered, wanted in ((order[:1], True), (order[1:], False)):
             ok, outcome = walk(lowered, factor)
             verdict.trials.append(LrTrial(tuple(lowered), factor, ok, outcome))
@@ -330,59 +370,3 @@ class LrExperiments:
 def between(low: float, high: float, most: float) -> float:
     """``low`` times the square root of high / low, at most ``most`` times."""
     return low * min(most, math.sqrt(max(high / low, 1.0))) if low > 0 and math.isfinite(low) else math.inf
-
-
-def differences(model: nn.Module, now: Snapshot) -> list[tuple[float, str]]:
-    found = []
-    for name, parameter in model.named_parameters():
-        other = now.model.get(name.replace("_orig_mod.", ""))
-        if other is None:
-            continue
-        # On the CPU: not every device has float64.
-        here, there = parameter.detach().cpu().double(), other.detach().cpu().double()
-        size = max(float(there.norm()), float(here.norm()), 1e-12)
-        difference = float((here - there).norm()) / size
-        found.append((difference if difference == difference else math.inf, name))
-    return found
-
-
-def first_change(history: list[StepRecord], term: str, ratio: float, step: int) -> int:
-    """The recorded step from which ``term`` is larger by about ``ratio``; ``step`` where none shows it."""
-    values = [(r.step, abs(r.losses[term])) for r in history if term in r.losses and math.isfinite(r.losses[term])]
-    if ratio < 0 or len(values) < 2:
-        return step
-    big = math.sqrt(ratio)
-    for (_, a), (at, b) in pairwise(values):
-        if a > 0 and ((b > big * a) if ratio > 1 else (b < big * a)):
-            return at
-    return step
-
-
-def out_of_proportion(loaded: Snapshot, older: Snapshot) -> list[tuple[str, float]]:
-    """Tensors of two states of one run whose norms no training of some steps takes so far apart, worst first."""
-    found = []
-    for name, tensor in _named_floats(loaded).items():
-        other = _named_floats(older).get(name)
-        if other is None or other.shape != tensor.shape:
-            continue
-        here, there = float(tensor.detach().double().norm()), float(other.detach().double().norm())
-        if max(here, there) > 1e-6 and not 1 / PROPORTION < here / max(there, 1e-30) < PROPORTION:
-            found.append((name, here / max(there, 1e-30)))
-    return sorted(found, key=lambda f: -abs(math.log(max(f[1], 1e-30))))
-
-
-def _named_floats(state: Snapshot) -> dict[str, Tensor]:
-    return {n: t for n, t in state.model.items() if t.is_floating_point() and t.numel()}
-
-
-def drift(differing: list[tuple[float, str]], from_step: int) -> Drift | None:
-    """The one tensor that is off, where nearly all others are as they should be."""
-    if not differing:
-        return None
-    ordered = sorted(differing, reverse=True)
-    worst, name = ordered[0]
-    median = ordered[len(ordered) // 2][0]
-    # Non-determinism moves every tensor a little; a changed weight moves one, by far.
-    if worst < 1e-2 or median > 1e-3 or (len(ordered) > 8 and ordered[len(ordered) // 8][0] > worst / 10):
-        return None
-    return Drift(name, component_of(name), name.rpartition(".")[0] or None, worst, from_step)

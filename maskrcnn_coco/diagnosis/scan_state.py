@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis.facts import StateFault
 from maskrcnn_coco.replay.snapshot import Snapshot
 from maskrcnn_coco.replay.state import nonfinite_names
 
 MIN_SCALE = 2.0**-10
 """A loss scale below this loses gradients to underflow and has no way back but time."""
+MAX_SCALE = 2.0**64
+"""No search for a scale gets here: it doubles once in 2000 steps."""
+ENORMOUS = 1e18
+"""Squares of weights beyond this are beyond float32."""
+SMALLEST_EPS = 1e-30
+"""Below it an eps is lost beside a square's root in single precision."""
+SETTINGS = ("lr", "momentum", "weight_decay", "eps")
 
 
 def scan_state(snapshot: Snapshot, model: nn.Module, names: list[str], owner: Callable[[str], str]) -> list[StateFault]:
@@ -32,17 +41,27 @@ def scan_state(snapshot: Snapshot, model: nn.Module, names: list[str], owner: Ca
         bad = int((~torch.isfinite(snapshot.model[name])).sum())
         where = "parameter" if name in parameters else "norm" if name in norms or name in frozen else "buffer"
         faults.append(_fault(where, name, f"{bad} of {snapshot.model[name].numel()} values non-finite", owner))
+    faults += _enormous(snapshot, parameters, owner)
     faults += _zeroed(snapshot, parameters, owner)
     faults += _norm_faults(snapshot, model, owner)
     faults += _optimizer_faults(snapshot, names, owner)
     scale = (snapshot.scaler or {}).get("scale")
-    if scale is not None and not (math.isfinite(scale) and scale >= MIN_SCALE):
-        faults.append(StateFault("scaler", "scale", f"loss scale {scale:.3g}", certain=not math.isfinite(scale)))
+    if scale is not None and not MIN_SCALE <= scale <= MAX_SCALE:
+        certain = not math.isfinite(scale) or scale > MAX_SCALE
+        faults.append(StateFault("scaler", "scale", f"loss scale {scale:.3g}", certain=certain))
     return faults
 
 
 def _fault(where: str, name: str, what: str, owner: Callable[[str], str], certain: bool = True) -> StateFault:
     return StateFault(where, name, what, owner(name), name.rpartition(".")[0] or None, certain)
+
+
+def _enormous(snapshot: Snapshot, parameters: set[str], owner: Callable[[str], str]) -> list[StateFault]:
+    floats = [(n, t) for n in parameters if (t := snapshot.model.get(n)) is not None and t.is_floating_point()]
+    largest = [(n, float(t.abs().max())) for n, t in floats if t.numel()]
+    what = "finite but enormous, up to {:.3g}: no weight gets there in training"
+    found = [_fault("parameter", n, what.format(v), owner) for n, v in sorted(largest) if ENORMOUS < v < math.inf]
+    return [dataclasses.replace(f, enormous=True) for f in found]
 
 
 def _zeroed(snapshot: Snapshot, parameters: set[str], owner: Callable[[str], str]) -> list[StateFault]:
@@ -63,6 +82,10 @@ def _norm_faults(snapshot: Snapshot, model: nn.Module, owner: Callable[[str], st
     faults = []
     frozen = identity = 0
     for name, module in model.named_modules():
+        given = getattr(module, "eps", None)
+        if "Norm" in type(module).__name__ and isinstance(given, (int, float)) and not given >= 0:
+            faults.append(_fault("norm", f"{name}.eps", f"eps is {given:g}: the root of a number below zero", owner))
+            continue
         variance = snapshot.model.get(f"{name}.running_var")
         if variance is None or not bool(torch.isfinite(variance).all()):
             continue
@@ -94,12 +117,17 @@ def _optimizer_faults(snapshot: Snapshot, names: list[str], owner: Callable[[str
                 faults.append(_fault("optimizer", name, f"{key} is non-finite", owner))
         faults += _vanished(entry, name, owner)
     for group in snapshot.optimizer.get("param_groups", []):
-        for key in ("lr", "momentum", "weight_decay", "eps"):
+        component = group.get("component")
+        for key in SETTINGS:
             value = group.get(key)
             value = float(value) if isinstance(value, (int, float, Tensor)) else 0.0
             if not math.isfinite(value) or value < 0:
-                component = group.get("component")
                 faults.append(StateFault("lr", f"{key} of {component}", f"{key} is {value}", component))
+        betas = [float(b) for b in group.get("betas") or ()]
+        if not all(0 <= b < 1 for b in betas):
+            faults.append(
+                StateFault("lr", f"betas of {component}", f"betas are {betas}, expected 0 to below 1", component)
+            )
     return faults
 
 
@@ -113,3 +141,29 @@ def _vanished(entry: dict[str, Any], name: str, owner: Callable[[str], str]) -> 
         return []
     what = f"exp_avg_sq is 0 under a non-zero exp_avg in {gone} of {first.numel()} places"
     return [_fault("optimizer", name, what, owner)]
+
+
+def lost_eps(snapshot: Snapshot) -> list[StateFault]:
+    """Groups whose eps is 0, or so small that it is lost: a weight that never had a gradient is then 0 / 0.
+
+    By itself no fault; where an update of finite numbers was not finite, it says why.
+    """
+    groups = [(g.get("component"), g.get("eps")) for g in snapshot.optimizer.get("param_groups", [])]
+    lost = {c: float(e) for c, e in groups if isinstance(e, (int, float)) and 0 <= e < SMALLEST_EPS}
+    why = "eps is {:g}: where the squares are 0 as well, the update is 0 / 0"
+    return [StateFault("lr", f"eps of {c}", why.format(e), c) for c, e in lost.items()]
+
+
+def overwritten(names: Sequence[str], known: set[str], now: Snapshot, before: Snapshot | None) -> list[StateFault]:
+    """Buffers that leapt between two steps, where no forward pass was."""
+    found = []
+    for name in names:
+        buffer, old = now.model.get(name), None if before is None else before.model.get(name)
+        if name in known or buffer is None:
+            continue
+        size = float(buffer.double().norm())
+        was = "" if old is None else f", it was {float(old.double().norm()):.3g}"
+        where = "norm" if name.endswith(("running_mean", "running_var")) else "buffer"
+        what = f"its norm is {size:.3g}{was}, and no step has changed it"
+        found.append(StateFault(where, name, what, component_of(name), name.rpartition(".")[0] or None))
+    return found

@@ -9,8 +9,8 @@ from maskrcnn_coco.replay.outcome import Outcome
 
 Walk = Callable[[Sequence[str], float], tuple[bool, Outcome]]
 """(components to lower, factor) → (stays bounded, what came out)."""
-FACTORS = (0.1, 0.01)
-"""A rate far above the limit needs the second."""
+FACTORS = (0.1, 0.01, 1e-3, 1e-4)
+"""A rate far above the limit needs a later one: what was meant for another optimizer, or a decimal point too far."""
 
 
 def smallest_culprits(items: Sequence[int], bad: Callable[[Sequence[int], str], bool], *, most: int = 3) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import optimizer_for
 from maskrcnn_coco.replay.case import Rig
 from maskrcnn_coco.replay.isolation import own
+from maskrcnn_coco.replay.private_copy import moved_copy
 from maskrcnn_coco.system.backends import compiled_modules, run_eagerly
 
 
@@ -85,7 +85,13 @@ def make_rig(
 
 def reference_of(model: Any) -> nn.Module:
     """A private copy of ``model`` (a module, or what builds one) as plain eager code in float32 on the CPU."""
-    built = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
-    built = getattr(built, "_orig_mod", built)
-    run_eagerly(built, compiled_modules(built))
-    return own(built).float().cpu()
+
+    def moved(built: nn.Module) -> nn.Module:
+        run_eagerly(built, compiled_modules(built))
+        return own(built).float().cpu()
+
+    if not isinstance(model, nn.Module):
+        built = model()
+        return moved(getattr(built, "_orig_mod", built))
+    # With its hooks: what they do to gradients is not the device's doing.
+    return moved_copy(getattr(model, "_orig_mod", model), moved)

@@ -30,8 +30,21 @@ class PrivateCopy:
 
 def private_copy(source: nn.Module) -> PrivateCopy:
     """A deep copy of ``source`` with its hooks; see the module's text."""
-    memo: dict[int, Any] = {}
-    made = PrivateCopy(copy.deepcopy(source, memo))
+    made = PrivateCopy(copy.deepcopy(source))
+    _take_hooks(source, made)
+    return made
+
+
+def moved_copy(source: nn.Module, move: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """The same, through ``move``, which may exchange parameters (another device or dtype) and lose their hooks."""
+    made = PrivateCopy(move(copy.deepcopy(source)))
+    for parameter in made.model.parameters():
+        parameter._backward_hooks = None
+    _take_hooks(source, made)
+    return made.model
+
+
+def _take_hooks(source: nn.Module, made: PrivateCopy) -> None:
     # The memo also keeps temporaries alive; what matters are the parts of the model itself.
     twins: dict[int, Any] = {}
     for kind in (nn.Module.named_modules, nn.Module.named_parameters, nn.Module.named_buffers):
@@ -41,7 +54,6 @@ def private_copy(source: nn.Module) -> PrivateCopy:
         _own_functions(module, twins)
     for name, parameter in source.named_parameters():
         _hooks_of_parameter(name, parameter, twins, made.missing)
-    return made
 
 
 def _own_functions(module: nn.Module, twins: dict[int, Any]) -> None:

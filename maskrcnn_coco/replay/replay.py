@@ -26,10 +26,12 @@ from maskrcnn_coco.replay.optimizer import lower_weight_decay
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.private_copy import PrivateCopy, private_copy
 from maskrcnn_coco.replay.snapshot import Snapshot, restore
+from maskrcnn_coco.replay.state import nonfinite_names, state_tensors
 from maskrcnn_coco.replay.tape import TapeEntry
 from maskrcnn_coco.system.backends import own_kernels
 from maskrcnn_coco.system.memory import ran_out
 
+STATISTICS = ("running_mean", "running_var")
 CALMER = 16.0
 """A loss scale at which only the gradients overflow is divided by this, down to 1."""
 
@@ -87,13 +89,17 @@ class Replay:
 
     def batches_of(self, entry: TapeEntry) -> list[Any]:
         """The micro-batches of a recorded step, made again from their keys and kept."""
-        assert self.rig.make_batch is not None
         if entry.step not in self._made:
+            assert self.rig.make_batch is not None
             try:
                 self._made[entry.step] = [self.rig.make_batch(list(keys)) for keys in entry.keys]
             except Exception as e:  # a file that is gone, a data set that fails
                 raise ReplayImpossible(f"the batch of step {entry.step} cannot be made again: {e}") from e
         return self._made[entry.step]
+
+    def keep(self, step: int, batches: list[Any]) -> None:
+        """Use these batches for planned step ``step``, instead of making them."""
+        self._made[step] = batches
 
     def run(
         self,
@@ -191,6 +197,24 @@ class Replay:
         outcome.path, outcome.terms, outcome.steps = path, terms, float(len(path))
         return outcome
 
+    def update(self, test: str, lr: dict[str, float]) -> Outcome:
+        """The failing step with its update, on the copy: weights and optimizer state that are not finite are named."""
+        with self.away(1.0):
+            model, optimizer = self.model, self.optimizer
+            model.train()
+            restore(self.case.now, model, optimizer, rng=False)
+            batches = list(self.case.batches or [])
+            outcome = self._measure(model, test, batches, self.case.alarm.step, None, self._scale(None, None))
+            if outcome.finite and not outcome.error:
+                self._update(outcome, lr, {})
+                outcome.bad_grads = nonfinite_names(state_tensors(model))
+                states = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
+                sound = all(bool(v.isfinite().all()) for v in states if v.is_floating_point())
+                outcome.finite = not outcome.bad_grads and sound
+            model.zero_grad(set_to_none=True)
+        outcome.steps = 1.0
+        return outcome
+
     def entries(self, from_step: int) -> list[TapeEntry]:
         """Applied steps of the tape from ``from_step`` up to, not with, the failing one; the last take of each."""
         latest = {e.step: e for e in self.case.tape if from_step <= e.step < self.case.alarm.step}
@@ -286,6 +310,8 @@ class Replay:
         now, was = norms([b for _, b, _ in known]), norms([k for _, _, k in known])
         bad = []
         for (name, buffer, _), size, old in zip(known, now, was, strict=True):
+            if buffer.numel() == 1 and not name.endswith(STATISTICS):
+                continue  # a counter; `Buffers.wrong` has the same rule
             least = 1e-3 * math.sqrt(buffer.numel())
             # What is not finite before the step either (a causal mask of -inf) was not thrown by it.
             if math.isfinite(old) and not size <= LEAP * max(old, least):

@@ -15,6 +15,7 @@ from maskrcnn_coco.records import Result, StepRecord
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.training import finish, late_alarms, response
+from maskrcnn_coco.training.after_load import jump_after_load
 from maskrcnn_coco.training.agreement import EVERY, require_same_weights
 from maskrcnn_coco.training.epoch_end import end_epoch
 from maskrcnn_coco.training.progress import Progress
@@ -156,6 +157,12 @@ def train_step(session: Session, batches: list[Any]) -> bool:
     session.progress.step = step + 1
     if session.ema is not None and record.applied:
         session.ema.update(session.model)
+    doubt = jump_after_load(session)
+    if doubt is not None:
+        found = response.if_poisoned(session, doubt, batches)
+        if found is not None:
+            session.progress.step = found
+            return True
     response.maybe_raise_lr(session)
     warn_early(session.history, session.warned, session.console)
     return False

@@ -12,7 +12,7 @@ from maskrcnn_coco import recovery
 from maskrcnn_coco.diagnosis.investigate import investigate
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import GuardStop, MaskRCNNError
-from maskrcnn_coco.records import Action, Alarm, Evidence, Finding, Incident, plain, record_from
+from maskrcnn_coco.records import PROVED, Action, Alarm, Evidence, Finding, Incident, plain, record_from
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.optimizer import lower_weight_decay
 from maskrcnn_coco.system.backends import run_eagerly, use_libraries
@@ -53,6 +53,29 @@ def respond(session: Session, alarm: Alarm, batches: list[Any]) -> int:
             session.progress.images_seen -= sum(len(batch.image_ids) for batch in batches)
             return alarm.step
     findings = shared_findings(session.ranks, findings, source)
+    return answer(session, alarm, case, findings)
+
+
+def if_poisoned(session: Session, alarm: Alarm, batches: list[Any]) -> int | None:
+    """Answer an alarm that is only a doubt about the loaded file: where no older file proves it, nothing is done.
+
+    Returns:
+        The planned step to go on with; None: it was not proved.
+    """
+    session.console.note(f"{alarm.message}; trying older files, away from the run")
+    try:
+        with breakable(alone=True):
+            case, findings = looked_into(session, alarm, batches)
+    except AtOnce:
+        return None
+    if findings[0].cause != "POISONED_STATE" or findings[0].confidence < PROVED:
+        session.console.note("no older file does better over these steps: the run goes on as it is")
+        return None
+    return answer(session, alarm, case, findings)
+
+
+def answer(session: Session, alarm: Alarm, case: Case | None, findings: list[Finding]) -> int:
+    """Decide, act, and write the incident of what was found; see `respond`."""
     action = choose(session, alarm, findings)
     incident = compose(session, alarm, findings, action)
     next_step = carry_out(session, alarm, incident)
@@ -122,6 +145,8 @@ def act(session: Session, alarm: Alarm, action: Action, incident: Incident) -> i
         case "quarantine":
             session.leave_out(detail.get("image_ids", []), detail.get("annotation_ids", []), incident.id)
             return go_back(session, detail["to_step"]) if "to_step" in detail else alarm.step
+        case "rollback" if incident.cause == "POISONED_STATE":
+            return reload(session, alarm)  # states kept since may hold what was found
         case "rollback":
             return go_back(session, detail["to_step"])
         case "lower_lr":

@@ -179,8 +179,12 @@ class Session:
         lr, ids = self.set_lr(step), [i for batch in batches for i in batch.image_ids]
         forward, epoch = self.forward.begin(step), self.epoch_of(step)
         record = self.guard.step(forward, batches, ids, step=step, epoch=epoch, micro_batches=True)
+        if not self.guard.late:
+            record.lr = self.guard.instruments.rates()  # as the step had them: a hook may have set others than the plan
         keys = [batch.keys for batch in batches]
-        self.tape.add(TapeEntry(step, record.epoch, keys, lr, record.loss_scale, record.applied, record))
+        self.tape.add(
+            TapeEntry(step, record.epoch, keys, {**lr, **record.lr}, record.loss_scale, record.applied, record)
+        )
         self.progress.count_batches(len(ids), *objects_in(batches), seconds=time.monotonic() - began)
         return record
 

@@ -14,6 +14,8 @@ How to fix it: `max(count, 1)`; mask the input of the op, not its output; add an
 
 from __future__ import annotations
 
+import math
+
 from maskrcnn_coco.diagnosis.facts import Facts, Redefined
 from maskrcnn_coco.diagnosis.rules.common import healthy, nonfinite
 from maskrcnn_coco.records import Culprit, Evidence, Finding
@@ -60,7 +62,10 @@ def judge(facts: Facts) -> Finding | None:
 
 
 def _redefined(facts: Facts, changed: Redefined) -> Finding:
-    what = f"{changed.ratio:.4g} times what was recorded then; every other loss is the same to the digit"
+    much = (
+        f"{changed.ratio:.4g} times what was recorded then" if changed.ratio < math.inf else "it had no such term then"
+    )
+    what = f"{much}; every other loss is the same to the digit"
     test = f"replay: a recorded step, its own weights and batch, {changed.term}"
     evidence = [Evidence(test, what, CODE), *facts.says(CODE, "same", "other", "retrace")]
     fix = f"look at what changes {changed.term} from step {changed.step} on"

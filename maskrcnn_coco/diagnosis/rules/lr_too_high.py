@@ -56,11 +56,21 @@ def judge(facts: Facts) -> Finding | None:
         "snapshots": facts.earlier_steps,
         "holds": verdict.holds is not None,
     }
+    foreign = {c: v for c, v in facts.foreign_rates.items() if c in detail["components"]}
+    evidence = [_foreign(c, *v) for c, v in foreign.items()] + evidence
+    fix = fix_of(facts, verdict)
+    if foreign:
+        # The plan was never tried: it is what the run goes back to.
+        detail["foreign_rates"] = foreign
+        fix = "look for what sets the learning rate between steps: optimizer.param_groups[...]['lr']"
     if verdict.weight_decay is not None:
         detail["weight_decay"] = verdict.weight_decay
-    return Finding(
-        CODE, _confidence(verdict, facts), culprit, evidence, verdict.from_step, fix_of(facts, verdict), detail
-    )
+    return Finding(CODE, _confidence(verdict, facts), culprit, evidence, verdict.from_step, fix, detail)
+
+
+def _foreign(component: str, step: float, planned: float, rate: float) -> Evidence:
+    test = f"record of step {step:.0f}: learning rate of {component}"
+    return Evidence(test, f"{rate:.3g}; the plan has {planned:.3g} there, somebody set another", CODE)
 
 
 def _rank(trial: LrTrial, verdict: LrVerdict) -> int:

@@ -43,6 +43,10 @@ def judge(facts: Facts) -> Finding | None:
         return None
     if facts.certain_state() or facts.lethal() or facts.bad("live"):
         return None
+    if facts.leap and not facts.not_repeated():
+        return None  # the update would be as large again
+    if facts.measured.get("by_update") and not facts.good("update"):
+        return None  # what failed is the update, and that was not shown to be sound the second time
     if facts.healthy_retrace() and not nonfinite(facts):
         return _retraced(facts)
     if not facts.good("same"):

@@ -27,6 +27,8 @@ def judge(facts: Facts) -> Finding | None:
     detail: dict[str, object] = {"replays": facts.replays}
     if facts.location is not None:
         culprit.module, culprit.component = facts.location.module, facts.location.component
+    elif facts.bad("update"):
+        culprit.component = facts.measured.get("component")
     if facts.guilty_images and facts.bad(healthy(facts)):
         culprit.image_ids, culprit.annotation_ids = facts.guilty_images, facts.guilty_annotations
         detail["proved_on_healthy_weights"] = True

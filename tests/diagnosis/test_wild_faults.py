@@ -1,0 +1,138 @@
+"""Faults that no recipe has: the optimizer's own arithmetic, settings that somebody changes, hooks, counters."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from tiny_faults import FC6, WithLosses, before
+from tiny_run import TinyRun, tiny_model
+from torch import nn
+
+from maskrcnn_coco.diagnosis.investigate import investigate
+from maskrcnn_coco.model.rig import reference_of
+from maskrcnn_coco.recovery import History, decide
+from maskrcnn_coco.replay.tape import TapeEntry
+
+ALL = ("backbone", "rpn", "box_head", "mask_head")
+
+
+def every_group(key: str, value: Any):
+    def change(run: TinyRun) -> None:
+        for group in run.optimizer.param_groups:
+            group[key] = value
+
+    return change
+
+
+def buffer_filled(name: str, value: float):
+    return lambda run: run.model.get_buffer(name).fill_(value)
+
+
+def grouped(eps: float) -> nn.Module:
+    model = tiny_model(norm=lambda channels: nn.GroupNorm(4, channels))
+    for m in model.modules():
+        if isinstance(m, nn.GroupNorm):
+            m.eps = eps
+    return model
+
+
+def new_term(run: TinyRun) -> None:
+    def hook(model: nn.Module, args: Any, output: Any) -> Any:
+        return {**output, "own": 1e8 * model.roi_heads.box_head.fc6.weight.square().mean()} if model.training else None
+
+    run.model.register_forward_hook(hook)
+
+
+def gradient_hook(run: TinyRun) -> None:
+    run.model.get_parameter(FC6).register_hook(lambda g: g * math.inf)
+
+
+WILD: dict[str, tuple[Any, str, float]] = {
+    "a rate a thousand times too high": (
+        lambda: TinyRun(lr=dict.fromkeys(ALL, 300.0), max_grad_norm=0),
+        "LR_TOO_HIGH",
+        0.9,
+    ),
+    "a term that was not there": (lambda: TinyRun(before_step=before(6, new_term)), "LOSS_MATH", 0.9),
+    "eps 0": (lambda: TinyRun(kind="adamw", before_step=before(0, every_group("eps", 0.0))), "POISONED_STATE", 0.9),
+    "betas of 1": (
+        lambda: TinyRun(kind="adamw", before_step=before(4, every_group("betas", (1.0, 1.0)))),
+        "POISONED_STATE",
+        0.9,
+    ),
+    "weight decay below zero": (
+        lambda: TinyRun(before_step=before(4, every_group("weight_decay", -60.0))),
+        "POISONED_STATE",
+        0.9,
+    ),
+    "a frozen norm's mean leaps": (
+        lambda: TinyRun(before_step=before(10, buffer_filled("backbone.body.layer2.1.running_mean", -1e9))),
+        "NORM_STATE",
+        0.9,
+    ),
+    "a group norm's eps below zero": (lambda: TinyRun(model=grouped(-1e3)), "NORM_STATE", 0.9),
+    "a scale beyond any search": (
+        lambda: TinyRun(precision="fp16", before_step=before(5, lambda run: run.scaler.update(1e38))),
+        "POISONED_STATE",
+        0.9,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WILD)
+def test_the_cause(name: str):
+    make, cause, confidence = WILD[name]
+    top = investigate(make().until_alarm(), budget_seconds=60)[0]
+    assert (top.cause, top.confidence >= confidence) == (cause, True), (top, top.evidence)
+    assert top.evidence and top.fix
+
+
+def test_a_hook_that_ruins_gradients_is_not_the_backends_doing():
+    """The reference on the CPU has the hook too; a plain copy had not, and 'proved' a wrong kernel."""
+    run = TinyRun(before_step=before(6, gradient_hook))
+    run.reference = lambda: reference_of(run.model)
+    top = investigate(run.until_alarm(), budget_seconds=60)[0]
+    assert top.cause in ("LOSS_MATH", "UNKNOWN")
+
+
+def test_the_reference_keeps_hooks_once_and_shares_nothing():
+    model, calls = tiny_model(), []
+    model.get_parameter(FC6).register_hook(lambda g: calls.append(1))
+    twin = reference_of(model)
+    twin.get_parameter(FC6).sum().backward()
+    assert calls == [1]
+    assert model.get_parameter(FC6).grad is None
+
+
+def test_rates_that_somebody_set_are_named_and_the_plan_is_kept():
+    run = TinyRun(max_grad_norm=0, before_step=lambda r, s: every_group("lr", 20.0)(r) if s >= 8 else None)
+    case = run.until_alarm()
+    case.planned = lambda step: TapeEntry(step, 0, [], run.rates(step), None, applied=False)
+    had = {e.step: e.record.lr for e in case.tape}
+    assert max(had[8].values()) == 20.0, "the record says what the optimizer had"
+    case.tape = [dataclasses.replace(e, lr={**e.lr, **e.record.lr}) for e in case.tape]
+    top = investigate(case, budget_seconds=60)[0]
+    assert top.cause == "LR_TOO_HIGH" and top.detail["foreign_rates"]
+    assert "somebody set another" in top.evidence[0].outcome
+    assert decide([top], History(step=case.alarm.step)).kind == "rollback"
+
+
+def test_one_term_more_is_no_new_formula_where_it_is_small():
+    run = TinyRun(model=WithLosses(lambda m, losses, targets: {**losses, "own": losses["loss_mask"] * 0.1}))
+    for step in range(6):
+        alarm, _ = run.step(step)
+        assert alarm is None
+
+
+@pytest.mark.parametrize("grown", [1e7, 1e12])
+def test_a_number_that_counts_is_no_broken_buffer(grown: float):
+    model = tiny_model()
+    model.register_buffer("seen", torch.zeros(()))
+    model.register_forward_hook(lambda m, a, o: m.seen.add_(grown) and None)
+    run = TinyRun(model=model)
+    assert [run.step(s)[0] for s in range(4)] == [None] * 4
+    assert float(run.model.seen) == pytest.approx(4 * grown, rel=1e-5)
