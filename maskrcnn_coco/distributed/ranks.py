@@ -64,6 +64,13 @@ class Ranks:
             MaskRCNNError: the other processes did not come.
         """
         world, rank, local_rank = _number("WORLD_SIZE", 1), _number("RANK", 0), _number("LOCAL_RANK", 0)
+        if not rank < world:
+            raise ConfigError(
+                "this process is none of the run's, as the environment has it",
+                got=f"RANK={rank}, WORLD_SIZE={world}",
+                expected="RANK from 0 to WORLD_SIZE - 1",
+                fix="start with torchrun, or unset RANK and WORLD_SIZE",
+            )
         where = _device(str(device), local_rank, world)
         ranks = cls(rank, world, local_rank, where, timeout)
         if world > 1 and not dist.is_initialized():
@@ -287,6 +294,11 @@ def _ends_at_a_signal() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def started_alone() -> bool:
+    """Whether no other process was started with this one, as the environment says: before `Ranks.start`."""
+    return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def _number(name: str, default: int) -> int:

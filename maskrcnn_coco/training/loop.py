@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from maskrcnn_coco.config.settings import Config, validate
+from maskrcnn_coco.distributed.ranks import started_alone
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.findings.parameters import train_but
 from maskrcnn_coco.guard.early_warning import early_warning
@@ -22,7 +23,7 @@ from maskrcnn_coco.training.progress import Progress
 from maskrcnn_coco.training.run_log import Observer
 from maskrcnn_coco.training.saving import save_is_due, save_last, save_now
 from maskrcnn_coco.training.session import Session
-from maskrcnn_coco.training.signals import AtOnce, Interrupts
+from maskrcnn_coco.training.signals import AtOnce, Interrupts, breakable
 from maskrcnn_coco.training.start import open_session
 from maskrcnn_coco.training.unreadable import readable
 
@@ -58,19 +59,22 @@ def train(
 
     Raises:
         ConfigError, DataError, CheckpointError: something is unusable; nothing has been overwritten.
+        KeyboardInterrupt: a signal came before the first step, or a second one later.
     """
     validate(config)
     with Interrupts() as interrupts:
-        session = open_session(
-            config,
-            model=model,
-            train_data=train_data,
-            val_data=val_data,
-            observers=observers,
-            json_mode=json_mode,
-            dry_run=dry_run,
-            quiet=quiet,
-        )
+        # To read, check and look at the data may take minutes, and there is nothing to be saved yet.
+        with breakable(alone=started_alone(), answer="stopping here, before the first step"):
+            session = open_session(
+                config,
+                model=model,
+                train_data=train_data,
+                val_data=val_data,
+                observers=observers,
+                json_mode=json_mode,
+                dry_run=dry_run,
+                quiet=quiet,
+            )
         session.max_steps = session.plan.steps_per_epoch if stop_after == "epoch" else stop_after
         with session:
             if dry_run:

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: the step in hand is finished, a checkpoint is saved, then the run ends with 130 or 143."""
+"""Ctrl-C, SIGTERM and a terminal that is closed (SIGHUP): the step in hand is finished, a checkpoint is saved, then the
+run ends with 130, 143 or 129."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from maskrcnn_coco.system.endings import HANGUP, Ended
 from maskrcnn_coco.system.streams import unbreakable
 
 if TYPE_CHECKING:
@@ -18,18 +20,26 @@ if TYPE_CHECKING:
 
 BREAK = getattr(signal, "SIGBREAK", None)
 """Ctrl-Break, on Windows: the same as Ctrl-C."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM, *(() if BREAK is None else (BREAK,)))
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *(s for s in (BREAK, HANGUP) if s is not None))
+_NAMES = {signal.SIGINT: "Ctrl-C", HANGUP: "the terminal was closed"}
 _current: list[Interrupts] = []
 
 
-class AtOnce(KeyboardInterrupt):
+_SAVING = "stopping here and saving a checkpoint"
+
+
+class AtOnce(Ended):
     """A signal came within `breakable`: what was going on there is given up."""
 
 
 @contextlib.contextmanager
-def breakable(*, alone: bool) -> Iterator[None]:
+def breakable(*, alone: bool, answer: str = _SAVING) -> Iterator[None]:
     """Within it the first signal is acted on at once, by `AtOnce`: for work that changes nothing of the run, such as a
     replay or an evaluation, and may take minutes. Of several processes none may leave the others (not ``alone``).
+
+    Args:
+        alone: whether this process is all of the run.
+        answer: what is said to the signal.
 
     Raises:
         AtOnce: at the signal, or before anything where it has come already.
@@ -38,13 +48,13 @@ def breakable(*, alone: bool) -> Iterator[None]:
     if watch is None:
         yield
         return
-    watch.breaks = True
+    watch.breaks = answer
     try:
         if watch.received:
-            raise AtOnce
+            raise AtOnce(watch.received)
         yield
     finally:
-        watch.breaks = False
+        watch.breaks = None
 
 
 class Interrupts:
@@ -56,12 +66,15 @@ class Interrupts:
     def __init__(self) -> None:
         self._seen = 0
         self._agreed: int | None = None
-        self.breaks = False
+        self.breaks: str | None = None
+        """Within `breakable`: what is said to a signal there."""
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
+                if number == HANGUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # nohup
                 self._before[number] = signal.signal(number, self._handle)
         _current.append(self)
         return self
@@ -69,7 +82,8 @@ class Interrupts:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         _current.remove(self)
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # None: one that C code had installed, which Python can neither name nor put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     @property
     def received(self) -> int:
@@ -90,10 +104,10 @@ class Interrupts:
             os.kill(os.getpid(), number)  # the default: the process ends here
             return
         self._seen = number
-        name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        now = "stopping here" if self.breaks else "finishing this step"
+        name = _NAMES.get(number, "SIGTERM")
+        now = self.breaks or "finishing this step and saving a checkpoint"
         # `train 2>&1 | tee log`, Ctrl-C: the reader is gone before the handler speaks. It must not matter.
-        unbreakable(sys.stderr).write(f"\n{name}: {now} and saving a checkpoint; once more stops at once\n")
+        unbreakable(sys.stderr).write(f"\n{name}: {now}; once more stops at once\n")
         if self.breaks:
-            self.breaks = False
-            raise AtOnce
+            self.breaks = None
+            raise AtOnce(number)

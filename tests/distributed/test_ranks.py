@@ -229,3 +229,10 @@ def test_a_gpu_with_a_number_becomes_the_current_one(monkeypatch: pytest.MonkeyP
     device = resolve_device("cuda:1")
     assert current == [device] == [torch.device("cuda", 1)]
     assert resolve_device("cuda") == torch.device("cuda") and len(current) == 1
+
+
+def test_a_rank_beyond_the_run_is_said(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "5")
+    with pytest.raises(ConfigError, match="none of the run's"):
+        Ranks.start("cpu")

@@ -24,7 +24,10 @@ EPOCHS = 3
 PATIENCE = 60.0
 """Seconds that an attempt may take; a longer one hangs."""
 CTRL_C = "Ctrl-C, nobody reads stdout and stderr"
-ENDING = ("SIGKILL at a random moment", "SIGTERM", "killed after a step", CTRL_C)
+HANGUP = "terminal closed (SIGHUP), stdout and stderr gone"
+TWICE = "SIGTERM, and again a moment later"
+SIGNALS = {"SIGTERM": signal.SIGTERM, TWICE: signal.SIGTERM, CTRL_C: signal.SIGINT, HANGUP: signal.SIGHUP}
+ENDING = ("SIGKILL at a random moment", "killed after a step", *SIGNALS)
 DAMAGE = ("newest checkpoint: one bit", "newest checkpoint: cut short")
 
 
@@ -113,7 +116,7 @@ class Chain:
         attempt = Attempt(self.folder, self.scenario, inner, writer)
         if ending is not None and ending[0] == "killed after a step":
             attempt.die_after = ending[1]
-        attempt.deaf = ending is not None and ending[0] == CTRL_C
+        attempt.deaf = ending is not None and ending[0] in (CTRL_C, HANGUP)
         before = self._happened()
         began = time.monotonic()
         pid = fork(attempt, self.data, epochs=EPOCHS)
@@ -126,7 +129,7 @@ class Chain:
         self.outcome.happened += self._happened() - before
         if sent is not None:
             self.outcome.happened[sent] += 1
-        if code == -signal.SIGKILL and ending is not None and ending[0] != "SIGTERM":
+        if code == -signal.SIGKILL and ending is not None and ending[0] not in ("SIGTERM", TWICE):
             self._damage()
             return None
         return code
@@ -161,7 +164,12 @@ class Chain:
         """Send the signal; None where the process had ended by itself."""
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             return None
-        os.kill(pid, {"SIGTERM": signal.SIGTERM, CTRL_C: signal.SIGINT}.get(kind, signal.SIGKILL))
+        os.kill(pid, SIGNALS.get(kind, signal.SIGKILL))
+        if kind == TWICE:
+            time.sleep(self.rng.uniform(0.0, 0.1))
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                return "SIGTERM"
+            os.kill(pid, signal.SIGTERM)
         return kind
 
     def _stop_and_continue(self, pid: int) -> None:
@@ -184,7 +192,7 @@ class Chain:
             return
 
     def _finished(self, code: int | None) -> bool:
-        if code is None or code in (128 + signal.SIGTERM, -signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGINT):
+        if code is None or code in {n for s in SIGNALS.values() for n in (128 + s, -s)}:
             return False
         if code == 5 and _code_in(self.folder / "out" / "run" / "result.json") == 5:
             return False  # the disk was full at the very end, and the run said so

@@ -34,6 +34,7 @@ from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import MaskRCNNError
 from maskrcnn_coco.records import StepRecord
+from maskrcnn_coco.system.endings import code_of
 from maskrcnn_coco.training import loop
 from maskrcnn_coco.training import session as session_module
 from maskrcnn_coco.training.session import Session
@@ -260,8 +261,8 @@ def fork(attempt: Attempt, data: Path, *, epochs: int) -> int:
     except MaskRCNNError as e:
         print(f"error: {e.render()}", file=sys.stderr, flush=True)
         code = e.exit_code
-    except KeyboardInterrupt:  # before the run listens: as the command line answers it
-        code = 130
+    except KeyboardInterrupt as e:  # before the first step: as the command line answers it
+        code = code_of(e)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

@@ -150,3 +150,33 @@ def test_of_several_processes_none_leaves_the_others_in_an_evaluation():
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(AtOnce), breakable(alone=True):
             raise AssertionError("it has come already")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_data_is_read_ends_the_start_at_once_and_leaves_no_folder(number, tmp_path, monkeypatch):
+    from maskrcnn_coco.training import start
+
+    def slow(*arguments: object) -> None:
+        os.kill(os.getpid(), number)
+        raise AssertionError("the start went on")
+
+    monkeypatch.setattr(start, "own_data", slow)
+    with pytest.raises(AtOnce) as caught:
+        train(config(None, tmp_path), model=small_model(classes=2), train_data=OwnData())
+    assert caught.value.number == number and list(tmp_path.iterdir()) == []
+
+
+def test_a_terminal_that_is_closed_saves_and_ends_with_129_and_nohup_goes_on(tmp_path):
+    def closed(record: object) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    def go(folder: str, **changes: object) -> object:
+        made = config(None, tmp_path / folder, num_classes=4, checkpoint_every="1", **changes)
+        return train(made, model=tiny_model(), train_data=OwnData(), observers=[closed], stop_after=2)
+
+    assert (go("a").exit_code, load(tmp_path / "a" / "checkpoints" / "last.pth")["loop"]["step"]) == (129, 1)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert go("b").exit_code == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
