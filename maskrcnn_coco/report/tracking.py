@@ -69,7 +69,7 @@ class Tracker:
         path = self.logdir / METRICS
         if path.exists():
             truncate(path, *self._resume)
-        self._lines = path.open("ab", buffering=0)
+        self._lines = path.open("ab+", buffering=0)
         self._events = _EventFile(self.logdir, self._resume[0])
 
     def step(self, record: StepRecord) -> None:
@@ -93,6 +93,11 @@ class Tracker:
     def text(self, tag: str, markdown: str, step: int = 0) -> None:
         """Free text for TensorBoard's text tab, such as the settings with their reasons."""
         self._try(self._mark, {}, step, tag, markdown)
+
+    def count_anew(self, step: int) -> None:
+        """The run counts its steps in another way and goes on at ``step``: TensorBoard forgets its points from there
+        on, so that none is shown twice. Lines of ``metrics.jsonl`` say what happened, and stay."""
+        self._try(self._begin_events, step)
 
     def flush(self) -> None:
         """Everything written so far is on disk when this returns."""
@@ -124,6 +129,8 @@ class Tracker:
 
     def _pay(self) -> None:
         """Write the lines that wait: at once, each in one write, so that a reader or a crash sees whole lines."""
+        if self._lines is not None and os.fstat(self._lines.fileno()).st_nlink == 0:
+            self._rescue(self._lines)
         if self._lines is None:
             self._open()
         assert self._lines is not None
@@ -134,6 +141,24 @@ class Tracker:
         if self._failing:
             self._failing = False
             self._warn(f"{self.logdir} can be written again: no line of {METRICS} is missing")
+
+    def _rescue(self, lines: io.FileIO) -> None:
+        """Somebody deleted the folder or the file: what was written is still there as long as it is open.
+
+        TensorBoard's file is begun anew.
+        """
+        size = os.fstat(lines.fileno()).st_size
+        self._owed[:0] = os.pread(lines.fileno(), size, 0) if hasattr(os, "pread") else b""
+        events, self._lines, self._events = self._events, None, None
+        self._resume = (None, None)
+        _close_quietly(lines)
+        _close_quietly(events)
+        self._warn(f"{self.logdir / METRICS} was deleted while the run goes on: it is written again, whole")
+
+    def _begin_events(self, step: int) -> None:
+        events, self._events = self._events, None
+        _close_quietly(events)
+        self._events = _EventFile(self.logdir, step)
 
     def _mark(self, scalars: dict[str, float], step: int, tag: str, text: str) -> None:
         if self._events is not None:
@@ -165,6 +190,16 @@ class Tracker:
                 self._warn(f"tracking stopped: {self.logdir} could not be written for too long")
 
 
+def _after_all(logdir: Path) -> int:
+    """Seconds for the name of a new event file: now, or later than every older file says.
+
+    TensorBoard reads files in the order of their names. A file that tells it to forget steps must come after those that
+    hold them, though both are of one second, or another machine's clock was ahead.
+    """
+    older = [p.name.split(".")[3] for p in logdir.glob("events.out.tfevents.*.*")]
+    return max([int(time.time()), *(int(s) + 1 for s in older if s.isascii() and s.isdigit() and len(s) == 10)])
+
+
 def _close_quietly(file: io.FileIO | _EventFile | None) -> None:
     try:
         if file is not None:
@@ -182,7 +217,7 @@ class _EventFile:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         type(self)._made += 1
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{self._made}"
+        name = f"events.out.tfevents.{_after_all(logdir):010d}.{socket.gethostname()}.{os.getpid()}.{self._made:06d}"
         self._file = (logdir / name).open("ab")
         self._writer = RecordWriter(self._file)
         proto = _proto("event")

@@ -6,7 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from maskrcnn_coco.config.settings import Config
+import msgspec
+
+from maskrcnn_coco.config.settings import Config, flag
 from maskrcnn_coco.data.identity import changes
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.system import environment
@@ -35,6 +37,21 @@ def require_same_run(state: dict[str, Any], path: Path | None, config: Config, c
             expected=kind,
             fix=f"leave --optimizer away, or begin a new run from its weights: --weights {path}",
         )
+
+
+_PLACES = ("resume", "checkpoint_dir", "logdir", "workers", "device", "track")
+"""Settings that are of this start, not of the run."""
+
+
+def changed_settings(session: Session, state: dict[str, Any]) -> list[str]:
+    """What this start changes of the run that it goes on with, as ``--seed 7 (0 before)``."""
+    now = msgspec.to_builtins(session.config)
+    before = {k: v for k, v in state["config"].items() if k in now and k not in _PLACES}
+    return [
+        f"{flag(name)} {now[name]} ({value} before)"
+        for name, value in before.items()
+        if msgspec.json.encode(now[name]) != msgspec.json.encode(value)
+    ]
 
 
 def inexact(session: Session, state: dict[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.records import StepRecord, record_from
 from maskrcnn_coco.report.incident_files import read_incidents, set_aside
 from maskrcnn_coco.report.metrics_file import METRICS, last_steps
-from maskrcnn_coco.training.continuity import convert_plan, inexact
+from maskrcnn_coco.training.continuity import changed_settings, convert_plan, inexact
 from maskrcnn_coco.training.incident import note_poisoned
 from maskrcnn_coco.training.rollback import load_state
 from maskrcnn_coco.training.session import KEPT_RECORDS, Session
@@ -179,11 +179,15 @@ def restore_run(session: Session, found: Found, *, dry_run: bool = False) -> Non
         session.history = recent_steps(session, before)
     else:
         session.console.warn(converted)
+        session.log.count_anew(session.progress.step)
     if not dry_run:
         settle_incidents(session)
     differences = inexact(session, found.state)
     if differences:
         session.console.warn("this resume is inexact, the last bits may differ: " + "; ".join(differences))
+    changed = changed_settings(session, found.state)
+    if changed:
+        session.console.note("changed from here on: " + ", ".join(changed))
     session.console.note(f"going on from {found.path}: step {session.progress.step} of {session.total_steps}")
     for path, why in found.skipped if not dry_run else ():
         note_poisoned(session, path, why)

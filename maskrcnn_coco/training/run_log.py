@@ -48,6 +48,11 @@ class RunLog:
             closed = None if resume_step is None else closed_epochs
             self.tracker = Tracker(self.folder, resume_step, closed, owed=owed, warn=self.console.warn)
 
+    def count_anew(self, step: int) -> None:
+        """The run goes on at ``step`` of another count of steps."""
+        if self.tracker is not None:
+            self.tracker.count_anew(step)
+
     def close(self) -> None:
         """Flush and close the record files."""
         if self.tracker is not None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from maskrcnn_coco.records import Action, Culprit, EpochRecord, EvalRecord, Evidence, Incident, StepRecord
+from maskrcnn_coco.report import tracking
 from maskrcnn_coco.report.metrics_file import read_metrics
 from maskrcnn_coco.report.tracking import Tracker
 
@@ -178,3 +181,42 @@ def test_lines_of_an_epoch_that_was_not_closed_are_written_again(tmp_path: Path)
 def test_import_is_torch_free() -> None:
     code = "import sys, maskrcnn_coco.report.tracking; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_records_are_whole_after_somebody_deleted_them_while_the_run_goes_on(what, tmp_path):
+    said: list[str] = []
+    folder = tmp_path / "run"
+    tracker = Tracker(folder, warn=said.append)
+    for s in range(6):
+        if s == 3:
+            shutil.rmtree(folder) if what == "folder" else (folder / "metrics.jsonl").unlink()
+        tracker.step(step(s))
+    tracker.close()
+    lines = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines == list(range(6))
+    assert len(said) == 1 and "deleted" in said[0]
+
+
+@pytest.mark.parametrize("made", [8, 98, 998])
+@pytest.mark.parametrize("clock", [0.0, -3600.0, 3600.0])
+def test_a_resume_is_read_after_what_it_resumes_whatever_clock_and_counter_say(made, clock, tmp_path, monkeypatch):
+    """TensorBoard reads files in the order of their names: a tenth file of one second came before the ninth."""
+    monkeypatch.setattr(tracking._EventFile, "_made", made)
+    run(tmp_path, 0, 6)
+    now = time.time()
+    monkeypatch.setattr(tracking.time, "time", lambda: now + clock)
+    run(tmp_path, 4, 8, resume=4)
+    run(tmp_path, 6, 8, resume=6)
+    assert [s for s, _ in points(tmp_path)["loss/total"]] == list(range(8))
+
+
+def test_where_the_steps_count_anew_tensorboard_shows_none_twice_and_no_line_is_lost(tmp_path):
+    run(tmp_path, 0, 6)
+    tracker = Tracker(tmp_path, 6)
+    tracker.count_anew(3)
+    for s in range(3, 5):
+        tracker.step(step(s))
+    tracker.close()
+    assert [s for s, _ in points(tmp_path)["loss/total"]] == list(range(5))
+    assert sum(kind == "step" for kind, _, _ in summary(tmp_path)) == 8

@@ -239,3 +239,23 @@ def test_an_observer_that_raises_is_named_once_and_the_run_goes_on(data, tmp_pat
     result = train(config(data, tmp_path), model=tiny_model(), observers=[broken])
     assert (result.exit_code, len(seen)) == (0, 1)
     assert "my own mistake" in "".join(capsys.readouterr())
+
+
+def test_a_resume_says_what_it_changes_and_nothing_where_it_changes_nothing(data, tmp_path, capsys):
+    go(data, tmp_path, epochs=2, stop_after=2)
+    capsys.readouterr()
+    go(data, tmp_path, epochs=2, resume="auto", seed=7, schedule="step", stop_after=1)
+    assert "changed from here on: " in (said := capsys.readouterr().out) and "--seed 7 (0 before)" in said
+    assert "--schedule step (cosine before)" in said
+    go(data, tmp_path, epochs=2, resume="auto", stop_after=1)
+    assert "changed from here on" not in capsys.readouterr().out
+
+
+def test_an_elastic_resume_shows_no_step_twice_in_tensorboard(data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    go(data, tmp_path, epochs=2, stop_after=5)
+    go(data, tmp_path, epochs=2, batch_size=8, resume="auto", stop_after=2)
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    steps = [e.step for e in events.Scalars("loss/total")]
+    assert steps == sorted(set(steps)) and len(lines(tmp_path)) == 7
