@@ -18,7 +18,8 @@ from maskrcnn_coco.cli.missing import missing
 from maskrcnn_coco.config.settings import Config, flag, given, load_config
 from maskrcnn_coco.errors import ConfigError, MaskRCNNError
 from maskrcnn_coco.records import to_json
-from maskrcnn_coco.system.streams import outliving_streams
+from maskrcnn_coco.system.endings import code_of, ended_like_ctrl_c
+from maskrcnn_coco.system.streams import Unbreakable, outliving_streams
 from maskrcnn_coco.wording import clean
 
 
@@ -70,15 +71,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     With ``--json`` an error is also the one object on stdout. A stream that dies changes no exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    with outliving_streams():
-        if "--debug" in argv:
-            return _run(argv)
+    with outliving_streams(), ended_like_ctrl_c():
         try:
-            return _run(argv)
+            return _unless_nobody_reads(_run(argv), argv)
         except Exception as e:
+            if "--debug" in argv:
+                raise
             problem = as_error(e)
             _say(problem, json_mode="--json" in argv)
             return problem.exit_code
+
+
+def _unless_nobody_reads(code: int, argv: list[str]) -> int:
+    """0 for ``check | head``: who stops reading a list has seen what he wanted, and ``set -o pipefail`` shall not end a
+    script over it."""
+    sys.stdout.flush()
+    gone = isinstance(sys.stdout, Unbreakable) and sys.stdout.reader_gone
+    return 0 if code == 3 and argv[:1] == ["check"] and gone else code
 
 
 def _run(argv: list[str]) -> int:
@@ -89,9 +98,12 @@ def _run(argv: list[str]) -> int:
             traceback.print_exc()
         _say(e, json_mode="--json" in argv)
         return e.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
+        code = code_of(e)
         print("interrupted", file=sys.stderr)
-        return 130
+        if "--json" in argv:
+            print(to_json({"status": "interrupted", "exit_code": code}))
+        return code
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else 2
 
@@ -145,6 +157,8 @@ def as_error(error: Exception) -> MaskRCNNError:
         return ConfigError(
             "a name or a text that is not valid UTF-8", got=str(error)[:200], fix="rename the file, or set PYTHONUTF8=1"
         )
+    if isinstance(error, RecursionError):
+        return ConfigError("a file that is nested too deep to be read", got=str(error), fix="check the files given")
     if isinstance(error, MemoryError):
         return ConfigError("memory ran out", fix="smaller images or batches, fewer workers, or a larger machine")
     what = f"{type(error).__name__}: {error}"

@@ -156,6 +156,8 @@ def _value(text: str, options: list[Any]) -> Any:
             except ValueError:
                 continue
         if option is str:
+            if not text:
+                raise ValueError("got an empty text (a variable that is not set?); leave the flag away for the default")
             return text
     near = difflib.get_close_matches(text, [str(c) for c in choices], 1, 0.5)
     wanted = ["a number" if float in options else "a whole number"] if {int, float} & set(options) else []

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from maskrcnn_coco.cli.outputs import require_writable
 from maskrcnn_coco.config.settings import Config, dump_config, given, validate
 from maskrcnn_coco.errors import ConfigError, FindingWarning
 from maskrcnn_coco.records import to_json
@@ -71,7 +74,8 @@ def train(args: Any, words: Sequence[str]) -> int:
         from maskrcnn_coco.training.start import preview
 
     if args.print_config:
-        sys.stdout.write(dump_config(preview(config).config))
+        found = preview(config).config
+        sys.stdout.write(to_json(msgspec.to_builtins(found)) + "\n" if args.json else dump_config(found))
         return 0
     warnings.simplefilter("ignore", FindingWarning)  # the console says them
     result = run(config, dry_run=args.dry_run, json_mode=args.json)
@@ -84,6 +88,7 @@ def convert(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco convert``."""
     from maskrcnn_coco.cli.convert import convert_source, print_summary
 
+    require_writable("--out", args.out)
     done = convert_source(
         Path(one(words, "SOURCE")),
         Path(args.out),
@@ -102,6 +107,8 @@ def check(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco check``."""
     from maskrcnn_coco.cli.check import check_set, print_checked
 
+    require_writable("--fix", args.fix)
+    require_writable("--html", args.html)
     found = check_set(args)
     if args.json:
         source = found.source
@@ -156,6 +163,10 @@ def verify(args: Any, words: Sequence[str]) -> int:
 def evaluate(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco evaluate``."""
     checkpoint = checkpoint_at(one(words, "CHECKPOINT"))
+    require_writable("--out", args.out)
+    require_writable("--html", args.html)
+    if args.batch_size < 1:
+        raise ConfigError(f"--batch-size: got {args.batch_size}, expected 1 or more", fix="leave it away for 1")
     with without_garbage_collection():
         from maskrcnn_coco.cli.evaluate import EvaluateOptions, evaluate_checkpoint
 

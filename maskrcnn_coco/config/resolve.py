@@ -10,6 +10,9 @@ from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.system.memory import peak, total
 from maskrcnn_coco.system.precision import amp_warning
 
+MOST_REPEATS = 100
+"""Times that one step may take each image: a handful of images in large batches is a test that people make."""
+
 
 def is_small(config: Config, builtin: bool) -> bool:
     """Whether the small network for the built-in shapes is trained."""
@@ -37,10 +40,28 @@ def resolve_run(
         world=world,
         most_objects=most_objects,
     )
+    require_sane_step(resolved.config, images, world)
     warning = amp_warning(config.amp, device)
     if warning is not None:
         resolved.warnings.append(warning)
     return resolved
+
+
+def require_sane_step(config: Config, images: int, world: int) -> None:
+    """Raise ConfigError where one step would take each image many times: a digit too many, not a wish.
+
+    Its plan alone would fill the memory before anything is trained.
+    """
+    step = config.images_a_pass * config.accumulate * world
+    if step <= max(MOST_REPEATS * images, 1_000):
+        return
+    raise ConfigError(
+        f"a step of {step} images would take each of the {images} training images {step // max(images, 1)} times",
+        got=f"--batch-size {config.images_a_pass} --accumulate {config.accumulate}"
+        + (f" in {world} processes" if world > 1 else ""),
+        expected=f"a step of at most {max(MOST_REPEATS * images, 1_000)} images",
+        fix="lower --batch-size or --accumulate",
+    )
 
 
 def total_steps(steps_per_epoch: int, config: Config) -> int:

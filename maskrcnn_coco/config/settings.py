@@ -252,6 +252,8 @@ def _problems(c: Config):
     if c.data is not None and c.demo:
         yield f"--demo: the built-in shapes and --data {c.data} exclude each other; give one of them"
     for name in Config.__struct_fields__:
+        if getattr(c, name) == "":
+            yield f"{flag(name)}: got an empty text (a variable that is not set?); leave it away for the default"
         if "\0" in str(getattr(c, name)):
             yield f"{flag(name)}: holds a NUL character, which no path or name can"
     if c.checkpoint_every is not None and not _interval(c.checkpoint_every):
@@ -318,7 +320,12 @@ def load_config(path: str | Path) -> Config:
     except ValueError as e:
         raise ConfigError(f"{path} is not YAML: {e}", fix="compare with what --print-config writes") from e
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds no settings", got=type(data).__name__, expected="a mapping of setting: value")
+        raise ConfigError(
+            f"{path} holds no settings",
+            got="nothing" if data is None else f"a {type(data).__name__}",
+            expected="a mapping of setting: value",
+            fix="compare with what --print-config writes",
+        )
     known = list(Config.__struct_fields__)
     unknown = [k for k in data if k not in known]
     if unknown:

@@ -210,8 +210,12 @@ class Loader:
                 if self.workers == 0:
                     raise
                 raise _WorkersLostError(f"out of memory in a loader process: {e}") from e
+            except OSError as e:  # a batch that arrived could not be opened
+                if self.workers == 0 or e.errno not in _NO_ROOM:
+                    raise
+                raise _WorkersLostError(e.strerror or str(e)) from e
             except RuntimeError as e:
-                lost = self.workers > 0 and "DataLoader" in str(e)
+                lost = self.workers > 0 and ("DataLoader" in str(e) or any(w in str(e).lower() for w in _FULL))
                 if lost and "timed out" in str(e) and time.monotonic() < patience:
                     continue
                 if lost:

@@ -31,9 +31,11 @@ def read_incident(path: str | Path) -> Incident:
         return record_from(Incident, data)
     except OSError as e:
         raise DataError(f"cannot read {path}: {e.strerror}", fix="give an incident file or a run folder") from e
-    except (ValueError, TypeError, AttributeError) as e:
+    except (ValueError, TypeError, AttributeError, RecursionError) as e:
         raise DataError(
-            f"{path} is not an incident file: {e}", expected="a file NNNN.json of an incidents folder"
+            f"{path} is not an incident file: {e}",
+            expected="a file NNNN.json of an incidents folder",
+            fix="name one of those, the run's folder, or a checkpoint",
         ) from e
 
 

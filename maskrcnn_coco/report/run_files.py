@@ -119,7 +119,7 @@ def read_run(logdir: str | Path) -> RunFiles:
 def _findings(path: Path) -> list[RunFinding]:
     try:
         return [record_from(RunFinding, f) for f in json.loads(path.read_bytes())]
-    except (OSError, ValueError, TypeError, AttributeError):  # none, or not written by a run
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # none, or not written by a run
         return []
 
 

@@ -172,7 +172,7 @@ def remembered(folder: Path, service: str) -> str | None:
     try:
         known = json.loads((folder / REMEMBERED).read_text(encoding="utf-8"))
         name = known[service]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return name if isinstance(name, str) else None
 

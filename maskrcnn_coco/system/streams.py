@@ -21,6 +21,8 @@ class Unbreakable:
         self._stream = stream
         self.dead = False
         """Whether something could not be written."""
+        self.reader_gone = False
+        """Whether that was because nobody reads any more: ``| head``."""
 
     def write(self, text: str) -> int:
         """Write ``text``, or lose it; its length."""
@@ -29,8 +31,8 @@ class Unbreakable:
                 self._stream.write(text)
             except UnicodeError:
                 self._replace(text)
-            except (OSError, ValueError, RuntimeError):  # closed: ValueError; within a signal handler: RuntimeError
-                self._lose()
+            except (OSError, ValueError, RuntimeError) as e:  # closed: ValueError; in a signal handler: RuntimeError
+                self._lose(e)
         return len(text)
 
     def flush(self) -> None:
@@ -38,8 +40,8 @@ class Unbreakable:
         if not self.dead:
             try:
                 self._stream.flush()
-            except (OSError, ValueError):
-                self._lose()
+            except (OSError, ValueError) as e:
+                self._lose(e)
 
     def writelines(self, lines: Any) -> None:
         """Each line as `write` does."""
@@ -54,8 +56,8 @@ class Unbreakable:
         with contextlib.suppress(OSError, ValueError):
             self._stream.write(text.encode(encoding, "replace").decode(encoding))
 
-    def _lose(self) -> None:
-        self.dead = True
+    def _lose(self, why: Exception) -> None:
+        self.dead, self.reader_gone = True, isinstance(why, BrokenPipeError)
         with contextlib.suppress(OSError, ValueError, AttributeError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())

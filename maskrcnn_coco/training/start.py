@@ -26,6 +26,7 @@ from maskrcnn_coco.data.prepare import RunData, open_data, own_data, quarantine_
 from maskrcnn_coco.data.sources import make_plan, sources
 from maskrcnn_coco.distributed.device import resolve_device
 from maskrcnn_coco.distributed.ranks import Ranks
+from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.evaluation.detect import longest_side
 from maskrcnn_coco.guard.deferred import late_reads
 from maskrcnn_coco.guard.guard import Guard
@@ -114,6 +115,13 @@ def open_session(
 def _data_of(config: Config, train_data: Any, found: Found) -> RunData:
     """The run's data, checked; those of the checkpoint that the run goes on from."""
     data = own_data(config, train_data) if train_data is not None else open_data(config)
+    if train_data is None and config.num_classes not in (None, data.num_classes):
+        raise ConfigError(
+            "--num-classes is not the number of classes of the data",
+            got=config.num_classes,
+            expected=f"{data.num_classes}: {', '.join(data.class_names[1:])[:200]}, and the background",
+            fix="leave it away: it is read from the data",
+        )
     quarantine_first(data, config)
     if found.state is not None:
         require_same_run(found.state, found.path, config, data.class_names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from maskrcnn_coco.cli import verbs
 from maskrcnn_coco.cli.arguments import ARGUMENTS, VERBS
 from maskrcnn_coco.cli.command_line import main, parse
 from maskrcnn_coco.config.settings import Config
@@ -82,12 +84,24 @@ def test_a_settings_file_comes_after_flags(tmp_path):
         (["train", "--lr", "-1"], "--lr"),
         (["train", "--device", "tpu9"], "--device"),
         (["train", "--device", "cuda:7"], "--device"),
+        (["train", "--data", ""], "empty text"),
+        (["train", "--data="], "empty text"),
+        (["train", "--logdir", ""], "--logdir"),
+        (["check", "--data", ""], "empty text"),
+        (["check", "--data", "x", "--html", "."], "--html"),
+        (["check", "--data", "x", "--fix", "/dev/null/x"], "--fix"),
+        (["convert", "x", "--out", "."], "it is a folder"),
+        (["train", "--batch-size", "100000000", "--dry-run"], "--batch-size"),
+        (["train", "--accumulate", "10000000", "--dry-run"], "--accumulate"),
+        (["train", "--num-classes", "9", "--dry-run"], "circle"),
         (["evaluate"], "CHECKPOINT"),
+        (["evaluate", "FILE", "--batch-size", "0"], "--batch-size"),
         (["predict", "only.pth"], "image"),
     ],
 )
 def test_bad_command_lines_exit_2_and_name_the_flag(argv, word, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    argv = [__file__ if word == "FILE" else word for word in argv]
     assert main(argv) == 2
     captured = capsys.readouterr()
     assert word in captured.err
@@ -190,6 +204,36 @@ def test_an_error_under_json_is_an_object_too(capsys):
     found = msgspec.json.decode(captured.out)
     assert (found["status"], found["exit_code"]) == ("error", 2) and "--lr" in found["error"]["what"]
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+
+
+def test_print_config_under_json_is_one_object(capsys):
+    assert main(["train", "--print-config", "--json", "--epochs", "3"]) == 0
+    assert msgspec.json.decode(capsys.readouterr().out)["epochs"] == 3
+
+
+@pytest.mark.parametrize(("name", "code"), [("check", 0), ("predict", 3)])
+def test_a_list_that_nobody_reads_to_its_end_is_no_failure(name, code, monkeypatch):
+    """``check --data X | head -3`` in a script with ``set -o pipefail``."""
+
+    def many(args, words):
+        print("line\n" * 100_000)
+        return 3
+
+    monkeypatch.setattr(verbs, name, many)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main([name, "--data", "x"] if name == "check" else [name, "a.pth", "b.png"]) == code
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("verb", ["diagnose", "report"])
+def test_a_file_that_is_nested_too_deep_is_said_in_the_contracts_codes(verb, tmp_path, capsys):
+    deep = tmp_path / "0001.json"
+    deep.write_text("[" * 100_000)
+    assert main([verb, str(deep), "--json"]) in (2, 3, 5)
+    assert msgspec.json.decode(capsys.readouterr().out)["status"] == "error"
 
 
 def test_version_and_module(capsys):

@@ -195,3 +195,20 @@ def test_workers_killed_by_a_full_shared_memory_are_done_without(dataset, monkey
     said: list[str] = []
     assert all_same(want, list(build_loader(dataset, plan, 0, 0, workers=1, warn=said.append)))
     assert len(said) == 1 and "/dev/shm" in said[0]
+
+
+def test_batches_that_cannot_be_opened_for_want_of_descriptors_are_made_here(dataset, monkeypatch):
+    plan = plan_of(dataset)
+    want = list(build_loader(dataset, plan, 0, 0))
+    real = loader_module.DataLoader
+
+    class Starved(real):  # type: ignore[misc, valid-type]
+        def __iter__(self):
+            if not self.num_workers:
+                yield from super().__iter__()
+            raise RuntimeError("Too many open files. Communication with the workers is no longer possible.")
+
+    monkeypatch.setattr(loader_module, "DataLoader", Starved)
+    said: list[str] = []
+    assert all_same(want, list(build_loader(dataset, plan, 0, 0, workers=1, warn=said.append))[: len(want)])
+    assert len(said) == 1 and "--workers 0" in said[0]
