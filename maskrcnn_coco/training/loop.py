@@ -79,18 +79,23 @@ def train(
         with session:
             if dry_run:
                 return finish.dry(session)
-            try:
-                run(session, interrupts)
-            except GuardStop as stop:
-                return finish.stopped(session, stop)
-            except (RuntimeError, MemoryError, OSError) as error:
-                if memory.ran_out(error):
-                    raise finish.out_of_memory(session) from error
-                raise
-            if interrupts.received:
-                save_now(session)
-                return finish.interrupted(session, interrupts.received)
-            return finish.finished(session)
+            return _to_its_end(session, interrupts)
+
+
+def _to_its_end(session: Session, interrupts: Interrupts) -> Result:
+    """`run`, and how it ended."""
+    try:
+        run(session, interrupts)
+    except GuardStop as stop:
+        return finish.stopped(session, stop)
+    except (RuntimeError, MemoryError, OSError) as error:
+        if memory.ran_out(error):
+            raise finish.out_of_memory(session) from error
+        raise
+    if interrupts.received:
+        save_now(session)
+        return finish.interrupted(session, interrupts.received)
+    return finish.finished(session)
 
 
 def run(session: Session, interrupts: Interrupts) -> None:
