@@ -94,7 +94,7 @@ def record_scenario(folder: Path, scenario: Scenario) -> Recording:
     prepare(folder, scenario)
     saver = Saver(folder, keep_epochs=2)
     with recorded(folder) as record:
-        for act in scenario.immediate:
+        for act in scenario.acts:
             assert do(saver, act) == []
             record.acknowledged.append((len(record.ops), act[1]))
     return record
@@ -162,7 +162,7 @@ def _recover(
     path, state, skipped = load_newest(folder)
     shutil.rmtree(folder)
     step = 0 if state is None else digests.get(digest(state), -1)
-    allowed = {least, *(s for _, s in scenario.immediate if s >= least)}
+    allowed = {least, *(s for _, s in scenario.acts if s >= least)}
     if step in allowed and not skipped:
         return []
     return [f"{where}: step {step} from {path}, expected one of {sorted(allowed)}; passed over {skipped}"]

@@ -193,7 +193,7 @@ class Sweep:
             saver = Saver(folder, keep_epochs=2)
             try:
                 with run_lock(folder) if scenario.start else nullcontext():
-                    for act in scenario.immediate:
+                    for act in scenario.acts:
                         warnings = do(saver, act)
                         _tell(pipe, {"step": act[1], "warnings": warnings})
             except OSError as e:  # the start itself may fail: the command ends with this error
@@ -218,7 +218,7 @@ class Sweep:
         assert killed or lines[-1].get("next") is True, f"the next save failed: {lines}"
         _, state, skipped = load_newest(folder)
         step = 0 if state is None else self.digests.get(digest(state), -1)
-        allowed = {least, *(s for _, s in scenario.immediate if s >= least)}
+        allowed = {least, *(s for _, s in scenario.acts if s >= least)}
         assert step in allowed, f"recovered step {step}, expected one of {sorted(allowed)}: {skipped}"
         assert not skipped or scenario.damage, f"a damaged file is visible: {skipped}"
         assert len(self._intact(folder)) >= min(2, intact), "fewer than two intact states are left"
