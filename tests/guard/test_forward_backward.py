@@ -23,7 +23,7 @@ def test_losses_are_means_and_gradients_add_up_to_those_of_the_whole_batch() -> 
     halves = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0]])]
     done = run(lambda b: {"a": model(b).mean(), "b": model(b).square().mean()}, halves, None, layout)
     whole = torch.cat(halves)
-    assert done.losses["a"] == pytest.approx(float(model(whole).mean()), rel=1e-6)
+    assert done.losses["a"] == pytest.approx(model(whole).mean().item(), rel=1e-6)
     assert done.error is None and done.micro_batch is None
     (wanted,) = torch.autograd.grad(model(whole).mean() + model(whole).square().mean(), [model.weight])
     torch.testing.assert_close(model.weight.grad, wanted)
