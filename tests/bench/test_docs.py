@@ -16,6 +16,7 @@ from maskrcnn_coco.cli.arguments import ARGUMENTS
 from maskrcnn_coco.cli.command_line import parse
 from maskrcnn_coco.cli.flags import read_flags
 from maskrcnn_coco.config.settings import Config
+from maskrcnn_coco.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -87,7 +88,15 @@ def test_python_in_the_documentation_compiles_and_its_names_are_there(page: str,
     tree = ast.parse(code)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("maskrcnn_coco"):
-            module = importlib.import_module(node.module)
+            try:
+                module = importlib.import_module(node.module)
+            except ConfigError:  # an adapter whose trainer is not installed here: its names stand in its file
+                path = Path(__file__).parents[2].joinpath(*node.module.split(".")).with_suffix(".py")
+                made = {
+                    n.name for n in ast.parse(path.read_text()).body if isinstance(n, (ast.ClassDef, ast.FunctionDef))
+                }
+                assert {alias.name for alias in node.names} <= made
+                continue
             for alias in node.names:
                 assert hasattr(module, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Config":
