@@ -97,3 +97,18 @@ def test_our_own_recipe_is_not_warned_of_and_what_was_given_is():
         assert resolve(Config(), num_images=images, builtin=builtin).warnings == []
     assert "mask_head" in " ".join(resolve(Config(head_lr_multiplier=9.0), num_images=900).warnings)
     assert "backbone" in " ".join(resolve(Config(lr=0.05), num_images=900).warnings)
+
+
+@pytest.mark.parametrize(
+    ("given", "fresh"),
+    [
+        ({"weights": "imagenet"}, True),
+        ({"weights": "none", "backbone_weights": "b.pth"}, True),
+        ({"weights": "none"}, False),
+        ({}, False),
+    ],
+)
+def test_proposals_that_start_from_nothing_beside_a_trained_backbone_get_a_hint(given, fresh):
+    resolved = resolve(Config(data="x", **given), num_images=10)
+    assert resolved.config.rpn_lr_multiplier == 1.0
+    assert ("try 5" in resolved.reasons["rpn_lr_multiplier"]) is fresh
