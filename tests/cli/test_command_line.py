@@ -171,6 +171,7 @@ FROZEN = {
     "split_by",
     "fold",
     "strict",
+    "tile",
     "track",
     "val",
     "val_images",
