@@ -119,11 +119,19 @@ def test_a_kill_between_the_two_renames_leaves_no_checkpoint_of_the_older_run(tm
 CLAIM = (
     "import sys, time, pathlib\nfrom contextlib import ExitStack\nfrom maskrcnn_coco.errors import MaskRCNNError\n"
     "from maskrcnn_coco.training.folders import claim\nroot = pathlib.Path(sys.argv[1])\n"
+    "(root / f'ready{sys.argv[2]}').touch()\n"
     "while not (root / 'go').exists(): time.sleep(0.001)\n"
     "with ExitStack() as lock:\n try:\n  claim(root / 'checkpoints', root / 'run', lock, resuming=False)\n"
     " except MaskRCNNError as e:\n  sys.exit(e.exit_code)\n print('held', flush=True)\n"
     " while not (root / 'end').exists(): time.sleep(0.001)\n"
 )
+
+
+def wait_until(true, seconds=60.0):
+    """Until ``true()``, or the time is up: what is asserted after it says what is missing."""
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.005)
 
 
 def test_of_many_starts_at_once_one_holds_the_folders(tmp_path):
@@ -134,12 +142,15 @@ def test_of_many_starts_at_once_one_holds_the_folders(tmp_path):
             (root / name / ".lock").write_text("{}")
             (root / name / "metrics.jsonl").write_text("old")
         starts = [
-            subprocess.Popen([sys.executable, "-c", CLAIM, root], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-            for _ in range(4)
+            subprocess.Popen(
+                [sys.executable, "-c", CLAIM, root, str(n)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+            for n in range(4)
         ]
-        time.sleep(0.4)
+        # Who comes after the holder's end may hold, rightly: the end waits until the others have been turned away.
+        wait_until(lambda root=root: len(list(root.glob("ready*"))) == 4)
         (root / "go").touch()
-        time.sleep(0.5)
+        wait_until(lambda starts=starts: sum(p.poll() is not None for p in starts) >= 3, 20)
         (root / "end").touch()
         told = [p.communicate(timeout=60) for p in starts]
         assert sum(out == b"held\n" for out, _ in told) <= 1, told
