@@ -149,8 +149,12 @@ def _free_name(path: Path, stamp: str) -> Path:
 def _probe(path: Path) -> None:
     # os.access lies for root and on read-only mounts; only a write tells.
     probe = path / f".probe-{os.getpid()}"
-    probe.write_bytes(b"x")
-    probe.unlink()
+    try:
+        probe.write_bytes(b"x")
+    except FileNotFoundError:  # another start has just renamed it; who holds the new one, the lock tells
+        path.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+    probe.unlink(missing_ok=True)
 
 
 def _unusable(path: Path, e: OSError) -> ConfigError:

@@ -155,3 +155,17 @@ def test_of_many_starts_at_once_one_holds_the_folders(tmp_path):
         told = [p.communicate(timeout=60) for p in starts]
         assert sum(out == b"held\n" for out, _ in told) <= 1, told
         assert {p.returncode for p in starts} <= {0, 2, 5}, told
+
+
+def test_a_folder_that_another_start_renames_under_the_probe_is_made_again(tmp_path, monkeypatch):
+    real, moves = Path.write_bytes, []
+
+    def renamed_before(self, data):
+        if self.name.startswith(".probe-") and not moves:
+            moves.append(self.parent.rename(self.parent.with_name("older")))
+        return real(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", renamed_before)
+    with ExitStack() as lock:
+        claim(tmp_path / "checkpoints", tmp_path / "run", lock, resuming=False)
+    assert moves and (tmp_path / "checkpoints").is_dir()
