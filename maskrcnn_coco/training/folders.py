@@ -31,9 +31,28 @@ def claim(checkpoints: Path, logdir: Path, lock: ExitStack, *, resuming: bool) -
         ConfigError: a folder cannot be made or written, or holds what is not a run's.
         CheckpointError: another run holds one of them.
     """
+    moved: list[tuple[Path, Path]] = []
+    for tries_left in reversed(range(TRIES)):
+        try:
+            with ExitStack() as held:
+                _claim(checkpoints, logdir, held, moved, resuming=resuming)
+                lock.push(held.pop_all())
+        except FileNotFoundError as e:
+            # Another start has just renamed a folder: look again, and let the lock tell who holds it.
+            if not tries_left:
+                raise _unusable(Path(e.filename or logdir), e) from e
+        else:
+            break
+    return moved
+
+
+TRIES = 10
+"""Looks at folders that other starts rename meanwhile."""
+
+
+def _claim(checkpoints: Path, logdir: Path, lock: ExitStack, moved: list[tuple[Path, Path]], *, resuming: bool) -> None:
     folders = list({folder.resolve(): folder for folder in (checkpoints, logdir)}.values())
     older = folders if not resuming else [] if logs_of(logdir, checkpoints) else [logdir]
-    moved: list[tuple[Path, Path]] = []
     stamp = started_at(logdir) if logdir.is_dir() else None
     for folder in older:
         require_run(folder)
@@ -45,9 +64,10 @@ def claim(checkpoints: Path, logdir: Path, lock: ExitStack, *, resuming: bool) -
         keep_folder(folder)
         try:
             lock.enter_context(run_lock(folder))
+        except FileNotFoundError:
+            raise
         except OSError as e:
             raise _unusable(folder, e) from e
-    return moved
 
 
 def logs_of(logdir: Path, checkpoints: Path) -> bool:
@@ -100,6 +120,7 @@ def fresh_folder(path: Path, stamp: str | None = None) -> Path | None:
     Raises:
         ConfigError: the folder cannot be made or written (read-only, no permission, a file in the way, disk full).
         CheckpointError: a run holds it.
+        FileNotFoundError: another start has renamed it meanwhile.
     """
     moved = None
     try:
@@ -109,6 +130,8 @@ def fresh_folder(path: Path, stamp: str | None = None) -> Path | None:
                 path.rename(moved)
         path.mkdir(parents=True, exist_ok=True)
         _probe(path)
+    except FileNotFoundError:
+        raise
     except OSError as e:
         raise _unusable(path, e) from e
     return moved
@@ -123,6 +146,8 @@ def keep_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         _probe(path)
+    except FileNotFoundError:
+        raise
     except OSError as e:
         raise _unusable(path, e) from e
 
@@ -149,12 +174,8 @@ def _free_name(path: Path, stamp: str) -> Path:
 def _probe(path: Path) -> None:
     # os.access lies for root and on read-only mounts; only a write tells.
     probe = path / f".probe-{os.getpid()}"
-    try:
-        probe.write_bytes(b"x")
-    except FileNotFoundError:  # another start has just renamed it; who holds the new one, the lock tells
-        path.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x")
-    probe.unlink(missing_ok=True)
+    probe.write_bytes(b"x")
+    probe.unlink()
 
 
 def _unusable(path: Path, e: OSError) -> ConfigError:
