@@ -200,7 +200,7 @@ class CocoDataset(Dataset):
             area = table.area[rows] * seen_in.share
         boxes = change_boxes(given, size, recipe)
         # Written so that a NaN stays in: it is refused by name later, not dropped here.
-        large = ~((boxes[:, 2:] - boxes[:, :2]) < MIN_SIDE).any(axis=1)
+        large = np.atleast_1d(~((boxes[:, 2:] - boxes[:, :2]) < MIN_SIDE).any(axis=1))
         gone = self._shrunk(given[~large], size, recipe)
         rows, boxes, crowd, area = rows[large], boxes[large], crowd[large], area[large]
         drawn: Target = {}
