@@ -1,7 +1,7 @@
 """Which recipe trains best in the same CPU time? Segm AP along the run, for each recipe, set and seed.
 
     nice -n 19 python bench/train/ap.py [--sets dsb2018 cars shapes] [--arms default torchvision …] [--seeds 0 1 2]
-        [--raw bench/results/recipes.jsonl] [--minutes 60] [--page]
+        [--times 1] [--raw bench/results/recipes.jsonl] [--minutes 60] [--page]
 
 Each run gets as many steps as cost what the default's steps cost: the ratio of a step's CPU time is measured side by
 side first, so that a machine which slows down for a while favours no recipe. Evaluation is in nobody's budget. Runs
@@ -133,15 +133,15 @@ def append(raw: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def steps_for(of: BenchSet, arm: Arm, folder: Path, raw: Path) -> int:
-    """How many steps of ``arm`` the budget holds."""
+def steps_for(of: BenchSet, arm: Arm, folder: Path, raw: Path, times: float) -> int:
+    """How many steps of ``arm`` the budget, ``times`` the set's own, holds."""
     if not arm.costs:
-        return of.steps
+        return round(of.steps * times)
     known = [r["ratio"] for r in read(raw) if r["kind"] == "cost" and (r["set"], r["arm"]) == (of.name, arm.name)]
     if not known:
         known = [cost(of, arm, folder)]
         append(raw, {"kind": "cost", "set": of.name, "arm": arm.name, "ratio": known[0]})
-    return round(of.steps / known[0])
+    return round(of.steps * times / known[0])
 
 
 def main() -> None:
@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--arms", nargs="+", default=["default", "torchvision", "detectron2"], choices=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--times", type=float, default=1.0, help="the budget, in multiples of the set's own")
     parser.add_argument("--raw", type=Path, default=RAW)
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no run after so many")
     parser.add_argument("--page", action="store_true", help="write bench/results/recipes.md from --raw and end")
@@ -165,20 +166,21 @@ def main() -> None:
         for seed in args.seeds:
             for of in (SETS[s] for s in args.sets):
                 for arm in (ARMS[a] for a in args.arms if of.name in ARMS[a].only):
-                    one(of, arm, seed, Path(folder), args.raw, end)
+                    one(of, arm, seed, Path(folder), args.raw, end, args.times)
 
 
-def one(of: BenchSet, arm: Arm, seed: int, folder: Path, raw: Path, end: float) -> None:
+def one(of: BenchSet, arm: Arm, seed: int, folder: Path, raw: Path, end: float, times: float) -> None:
     """One run, if it is missing and there is time."""
-    key = (of.name, arm.name, seed)
-    if any(r["kind"] == "run" and (r["set"], r["arm"], r["seed"]) == key for r in read(raw)) or time.monotonic() > end:
+    key = (of.name, arm.name, seed, times)
+    there = {(r["set"], r["arm"], r["seed"], r.get("times", 1.0)) for r in read(raw) if r["kind"] == "run"}
+    if key in there or time.monotonic() > end:
         return
-    steps = steps_for(of, arm, folder, raw)
+    steps = steps_for(of, arm, folder, raw, times)
     meter, result = run(of, arm, seed, steps, folder)
     if result.status != "finished":
         raise SystemExit(f"{key}: {result.status}")  # a signal: what was run stays, the rest is for another time
-    line = {"kind": "run", "set": of.name, "arm": arm.name, "seed": seed, "steps": steps, "cpu": meter.stamps[-1]}
-    told = {"curve": meter.curve, "averaged": meter.averaged, "status": result.status}
+    line = {"kind": "run", "set": of.name, "arm": arm.name, "seed": seed, "times": times, "steps": steps}
+    told = {"cpu": meter.stamps[-1], "curve": meter.curve, "averaged": meter.averaged, "status": result.status}
     append(raw, line | told | {"incidents": len(result.incidents), "refused": result.skipped_steps})
 
 
