@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nanbench.scenario import Culprit, Scenario
 from nanbench.scene import Live, Scene, Setup
 from nanbench.tiny import tiny_model
+from nanbench.tiny_parts import NORM_KINDS
 
 NAN, INF = math.nan, math.inf
 FC6, LOGITS = "roi_heads.box_head.fc6", "roi_heads.mask_predictor.mask_fcn_logits"
@@ -232,7 +233,7 @@ def anchors(sizes: Any, ratios: Any = None) -> Callable[[Scene], None]:
     """The model is built with these anchors."""
 
     def fault(scene: Scene) -> None:
-        scene.model = tiny_model(scene.seed, scene.setup.norm, sizes, ratios)
+        scene.model = tiny_model(scene.seed, NORM_KINDS[scene.setup.norm], sizes, ratios)
 
     return fault
 

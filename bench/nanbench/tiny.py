@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -10,15 +9,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d
 
 from nanbench.tiny_others import other_detector
+from nanbench.tiny_parts import CLASSES, NORM_KINDS, SIZE, Stem, two_stage
 
-SIZE = 64
-CLASSES = 4
 COMPONENTS = ("backbone", "rpn", "box_head", "mask_head")
 Sample = tuple[Tensor, dict[str, Any]]
 
@@ -48,48 +44,14 @@ def sample(image_id: int, objects: int = 2) -> Sample:
     return image, target
 
 
-NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "frozen": FrozenBatchNorm2d,
-    "batch": nn.BatchNorm2d,
-    "group": lambda channels: nn.GroupNorm(4, channels),
-}
-
-
-class Stem(nn.Module):
-    """Three strided stages and an FPN: the smallest backbone that has every part."""
-
-    def __init__(self, norm: str, out: int = 16) -> None:
-        super().__init__()
-        self.out_channels = out
-        make = NORMS[norm]
-        stage = lambda i, o, s: nn.Sequential(nn.Conv2d(i, o, 3, s, 1, bias=False), make(o), nn.ReLU())  # noqa: E731
-        self.body = nn.ModuleDict({"layer1": stage(3, 12, 4), "layer2": stage(12, 16, 2), "layer3": stage(16, 24, 2)})
-        self.fpn = FeaturePyramidNetwork([16, 24], out)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        second = self.body["layer2"](self.body["layer1"](x))
-        return self.fpn(OrderedDict([("0", second), ("1", self.body["layer3"](second))]))
-
-
-def tiny_model(seed: int, norm: str = "frozen", anchors: Any = None, ratios: Any = None) -> MaskRCNN:
+def tiny_model(
+    seed: int = 0, norm: Callable[[int], nn.Module] = FrozenBatchNorm2d, anchors: Any = None, ratios: Any = None
+) -> MaskRCNN:
     """A Mask R-CNN of about 100,000 parameters at 64 pixels, with torchvision's component names."""
     torch.manual_seed(seed)
-    generator = AnchorGenerator(anchors or ((16,), (32,)), ratios or ((0.5, 1.0, 2.0),) * 2)
-    model = MaskRCNN(
-        Stem(norm),
-        None,
-        min_size=SIZE,
-        max_size=SIZE,
-        rpn_anchor_generator=generator,
-        rpn_head=RPNHead(16, generator.num_anchors_per_location()[0]),
-        box_head=TwoMLPHead(16 * 49, 32),
-        box_predictor=FastRCNNPredictor(32, CLASSES),
-        mask_head=MaskRCNNHeads(16, [16], 1),
-        mask_predictor=MaskRCNNPredictor(16, 16, CLASSES),
-        rpn_pre_nms_top_n_train=100,
-        rpn_post_nms_top_n_train=50,
-        box_batch_size_per_image=32,
-    )
+    stem, parts = Stem(norm), two_stage(anchors, ratios)
+    masks = {"mask_head": MaskRCNNHeads(16, [16], 1), "mask_predictor": MaskRCNNPredictor(16, 16, CLASSES)}
+    model = MaskRCNN(stem, None, **parts, **masks)
     with_statistics(model)
     return model
 
@@ -97,29 +59,17 @@ def tiny_model(seed: int, norm: str = "frozen", anchors: Any = None, ratios: Any
 def tiny_detector(kind: str, seed: int, norm: str = "frozen", anchors: Any = None, ratios: Any = None) -> nn.Module:
     """``kind``: "mask" (`tiny_model`), "faster" (boxes only), "retina" (one stage), or one of `other_detector`."""
     if kind == "mask":
-        return tiny_model(seed, norm, anchors, ratios)
+        return tiny_model(seed, NORM_KINDS[norm], anchors, ratios)
     torch.manual_seed(seed)
-    if kind in ("fcos", "ssd", "keypoint", "own"):
-        # Both one-stage heads of torchvision have norms of 32 groups.
-        stem = Stem(norm, 32 if kind == "fcos" else 16)
-        return with_statistics(other_detector(kind, stem, SIZE, CLASSES, anchors, ratios))
-    generator = AnchorGenerator(anchors or ((16,), (32,)), ratios or ((0.5, 1.0, 2.0),) * 2)
+    # The heads of torchvision's FCOS have norms of 32 groups.
+    stem = Stem(NORM_KINDS[norm], 32 if kind == "fcos" else 16)
     if kind == "retina":
-        model: nn.Module = RetinaNet(Stem(norm), CLASSES, min_size=SIZE, max_size=SIZE, anchor_generator=generator)
+        generator = AnchorGenerator(anchors or ((16,), (32,)), ratios or ((0.5, 1.0, 2.0),) * 2)
+        model: nn.Module = RetinaNet(stem, CLASSES, min_size=SIZE, max_size=SIZE, anchor_generator=generator)
+    elif kind == "faster":
+        model = FasterRCNN(stem, None, **two_stage(anchors, ratios))
     else:
-        model = FasterRCNN(
-            Stem(norm),
-            None,
-            min_size=SIZE,
-            max_size=SIZE,
-            rpn_anchor_generator=generator,
-            rpn_head=RPNHead(16, generator.num_anchors_per_location()[0]),
-            box_head=TwoMLPHead(16 * 49, 32),
-            box_predictor=FastRCNNPredictor(32, CLASSES),
-            rpn_pre_nms_top_n_train=100,
-            rpn_post_nms_top_n_train=50,
-            box_batch_size_per_image=32,
-        )
+        model = other_detector(kind, stem, anchors, ratios)
     return with_statistics(model)
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, KeypointRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
-from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.ssd import SSD
+
+from nanbench.tiny_parts import CLASSES, SIZE, two_stage
 
 POINTS = 3
 """Keypoints of an object."""
@@ -85,32 +85,18 @@ class GridDetector(nn.Module):
         return {"boxes": boxes.reshape(-1, 4)[keep] * self.size, "labels": labels[keep], "scores": best[keep]}
 
 
-def other_detector(kind: str, stem: Any, size: int, classes: int, anchors: Any, ratios: Any) -> nn.Module:
+def other_detector(kind: str, stem: Any, anchors: Any, ratios: Any) -> nn.Module:
     """``kind``: "fcos", "ssd", "keypoint" or "own"."""
     if kind == "own":
-        return GridDetector(stem, size, classes)
+        return GridDetector(stem, SIZE, CLASSES)
     if kind == "fcos":
         generator = AnchorGenerator(anchors or ((8,), (16,)), ratios or ((1.0,),) * 2)
-        return FCOS(stem, classes, min_size=size, max_size=size, anchor_generator=generator)
+        return FCOS(stem, CLASSES, min_size=SIZE, max_size=SIZE, anchor_generator=generator)
     if kind == "ssd":
         made = anchors or DefaultBoxGenerator([[2], [2]], scales=[0.25, 0.5, 0.75])
-        return SSD(TwoMaps(stem), made, (size, size), classes, image_mean=[0.45] * 3, image_std=[0.25] * 3)
-    generator = AnchorGenerator(anchors or ((16,), (32,)), ratios or ((0.5, 1.0, 2.0),) * 2)
-    return KeypointRCNN(
-        stem,
-        None,
-        min_size=size,
-        max_size=size,
-        rpn_anchor_generator=generator,
-        rpn_head=RPNHead(16, generator.num_anchors_per_location()[0]),
-        box_head=TwoMLPHead(16 * 49, 32),
-        box_predictor=FastRCNNPredictor(32, classes),
-        keypoint_head=KeypointRCNNHeads(16, (16,)),
-        keypoint_predictor=KeypointRCNNPredictor(16, POINTS),
-        rpn_pre_nms_top_n_train=100,
-        rpn_post_nms_top_n_train=50,
-        box_batch_size_per_image=32,
-    )
+        return SSD(TwoMaps(stem), made, (SIZE, SIZE), CLASSES, image_mean=[0.45] * 3, image_std=[0.25] * 3)
+    parts, points = two_stage(anchors, ratios), KeypointRCNNHeads(16, (16,))
+    return KeypointRCNN(stem, None, **parts, keypoint_head=points, keypoint_predictor=KeypointRCNNPredictor(16, POINTS))
 
 
 def with_keypoints(target: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import sample, tiny_model
+from nanbench.tiny import sample, tiny_model
 
 from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.plan import SampleKey

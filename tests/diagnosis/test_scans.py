@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
-from tiny_run import CLASSES, SIZE, TinyRun, sample, tiny_model
+from nanbench.tiny import sample, tiny_model
+from nanbench.tiny_parts import CLASSES, SIZE
+from tiny_run import TinyRun
 from torch import nn
 
 from maskrcnn_coco.components import component_of

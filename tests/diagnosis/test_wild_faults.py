@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from nanbench.tiny import tiny_model
 from tiny_faults import FC6, WithLosses, before
-from tiny_run import TinyRun, tiny_model
+from tiny_run import TinyRun
 from torch import nn
 
 from maskrcnn_coco.diagnosis.investigate import investigate

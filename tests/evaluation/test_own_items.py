@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nanbench.tiny import tiny_model
 from PIL import Image
-from tiny_run import tiny_model
 from torch import nn
 
 from maskrcnn_coco.errors import DataError

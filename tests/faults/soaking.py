@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 
 import torch
+from nanbench.tiny import tiny_model
 from runs import config
 from states import digest
-from tiny_run import tiny_model
 
 from maskrcnn_coco import train
 from maskrcnn_coco.data.dataset import CocoDataset

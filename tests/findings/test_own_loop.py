@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from nanbench.tiny import tiny_model
 from silent.scene import HEIGHT, WIDTH, Scene
-from tiny_run import tiny_model
 from torch import nn
 
 from maskrcnn_coco import FindingWarning, Guard, train_one_epoch

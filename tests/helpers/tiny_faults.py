@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tiny_run import CLASSES, TinyRun, rates, tiny_model
+from nanbench.tiny import tiny_model
+from nanbench.tiny_parts import CLASSES
+from tiny_run import TinyRun, rates
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 

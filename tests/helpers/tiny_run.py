@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+from nanbench.tiny import sample, tiny_model
+from torch import nn
 
 from maskrcnn_coco.components import components
 from maskrcnn_coco.data.batch import Batch
@@ -26,81 +23,6 @@ from maskrcnn_coco.replay.case import Case, Rig
 from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.replay.snapshot import take
 from maskrcnn_coco.replay.tape import Tape, TapeEntry
-
-SIZE = 64
-CLASSES = 4
-
-
-def sample(image_id: int, objects: int = 2) -> tuple[Tensor, dict[str, Any]]:
-    """A picture with bright rectangles: a pure function of its id."""
-    g = torch.Generator().manual_seed(image_id)
-    image = torch.rand(3, SIZE, SIZE, generator=g) * 0.3
-    boxes, labels, masks = [], [], []
-    for _ in range(objects):
-        x, y = (int(v) for v in torch.randint(2, SIZE - 34, (2,), generator=g))
-        w, h = (int(v) for v in torch.randint(12, 32, (2,), generator=g))
-        label = int(torch.randint(1, CLASSES, (1,), generator=g))
-        image[label - 1, y : y + h, x : x + w] = 0.9
-        mask = torch.zeros(SIZE, SIZE, dtype=torch.uint8)
-        mask[y : y + h, x : x + w] = 1
-        boxes.append([x, y, x + w, y + h])
-        labels.append(label)
-        masks.append(mask)
-    target = {
-        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        "labels": torch.tensor(labels, dtype=torch.int64),
-        "masks": torch.stack(masks) if masks else torch.zeros(0, SIZE, SIZE, dtype=torch.uint8),
-        "image_id": image_id,
-        "annotation_ids": torch.arange(objects) + image_id * 10,
-    }
-    return image, target
-
-
-class Stem(nn.Module):
-    """Two strided stages with frozen norms, and an FPN: the smallest backbone that has every part."""
-
-    out_channels = 16
-
-    def __init__(self, norm: Callable[[int], nn.Module] = FrozenBatchNorm2d) -> None:
-        super().__init__()
-        stage = lambda i, o, s: nn.Sequential(nn.Conv2d(i, o, 3, s, 1, bias=False), norm(o), nn.ReLU())  # noqa: E731
-        self.body = nn.ModuleDict({"layer1": stage(3, 12, 4), "layer2": stage(12, 16, 2), "layer3": stage(16, 24, 2)})
-        self.fpn = FeaturePyramidNetwork([16, 24], 16)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        x = self.body["layer1"](x)
-        second = self.body["layer2"](x)
-        return self.fpn(OrderedDict([("0", second), ("1", self.body["layer3"](second))]))
-
-
-def tiny_model(*, norm: Callable[[int], nn.Module] = FrozenBatchNorm2d, anchors: Any = None) -> MaskRCNN:
-    """A Mask R-CNN of about 100,000 parameters at 64 pixels: 20 ms a step on one core."""
-    torch.manual_seed(0)
-    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-    from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-    from torchvision.models.detection.rpn import RPNHead
-
-    generator = AnchorGenerator(anchors or ((16,), (32,)), ((0.5, 1.0, 2.0),) * 2)
-    model = MaskRCNN(
-        Stem(norm),
-        None,
-        min_size=SIZE,
-        max_size=SIZE,
-        rpn_anchor_generator=generator,
-        rpn_head=RPNHead(16, generator.num_anchors_per_location()[0]),
-        box_head=TwoMLPHead(16 * 49, 32),
-        box_predictor=FastRCNNPredictor(32, CLASSES),
-        mask_head=MaskRCNNHeads(16, [16], 1),
-        mask_predictor=MaskRCNNPredictor(16, 16, CLASSES),
-        rpn_pre_nms_top_n_train=100,
-        rpn_post_nms_top_n_train=50,
-        box_batch_size_per_image=32,
-    )
-    # Weights of a random net with identity norms shrink the signal; give the norms real statistics.
-    for module in model.modules():
-        if isinstance(module, FrozenBatchNorm2d):
-            module.running_var.fill_(0.1)
-    return model
 
 
 @dataclass

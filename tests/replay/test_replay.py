@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from nanbench.tiny import tiny_model
 from tiny_faults import BAD, pixels, put
-from tiny_run import TinyRun, rates, tiny_model
+from tiny_run import TinyRun, rates
 
 from maskrcnn_coco.records import Alarm
 from maskrcnn_coco.replay.isolation import own

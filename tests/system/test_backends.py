@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from nanbench.tiny import tiny_model
 from tiny_faults import wrong_compiler, wrong_library
-from tiny_run import TinyRun, tiny_model
+from tiny_run import TinyRun
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn_coco.diagnosis.investigate import investigate

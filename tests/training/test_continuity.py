@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nanbench.tiny import tiny_model
 from runs import config, lines
-from tiny_run import tiny_model
 
 from maskrcnn_coco import train
 from maskrcnn_coco.checkpoint import branches

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from nanbench.tiny import tiny_model
 from runs import config
 from states import state_at
-from tiny_run import tiny_model
 
 from maskrcnn_coco import train
 from maskrcnn_coco.checkpoint.store import load, save

@@ -7,8 +7,9 @@ from statistics import median
 from typing import Any
 
 import pytest
+from nanbench.tiny import sample, tiny_model
+from nanbench.tiny_parts import CLASSES
 from runs import incidents, lines
-from tiny_run import CLASSES, sample, tiny_model
 
 from maskrcnn_coco import Config, train
 from maskrcnn_coco.records import Result

@@ -9,8 +9,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from nanbench.tiny import tiny_model
 from runs import OwnData, config, lines, run, small_model, weights
-from tiny_run import tiny_model
 from torch import nn
 
 from maskrcnn_coco import train
