@@ -20,6 +20,7 @@ from collections.abc import Callable
 import common
 import step
 import torch
+from engine import LR, reference_optimizer, reference_update
 from torch import nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
@@ -39,7 +40,7 @@ Step = Callable[[int], None]
 
 def reference(net: nn.Module, batch: step.Batch, device: torch.device, precision: str) -> Step:
     """One iteration of torchvision's references/detection/engine.py, without logging."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=step.LR, momentum=0.9, weight_decay=1e-4)
+    optimizer = reference_optimizer(net)
     scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
 
     def run(seed: int) -> None:
@@ -47,17 +48,8 @@ def reference(net: nn.Module, batch: step.Batch, device: torch.device, precision
         images = [image.to(device) for image in batch[0]]
         targets = [{k: v.to(device) for k, v in t.items()} for t in batch[1]]
         with autocast(precision, device):
-            total = torch.stack(list(net(images, targets).values())).sum()
-        if not math.isfinite(total.item()):
-            raise SystemExit("loss is not finite")
-        optimizer.zero_grad()
-        if scaler is None:
-            total.backward()
-            optimizer.step()
-            return
-        scaler.scale(total).backward()
-        scaler.step(optimizer)
-        scaler.update()
+            losses = net(images, targets)
+        reference_update(optimizer, losses, scaler)
 
     return run
 
@@ -65,7 +57,7 @@ def reference(net: nn.Module, batch: step.Batch, device: torch.device, precision
 def ours(net: nn.Module, batch: step.Batch, device: torch.device, precision: str) -> Step:
     """One step of `train`; on CUDA its guard reads late."""
     optimizer = build_optimizer(net)
-    apply_lr(optimizer, {"backbone": step.LR})
+    apply_lr(optimizer, {"backbone": LR})
     scaler = make_scaler(precision, device)
     guard = Guard(net, optimizer, scaler=scaler, deferred=device.type == "cuda")
     forward = Forward(net, device=device, precision=precision, seed=0)

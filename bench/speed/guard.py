@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,14 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from engine import reference_optimizer, reference_update
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from maskrcnn_coco.guard import forward_backward
 from maskrcnn_coco.guard.guard import Guard
-
-LR = 1e-5
 
 
 @dataclass
@@ -95,33 +92,21 @@ def make_batch(size: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     return images, targets
 
 
-def sgd(model: nn.Module, *, fused: bool | None) -> torch.optim.Optimizer:
-    params = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.SGD(params, lr=LR, momentum=0.9, weight_decay=1e-4, fused=fused)
-
-
 def reference(model: nn.Module, batch: Any, clock: Clock) -> Callable[[], None]:
     """One iteration of torchvision's references/detection/engine.py, without logging."""
-    optimizer = sgd(model, fused=None)
+    optimizer = reference_optimizer(model)
     forward = clock.timed(lambda: model(*batch))
     backward = clock.timed(lambda loss: loss.backward())
 
     def step() -> None:
-        loss_dict = forward()
-        losses = sum(loss for loss in loss_dict.values())
-        loss_value = losses.item()
-        if not math.isfinite(loss_value):
-            sys.exit(1)
-        optimizer.zero_grad()
-        backward(losses)
-        optimizer.step()
+        reference_update(optimizer, forward(), backward=backward)
 
     return step
 
 
 def ours(model: nn.Module, batch: Any, clock: Clock, mode: Any) -> Callable[[], None]:
     """A step of this project's loop on the same model: fused SGD, clipping at 10."""
-    guard = Guard(model, sgd(model, fused=True), mode=mode)
+    guard = Guard(model, reference_optimizer(model, fused=True), mode=mode)
     forward = clock.timed(lambda b: model(*b))
     backward = forward_backward.backward
 

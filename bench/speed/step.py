@@ -18,6 +18,7 @@ from typing import Any
 import common
 import numpy as np
 import torch
+from engine import LR, reference_optimizer, reference_update
 from torch import Tensor, nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
@@ -29,7 +30,6 @@ from maskrcnn_coco.model.optim import apply_lr, build_optimizer
 from maskrcnn_coco.system.precision import autocast, bf16_is_native
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
-LR = 1e-5
 CLASSES = 4
 MODELS = {"resnet50": (256, 2, 5), "shapes": (128, 4, 4)}
 """Name → side of the images, batch size, objects an image."""
@@ -88,17 +88,11 @@ def _ellipses(centers: np.ndarray, halves: np.ndarray) -> list[np.ndarray]:
 
 def reference_step(net: nn.Module, batch: Batch) -> Callable[[int], None]:
     """torchvision's references/detection/engine.py, one iteration, without logging."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=LR, momentum=0.9, weight_decay=1e-4)
+    optimizer = reference_optimizer(net)
 
     def step(seed: int) -> None:
         torch.manual_seed(seed)
-        losses = net(*batch)
-        total = sum(losses.values(), torch.zeros(()))
-        if not math.isfinite(total.item()):
-            raise SystemExit("loss is not finite")
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
+        reference_update(optimizer, net(*batch))
 
     return step
 
@@ -119,12 +113,7 @@ def own_step(net: nn.Module, batch: Batch, precision: str, *, guarded: bool) -> 
         if guarded:
             assert guard.step(forward, batch).applied
             return
-        total = sum(forward(batch).values(), torch.zeros(()))
-        if not math.isfinite(total.item()):
-            raise SystemExit("loss is not finite")
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
+        reference_update(optimizer, forward(batch))
 
     return step
 

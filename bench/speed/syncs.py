@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -21,7 +20,8 @@ from typing import Any
 import common
 import step
 import torch
-from torch import Tensor, nn
+from engine import LR, reference_optimizer, reference_update
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "helpers"))
 
@@ -42,13 +42,12 @@ Step = Callable[[Batch, int], None]
 
 def reference(net: nn.Module) -> Step:
     """torchvision's references/detection/engine.py, one iteration, without logging."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=step.LR, momentum=0.9, weight_decay=1e-4)
+    optimizer = reference_optimizer(net)
 
     def run(batch: Batch, seed: int) -> None:
         torch.manual_seed(seed)
         images = [i.to(CUDA) for i in batch.images]
-        losses = net(images, [{k: v.to(CUDA) for k, v in t.items()} for t in batch.targets])
-        _bare(optimizer, losses)
+        reference_update(optimizer, net(images, [{k: v.to(CUDA) for k, v in t.items()} for t in batch.targets]))
 
     return run
 
@@ -56,7 +55,7 @@ def reference(net: nn.Module) -> Step:
 def bare(net: nn.Module) -> Step:
     """The same loop around our detector and batch, with a fused optimizer."""
     optimizer, forward = _own(net)
-    return lambda batch, seed: _bare(optimizer, forward.begin(seed)(batch))
+    return lambda batch, seed: reference_update(optimizer, forward.begin(seed)(batch))
 
 
 def guarded(net: nn.Module, *, deferred: bool) -> Step:
@@ -74,17 +73,8 @@ def guarded(net: nn.Module, *, deferred: bool) -> Step:
 
 def _own(net: nn.Module) -> tuple[torch.optim.Optimizer, Forward]:
     optimizer = build_optimizer(net)
-    apply_lr(optimizer, {"backbone": step.LR})
+    apply_lr(optimizer, {"backbone": LR})
     return optimizer, Forward(net, device=CUDA, precision="fp32", seed=0)
-
-
-def _bare(optimizer: torch.optim.Optimizer, losses: dict[str, Tensor]) -> None:
-    total = torch.stack(list(losses.values())).sum()
-    if not math.isfinite(total.item()):
-        raise SystemExit("loss is not finite")
-    optimizer.zero_grad()
-    total.backward()
-    optimizer.step()
 
 
 VARIANTS: dict[str, tuple[bool, Callable[[nn.Module], Step]]] = {
