@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from maskrcnn_coco.advice.batch_size import halved
 from maskrcnn_coco.advice.candidates import (
     Choice,
     ColdStart,
@@ -21,7 +22,6 @@ from maskrcnn_coco.advice.candidates import (
     stood,
     why_this,
 )
-from maskrcnn_coco.advice.fitting import halved
 from maskrcnn_coco.advice.ladder import climb, svg
 from maskrcnn_coco.advice.limits import Limit, Say, Settled, limits_from, settle
 from maskrcnn_coco.advice.prepare import Setup, memory_use, open_setup

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from maskrcnn_coco.advice.ladder import HEADS
 from maskrcnn_coco.advice.limits import Limit, Settled, TrialVerdict, judge, rising
 from maskrcnn_coco.advice.trials import Trial, Trials
-from maskrcnn_coco.config.recipes import CLIP_GUIDE, guideline
+from maskrcnn_coco.config.lr_ranges import guideline
+from maskrcnn_coco.config.recipes import CLIP_GUIDE
 from maskrcnn_coco.guard.early_warning import own_level
 from maskrcnn_coco.records import COMPONENTS
 from maskrcnn_coco.replay.snapshot import Snapshot
@@ -239,7 +240,7 @@ def compare(limits: Mapping[str, Limit], choice: Choice, *, pretrained: bool, op
             text = f"{component}: breaks above {limit.value:.2g} ({limit.low:.2g} to {limit.high:.2g}; {limit.how})"
             text += f"; {two_digits(limit.value / rate):g} times the advised {rate:.2g}"
         if guide:
-            text += f"; guideline for {guide.state} weights: {guide.place(rate)}"
+            text += f"; guideline for {guide.state} weights: {guide.describe(rate)}"
             random = component in ("backbone", "rpn") and not pretrained
             text += ", but these start at random" if random and rate > guide.safe[1] else ""
         sentences.append(text)

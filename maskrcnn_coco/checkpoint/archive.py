@@ -19,8 +19,8 @@ import torch
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.system.files import READING, Sink
 
-_MARK = b"maskrcnn-coco sha256="
-_HEX = 64
+MARK = b"maskrcnn-coco sha256="
+HEX = 64
 _EOCD = 22  # bytes of a zip's end record without its comment; the last two hold the comment's length
 
 
@@ -60,7 +60,7 @@ class _HashingStream:
                 self._error = e
 
     def finish(self) -> None:
-        self._pass_on(self._tail[:-2] + (len(_MARK) + _HEX).to_bytes(2, "little") + _MARK)
+        self._pass_on(self._tail[:-2] + (len(MARK) + HEX).to_bytes(2, "little") + MARK)
         self._pass_on(self._hash.hexdigest().encode())
         if self._error is not None:
             raise self._error
@@ -89,28 +89,8 @@ def open_regular(path: Path) -> BufferedReader:
     return os.fdopen(fd, "rb")
 
 
-def verify(file: BufferedReader, path: Path) -> None:
-    """Raise CheckpointError unless the SHA-256 in the file is that of its content, byte for byte."""
-    body = os.fstat(file.fileno()).st_size - _HEX
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))  # one that stays in the processor's cache
-    file.seek(0)
-    ending = b""
-    while body > 0:
-        count = file.readinto(buffer[: min(body, len(buffer))])
-        if not count:
-            break
-        digest.update(buffer[:count])
-        ending = (ending + bytes(buffer[max(0, count - len(_MARK)) : count]))[-len(_MARK) :]
-        body -= count
-    stored = file.read(_HEX + 1)
-    if ending != _MARK:
-        raise _damaged(path, "it does not end in a digest: it was cut short or damaged, or another program wrote it")
-    if stored != digest.hexdigest().encode():
-        raise _damaged(path, "the SHA-256 of its content is not the one written with it")
-
-
-def _damaged(path: Path, why: str) -> CheckpointError:
+def damaged(path: Path, why: str) -> CheckpointError:
+    """The error of a file that is not what was written: ``why`` says how that shows."""
     return CheckpointError(
         f"the checkpoint {path} cannot be used: {why}",
         fix="--resume auto takes the newest intact checkpoint of the folder; foreign weights belong to --weights",
@@ -123,4 +103,4 @@ def read(file: BinaryIO, path: Path, map_location: str | torch.device) -> Any:
     try:
         return torch.load(file, map_location=map_location, weights_only=True)
     except (UnpicklingError, RuntimeError, ValueError, KeyError, EOFError, OSError) as e:
-        raise _damaged(path, f"torch cannot read it ({str(e).splitlines()[0][:200]})") from e
+        raise damaged(path, f"torch cannot read it ({str(e).splitlines()[0][:200]})") from e

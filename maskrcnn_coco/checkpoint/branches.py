@@ -12,7 +12,8 @@ from typing import Any
 
 from maskrcnn_coco.checkpoint.content import BEST, LAST, Header
 from maskrcnn_coco.checkpoint.saver import Saver
-from maskrcnn_coco.checkpoint.store import checkpoints, peek, verify
+from maskrcnn_coco.checkpoint.store import checkpoints, peek
+from maskrcnn_coco.checkpoint.verification import verify
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.system import files
 

@@ -28,7 +28,8 @@ from maskrcnn_coco.checkpoint.content import (
     plain_copy,
     to_document,
 )
-from maskrcnn_coco.checkpoint.store import checkpoints, peek, verify
+from maskrcnn_coco.checkpoint.store import checkpoints, peek
+from maskrcnn_coco.checkpoint.verification import verify
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.system import files
 

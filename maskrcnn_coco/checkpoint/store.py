@@ -1,16 +1,13 @@
 """A checkpoint as a file: written whole and read back, loaded only when intact, the newest one found.
 
-`content` holds what a state must say, `archive` how it becomes bytes with their SHA-256, `inspection` what is checked
-before ``torch.load``. The newest file is found by the count of saves written inside, never by the clock: a rollback may
-lower the step, and clocks jump.
+`content` holds what a state must say, `archive` how it becomes bytes with their SHA-256, `verification` whether a file
+still is what was written, `inspection` what is checked before ``torch.load``. The newest file is found by the count of
+saves written inside, never by the clock: a rollback may lower the step, and clocks jump.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -29,6 +26,7 @@ from maskrcnn_coco.checkpoint.content import (
     to_document,
 )
 from maskrcnn_coco.checkpoint.inspection import inspect
+from maskrcnn_coco.checkpoint.verification import check_digest, reading, verify_written
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.system import files
 from maskrcnn_coco.wording import listed
@@ -64,20 +62,8 @@ def save(path: str | Path, state: dict[str, Any], *, names: tuple[str, ...] | No
 def write_document(path: Path, document: dict[str, Any], *, keep_old_as: Path | None = None) -> None:
     """Write what `to_document` made, verified on the disk before it is renamed. Raises OSError."""
     files.write_atomically(
-        path, lambda sink: archive.write(sink, document), verify=_verify_written, keep_old_as=keep_old_as
+        path, lambda sink: archive.write(sink, document), verify=verify_written, keep_old_as=keep_old_as
     )
-
-
-def _verify_written(path: Path) -> None:
-    """Read a finished file back, from the disk where the kernel allows. Raises OSError if it is not the same."""
-    try:
-        with archive.open_regular(path) as file:
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            archive.verify(file, path)
-            inspect(file, path)
-    except CheckpointError as e:
-        raise OSError(errno.EIO, f"what came back from the disk is not what was written ({e.what})") from e
 
 
 def load(path: str | Path, *, map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -87,9 +73,9 @@ def load(path: str | Path, *, map_location: str | torch.device = "cpu") -> dict[
         CheckpointError: no such file, damaged, refused, of another version, under another file's name, or non-finite.
     """
     path = Path(path)
-    with _reading(path), archive.open_regular(path) as file:
+    with reading(path), archive.open_regular(path) as file:
         try:
-            archive.verify(file, path)
+            check_digest(file, path)
         except CheckpointError as e:
             raise _with_wound(e, file, path) from e
         header_of(inspect(file, path), path)
@@ -114,24 +100,8 @@ def _with_wound(error: CheckpointError, file: BinaryIO, path: Path) -> Checkpoin
 def peek(path: str | Path) -> Header:
     """The header of ``path``, without its tensors and before its digest is checked. Raises CheckpointError."""
     path = Path(path)
-    with _reading(path), archive.open_regular(path) as file:
+    with reading(path), archive.open_regular(path) as file:
         return header_of(inspect(file, path), path)
-
-
-def verify(path: str | Path) -> Header:
-    """The header of ``path``, after the SHA-256 of the whole file was found right. Raises CheckpointError."""
-    path = Path(path)
-    with _reading(path), archive.open_regular(path) as file:
-        archive.verify(file, path)
-        return header_of(inspect(file, path), path)
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {e.strerror or e}", fix="check the disk") from e
 
 
 def checkpoints(folder: str | Path) -> list[Path]:

@@ -26,7 +26,7 @@ from maskrcnn_coco.evaluation.ceiling import ceiling_of
 from maskrcnn_coco.evaluation.classes import in_labels_of
 from maskrcnn_coco.evaluation.evaluate import EvalResult, evaluate_model
 from maskrcnn_coco.inference.checkpoints import checkpoint_card
-from maskrcnn_coco.inference.finder import Finder
+from maskrcnn_coco.inference.eval_adapter import EvalAdapter
 from maskrcnn_coco.inference.predictor import Engine, Predictor
 from maskrcnn_coco.inference.tiles import check_overlap, tile_side
 from maskrcnn_coco.inference.torch_engine import TorchEngine
@@ -158,7 +158,7 @@ def _check(options: EvaluateOptions) -> None:
 def _finder(
     model: nn.Module, contents: Mapping[str, Any], device: torch.device, precision: str, options: EvaluateOptions,
     ways: tuple[str, ...],
-) -> tuple[Finder, str]:  # fmt: skip
+) -> tuple[EvalAdapter, str]:  # fmt: skip
     """Who looks at the images in the model's place, and how, in words."""
     card = checkpoint_card(model, contents)
     engine: Engine = TorchEngine(model, device, precision)
@@ -169,7 +169,7 @@ def _finder(
     side = tile_side(options.tile, card.usual_side)
     if side is not None:
         said.append(f"in tiles of {side} pixels")
-    return Finder(Predictor(engine, card), side, check_overlap(options.overlap)), " and ".join(said)
+    return EvalAdapter(Predictor(engine, card), side, check_overlap(options.overlap)), " and ".join(said)
 
 
 def _warn(console: Console, sentences: list[str], most: int = 8) -> None:

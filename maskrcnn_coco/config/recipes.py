@@ -1,6 +1,6 @@
-"""Settings that were not given, from the data set's size; and the learning-rate guideline per component.
+"""Settings that were not given, from the data set's size.
 
-The recipe table and the guideline are for fine-tuning pretrained weights. The built-in shapes train a small network
+The recipe table is for fine-tuning pretrained weights. The built-in shapes train a small network
 from random weights, which wants a higher rate; their recipe says so. Torch-free.
 """
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from maskrcnn_coco.config.lr_ranges import ADAMW_SHARE, guideline
 from maskrcnn_coco.config.settings import COCO_WEIGHTS, Config, given
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.records import COMPONENTS, RATE_SETTINGS
@@ -35,50 +36,11 @@ SIZES = (
 )
 
 
-@dataclass(frozen=True)
-class Range:
-    """A safe and an aggressive learning-rate range of one component; ``state`` is what its weights start from."""
-
-    state: str
-    safe: tuple[float, float]
-    aggressive: tuple[float, float]
-
-    def is_safe(self, rate: float) -> bool:
-        """Whether ``rate`` is not above the safe range."""
-        return rate <= self.safe[1] * (1 + 1e-9)
-
-    def place(self, rate: float) -> str:
-        """Where ``rate`` lies, as in "in the aggressive range 0.001 to 0.01"."""
-        (low, high), (bold, top) = self.safe, self.aggressive
-        if self.is_safe(rate):
-            return f"{'in' if rate >= low else 'below'} the safe range {low:g} to {high:g}"
-        return f"{'in' if rate <= top * (1 + 1e-9) else 'past'} the aggressive range {bold:g} to {top:g}"
-
-
-GUIDELINE = {
-    "backbone": Range("pretrained", (1e-4, 5e-3), (1e-3, 1e-2)),
-    "rpn": Range("partly pretrained", (5e-4, 5e-3), (5e-3, 2e-2)),
-    "box_head": Range("random", (1e-3, 1e-2), (1e-2, 5e-2)),
-    "mask_head": Range("random", (1e-3, 1e-2), (1e-2, 5e-2)),
-}
 COCO_DETECTIONS = 100
 """Detections of an image that COCO counts."""
-ADAMW_SHARE = 20
-"""AdamW's rates are SGD's over this. Built-in shapes, 5 epochs: segm/AP 0.257 at a tenth, 0.268 here, 0.153 at 1/50."""
 FOLLOW_DATA = ("batch_size", "box_detections_per_image")
 """What "auto" means for these is worked out here; for the learning rate it is measured."""
 CLIP_GUIDE = ((1.0, "very conservative"), (5.0, "conservative"), (10.0, "default"), (20.0, "loose"))
-
-
-def guideline(optimizer: str) -> dict[str, Range]:
-    """The ranges per component for ``optimizer``, "sgd" or "adamw"."""
-    if optimizer == "sgd":
-        return GUIDELINE
-
-    def scaled(span: tuple[float, float]) -> tuple[float, float]:
-        return span[0] / ADAMW_SHARE, span[1] / ADAMW_SHARE
-
-    return {c: Range(g.state, scaled(g.safe), scaled(g.aggressive)) for c, g in GUIDELINE.items()}
 
 
 @dataclass(frozen=True)
@@ -247,7 +209,7 @@ def lr_warnings(config: Config, *, builtin: bool, chosen: frozenset[str] | None 
         if guide.is_safe(lr):
             continue
         sentences.append(
-            f"{component}: learning rate {lr:g} is {guide.place(lr)} "
+            f"{component}: learning rate {lr:g} is {guide.describe(lr)} "
             f"(safe for {guide.state} weights: {guide.safe[0]:g} to {guide.safe[1]:g}; {rate_flag(component)})"
         )
     if builtin and sentences:

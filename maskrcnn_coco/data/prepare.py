@@ -41,7 +41,7 @@ class RunData:
     bad_images: set[int] = field(default_factory=set)
     bad_annotations: set[int] = field(default_factory=set)
     identity: dict[str, str] = field(default_factory=dict)
-    """Digests of what the data are; see `data.identity`."""
+    """Digests of what the data are; see `data.fingerprint`."""
 
     @property
     def most_objects(self) -> int:

@@ -46,7 +46,7 @@ def judge(facts: Facts, moment: Literal["before", "steps", "epoch"] = "before") 
     return sorted(found, key=lambda f: f.severity != "error")
 
 
-def identity(finding: RunFinding) -> tuple[str, str]:
+def finding_key(finding: RunFinding) -> tuple[str, str]:
     """What a finding is said once for: its code, and its kind within the code."""
     return finding.code, str(finding.detail.get("what", ""))
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from maskrcnn_coco.errors import FindingWarning
 from maskrcnn_coco.findings.facts import Facts, Way
-from maskrcnn_coco.findings.judge import identity, judge
+from maskrcnn_coco.findings.judge import finding_key, judge
 from maskrcnn_coco.findings.parameters import all_in_eval, norms_in_eval, parameters_of, train_but
 from maskrcnn_coco.findings.progress import STEPS, Progress
 from maskrcnn_coco.findings.samples import ENOUGH, Samples
@@ -119,13 +119,13 @@ class Watch:
     def known(self, findings: Sequence[RunFinding]) -> None:
         """Findings that were said before: they are not said again."""
         self.findings += findings
-        self._said |= {identity(f) for f in findings}
+        self._said |= {finding_key(f) for f in findings}
 
     def tell(self, facts: Facts, moment: Any) -> None:
         """Say what is new in what the rules find."""
         for finding in judge(facts, moment):
-            if identity(finding) not in self._said:
-                self._said.add(identity(finding))
+            if finding_key(finding) not in self._said:
+                self._said.add(finding_key(finding))
                 self.findings.append(finding)
                 self.say(finding)
 

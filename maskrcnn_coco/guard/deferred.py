@@ -21,7 +21,7 @@ from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard import forward_backward, optimizer_step
 from maskrcnn_coco.guard.health import LEAP, SMALLEST_RMS
 from maskrcnn_coco.guard.inputs import verdict_on
-from maskrcnn_coco.guard.instruments import Instruments, Measured
+from maskrcnn_coco.guard.judgement import Instruments, Measured
 from maskrcnn_coco.guard.norms import float_states, stacked_norms
 from maskrcnn_coco.guard.undo import may_fault
 from maskrcnn_coco.guard.verdict import Verdict
@@ -217,7 +217,7 @@ class Deferred:
         optimizer: Any = self.parts.optimizer
         optimizer.found_inf = bad.float()
         if self.parts.max_grad_norm:
-            # To the last bit what `step.clip_coefficient` gives. Where the norm is not finite nothing is applied.
+            # To the last bit what `clip_coefficient` gives. Where the norm is not finite nothing is applied.
             limit = self.parts.max_grad_norm
             scale = (limit / (total.float() + 1e-6)).double().reciprocal().float()
             optimizer.grad_scale = torch.where(total <= limit, torch.ones_like(scale), scale)

@@ -23,7 +23,7 @@ from maskrcnn_coco.guard.deferred import Deferred
 from maskrcnn_coco.guard.divergence import Divergence
 from maskrcnn_coco.guard.health import Health
 from maskrcnn_coco.guard.immediate import Act, Immediate, Mode
-from maskrcnn_coco.guard.instruments import Instruments
+from maskrcnn_coco.guard.judgement import Instruments
 from maskrcnn_coco.guard.loss_scale import Scale
 from maskrcnn_coco.guard.norms import Components, Layout
 from maskrcnn_coco.guard.sharding import refuse_shards

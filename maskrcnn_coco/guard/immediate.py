@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from maskrcnn_coco.guard import forward_backward, inputs, optimizer_step
 from maskrcnn_coco.guard.forward_backward import Forward, Pass
 from maskrcnn_coco.guard.health import update_ratio
-from maskrcnn_coco.guard.instruments import Instruments, Measured
+from maskrcnn_coco.guard.judgement import Instruments, Measured
 from maskrcnn_coco.guard.norms import nonfinite_at
 from maskrcnn_coco.guard.team import Team
 from maskrcnn_coco.guard.undo import Undo

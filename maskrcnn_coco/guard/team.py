@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.guard import forward_backward
-from maskrcnn_coco.guard.instruments import Instruments
+from maskrcnn_coco.guard.judgement import Instruments
 from maskrcnn_coco.guard.verdict import Verdict
 
 OWN = ("crash", "input_nonfinite", "loss_nonfinite", "buffer_nonfinite")

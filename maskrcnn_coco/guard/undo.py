@@ -20,7 +20,7 @@ from maskrcnn_coco.guard.norms import all_finite, has_fractions, nonfinite_at, n
 from maskrcnn_coco.guard.verdict import Verdict
 
 if TYPE_CHECKING:
-    from maskrcnn_coco.guard.instruments import Instruments
+    from maskrcnn_coco.guard.judgement import Instruments
 
 PROVED = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta")
 """torch's own optimizers that divide by nothing smaller than eps."""

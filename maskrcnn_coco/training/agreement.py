@@ -8,7 +8,7 @@ import msgspec
 import torch
 from torch import nn
 
-from maskrcnn_coco.data.identity import identity
+from maskrcnn_coco.data.fingerprint import data_fingerprint
 from maskrcnn_coco.errors import ConfigError, GuardStop, MaskRCNNError
 from maskrcnn_coco.training.session import Session
 
@@ -27,7 +27,7 @@ def require_same_start(session: Session) -> None:
     settings = {k: v for k, v in msgspec.to_builtins(session.config).items() if k not in _OWN}
     parts = {
         **{f"--{name.replace('_', '-')}": value for name, value in settings.items()},
-        **identity(session.data, files=False),
+        **data_fingerprint(session.data, files=False),
         "images of the plan": [int(i) for i in session.plan.image_ids[:1000]],
         "images left out": session.plan.quarantined,
         "weights at the start": digest(session.model),

@@ -65,13 +65,14 @@ def load_case(path: str | Path, build_rig: Callable[[dict[str, Any]], Rig]) -> C
     Raises:
         CheckpointError: no such file, damaged, or not a case.
     """
-    from maskrcnn_coco.checkpoint.archive import open_regular, read, verify
+    from maskrcnn_coco.checkpoint.archive import open_regular, read
+    from maskrcnn_coco.checkpoint.verification import check_digest
 
     path = Path(path)
     with open_regular(path) as file:
         wound = None
         try:
-            verify(file, path)
+            check_digest(file, path)
         except CheckpointError as e:
             wound = e
         state = read(file, path, "cpu")

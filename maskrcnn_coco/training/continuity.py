@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from maskrcnn_coco.config.settings import Config, flag
-from maskrcnn_coco.data.identity import changes
+from maskrcnn_coco.data.fingerprint import changes
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.system import environment
 from maskrcnn_coco.training.session import Session

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.findings.facts import Facts, Way
-from maskrcnn_coco.findings.judge import identity, judge
+from maskrcnn_coco.findings.judge import finding_key, judge
 from maskrcnn_coco.findings.parameters import norms_in_eval
 from maskrcnn_coco.findings.watch import Watch
 from maskrcnn_coco.records import RunFinding, plain, record_from
@@ -48,7 +48,7 @@ def distinct(findings: list[RunFinding]) -> list[RunFinding]:
     """Each kind of finding once, errors first."""
     kept = {}
     for finding in findings:
-        kept.setdefault(identity(finding), finding)
+        kept.setdefault(finding_key(finding), finding)
     return sorted(kept.values(), key=lambda f: ("error", "warning", "info").index(f.severity))
 
 

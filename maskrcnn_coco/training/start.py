@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from maskrcnn_coco.advice.advise import settle_lr
-from maskrcnn_coco.advice.fitting import settle_batch
+from maskrcnn_coco.advice.batch_size import settle_batch
 from maskrcnn_coco.advice.quick_check import quick_check
 from maskrcnn_coco.advice.remembered import fingerprint, recall
 from maskrcnn_coco.checkpoint.saver import Saver
@@ -20,7 +20,7 @@ from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.resolve import is_small, resolve_run, total_steps
 from maskrcnn_coco.config.settings import Config, dump_config
 from maskrcnn_coco.data.dataset import CocoDataset, UserData
-from maskrcnn_coco.data.identity import identity
+from maskrcnn_coco.data.fingerprint import data_fingerprint
 from maskrcnn_coco.data.plan import Plan
 from maskrcnn_coco.data.prepare import RunData, open_data, own_data, quarantine_first, with_found_range
 from maskrcnn_coco.data.sources import make_plan, sources
@@ -81,7 +81,7 @@ def open_session(
     device = resolve_device(config.device, ranks.world, ranks.local_rank)
     precision = resolve_amp(config.amp, device)
     data = _data_of(config, train_data, found)
-    data.identity = identity(data) if ranks.is_main and not dry_run else {}
+    data.identity = data_fingerprint(data) if ranks.is_main and not dry_run else {}
     resolved = settle(config, data, ranks, device, own=train_data, say=None if found.state else console.note)
     config, small = with_found_range(resolved.config, data), is_small(config, data.builtin)
     train_source, val_source = sources(data, config, train_data, val_data, small=small)

@@ -17,7 +17,8 @@ from states import digest, state_at
 from maskrcnn_coco.checkpoint import store
 from maskrcnn_coco.checkpoint.content import check_model, epoch_name, plain_copy
 from maskrcnn_coco.checkpoint.saver import Saver
-from maskrcnn_coco.checkpoint.store import checkpoints, load, load_newest, newest_intact, peek, save, verify
+from maskrcnn_coco.checkpoint.store import checkpoints, load, load_newest, newest_intact, peek, save
+from maskrcnn_coco.checkpoint.verification import verify
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.system import files
 

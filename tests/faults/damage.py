@@ -15,7 +15,8 @@ import torch
 from states import digest, state_at
 
 from maskrcnn_coco.checkpoint.saver import Saver
-from maskrcnn_coco.checkpoint.store import load, load_newest, newest_intact, verify
+from maskrcnn_coco.checkpoint.store import load, load_newest, newest_intact
+from maskrcnn_coco.checkpoint.verification import verify
 from maskrcnn_coco.errors import CheckpointError
 
 

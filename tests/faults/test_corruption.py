@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from maskrcnn_coco.checkpoint.store import load_newest, verify
+from maskrcnn_coco.checkpoint.store import load_newest
+from maskrcnn_coco.checkpoint.verification import verify
 
 
 def test_every_damage_is_noticed(fast_folder: Path):

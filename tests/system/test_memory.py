@@ -12,7 +12,7 @@ from runs import OwnData, config, small_model
 
 from maskrcnn_coco import Config, train
 from maskrcnn_coco.advice.advise import advise_data, settle_what_fits
-from maskrcnn_coco.advice.fitting import settle_batch
+from maskrcnn_coco.advice.batch_size import settle_batch
 from maskrcnn_coco.advice.prepare import memory_use, open_setup
 from maskrcnn_coco.checkpoint.store import newest_intact, peek
 from maskrcnn_coco.config.resolve import resolve_run

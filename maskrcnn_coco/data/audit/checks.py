@@ -9,10 +9,10 @@ import numpy as np
 from maskrcnn_coco.data.audit.agreement import check_agreement
 from maskrcnn_coco.data.audit.boxes import check_boxes, check_ids, check_labels, check_problems, check_sizes
 from maskrcnn_coco.data.audit.catalogue import CATALOGUE, Reporter
+from maskrcnn_coco.data.audit.crowds import check_crowds
 from maskrcnn_coco.data.audit.pixels import Depth, check_images
 from maskrcnn_coco.data.audit.segmentations import measure
 from maskrcnn_coco.data.audit.sizes import SIZE_CODES
-from maskrcnn_coco.data.audit.targets import check_crowds
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.records import DataFinding
 from maskrcnn_coco.system.garbage import without_garbage_collection

@@ -28,7 +28,7 @@ _WHAT = {
 }
 
 
-def identity(data: RunData, *, files: bool = True) -> dict[str, str]:
+def data_fingerprint(data: RunData, *, files: bool = True) -> dict[str, str]:
     """Part → digest (hex), as ``train images``, ``val annotations`` …; a data set of your own has its classes only.
 
     Args:

@@ -14,7 +14,7 @@ from maskrcnn_coco.inference.detections import Found
 from maskrcnn_coco.inference.predictor import Predictor
 
 
-class Finder:
+class EvalAdapter:
     """Called with examples, answers with one `Prediction` each, or with why an image could not be looked at.
 
     Args:
