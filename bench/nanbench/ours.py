@@ -22,6 +22,7 @@ from maskrcnn_coco.model import forward, optim
 from maskrcnn_coco.records import Incident, StepRecord, plain
 from maskrcnn_coco.system import precision
 from maskrcnn_coco.training import response, session
+from nanbench.files import write_files
 from nanbench.scenario import Outcome
 from nanbench.scene import STEPS, Live, Scene, make_optimizer
 
@@ -136,12 +137,18 @@ def config(scene: Scene, folder: Path, **changes: Any) -> Config:
         "logdir": str(folder / "run"),
         "checkpoint_dir": str(folder / "checkpoints"),
     }
+    if setup.way == "files":
+        settings |= {"data": str(folder / "data"), "num_classes": None}
     settings["optimizer"] = setup.optimizer if setup.optimizer in ("sgd", "adamw") else "sgd"
     return Config(**(settings | scene.settings | changes))
 
 
 def run(scene: Scene, folder: Path) -> Outcome:
     """Train the scene to its end, in as many processes as it asks for."""
+    if scene.setup.way in ("guard", "attach"):
+        from nanbench import ours_loop
+
+        return ours_loop.run(scene, folder)
     if scene.setup.ranks == 1:
         return alone(scene, folder)
     with socket.socket() as s:
@@ -171,7 +178,9 @@ def alone(scene: Scene, folder: Path) -> Outcome:
     began = time.perf_counter()
     with watch.patches():
         if scene.on_resume is None:
-            result = train(config(scene, folder), model=scene.model, train_data=scene.data(), observers=[watch])
+            result = train(
+                config(scene, folder), model=scene.model, train_data=data_of(scene, folder), observers=[watch]
+            )
         else:
             result = interrupted_and_resumed(scene, watch, folder)
     median = statistics.median(watch.step_seconds) if watch.step_seconds else 0.0
@@ -188,6 +197,14 @@ def alone(scene: Scene, folder: Path) -> Outcome:
         first_bad=watch.first_bad,
         warned=watch.warned,
     )
+
+
+def data_of(scene: Scene, folder: Path) -> Any:
+    """The data set in memory, or None where it was written as files, which the settings then name."""
+    if scene.setup.way != "files":
+        return scene.data()
+    scene.folder = write_files(scene, folder / "data")
+    return None
 
 
 def interrupted_and_resumed(scene: Scene, watch: Watch, folder: Path) -> Any:

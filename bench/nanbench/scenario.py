@@ -42,6 +42,7 @@ class Scenario:
         decoy: nothing is wrong: any action is a false one.
         verdict: no healthy state exists to go on from (a wrong model, a wrong data set): the right end is a stop with
             the right verdict, and survival is not asked.
+        open_end: the loop is somebody else's and stays wrong, whatever it is told: only the verdict is asked for.
         needs: what a system must offer to run it: "resume", "undivided", "ranks".
     """
 
@@ -55,6 +56,7 @@ class Scenario:
     onset: int | None = None
     decoy: bool = False
     verdict: bool = False
+    open_end: bool = False
     needs: tuple[str, ...] = ()
 
     @property

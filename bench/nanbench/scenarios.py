@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from nanbench.decoys import DECOYS
+from nanbench.decoys_fresh import FRESH_DECOYS
 from nanbench.decoys_own import OWN_DECOYS
 from nanbench.decoys_wild import WILD_DECOYS
 from nanbench.faults_code import CODE
 from nanbench.faults_data import DATA
 from nanbench.faults_forms import FORMS
+from nanbench.faults_fresh import FRESH
+from nanbench.faults_fresh_data import FRESH_DATA
 from nanbench.faults_lr import ACCUMULATION, HALF, LR
 from nanbench.faults_once import ONCE_AND_FINITE
 from nanbench.faults_small import SMALL
@@ -34,6 +37,9 @@ SCENARIOS: tuple[Scenario, ...] = (
     *WILD,
     *WILD_STATE,
     *WILD_DECOYS,
+    *FRESH_DATA,
+    *FRESH,
+    *FRESH_DECOYS,
 )
 BY_ID = {s.id: s for s in SCENARIOS}
 

@@ -43,6 +43,9 @@ class Setup:
     batch: int = BATCH
     """Images of a step; the steps stay 24, so that a small batch sees each image less often."""
     model: str = "mask"
+    way: str = "train"
+    """The way into this project: "train" (a data set in memory), "files" (a COCO folder), "guard" or "attach" (a loop
+    of the caller's own, with ``diagnose=True``)."""
 
     @property
     def name(self) -> str:
@@ -51,6 +54,7 @@ class Setup:
         parts += [f"warmup{self.warmup}"] if self.warmup != 3 else []
         parts += [f"batch{self.batch}"] if self.batch != BATCH else []
         parts += [self.model] if self.model != "mask" else []
+        parts += [self.way] if self.way != "train" else []
         return "-".join(parts + ([f"ranks{self.ranks}"] if self.ranks > 1 else []))
 
 
@@ -112,6 +116,14 @@ class Scene:
     """Changes the checkpoint of step 12 (``model``, ``optimizer``, ``scaler``) that the run is resumed from."""
     undivided: Callable[[int], bool] | None = None
     """Steps at which the loop forgets to divide the micro-batches' losses by their number."""
+    loop: set[str] = field(default_factory=set)
+    """What a caller's own loop gets wrong: "keeps gradients", "steps scaled", "undivided"."""
+    after_backward: Callable[[Live], None] | None = None
+    """What a caller's own loop does with the gradients before it steps."""
+    around_step: Callable[[Live, Callable[[], Any]], None] | None = None
+    """What a caller's own loop does around its step; by default it steps."""
+    folder: Any = None
+    """Where the COCO files of "files" lie."""
     draw: Callable[[int], Any] | None = None
     """In place of the samples: what the data set hands out at a position, whatever its form."""
     active: bool = True

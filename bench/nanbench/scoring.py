@@ -116,6 +116,8 @@ def score(entry: Line, clean: Clean) -> Line:
             # Said of the whole set, most before the first step: better still. The sentence is the verdict.
             ended = line["cause_ok"] = line["first_cause_ok"] = True
         line |= {"survived": None, "kept": None, "harm": None, "stopped_right": ended}
+    if scenario.open_end:
+        line |= {"survived": None, "kept": None, "harm": None}
     step = clean.step(job["system"], setup)
     line["bill"] = [round(i["seconds"] / step, 1) for i in incidents if step and i.get("seconds") is not None]
     return line

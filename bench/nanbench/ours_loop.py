@@ -1,0 +1,154 @@
+"""This project's run of a scene in a loop of the caller's own: a `Guard` that it steps with, or `attach`."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_coco import Guard, attach
+from maskrcnn_coco.errors import GuardStop
+from maskrcnn_coco.records import plain
+from nanbench.ours import all_finite
+from nanbench.scenario import Outcome
+from nanbench.scene import STEPS, Live, Scene, groups_of, make_optimizer
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Loop:
+    """A script of somebody's own: model, optimizer, scaler, schedule, and one guard."""
+
+    def __init__(self, scene: Scene, folder: Path) -> None:
+        self.scene, self.model = scene, scene.model
+        groups = [
+            {"params": p, "lr": scene.lr, "weight_decay": scene.weight_decay, "component": c}
+            for c, p in groups_of(scene.model).items()
+            if p
+        ]
+        self.optimizer = make_optimizer(scene, groups)
+        self.dtype = DTYPES.get(scene.setup.precision)
+        fp16 = self.dtype is torch.float16
+        self.scaler = torch.amp.GradScaler("cpu", enabled=fp16)
+        scaler = self.scaler if fp16 else None
+        self.data = scene.data()
+        self.first_bad: int | None = None
+        self.live = Live(scene.model, self.optimizer, scaler, 0)
+        if scene.setup.way == "guard":
+            self.guard: Any = Guard(
+                scene.model,
+                self.optimizer,
+                forward=self.losses,
+                diagnose=True,
+                logdir=folder / "run",
+                scaler=scaler,
+                max_grad_norm=scene.max_grad_norm or None,
+            )
+        else:
+            self.guard = attach(scene.model, self.optimizer, scaler=scaler, diagnose=True, logdir=folder / "run")
+
+    def losses(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """The model's losses under the scene's autocast."""
+        with torch.autocast("cpu", dtype=self.dtype, enabled=self.dtype is not None):
+            return model(*batch)
+
+    def batch(self, positions: list[int], step: int) -> tuple[Any, list[int]]:
+        """(images, targets) and their ids."""
+        if self.scene.culprit in positions and self.first_bad is None:
+            self.first_bad = step
+        pairs = [self.data[i] for i in positions]
+        return ([i for i, _ in pairs], [t for _, t in pairs]), [self.scene.ids[p] for p in positions]
+
+    def take(self, step: int) -> None:
+        """One planned step."""
+        scene = self.scene
+        rates = scene.rates(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rates[group["component"]]
+        self.live.step = step
+        scene.fire(self.live)
+        parts = [self.batch(positions, step) for positions in scene.order(step)]
+        if scene.setup.way == "guard":
+            ids = [i for _, own in parts for i in own]
+            if len(parts) == 1:
+                self.guard.step(parts[0][0], ids)
+            else:
+                self.guard.step([b for b, _ in parts], ids, micro_batches=True)
+            return
+        if "keeps gradients" not in scene.loop:
+            self.optimizer.zero_grad()
+        for batch, _ in parts:
+            divisor = 1 if "undivided" in scene.loop else len(parts)
+            loss = torch.stack([v.float() for v in self.losses(self.model, batch).values()]).sum() / divisor
+            self.scaler.scale(loss).backward()
+        self.step()
+
+    def step(self) -> None:
+        """The end of an attached loop's step: unscale, clip, step; or what the scenario makes of it."""
+        scene = self.scene
+        if "steps scaled" in scene.loop:
+            self.optimizer.step()
+            self.scaler.update(self.scaler.get_scale())
+            return
+        self.scaler.unscale_(self.optimizer)
+        if scene.after_backward is not None:
+            scene.after_backward(self.live)
+        if scene.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), scene.max_grad_norm)
+        take = lambda: self.scaler.step(self.optimizer)  # noqa: E731
+        if scene.around_step is not None:
+            scene.around_step(self.live, take)
+        else:
+            take()
+        self.scaler.update()
+
+
+def run(scene: Scene, folder: Path) -> Outcome:
+    """All planned steps, or until the guard (or the loop) stops."""
+    warnings.simplefilter("ignore")
+    scene.model.train()
+    loop = Loop(scene, folder)
+    seconds, stopped, step, began = [], None, 0, time.perf_counter()
+    for step in range(STEPS):
+        start = time.perf_counter()
+        try:
+            loop.take(step)
+        except GuardStop as e:
+            stopped = f"GuardStop: {e}"[:300]
+        except Exception as e:  # what a model raises in somebody's own loop ends it
+            stopped = f"{type(e).__name__}: {e}"[:300]
+        if stopped is not None:
+            break
+        seconds.append(time.perf_counter() - start)
+    with contextlib.suppress(AttributeError):
+        loop.guard.detach()
+    incidents = [
+        {
+            "step": i.step,
+            "cause": i.cause,
+            "confidence": i.confidence,
+            "symptom": i.symptom,
+            "culprit": plain(i.culprit),
+            "action": i.action.kind,
+            "lost_steps": i.lost_steps,
+            "message": str(i.detail.get("message", ""))[:160],
+            "evidence": [f"{e.test}: {e.outcome}"[:200] for e in i.evidence[:6]],
+        }
+        for i in loop.guard.incidents
+    ]
+    return Outcome(
+        finished=stopped is None,
+        finite=all_finite(loop.live, scene),
+        steps=step + (stopped is None),
+        incidents=incidents,
+        stopped=stopped,
+        seconds=time.perf_counter() - began,
+        step_seconds=statistics.median(seconds) if seconds else 0.0,
+        first_bad=loop.first_bad,
+    )
