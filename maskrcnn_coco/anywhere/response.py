@@ -19,7 +19,7 @@ from torch import nn
 from maskrcnn_coco import recovery
 from maskrcnn_coco.anywhere.fixes import reworded
 from maskrcnn_coco.anywhere.rig import Forwards, Groups, Kept, make_rig, number_divided_by
-from maskrcnn_coco.anywhere.samples import Key, Samples, Select, size_of
+from maskrcnn_coco.anywhere.samples import Key, Samples, Select, own_ids, size_of
 from maskrcnn_coco.anywhere.unlike_others import named
 from maskrcnn_coco.diagnosis.investigate import investigate
 from maskrcnn_coco.errors import GuardStop
@@ -101,7 +101,8 @@ class Doctor:
         size = len(ids) if ids is not None else size_of(data)
         first = self._counted
         self._counted += size
-        given = [int(i) for i in ids] if ids is not None else list(range(first, first + size))
+        own = ids if ids is not None else own_ids(data, size)
+        given = [int(i) for i in own] if own is not None else list(range(first, first + size))
         micro = len(self.kept.batches(step))
         keys = [Key(step, micro, p, i, i) for p, i in enumerate(given)]
         batch = Samples(data, given, keys, select=self.select, holes=self.guard.instruments.holes)

@@ -14,6 +14,9 @@ from maskrcnn_coco.records import Alarm, Evidence, Finding
 FAR = 100.0
 """A sample whose largest value is this many times that of every other one kept is out of scale."""
 
+NAMES = 4096
+"""Most numbers of one tensor that may be names of samples or objects."""
+
 
 def named(finding: Finding, alarm: Alarm, kept: Kept) -> Finding:
     """``finding``, with a cause where it had none but a proved culprit among the samples."""
@@ -49,7 +52,10 @@ def _out_of_scale(bad: list[Samples], good: list[Samples]) -> str | None:
 
 def _out_of_range(bad: list[Samples], good: list[Samples]) -> str | None:
     """One whole-number input lies outside of what all other samples hold."""
+    names = _all_different([*bad, *good])
     for position, (mine, others) in enumerate(zip(_whole(bad), _whole(good), strict=False)):
+        if position in names:
+            continue  # numbers of images or objects: the last one is larger than all others, and no fault
         low, high = others
         if mine[0] < low or mine[1] > high:
             value = mine[0] if mine[0] < low else mine[1]
@@ -62,12 +68,30 @@ def _largest(batches: list[Samples]) -> list[float]:
 
 
 def _whole(batches: list[Samples]) -> list[tuple[int, int]]:
-    def whole(t: Tensor) -> bool:
-        return not t.is_floating_point() and not t.is_complex()
-
-    low = _over(batches, whole, lambda t: float(t.min()))
-    high = _over(batches, whole, lambda t: float(t.max()))
+    low = _over(batches, _is_whole, lambda t: float(t.min()))
+    high = _over(batches, _is_whole, lambda t: float(t.max()))
     return [(int(min(a)), int(max(b))) for a, b in zip(low, high, strict=True)]
+
+
+def _all_different(batches: list[Samples]) -> set[int]:
+    """Whole-number inputs no value of which comes twice: they name things."""
+    rows = [[_few(t) for t in leaves(b.data) if _is_whole(t) and t.numel()] for b in batches]
+    width = max((len(r) for r in rows), default=0)
+    found = set()
+    for position in range(width):
+        values = [v for r in rows if len(r) == width for v in r[position]]
+        if len(values) > 1 and len(values) == len(set(values)):
+            found.add(position)
+    return found
+
+
+def _few(t: Tensor) -> list[int]:
+    """The values; of masks and token tables, which name nothing, two equal ones."""
+    return t.flatten().tolist() if t.numel() <= NAMES else [0, 0]
+
+
+def _is_whole(t: Tensor) -> bool:
+    return not t.is_floating_point() and not t.is_complex()
 
 
 def _over(

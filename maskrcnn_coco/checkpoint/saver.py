@@ -28,6 +28,7 @@ from maskrcnn_coco.checkpoint.content import (
     plain_copy,
     to_document,
 )
+from maskrcnn_coco.checkpoint.digests import DIGESTS, digests_of
 from maskrcnn_coco.checkpoint.store import checkpoints, peek
 from maskrcnn_coco.checkpoint.verification import verify
 from maskrcnn_coco.errors import CheckpointError
@@ -157,7 +158,8 @@ class Saver:
 
     def _write(self, job: _Job) -> None:
         path = self.folder / job.names[0]
-        document = to_document(job.state, names=tuple(job.names), serial=job.serial)
+        state = {**job.state, DIGESTS: digests_of(job.state)}
+        document = to_document(state, names=tuple(job.names), serial=job.serial)
         if path.name == LAST:
             self._write_last(document)
         else:

@@ -25,6 +25,7 @@ from maskrcnn_coco.checkpoint.content import (
     plain_copy,
     to_document,
 )
+from maskrcnn_coco.checkpoint.digests import changed_since_saved
 from maskrcnn_coco.checkpoint.inspection import inspect
 from maskrcnn_coco.checkpoint.verification import check_digest, reading, verify_written
 from maskrcnn_coco.errors import CheckpointError
@@ -86,6 +87,22 @@ def load(path: str | Path, *, map_location: str | torch.device = "cpu") -> dict[
     return state
 
 
+def load_as_saved(path: str | Path, *, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """`load`, of a file whose tensors are the ones that the run saved; files of older versions cannot tell.
+
+    Raises:
+        CheckpointError: as of `load`, or another program changed, exchanged or removed tensors; they are named.
+    """
+    state = load(path, map_location=map_location)
+    changed = changed_since_saved(state)
+    if changed:
+        raise CheckpointError(
+            f"the checkpoint {path} is not as the run saved it: {listed(changed)} were changed since",
+            fix=f"go on from an older one; to train on from the changed weights, begin a new run: --weights {path}",
+        )
+    return state
+
+
 def _with_wound(error: CheckpointError, file: BinaryIO, path: Path) -> CheckpointError:
     """``error``, and what is non-finite in the file where it can be read all the same: somebody changed the weights."""
     try:
@@ -122,13 +139,17 @@ def newest_intact(folder: str | Path) -> tuple[Path | None, list[Skipped]]:
 
 
 def load_newest(
-    folder: str | Path, *, map_location: str | torch.device = "cpu"
+    folder: str | Path, *, map_location: str | torch.device = "cpu", as_saved: bool = False
 ) -> tuple[Path | None, dict[str, Any] | None, list[Skipped]]:
     """The newest intact checkpoint of ``folder``, its state, and what was passed over; (None, None, …) where none is.
 
     Nothing is changed: damaged files stay for a look.
+
+    Args:
+        as_saved: pass over those that another program changed too: see `load_as_saved`.
     """
-    return _newest(Path(folder), lambda p: load(p, map_location=map_location))
+    read = load_as_saved if as_saved else load
+    return _newest(Path(folder), lambda p: read(p, map_location=map_location))
 
 
 def by_age(folder: str | Path) -> list[Path]:

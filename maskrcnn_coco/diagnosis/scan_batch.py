@@ -80,7 +80,8 @@ def scan_targets(batch: Any, num_classes: int | None) -> list[TargetFault]:
         if isinstance(labels, Tensor) and labels.numel():
             faults += _label_faults(labels, image_id, ids, num_classes)
         masks = target.get("masks")
-        if isinstance(masks, Tensor) and isinstance(image, Tensor) and masks.numel() and masks.ndim == 3:
+        pictured = isinstance(image, Tensor) and image.ndim >= 2 and image.numel() > 0
+        if isinstance(masks, Tensor) and pictured and masks.numel() and masks.ndim == 3:
             faults += _mask_faults(masks, target, image_id, ids, (image.shape[-2], image.shape[-1]))
     return faults
 
@@ -147,8 +148,8 @@ def scan_images(batch: Any, transform: nn.Module | None) -> list[InputFault]:
     """Non-finite and unscaled pixels before, and non-finite ones after, the model's own transform."""
     faults = []
     for image, image_id in zip(batch.images, batch.image_ids, strict=True):
-        if not isinstance(image, Tensor):
-            continue
+        if not isinstance(image, Tensor) or image.is_complex():
+            continue  # another form than a picture has: `scan_forms` names it
         if not image.is_floating_point() or not image.numel():
             pixels = image.float() / 255 if image.dtype == torch.uint8 else image.float()
         else:

@@ -53,6 +53,8 @@ def _image(image: Any, channels: int | None) -> str | None:
         return f"the image is a {type(image).__name__}, expected a tensor float32 (3, H, W) in 0..1"
     if image.ndim != 3:
         return f"the image has shape {tuple(image.shape)}, expected (3, H, W)"
+    if not image.numel():
+        return f"the image has no pixels: its shape is {tuple(image.shape)}"
     if channels is not None and image.shape[0] != channels:
         return f"the image has {image.shape[0]} channels, the model expects {channels}"
     if image.dtype not in (torch.float32, torch.uint8):
@@ -102,6 +104,7 @@ def _together(image: Any, target: Mapping[str, Any]) -> list[tuple[str, str]]:
     elif (
         isinstance(masks, Tensor)
         and isinstance(image, Tensor)
+        and image.numel()  # masks do not have to fit an image that has no pixels
         and count
         and tuple(masks.shape[-2:]) != tuple(image.shape[-2:])
     ):

@@ -71,6 +71,13 @@ class Samples:
         if problem is not None:
             self.forms[problem] += 1
             return
+        try:
+            self._read(image, target, image_id, place)
+        except Exception as e:  # of a stranger's sample anything may raise; the run itself will name the item
+            self.forms[f"a sample cannot be read: {type(e).__name__}: {str(e)[:120]}"] += 1
+
+    def _read(self, image: Tensor, target: Mapping[str, Any], image_id: int, place: int) -> None:
+        """What the looks of `facts` need of one sample that has the right form."""
         self._add_pixels(image, image_id)
         boxes = target["boxes"].detach().reshape(-1, 4).cpu().double().numpy()
         if "labels" in target:
@@ -188,6 +195,9 @@ def form_of(image: Any, target: Any) -> str | None:
         return f"the image is {got}, expected float32 (3, H, W) in 0..1"
     if image.shape[0] not in (1, 3) and image.shape[-1] in (1, 3):
         return f"the image has shape {tuple(image.shape)}: channels come first, (3, H, W); image.permute(2, 0, 1)"
+    if image.is_complex() or not image.numel():
+        got = f"complex, {image.dtype}" if image.is_complex() else f"empty, of shape {tuple(image.shape)}"
+        return f"the image is {got}, expected float32 (3, H, W) in 0..1"
     if not isinstance(target, Mapping):
         return f"the target is {type(target).__name__}, expected a dict"
     missing = [k for k in ("boxes", "labels") if k not in target]

@@ -139,8 +139,10 @@ def _good_labels(labels: Tensor, expected: Expected) -> Tensor:
 
 
 def _image_ok(image: Tensor, expected: Expected) -> bool:
-    if not isinstance(image, Tensor) or not _host(image) or not image.is_floating_point() or image.numel() == 0:
+    if not isinstance(image, Tensor) or not _host(image) or not image.is_floating_point():
         return True
+    if image.numel() == 0:
+        return image.ndim != 3  # a picture without pixels; of other shapes only the model knows
     low, high = (v.item() for v in torch.aminmax(image))
     # A NaN or an infinity fails the comparison too.
     return (high - expected.mean) / expected.std <= MAX_DEVIATIONS and (
@@ -181,6 +183,8 @@ def _explain(images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]], exp
         name = f"image {image_id}" if image_id is not None else f"image at position {i} of the batch"
         if not _image_ok(image, expected):
             problems.append(Problem("pixel", i, f"{name}: {_pixels(image)}", image_id))
+            if not image.numel():
+                continue  # nothing fits an image without pixels
         if not _shapes_ok(image, target):
             problems.append(Problem("shape", i, f"{name}: {_shapes(image, target)}", image_id))
             continue
@@ -243,6 +247,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _pixels(image: Tensor) -> str:
+    if not image.numel():
+        return f"the image has no pixels: its shape is {tuple(image.shape)}"
     bad = int((~image.isfinite()).sum())
     if bad:
         return f"{bad} of {image.numel()} pixel values are NaN or infinite"

@@ -12,7 +12,8 @@ import msgspec
 
 from maskrcnn_coco.checkpoint.branches import take_over
 from maskrcnn_coco.checkpoint.content import BEST
-from maskrcnn_coco.checkpoint.store import load, load_newest
+from maskrcnn_coco.checkpoint.digests import changed_since_saved
+from maskrcnn_coco.checkpoint.store import load, load_as_saved, load_newest
 from maskrcnn_coco.config.settings import Config, given
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import CheckpointError
@@ -23,6 +24,7 @@ from maskrcnn_coco.training.continuity import changed_settings, convert_plan, in
 from maskrcnn_coco.training.incident import note_poisoned
 from maskrcnn_coco.training.rollback import load_state
 from maskrcnn_coco.training.session import KEPT_RECORDS, Session
+from maskrcnn_coco.wording import listed
 
 
 @dataclass
@@ -48,11 +50,11 @@ def find_resume(config: Config) -> Found:
         return _newest(folder, [], auto=True)
     path = Path(config.resume)
     try:
-        return Found(path, load(path))
+        return Found(path, load_as_saved(path))
     except CheckpointError as e:
         if not path.is_file():
             raise
-        return _newest(path.parent, [(path, e.what)], auto=False)
+        return _newest(path.parent, [(path, e.what)], auto=False, wanted=path)
 
 
 def find_together(config: Config, ranks: Ranks) -> Found:
@@ -113,8 +115,12 @@ def _same_checkpoint(chosen: _Said, answers: list[_Said]) -> None:
             )
 
 
-def _newest(folder: Path, skipped: list[tuple[Path, str]], *, auto: bool) -> Found:
-    path, state, passed = load_newest(folder)
+def _newest(folder: Path, skipped: list[tuple[Path, str]], *, auto: bool, wanted: Path | None = None) -> Found:
+    path, state, passed = load_newest(folder, as_saved=True)
+    if path is None:
+        changed = _changed_but_whole(folder, wanted)
+        if changed is not None:
+            return changed
     known = {p for p, _ in skipped}
     skipped = skipped + [(p, why) for p, why in passed if p not in known]
     notes = [f"{p} cannot be used: {why}" for p, why in skipped]
@@ -129,6 +135,23 @@ def _newest(folder: Path, skipped: list[tuple[Path, str]], *, auto: bool) -> Fou
     if skipped:
         notes.append(f"going on from {path}, step {state['loop']['step']}")
     return Found(path, state, skipped, notes)
+
+
+def _changed_but_whole(folder: Path, wanted: Path | None) -> Found | None:
+    """Where no file is as the run saved it: the one asked for, or the newest, that is whole all the same; and it is
+    said what is not as it was."""
+    try:
+        path, state = (wanted, load(wanted)) if wanted is not None else load_newest(folder)[:2]
+    except CheckpointError:
+        path, state, _ = load_newest(folder)
+    if path is None or state is None:
+        return None
+    changed = changed_since_saved(state)
+    note = (
+        f"{path} is not as the run saved it ({listed(changed)} were changed since), and no other checkpoint of "
+        f"{folder} is: going on from it as it is, step {state['loop']['step']}"
+    )
+    return Found(path, state, notes=[note])
 
 
 def with_saved_settings(config: Config, found: Found) -> Config:

@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskrcnn_coco.anywhere.samples import cut, leaves, size_of
+from maskrcnn_coco.anywhere.rig import Kept
+from maskrcnn_coco.anywhere.samples import Key, Samples, cut, leaves, own_ids, size_of
+from maskrcnn_coco.anywhere.unlike_others import named
+from maskrcnn_coco.records import Alarm, Culprit, Finding
 
 
 class Pair(NamedTuple):
@@ -57,3 +60,35 @@ def test_what_is_not_per_sample_stays() -> None:
     assert part["mask"] is mask and part["t"] == 0.1
     assert cut((X, ["a", "b", "c", "d"]), [3], 4)[1] == ["d"]
     assert size_of({"t": 0.1}) == 1
+
+
+def detection(first: int, count: int = 4) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    targets = [
+        {
+            "boxes": torch.tensor([[1.0, 1.0, 5.0, 5.0]] * 2),
+            "labels": torch.tensor([1, 2]),
+            "image_id": torch.tensor(first + i),
+            "annotation_ids": torch.tensor([10 * (first + i), 10 * (first + i) + 1]),
+        }
+        for i in range(count)
+    ]
+    return [torch.rand(3, 8, 8) for _ in range(count)], targets
+
+
+def test_a_detection_batch_names_its_own_images() -> None:
+    assert own_ids(detection(40), 4) == [40, 41, 42, 43]
+    assert own_ids((detection(40), {}), 4) == [40, 41, 42, 43], "the arguments of a forward pass"
+    images, targets = detection(40)
+    assert own_ids((images, [{**t, "image_id": 0} for t in targets]), 4) is None, "one number for all names nobody"
+    assert own_ids((X, Y), 4) is None
+
+
+def test_the_largest_number_of_an_image_is_no_label_out_of_range() -> None:
+    """The guilty image may well be the last of the data set."""
+    kept = Kept()
+    for step in range(4):
+        keys = [Key(step, 0, p, 4 * step + p, 4 * step + p) for p in range(4)]
+        ids = [4 * step + p for p in range(4)]
+        kept.add(step, Samples(detection(4 * step), ids, keys), torch.get_rng_state(), None)
+    finding = Finding("UNKNOWN", 0.5, Culprit(image_ids=[15]), detail={"proved_on_healthy_weights": True})
+    assert named(finding, Alarm("loss_nonfinite", 3, 0, 3, "loss"), kept).cause == "UNKNOWN"

@@ -54,6 +54,9 @@ IMAGES = [
     (lambda image, target: (image[0], target), "shape (64, 64), expected (3, H, W)"),
     (lambda image, target: (image.double(), target), "float64"),
     (lambda image, target: (None, target), "a NoneType"),
+    (lambda image, target: (image.to(torch.complex64), target), "complex64"),
+    (lambda image, target: (image[:, :0], target), "no pixels"),
+    (lambda image, target: (image[..., :0], target), "no pixels"),
 ]
 
 

@@ -49,5 +49,5 @@ def digest(state: dict[str, Any]) -> str:
         else:
             sha.update(f"{name}={json.dumps(value)}".encode())
 
-    walk({k: v for k, v in state.items() if k not in ("format", "names", "serial")}, "")
+    walk({k: v for k, v in state.items() if k not in ("format", "names", "serial", "digests")}, "")
     return sha.hexdigest()

@@ -172,3 +172,11 @@ def test_category_ids_one_off_are_named(tmp_path: Path, known: tuple[int, ...], 
     table = load_coco(tmp_path / "a.json", tmp_path)
     said = [f.detail["shift"] for f in judge(facts_of(table, [])) if f.detail["what"] == "shifted"]
     assert said == ([shift] if shift else [])
+
+
+@pytest.mark.parametrize("image", [torch.zeros(3, 8, 8, dtype=torch.complex64), torch.zeros(3, 0, 8)])
+def test_one_image_that_no_look_can_read_costs_no_run(image: torch.Tensor):
+    scene = Scene(change=lambda i, t: (image if t["image_id"] == 103 else i, t))
+    assert found(scene) == []
+    with pytest.raises(DataError, match=r"(complex|empty)"):
+        found(Scene(change=lambda i, t: (image, t)))

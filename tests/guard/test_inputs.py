@@ -125,3 +125,10 @@ def test_any_other_batch_is_searched_for_what_is_not_finite() -> None:
     (problem,) = check([good], Expected())
     assert problem.kind == "input"
     assert problem.position == 2
+
+
+def test_an_image_without_pixels_is_the_image_s_fault_and_not_its_masks() -> None:
+    images, targets = batch()
+    found = check([([images[0][:, :0], images[1]], targets)], LIMITS)
+    assert [(p.kind, p.image_id) for p in found] == [("pixel", 70)]
+    assert "no pixels" in found[0].message

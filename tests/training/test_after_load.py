@@ -48,14 +48,16 @@ def test_nothing_is_compared_where_there_is_nothing_to_compare():
     assert jump_after_load(session(CALM, [9.0, 9.0, 9.0])) is None, "asked once, right after the load"
 
 
-def rewritten(folder: Path, change: Any) -> None:
-    """Every file of the newest step, as another program would write it."""
+def rewritten(folder: Path, change: Any, *, every: bool = False, digests: bool = False) -> None:
+    """Every file of the newest step (or all), changed; as an older version wrote it, without digests, unless asked."""
     newest = load(folder / "last.pth")
     serial, step = peek(folder / "last.pth").serial, newest["loop"]["step"]
     change(newest["model"])
+    if not digests:
+        newest.pop("digests")
     with mock.patch.object(content, "nonfinite", lambda state: []):
         for path in sorted(folder.glob("*.pth")):
-            if load(path)["loop"]["step"] == step:
+            if every or load(path)["loop"]["step"] == step:
                 path.unlink()
                 save(path, newest, serial=serial)
 
@@ -87,3 +89,35 @@ def test_an_older_file_that_does_better_takes_its_place(tmp_path: Path, harm: bo
     found = incidents(tmp_path)
     assert result.exit_code == 0
     assert [(i["cause"], i["action"]["kind"]) for i in found] == ([("POISONED_STATE", "reload")] if harm else [])
+
+
+SMALL = {"epochs": 4, "lr": 0.02, "batch_size": 4, "num_classes": 4, "min_size": 64, "max_size": 64}
+
+
+def zeroed(weights: dict[str, torch.Tensor]) -> None:
+    weights["roi_heads.mask_head.0.0.weight"].zero_()
+
+
+@pytest.mark.parametrize("asked", ["auto", "last.pth"])
+def test_a_layer_that_another_program_zeroed_is_noticed_at_load_although_losses_hardly_move(tmp_path: Path, asked: str):
+    train(config(None, tmp_path, **SMALL), model=tiny_model(), train_data=Pictures(), stop_after=5)
+    folder = tmp_path / "checkpoints"
+    rewritten(folder, zeroed, digests=True)
+    again = config(None, tmp_path, **SMALL, resume=asked if asked == "auto" else str(folder / asked))
+    result = train(again, model=tiny_model(), train_data=Pictures(), stop_after=2)
+    found = incidents(tmp_path)
+    assert result.exit_code == 0
+    assert [(i["cause"], i["action"]["kind"]) for i in found] == [("POISONED_STATE", "reload")]
+    assert "roi_heads.mask_head.0.0.weight" in found[0]["evidence"][0]["outcome"]
+    assert found[0]["culprit"]["checkpoint"].endswith("last.pth")
+    assert found[0]["action"]["detail"]["to_step"] == 3, "the epoch before"
+
+
+def test_where_no_file_is_as_it_was_saved_the_run_goes_on_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture):
+    train(config(None, tmp_path, **SMALL), model=tiny_model(), train_data=Pictures(), stop_after=5)
+    rewritten(tmp_path / "checkpoints", zeroed, every=True, digests=True)
+    again = config(None, tmp_path, **SMALL, resume="auto")
+    result = train(again, model=tiny_model(), train_data=Pictures(), stop_after=2)
+    assert result.exit_code == 0 and incidents(tmp_path) == []
+    told = " ".join("".join(capsys.readouterr()).split())
+    assert "is not as the run saved it (model.roi_heads.mask_head.0.0.weight were changed since)" in told
