@@ -1,6 +1,7 @@
 """Reading and checking annotations at the size of instances_train2017. Writes bench/results/annotations.md.
 
     python bench/speed/annotations.py
+    python bench/speed/annotations_large.py
 
 118,287 images and 860,001 polygons are generated in a temporary folder. Each reader runs in a process of its own, the
 readers in turn, a round after another; a ratio compares two readers of the same round, and the median is reported.
@@ -174,6 +175,15 @@ def report(path: Path, rounds: int) -> str:
     )
 
 
+def write_part(text: str) -> None:
+    """Put ``text``, which begins with its heading, in place of the part of the page with that heading."""
+    parts = RESULTS.read_text(encoding="utf-8").split("\n# ") if RESULTS.is_file() else []
+    parts = [part.removeprefix("# ").strip() for part in parts]
+    heading = text.removeprefix("# ").partition("\n")[0]
+    kept = {part.partition("\n")[0]: part for part in parts if part} | {heading: text.removeprefix("# ").strip()}
+    RESULTS.write_text("".join(f"# {part}\n\n" for part in kept.values()).strip() + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
@@ -184,7 +194,7 @@ def main() -> None:
         if args.file is None:
             write_set(path)
         text = report(path, args.rounds)
-    RESULTS.write_text(text, encoding="utf-8")
+    write_part(text)
     print(text)
 
 
