@@ -15,7 +15,8 @@ from maskrcnn_coco.errors import ConfigError
 
 RUN_FILES = (".lock", "metrics.jsonl", "run.json", "last.pth", "best.pth", "epoch_[0-9][0-9][0-9]*.pth")
 """What only a run leaves, as does a ``config.yaml`` of all settings; a folder without any of it is never moved."""
-_UNMARKED = (".gitignore", ".gitkeep", ".lock", ".DS_Store")
+_UNMARKED = (".gitignore", ".gitkeep", ".lock", ".DS_Store", "training_images.jpg")
+"""What may lie in a folder that counts as empty; the last is all that a dry run leaves."""
 
 
 def claim(checkpoints: Path, logdir: Path, lock: ExitStack, *, resuming: bool) -> list[tuple[Path, Path]]:

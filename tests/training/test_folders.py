@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from maskrcnn_coco.errors import CheckpointError, ConfigError
-from maskrcnn_coco.training.folders import claim, fresh_folder, keep_folder
+from maskrcnn_coco.evaluation.training_sheet import SHEET
+from maskrcnn_coco.training.folders import claim, fresh_folder, keep_folder, require_run
 
 
 def test_an_older_run_is_renamed_with_its_start_time(tmp_path):
@@ -38,6 +39,17 @@ def test_two_old_runs_of_the_same_second_both_stay(tmp_path):
 
 def test_an_empty_folder_is_used_as_it_is(tmp_path):
     assert fresh_folder(tmp_path) is None
+
+
+def test_what_a_dry_run_leaves_is_in_nobodys_way(tmp_path):
+    (tmp_path / SHEET).write_bytes(b"a picture")
+
+    require_run(tmp_path)
+
+    assert fresh_folder(tmp_path) is None
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not left by a run"):
+        require_run(tmp_path)
 
 
 def test_a_file_in_the_way_is_an_error_with_the_flags_to_change(tmp_path):
