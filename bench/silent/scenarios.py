@@ -132,7 +132,7 @@ def models() -> list[Scenario]:
                  own(GOOD, steps=-1, lr=1e-7, head_lr_multiplier=1.0), own(GOOD, steps=-1), "lr=0.000"),
         Scenario("validation: training images only", "mmyolo#827", "MEMORISED",
                  own(train, other, model=lambda: Oracle(train), steps=-1, epochs=3, lr=5e-2), 
-                 own(train, train, model=lambda: Oracle(train), steps=-1, epochs=3, lr=5e-2), "validation"),
+                 own(train, Scene(12), model=lambda: Oracle(train), steps=-1, epochs=3, lr=5e-2), "validation"),
         Scenario("nothing is learned, no known cause", "mmdetection#2916", "NOT_LEARNING",
                  own(train, other, model=lambda: Stuck(Scene(1)), steps=-1, epochs=3), None, "losses"),
     ]  # fmt: skip

@@ -22,6 +22,7 @@ from maskrcnn_coco.data.augmented import Sample, changed, pasted, smallest_scale
 from maskrcnn_coco.data.batch import Batch, SampleError, Target, image_id
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.images import read_image, too_thin
+from maskrcnn_coco.data.item_form import is_sample, refusal
 from maskrcnn_coco.data.masks import checked_polygons, checked_runs
 from maskrcnn_coco.data.outlines import Outline, Outlines, Runs, draw_masks, move_outlines
 from maskrcnn_coco.data.plan import SampleKey, mix
@@ -383,15 +384,9 @@ class UserData(Dataset):
 
 
 def _checked_item(item: Any, index: int) -> tuple[Tensor, Target]:
-    if isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], Tensor) and isinstance(item[1], dict):
+    if is_sample(item):
         return item[0], dict(item[1])
-    parts = [type(i).__name__ for i in item] if isinstance(item, (tuple, list)) else type(item).__name__
-    error = DataError(
-        f"the data set yields something else at item {index}",
-        got=str(parts),
-        expected="(image float32 tensor (3, H, W) in 0..1, target dict)",
-        fix="return what torchvision's detection models take",
-    )
+    error = refusal(item, index)
     # Some part of it may say which image it is all the same.
     targets = [p for p in (item if isinstance(item, (tuple, list)) else [item]) if isinstance(p, dict)]
     number = image_id(targets[0], -1) if targets else -1

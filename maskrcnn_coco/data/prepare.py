@@ -326,16 +326,24 @@ def own_data(config: Config, train_data: Any) -> RunData:
             expected="the number of classes with background, as in torchvision",
             fix="Config(num_classes=…)",
         )
-    try:
-        size = len(train_data)
-    except TypeError as e:
-        raise ConfigError(
-            "train_data has no length", got=type(train_data).__name__, expected="a map-style data set"
-        ) from e
-    if size == 0:
-        raise ConfigError("train_data is empty", expected="at least one (image, target)")
+    require_items(train_data, "train_data")
     names = ("background", *(f"class {i}" for i in range(1, config.num_classes)))
     return RunData(None, None, names, builtin=False)
+
+
+def require_items(data: Any, name: str) -> None:
+    """Raise ConfigError where a data set of the caller's own has no length, or no item."""
+    try:
+        size = len(data)
+    except TypeError as e:
+        raise ConfigError(
+            f"{name} has no length",
+            got=type(data).__name__,
+            expected="a map-style data set",
+            fix="give it __len__ and __getitem__(index); items that come as a stream: list(stream)",
+        ) from e
+    if size == 0:
+        raise ConfigError(f"{name} is empty", expected="at least one (image, target)", fix=f"look at len({name})")
 
 
 def quarantine_first(data: RunData, config: Config) -> None:

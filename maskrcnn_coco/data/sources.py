@@ -14,7 +14,7 @@ from maskrcnn_coco.data.balance import repeat_factors
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.dataset import CocoDataset, UserData
 from maskrcnn_coco.data.plan import Plan
-from maskrcnn_coco.data.prepare import RunData
+from maskrcnn_coco.data.prepare import RunData, require_items
 from maskrcnn_coco.data.tile_grid import Tiles
 from maskrcnn_coco.distributed.ranks import Ranks
 
@@ -25,6 +25,8 @@ def sources(
     """Training and validation source of samples."""
     if data.train is None:
         own, val = UserData(train_data, seed=config.seed), val_data
+        if val is not None:
+            require_items(val, "val_data")
         return own, None if val is None else UserData(val, seed=config.seed)
     assert config.min_size and config.max_size
     train_tiles, val_tiles = (tiles_of_run(table, config) for table in (data.train, data.val))

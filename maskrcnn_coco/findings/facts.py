@@ -31,7 +31,10 @@ class Targets:
     whole: bool = True
     of: str = "training data"
     form: str = ""
-    """What keeps every sample from being read at all."""
+    """What keeps samples from being read at all, most of the ``unread`` ones; ``form_fix``: the line that mends it."""
+    form_fix: str = ""
+    unread: int = 0
+    unread_ids: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -63,6 +66,8 @@ class Geometry:
     """Boxes whose corners all lie in 0..1, of images far larger."""
     outside: int = 0
     """Boxes that leave their image by more than a pixel, or lie outside."""
+    twice: int = 0
+    """Objects whose box and label another one of their image has, to the last digit."""
     image_ids: list[int] = field(default_factory=list)
     of: str = "training data"
 
@@ -107,6 +112,9 @@ class Labels:
     """What has to be added to the annotations' category ids so that all are known; 0: none is wanted, or helps."""
     unknown: int = 0
     """Objects whose category id is not among the categories."""
+    untaught: dict[str, int] = field(default_factory=dict)
+    """Classes of the validation data that training has no object of → objects."""
+    of: str = "training data"
     image_ids: list[int] = field(default_factory=list)
 
 
@@ -142,6 +150,9 @@ class Pixels:
     """Different pictures among them."""
     normalises: bool = True
     """The model subtracts a mean and divides by a deviation of its own."""
+    mean: float = 0.0
+    """What the model subtracts, at most."""
+    of: str = "training data"
     image_ids: list[int] = field(default_factory=list)
 
 
@@ -156,8 +167,12 @@ class Parameters:
     """Parameters of the optimizer that are not the model's."""
     owned: int = 0
     """Parameters of the optimizer that are the model's."""
+    decay: float = 0.0
+    """The share of its weights that weight decay alone takes from a group in each step, at the most."""
+    decay_of: tuple[float, float] = (0.0, 0.0)
+    """The rate and the weight decay of that group."""
     frozen_random: list[str] = field(default_factory=list)
-    """Frozen layers whose weights have exactly the spread that an initialiser gives."""
+    """Frozen layers, or layers whose group alone has rate 0, with exactly the spread that an initialiser gives."""
     kept_eval: list[str] = field(default_factory=list)
     """Norm layers that were handed over in eval mode, and stay so."""
     eval_mode: list[str] = field(default_factory=list)
@@ -175,6 +190,15 @@ class Still:
     zero_rate: list[str] = field(default_factory=list)
     zero_losses: list[str] = field(default_factory=list)
     """Losses that were exactly 0 in every step, though the batches had objects."""
+    moved: float | None = None
+    """The most that a component moved by in one step, as a share of its weights; None: not measured."""
+    rate: float = 0.0
+    """Of all components and steps the highest."""
+    detection: bool = False
+    """The losses are those of torchvision's detectors."""
+    gradient: float = 0.0
+    """Of all steps the largest norm; ``clipped``: in how many times the bound it was in each step, 0 unless always."""
+    clipped: float = 0.0
 
 
 @dataclass
@@ -185,6 +209,17 @@ class Rates:
     fell: dict[str, tuple[float, float]] = field(default_factory=dict)
     since: int = 0
     """The step from which on they are that low."""
+
+
+@dataclass
+class Lengths:
+    """Steps of the whole run, and of its warm-up."""
+
+    steps: int
+    warmup: int
+    rate: float
+    """That the warm-up leads to; ``reached``: the highest of the run."""
+    reached: float
 
 
 @dataclass
@@ -233,6 +268,8 @@ class Ceiling:
     over: int = 0
     """Images with more objects than the model may give."""
     detections: int | None = None
+    threshold: float = 0.0
+    """Detections of a lower score the model does not give."""
     costs: list[Cost] = field(default_factory=list)
     images: int = 0
 
@@ -257,6 +294,8 @@ class Memory:
     train_images: int
     objects: int = 0
     leaks: int = 0
+    same: bool = False
+    """Both are one and the same data set; nothing else was measured."""
 
 
 @dataclass
@@ -289,6 +328,7 @@ class Facts:
     parameters: Parameters | None = None
     still: Still | None = None
     rates: Rates | None = None
+    lengths: Lengths | None = None
     rate_trial: RateTrial | None = None
     draws: Draws | None = None
     ceiling: Ceiling | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,17 @@ SHARE, LAYERS = 0.9, 2
 
 
 def parameters_of(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None = None, kept_eval: Iterable[str] = ()
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    kept_eval: Iterable[str] = (),
+    rates: Sequence[float] = (),
 ) -> Parameters:
-    """What can learn. ``kept_eval``: norm layers that the caller handed over in eval mode."""
+    """What can learn.
+
+    Args:
+        kept_eval: norm layers that the caller handed over in eval mode.
+        rates: of each group of ``optimizer`` after its warm-up; empty: as it says itself.
+    """
     trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     mine = {id(p) for p in model.parameters()}
     found = Parameters(len(trainable), frozen_random=frozen_random(model), kept_eval=list(kept_eval))
@@ -29,7 +37,44 @@ def parameters_of(
         found.strangers = sum(i not in mine for i in held)
         found.owned = sum(i in mine for i in held)
         found.missing = [name for i, name in trainable.items() if i not in set(held)]
+        found.decay, found.decay_of = _decay(optimizer, rates)
+        if not found.frozen_random:
+            found.frozen_random = _resting_random(model, optimizer, rates)
     return found
+
+
+def _rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> list[float]:
+    # A scheduler that warms up has lowered `lr` already, and left the true rate beside it.
+    own = [max(float(g.get("initial_lr", 0.0)), float(g.get("lr", 0.0))) for g in optimizer.param_groups]
+    return list(rates) if len(rates) == len(own) else own
+
+
+def _decay(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """The largest share that decay takes in a step, with its rate and decay; 0 where a step is scaled by gradients."""
+    found = [(0.0, (0.0, 0.0))]
+    kind = type(optimizer).__name__.lower()
+    for group, rate in zip(optimizer.param_groups, _rates(optimizer, rates), strict=True):
+        decay = float(group.get("weight_decay", 0.0) or 0.0)
+        if kind == "sgd":
+            momentum = float(group.get("momentum", 0.0) or 0.0)
+            found.append((rate * decay * (1 - float(group.get("dampening", 0.0))) / (1 - momentum), (rate, decay)))
+        elif kind in ("adamw", "nadamw", "lion"):  # decoupled: torch's Adam scales the decay with the gradient
+            found.append((rate * decay, (rate, decay)))
+    return max(found)
+
+
+def _resting_random(model: nn.Module, optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> list[str]:
+    """Layers with an initialiser's spread in groups of rate 0, where other groups have a rate."""
+    own = _rates(optimizer, rates)
+    if not own or max(own) == 0:
+        return []
+    resting = {id(p) for g, rate in zip(optimizer.param_groups, own, strict=True) if rate == 0 for p in g["params"]}
+    looked = [
+        (name, weight)
+        for name, module in model.named_modules()
+        if (weight := module._parameters.get("weight")) is not None and id(weight) in resting and weight.ndim >= 2
+    ]
+    return _mostly_random(looked)
 
 
 def norms_in_eval(model: nn.Module) -> list[str]:
@@ -63,7 +108,11 @@ def train_but(model: nn.Module, names: Iterable[str]) -> None:
 
 def frozen_random(model: nn.Module) -> list[str]:
     """Frozen layers whose weights have an initialiser's spread, where (nearly) all frozen layers have; else none."""
-    looked = [(name, weight) for name, weight in _frozen(model) if weight.numel() >= LEAST]
+    return _mostly_random(list(_frozen(model)))
+
+
+def _mostly_random(layers: Sequence[tuple[str, Tensor]]) -> list[str]:
+    looked = [(name, weight) for name, weight in layers if weight.numel() >= LEAST and not weight.is_meta]
     hits = [name for name, weight in looked if looks_random(weight.detach())]
     return hits if len(hits) >= max(LAYERS, math.ceil(SHARE * len(looked))) else []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from maskrcnn_coco.findings.facts import Rates, Still
 from maskrcnn_coco.records import StepRecord
 
@@ -26,6 +28,9 @@ class Progress:
         self._loss: dict[str, float] = {}
         self._fallen: dict[str, int] = {}
         self._latest: dict[str, float] = {}
+        self.max_grad_norm = 0.0
+        """Gradients are clipped to this norm; 0: they are not."""
+        self._largest, self._least, self._rose = 0.0, math.inf, False
 
     def add(self, record: StepRecord, *, objects: bool = True) -> None:
         """One record; refused steps and batches without objects say nothing about gradients."""
@@ -37,14 +42,17 @@ class Progress:
         for name, value in record.group_grad_norm.items():
             self._gradient[name] = max(self._gradient.get(name, 0.0), value)
         for name, value in record.update_ratio.items():
-            if record.lr.get(name, 0.0) >= MOVES:  # the first step of a warm-up from 0 moves nothing, and should not
+            if record.lr.get(name, 0.0) > 0:  # the first step of a warm-up from 0 moves nothing, and should not
                 self._ratio[name] = max(self._ratio.get(name, 0.0), value)
+        if math.isfinite(record.grad_norm):
+            self._largest, self._least = max(self._largest, record.grad_norm), min(self._least, record.grad_norm)
         for name, value in record.losses.items():
             self._loss[name] = max(self._loss.get(name, 0.0), abs(value))
 
     def _add_rates(self, record: StepRecord) -> None:
         for name, rate in record.lr.items():
             self._rate[name] = max(self._rate.get(name, 0.0), rate)
+            self._rose |= rate > 1.5 * self._latest.get(name, math.inf)
             low = self._rate[name] > 0 and rate <= FALLEN * self._rate[name]
             self._fallen[name] = self._fallen.get(name, 0) + 1 if low else 0
             self._latest[name] = rate
@@ -63,6 +71,12 @@ class Progress:
             # A rate of 0 for one group may freeze it on purpose; for all of them it cannot.
             zero_rate=["all components"] if rates and max(rates) == 0 else [],
             zero_losses=zero if others else [],
+            # A warm-up begins as low as it likes: only rates that do not rise say how far the run will get.
+            moved=max(self._ratio.values()) if self._ratio and not self._rose else None,
+            rate=max(rates, default=0.0),
+            detection=any(n in DETECTION for n in self._loss),
+            gradient=self._largest,
+            clipped=self._least / self.max_grad_norm if self.max_grad_norm and self._least < math.inf else 0.0,
         )
 
     def rates(self) -> Rates:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from maskrcnn_coco.findings.content import Picture, content_of, picture_of
 from maskrcnn_coco.findings.extents import Objects, geometry_of
 from maskrcnn_coco.findings.facts import Facts, Labels, Pixels, Stage, Targets, Way
+from maskrcnn_coco.findings.forms import Form, form_of
 
 ENOUGH = 64
 """Samples after which a look is over."""
@@ -30,13 +31,26 @@ class Samples:
 
     Args:
         head: outputs of the classifier, background included. num_classes: what the caller says. normalises: the
-            model subtracts a mean of its own.
+            model subtracts a mean of its own, ``mean``. channels: of the images that it takes, None: not known.
+            learns_masks: it has a mask head.
     """
 
-    def __init__(self, *, head: int | None = None, num_classes: int | None = None, normalises: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        head: int | None = None,
+        num_classes: int | None = None,
+        normalises: bool = True,
+        channels: int | None = None,
+        mean: float = 0.0,
+        learns_masks: bool = False,
+    ) -> None:
         self.head, self.num_classes, self.normalises = head, num_classes, normalises
-        self.forms: Counter[str] = Counter()
+        self.channels, self.mean, self.learns_masks = channels, mean, learns_masks
+        self.forms: Counter[Form] = Counter()
         """What does not fit torchvision's contract, with the number of samples that have it."""
+        self._unread: list[int] = []
+        self._twice = 0
         self.images = self.bad_images = 0
         self._labels: Counter[int] = Counter()
         self._labelled = 0
@@ -61,20 +75,27 @@ class Samples:
         transform = getattr(inner, "transform", None)
         mean, std = getattr(transform, "image_mean", None), getattr(transform, "image_std", None)
         normalises = bool(mean and std and (max(abs(m) for m in mean) > 0.05 or abs(max(std) - 1) > 0.05))
-        return cls(head=getattr(score, "out_features", None), num_classes=num_classes, normalises=normalises)
+        return cls(
+            head=getattr(score, "out_features", None),
+            num_classes=num_classes,
+            normalises=normalises,
+            channels=len(mean) if mean else None,
+            mean=max(map(abs, mean)) if mean else 0.0,
+            learns_masks=getattr(getattr(inner, "roi_heads", None), "mask_predictor", None) is not None,
+        )
 
     def add(self, image: Tensor, target: Mapping[str, Any], image_id: int, index: int | None = None) -> None:
         """One sample; what cannot be read is counted in ``forms``. ``index``: its place in the data set."""
         place = self.images if index is None else index
         self.images += 1
-        problem = form_of(image, target)
+        problem = form_of(image, target, self.channels, masks=self.learns_masks)
         if problem is not None:
-            self.forms[problem] += 1
+            self.refuse(problem, image_id)
             return
         try:
             self._read(image, target, image_id, place)
         except Exception as e:  # of a stranger's sample anything may raise; the run itself will name the item
-            self.forms[f"a sample cannot be read: {type(e).__name__}: {str(e)[:120]}"] += 1
+            self.refuse(Form(f"a sample cannot be read: {type(e).__name__}: {str(e)[:120]}"), image_id)
 
     def _read(self, image: Tensor, target: Mapping[str, Any], image_id: int, place: int) -> None:
         """What the looks of `facts` need of one sample that has the right form."""
@@ -83,7 +104,10 @@ class Samples:
         if "labels" in target:
             self._add_labels(target["labels"], image_id)
         size = np.array(image.shape[-2:], np.float64)
+        keyed = np.column_stack([boxes, target["labels"].detach().reshape(-1).cpu().double().numpy()])
+        self._twice += len(keyed) - len(np.unique(keyed, axis=0))
         masks = target.get("masks")
+        masks = masks if isinstance(masks, Tensor) and masks.layout == torch.strided else None
         extents, rows = extents_of(masks) if isinstance(masks, Tensor) else (None, None)
         self._counts["objects"] += len(boxes)
         if isinstance(masks, Tensor) and len(masks) and len(self._looked) < LOOKED:
@@ -101,6 +125,11 @@ class Samples:
             self._sizes.append(size)
             self._ids.append(image_id)
             self._rows.append([NONE4, NONE4] if rows is None else [r[n] for r in rows])
+
+    def refuse(self, problem: Form, image_id: int) -> None:
+        """One of the samples counted in ``images`` cannot be trained on."""
+        self.forms[problem] += 1
+        self._unread.append(image_id)
 
     def _stage(self, name: str, kept: np.ndarray, image_id: int, of: np.ndarray | None = None) -> None:
         self._counts[name] += int(kept.sum())
@@ -127,7 +156,7 @@ class Samples:
             self._pictures.add(hash((tuple(image.shape), few.numpy().tobytes())))
 
     @property
-    def form(self) -> str | None:
+    def form(self) -> Form | None:
         """What keeps every sample so far from being read; None where one can be."""
         return self.forms.most_common(1)[0][0] if self.images and self.forms.total() == self.images else None
 
@@ -136,16 +165,20 @@ class Samples:
         """Objects seen."""
         return self._counts["objects"]
 
-    def facts(self, way: Way, *, whole: bool) -> Facts:
-        """Everything seen. ``whole``: that was every sample there is."""
+    def facts(self, way: Way, *, whole: bool, of: str = "training data") -> Facts:
+        """Everything seen. ``whole``: that was every sample there is. ``of``: what messages call the data."""
         facts = Facts(way=way, labels=self._label_facts(), pixels=self._pixel_facts(), targets=[self._targets(whole)])
+        for part in (facts.labels, facts.pixels, facts.targets[0]):
+            if part is not None:
+                part.of = of
         if self._boxes:
             rows = [np.array([r[i] for r in self._rows]) for i in (0, 1)]
             objects = Objects(
                 *(np.array(v) for v in (self._boxes, self._extents, self._sizes, self._ids)), by_rows=rows
             )
             facts.geometry = [geometry_of(objects)]
-            content = content_of(self._looked)
+            facts.geometry[0].of, facts.geometry[0].twice = of, self._twice
+            content = content_of(self._looked, of)
             facts.contents = [] if content is None else [content]
         return facts
 
@@ -163,7 +196,17 @@ class Samples:
         stages = [Stage("annotated", self._counts["objects"])]
         names = ["large enough", *(["mask not empty"] if self._counts["masked"] else [])]
         stages += [Stage(n, self._counts[n], self._lost[n][:20]) for n in names]
-        return Targets(self.images, stages, whole=whole, form=self.form or "")
+        form = self.forms.most_common(1)[0][0] if self.forms else Form("", "")
+        unread = self.forms.total()
+        return Targets(
+            self.images,
+            stages,
+            whole=whole,
+            form=form.what,
+            form_fix=form.fix,
+            unread=unread,
+            unread_ids=self._unread[:20],
+        )
 
     def _bright(self) -> int:
         """Images above 2 beside others that end at 1: two scales in one set."""
@@ -184,50 +227,9 @@ class Samples:
             bright=self._bright(),
             distinct=len(self._pictures),
             normalises=self.normalises,
+            mean=self.mean,
             image_ids=self._range_ids[:20],
         )
-
-
-def form_of(image: Any, target: Any) -> str | None:
-    """What keeps a sample from being read as (image (3, H, W), target dict), or None."""
-    if not isinstance(image, Tensor) or image.ndim != 3:
-        got = f"a tensor of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-        return f"the image is {got}, expected float32 (3, H, W) in 0..1"
-    if image.shape[0] not in (1, 3) and image.shape[-1] in (1, 3):
-        return f"the image has shape {tuple(image.shape)}: channels come first, (3, H, W); image.permute(2, 0, 1)"
-    if image.is_complex() or not image.numel():
-        got = f"complex, {image.dtype}" if image.is_complex() else f"empty, of shape {tuple(image.shape)}"
-        return f"the image is {got}, expected float32 (3, H, W) in 0..1"
-    if not isinstance(target, Mapping):
-        return f"the target is {type(target).__name__}, expected a dict"
-    missing = [k for k in ("boxes", "labels") if k not in target]
-    if missing:
-        return (
-            f"the target has no {' and no '.join(map(repr, missing))}, only {', '.join(map(repr, target)) or 'nothing'}"
-        )
-    for name in ("boxes", "labels"):
-        if not isinstance(target[name], Tensor):
-            return f"target[{name!r}] is {type(target[name]).__name__}, expected a tensor: torch.as_tensor(…)"
-    return _shapes(image, target)
-
-
-def _shapes(image: Tensor, target: Mapping[str, Any]) -> str | None:
-    boxes, labels, masks = target["boxes"], target["labels"], target.get("masks")
-    if boxes.numel() and (boxes.ndim != 2 or boxes.shape[-1] != 4):
-        return f"target['boxes'] has shape {tuple(boxes.shape)}, expected (N, 4)"
-    count = len(boxes) if boxes.numel() else 0
-    if labels.is_floating_point() and labels.numel():
-        return f"target['labels'] is {labels.dtype}, expected int64: labels.long()"
-    if labels.numel() != count:
-        return f"target has {count} boxes and {labels.numel()} labels"
-    if isinstance(masks, Tensor) and count:
-        if masks.ndim != 3 or len(masks) != count:
-            return f"target['masks'] has shape {tuple(masks.shape)}, expected ({count}, H, W)"
-        if tuple(masks.shape[-2:]) != tuple(image.shape[-2:]):
-            return (
-                f"masks are {tuple(masks.shape[-2:])} and the image is {tuple(image.shape[-2:])}: (H, W) must be equal"
-            )
-    return None
 
 
 def extents_of(masks: Tensor) -> tuple[np.ndarray, list[np.ndarray] | None]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from maskrcnn_coco.errors import FindingWarning
-from maskrcnn_coco.findings.facts import Facts, Way
+from maskrcnn_coco.findings.facts import Facts, Still, Way
 from maskrcnn_coco.findings.judge import finding_key, judge
 from maskrcnn_coco.findings.parameters import all_in_eval, norms_in_eval, parameters_of, train_but
 from maskrcnn_coco.findings.progress import STEPS, Progress
@@ -50,6 +50,7 @@ class Watch:
         self._samples: Samples | None = Samples.for_model(model) if samples else None
         self._progress = Progress()
         self._optimizer: Any = None
+        self._without: set[str] | None = None
         self._modes = self._stills = False
         self._objects = True
 
@@ -58,6 +59,10 @@ class Watch:
         if self._optimizer is None or self._optimizer() is not optimizer:
             self._optimizer = weakref.ref(optimizer)
             self.tell(Facts(way=self.way, parameters=parameters_of(model, optimizer)), "before")
+
+    def clips_at(self, norm: float | None) -> None:
+        """Gradients are clipped to this norm; 0 or None: they are not."""
+        self._progress.max_grad_norm = float(norm or 0.0)
 
     def train_mode(self, model: nn.Module) -> None:
         """Train mode, but for norm layers that were in eval mode while the model was not: they stay so; it is said."""
@@ -78,6 +83,8 @@ class Watch:
                 facts = parameters_of(model)
                 facts.frozen_random, facts.eval_mode = [], modes
                 self.tell(Facts(way=self.way, parameters=facts), "steps")
+        if pairs:
+            self._look_at_gradients(model)
         self._objects = not pairs or any(_count(t) for _, targets in pairs for t in targets)
         if self._samples is None or not pairs:
             return
@@ -87,6 +94,21 @@ class Watch:
         found = self._samples
         if found.images >= ENOUGH and (found.objects or found.images >= 20 * ENOUGH):
             self.judge_samples()
+
+    def _look_at_gradients(self, model: nn.Module) -> None:
+        """Parameters that got no gradient in any step so far. Only of detectors: others may rest parts on purpose."""
+        if self._stills or not self._progress.seen:
+            return
+        optimizer = self._optimizer() if self._optimizer is not None else None
+        held = {id(p) for group in getattr(optimizer, "param_groups", ()) for p in group["params"]}
+        none = {n for n, p in model.named_parameters() if id(p) in held and p.requires_grad and p.grad is None}
+        self._without = none if self._without is None else self._without & none
+
+    def _still(self) -> Still:
+        found = self._progress.still()
+        parts = sorted({n.rpartition(".")[0] for n in self._without or ()})
+        found.no_gradient += [p for p in parts if not any(p.startswith(n) for n in found.no_gradient)]
+        return found
 
     def judge_samples(self, *, whole: bool = False) -> None:
         """Say what the samples so far show, and look at no more of them."""
@@ -100,7 +122,7 @@ class Watch:
         progress.add(record, objects=self._objects)
         facts = Facts(way=self.way)
         if progress.steps >= STEPS and not self._stills:
-            self._stills, facts.still = True, progress.still()
+            self._stills, facts.still = True, self._still()
         if progress.seen % RATES_EVERY == 0:
             facts.rates = progress.rates()
         if facts.still is not None or facts.rates is not None:
@@ -113,7 +135,7 @@ class Watch:
         self.judge_samples(whole=True)
         facts = Facts(way=self.way, rates=self._progress.rates())
         if not self._stills and self._progress.steps >= STEPS // 4:
-            self._stills, facts.still = True, self._progress.still()
+            self._stills, facts.still = True, self._still()
         self.tell(facts, "epoch")
 
     def known(self, findings: Sequence[RunFinding]) -> None:

@@ -340,6 +340,7 @@ class Guard:
         if self._watch is None:
             return
         try:
+            self._watch.clips_at(self.instruments.max_grad_norm)
             for record in self.completed:
                 self._watch.record(record)
             self._watch.optimizer(self.model, self.optimizer)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from maskrcnn_coco.data.audit.boxes import check_sizes
@@ -18,8 +20,10 @@ from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.dataset import UserData, seeded
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.ceiling import ceiling_of
+from maskrcnn_coco.evaluation.own_items import read_item
 from maskrcnn_coco.findings.draws import draws_of
-from maskrcnn_coco.findings.facts import Content, Draws, Facts, Parameters
+from maskrcnn_coco.findings.facts import Content, Draws, Facts, Lengths, Memory, Parameters
+from maskrcnn_coco.findings.forms import TAKEN, Form
 from maskrcnn_coco.findings.parameters import parameters_of
 from maskrcnn_coco.findings.samples import ENOUGH, Samples
 from maskrcnn_coco.records import DataFinding
@@ -38,16 +42,22 @@ def look_before(session: Session) -> list[Facts]:
         DataError: no sample of the caller's own data set has the form that is needed.
     """
     way = session.way
-    found = [Facts(way=way, parameters=_parameters(session))]
+    found = [Facts(way=way, parameters=_parameters(session), lengths=_lengths(session))]
     if isinstance(session.train_source, UserData):
         found.append(look_at_samples(session.train_source, session.model, session.data.num_classes))
         found.append(Facts(way=way, draws=_draws(session.train_source, session.config.workers or 0)))
     elif session.data.train is not None:
         found += _tables(session, session.data.train)
+    if isinstance(session.val_source, UserData):
+        found += look_at_validation(session.val_source, session.train_source, session.model, session.data.num_classes)
     if session.val_source is not None:
-        given = getattr(getattr(session.model, "roi_heads", None), "detections_per_img", None)
+        heads = getattr(session.model, "roi_heads", None)
         names, most = session.data.class_names, session.config.eval_max_dets
-        found.append(Facts(way=way, ceiling=ceiling_of(session.val_source, names, max_dets=most, detections=given)))
+        given = getattr(heads, "detections_per_img", None)
+        ceiling = ceiling_of(session.val_source, names, max_dets=most, detections=given)
+        if ceiling is not None:
+            ceiling.threshold = float(getattr(heads, "score_thresh", 0.0) or 0.0)
+        found.append(Facts(way=way, ceiling=ceiling))
     return found
 
 
@@ -74,7 +84,16 @@ class _Draw:
 
 
 def _parameters(session: Session) -> Parameters:
-    return parameters_of(session.model, session.optimizer, session.norms_in_eval)
+    lr = session.schedule.lr
+    rates = [lr.get(g.get("component", ""), lr.get("backbone", 0.0)) for g in session.optimizer.param_groups]
+    return parameters_of(session.model, session.optimizer, session.norms_in_eval, rates)
+
+
+def _lengths(session: Session) -> Lengths:
+    schedule = session.schedule
+    steps, rate = schedule.total_steps, max(schedule.lr.values(), default=0.0)
+    reached = rate * schedule.scale(min(schedule.warmup_steps, max(steps - 1, 0)))
+    return Lengths(steps, schedule.warmup_steps, rate, reached)
 
 
 def look_at_samples(source: UserData, model: nn.Module, num_classes: int) -> Facts:
@@ -97,9 +116,11 @@ def look_at_samples(source: UserData, model: nn.Module, num_classes: int) -> Fac
             image, target = source.sample(0, index)
         except DataError as e:  # the run leaves such items out, and says so
             refused = refused or e
+            samples.images += 1
+            samples.refuse(Form(re.sub(rf"\b{index}\b", "i", e.what), e.fix or TAKEN), index)
             continue
         samples.add(image, target, _image_id(target, index), index)
-    if refused is not None and not samples.images:
+    if refused is not None and samples.form is not None:
         raise DataError(
             f"no item of the data set can be trained on; the first: {refused.what}",
             got=refused.got,
@@ -108,12 +129,36 @@ def look_at_samples(source: UserData, model: nn.Module, num_classes: int) -> Fac
         )
     if samples.form is not None:
         raise DataError(
-            f"no sample of the data set can be trained on: {samples.form}",
+            f"no sample of the data set can be trained on: {samples.form.what}",
             got=f"so in all {samples.images} samples looked at",
             expected=FORM,
-            fix="return what torchvision's detection models take",
+            fix=samples.form.fix,
         )
     return samples.facts("own", whole=seen >= size)
+
+
+def look_at_validation(source: UserData, train: Any, model: nn.Module, num_classes: int) -> list[Facts]:
+    """Validation samples as an evaluation reads them. Odd items are its business: it names them, and goes on."""
+    if source.dataset is getattr(train, "dataset", None):
+        return [Facts(way="own", memory=Memory(0.0, 0.0, len(source), len(source), same=True))]
+    began, size = time.monotonic(), len(source)
+    samples = Samples.for_model(model, num_classes)
+    for seen, index in enumerate(range(0, size, max(1, size // ENOUGH))):
+        if seen >= FEWEST and time.monotonic() - began > SECONDS:
+            break
+        try:
+            item = read_item(source.dataset, index)
+        except DataError:
+            continue
+        target = {"boxes": torch.from_numpy(item.boxes), "labels": torch.from_numpy(item.labels)}
+        if item.masks is not None:
+            target["masks"] = torch.from_numpy(item.masks)
+        samples.add(item.image, target, item.image_id, index)
+    facts = samples.facts("own", whole=False, of="validation data")
+    if facts.labels is not None:  # what the head is asked to tell apart, training has said
+        facts.labels.head = facts.labels.head or num_classes
+        facts.labels.num_classes = facts.labels.head
+    return [facts]
 
 
 def _image_id(target: Any, index: int) -> int:
@@ -130,6 +175,9 @@ def _tables(session: Session, table: CocoTable) -> list[Facts]:
         labels.head = head.out_features
     if data.val is not None:
         val = facts_of(data.val, data.val_findings, min_size=low, max_size=high, of="validation data")
+        if labels is not None and val.labels is not None:
+            names = session.data.class_names
+            labels.untaught = {names[n]: c for n, c in val.labels.counts.items() if n not in labels.counts}
         val.labels = None
         found.append(val)
     found[0].contents = _contents(data.train, data.findings, "training data")

@@ -21,6 +21,7 @@ def prepare(session: Session, way: Way, *, own_model: bool, resuming: bool) -> l
     session.way = way
     session.norms_in_eval = norms_in_eval(session.model) if own_model else []
     session.watch = Watch(session.model, samples=False, say=lambda f: keep(session, f), way=session.way)
+    session.watch.clips_at(session.config.max_grad_norm)
     if resuming:
         return []
     found = look_together(session)

@@ -15,11 +15,11 @@ from maskrcnn_coco.data.audit.whole_set import facts_of
 from maskrcnn_coco.data.coco.table import load_coco
 from maskrcnn_coco.data.dataset import UserData
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.findings.facts import Facts, Stage, Targets
+from maskrcnn_coco.findings.facts import Facts, Labels, Stage, Targets
 from maskrcnn_coco.findings.judge import judge
 from maskrcnn_coco.findings.samples import Samples
 from maskrcnn_coco.records import RunFinding
-from maskrcnn_coco.training.before_training import _draws, look_at_samples
+from maskrcnn_coco.training.before_training import _draws, look_at_samples, look_at_validation
 
 
 class Model(torch.nn.Module):
@@ -177,6 +177,52 @@ def test_category_ids_one_off_are_named(tmp_path: Path, known: tuple[int, ...], 
 @pytest.mark.parametrize("image", [torch.zeros(3, 8, 8, dtype=torch.complex64), torch.zeros(3, 0, 8)])
 def test_one_image_that_no_look_can_read_costs_no_run(image: torch.Tensor):
     scene = Scene(change=lambda i, t: (image if t["image_id"] == 103 else i, t))
-    assert found(scene) == []
+    assert [f.detail["what"] for f in found(scene)] == ["some forms"]
     with pytest.raises(DataError, match=r"(complex|empty)"):
         found(Scene(change=lambda i, t: (image, t)))
+
+
+VAL_FAULTS = [
+    ("normalised", "PIXELS"),
+    ("not scaled", "PIXELS"),
+    ("boxes as sizes", "GEOMETRY"),
+    ("one label too many", "CLASSES"),
+    ("labels from 0", "CLASSES"),
+    ("picture mirrored alone", "GEOMETRY"),
+]
+
+
+@pytest.mark.parametrize(("name", "code"), VAL_FAULTS)
+def test_validation_data_are_looked_at_too_and_never_end_the_run(name: str, code: str):
+    val = UserData(Scene(12, seed=3, change=FAULTS[name][0]))
+    said = [f for facts in look_at_validation(val, UserData(Scene()), Model(), 3) for f in judge(facts)]
+    assert [f.code for f in said] == [code]
+    assert said[0].severity == "warning" and "validation data" in said[0].message
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_validation_data_are_not_accused(name: str):
+    facts = look_at_validation(UserData(HONEST[name]), UserData(Scene()), Model(), 3)
+    assert [f for part in facts for f in judge(part)] == []
+
+
+def test_validation_data_that_are_the_training_data_are_said():
+    data = Scene()
+    said = judge(look_at_validation(UserData(data), UserData(data), Model(), 3)[0])
+    assert [(f.code, f.detail["what"]) for f in said] == [("MEMORISED", "same data")]
+
+
+def test_a_model_that_normalises_bytes_is_given_bytes_or_it_is_said():
+    assert [f.detail["what"] for f in found(Scene(), Model(mean=123.7, std=58.4))] == ["mean of bytes"]
+    assert found(Scene(change=edit(image=lambda v: v * 255)), Model(mean=123.7, std=58.4)) == []
+
+
+def test_objects_that_are_there_twice():
+    twice = Scene(change=lambda i, t: (i, {k: torch.cat([v, v]) if torch.is_tensor(v) else v for k, v in t.items()}))
+    assert [(f.code, f.detail["what"]) for f in found(twice)] == [("GEOMETRY", "twice")]
+
+
+def test_a_class_that_only_validation_has_is_named():
+    said = judge(Facts(labels=Labels({1: 30}, 10, num_classes=3, untaught={"cell": 7})))
+    assert [(f.code, f.detail["what"]) for f in said] == [("CLASSES", "untaught")]
+    assert "cell (7)" in said[0].message

@@ -17,6 +17,8 @@ from maskrcnn_coco.findings.rules.common import finding
 from maskrcnn_coco.records import RunFinding
 
 CODE = "CEILING"
+CUT = 0.3
+"""A least score from which on recall, and with it AP, is cut visibly."""
 WHOLE = 0.995
 """Above this it is rounding: areas at the border of a size, a mask of one pixel."""
 
@@ -50,6 +52,11 @@ def _judge(c: Ceiling) -> list[RunFinding]:
         )
         fix = "nothing to do; --eval-max-dets 100 counts as COCO does"
         found.append(finding(CODE, "raised", "info", message, fix, proof, scores=c.scores, coco=coco, most=c.most))
+    if c.threshold >= CUT:
+        message = f"the model gives only detections that score {c.threshold:g} or more: AP leaves out all others"
+        fix = "model.roi_heads.score_thresh = 0.05, torchvision's own; choose a threshold when predicting"
+        seen = [("least score that the model gives", f"{c.threshold:g}")]
+        found.append(finding(CODE, "threshold", "warning", message, fix, seen, threshold=c.threshold))
     if c.over and c.detections is not None:
         message = (
             f"{c.over} of {c.images} images have more objects (up to {c.most}) than the model gives: {c.detections}"

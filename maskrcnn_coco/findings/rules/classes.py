@@ -54,9 +54,19 @@ def _labels(labels: Labels, way: Way) -> list[RunFinding]:
         fix = f"category_id {labels.shift:+d} in every annotation, or number `categories` as the annotations do"
         proof = [("ids of annotations against `categories`", f"all are known after {labels.shift:+d}, not before")]
         found.append(finding(CODE, "shifted", "warning", message, fix, proof, shift=labels.shift))
+    if labels.untaught:
+        found.append(_untaught(labels.untaught))
     if labels.counts and known is not None:
         found += _range(labels, known)
     return found
+
+
+def _untaught(classes: dict[str, int]) -> RunFinding:
+    shown = listed([f"{name} ({count})" for name, count in classes.items()], 6)
+    message = f"the validation data have objects of classes that training has none of: {shown}; their AP stays 0"
+    proof = [("objects of each class in training and validation", f"0 in training: {shown}")]
+    fix = "split the data so that each class is in both parts, or leave these classes out of both"
+    return finding(CODE, "untaught", "warning", message, fix, proof, classes=classes)
 
 
 def _range(labels: Labels, known: int) -> list[RunFinding]:
@@ -67,27 +77,30 @@ def _range(labels: Labels, known: int) -> list[RunFinding]:
     seen = f"labels {low} to {high} in {total} objects; the model tells 1 to {known - 1} apart, 0 is the background"
     proof = [("labels against classes", seen)]
     # A label that is wrong here and there costs its image; where most images have one, nothing much is left.
-    severity = "error" if labels.bad_images >= 0.5 * labels.images else "warning"
+    of = "" if labels.of == "training data" else f" of the {labels.of}"
+    severity = "error" if labels.bad_images >= 0.5 * labels.images and not of else "warning"
     where = some(labels.image_ids)
     found = []
     if zeros and (low == 0 and zeros >= 0.02 * total):
-        message = f"labels start at 0, which is the background: {zeros} of {total} objects have it{where}"
+        message = f"labels start at 0, which is the background: {zeros} of {total} objects{of} have it{where}"
         fix = f'labels start at 1: target["labels"] = target["labels"] + 1, with num_classes={high + 2}'
         found.append(
             finding(CODE, "from zero", severity, message, fix, proof, images=labels.image_ids, num_classes=high + 2)
         )
     elif zeros:
-        message = f"{zeros} of {total} objects have labels below 1{where}"
+        message = f"{zeros} of {total} objects{of} have labels below 1{where}"
         fix = "labels are 1, 2, …: 0 is the background"
         found.append(finding(CODE, "below one", severity, message, fix, proof, images=labels.image_ids))
     if above and not found:
         counted = "background counts: " if high == known else ""
-        message = f"{above} of {total} objects have labels up to {high}, the head tells {known} classes apart{where}"
+        message = (
+            f"{above} of {total} objects{of} have labels up to {high}, the head tells {known} classes apart{where}"
+        )
         fix = f"{counted}num_classes={high + 1} (labels 1 to {high}, and the background)"
         # A stray label costs its image, and the run goes on without it; a head that is too small meets its last class
         # in more images than may be left out.
         small = labels.head is not None and labels.bad_images > MAY_BE_LEFT_OUT * labels.images
-        sure = "error" if severity == "error" or small else "warning"
+        sure = "error" if severity == "error" or (small and not of) else "warning"
         found.append(finding(CODE, "too few", sure, message, fix, proof, images=labels.image_ids, num_classes=high + 1))
     return found
 

@@ -23,7 +23,7 @@ SHARE, FEWEST = 0.1, 4
 """So many objects must disagree to be looked at for a reading; and without a reading, half of them."""
 RESTORED = 0.8
 """Share of the disagreeing objects that one reading must make agree."""
-OUTSIDE, NOTHING = 0.5, 0.1
+OUTSIDE, NOTHING, TWICE = 0.5, 0.1, 0.3
 READINGS: dict[str, tuple[str, str, str]] = {
     "boxes as x, y, width, height": (
         "boxes are x, y, width, height where x1, y1, x2, y2 is expected",
@@ -151,6 +151,11 @@ def _judge(g: Geometry, facts: Facts) -> list[RunFinding]:
         message = f"{g.outside} of {g.boxes} boxes of the {g.of} leave their image{some(g.image_ids)}"
         proof = [("boxes against the image", f"{g.outside} of {g.boxes} reach outside")]
         return [finding(CODE, "outside", "warning", message, _look(way), proof, images=g.image_ids)]
+    if g.twice >= FEWEST and g.twice >= TWICE * g.boxes:
+        message = f"{g.twice} of {g.boxes} objects of the {g.of} are twice there: same box and label{some(g.image_ids)}"
+        proof = [("boxes and labels compared within each image", f"{g.twice} of {g.boxes} are another one again")]
+        fix = "look at dataset[0][1]: two lists of objects are joined, or one annotation file was read twice"
+        return [finding(CODE, "twice", "warning", message, fix, proof, images=g.image_ids)]
     return []
 
 

@@ -14,6 +14,7 @@ How to fix it: set `iscrowd` to 0 for single objects; write masks at the size of
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 from maskrcnn_coco.findings.facts import Audited, Facts, Stage, Still, Targets, Way
@@ -74,10 +75,12 @@ def _lost(targets: Targets, way: Way) -> list[RunFinding]:
     first, last = stages[0].count, stages[-1].count
     trail = " → ".join(f"{s.count} {s.name}" for s in stages)
     proof = [(f"objects of {targets.images} images at each stage", trail)]
-    if targets.form:
+    if targets.form and targets.unread >= targets.images:
         message = f"no sample of the {targets.of} can be trained on: {targets.form}"
         proof = [("form of the samples", f"so in all {targets.images} samples looked at")]
-        return [finding(CODE, "form", "error", message, OTHER[way], proof)]
+        return [finding(CODE, "form", "error", message, targets.form_fix or OTHER[way], proof)]
+    if targets.unread:
+        return [_unread(targets, way), *_lost(replace(targets, unread=0, form=""), way)]
     if first == 0:
         if not targets.whole or not targets.images:
             return []
@@ -104,6 +107,17 @@ def _lost(targets: Targets, way: Way) -> list[RunFinding]:
     )
     fix = FIXES.get(after.name, OTHER)[way]
     return [finding(CODE, after.name, severity, message, fix, proof, images=after.image_ids, counts=_counts(stages))]
+
+
+def _unread(targets: Targets, way: Way) -> RunFinding:
+    """Some samples are of another form: the run goes on without them."""
+    message = (
+        f"{targets.unread} of {targets.images} samples of the {targets.of} cannot be trained on: "
+        f"{targets.form}{some(targets.unread_ids)}"
+    )
+    proof = [("form of the samples", f"{targets.unread} of {targets.images} samples looked at are of another form")]
+    fix = targets.form_fix or OTHER[way]
+    return finding(CODE, "some forms", "warning", message, fix, proof, images=targets.unread_ids)
 
 
 def _counts(stages: list[Stage]) -> dict[str, int]:

@@ -2,7 +2,8 @@
 
 What happens: losses fall to a level and stay; one part of the detector stays as it began.
 Why: the optimizer was built before the head was replaced, or for another model; a part of the model is in no loss;
-  weights were not loaded and are frozen; a model left in eval mode after a validation.
+  weights were not loaded and are frozen; a model left in eval mode after a validation; weight decay that takes more
+  than steps give.
 How it is proved: trainable parameters are looked for in the optimizer's groups, by identity, and named; gradients and
   weights of the first steps are compared; frozen weights have exactly the spread that an initialiser gives, layer for
   layer, which no trained network has. Weights with requires_grad False are frozen on purpose and no fault.
@@ -13,12 +14,16 @@ How to fix it: build the optimizer after the model is complete; load the weights
 
 from __future__ import annotations
 
+import math
+
 from maskrcnn_coco.findings.facts import Facts, Parameters, Still
 from maskrcnn_coco.findings.rules.common import finding
 from maskrcnn_coco.records import RunFinding
 from maskrcnn_coco.wording import listed
 
 CODE = "NOT_TRAINED"
+DECAYS = 5e-3
+"""Share of the weights that decay takes in a step: ten times what strongly regularised recipes take."""
 BUILD = "build the optimizer after the model is complete: [p for p in model.parameters() if p.requires_grad]"
 
 
@@ -49,6 +54,15 @@ def _parameters(p: Parameters) -> list[RunFinding]:
         proof = [("spread of frozen weights", f"{len(p.frozen_random)} layers have exactly the initialiser's")]
         fix = "load weights into the backbone, or let it learn: requires_grad_(True), trainable_backbone_layers=5"
         found.append(finding(CODE, "frozen random", "warning", message, fix, proof, names=p.frozen_random))
+    if p.decay >= DECAYS:
+        rate, decay = p.decay_of
+        halved = f"in {math.log(2) / p.decay:.0f} steps they halve, whatever they learn"
+        message = f"weight decay {decay:g} at rate {rate:g} takes {min(p.decay, 1):.1%} of the weights in each step" + (
+            f": {halved}" if p.decay < 0.5 else ""
+        )
+        proof = [("rate × weight decay of each group", f"{p.decay:.2g} a step; usual are 1e-6 to 5e-4")]
+        fix = "weight_decay=1e-4 (SGD) or 0.05 (AdamW) are usual"
+        found.append(finding(CODE, "decay", "warning", message, fix, proof, decay=p.decay))
     if p.kept_eval:
         message = f"{len(p.kept_eval)} norm layers were handed over in eval mode and stay so: {listed(p.kept_eval, 3)}"
         proof = [("modes of the modules", f"{len(p.kept_eval)} norm layers in eval mode, the rest in train mode")]

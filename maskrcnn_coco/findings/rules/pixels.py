@@ -17,6 +17,8 @@ from maskrcnn_coco.records import RunFinding
 
 CODE = "PIXELS"
 MOST = 0.5
+BYTES = 2.0
+"""A mean above it is that of images that go to 255."""
 SAME = 8
 """So many samples must show one picture before it is said."""
 
@@ -26,9 +28,12 @@ def judge(facts: Facts) -> list[RunFinding]:
 
 
 def _judge(p: Pixels) -> list[RunFinding]:
-    span = f"values from {p.low:.3g} to {p.high:.3g} in {p.images} images"
+    of = "" if p.of == "training data" else f" of the {p.of}"
+    span = f"values from {p.low:.3g} to {p.high:.3g} in {p.images} images{of}"
     proof = [("pixels of decoded samples", span)]
     where = some(p.image_ids)
+    if p.mean > BYTES:
+        return _in_bytes(p, span, proof)
     if p.negative >= MOST * p.images and p.normalises:
         message = f"images are normalised twice: {span}, expected 0..1, and the model normalises them itself{where}"
         fix = "drop transforms.Normalize from the data set, or give the model image_mean=[0, 0, 0], image_std=[1, 1, 1]"
@@ -54,3 +59,12 @@ def _judge(p: Pixels) -> list[RunFinding]:
         fix = "look at dataset[i][0].min() and .max(): the images are lost on the way"
         return [finding(CODE, "constant", "warning", message, fix, proof, images=p.image_ids)]
     return []
+
+
+def _in_bytes(p: Pixels, span: str, proof: list[tuple[str, str]]) -> list[RunFinding]:
+    """The model normalises images that go to 255: those that end at 1 are one grey to it."""
+    if p.high > BYTES or p.low < -BYTES:
+        return []
+    message = f"the model subtracts {p.mean:.3g} from images that end at 1: {span}; to it all of them are alike"
+    fix = "model.transform.image_mean = [0.485, 0.456, 0.406]; model.transform.image_std = [0.229, 0.224, 0.225]"
+    return [finding(CODE, "mean of bytes", "warning", message, fix, proof, images=p.image_ids, mean=p.mean)]
