@@ -127,7 +127,7 @@ class Divergence:
         """The verdict on a step whose loss and norms are finite. Remembers the step; `accept` makes it a lesson."""
         r_loss, r_norm = self._ratios(loss, norm)
         self._recent.append((step, loss, r_loss, r_norm))
-        why = self._why(r_loss, r_norm) or self._component(groups)
+        why = self._why(r_loss, r_norm) or self._component(norm, groups)
         if why is None:
             return None
         onset = self._onset()
@@ -172,7 +172,10 @@ class Divergence:
         self._norms.append(norm)
         self._reference = self._norm_reference = -1.0
         for name, value in groups.items():
-            self._groups.setdefault(name, deque(maxlen=WINDOW)).append(value)
+            known_of = self._groups.get(name)
+            if known_of is None:
+                known_of = self._groups[name] = deque(maxlen=WINDOW)
+            known_of.append(value)
         if len(self._losses) >= 2 * CALIBRATION:
             self._best = min(self._best, self._losses.median)
 
@@ -211,6 +214,8 @@ class Divergence:
         return (r_loss if loss >= 0 or r_norm > STREAKS[0][1] else min(r_loss, 1.0)), r_norm
 
     def _why(self, r_loss: float, r_norm: float) -> str | None:
+        if r_loss <= CALM and self._first:
+            return None  # every rule below asks for more of this step
         if (r_loss > SUDDEN and r_norm > CALM) or (r_loss > SUDDEN_BOTH and r_norm > SUDDEN_BOTH):
             return f"gradient norm {r_norm:.3g} times the healthy one"
         last = list(self._recent)
@@ -228,9 +233,12 @@ class Divergence:
             return f"loss more than doubled {DOUBLINGS} times in a row"
         return None
 
-    def _component(self, groups: dict[str, float]) -> str | None:
+    def _component(self, norm: float, groups: dict[str, float]) -> str | None:
+        least = SUDDEN_NORM * self.norm_reference / 10
+        if norm <= least:
+            return None
         for name, value in groups.items():
-            if value <= SUDDEN_NORM * self.norm_reference / 10:
+            if value <= least:
                 continue
             known = self._groups.get(name)
             if known is not None and len(known) >= 2 * CALIBRATION:

@@ -60,6 +60,8 @@ class Health:
         self._due = 0
         self._witness = Witness()
         self._held = _Held(optimizer, layout)
+        self._settings: list[list[Any]] | None = None
+        """Settings that were looked at and found good."""
         self._scale: list[float] = []
         self._scaled_for: list[float] | None = None
         self._root_sizes = [math.sqrt(n) for n in layout.sizes]
@@ -103,7 +105,8 @@ class Health:
         optimizer keeps to itself bounds nothing and counts as 0.
         """
         layout, known = self.layout, self.lr()
-        rates = [known.get(name, 0.0) for name in layout.components]
+        all_known = len(known) == len(layout.components)
+        rates = list(known.values()) if all_known else [known.get(name, 0.0) for name in layout.components]
         if "adafactor" in type(self.optimizer).__name__.lower():
             # Its rate is a share of the weights themselves, and never more than all of them.
             return {name: min(rate, 1.0) for name, rate in zip(layout.components, rates, strict=True)}
@@ -131,8 +134,7 @@ class Health:
 
     def lr(self) -> dict[str, float]:
         """Learning rate per component, in the layout's order."""
-        found = self.layout.lr(self.optimizer)
-        return {name: found[name] for name in self.layout.components if name in found}
+        return self.layout.lr(self.optimizer)
 
     def weight_norms(self) -> list[float]:
         """Component norms of the weights, as last measured."""
@@ -161,6 +163,9 @@ class Health:
 
         torch refuses at construction what is below zero, and betas of 1; somebody may set it later all the same.
         """
+        given = [[*map(group.get, _SETTINGS), *(group.get("betas") or ())] for group in self.optimizer.param_groups]
+        if given == self._settings:
+            return None
         bad = {}
         for i, group in enumerate(self.optimizer.param_groups):
             for key in _SETTINGS:
@@ -171,6 +176,9 @@ class Health:
                 if isinstance(beta, (float, int)) and not 0 <= beta < 1:
                     bad[f"param_groups[{i}].betas[{n}]"] = float(beta)
         if not bad:
+            # Numbers only: a tensor may have another value tomorrow and still be the same.
+            numbers = {float, int, bool, type(None)}.issuperset(type(v) for values in given for v in values)
+            self._settings = given if numbers else None
             return None
         said = ", ".join(f"{k} = {v:g}" for k, v in list(bad.items())[:3])
         text = f"the optimizer cannot work with {said}"
@@ -313,7 +321,7 @@ class _Held:
         self._found: States = ([], [], [])
         self._entries: list[Any] = []
         self._sizes: list[int] = []
-        self._items: list[tuple[dict[str, Any], str, Tensor]] = []
+        self._homes: list[dict[str, Any]] = []
         self.seconds: list[Tensor] = []
         """Adam's second moments among them."""
 
@@ -324,7 +332,7 @@ class _Held:
             len(entries) != len(self._entries)
             or any(map(operator.is_not, entries, self._entries))
             or list(map(len, entries)) != self._sizes
-            or any(entry.get(key) is not t for entry, key, t in self._items)
+            or any(map(operator.is_not, map(dict.get, self._homes, self._found[2]), self._found[0]))
         ):
             self._look(entries)
         return self._found
@@ -332,7 +340,7 @@ class _Held:
     def _look(self, entries: list[Any]) -> None:
         state, params = self.optimizer.state, self.layout.params
         self._found = tensors, where, keys = float_states(self.optimizer, self.layout)
-        self._items = [(state[params[i]], k, t) for t, i, k in zip(tensors, where, keys, strict=True)]
+        self._homes = [state[params[i]] for i in where]
         self.seconds = [t for t, k in zip(tensors, keys, strict=True) if k == "exp_avg_sq"]
         self._entries, self._sizes = entries, list(map(len, entries))
 

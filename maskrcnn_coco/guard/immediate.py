@@ -7,6 +7,7 @@ apply takes the optimizer's step or puts everything back.
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -134,7 +135,7 @@ class Immediate:
         if parts.max_grad_norm is None:
             act.norms = stacked.tolist()
             # Not hypot: it gives infinity for (infinity, NaN), and squares of float32 do not overflow here.
-            record.grad_norm = math.sqrt(sum(v * v for v in act.norms)) if act.norms else 0.0
+            record.grad_norm = math.sqrt(sum(map(operator.mul, act.norms, act.norms)))
         else:
             # The total as torch's clip_grad_norm_ has it, to the last bit, so that both clip alike.
             *act.norms, record.grad_norm = torch.cat([stacked, stacked.norm().reshape(1)]).tolist()

@@ -58,6 +58,9 @@ def check(batches: Sequence[Any], expected: Expected) -> list[Problem]:
     """Everything in these micro-batches that must not reach the model; empty for a sound step."""
     problems: list[Problem] = []
     for batch in batches:
+        if type(batch) is tuple and set(map(type, batch)) == {Tensor}:
+            problems += _check_tensors(batch)  # what a model is called with, most of the time
+            continue
         pair = detection_pair(batch)
         if pair is None:
             problems += _check_tensors(batch)

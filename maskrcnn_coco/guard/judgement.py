@@ -115,7 +115,8 @@ class Instruments:
 
     def rates(self) -> dict[str, float]:
         """Learning rate per component, as the next step has it."""
-        return {name: rate * self.factors.get(name, 1.0) for name, rate in self.health.lr().items()}
+        rates = self.health.lr()
+        return {n: rate * self.factors.get(n, 1.0) for n, rate in rates.items()} if self.factors else rates
 
     def by_groups(self, components: Components) -> None:
         """Take the optimizer's groups for components: what is diagnosed is what a learning rate belongs to.

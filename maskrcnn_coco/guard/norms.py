@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,8 @@ from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard.sharding import Shares, local
 
 Components = Mapping[str, "Mapping[str, nn.Parameter] | Iterable[nn.Parameter]"]
+
+_GRADIENT, _SPARSE, _GROWS = map(operator.attrgetter, ("grad", "is_sparse", "requires_grad"))
 
 
 class Layout:
@@ -36,8 +40,11 @@ class Layout:
         self.names = [names.get(id(p), f"param {i}") for i, p in enumerate(self.params)]
         self.components: list[str] = order
         self.component: list[int] = [order.index(o) for o in owners]
+        self._everywhere = list(range(len(self.params)))
         self.position = {id(p): i for i, p in enumerate(self.params)}
         self._ids = [id(p) for p in self.params]
+        self._rates: list[Any] = []
+        self._lr: dict[str, float] = {}
         first = self.params[0]
         self._plain = first.dtype is torch.float32 and all(_like(p, first) for p in self.params)
         self.shares: Shares | None = None
@@ -50,8 +57,10 @@ class Layout:
         self.outside = [p for p in model.parameters() if id(p) not in inside]
 
     def lr(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-        """Learning rate per component; the largest, where a component's groups differ. Absent: the optimizer's own."""
+        """Learning rate per component, in their order; the largest, where its groups differ. Absent: not given."""
         rates = [group.get("lr") for group in optimizer.param_groups]
+        if rates == self._rates:
+            return dict(self._lr)
         found: dict[str, float] = {}
         for c, g in self._pairs:
             if rates[g] is None:
@@ -60,11 +69,17 @@ class Layout:
             # A NaN must not lose against a number, so the order of arguments is no detail: keep whichever is NaN.
             known = found.get(name, rate)
             found[name] = rate if rate > known or rate != rate else known
-        return found
+        found = {name: found[name] for name in self.components if name in found}
+        # A tensor may have another value tomorrow and still be the same.
+        self._rates, self._lr = (rates if set(map(type, rates)) <= {float, int} else []), found
+        return dict(found)
 
     def outdated(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether parameters were added to the optimizer, frozen or thawed since: by identity, not by their number."""
-        return self._ids != [id(p) for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
+        held = [p for g in optimizer.param_groups for p in g["params"]]
+        if len(held) == len(self.params) and all(map(operator.is_, held, self.params)) and all(map(_GROWS, held)):
+            return False
+        return self._ids != [id(p) for p in held if p.requires_grad]
 
     def zero_grad(self) -> None:
         """Drop the gradients of the optimizer's parameters."""
@@ -73,6 +88,9 @@ class Layout:
 
     def gradients(self) -> tuple[list[Tensor], list[int]]:
         """The dense gradients that exist, with the flat position of each; a sparse one gives its coalesced values."""
+        tensors: list[Any] = list(map(_GRADIENT, self.params))
+        if set(map(type, tensors)) == {Tensor} and not any(map(_SPARSE, tensors)):
+            return tensors, self._everywhere
         tensors, where = [], []
         for i, p in enumerate(self.params):
             gradient = p.grad
@@ -88,7 +106,7 @@ class Layout:
         """`stacked_norms` of the parameters' gradients, which are of the parameters' own kind; of whole ones always."""
         if self.shares is not None:
             return self.shares.whole(stacked_norms(gradients), where, len(self.params))
-        if not gradients or not self._plain or any(type(g) is not Tensor or g.requires_grad for g in gradients):
+        if not self._plain or set(map(type, gradients)) != {Tensor} or any(map(_GROWS, gradients)):
             return stacked_norms(gradients)
         return torch.stack(torch._foreach_norm(gradients, 2))  # pyright: ignore[reportPrivateImportUsage]
 
@@ -96,9 +114,10 @@ class Layout:
         self, values: Sequence[float], where: Sequence[int] | None = None, *, squared: bool = True
     ) -> list[float]:
         """2-norms (or plain sums) per component from one value per tensor; tensors listed in ``where``, or all."""
-        out = [0.0] * len(self.components)
-        for v, i in zip(values, range(len(self.params)) if where is None else where, strict=True):
-            out[self.component[i]] += v * v if squared else v
+        out, component = [0.0] * len(self.components), self.component
+        places = component if where is None or where is self._everywhere else [component[i] for i in where]
+        for v, c in zip(values, places, strict=True):
+            out[c] += v * v if squared else v
         return [math.sqrt(v) if v == v else v for v in out] if squared else out
 
     def by_component(self, values: Sequence[float]) -> dict[str, float]:

@@ -11,14 +11,20 @@ from collections.abc import Sequence
 
 import numpy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskrcnn_coco.guard.sharding import local
 
-SAMPLE = 64
-"""Entries of each tensor that are looked at."""
+SAMPLE = 8
+"""Entries of each tensor that are looked at: each is a line of memory of its own, and whoever writes, writes many."""
 WHOLE = 1024
 """Tensors up to this size are looked at whole."""
+
+Marks = tuple[list[int], list[int]]
+"""Place and version of each tensor."""
+_PLACE, _VERSION = Tensor.data_ptr, operator.attrgetter("_version")
+_WHOLE = {Tensor, nn.Parameter}
+"""Kinds that are nobody's share of anything."""
 
 
 class Witness:
@@ -26,9 +32,9 @@ class Witness:
 
     def __init__(self) -> None:
         self._tensors: list[Tensor] = []
-        self._marks: list[tuple[int, int]] = []
+        self._marks: Marks = ([], [])
         self._views: list[Tensor] = []
-        self._sample: Tensor | None = None
+        self._sample: bytes | Tensor | None = None
         self._as_they_are = True
         self._arrays: list[numpy.ndarray] = []
 
@@ -38,30 +44,32 @@ class Witness:
         if len(tensors) != len(self._tensors) or any(map(operator.is_not, tensors, self._tensors)):
             self._tensors, self._views = list(tensors), [_view(t) for t in tensors]
             self._arrange()
-        elif any(a[0] != b[0] for a, b in zip(marks, self._marks, strict=True)):
+        elif marks[0] != self._marks[0]:
             self._views = [_view(t) for t in tensors]
             self._arrange()
         self._marks, self._sample = marks, self._look()
 
     def changed(self, tensors: Sequence[Tensor]) -> bool:
         """Whether any of them is not what it was at `note`; True also where others have come."""
-        if self._sample is None or len(tensors) != len(self._tensors):
+        known = self._sample
+        if known is None or len(tensors) != len(self._tensors):
             return True
         if any(map(operator.is_not, tensors, self._tensors)):
             return True
         if _marks(tensors) != self._marks:
             return True
         # Bits, not values: a NaN must equal itself.
-        return not torch.equal(self._look(), self._sample)
+        now = self._look()
+        return now != known if isinstance(known, bytes) or isinstance(now, bytes) else not torch.equal(now, known)
 
     def which(self, tensors: Sequence[Tensor]) -> list[int]:
         """Positions of those that are not what they were; empty where it cannot be told. Slower than `changed`."""
         if self._sample is None or len(tensors) != len(self._tensors):
             return []
-        pairs = zip(tensors, self._tensors, _marks(tensors), self._marks, strict=True)
-        marks = [i for i, (t, known, now, then) in enumerate(pairs) if t is not known or now != then]
+        now, then = (list(zip(*m, strict=True)) for m in (_marks(tensors), self._marks))
+        marks = [i for i, t in enumerate(tensors) if t is not self._tensors[i] or now[i] != then[i]]
         ends = torch.tensor([v.numel() for v in self._views]).cumsum(0).tolist()
-        differs = (self._look() != self._sample).reshape(ends[-1], -1).any(1).cpu()
+        differs = (_bytes(self._look()) != _bytes(self._sample)).reshape(ends[-1], -1).any(1).cpu()
         starts = [0, *ends]
         return sorted({*marks, *(i for i, end in enumerate(ends) if bool(differs[starts[i] : end].any()))})
 
@@ -78,10 +86,10 @@ class Witness:
         plain = alike and first.dtype in (torch.float32, torch.float64)
         self._arrays = [numpy.from_dlpack(v) for v in self._views] if plain else []
 
-    def _look(self) -> Tensor:
-        """The sample as bytes, uint8 (n,)."""
+    def _look(self) -> bytes | Tensor:
+        """The sample as bytes; on a device, or of mixed precision, uint8 (n,)."""
         if self._arrays:
-            return torch.from_numpy(numpy.concatenate(self._arrays).view(numpy.uint8))
+            return numpy.concatenate(self._arrays).tobytes()
         views = self._views or [torch.zeros(0)]
         if not self._as_they_are:
             views = [v if v.device == views[0].device else v.to(views[0].device) for v in views]
@@ -90,12 +98,18 @@ class Witness:
         return torch.cat(views).view(torch.uint8)
 
 
-def _marks(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
+def _bytes(sample: bytes | Tensor) -> Tensor:
+    return torch.frombuffer(bytearray(sample), dtype=torch.uint8) if isinstance(sample, bytes) else sample
+
+
+def _marks(tensors: Sequence[Tensor]) -> Marks:
     """Place and version of each."""
+    if not _WHOLE.issuperset(map(type, tensors)):
+        tensors = [local(t) for t in tensors]
     try:
-        return [(t.data_ptr(), t._version) for t in map(local, tensors)]
+        return list(map(_PLACE, tensors)), list(map(_VERSION, tensors))
     except RuntimeError:  # tensors of inference mode have no version
-        return [(t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors]
+        return list(map(_PLACE, tensors)), [-1 if t.is_inference() else t._version for t in tensors]
 
 
 def _view(tensor: Tensor) -> Tensor:

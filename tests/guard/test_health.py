@@ -53,6 +53,31 @@ def test_a_setting_that_is_no_number_is_named(name: str) -> None:
     assert verdict is not None and name in verdict.message
 
 
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "eps"])
+@pytest.mark.parametrize("kept_as", ["number", "tensor"])
+def test_settings_that_were_good_are_looked_at_again(name: str, kept_as: str) -> None:
+    _, optimizer, _, health = make()
+    group = optimizer.param_groups[0]
+    group[name] = torch.tensor(0.01) if kept_as == "tensor" else 0.01
+    assert health.check_lr() is None and health.check_lr() is None
+    assert health.lr() == health.lr() == {n: pytest.approx(float(group["lr"])) for n in health.layout.components}
+    if kept_as == "tensor":
+        group[name].fill_(math.nan)  # the same object, another value
+    else:
+        group[name] = math.nan
+    verdict = health.check_lr()
+    assert verdict is not None and name in verdict.message
+    assert name != "lr" or all(map(math.isnan, health.lr().values()))
+
+
+def test_betas_that_were_good_are_looked_at_again() -> None:
+    _, optimizer, _, health = make()
+    assert health.check_lr() is None
+    optimizer.param_groups[0]["betas"] = (0.9, math.nan)
+    verdict = health.check_lr()
+    assert verdict is not None and "betas[1]" in verdict.message
+
+
 def test_zeroed_second_moments_are_no_healthy_state() -> None:
     model, optimizer, _, health = make()
     assert health.check(whole=True) is None
