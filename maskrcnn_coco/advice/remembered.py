@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskrcnn_coco.advice.limits import CEILING, STRIDE, Limit
 from maskrcnn_coco.system.files import cache_folder, write_text
+from maskrcnn_coco.system.plain_files import read_regular
 from maskrcnn_coco.wording import rate_flag
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def recall(key: str | None) -> Spans:
     if key is None:
         return {}
     try:
-        found = json.loads(_file(key).read_text(encoding="utf-8"))
+        found = json.loads(read_regular(_file(key)))
         return {str(c): (float(v[0]), float(v[1]), float(v[2])) for c, v in found.items()}
     except (OSError, ValueError, TypeError, AttributeError, IndexError):
         return {}

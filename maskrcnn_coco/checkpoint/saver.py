@@ -125,7 +125,11 @@ class Saver:
             self._spare = {}  # the last copy is still to be written
         job = _Job(names, plain_copy(state, self._spare), 0)
         self.blocked_seconds += time.perf_counter() - began
-        self._running = self._worker.submit(self._run, job)
+        try:
+            self._running = self._worker.submit(self._run, job)
+        except RuntimeError:  # no room for a thread: written here, the step waits
+            self._running = None
+            self._run(job)
 
     def _run(self, job: _Job) -> None:
         if self._serial is None:

@@ -159,10 +159,25 @@ def as_error(error: Exception) -> MaskRCNNError:
         )
     if isinstance(error, RecursionError):
         return ConfigError("a file that is nested too deep to be read", got=str(error), fix="check the files given")
-    if isinstance(error, MemoryError):
-        return ConfigError("memory ran out", fix="smaller images or batches, fewer workers, or a larger machine")
+    if isinstance(error, MemoryError) or _ran_out(error):
+        return ConfigError(
+            "memory ran out",
+            got=str(error).splitlines()[0][:200] if str(error) else None,
+            fix="smaller images or batches, fewer workers, a higher limit (ulimit -v, -u), or a larger machine",
+        )
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # pathlib before Python 3.13
+        return ConfigError(f"links that lead in a circle: {error}", fix="check the path")
     what = f"{type(error).__name__}: {error}"
     return MaskRCNNError(what, fix="run again with --debug and report the traceback")
+
+
+def _ran_out(error: Exception) -> bool:
+    """Whether torch, if this verb has imported it at all, or Python says that memory ran out."""
+    if "torch" not in sys.modules:
+        return False
+    from maskrcnn_coco.system.memory import ran_out
+
+    return ran_out(error)
 
 
 def _say(error: MaskRCNNError, *, json_mode: bool) -> None:

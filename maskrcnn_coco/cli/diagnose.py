@@ -16,6 +16,7 @@ from maskrcnn_coco.errors import CheckpointError, DataError
 from maskrcnn_coco.records import PROVED, Culprit, Evidence, Finding, Incident, to_json
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.report.incident_files import read_incident, read_incidents
+from maskrcnn_coco.system.plain_files import open_regular
 
 SECONDS = 300.0
 """Most time for the replays of one incident."""
@@ -147,7 +148,7 @@ BEGINNINGS = (b"PK\x03\x04", b"\x80\x02")
 
 def _was_a_checkpoint(path: Path) -> bool:
     """Whether a file that cannot be read begins as a checkpoint does."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read(4).startswith(BEGINNINGS)
 
 

@@ -86,7 +86,10 @@ def read_flags(kind: type[msgspec.Struct], argv: Sequence[str], *, words: bool) 
                 queue.pop(0)  # most likely its value: one complaint is enough
         elif switch:
             on = name in known
-            given[name if on else name.removeprefix("no_")] = (_truth(value) == on) if equals else on
+            if (said := _truth(value) if equals else True) is None:
+                problems.append(f"{_flag(name)}: got {value!r}, expected true or false, or no value at all")
+                continue
+            given[name if on else name.removeprefix("no_")] = said == on
         elif not equals and (not queue or queue[0].startswith("--")):
             problems.append(f"{_flag(name)} needs a value: {metavar(known[name])}")
         else:
@@ -166,8 +169,9 @@ def _value(text: str, options: list[Any]) -> Any:
     raise ValueError(f"got {text!r}, expected {' or '.join(wanted) or 'another value'}{hint}")
 
 
-def _truth(text: str) -> bool:
-    return text.lower() not in ("false", "no", "0", "off")
+def _truth(text: str) -> bool | None:
+    word = text.lower()
+    return True if word in ("true", "yes", "1", "on") else False if word in ("false", "no", "0", "off") else None
 
 
 def _unknown(word: str, name: str, known: dict[str, Any]) -> str:

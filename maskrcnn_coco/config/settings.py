@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from maskrcnn_coco.config.fields import misfits, plain
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.system.plain_files import read_yaml
 
@@ -39,7 +40,7 @@ class _Remembers(type(msgspec.Struct)):
     """Structs that know which fields their caller gave: ``Config(max_grad_norm=10.0)`` is not ``Config()``."""
 
     def __call__(cls, *args: Any, **fields: Any) -> Any:
-        made = super().__call__(*args, **fields)
+        made = super().__call__(*args, **plain(fields))
         return _mark(made, fields)
 
 
@@ -196,7 +197,8 @@ def validate(config: Config) -> None:
 
     Checks what needs neither data nor device; `recipes.resolve` and `model.build_model` check the rest.
     """
-    problems = list(_problems(config))
+    wrong = [f"{flag(name)}: {what}" for name, what in misfits(config)]
+    problems = wrong or list(_problems(config))
     if problems:
         head = f"{len(problems)} setting{'s' if len(problems) > 1 else ''} cannot be used:"
         raise ConfigError("\n".join([head, *(f"  - {p}" for p in problems)]), fix="correct the flags named above")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from maskrcnn_coco.system.plain_files import open_regular
+
 if TYPE_CHECKING:
     from maskrcnn_coco.data.coco.table import CocoTable
     from maskrcnn_coco.data.prepare import RunData
@@ -72,7 +74,7 @@ def _of_file(path: Path, count: int) -> bytes:
         size = os.stat(path).st_size
         if count > _READ_IMAGES:
             return b"%d;" % size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return b"%d %d;" % (size, zlib.crc32(file.read(max(1024, _READ_BYTES // count))))
     except (OSError, ValueError):
         return b"-;"

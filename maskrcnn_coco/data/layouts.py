@@ -21,6 +21,7 @@ from maskrcnn_coco.data.images import probe
 from maskrcnn_coco.data.locate_images import locate
 from maskrcnn_coco.data.orientation import with_orientation
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.system.plain_files import open_regular
 from maskrcnn_coco.wording import clean
 
 ROBOFLOW = "_annotations.coco.json"
@@ -82,6 +83,12 @@ def find_data(
         name = clean(repr(train.dropped_category.name))
         notes.append(f"category 0, {name}, is left out: a parent of the others without annotations")
     val_path = Path(val) if val is not None else _val_beside(train_json)
+    if val_path is None and val_images is not None:
+        raise DataError(
+            "--val-images names the images of a validation set, and none was found",
+            got=str(val_images),
+            fix="name its annotations with --val",
+        )
     if val_path is None:
         return DataSource(train, None, notes)
     val_json = val_path if _is_file(val_path, "--val") else _val_json(val_path)
@@ -89,7 +96,7 @@ def find_data(
         said = []
         found = _load(val_json, val_images, "--val-images", said, images)
     except DataError as e:
-        if val is not None:
+        if val is not None or val_images is not None:  # asked for: nothing else may take its place in silence
             raise
         notes.append(f"{val_json} is not used for validation: {e.what}")
         return DataSource(train, None, notes)
@@ -222,7 +229,7 @@ def _coco_files(folder: Path, deepest: int = 3) -> list[Path]:
 
 def _begins_like_coco(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(1 << 16)
     except OSError:
         return False

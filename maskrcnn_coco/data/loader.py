@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import math
 import multiprocessing
+import os
 import shutil
 import signal
 import sys
@@ -36,7 +38,10 @@ Keys = list[list[SampleKey]]
 SHARED = Path("/dev/shm")
 """Where batches travel from workers, and the semaphores of their queues; small in many containers (64 MB)."""
 _NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
-_FULL = ("bus error", "shared memory", "no space left", "too many open files")
+_FULL = ("bus error", "shared memory", "no space left", "too many open files", "file too large")
+_DESCRIPTORS = 24, 16
+"""File descriptors that must be free to start workers, and for each of them: with too few torch leaves queues half
+made, and waits for them."""
 
 
 class _WorkersLostError(Exception):
@@ -163,12 +168,12 @@ class Loader:
                 self.close(now=True)
                 self.respawned += 1
                 if attempt == RESPAWNS and full:
-                    self._alone(str(e).splitlines()[0])
+                    self._alone(_reason(e))
                     return self._fetch()
                 if attempt == RESPAWNS:
                     raise DataError(
                         f"the loader processes failed {RESPAWNS + 1} times in a row at step {self.next_step}",
-                        got=str(e).splitlines()[0],
+                        got=_reason(e),
                         fix="most often memory ran out: try fewer --workers, or --workers 0 to see the error itself",
                     ) from e
                 continue
@@ -223,6 +228,8 @@ class Loader:
                 raise
 
     def _start(self) -> Iterator[Any]:
+        if self.workers and _free_descriptors() < _DESCRIPTORS[0] + _DESCRIPTORS[1] * self.workers:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         loader = DataLoader(
             _Steps(self.source),
             batch_size=None,
@@ -237,6 +244,22 @@ class Loader:
             # Python warns of any fork while threads run. The children run numpy and single-threaded torch only.
             warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
             return iter(loader)
+
+
+def _free_descriptors() -> float:
+    """How many more files this process may open; inf where the system does not say."""
+    try:
+        import resource
+
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0] - len(os.listdir("/proc/self/fd"))
+    except (ImportError, OSError):
+        return math.inf
+
+
+def _reason(error: Exception) -> str:
+    """What a worker met: the last line of a traceback that it sent, else the first."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if lines[0].startswith("Caught") else 0]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.errors import ConfigError, DataError
+from maskrcnn_coco.system.plain_files import read_regular
 from maskrcnn_coco.wording import clean
 
 
@@ -65,10 +67,11 @@ def _from_pattern(key: str, names: list[str]) -> dict[str, str]:
 
 def _from_csv(path: Path) -> dict[str, str]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [r for r in csv.reader(file) if len(r) >= 2]
+        text = read_regular(path).decode("utf-8-sig")
+        rows = [r for r in csv.reader(io.StringIO(text, newline="")) if len(r) >= 2]
     except (OSError, UnicodeError, csv.Error) as e:
-        raise DataError(f"cannot read the groups in {path}: {e}", fix="check --split-by") from e
+        why = e.strerror if isinstance(e, OSError) else str(e)
+        raise DataError(f"cannot read the groups in {path}: {why}", fix="check --split-by") from e
     return {name.strip(): group.strip() for name, group, *_ in rows}
 
 

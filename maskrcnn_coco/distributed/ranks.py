@@ -74,6 +74,7 @@ class Ranks:
         where = _device(str(device), local_rank, world)
         ranks = cls(rank, world, local_rank, where, timeout)
         if world > 1 and not dist.is_initialized():
+            _require_address()
             if where.type == "cuda":
                 torch.cuda.set_device(where)
             with ranks._exchange("the start"), _ends_at_a_signal():
@@ -299,6 +300,17 @@ def _ends_at_a_signal() -> Iterator[None]:
 def started_alone() -> bool:
     """Whether no other process was started with this one, as the environment says: before `Ranks.start`."""
     return os.environ.get("WORLD_SIZE", "1") == "1"
+
+
+def _require_address() -> None:
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE says that there are several processes, and {' and '.join(missing)} not where they meet",
+            expected="RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun sets them",
+            fix="start with torchrun, or unset RANK and WORLD_SIZE",
+        )
+    _number("MASTER_PORT", 0)
 
 
 def _number(name: str, default: int) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.system.plain_files import read_regular
 from maskrcnn_coco.system.processes import alive
 
 LIST = ".predictions.json"
@@ -100,7 +101,7 @@ def _stamp(path: Path) -> list[int]:
 def _listed(out: Path) -> dict[str, list[int]]:
     """The files that the last run wrote; names that lead out of the folder are not believed."""
     try:
-        files = json.loads((out / LIST).read_text(encoding="utf-8"))["files"]
+        files = json.loads(read_regular(out / LIST))["files"]
         pairs = {str(n): [int(v) for v in stamp] for n, stamp in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

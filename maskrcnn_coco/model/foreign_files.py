@@ -11,6 +11,7 @@ from torch import Tensor
 
 from maskrcnn_coco.components import plain_name
 from maskrcnn_coco.errors import CheckpointError
+from maskrcnn_coco.system.plain_files import open_regular
 from maskrcnn_coco.wording import clean
 
 SCORE = "roi_heads.box_predictor.cls_score.weight"
@@ -31,7 +32,7 @@ def check_kind(path: Path) -> None:
         )  # fmt: skip
     if kind in _STRANGERS:
         raise CheckpointError(f"{path} is another library's model", expected="a .pth or .safetensors file of PyTorch")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(24)
     if not head:
         raise CheckpointError(f"{path} is empty", fix="copy it again, or use an older checkpoint")
@@ -44,7 +45,7 @@ def check_kind(path: Path) -> None:
 
 def _is_torchscript(path: Path) -> bool:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return any(n.endswith("/constants.pkl") for n in archive.namelist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from maskrcnn_coco.errors import DataError
@@ -39,12 +40,25 @@ def read_incident(path: str | Path) -> Incident:
         ) from e
 
 
-def read_incidents(folder: str | Path) -> list[Incident]:
-    """All incidents of a folder, by id; an empty list where there is no such folder."""
+def read_incidents(folder: str | Path, *, damaged: Callable[[str], None] | None = None) -> list[Incident]:
+    """All incidents of a folder, by id; an empty list where there is no such folder.
+
+    Args:
+        damaged: told of each file that is none, which is then left out.
+
+    Raises:
+        DataError: as `read_incident`, without ``damaged``.
+    """
     folder = Path(folder)
-    if not folder.is_dir():
-        return []
-    return [read_incident(p) for p in sorted(folder.glob("[0-9]*.json"))]
+    found = []
+    for path in sorted(folder.glob("[0-9]*.json")) if folder.is_dir() else ():
+        try:
+            found.append(read_incident(path))
+        except DataError as e:
+            if damaged is None:
+                raise
+            damaged(e.what)
+    return found
 
 
 def set_aside(folder: Path, known: set[str]) -> None:

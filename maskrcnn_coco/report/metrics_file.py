@@ -10,6 +10,7 @@ from typing import Any
 
 from maskrcnn_coco.records import number
 from maskrcnn_coco.system.files import sync, write_bytes
+from maskrcnn_coco.system.plain_files import open_regular
 
 METRICS = "metrics.jsonl"
 _BLOCK = 1 << 18
@@ -43,7 +44,7 @@ def truncate(path: Path, resume_step: int | None, closed: int | None) -> None:
             f.truncate(start + len(kept))
             sync(f.fileno())
     else:
-        with path.open("rb") as f:
+        with open_regular(path) as f:
             before = f.read(start)
         write_bytes(path, before + kept)
 
@@ -64,7 +65,7 @@ def last_steps(path: Path, *, before: int, count: int) -> list[dict[str, Any]]:
 def lines_from_end(path: Path) -> Iterator[tuple[int, bytes]]:
     """Place and content of each line, the last first, with its line break where it has one; no file has none."""
     try:
-        file = path.open("rb")
+        file = open_regular(path)
     except FileNotFoundError:
         return
     with file:
@@ -142,7 +143,9 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         return []
-    return [_floats(data) for _, data in _entries(path.read_bytes()) if isinstance(data.get("kind"), str)]
+    with open_regular(path) as file:
+        raw = file.read()
+    return [_floats(data) for _, data in _entries(raw) if isinstance(data.get("kind"), str)]
 
 
 def _floats(value: Any) -> Any:

@@ -118,7 +118,7 @@ def read_run(logdir: str | Path) -> RunFiles:
 
 def _findings(path: Path) -> list[RunFinding]:
     try:
-        return [record_from(RunFinding, f) for f in json.loads(path.read_bytes())]
+        return [record_from(RunFinding, f) for f in json.loads(read_regular(path))]
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # none, or not written by a run
         return []
 
@@ -188,7 +188,7 @@ def _incidents(folder: Path) -> list[Incident]:
 def picture(path: Path) -> str | None:
     """The picture as a ``data:`` address, shrunk where it is large; None where it is no picture."""
     try:
-        raw = path.read_bytes()
+        raw = read_regular(path)
         with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG")) as image:
             if len(raw) <= _IMAGE_BYTES and image.format == "JPEG" and max(image.size) <= _LONGEST:
                 return _address(raw)

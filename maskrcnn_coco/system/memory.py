@@ -22,6 +22,7 @@ PHRASES = (
     "failed to allocate",
     "std::bad_alloc",
     "bad allocation",
+    "can't start new thread",  # Python: there is no room for one more stack, or the limit of processes is reached
     "alloc_failed",  # CUBLAS_STATUS_, CUDNN_STATUS_, CUSPARSE_STATUS_ …
     "allocation_failed",  # CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED and its kin
     "unable to find an engine",  # cuDNN, where no engine's workspace fits any more

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from maskrcnn_coco.checkpoint.lock import move_lock, run_lock
 from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.system.plain_files import read_regular
 
 RUN_FILES = (".lock", "metrics.jsonl", "run.json", "last.pth", "best.pth", "epoch_[0-9][0-9][0-9]*.pth")
 """What only a run leaves, as does a ``config.yaml`` of all settings; a folder without any of it is never moved."""
@@ -75,7 +76,7 @@ def logs_of(logdir: Path, checkpoints: Path) -> bool:
     """Whether the logs in ``logdir`` are those of the run with these checkpoints: not of one that has its own."""
     match = None
     with contextlib.suppress(OSError, ValueError):
-        match = re.search(r"^checkpoint_dir: (.+)$", (logdir / "config.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+        match = re.search(r"^checkpoint_dir: (.+)$", read_regular(logdir / "config.yaml").decode(), re.MULTILINE)
     other = Path(match[1].strip("'\"")) if match else checkpoints
     return not other.is_dir() or other.resolve() == checkpoints.resolve()
 
@@ -96,7 +97,7 @@ def require_run(folder: Path) -> None:
 
 def _has_settings(folder: Path) -> bool:
     try:
-        return "checkpoint_dir:" in (folder / "config.yaml").read_text(encoding="utf-8")
+        return "checkpoint_dir:" in read_regular(folder / "config.yaml").decode()
     except (OSError, ValueError):
         return False
 

@@ -248,4 +248,5 @@ def settle_incidents(session: Session) -> None:
         session.log.quarantine_due = written or bool(session.progress.quarantine)
         session.log.write_due(session.progress)
     session.ranks.barrier("incidents")
-    session.incidents = [i for i in read_incidents(folder) if i.id in known]
+    found = read_incidents(folder, damaged=lambda what: session.console.warn(f"an incident is left out: {what}"))
+    session.incidents = [i for i in found if i.id in known]

@@ -371,3 +371,14 @@ def test_a_header_is_read_without_the_tensors(tmp_path: Path):
     save(tmp_path / "x.pth", state_at(34), serial=9)
     assert peek(tmp_path / "x.pth") == (9, 34, 3, ("x.pth",))
     assert epoch_name(7) == "epoch_007.pth" and epoch_name(1234) == "epoch_1234.pth"
+
+
+def test_without_room_for_a_thread_a_save_is_written_by_the_step_itself(tmp_path, monkeypatch):
+    def none(*arguments, **named):
+        raise RuntimeError("can't start new thread")
+
+    saver = Saver(tmp_path)
+    monkeypatch.setattr(saver._worker, "submit", none)
+    saver.save_last(state_at(1))
+    assert saver.wait() == [] and not saver.failed
+    assert (tmp_path / "last.pth").exists()

@@ -148,3 +148,17 @@ def test_metavars():
     assert metavar(float | Literal["auto"] | None) == "NUMBER|auto"
     assert metavar(bool) is None
     assert metavar(tuple[str, ...]) == "TEXT"
+
+
+@pytest.mark.parametrize("word", ["maybe", "2", "", "False ", "null", "ja"])
+def test_a_switch_with_a_word_that_is_neither_is_refused(word):
+    """``--strict=false`` is no, ``--strict=fales`` must not be yes."""
+    with pytest.raises(ConfigError, match=r"--strict: got .*expected true or false"):
+        parse("train", [f"--strict={word}"])
+    with pytest.raises(ConfigError, match="--no-strict"):
+        parse("train", [f"--no-strict={word}"])
+
+
+@pytest.mark.parametrize(("argv", "strict"), [("--strict=No", False), ("--no-strict=off", True), ("--strict=1", True)])
+def test_a_switch_with_a_word_is_that_word(argv, strict):
+    assert parse("train", [argv])[0].strict is strict

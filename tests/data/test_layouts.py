@@ -166,3 +166,18 @@ def test_split_is_a_function_of_names_and_seed(tmp_path):
     assert set(split(table, 0.15, 4)[1].image_ids.tolist()) != set(val.image_ids.tolist())
     with pytest.raises(DataError, match="one image"):
         split(table.subset(np.array([0])), 0.15, 0)
+
+
+def test_validation_images_that_were_named_are_not_replaced_in_silence(tmp_path):
+    """``--val-images`` without ``--val``: the annotations are found, the folder named is the one or it is an error."""
+    for part in ("train", "val"):
+        write_set(tmp_path / f"annotations/instances_{part}.json", tmp_path / part)
+    with pytest.raises(DataError, match="no image folder"):
+        find_data(tmp_path, val_images=tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError):
+        find_data(tmp_path, val_images=tmp_path / "empty")
+    assert find_data(tmp_path, val_images=tmp_path / "val").val is not None
+    (tmp_path / "annotations/instances_val.json").unlink()
+    with pytest.raises(DataError, match="--val"):
+        find_data(tmp_path, val_images=tmp_path / "val")

@@ -212,3 +212,26 @@ def test_batches_that_cannot_be_opened_for_want_of_descriptors_are_made_here(dat
     said: list[str] = []
     assert all_same(want, list(build_loader(dataset, plan, 0, 0, workers=1, warn=said.append))[: len(want)])
     assert len(said) == 1 and "--workers 0" in said[0]
+
+
+@pytest.mark.parametrize("free", [0, 8, 30])
+def test_too_few_descriptors_for_workers_are_seen_before_they_start(dataset, free, monkeypatch):
+    """Started with too few, torch's queues are half made: one run waited for ever, others printed tracebacks."""
+    plan = plan_of(dataset)
+    want = list(build_loader(dataset, plan, 0, 0))
+    monkeypatch.setattr(loader_module, "_free_descriptors", lambda: free)
+    said: list[str] = []
+    assert all_same(want, list(build_loader(dataset, plan, 0, 0, workers=2, warn=said.append)))
+    assert len(said) == 1 and "Too many open files" in said[0]
+
+
+def test_what_a_worker_met_is_told_and_not_that_it_met_something(dataset, monkeypatch):
+    def failing(batches):
+        raise RuntimeError("unable to write to file </torch_1>: File too large (27)")
+
+    plan = plan_of(dataset)
+    want = list(build_loader(dataset, plan, 0, 0))
+    monkeypatch.setattr(loader_module, "pack", failing)
+    said: list[str] = []
+    assert all_same(want, list(build_loader(dataset, plan, 0, 0, workers=1, warn=said.append)))
+    assert len(said) == 1 and "File too large" in said[0]

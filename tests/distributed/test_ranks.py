@@ -236,3 +236,16 @@ def test_a_rank_beyond_the_run_is_said(monkeypatch):
     monkeypatch.setenv("RANK", "5")
     with pytest.raises(ConfigError, match="none of the run's"):
         Ranks.start("cpu")
+
+
+@pytest.mark.parametrize("missing", ["MASTER_ADDR", "MASTER_PORT"])
+def test_processes_that_do_not_know_where_to_meet_say_so(missing, monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(missing)
+    with pytest.raises(ConfigError, match=f"{missing} not where they meet"):
+        Ranks.start("cpu")
+    monkeypatch.setenv(missing, "x")
+    if missing == "MASTER_PORT":
+        with pytest.raises(ConfigError, match="not a number"):
+            Ranks.start("cpu")

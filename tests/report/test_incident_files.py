@@ -132,3 +132,15 @@ def test_incidents_that_a_resumed_run_has_not_had_are_set_aside(tmp_path):
     set_aside(tmp_path, {"0001"})
     assert [i.id for i in read_incidents(tmp_path)] == ["0001"]
     assert sorted(p.name for p in (tmp_path / "undone").iterdir()) == ["0002.json", "0002_image17.jpg"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0", b"[1]", b"{}", b"\xff{"])
+def test_a_damaged_incident_is_told_and_does_not_hide_the_others(content, tmp_path):
+    write_incident(tmp_path, incident())
+    (tmp_path / "0002.json").write_bytes(content)
+    (tmp_path / "0003.json").mkdir()
+    with pytest.raises(DataError):
+        read_incidents(tmp_path)
+    said: list[str] = []
+    assert [i.id for i in read_incidents(tmp_path, damaged=said.append)] == ["0001"]
+    assert len(said) == 2 and "0002.json" in said[0] and "0003.json" in said[1]
