@@ -83,13 +83,8 @@ def find_data(
         name = clean(repr(train.dropped_category.name))
         notes.append(f"category 0, {name}, is left out: a parent of the others without annotations")
     val_path = Path(val) if val is not None else _val_beside(train_json)
-    if val_path is None and val_images is not None:
-        raise DataError(
-            "--val-images names the images of a validation set, and none was found",
-            got=str(val_images),
-            fix="name its annotations with --val",
-        )
     if val_path is None:
+        _require_no_images(val_images)
         return DataSource(train, None, notes)
     val_json = val_path if _is_file(val_path, "--val") else _val_json(val_path)
     try:
@@ -106,6 +101,15 @@ def find_data(
     notes += [f"validation data: {turned}"] if turned is not None else []
     notes += [f"validation data: {depth}"] if depth is not None and train.bit_range is None else []
     return DataSource(train, found.with_categories(train.categories), notes)
+
+
+def _require_no_images(val_images: str | Path | None) -> None:
+    if val_images is not None:
+        raise DataError(
+            "--val-images names the images of a validation set, and none was found",
+            got=str(val_images),
+            fix="name its annotations with --val",
+        )
 
 
 def split(table: CocoTable, fraction: float, seed: int) -> tuple[CocoTable, CocoTable]:
