@@ -119,7 +119,7 @@ def amsgrad(scene: Scene) -> None:
 
 def high_scale(scene: Scene) -> None:
     """The search for a loss scale begins at 2^40: many steps are skipped by design."""
-    scene.at(0, lambda live: live.scaler is not None and live.scaler.update(2.0**40))
+    scene.at(0, lambda live: live.scaler is not None and setattr(live.scaler, "_init_scale", 2.0**40))
 
 
 def untouched(state: dict[str, Any]) -> None:

@@ -112,7 +112,7 @@ def no_objects(scene: Scene) -> None:
     def change(s: Scene, model: Any, terms: Losses, targets: Any) -> Losses:
         rows = torch.cat([t["boxes"] for t in targets]).mean(1) / 64
         weight = model.roi_heads.box_predictor.cls_score.bias.mean()
-        return {**terms, "loss_aux": 0.01 * (rows * weight).mean()}
+        return {**terms, "loss_aux": 0.01 * (rows.sum() * weight) / rows.new_tensor(float(len(rows)))}
 
     losses(change)(scene)
 
@@ -312,8 +312,8 @@ OWN_LOOP = (
              Culprit(HEADS), onset=0),
     Scenario("fresh-guard-adamw-bf16", "LR_TOO_HIGH", "facebookresearch/Detectron#676", rates(0.5, warmup=0),
              Setup("adamw", "bf16", way="guard"), onset=0),
-    Scenario("fresh-unit-gradients", MATHS, "NVIDIA/apex#1322", unit_gradients, ATTACH, also=("UNKNOWN",),
-             open_end=True),
+    Scenario("fresh-unit-gradients", MATHS, "NVIDIA/apex#1322", unit_gradients, Setup(batch=1, way="attach"),
+             also=("UNKNOWN",), open_end=True),
     Scenario("fresh-attach-keeps", "ACCUMULATION", "karpathy/nanoGPT#168", loop("keeps gradients", lr=0.1), ATTACH,
              onset=1, also=("LR_TOO_HIGH",), open_end=True),
     Scenario("fresh-attach-undivided", "ACCUMULATION", "argusswift/YOLOv4-pytorch#56",

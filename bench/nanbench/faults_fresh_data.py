@@ -87,8 +87,9 @@ def blown_up(image: Tensor, target: dict[str, Any]) -> None:
 
 
 def read_once(scene: Scene) -> None:
-    """Memory that nobody wrote, at the first read of one image only."""
-    left = [True]
+    """Memory that nobody wrote, at the first read of one image in training only; looks before the run do not count."""
+    left: list[bool] = []
+    scene.at(0, lambda live: left.append(True))
 
     def draw(index: int) -> Any:
         image, target = scene.samples[index]
