@@ -35,6 +35,8 @@ def _fix(finding: Finding, groups: list[str]) -> str:
             modules = finding.detail.get("fp32_modules") or [finding.culprit.module]
             name = ", ".join(str(m) for m in modules if m) or "the module named above"
             return f"run {name} in float32 (torch.autocast(device_type, enabled=False) around it), or use bfloat16"
+        case "SCALE_COLLAPSE" if "still_scaled" in finding.detail:
+            return finding.fix
         case "SCALE_COLLAPSE":
             return "find what overflows at every scale (the finding beside this one); unscale before you clip"
         case "NORM_STATE":
@@ -49,6 +51,8 @@ def _fix(finding: Finding, groups: list[str]) -> str:
                 else "bound what goes into the loss's maths"
             )
         case "ACCUMULATION":
+            if "zero_grad" in finding.fix:
+                return finding.fix
             return "divide the loss of each micro-batch by their number, and clear gradients once a step"
         case "TRANSIENT":
             return "nothing to change; if it returns, test the memory of the machine"

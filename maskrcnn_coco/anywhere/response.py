@@ -18,7 +18,7 @@ from torch import nn
 
 from maskrcnn_coco import recovery
 from maskrcnn_coco.anywhere.fixes import reworded
-from maskrcnn_coco.anywhere.rig import Forwards, Groups, Kept, make_rig, number_divided_by
+from maskrcnn_coco.anywhere.rig import Forwards, Groups, Kept, make_rig, number_divided_by, own_clip
 from maskrcnn_coco.anywhere.samples import Key, Samples, Select, own_ids, size_of
 from maskrcnn_coco.anywhere.unlike_others import named
 from maskrcnn_coco.diagnosis.investigate import investigate
@@ -191,8 +191,13 @@ class Doctor:
         guard = self.guard
         # Of losses that the loop divides by the number of micro-batches, the sum is one of a whole step.
         scale = number_divided_by(self.divisor, len(self.kept.batches(alarm.step)))
+        clip = guard.instruments.max_grad_norm if self.own_batches else own_clip(self.history)
         rig = make_rig(
-            self.groups, self.forwards, max_grad_norm=guard.instruments.max_grad_norm, fp32_modules=self.fp32_modules
+            self.groups,
+            self.forwards,
+            max_grad_norm=clip,
+            fp32_modules=self.fp32_modules,
+            norms_clipped=not self.own_batches,
         )
         case = Case(
             alarm=alarm,
@@ -202,7 +207,11 @@ class Doctor:
             batches=list(self.kept.batches(alarm.step)) or None,
             history=[_times(r, scale) for r in self.history],
             # A loop of somebody's own clears gradients itself, or forgets to.
-            settings={"by_design": sorted(guard.buffers.by_design), "own_gradients": not self.own_batches},
+            settings={
+                "by_design": sorted(guard.buffers.by_design),
+                "own_gradients": not self.own_batches,
+                "glitches": [i.step for i in self.incidents if i.cause == "TRANSIENT"],
+            },
             rig=rig,
         )
         try:

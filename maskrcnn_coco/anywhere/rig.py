@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import math
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from maskrcnn_coco.anywhere.samples import Key, Samples, leaves
 from maskrcnn_coco.components import component_of, plain_name
 from maskrcnn_coco.guard.forward_backward import as_terms
+from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.replay.case import Rig
 from maskrcnn_coco.replay.private_copy import around
 from maskrcnn_coco.system.precision import autocast
 
 STEPS = 64
 """Steps whose batches are kept, so that they can be taken again."""
+CLIPPED, ALIKE = 3, 1e-4
+"""So many of a loop's largest gradient norms that are equal up to this share are no chance: it clips to that number."""
 BYTES = 512 * 2**20
 """Most memory that they may hold on to."""
 
@@ -202,7 +205,21 @@ def takes_model(function: Callable[..., Any]) -> bool:
     return sum(p.kind in plain and p.default is p.empty for p in parameters) >= 2
 
 
-def make_rig(groups: Groups, forwards: Forwards, *, max_grad_norm: float | None, fp32_modules: list[str]) -> Rig:
+def own_clip(records: Sequence[StepRecord]) -> float:
+    """The norm to which a loop clips by itself: where several of the largest recorded ones are one number; else 0."""
+    norms = sorted((r.grad_norm for r in records if math.isfinite(r.grad_norm) and r.grad_norm > 0), reverse=True)
+    alike = [n for n in norms if n >= (1 - ALIKE) * norms[0]]
+    return norms[0] if len(alike) >= CLIPPED else 0.0
+
+
+def make_rig(
+    groups: Groups,
+    forwards: Forwards,
+    *,
+    max_grad_norm: float | None,
+    fp32_modules: list[str],
+    norms_clipped: bool = False,
+) -> Rig:
     """A rig around the live model; it is copied at the first replay."""
     device = next((p.device for p in forwards.live.parameters()), torch.device("cpu"))
     return Rig(
@@ -213,6 +230,7 @@ def make_rig(groups: Groups, forwards: Forwards, *, max_grad_norm: float | None,
         make_batch=forwards.kept.of,
         precision=forwards.precision,
         max_grad_norm=max_grad_norm or 0.0,
+        norms_clipped=norms_clipped,
         device=device,
         fp32_modules=list(fp32_modules),
     )

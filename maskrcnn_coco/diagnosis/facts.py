@@ -267,6 +267,16 @@ class Facts:
         # The squares of a norm beyond 1e19 overflow where it is recorded, and not where a replay sums them.
         return any(far_apart(a, b) if math.isfinite(a) else b < SQUARES_OVERFLOW for a, b in pairs if b)
 
+    def unrepeatable(self) -> bool:
+        """Two replays of one step, with the same weights, batch and random numbers, are two different steps.
+
+        Something that is in none of these decides: hooks that pile up, a counter of the caller's own.
+        """
+        same, again = self.outcomes.get("same"), self.outcomes.get("again")
+        if same is None or again is None or not (same.finite and again.finite):
+            return False
+        return far_apart(same.loss, again.loss) or far_apart(same.grad_norm, again.grad_norm)
+
     def healthy_retrace(self) -> bool:
         """The last steps, taken again as they were, stay normal, although the run did not: no rate is to blame."""
         walk = self.outcomes.get("retrace")

@@ -91,6 +91,8 @@ class LrExperiments:
         if record is None or walk.error or not walk.terms[0]:
             return
         now, then = walk.terms[0], record.losses
+        if set(then) == {"loss"} and "loss" not in now:
+            now = {"loss": walk.path[0][1]}  # a loop of somebody's own shows the sum of what its model returns
         ratios = {k: now[k] / then[k] for k in now if then.get(k) and math.isfinite(then[k])}
         off = {k: v for k, v in ratios.items() if not abs(v - 1) <= EXACT}
         f.faithful = bool(ratios) and not off
@@ -350,7 +352,10 @@ class LrExperiments:
         loud = [r for r in self.case.history if r.applied and r.step < f.onset_step]
         loudest_loss = max([abs(r.loss) / loss for r in loud if math.isfinite(r.loss)] or [0.0])
         loudest_norm = max([r.grad_norm / norm for r in loud if math.isfinite(r.grad_norm)] or [0.0])
-        return between(loss, peak_loss, max(4.0, loudest_loss)), between(norm, peak_norm, max(8.0, loudest_norm))
+        bound = between(norm, peak_norm, max(8.0, loudest_norm))
+        if self.case.rig.norms_clipped and self.case.rig.max_grad_norm:
+            bound = math.inf  # a norm that is cut off at the top says nothing of how far it went
+        return between(loss, peak_loss, max(4.0, loudest_loss)), bound
 
     def _order(self) -> list[str]:
         ratio, lr = self.facts.update_ratio, self.facts.lr

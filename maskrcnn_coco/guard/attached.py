@@ -22,6 +22,7 @@ from maskrcnn_coco.guard.hooks import Entrances, Hook, Joined, replace_step
 from maskrcnn_coco.guard.immediate import Act, Mode
 from maskrcnn_coco.guard.loss_scale import Scale
 from maskrcnn_coco.guard.norms import Components
+from maskrcnn_coco.guard.own_gradients import OwnGradients
 from maskrcnn_coco.guard.sharding import shares_of
 from maskrcnn_coco.guard.undo import nested
 from maskrcnn_coco.guard.verdict import Verdict
@@ -81,6 +82,7 @@ class Attached(Guard):
         for i, each in enumerate(optimizers):
             for one in (each, *nested(each)):
                 self._replace(one, i)
+        self._gradients = OwnGradients(optimizers[0], self._scaler)
         if self._scaler is not None:
             self._scaler_step = self._scaler.step
             self._scaler.step = self._scaled_step  # type: ignore[method-assign]
@@ -114,6 +116,7 @@ class Attached(Guard):
         """Take hooks and wrapped steps off again; the training goes on without a guard."""
         self._entrances.remove()
         self._loaded.remove()
+        self._gradients.remove()
         for optimizer, had, inner in self._inner:
             if had:
                 optimizer.step = inner  # type: ignore[method-assign]
@@ -207,6 +210,7 @@ class Attached(Guard):
         act = self._act
         if act is None or (act.done is not None and not self._round):
             act = self._open([])
+        self._gradients.steps()
         # A GradScaler leaves these two on a fused optimizer, whose gradients are still scaled.
         found_inf, scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
         overflowed = found_inf is not None and bool(found_inf)
@@ -277,7 +281,9 @@ class Attached(Guard):
         self.refused_steps += self.refused
         self.records.append(record)
         if self.alarm is not None:
+            self.alarm.measured.update(self._gradients.facts())
             self.alarms.append(self.alarm)
+        self._gradients.step_taken()
         self._entrances.step_taken()
         self.instruments.buffers.save()
 

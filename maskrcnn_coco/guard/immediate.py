@@ -156,11 +156,13 @@ class Immediate:
             parts.buffers.changed()
             return parts.buffers.wrong()
 
+        with parts.lowered_rates():  # the step will be taken at these
+            bound = parts.health.update_bound(act.groups, coefficient)
         return parts.judge(
             Measured(
                 record,
                 act.groups,
-                parts.health.update_bound(act.groups, coefficient),
+                bound,
                 coefficient < 1.0,
                 done.without_gradient,
                 done.micro_batch,

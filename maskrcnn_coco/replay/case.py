@@ -36,6 +36,8 @@ class Rig:
     make_batch: Callable[[list[Any]], Any] | None = None
     precision: str = "fp32"
     max_grad_norm: float = 10.0
+    norms_clipped: bool = False
+    """The run's recorded norms are of clipped gradients, as a loop of somebody's own leaves them."""
     device: torch.device | str = "cpu"
     fp32_modules: list[str] = field(default_factory=list)
     reference: Callable[[], nn.Module] | None = None

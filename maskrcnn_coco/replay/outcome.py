@@ -15,6 +15,8 @@ class Outcome:
     losses: dict[str, float] = field(default_factory=dict)
     loss: float = math.nan
     grad_norm: float = math.nan
+    unclipped: float = math.nan
+    """``grad_norm`` before the run's own clipping, where the run records norms after it."""
     group_grad_norm: dict[str, float] = field(default_factory=dict)
     bad_losses: list[str] = field(default_factory=list)
     bad_grads: list[str] = field(default_factory=list)

@@ -299,6 +299,9 @@ class Replay:
             k for k, v in out.losses.items() if not math.isfinite(v) and k not in out.without_gradient
         )
         read_norms(layout, outcome, scale)
+        outcome.unclipped = outcome.grad_norm
+        if self.rig.norms_clipped and self.rig.max_grad_norm and math.isfinite(outcome.grad_norm):
+            outcome.grad_norm = min(outcome.grad_norm, self.rig.max_grad_norm)
         return outcome
 
     def _thrown(self, model: nn.Module) -> list[str]:
@@ -323,7 +326,7 @@ class Replay:
             component = group.get("component", "")
             group["lr"] = float(lr.get(component, group["lr"]) or 0.0) * factors.get(component, 1.0)
         gradients, _ = self._layout_of(self.model).gradients()
-        coefficient = optimizer_step.clip_coefficient(outcome.grad_norm, self.rig.max_grad_norm)
+        coefficient = optimizer_step.clip_coefficient(outcome.unclipped, self.rig.max_grad_norm)
         optimizer_step.apply(self.optimizer, gradients, coefficient)
 
     def _layout_of(self, model: nn.Module) -> Layout:

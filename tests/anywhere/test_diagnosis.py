@@ -369,3 +369,62 @@ def test_gradients_that_are_left_over_from_a_refused_step(count: int) -> None:
             guard.see(regress(model, guard.batch((x, y)))).backward()
         optimizer.step()
     assert [i.cause for i in guard.incidents] == ["DATA_PIXEL", "ACCUMULATION"]
+
+
+def habitual(
+    habit: str, *, steps: int = 40, batch: int = 16, lr: Callable[[int], float] = lambda step: 0.02, clip: float = 1.0
+) -> Any:
+    """An attached loop that clips by itself, with one bad habit; its guard, when it is over or stopped."""
+    model = OwnLoss()
+    optimizer = optimizer_of(model, 0.02, 0.02)
+    guard = attach(model, optimizer, diagnose=True, logdir=None, say=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for step in range(steps):
+            x, y = data(step, batch)
+            if habit == "an empty part":
+                x = x * (step % 9 != 8)
+            for group in optimizer.param_groups:
+                group["lr"] = lr(step)
+            if habit != "keeps":
+                optimizer.zero_grad()
+            model(x, labels=y)["loss"].backward()
+            if habit == "an empty part":
+                model.body[0].weight.grad.div_(model.body[0].weight.grad.norm())
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+    return guard
+
+
+def test_a_loop_that_clips_by_itself_is_replayed_as_it_clips():
+    """Its recorded norms are cut off: an unclipped replay is another step, and was taken for a glitch."""
+    guard = habitual("", lr=lambda step: 0.02 if step < 20 else 400.0, clip=0.5)
+    assert guard.incidents and {i.cause for i in guard.incidents} == {"LR_TOO_HIGH"}
+    assert guard.incidents[0].confidence >= 0.9
+    assert max(r.grad_norm for r in guard.records) <= 0.5001
+
+
+def test_gradients_that_are_never_cleared_are_named():
+    guard = habitual("keeps", lr=lambda step: 0.5, clip=1e9)
+    assert guard.incidents and guard.incidents[0].cause == "ACCUMULATION"
+    assert "zero_grad" in guard.incidents[0].fix
+
+
+def test_what_a_loop_does_to_gradients_is_not_replayed_and_no_glitch():
+    """A division by a norm of 0: the loss is sound, the replay too, and it comes back with every such batch."""
+    guard = habitual("an empty part")
+    assert guard.incidents and {i.cause for i in guard.incidents} == {"UNKNOWN"}
+
+
+def test_a_lowered_rate_counts_in_what_an_update_may_do():
+    """The bound on an update is of the rate that will be taken, not of the one that the schedule asks for."""
+    model = Net()
+    optimizer = optimizer_of(model)
+    guard = Guard(model, optimizer, forward=classify, diagnose=True, logdir=None, say=False)
+    guard.step(data(0), ids(0))
+    guard.instruments.factors = dict.fromkeys(("body", "head"), 1e-9)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e7
+    assert guard.step(data(1), ids(1)).applied
+    guard.instruments.factors = {}
+    assert not guard.step(data(2), ids(2)).applied

@@ -13,9 +13,11 @@ from tiny_faults import FC6, WithLosses, before
 from tiny_run import TinyRun
 from torch import nn
 
-from maskrcnn_coco.diagnosis.investigate import investigate
+from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.investigate import investigate, rank
 from maskrcnn_coco.model.rig import reference_of
 from maskrcnn_coco.recovery import History, decide
+from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.tape import TapeEntry
 
 ALL = ("backbone", "rpn", "box_head", "mask_head")
@@ -137,3 +139,28 @@ def test_a_number_that_counts_is_no_broken_buffer(grown: float):
     run = TinyRun(model=model)
     assert [run.step(s)[0] for s in range(4)] == [None] * 4
     assert float(run.model.seen) == pytest.approx(4 * grown, rel=1e-5)
+
+
+def test_hooks_that_pile_up_are_no_glitch():
+    """Each forward pass registers one more: two replays of one step are two steps, so neither tells of the run."""
+    model = tiny_model()
+
+    def one_more(m: nn.Module, args: Any) -> None:
+        if m.training:
+            m.get_parameter(FC6).register_hook(lambda g: g * 3)
+
+    model.register_forward_pre_hook(one_more)
+    top = investigate(TinyRun(model=model, max_grad_norm=0).until_alarm(), budget_seconds=60)[0]
+    assert top.cause in ("UNKNOWN", "LR_TOO_HIGH") and top.confidence < 0.9, top
+    if top.cause == "UNKNOWN":
+        assert "hooks registered again" in top.fix
+
+
+@pytest.mark.parametrize(("before_it", "sure"), [([], True), ([3], True), ([3, 4], False), ([6], False)])
+def test_a_glitch_that_comes_back_is_less_and_less_one(before_it: list[int], sure: bool):
+    facts = Facts("loss_nonfinite", 6, 0, 6, recorded_loss=math.nan, settings={"glitches": before_it})
+    facts.outcomes = {name: Outcome(name, True, {"loss_a": 1.0}, 1.0, 2.0, digest="d") for name in ("same", "again")}
+    top = rank(facts)[0]
+    assert top.cause == "TRANSIENT"
+    assert (top.confidence >= 0.9) is sure
+    assert any("no glitch comes so often" in e.outcome for e in top.evidence) is not sure

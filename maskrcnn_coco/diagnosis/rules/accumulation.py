@@ -21,10 +21,14 @@ from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "ACCUMULATION"
+CLEAR = "call optimizer.zero_grad() before each backward pass, whether or not the step before was taken"
 
 
 def judge(facts: Facts) -> Finding | None:
     k = facts.accumulate
+    if facts.measured.get("kept_gradients"):
+        what = "still there when those of this step were added to them: they add up over all steps"
+        return _finding(0.95, Evidence("gradients of the step before", what, CODE), facts, CLEAR)
     if k < 2 and not facts.settings.get("own_gradients"):
         return None
     ratio = facts.norm_ratio
@@ -37,6 +41,8 @@ def judge(facts: Facts) -> Finding | None:
     finite_loss = facts.recorded_loss is not None and math.isfinite(facts.recorded_loss)
     if math.isfinite(facts.recorded_norm) or not finite_loss or not facts.refused_before:
         return None
+    if facts.measured.get("kept_gradients") is False:
+        return None  # they were cleared
     what = "recorded gradients non-finite, losses and replayed gradients finite; the step before was refused"
     return _finding(0.92, Evidence("gradients left over", what, CODE), facts, "call zero_grad after every refused step")
 

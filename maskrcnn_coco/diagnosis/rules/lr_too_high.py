@@ -104,7 +104,7 @@ def step_down(verdict: LrVerdict) -> float:
 
 
 def _confidence(verdict: LrVerdict, facts: Facts) -> float:
-    if facts.faithful is False or facts.missing:
+    if facts.faithful is False or facts.missing or facts.unrepeatable():
         return 0.7  # the replays are not the run's own steps to the digit
     return 0.75 if not verdict.necessary else 0.8 if verdict.doubtful else 0.97
 

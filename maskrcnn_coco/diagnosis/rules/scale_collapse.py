@@ -4,7 +4,8 @@ What happens: GradScaler halves the scale at every refused step and has no floor
   exactly 0, and the next good batch gives NaN. Before that, small gradients round to zero and training stands
   still with a normal loss.
 Why: something makes every step non-finite whatever the scale (NaN input, overflow in the forward pass), or
-  gradients are clipped before they are unscaled.
+  gradients are clipped before they are unscaled. Or the optimizer steps past its scaler: gradients that are still
+  multiplied by the scale.
 How it is proved: the scale is below its floor; the same batch and weights at a normal scale give finite, normal
   gradients.
 What the guard does: puts the scale back to a normal value and holds it above a floor; the inner cause is named
@@ -19,9 +20,15 @@ from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "SCALE_COLLAPSE"
 NORMAL_SCALE = 2.0**12
+STEP = "scaler.step(optimizer) in place of optimizer.step(), or scaler.unscale_(optimizer) before it"
 
 
 def judge(facts: Facts) -> Finding | None:
+    scale = facts.measured.get("still_scaled")
+    if scale:
+        what = f"not divided by the loss scale: they are {scale:g} times too large for the optimizer"
+        evidence = [Evidence("gradients at optimizer.step()", what, CODE)]
+        return Finding(CODE, 0.95, Culprit(), evidence, facts.onset_step, STEP, {"still_scaled": scale})
     hits = [s for s in facts.state if s.where == "scaler"]
     still = facts.symptom == "stalled" and facts.precision == "fp16"
     if facts.symptom != "scale_collapse" and not hits and not still:

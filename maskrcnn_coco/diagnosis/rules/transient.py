@@ -14,12 +14,14 @@ How to fix it: if it comes back, test the device (memory test, another card, low
 
 from __future__ import annotations
 
-from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.facts import Facts, far_apart
 from maskrcnn_coco.diagnosis.rules.common import nonfinite
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "TRANSIENT"
 FIX = "maskrcnn-coco doctor"
+OFTEN = 50
+"""Steps within which a third failure that a replay does not show is no chance: something is not replayed."""
 
 
 def judge(facts: Facts) -> Finding | None:
@@ -32,7 +34,7 @@ def judge(facts: Facts) -> Finding | None:
         culprit = Culprit(component=facts.measured.get("component"), module=module)
         return Finding(CODE, 0.95, culprit, evidence, facts.step, FIX, {"changed": list(outside)[:50]})
     drift = facts.drift
-    if drift is not None:
+    if drift is not None and not facts.unrepeatable():
         what = f"{drift.name} differs by {drift.relative:.3g} of its norm from what steps {drift.from_step}.. lead to"
         evidence = [Evidence(f"replay: steps {drift.from_step} to {facts.step - 1} taken again", what, CODE)]
         culprit = Culprit(component=drift.component, module=drift.module)
@@ -42,6 +44,8 @@ def judge(facts: Facts) -> Finding | None:
     if facts.symptom in ("input_nonfinite", "scale_collapse", "stalled") or facts.redefined is not None:
         return None
     if facts.certain_state() or facts.lethal() or facts.bad("live"):
+        return None
+    if facts.unrepeatable() or _by_the_loop(facts):
         return None
     if facts.leap and not facts.not_repeated():
         return None  # the update would be as large again
@@ -54,12 +58,27 @@ def judge(facts: Facts) -> Finding | None:
     return _once(facts)
 
 
+def _by_the_loop(facts: Facts) -> bool:
+    """Gradients that a loop did not clear or unscale; or only the gradients were bad, in a loop that handles them.
+
+    What it does after the backward pass is not replayed, and is the likelier culprit (a division by a norm of 0).
+    """
+    if facts.measured.get("kept_gradients") or facts.measured.get("still_scaled"):
+        return True
+    own = bool(facts.settings.get("own_gradients")) and facts.symptom == "grad_nonfinite"
+    same = facts.outcomes.get("same")
+    return (
+        own and same is not None and facts.recorded_loss is not None and not far_apart(facts.recorded_loss, same.loss)
+    )
+
+
 def _once(facts: Facts) -> Finding:
     """The refused step itself, replayed, is a normal one."""
     same, again = facts.outcomes["same"], facts.outcomes.get("again")
     exact = again is not None and again.digest == same.digest
     # Some CUDA kernels add in any order: then equal to a thousandth is all that can be asked, and it is said.
-    close = again is not None and again.finite and abs(again.loss - same.loss) <= 1e-3 * abs(same.loss)
+    pairs = [] if again is None else [(again.loss, same.loss), (again.grad_norm, same.grad_norm)]
+    close = again is not None and again.finite and all(abs(a - b) <= 1e-3 * abs(b) for a, b in pairs)
     another = nonfinite(facts) or facts.not_repeated()
     confidence = 0.93 if (exact or close) and another else 0.6
     evidence = facts.says(CODE, "=same", "=again")
@@ -83,7 +102,12 @@ def _retraced(facts: Facts) -> Finding:
 
 
 def _sure(finding: Finding, facts: Facts) -> Finding:
-    """Less sure where replays are known not to do what the run does."""
+    """Less sure where replays are known not to do what the run does, or where it is not the first time."""
+    before = [s for s in facts.settings.get("glitches") or () if facts.step - OFTEN <= s]
+    if facts.step in before or len(before) >= 2:
+        finding.confidence = min(finding.confidence, 0.6)
+        when = ", ".join(map(str, before[-3:]))
+        finding.evidence.append(Evidence("the same before", f"at step {when}: no glitch comes so often"))
     if facts.faithful is False or facts.missing:
         finding.confidence = min(finding.confidence, 0.6)
         why = ", ".join(facts.missing[:3]) or "a recorded healthy step, replayed, gives another loss"

@@ -23,6 +23,11 @@ CODE = "UNKNOWN"
 def judge(facts: Facts) -> Finding | None:
     evidence = [facts.say(name, None) for name in facts.outcomes]
     evidence += facts.tried or [Evidence("scans of state, targets, images and anchors", "clean", None)]
+    fix = ""
+    if facts.unrepeatable():
+        what = "weights, batch and random numbers were the same, and it was another step each time"
+        evidence.insert(0, Evidence("the two replays of the step", what, CODE))
+        fix = "look for what changes from one forward pass to the next: hooks registered again, counters of your own"
     culprit = Culprit()
     detail: dict[str, object] = {"replays": facts.replays}
     if facts.location is not None:
@@ -33,5 +38,5 @@ def judge(facts: Facts) -> Finding | None:
         culprit.image_ids, culprit.annotation_ids = facts.guilty_images, facts.guilty_annotations
         detail["proved_on_healthy_weights"] = True
     return Finding(
-        CODE, 0.5 if detail.get("proved_on_healthy_weights") else 0.1, culprit, evidence, facts.onset_step, "", detail
+        CODE, 0.5 if detail.get("proved_on_healthy_weights") else 0.1, culprit, evidence, facts.onset_step, fix, detail
     )

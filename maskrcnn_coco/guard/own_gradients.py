@@ -1,0 +1,83 @@
+"""What a loop of somebody's own does with its gradients, seen without reading one of them.
+
+A gradient that was not cleared is added to: the tensor is the one of the step before, written to exactly once since.
+Whoever clears it makes a new tensor, or writes to it twice. So the count of writes of one small gradient tells it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskrcnn_coco.guard.hooks import Hook
+
+
+class _DuringBackward(Hook):
+    """A `Hook` that is called within a backward pass, where the others keep still."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """See the parameter that this hook is on."""
+        call: Callable[..., Any] | None = None if torch.compiler.is_compiling() else self._call()
+        if call is not None:
+            call(*args, **kwargs)
+
+
+class OwnGradients:
+    """Watches one parameter of ``optimizer``, and the scaler that was shown to the guard.
+
+    ``kept``: whether the gradients of the step before were still there when this step's were added; None: unknown.
+    ``still_scaled``: the loss scale that this step's gradients were not divided by; None where they were.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, scaler: Any) -> None:
+        self.kept: bool | None = None
+        self.still_scaled: float | None = None
+        self._scaler = scaler
+        self._last: Tensor | None = None
+        self._writes = 0
+        self._first = True
+        self._handle: Any = None
+        found = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad and p.is_leaf and p.numel()]
+        self._parameter: nn.Parameter | None = min(found, key=lambda p: p.numel(), default=None)
+        if self._parameter is not None:
+            self._handle = self._parameter.register_post_accumulate_grad_hook(_DuringBackward(self._added))
+
+    def _added(self, parameter: Tensor) -> None:
+        gradient = parameter.grad
+        if parameter is not self._parameter or not self._first or gradient is None:
+            return  # a copy of the model, or a further micro-batch
+        self._first = False
+        # The very first gradients of a run, or those of a loop that clears by None, are new tensors.
+        self.kept = gradient is self._last and gradient._version == self._writes + 1
+        self._last = None
+
+    def steps(self) -> None:
+        """The optimizer is about to step."""
+        states = [] if self._scaler is None else list(self._scaler._per_optimizer_states.values())
+        unscaled = any(s["stage"].name != "READY" for s in states)
+        scaled = self._scaler is not None and self._scaler._scale is not None and not unscaled
+        self.still_scaled = float(self._scaler.get_scale()) if scaled else None
+
+    def step_taken(self) -> None:
+        """The step is over, applied or not: the next gradients begin from here."""
+        self._last = None if self._parameter is None else self._parameter.grad
+        self._writes = 0 if self._last is None else self._last._version
+        self._first = True
+
+    def facts(self) -> dict[str, Any]:
+        """What an alarm should say of this step."""
+        found: dict[str, Any] = {}
+        if self.kept is not None:
+            found["kept_gradients"] = self.kept
+        if self.still_scaled is not None and self.still_scaled > 1:
+            found["still_scaled"] = self.still_scaled
+        return found
+
+    def remove(self) -> None:
+        """Take the hook off."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None

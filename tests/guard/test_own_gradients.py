@@ -1,0 +1,107 @@
+"""Gradients that a loop forgets to clear or to unscale are seen without being read; every way to clear them is one."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from maskrcnn_coco import attach
+from maskrcnn_coco.guard.own_gradients import OwnGradients
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+
+
+def clear_none(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad(set_to_none=True)
+
+
+def clear_zero(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad(set_to_none=False)
+
+
+def clear_each(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for p in model.parameters():
+        p.grad = None if p.grad is None else torch.zeros_like(p.grad)
+
+
+def forget(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    pass
+
+
+Clear = Callable[[nn.Module, torch.optim.Optimizer], None]
+CLEARS = {"none": clear_none, "zero": clear_zero, "each": clear_each, "forget": forget}
+
+
+def kept(clear: Clear, *, clip: bool, micro: int, late: bool, kind: type = torch.optim.SGD) -> Iterator[bool | None]:
+    """What is known at each step of a loop that clears before the backward pass, or ``late``: after its step."""
+    model = net()
+    optimizer = kind(model.parameters(), lr=0.01)
+    own = OwnGradients(optimizer, None)
+    for step in range(4):
+        if not late:
+            clear(model, optimizer)
+        for i in range(micro):
+            model(torch.randn(3, 4, generator=torch.Generator().manual_seed(10 * step + i))).square().mean().backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        own.steps()
+        optimizer.step()
+        own.step_taken()
+        yield own.kept
+        if late:
+            clear(model, optimizer)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("micro", [1, 3])
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("name", CLEARS)
+def test_only_a_loop_that_forgets_keeps_gradients(name: str, clip: bool, micro: int, late: bool):
+    found = list(kept(CLEARS[name], clip=clip, micro=micro, late=late))
+    assert found == [False, *[name == "forget"] * 3]
+
+
+def test_optimizers_that_write_gradients_clear_them_all_the_same():
+    for kind in (torch.optim.AdamW, torch.optim.RMSprop):
+        assert not any(kept(clear_zero, clip=True, micro=1, late=False, kind=kind))
+
+
+def test_a_copy_of_the_model_tells_nothing_and_can_be_made():
+    model = net()
+    guard = attach(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    twin = copy.deepcopy(model)
+    twin(torch.randn(3, 4)).sum().backward()
+    assert guard._gradients.kept is None
+    torch.save(model, io.BytesIO())
+    guard.detach()
+    model(torch.randn(3, 4)).sum().backward()
+    assert guard._gradients.kept is None, "no hook is left"
+
+
+@pytest.mark.parametrize("way", ["scaler", "unscaled", "past"])
+def test_a_step_past_the_scaler_is_seen(way: str):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    guard = attach(model, optimizer, scaler=scaler, say=False)
+    seen = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        scaler.scale(model(torch.randn(3, 4)).square().mean()).backward()
+        if way == "scaler":
+            scaler.step(optimizer)
+        else:
+            if way == "unscaled":
+                scaler.unscale_(optimizer)
+            optimizer.step()
+        seen.append(guard._gradients.still_scaled)
+        scaler.update(scaler.get_scale())
+    assert seen == [1024.0 if way == "past" else None] * 2
