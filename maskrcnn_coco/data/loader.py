@@ -188,8 +188,13 @@ class Loader:
         codes = [worker.exitcode for worker in getattr(self._iterator, "_workers", ())]
         return -getattr(signal, "SIGBUS", 0) in codes
 
+    def _without_workers(self, why: str) -> None:
+        """Make the batches here from now on: they are the same ones."""
+        self.workers = 0
+        self.warn(f"batches are made in this process, without workers: {why}. --workers 0 does so from the start")
+
     def _alone(self, why: str) -> None:
-        """Make the batches here from now on: they are the same ones, and a full /dev/shm must not end a run."""
+        """Make the batches here from now on: a full /dev/shm must not end a run."""
         self.workers = 0
         free = f" ({shutil.disk_usage(SHARED).free >> 20} MiB free)" if SHARED.is_dir() else ""
         self.warn(
@@ -228,6 +233,8 @@ class Loader:
                 raise
 
     def _start(self) -> Iterator[Any]:
+        if self.workers and multiprocessing.current_process().daemon:
+            self._without_workers("a daemonic process may have no children")
         if self.workers and _free_descriptors() < _DESCRIPTORS[0] + _DESCRIPTORS[1] * self.workers:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         loader = DataLoader(

@@ -7,6 +7,7 @@ Unlike pycocotools, an empty list of results is a score of 0, not an IndexError,
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import hotcoco.mask as native  # pyright: ignore[reportMissingModuleSource]
 import numpy as np
 
 from maskrcnn_coco.data.masks import checked_polygons, checked_runs
-from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.errors import ConfigError, DataError
 
 IouType = Literal["bbox", "segm"]
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -179,8 +180,23 @@ def coco_metrics(
     return Scores(metrics, _per_class(evaluation))
 
 
+_COUNTING: list[int] = []
+"""The process whose threads count: hotcoco starts them once, and a fork does not take them along."""
+
+
+def _require_own_threads() -> None:
+    if _COUNTING and _COUNTING[0] != os.getpid():
+        raise ConfigError(
+            "COCO metrics cannot be computed in a process forked from one that has computed some: its threads are not "
+            "there, and they would be waited for for ever",
+            fix="start the process with multiprocessing's spawn or forkserver instead of fork",
+        )
+    _COUNTING[:] = [os.getpid()]
+
+
 def unmatched(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: IouType) -> Any:
     """hotcoco's evaluation of checked results, before it has matched anything. Raises as `coco_metrics`."""
+    _require_own_threads()
     coco = truth.native(iou_type)
     _check_results(truth, results, iou_type)
     return hotcoco.COCOeval(coco, coco.load_res(_loadable(results, iou_type)), iou_type)

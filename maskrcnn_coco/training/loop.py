@@ -15,6 +15,7 @@ from maskrcnn_coco.guard.early_warning import early_warning
 from maskrcnn_coco.records import Result, StepRecord
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system import memory
+from maskrcnn_coco.system.defaults import ordinary_defaults
 from maskrcnn_coco.training import finish, late_alarms, response
 from maskrcnn_coco.training.after_load import jump_after_load
 from maskrcnn_coco.training.agreement import EVERY, require_same_weights
@@ -62,7 +63,7 @@ def train(
         KeyboardInterrupt: a signal came before the first step, or a second one later.
     """
     validate(config)
-    with Interrupts() as interrupts:
+    with ordinary_defaults(), Interrupts() as interrupts:
         # To read, check and look at the data may take minutes, and there is nothing to be saved yet.
         with breakable(alone=started_alone(), answer="stopping here, before the first step"):
             session = open_session(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
 import time
@@ -235,3 +236,13 @@ def test_what_a_worker_met_is_told_and_not_that_it_met_something(dataset, monkey
     said: list[str] = []
     assert all_same(want, list(build_loader(dataset, plan, 0, 0, workers=1, warn=said.append)))
     assert len(said) == 1 and "File too large" in said[0]
+
+
+def test_a_daemonic_process_makes_its_batches_itself(dataset, monkeypatch):
+    """As in a pool of a hyperparameter search: such a process may have no children."""
+    plan = plan_of(dataset)
+    want = list(build_loader(dataset, plan, 0, 0))
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    said: list[str] = []
+    assert all_same(want, list(build_loader(dataset, plan, 0, 0, workers=2, warn=said.append)))
+    assert len(said) == 1 and "daemonic" in said[0] and "--workers 0" in said[0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from coco_sets import ORACLE_WARNING, H, W, oracle, random_set
 
-from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.evaluation.metrics import METRICS, coco_metrics, ground_truth
 
 pytestmark = pytest.mark.filterwarnings(ORACLE_WARNING)
@@ -139,3 +141,26 @@ def test_a_missing_area_is_measured() -> None:
     without = [{k: v for k, v in a.items() if k != "area"} for a in truth["annotations"]]
     got = ground_truth(truth["images"], truth["categories"], without)
     assert [a["area"] for a in got.annotations] == [a["area"] for a in truth["annotations"]]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_is_told_instead_of_waiting_for_threads_that_are_not_there() -> None:
+    """hotcoco starts its threads once; in a fork of such a process an evaluation would never end."""
+    truth, results = random_set(1)
+    scores(truth, results, "bbox")
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        signal.alarm(20)
+        try:
+            scores(truth, results, "bbox")
+            os.write(writer, b"computed")
+        except ConfigError as e:
+            os.write(writer, e.render().encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    said = b"".join(iter(lambda: os.read(reader, 1000), b"")).decode()
+    os.close(reader)
+    os.wait()
+    assert "forked" in said and "spawn" in said
+    scores(truth, results, "bbox")
