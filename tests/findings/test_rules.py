@@ -9,10 +9,24 @@ import msgspec
 import pytest
 
 from maskrcnn_coco.diagnosis.explain import explain
-from maskrcnn_coco.findings.facts import BatchTrial, Facts, Memory, Parameters, Rates, RateTrial, Stage, Still, Targets
+from maskrcnn_coco.findings.facts import (
+    BatchTrial,
+    Content,
+    Facts,
+    Labels,
+    Memory,
+    Parameters,
+    Rates,
+    RateTrial,
+    Stage,
+    Still,
+    Targets,
+)
 from maskrcnn_coco.findings.judge import RULES, judge
 from maskrcnn_coco.records import FINDING_CODES, plain
 
+CONTENT = Content(24, 0.5, 0.5, 0.0, readings={"read as percent": 0.9})
+SHIFTED = Labels({1: 32}, 20, num_classes=3, shift=1, unknown=28)
 CASES = Path(__file__).parents[1] / "findings_cases"
 
 
@@ -68,3 +82,23 @@ def test_no_rule_speaks_where_nothing_was_measured():
 )
 def test_honest_figures_are_not_accused(facts: Facts):
     assert judge(facts) == []
+
+
+def stages(*counts: int) -> list[Targets]:
+    names = ("annotated", "mask not empty", "usable", "no crowd", "large enough")
+    return [Targets(20, [Stage(n, c) for n, c in zip(names, counts, strict=True)])]
+
+
+@pytest.mark.parametrize(
+    ("facts", "codes"),
+    [
+        # outlines read as percent are small, and some of their masks empty
+        (Facts(targets=stages(60, 54, 54, 54, 54), contents=[CONTENT]), ["GEOMETRY"]),
+        (Facts(targets=stages(60, 54, 54, 54, 54)), ["NO_TARGETS"]),
+        # ids one too low leave the last class without a name; beyond it something else is wrong too
+        (Facts(targets=stages(60, 60, 32, 32, 32), labels=SHIFTED), ["CLASSES"]),
+        (Facts(targets=stages(60, 60, 12, 12, 12), labels=SHIFTED), ["NO_TARGETS", "CLASSES"]),
+    ],
+)
+def test_what_follows_from_another_fault_is_not_said_as_one_of_its_own(facts: Facts, codes: list[str]):
+    assert [f.code for f in judge(facts)] == codes

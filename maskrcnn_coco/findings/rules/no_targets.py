@@ -52,16 +52,24 @@ OTHER: dict[Way, str] = {
 
 
 def judge(facts: Facts) -> list[RunFinding]:
-    # Boxes that are read another way than they are written are small for that reason: one fault, not two.
-    misread = any(reading_of(g) is not None for g in facts.geometry)
-    found = [
-        f
-        for targets in facts.targets
-        for f in _lost(targets, facts.way)
-        if not misread or f.detail["what"] not in SMALL
-    ]
+    found = [f for t in facts.targets for f in _lost(t, facts.way) if f.detail["what"] not in _explained(t, facts)]
     found += [_audited(a) for a in facts.audited if a.code == CODE]
     return found + (_zero(facts.still, facts.way) if facts.still is not None else [])
+
+
+def _explained(targets: Targets, facts: Facts) -> set[str]:
+    """Stages whose losses follow from a fault that has a finding of its own: one fault, not two."""
+    found: set[str] = set()
+    # Boxes that are read another way than they are written are small for that reason, or empty.
+    if any(reading_of(g) is not None for g in facts.geometry):
+        found |= {*SMALL}
+    if any(c.readings and c.of == targets.of for c in facts.contents):
+        found |= {*SMALL, "mask not empty"}
+    labels = facts.labels
+    lost = {b.name: a.count - b.count for a, b in pairwise(targets.stages)}
+    if labels is not None and labels.shift and lost.get("usable", 0) <= labels.unknown:
+        found.add("usable")
+    return found
 
 
 def _audited(a: Audited) -> RunFinding:
