@@ -10,7 +10,7 @@ from maskrcnn_coco.config.settings import Config
 
 VERBS = {
     "train": "fine-tune on COCO-format data (no flags: the built-in shapes)",
-    "convert": "LabelMe, VIA, YOLO-seg, Pascal VOC or mask images as COCO",
+    "convert": "LabelMe, VIA, CVAT, YOLO-seg, Pascal VOC, mask images and others as COCO",
     "check": "find what is wrong with a data set, before training",
     "advise": "measure the stable learning rate of each component, before training",
     "diagnose": "name the cause of a failed step, a run or a checkpoint, with its proof",
@@ -44,7 +44,8 @@ class TrainArgs(Config, frozen=True, kw_only=True):
 
 
 class ConvertArgs(msgspec.Struct, frozen=True, kw_only=True):
-    """What another tool wrote, as COCO: LabelMe, VIA (json and csv), YOLO-seg, Pascal VOC, folders of mask images.
+    """What another tool wrote, as COCO: LabelMe, VIA, CVAT's xml, Darwin, SuperAnnotate, Supervisely, Cityscapes,
+    GeoJSON of QuPath, YOLO-seg, Pascal VOC, tables of runs (csv), folders of mask images.
 
     A validation part is written beside OUT.
     """
@@ -52,8 +53,8 @@ class ConvertArgs(msgspec.Struct, frozen=True, kw_only=True):
     out: str
     """The COCO json to write."""
     images: str | None = None
-    """Folder of the images, where they are not beside the annotations (LabelMe, VIA)."""
-    format: Literal["auto", "labelme", "via", "yolo", "voc", "masks"] = "auto"
+    """Folder of the images, where they are not beside the annotations (not YOLO, VOC and mask images)."""
+    format: Literal["auto", "labelme", "via", "cvat", "jsons", "runs", "yolo", "voc", "masks"] = "auto"
     """What the source is. auto: what it looks like."""
     masks_are: Literal["auto", "objects", "classes"] = "auto"
     """What the values in mask images stand for: numbered objects, or classes in pieces. auto: as it looks, and said."""

@@ -6,11 +6,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from maskrcnn_coco.data.convert.document import Document
 from maskrcnn_coco.data.convert.mask_images import Meaning
-from maskrcnn_coco.data.convert.recognise import Kind, Source, chosen, convert
-from maskrcnn_coco.records import to_json
-from maskrcnn_coco.system.files import write_text
+from maskrcnn_coco.data.convert.recognise import Kind, Source, chosen
+from maskrcnn_coco.data.convert.written import Part, write_parts
 from maskrcnn_coco.wording import clean, count
 
 
@@ -23,49 +21,36 @@ def convert_source(
         DataError: nothing there that is known, or nothing that becomes a mask. OSError: ``out`` cannot be written.
     """
     source = chosen(path, kind)
-    documents = convert(source, images=images, masks_are=masks_are)
-    made = {part: (document, document.plain()) for part, document in documents.items() if document.images}
-    if not made:
-        made = {part: (document, document.plain()) for part, document in documents.items()}  # says why
-    first = next((p for p in ("train", "") if p in made), next(iter(made)))
-    files = {part: out if part == first else _beside(out, part) for part in made}
-    for part, (_, plain) in made.items():
-        files[part].parent.mkdir(parents=True, exist_ok=True)
-        write_text(files[part], to_json(plain))
+    parts = write_parts(source, out, images=images, masks_are=masks_are)
     return {
         "source": str(path),
         "kind": source.kind,
         "title": source.title,
-        "parts": [_summary(part, files[part], *made[part]) for part in sorted(made, key=lambda p: p != first)],
-        "next": _next(source, files, first, images),
+        "parts": [_summary(part) for part in parts],
+        "next": _next(source, parts, images),
     }
 
 
-def _beside(out: Path, part: str) -> Path:
-    stem = out.name.removesuffix(".json")
-    name = stem.replace("train", part) if "train" in stem else f"{stem}_{part}"
-    return out.with_name(f"{name}.json")
-
-
-def _summary(part: str, path: Path, document: Document, plain: dict[str, Any]) -> dict[str, Any]:
-    objects = {c["name"]: 0 for c in plain["categories"]}
-    names = {c["id"]: c["name"] for c in plain["categories"]}
-    for annotation in plain["annotations"]:
+def _summary(part: Part) -> dict[str, Any]:
+    objects = {c["name"]: 0 for c in part.plain["categories"]}
+    names = {c["id"]: c["name"] for c in part.plain["categories"]}
+    for annotation in part.plain["annotations"]:
         objects[names[annotation["category_id"]]] += 1
     return {
-        "part": part or "all",
-        "file": str(path),
-        "images": len(plain["images"]),
+        "part": part.name or "all",
+        "file": str(part.path),
+        "images": len(part.plain["images"]),
         "objects": objects,
-        "notes": document.notes(),
+        "notes": part.document.notes(),
     }
 
 
-def _next(source: Source, files: dict[str, Path], first: str, images: Path | None) -> str:
+def _next(source: Source, parts: list[Part], images: Path | None) -> str:
     where = images or source.root
-    words = ["maskrcnn-coco", "check", "--data", str(files[first]), "--images", str(where)]
-    if "val" in files and first != "val":
-        words += ["--val", str(files["val"]), "--val-images", str(where)]
+    words = ["maskrcnn-coco", "check", "--data", str(parts[0].path), "--images", str(where)]
+    val = next((p for p in parts[1:] if p.name == "val"), None)
+    if val is not None:
+        words += ["--val", str(val.path), "--val-images", str(where)]
     return shlex.join(words)
 
 

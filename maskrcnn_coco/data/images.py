@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from maskrcnn_coco.data.bit_depth import BitRange, auto_range, deep_values, is_deep, spread_of, to_bytes
+from maskrcnn_coco.data.file_kinds import HEAD, kind_of
 from maskrcnn_coco.data.jpeg import read_jpeg
 from maskrcnn_coco.data.tiff import TiffFacts, tiff_facts
 from maskrcnn_coco.errors import DataError
@@ -310,9 +311,12 @@ def _unknown(file: BinaryIO, path: Path) -> DataError:
     """The error for what Pillow does not know: no image, or a TIFF with bands or numbers that it has no mode for."""
     tiff = tiff_facts(file)
     if tiff is None:
-        return DataError(
-            f"{clean(path)} is not an image", expected=", ".join(FORMATS), fix="replace the file, or drop its entry"
-        )
+        file.seek(0)
+        kind = kind_of(file.read(HEAD), path.name)
+        what = "not an image" if kind is None or (kind.what.endswith(" image") and not kind.fix) else kind.what
+        fix = (kind.fix if kind is not None else "") or "replace the file, or drop its entry"
+        how = f"; {kind.fix}" if kind is not None and kind.fix else ""
+        return DataError(f"{clean(path)} is {what}{how}", expected=", ".join(FORMATS), fix=fix)
     bands = "-b 1 -b 2 -b 3" if tiff.bands >= 3 else "-b 1"
     plain = tiff.kind == "unsigned" and tiff.bits in (8, 16)
     kind = "" if plain else " -ot Float32" if tiff.bands < 3 else " -ot UInt16 -scale"

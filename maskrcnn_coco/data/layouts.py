@@ -15,8 +15,12 @@ import numpy as np
 from maskrcnn_coco.data.bit_depth import BitRange
 from maskrcnn_coco.data.bit_range import with_depth
 from maskrcnn_coco.data.coco.cache import load_kept
+from maskrcnn_coco.data.coco.forms import tool_of
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.convert.recognise import recognise
+from maskrcnn_coco.data.convert.written import Kept, keep
+from maskrcnn_coco.data.file_kinds import HEAD, kind_of
+from maskrcnn_coco.data.file_names import IMAGE_SUFFIXES
 from maskrcnn_coco.data.images import probe
 from maskrcnn_coco.data.locate_images import locate
 from maskrcnn_coco.data.orientation import with_orientation
@@ -71,9 +75,15 @@ def find_data(
     """
     del seed  # nothing here is random: `split` takes the seed
     path = Path(data)
-    _refuse_other_tools(path)
-    train_json = path if _is_file(path, "--data") else _train_json(path)
     said: list[str] = []
+    kept = _as_coco(path, images, said)
+    if kept is not None:
+        path, images = kept.train, images or kept.images
+        if val is None and kept.val is not None:
+            val, val_images = kept.val, kept.images
+    if val is not None and (held := _as_coco(Path(val), val_images, said)) is not None:
+        val, val_images = held.train, val_images or held.images
+    train_json = path if _is_file(path, "--data") else _train_json(path)
     train = _load(train_json, images, "--images", said)
     notes = [f"training data: {train_json}, {len(train)} images in {train.image_root}", *said]
     train, depth = with_depth(train, bit_range, bit_range_source)
@@ -130,21 +140,23 @@ def split(table: CocoTable, fraction: float, seed: int) -> tuple[CocoTable, Coco
     return table.subset(np.flatnonzero(~held)), table.subset(np.flatnonzero(held))
 
 
-def _refuse_other_tools(path: Path) -> None:
-    """Raise the DataError that names the conversion, where ``path`` is of another tool and holds no COCO file."""
+def _as_coco(path: Path, images: str | Path | None, said: list[str]) -> Kept | None:
+    """``path`` as COCO in the cache where it is of another tool and holds no COCO file; ``said`` grows by what is done.
+
+    Raises:
+        DataError: nothing in it becomes a mask.
+    """
     if path.is_dir() and any((p / ROBOFLOW).is_file() for p in (path, path / "train")):
-        return
+        return None
     jsons = [path] if path.is_file() else _jsons(path) or _jsons(path / "train") if path.is_dir() else []
     if any(p.name.lower().endswith(".gz") or _begins_like_coco(p) for p in jsons):
-        return
+        return None
     source = recognise(path)
     if source is None:
-        return
-    out = (source.root if path.is_file() else path) / "coco.json"
-    raise DataError(
-        f"{path} is {source.title}, not COCO",
-        fix=f"maskrcnn-coco convert {shlex.quote(str(path))} --out {shlex.quote(str(out))}",
-    )
+        return None
+    kept = keep(source, path, None if images is None else Path(images))
+    said += kept.notes
+    return kept
 
 
 def _is_file(path: Path, flag: str) -> bool:
@@ -152,6 +164,10 @@ def _is_file(path: Path, flag: str) -> bool:
         return False
     if path.exists():
         return True
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+        raise DataError(
+            f"{flag} is an address, {path}", expected="a folder or file of this machine", fix="download it first"
+        )
     raise DataError(
         f"there is no file or folder {path}", expected=f"a folder: {_LAYOUTS}; or a json", fix=f"check {flag}"
     )
@@ -201,6 +217,7 @@ def _spaced(path: Path) -> str:
 def _only(found: list[Path], folder: Path, what: str, flag: str) -> Path:
     if len(found) == 1:
         return found[0]
+    _refuse_tool(found, folder)
     if not found:
         near = [p.name for p in _listed(folder)][:8]
         deeper = _coco_files(folder)
@@ -221,6 +238,33 @@ def _only(found: list[Path], folder: Path, what: str, flag: str) -> Path:
     )
 
 
+def _refuse_tool(found: list[Path], folder: Path) -> None:
+    """Raise the DataError that names the tool or the kind of the files that lie there in place of COCO's."""
+    export = "export it as COCO (instance segmentation) there, and name that file"
+    for path in found[:1]:
+        tool = None if _begins_like_coco(path) else tool_of(_head(path))
+        if tool is not None:
+            raise DataError(f"{folder} holds {tool} for each of {len(found)} images, not COCO", fix=export)
+    if found:
+        return
+    for path in sorted(p for p in folder.rglob("*") if p.suffix and not p.name.startswith("."))[:_FILES]:
+        if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
+            kind = kind_of(_head(path)[:HEAD], path.name)
+            if kind is not None and kind.fix:
+                raise DataError(f"{folder} has no COCO json; {path.name} in it is {kind.what}", fix=kind.fix)
+
+
+_FILES = 2000
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with open_regular(path) as file:
+            return file.read(1 << 16)
+    except OSError:
+        return b""
+
+
 def _coco_files(folder: Path, deepest: int = 3) -> list[Path]:
     """Files further down that begin like COCO annotations, for a suggestion."""
     found: list[Path] = []
@@ -232,12 +276,8 @@ def _coco_files(folder: Path, deepest: int = 3) -> list[Path]:
 
 
 def _begins_like_coco(path: Path) -> bool:
-    try:
-        with open_regular(path) as file:
-            head = file.read(1 << 16)
-    except OSError:
-        return False
-    return any(word in head for word in (b'"annotations"', b'"images"'))
+    head = _head(path)
+    return b'"images"' in head or (b'"annotations"' in head and tool_of(head) is None)
 
 
 def _val_beside(train_json: Path) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import re
 import stat
@@ -11,6 +12,7 @@ import zlib
 from pathlib import Path
 
 from maskrcnn_coco.data.coco.forms import tool_of
+from maskrcnn_coco.data.file_kinds import HEAD, kind_of
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.system.files import READING
 
@@ -20,6 +22,8 @@ _GZIP_FLOOR, _GZIP_RATIO = 64 << 20, 200
 _HEAD = 4096
 _WRAPPED = re.compile(rb'\[\s*\{\s*"(images|annotations|categories|info|licenses)"')
 """A list that holds a COCO file's object."""
+_ENCODED_TWICE = re.compile(rb'"\s*\{\s*\\"(images|annotations|categories|info|licenses)\\"')
+"""Its text inside a string: json.dumps was called twice."""
 
 
 def read_text(path: Path) -> bytes:
@@ -39,7 +43,15 @@ def read_text(path: Path) -> bytes:
             raise DataError(f"{path} starts like UTF-16 but is not: {e}", fix="save it again as UTF-8") from e
     data = data.removeprefix(b"\xef\xbb\xbf")
     _check_start(path, data[:_HEAD])
-    return data
+    return _decoded_once(data) if _ENCODED_TWICE.match(data[:_HEAD]) else data
+
+
+def _decoded_once(data: bytes) -> bytes:
+    try:
+        inner = json.loads(data)
+    except ValueError:
+        return data
+    return inner.encode() if isinstance(inner, str) else data
 
 
 def _read_regular(path: Path) -> bytes:
@@ -82,7 +94,7 @@ def _check_start(path: Path, head: bytes) -> None:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
     if (text[:1] == b"{" and tool_of(text) is None) or (not text and len(head) == _HEAD):
         return
-    if _WRAPPED.match(text):
+    if _WRAPPED.match(text) or _ENCODED_TWICE.match(text):
         return
     tool = tool_of(text)
     if tool is not None:
@@ -96,6 +108,13 @@ def _check_start(path: Path, head: bytes) -> None:
             f"{path} is a JSON list, not a COCO annotation file",
             expected=SHAPE,
             fix="a list is what COCO *results* look like; name the file with `images`, `annotations` and `categories`",
+        )
+    kind = kind_of(head[:HEAD], path.name)
+    if kind is not None:
+        raise DataError(f"{path} is {kind.what}, not a COCO json file", expected=SHAPE, fix=kind.fix or "check --data")
+    if text[:2] in (b"//", b"/*", b"# "):
+        raise DataError(
+            f"{path} begins with a comment: JSON has none", expected=SHAPE, fix="delete the lines before the first {"
         )
     shown = repr(text[:24].decode("utf-8", "replace"))
     raise DataError(

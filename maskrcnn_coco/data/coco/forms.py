@@ -215,11 +215,22 @@ def _nested(found: dict[str, Any], notes: list[str]) -> None:
 
 
 _TOOLS: tuple[tuple[str, frozenset[str]], ...] = (
+    ("a V7 Darwin file", frozenset({"item", "annotations"})),
+    ("a SuperAnnotate file", frozenset({"metadata", "instances"})),
+    ("a FiftyOne data set", frozenset({"samples"})),
+    ("an Encord export", frozenset({"label_hash"})),
+    ("an Encord export", frozenset({"data_units"})),
+    ("a Datumaro data set", frozenset({"categories", "items"})),
+    ("a Cityscapes file", frozenset({"imgHeight", "objects"})),
+    ("an export of Scale", frozenset({"task_id"})),
+    ("an OpenLABEL file", frozenset({"openlabel"})),
+    ("a DarkMark file", frozenset({"mark", "image"})),
     ("a Label Studio export", frozenset({"data", "annotations"})),
     ("a Label Studio export", frozenset({"data", "completions"})),
     ("a CreateML file", frozenset({"image", "annotations"})),
     ("a Labelbox export", frozenset({"data_row"})),
     ("a Labelbox export", frozenset({"Labeled Data"})),
+    ("a Supervisely file", frozenset({"size", "objects"})),
     ("a Supervisely project", frozenset({"classes", "tags"})),
     ("a Supervisely project", frozenset({"classes", "projectType"})),
     ("detectron2's list of dicts", frozenset({"file_name", "annotations"})),

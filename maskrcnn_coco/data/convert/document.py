@@ -95,7 +95,11 @@ class Document:
         """
         if not self.objects:
             why = "; ".join(self.notes()) or "there are no outlines and no masks"
-            raise DataError(f"nothing in {self.root} becomes an object to train on", got=why)
+            raise DataError(
+                f"nothing in {self.root} becomes an object to train on",
+                got=why,
+                fix="Mask R-CNN learns from outlines or masks: draw them, or export them from the tool",
+            )
         used = sorted({o["name"] for o in self.objects})
         names = [*(self.classes or ()), *(n for n in used if self.classes is None or n not in self.classes)]
         number = {name: n for n, name in enumerate(names, 1)}

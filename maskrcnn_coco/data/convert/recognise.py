@@ -6,25 +6,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from maskrcnn_coco.data.convert.cvat import convert_cvat, cvat_root
 from maskrcnn_coco.data.convert.document import Document
 from maskrcnn_coco.data.convert.labelme import convert_labelme, is_labelme
 from maskrcnn_coco.data.convert.mask_images import Meaning, convert_masks, find_pairs
+from maskrcnn_coco.data.convert.per_image import convert_per_image, tool_for
 from maskrcnn_coco.data.convert.reading import read_json, read_text
+from maskrcnn_coco.data.convert.rle_csv import convert_rle_csv, is_rle_csv
 from maskrcnn_coco.data.convert.via import convert_via, is_via, is_via_csv
 from maskrcnn_coco.data.convert.voc import convert_voc, voc_root
 from maskrcnn_coco.data.convert.yolo import convert_yolo, label_folders, yaml_of
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.wording import clean
 
-Kind = Literal["labelme", "via", "yolo", "voc", "masks"]
+Kind = Literal["labelme", "via", "cvat", "jsons", "runs", "yolo", "voc", "masks"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TITLES: dict[Kind, str] = {
     "labelme": "LabelMe annotations (a json an image)",
     "via": "annotations of VGG Image Annotator",
+    "cvat": "annotations of CVAT for images (one xml)",
+    "jsons": "annotations of Darwin, SuperAnnotate, Supervisely, Cityscapes or QuPath (a json an image)",
+    "runs": "a table of runs (csv: image, start length start length …)",
     "yolo": "a YOLO set (a text an image)",
     "voc": "a Pascal VOC set",
     "masks": "images with mask images beside them",
 }
+SUFFIXES: dict[Kind, tuple[str, ...]] = {
+    "labelme": (".json",),
+    "via": (".json", ".csv"),
+    "cvat": (".xml",),
+    "jsons": (".json", ".geojson"),
+    "runs": (".csv",),
+}
+"""Of the kinds that are converted file by file; others are folders."""
 _LOOKED_AT = 4
 _LARGEST = 256 << 20
 """Bytes of json that are read to see what it is."""
@@ -37,11 +51,13 @@ class Source:
     kind: Kind
     root: Path
     files: tuple[Path, ...] = ()
+    tool: str = ""
+    """Which of several tools of a kind."""
 
     @property
     def title(self) -> str:
         """The kind, in words."""
-        return TITLES[self.kind]
+        return self.tool or TITLES[self.kind]
 
 
 def recognise(path: Path) -> Source | None:
@@ -55,11 +71,18 @@ def recognise(path: Path) -> Source | None:
 def _of_file(path: Path) -> Source | None:
     suffix = path.suffix.lower()
     if suffix == ".csv":
-        return Source("via", path.parent, (path,)) if is_via_csv(read_text(path)) else None
-    if suffix == ".json" and path.stat().st_size <= _LARGEST:
+        text = read_text(path)
+        kind: Kind | None = "via" if is_via_csv(text) else "runs" if is_rle_csv(text) else None
+        return None if kind is None else Source(kind, path.parent, (path,))
+    if suffix == ".xml" and cvat_root(path) is not None:
+        return Source("cvat", path.parent, (path,))
+    if suffix in (".json", ".geojson") and path.stat().st_size <= _LARGEST:
         value = read_json(path)
         if is_labelme(value):
             return Source("labelme", path.parent, (path,))
+        if (tool := tool_for(value)) is not None:
+            beside = (path.parent.parent / "img").is_dir()  # Supervisely's ann/ and img/
+            return Source("jsons", path.parent.parent if beside else path.parent, (path,), tool.title)
         return Source("via", path.parent, (path,)) if is_via(value) else None
     if suffix in (".yaml", ".yml") and yaml_of(path.parent) is not None and label_folders(path.parent):
         return Source("yolo", path.parent)
@@ -70,7 +93,10 @@ def _of_folder(folder: Path) -> Source | None:
     jsons = sorted(p for p in (*folder.glob("*.json"), *folder.glob("*/*.json"), *folder.glob("*/*/*.json")))
     if jsons and any(is_labelme(read_json(p)) for p in jsons[:_LOOKED_AT]):
         return Source("labelme", folder, tuple(jsons))
-    for path in (*jsons[:_LOOKED_AT], *sorted(folder.glob("*.csv"))[:_LOOKED_AT]):
+    if (found := _per_image(folder, jsons)) is not None:
+        return found
+    tables = [p for end in ("*.csv", "*.xml") for p in sorted(folder.glob(end))[:_LOOKED_AT]]
+    for path in (*jsons[:_LOOKED_AT], *tables):
         found = _of_file(path)
         if found is not None:
             return Source(found.kind, folder, found.files)
@@ -79,6 +105,18 @@ def _of_folder(folder: Path) -> Source | None:
     if label_folders(folder):
         return Source("yolo", folder)
     return Source("masks", folder) if find_pairs(folder) else None
+
+
+def _per_image(folder: Path, jsons: list[Path]) -> Source | None:
+    """A folder of one json an image, of a tool that writes such."""
+    geo = sorted(p for pattern in ("*.geojson", "*/*.geojson") for p in folder.glob(pattern))
+    deeper = [] if jsons or geo else sorted(folder.glob("*/*/*/*.json"))  # gtFine/train/city/*.json
+    files = [p for p in (*jsons, *geo, *deeper) if p.name != "meta.json"]  # Supervisely's, about the classes
+    for path in files[:_LOOKED_AT]:
+        found = _of_file(path)
+        if found is not None and found.kind == "jsons":
+            return Source("jsons", folder, tuple(files), found.tool)
+    return None
 
 
 def convert(source: Source, *, images: Path | None = None, masks_are: Meaning | None = None) -> dict[str, Document]:
@@ -106,6 +144,12 @@ def _converted(source: Source, images: Path | None, masks_are: Meaning | None) -
         return {"": convert_labelme(list(source.files), images or source.root, images)}
     if source.kind == "via":
         return {"": convert_via(source.files[0], images or source.root, images)}
+    if source.kind == "cvat":
+        return {"": convert_cvat(source.files[0], images or source.root, images)}
+    if source.kind == "jsons":
+        return {"": convert_per_image(source.files, source.root, images)}
+    if source.kind == "runs":
+        return {"": convert_rle_csv(source.files[0], images or source.root, images)}
     if source.kind == "yolo":
         return convert_yolo(source.root)
     if source.kind == "voc":
@@ -123,10 +167,10 @@ def chosen(path: Path, kind: Kind | None) -> Source:
         raise DataError(f"there is no file or folder {clean(path)}", fix="name what another tool wrote")
     found = recognise(path)
     if kind is not None and (found is None or found.kind != kind):
-        files = (path,) if path.is_file() else tuple(sorted(path.rglob("*.json" if kind == "labelme" else "*")))
-        suffixes = (".json",) if kind == "labelme" else (".json", ".csv")
-        fitting = tuple(p for p in files if p.suffix.lower() in suffixes) if kind in ("labelme", "via") else ()
-        if kind in ("labelme", "via") and not fitting:
+        suffixes = SUFFIXES.get(kind, ())
+        files = (path,) if path.is_file() else tuple(sorted(path.rglob("*"))) if suffixes else ()
+        fitting = tuple(p for p in files if p.suffix.lower() in suffixes)
+        if suffixes and not fitting:
             raise DataError(f"{clean(path)} holds no file of {TITLES[kind]}", fix="check --format")
         return Source(kind, path.parent if path.is_file() else path, fitting)
     if found is None:

@@ -24,6 +24,7 @@ from maskrcnn_coco.data.convert.regions import regions
 from maskrcnn_coco.data.layouts import find_data
 from maskrcnn_coco.data.masks import decode_mask
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.system.files import cache_folder
 
 H, W = 48, 64
 
@@ -304,7 +305,7 @@ def test_mask_images_a_file_an_object(tmp_path: Path) -> None:
     assert len(objects) == 6 and all(o[2] == 100 for o in objects)
 
 
-def test_data_names_the_conversion(tmp_path: Path) -> None:
+def test_data_of_another_tool_are_read_and_the_conversion_is_named(tmp_path: Path) -> None:
     labelme(tmp_path / "label me", "a", [{"label": "cat", "points": SQUARE}])
     picture(tmp_path / "via" / "a b.png")
     (tmp_path / "via/v.json").write_text(
@@ -316,13 +317,48 @@ def test_data_names_the_conversion(tmp_path: Path) -> None:
     (tmp_path / "yolo/labels").mkdir()
     (tmp_path / "yolo/labels/a.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n")
     for data in ("label me", "label me/a.json", "via", "via/v.json", "masks", "yolo"):
-        with pytest.raises(DataError, match="not COCO") as caught:
-            find_data(tmp_path / data)
-        words = shlex.split(caught.value.fix or "")
-        assert words[:2] == ["maskrcnn-coco", "convert"] and main(words[1:]) == 0, data
-        folder = tmp_path / data if (tmp_path / data).is_dir() else (tmp_path / data).parent
-        assert len(find_data(folder / "coco.json").train.ann_ids) > 0
-        (folder / "coco.json").unlink()
+        found = find_data(tmp_path / data)
+        assert len(found.train.ann_ids) > 0 and found.train.json_path.is_relative_to(cache_folder("converted"))
+        note = next(n for n in found.notes if "maskrcnn-coco convert" in n)
+        command = note.partition("; maskrcnn-coco ")[2].partition(" writes it")[0]
+        out = tmp_path / "made" / "coco.json"
+        assert main(shlex.split(command.replace("FILE.json", shlex.quote(str(out))))) == 0, data
+        assert out.read_bytes() == found.train.json_path.read_bytes()
+
+
+def test_a_kept_conversion_follows_its_source(tmp_path: Path) -> None:
+    labelme(tmp_path, "a", [{"label": "cat", "points": SQUARE}])
+    first = find_data(tmp_path).train
+    written = first.json_path.stat().st_mtime_ns
+    assert find_data(tmp_path).train.json_path.stat().st_mtime_ns == written
+    labelme(tmp_path, "b", [{"label": "dog", "points": SQUARE}])
+    assert len(find_data(tmp_path).train) == 2
+    (tmp_path / "b.json").unlink()
+    assert len(find_data(tmp_path).train) == 1
+    (first.json_path.parent / "about.json").write_text("{")
+    assert len(find_data(tmp_path).train) == 1
+
+
+def test_parts_of_a_source_become_training_and_validation_data(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        picture(tmp_path / f"images/{part}/{part}.png")
+        (tmp_path / f"labels/{part}").mkdir(parents=True)
+        (tmp_path / f"labels/{part}/{part}.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n")
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cell]\n")
+    found = find_data(tmp_path)
+    assert found.val is not None and (found.train.file_name(0), found.val.file_name(0)) == (
+        "images/train/train.png",
+        "images/val/val.png",
+    )
+
+
+def test_a_source_without_masks_is_refused_with_what_it_has(tmp_path: Path) -> None:
+    picture(tmp_path / "images/a.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(DataError, match="becomes an object") as e:
+        find_data(tmp_path)
+    assert "a box is no mask" in (e.value.got or "") and e.value.fix
 
 
 def test_what_is_of_no_tool_is_not_taken_for_one(tmp_path: Path, shared_data: Path) -> None:
