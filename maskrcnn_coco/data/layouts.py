@@ -76,13 +76,7 @@ def find_data(
     del seed  # nothing here is random: `split` takes the seed
     path = Path(data)
     said: list[str] = []
-    kept = _as_coco(path, images, said)
-    if kept is not None:
-        path, images = kept.train, images or kept.images
-        if val is None and kept.val is not None:
-            val, val_images = kept.val, kept.images
-    if val is not None and (held := _as_coco(Path(val), val_images, said)) is not None:
-        val, val_images = held.train, val_images or held.images
+    path, images, val, val_images = _converted(path, images, val, val_images, said)
     train_json = path if _is_file(path, "--data") else _train_json(path)
     train = _load(train_json, images, "--images", said)
     notes = [f"training data: {train_json}, {len(train)} images in {train.image_root}", *said]
@@ -111,6 +105,23 @@ def find_data(
     notes += [f"validation data: {turned}"] if turned is not None else []
     notes += [f"validation data: {depth}"] if depth is not None and train.bit_range is None else []
     return DataSource(train, found.with_categories(train.categories), notes)
+
+
+_Place = str | Path | None
+
+
+def _converted(
+    path: Path, images: _Place, val: _Place, val_images: _Place, said: list[str]
+) -> tuple[Path, _Place, _Place, _Place]:
+    """The four places, those of other tools replaced by their COCO in the cache; ``said`` grows by what was done."""
+    kept = _as_coco(path, images, said)
+    if kept is not None:
+        path, images = kept.train, images or kept.images
+        if val is None and kept.val is not None:
+            val, val_images = kept.val, val_images or kept.images
+    if val is not None and (held := _as_coco(Path(val), val_images, said)) is not None:
+        val, val_images = held.train, val_images or held.images
+    return path, images, val, val_images
 
 
 def _require_no_images(val_images: str | Path | None) -> None:
