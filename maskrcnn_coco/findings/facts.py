@@ -175,6 +175,9 @@ class Parameters:
     """Frozen layers, or layers whose group alone has rate 0, with exactly the spread that an initialiser gives."""
     kept_eval: list[str] = field(default_factory=list)
     """Norm layers that were handed over in eval mode, and stay so."""
+    far_anchors: dict[str, float] = field(default_factory=dict)
+    """Anchors that no box can match: where they are → their size in pixels; ``image_side``: of the largest image."""
+    image_side: float = 0.0
     eval_mode: list[str] = field(default_factory=list)
     """Layers that behave otherwise in training, in a model whose every module is in eval mode at a training step."""
 

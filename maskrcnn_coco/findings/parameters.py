@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from maskrcnn_coco.findings.facts import Parameters
 LEAST = 1500
 """Numbers that a layer needs to tell its spread."""
 SHARE, LAYERS = 0.9, 2
+OVERLAP = 0.01
+"""Ten times the image's side. Anchors of 512 pixels on images of 64 are common in trials, and harm nobody."""
 
 
 def parameters_of(
@@ -32,6 +35,7 @@ def parameters_of(
     trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     mine = {id(p) for p in model.parameters()}
     found = Parameters(len(trainable), frozen_random=frozen_random(model), kept_eval=list(kept_eval))
+    found.far_anchors, found.image_side = far_anchors(model)
     if optimizer is not None:
         held = [id(p) for group in optimizer.param_groups for p in group["params"]]
         found.strangers = sum(i not in mine for i in held)
@@ -41,6 +45,20 @@ def parameters_of(
         if not found.frozen_random:
             found.frozen_random = _resting_random(model, optimizer, rates)
     return found
+
+
+def far_anchors(model: nn.Module) -> tuple[dict[str, float], float]:
+    """Anchors so large that not even a box of the whole image overlaps them by `OVERLAP`; and the image's side."""
+    side = getattr(getattr(model, "transform", None), "max_size", None)
+    generator = next((m for m in model.modules() if hasattr(m, "sizes") and hasattr(m, "aspect_ratios")), None)
+    if generator is None or not isinstance(side, (int, float)) or side <= 0:
+        return {}, 0.0
+    sizes: Any = generator.sizes
+    try:
+        given = {f"level {n}": float(max(level)) for n, level in enumerate(sizes)}
+    except (TypeError, ValueError):  # another generator than torchvision's
+        return {}, 0.0
+    return {where: size for where, size in given.items() if (side / size) ** 2 < OVERLAP}, float(side)
 
 
 def _rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> list[float]:

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from nanbench.tiny import tiny_model
+from nanbench.tiny import tiny_detector, tiny_model
 from silent.scene import HEIGHT, WIDTH, Scene
 from torch import nn
 
 from maskrcnn_coco import FindingWarning, Guard, train_one_epoch
+from maskrcnn_coco.findings.facts import Facts
+from maskrcnn_coco.findings.judge import judge
+from maskrcnn_coco.findings.parameters import far_anchors, parameters_of
 
 
 def model() -> Any:
@@ -167,3 +170,18 @@ def test_samples_that_cannot_be_read_are_named_by_their_form():
         train_one_epoch(net, loader(scene), sgd(net), "cpu")
     texts = [str(w.message) for w in seen if isinstance(w.message, FindingWarning)]
     assert any("(32, 48)" in t for t in texts) and not any("nothing to learn" in t for t in texts)
+
+
+@pytest.mark.parametrize(("sizes", "far"), [(((16,), (5000,)), "5000 pixels (level 1)"), (((16,), (700,)), None)])
+def test_anchors_that_no_box_can_match_are_said_and_merely_large_ones_are_not(sizes: Any, far: str | None):
+    """Images here are 96 pixels wide: an anchor of 512 made for large images is common and harms nobody."""
+    net = tiny_detector("mask", 0, "frozen", sizes)
+    net.transform.min_size, net.transform.max_size = (HEIGHT,), WIDTH
+    found = [f for f in judge(Facts(parameters=parameters_of(net, sgd(net)))) if f.detail["what"] == "anchors"]
+    assert [(f.severity, f.code) for f in found] == ([("warning", "NOT_TRAINED")] if far else [])
+    assert all(far in f.message for f in found if far)
+
+
+@pytest.mark.parametrize("kind", ["faster", "retina", "fcos", "ssd", "keypoint", "own"])
+def test_no_other_detector_is_accused_of_its_anchors(kind: str):
+    assert far_anchors(tiny_detector(kind, 0))[0] == {}

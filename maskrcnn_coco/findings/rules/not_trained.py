@@ -2,8 +2,8 @@
 
 What happens: losses fall to a level and stay; one part of the detector stays as it began.
 Why: the optimizer was built before the head was replaced, or for another model; a part of the model is in no loss;
-  weights were not loaded and are frozen; a model left in eval mode after a validation; weight decay that takes more
-  than steps give.
+  anchors far larger than any image; weights were not loaded and are frozen; a model left in eval mode after a
+  validation; weight decay that takes more than steps give.
 How it is proved: trainable parameters are looked for in the optimizer's groups, by identity, and named; gradients and
   weights of the first steps are compared; frozen weights have exactly the spread that an initialiser gives, layer for
   layer, which no trained network has. Weights with requires_grad False are frozen on purpose and no fault.
@@ -28,7 +28,7 @@ BUILD = "build the optimizer after the model is complete: [p for p in model.para
 
 
 def judge(facts: Facts) -> list[RunFinding]:
-    found = _parameters(facts.parameters) if facts.parameters is not None else []
+    found = _parameters(facts.parameters) + _anchors(facts.parameters) if facts.parameters is not None else []
     return found + (_still(facts.still) if facts.still is not None else [])
 
 
@@ -74,6 +74,17 @@ def _parameters(p: Parameters) -> list[RunFinding]:
         fix = "call model.train() after each validation"
         found.append(finding(CODE, "eval mode", "warning", message, fix, proof, names=p.eval_mode))
     return found
+
+
+def _anchors(p: Parameters) -> list[RunFinding]:
+    if not p.far_anchors:
+        return []
+    shown = listed([f"{size:g} pixels ({where})" for where, size in p.far_anchors.items()], 3)
+    message = f"anchors of {shown} match nothing: images are {p.image_side:g} pixels at most, and no box is larger"
+    most = (p.image_side / min(p.far_anchors.values())) ** 2
+    proof = [("overlap with a box of the whole image", f"{most:.1g} at most; half is a match")]
+    fix = "anchor sizes in pixels of the resized image, as ((32,), (64,), (128,), (256,), (512,)) for 800 pixels"
+    return [finding(CODE, "anchors", "warning", message, fix, proof, anchors=p.far_anchors)]
 
 
 def _still(s: Still) -> list[RunFinding]:
