@@ -100,7 +100,7 @@ class Haste:
             return None
         onset, last = self._moved[0][0], self._moved[-1][1]
         text = (
-            f"{worst} moved by {total[worst]:.2g} times its weights in {HASTE_STEPS} clipped steps from {onset} on, "
+            f"{worst} moved by {total[worst]:.2g} times its weights in {HASTE_STEPS} steps from {onset} on, "
             f"and the loss stayed above its start of {first_loss:.3g}: {loss:.4g}"
         )
         self.reset()

@@ -94,3 +94,17 @@ def test_rank_local_leads_and_names_the_inner_cause():
     first, second = investigate.rank(facts)[:2]
     assert (first.cause, first.culprit.rank, first.detail["inner"]) == ("RANK_LOCAL", 1, "DATA_BOX")
     assert first.culprit.image_ids == second.culprit.image_ids != []
+
+
+@pytest.mark.parametrize(
+    ("moved", "most"), [({"box_head": 2.5}, 0.04), ({"box_head": 900.0}, 1e-3), ({"rpn": 9.0}, None)]
+)
+def test_a_rate_that_throws_weights_about_is_lowered_until_it_does_not(moved: dict[str, float], most: float | None):
+    """A walk may stay within bounds and throw on: that it holds is not all that the alarm asks for."""
+    facts = load_facts("LR_TOO_HIGH")
+    assert facts.lr_verdict is not None
+    facts.lr_verdict.components, facts.lr_verdict.also, facts.lr_verdict.holds = ["box_head"], [], 0.1
+    before = investigate.rank(facts)[0].detail["factor"]
+    facts.measured["moved"] = moved
+    assert before == 0.1
+    assert investigate.rank(facts)[0].detail["factor"] == pytest.approx(before if most is None else most)

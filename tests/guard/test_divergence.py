@@ -259,3 +259,37 @@ def test_updates_lost_to_precision_are_seen() -> None:
         alarms.append(guard.alarm.symptom if guard.alarm else None)
     assert alarms[19] == "stalled"
     assert alarms[:19] == [None] * 19
+
+
+class Wavy(nn.Module):
+    """A bounded loss with a minimum near where it starts: whoever is thrown about sees it rise, and never explode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.full((40,), 0.46))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 + (7 * self.w).sin().square().mul(x).mean()
+
+
+@pytest.mark.parametrize(
+    ("kind", "lr", "alarmed"),
+    [
+        (torch.optim.AdamW, 0.3, True),
+        (torch.optim.NAdam, 0.3, True),
+        (torch.optim.Adam, 0.3, True),
+        (torch.optim.AdamW, 1e-3, False),
+        (torch.optim.RMSprop, 1e-3, False),
+    ],
+)
+def test_steps_of_one_size_throw_weights_about_without_any_clipping(kind: type, lr: float, alarmed: bool):
+    """Adam and kin: the gradient does not say how far a step goes, and the loss need not explode."""
+    model = Wavy()
+    guard = Guard(model, kind(model.parameters(), lr=lr), max_grad_norm=None, components={"w": [model.w]}, say=False)
+    found = []
+    for step in range(14):
+        guard.step(model, 1 + 0.01 * torch.randn(40, generator=torch.Generator().manual_seed(step)))
+        found += [guard.alarm] if guard.alarm else []
+    assert bool(found) is alarmed
+    if alarmed:
+        assert found[0].symptom == "diverged" and found[0].measured["moved"]["w"] > 1.5

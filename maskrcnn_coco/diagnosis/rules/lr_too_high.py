@@ -27,6 +27,8 @@ from maskrcnn_coco.diagnosis.facts import Facts, LrTrial, LrVerdict
 from maskrcnn_coco.records import Culprit, Evidence, Finding, StepRecord
 
 CODE = "LR_TOO_HIGH"
+CALM, SLOWEST = 0.1, 1e-3
+"""Share of their own norm that weights may move by in five steps once they are no longer thrown about; least factor."""
 STEP_DOWN = 0.3
 """The lasting fix multiplies by this: above it, most divergences measured came back."""
 
@@ -50,7 +52,7 @@ def judge(facts: Facts) -> Finding | None:
     evidence += [_evidence(t, verdict, facts.step) for t in trials[len(deciding) :]]
     detail: dict[str, Any] = {
         "components": [*verdict.components, *verdict.also],
-        "factor": step_down(verdict),
+        "factor": unhurried(step_down(verdict), [*verdict.components, *verdict.also], facts),
         "update_ratio": facts.update_ratio,
         "lr": facts.lr,
         "snapshots": facts.earlier_steps,
@@ -101,6 +103,13 @@ def _evidence(trial: LrTrial, verdict: LrVerdict, step: int) -> Evidence:
 def step_down(verdict: LrVerdict) -> float:
     """What the named rates are multiplied by: the largest factor that held past the failing step."""
     return STEP_DOWN * verdict.factor / 0.1 if verdict.holds is None else verdict.holds
+
+
+def unhurried(factor: float, components: list[str], facts: Facts) -> float:
+    """``factor``, or less where the alarm was that weights are thrown about: a walk may stay bounded and throw on."""
+    moved = facts.measured.get("moved")
+    most = max((float(moved.get(c, 0.0)) for c in components), default=0.0) if isinstance(moved, dict) else 0.0
+    return min(factor, max(CALM / most, SLOWEST)) if most > 0 else factor
 
 
 def _confidence(verdict: LrVerdict, facts: Facts) -> float:
