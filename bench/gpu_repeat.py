@@ -2,7 +2,7 @@
 
     python bench/gpu_repeat.py [--px 800] [--times 10] [--amp off bf16] [--dry]
 
-Without and with torch's deterministic algorithms (and cuDNN's). On CUDA RoIAlign's backward adds atomically and cuDNN
+Without and with what `--deterministic` switches on. On CUDA RoIAlign's backward adds atomically and cuDNN
 chooses its kernels, so "the same bits" is claimed of a CPU only; this counts what it comes to. ``--dry``: tiny, on the
 CPU, where all must be equal: it ends with 1 where they are not.
 """
@@ -31,6 +31,7 @@ from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.plan import SampleKey
 from maskrcnn_coco.model.fast.accelerate import accelerate
 from maskrcnn_coco.model.forward import Forward
+from maskrcnn_coco.system.determinism import deterministic
 
 
 def gradients(net: torch.nn.Module, forward: Forward, batch: Batch) -> dict[str, torch.Tensor]:
@@ -43,11 +44,9 @@ def gradients(net: torch.nn.Module, forward: Forward, batch: Batch) -> dict[str,
     }
 
 
-def compare(px: int, times: int, amp: str, device: torch.device, deterministic: bool) -> list[str]:
+def compare(px: int, times: int, amp: str, device: torch.device, how: str) -> list[str]:
     """One line a component: share of gradient numbers whose bits differ from the first time, and by how much."""
     torch.manual_seed(0)
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    torch.backends.cudnn.deterministic = deterministic
     sizes = {"min_size": px, "max_size": px}
     made = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=step.CLASSES, **sizes)
     net = accelerate(made).to(device).train()
@@ -63,7 +62,6 @@ def compare(px: int, times: int, amp: str, device: torch.device, deterministic: 
             differ[name] = max(differ[name], float(off.float().mean()))
             largest = float(first[name].abs().max()) or 1.0
             most[name] = max(most[name], float((found - first[name]).abs().max()) / largest)
-    how = "yes" if deterministic else "no"
     return [f"| {amp} | {how} | {name} | {100 * differ[name]:.3f} | {most[name]:.1e} |" for name in first]
 
 
@@ -82,8 +80,9 @@ def main() -> int:
     px, times, amps = (64, 3, ["off"]) if args.dry else (args.px, args.times, args.amp)
     lines = ["| amp | deterministic | component | numbers that differ, % | most, of the largest |", "|" + "---|" * 5]
     for amp in amps:
-        for deterministic in (False, True):
-            lines += compare(px, times, amp, device, deterministic)
+        for on in (False, True):
+            with deterministic(on):
+                lines += compare(px, times, amp, device, "yes" if on else "no")
     print("\n".join(lines))
     if args.dry:
         same = all(" 0.000 | 0.0e+00 |" in line for line in lines[2:])

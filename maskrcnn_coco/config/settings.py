@@ -143,6 +143,8 @@ class Config(msgspec.Struct, metaclass=_Remembers, frozen=True, kw_only=True, fo
     """Loader processes."""
     seed: int = 0
     """Every random number of the run follows from this."""
+    deterministic: bool = False
+    """Deterministic algorithms where torch has them, slower: on CUDA; a CPU repeats its bits without."""
     checkpoint_dir: str = "checkpoints"
     """Folder of epoch_*.pth, last.pth and best.pth."""
     checkpoint_every: str | None = None

@@ -38,6 +38,7 @@ from maskrcnn_coco.model.optim import Schedule, every_component, optimizer_for
 from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.report.tracking_servers import require_installed
+from maskrcnn_coco.system.determinism import deterministic
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.system.memory import snapshot_budget
 from maskrcnn_coco.system.precision import make_scaler, resolve_amp
@@ -101,6 +102,7 @@ def open_session(
     way = "own" if train_data is not None else "command"
     with ExitStack() as undo:
         undo.enter_context(session)  # a start that fails gives back the folders that it has locked
+        session.lock.enter_context(deterministic(config.deterministic))
         noticed = findings.prepare(session, way, own_model=own_model, resuming=found.state is not None)
         require_same_start(session)
         _begin(session, resolved, found, dry_run=dry_run)

@@ -140,6 +140,7 @@ FROZEN = {
     "copy_paste",
     "data",
     "demo",
+    "deterministic",
     "device",
     "ema",
     "epochs",

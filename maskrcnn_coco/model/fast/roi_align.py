@@ -4,7 +4,8 @@ torchvision's CPU RoIAlign scatters its gradient element by element in one threa
 bin's value is a weighted sum of at most 16 feature rows, which `embedding_bag` computes in both directions, vectorised
 over channels and in parallel. Numbers equal torchvision's up to the order of summation.
 
-Other devices keep torchvision's kernels, which are good there, but not its question to the device for every level:
+Other devices keep torchvision's kernels, which are good there (with ``--deterministic`` they gather too: the kernel's
+gradient is added up in whatever order threads arrive), but not its question to the device for every level:
 boxes are sorted by level, and one read says how many each has, for all poolers that work on the same boxes.
 """
 
@@ -66,18 +67,19 @@ class FastPool(MultiScaleRoIAlign):
         """Features of the boxes, float (N, C, P, P), on the CPU channels-last. Boxes: list of (n, 4), xyxy, pixels."""
         levels = x.levels if isinstance(x, (Pyramid, Sorted)) else x
         maps = self.set_up(levels, image_shapes)
-        if len(maps) < 2 or (maps[0].device.type == "cpu" and self.sampling_ratio <= 0):
+        gather = gathers(maps[0].device)
+        if len(maps) < 2 or (gather and self.sampling_ratio <= 0):
             return super().forward(levels, boxes, image_shapes)
-        if maps[0].device.type != "cpu":
+        if not gather:
             return self._by_level(maps, boxes, x if isinstance(x, Sorted) else sort_boxes(levels, [(self, boxes)])[0])
         assert self.scales is not None
         names = tuple(n for n in levels if n in self.featmap_names)
         pyramid = x if isinstance(x, Pyramid) and x.names == names else flatten(levels, names)
         counts = torch.tensor([len(b) for b in boxes])
-        image = torch.repeat_interleave(torch.arange(len(boxes)), counts)
         flat = torch.cat(boxes).to(pyramid.rows.dtype)
+        image = torch.repeat_interleave(torch.arange(len(boxes)), counts).to(flat.device)
         level = self.level_of(flat)
-        scale = torch.tensor(self.scales, dtype=flat.dtype)[level]
+        scale = torch.tensor(self.scales, dtype=flat.dtype, device=flat.device)[level]
         size = self.output_size[0], self.output_size[1]
         pooled = gather_rois(pyramid, flat * scale[:, None], level, image, size, self.sampling_ratio)
         return pooled.to(maps[0].dtype)
@@ -110,6 +112,11 @@ class FastPool(MultiScaleRoIAlign):
         side = torch.sqrt(box_area(boxes))
         level = torch.floor(mapper.lvl0 + torch.log2(side / mapper.s0) + mapper.eps)
         return (torch.nan_to_num(level).clamp(mapper.k_min, mapper.k_max) - mapper.k_min).long()
+
+
+def gathers(device: torch.device) -> bool:
+    """Whether features are gathered there (`gather_rois`); else torchvision's kernel takes them level by level."""
+    return device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
 
 
 def sort_boxes(levels: dict[str, Tensor], pools: list[tuple[FastPool, list[Tensor]]]) -> list[Sorted]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from maskrcnn_coco.model.fast.mask_targets import mask_targets, outline_targets
-from maskrcnn_coco.model.fast.roi_align import FastPool, flatten, sort_boxes
+from maskrcnn_coco.model.fast.roi_align import FastPool, flatten, gathers, sort_boxes
 from maskrcnn_coco.model.fast.sampler import Sample, draw
 
 Target = dict[str, Any]
@@ -67,7 +67,7 @@ class FastRoIHeads(RoIHeads):
         pools = [p for p in (self.box_roi_pool, self.mask_roi_pool) if type(p) is FastPool]
         if not pools or pools[0] is not self.box_roi_pool:
             return features, features
-        if next(iter(features.values())).device.type == "cpu":
+        if gathers(next(iter(features.values())).device):
             pyramid = flatten(features, tuple(n for n in features if n in self.box_roi_pool.featmap_names))
             return pyramid, pyramid if len(pools) == 2 else features
         if any(len(p.set_up(features, shapes)) < 2 for p in pools):
