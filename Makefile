@@ -30,11 +30,12 @@ bench: $(STAMP)
 # On a machine with a CUDA device: what only that can show, about 37 minutes. Without one every part tries itself, tiny,
 # on the CPU, and measures nothing.
 gpu: $(STAMP)
-	$(BIN)/python -m pytest tests/test_gpu.py tests/guard/test_deferred.py tests/training/test_late_alarms.py tests/system
+	$(BIN)/python -m pytest tests/test_gpu.py tests/guard/test_deferred.py tests/training/test_late_alarms.py tests/system tests/model/fast tests/replay tests/data/test_loader.py
 	$(BIN)/python bench/speed/gpu.py $(GPU_DRY)
 	$(BIN)/python bench/speed/gpu_guard.py --profile $(GPU_DRY)
 	$(BIN)/python bench/speed/gpu_memory.py $(GPU_DRY)
 	$(BIN)/python bench/gpu_repeat.py $(GPU_DRY)
+	$(BIN)/python bench/gpu_runs.py --deterministic $(GPU_DRY)
 
 nanbench: $(STAMP)
 	$(BIN)/python bench/nanbench/run.py
