@@ -21,7 +21,7 @@ from maskrcnn_coco.anywhere.fixes import reworded
 from maskrcnn_coco.anywhere.rig import Forwards, Groups, Kept, make_rig, number_divided_by, own_clip
 from maskrcnn_coco.anywhere.samples import Key, Samples, Select, own_ids, size_of
 from maskrcnn_coco.anywhere.unlike_others import named
-from maskrcnn_coco.diagnosis.investigate import investigate
+from maskrcnn_coco.diagnosis.investigate import TEAM_STEPS, investigate
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.guard.hooks import Entrances
@@ -37,8 +37,6 @@ EVERY = 10
 """Steps between two copies of the state."""
 LARGE = 512 * 2**20
 """A state above so many bytes is copied half as often, and two copies are kept instead of four."""
-SECONDS = 30.0
-"""Most time for one investigation."""
 UNCOUNTED = 10**9
 """Samples of a data set whose size nobody told: a share of it is then never too large."""
 
@@ -62,10 +60,9 @@ class Doctor:
         forward: Callable[..., Any] | None,
         select: Select | None,
         folder: str | Path | None,
-        seconds: float = SECONDS,
         own_batches: bool = True,
     ) -> None:
-        self.guard, self.model, self.seconds, self.own_batches = guard, model, seconds, own_batches
+        self.guard, self.model, self.own_batches = guard, model, own_batches
         self.folder = Path(folder) if folder is not None else None
         self.groups = Groups(model, guard.optimizer)
         self.kept = Kept()
@@ -215,7 +212,7 @@ class Doctor:
             rig=rig,
         )
         try:
-            return investigate(case, budget_seconds=self.seconds)
+            return investigate(case, budget_steps=TEAM_STEPS)
         except Exception as e:  # no investigation may end the training that it is to explain
             return [
                 Finding("UNKNOWN", 0.0, evidence=[Evidence("investigation", f"{type(e).__name__}: {str(e)[:200]}")])

@@ -18,9 +18,6 @@ from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.report.incident_files import read_incident, read_incidents
 from maskrcnn_coco.system.plain_files import open_regular
 
-SECONDS = 300.0
-"""Most time for the replays of one incident."""
-
 
 def diagnose_path(path: Path, *, json_mode: bool) -> int:
     """Print the findings for ``path``, best first; returns the exit code.
@@ -72,7 +69,9 @@ def _incident(path: Path, console: Console) -> dict[str, Any]:
     return {"incident": incident, "findings": findings, "replayed": replayed}
 
 
-def replay_case(path: Path, *, seconds: float = SECONDS) -> list[Finding]:
+def replay_case(
+    path: Path,
+) -> list[Finding]:
     """Investigate a case file: on this machine's CPU, from the file alone.
 
     Raises:
@@ -84,7 +83,7 @@ def replay_case(path: Path, *, seconds: float = SECONDS) -> list[Finding]:
     state: dict[str, Any] = {}
     case = load_case(path, lambda settings: rig_from_settings(settings, state))
     state.update(case.now.model)
-    return investigate(case, budget_seconds=seconds)
+    return investigate(case)
 
 
 def _recorded(i: Incident) -> Finding:

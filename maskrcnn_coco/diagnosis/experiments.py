@@ -36,17 +36,17 @@ MODULES = 4
 class Experiments:
     """Makes the tests of one case. ``facts`` is filled by `scan_all` and then by `run`."""
 
-    def __init__(self, case: Case, *, deadline: float | None = None) -> None:
+    def __init__(self, case: Case, *, most_steps: float = math.inf) -> None:
         self.case = case
-        self.replay = Replay(case, deadline=deadline)
+        self.replay = Replay(case, most_steps=most_steps)
         self.facts = Facts(case.alarm.symptom, case.alarm.step, case.alarm.epoch, case.alarm.onset_step)
         self.lr = LrExperiments(case, self.replay, self.facts)
         self.backend = BackendExperiments(case, self.replay, self.facts)
 
     @property
-    def spent(self) -> float:
-        """Seconds spent in replays."""
-        return self.replay.spent
+    def steps(self) -> float:
+        """What the replays cost so far, in the run's steps."""
+        return self.replay.steps
 
     def scan_all(self) -> Facts:
         """What is known before any replay: records and scans."""

@@ -228,7 +228,7 @@ class LrExperiments:
         holds, more is lowered where more is learned so: a walk may stay bounded and be a wild one all the same.
         """
         beyond = self._beyond(start)
-        if not beyond or self.replay.out_of_time:
+        if not beyond or self.replay.out_of_steps:
             return
         walk, named, last = self._walker(start, beyond), verdict.components, len(beyond)
 
@@ -253,11 +253,11 @@ class LrExperiments:
     ) -> None:
         """From what holds to what learns more: the components beside it along, then lower rates, while it pays."""
         assert verdict.holds is not None
-        if beside and not verdict.also and not self.replay.out_of_time:
+        if beside and not verdict.also and not self.replay.out_of_steps:
             lost = reached(beside, verdict.holds)
             if lost < BETTER * best:
                 verdict.also, best = beside, lost
-        while verdict.holds > LEAST and not self.replay.out_of_time:
+        while verdict.holds > LEAST and not self.replay.out_of_steps:
             lost = reached(verdict.also, verdict.holds * LOWER)
             if lost >= BETTER * best:
                 return

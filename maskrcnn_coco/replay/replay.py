@@ -43,12 +43,13 @@ class ReplayImpossible(Exception):
 class Replay:
     """Replays of one case. ``spent`` counts seconds, ``count`` replays, ``steps`` their cost in whole steps.
 
-    After ``deadline`` (of `time.monotonic`) no further replay is begun: `ReplayImpossible`.
+    After ``most_steps`` no further replay is begun: `ReplayImpossible`. Steps, not seconds: a busy machine
+    has as much to find the cause with as an idle one.
     """
 
-    def __init__(self, case: Case, *, deadline: float | None = None) -> None:
+    def __init__(self, case: Case, *, most_steps: float = math.inf) -> None:
         self.case = case
-        self.deadline = deadline
+        self.most_steps = most_steps
         self.rig = case.rig
         self.spent = 0.0
         self.count = 0
@@ -62,9 +63,9 @@ class Replay:
         self._made: dict[int, list[Any]] = {}
 
     @property
-    def out_of_time(self) -> bool:
-        """Whether the deadline has passed."""
-        return self.deadline is not None and time.monotonic() > self.deadline
+    def out_of_steps(self) -> bool:
+        """Whether the budget is spent."""
+        return self.steps >= self.most_steps
 
     @property
     def model(self) -> nn.Module:
@@ -340,8 +341,8 @@ class Replay:
     def away(self, steps: float) -> Iterator[None]:
         """One replay that costs ``steps``: counted, timed, and with random generators of its own."""
         began = time.monotonic()
-        if self.out_of_time:
-            raise ReplayImpossible("the time for replays is spent")
+        if self.out_of_steps:
+            raise ReplayImpossible(f"the {self.most_steps:g} steps for replays are spent")
         self.count += 1
         self.steps += steps
         try:

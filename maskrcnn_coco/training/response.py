@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from maskrcnn_coco import recovery
-from maskrcnn_coco.diagnosis.investigate import investigate
+from maskrcnn_coco.diagnosis.investigate import BUDGET_STEPS, TEAM_STEPS, investigate
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import GuardStop, MaskRCNNError
 from maskrcnn_coco.records import PROVED, Action, Alarm, Evidence, Finding, Incident, plain, record_from
@@ -24,10 +24,6 @@ from maskrcnn_coco.training.incident import compose, history_at
 from maskrcnn_coco.training.rollback import go_back, reload
 from maskrcnn_coco.training.session import Session
 from maskrcnn_coco.training.signals import AtOnce, breakable
-from maskrcnn_coco.wording import duration
-
-INVESTIGATION_SECONDS = 120.0
-"""Most time for one investigation; on small data it is bounded further by the price of twenty steps or so."""
 
 
 def respond(session: Session, alarm: Alarm, batches: list[Any]) -> int:
@@ -42,7 +38,7 @@ def respond(session: Session, alarm: Alarm, batches: list[Any]) -> int:
     if session.ranks.rank == source:
         session.console.note(
             f"step {alarm.step}: {alarm.message}; looking for the cause by taking steps again, away from the run "
-            f"(at most {duration(INVESTIGATION_SECONDS)})"
+            f"(at most {budget_of(session.ranks)} steps' work)"
         )
         try:
             with breakable(alone=session.ranks.world == 1):
@@ -100,12 +96,17 @@ def looked_into(session: Session, alarm: Alarm, batches: list[Any]) -> tuple[Cas
     """The case of ``alarm`` and what was found; whatever goes wrong in looking is said, and never ends the run."""
     try:
         case = build_case(session, alarm, batches)
-        findings = investigate(case, budget_seconds=INVESTIGATION_SECONDS)
+        findings = investigate(case, budget_steps=budget_of(session.ranks))
         findings[0].evidence += pasted_evidence(batches, findings[0].culprit.image_ids)
         return case, findings
     except Exception as e:  # odd data, odd models, memory: the verdict suffers, the run does not
         said = f"could not be made: {type(e).__name__}: {str(e)[:200]}"
         return None, [Finding("UNKNOWN", 0.0, evidence=[Evidence("investigation", said)])]
+
+
+def budget_of(ranks: Ranks) -> int:
+    """Most steps that an investigation may take again."""
+    return BUDGET_STEPS if ranks.world == 1 else TEAM_STEPS
 
 
 def carry_out(session: Session, alarm: Alarm, incident: Incident) -> int:

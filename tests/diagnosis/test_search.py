@@ -122,7 +122,7 @@ def test_a_walk_that_ends_far_above_its_own_last_steps_diverges_more_slowly():
 )
 def test_of_what_holds_the_rates_are_taken_at_which_most_is_learned(losses: dict, also: list[str], holds: float):
     walks = LrExperiments.__new__(LrExperiments)
-    walks.replay = SimpleNamespace(out_of_time=False)
+    walks.replay = SimpleNamespace(out_of_steps=False)
     verdict = LrVerdict(["box_head"], 0, 0.1, True, True, holds=0.3)
 
     def reached(lowered: list[str], factor: float) -> float:

@@ -89,7 +89,7 @@ WILD: dict[str, tuple[Any, str, float]] = {
 @pytest.mark.parametrize("name", WILD)
 def test_the_cause(name: str):
     make, cause, confidence = WILD[name]
-    top = investigate(make().until_alarm(), budget_seconds=60)[0]
+    top = investigate(make().until_alarm())[0]
     assert (top.cause, top.confidence >= confidence) == (cause, True), (top, top.evidence)
     assert top.evidence and top.fix
 
@@ -98,7 +98,7 @@ def test_a_hook_that_ruins_gradients_is_not_the_backends_doing():
     """The reference on the CPU has the hook too; a plain copy had not, and 'proved' a wrong kernel."""
     run = TinyRun(before_step=before(6, gradient_hook))
     run.reference = lambda: reference_of(run.model)
-    top = investigate(run.until_alarm(), budget_seconds=60)[0]
+    top = investigate(run.until_alarm())[0]
     assert top.cause in ("LOSS_MATH", "UNKNOWN")
 
 
@@ -118,7 +118,7 @@ def test_rates_that_somebody_set_are_named_and_the_plan_is_kept():
     had = {e.step: e.record.lr for e in case.tape}
     assert max(had[8].values()) == 20.0, "the record says what the optimizer had"
     case.tape = [dataclasses.replace(e, lr={**e.lr, **e.record.lr}) for e in case.tape]
-    top = investigate(case, budget_seconds=60)[0]
+    top = investigate(case)[0]
     assert top.cause == "LR_TOO_HIGH" and top.detail["foreign_rates"]
     assert "somebody set another" in top.evidence[0].outcome
     assert decide([top], History(step=case.alarm.step)).kind == "rollback"
@@ -150,7 +150,7 @@ def test_hooks_that_pile_up_are_no_glitch():
             m.get_parameter(FC6).register_hook(lambda g: g * 3)
 
     model.register_forward_pre_hook(one_more)
-    top = investigate(TinyRun(model=model, max_grad_norm=0).until_alarm(), budget_seconds=60)[0]
+    top = investigate(TinyRun(model=model, max_grad_norm=0).until_alarm())[0]
     assert top.cause in ("UNKNOWN", "LR_TOO_HIGH") and top.confidence < 0.9, top
     if top.cause == "UNKNOWN":
         assert "hooks registered again" in top.fix
