@@ -47,4 +47,4 @@ def _tensors(state: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
 def _digest(tensor: torch.Tensor) -> int:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     form = f"{tensor.dtype}{list(tensor.shape)}".encode()
-    return zlib.crc32(flat.view(torch.uint8).numpy(), zlib.crc32(form)) if flat.numel() else zlib.crc32(form)
+    return zlib.crc32(flat.view(torch.uint8).numpy().data, zlib.crc32(form)) if flat.numel() else zlib.crc32(form)

@@ -175,7 +175,7 @@ class Instruments:
         found = self.divergence.judge(record.step, record.loss, record.grad_norm, record.group_grad_norm)
         # What is not clipped shows in the loss, which is the better witness. Adam and kin take steps of the same size
         # whatever the gradient: theirs are as good as clipped.
-        bound = seen.bound if seen.clipped or not isinstance(self.optimizer, torch.optim.SGD) else {}
+        bound = seen.bound if seen.clipped or "betas" in self.optimizer.param_groups[0] else {}
         return found or self.haste.judge(record.step, record.loss, self.divergence.first_loss, bound)
 
     def _nonfinite_loss(self, bad: list[str], measured: dict[str, Any]) -> Verdict:

@@ -56,10 +56,11 @@ class OwnGradients:
 
     def steps(self) -> None:
         """The optimizer is about to step."""
-        states = [] if self._scaler is None else list(self._scaler._per_optimizer_states.values())
-        unscaled = any(s["stage"].name != "READY" for s in states)
-        scaled = self._scaler is not None and self._scaler._scale is not None and not unscaled
-        self.still_scaled = float(self._scaler.get_scale()) if scaled else None
+        self.still_scaled, scaler = None, self._scaler
+        if scaler is None or scaler._scale is None:
+            return  # there is none, or it never scaled a loss
+        if all(s["stage"].name == "READY" for s in scaler._per_optimizer_states.values()):
+            self.still_scaled = float(scaler.get_scale())
 
     def step_taken(self) -> None:
         """The step is over, applied or not: the next gradients begin from here."""

@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def rewritten(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     """``last.pth`` as another program saves it: whole, with its own checksum."""
     found = load(folder / "last.pth")
     change(found)

@@ -279,6 +279,7 @@ class Wavy(nn.Module):
         (torch.optim.NAdam, 0.3, True),
         (torch.optim.Adam, 0.3, True),
         (torch.optim.AdamW, 1e-3, False),
+        (torch.optim.Adafactor, 30.0, False),
         (torch.optim.RMSprop, 1e-3, False),
     ],
 )
