@@ -119,7 +119,7 @@ def keep_memory() -> None:
 
 def main() -> None:
     """One line for each size and optimizer."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=60)
     pairs = parser.parse_args().pairs
     keep_memory()

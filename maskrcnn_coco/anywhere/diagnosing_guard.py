@@ -9,18 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskrcnn_coco.anywhere.guard import answer, make_doctor, rolled_back
-from maskrcnn_coco.anywhere.response import Doctor
 from maskrcnn_coco.anywhere.rig import divisor
 from maskrcnn_coco.anywhere.samples import Select
+from maskrcnn_coco.anywhere.with_doctor import WithDoctor, answer, make_doctor
 from maskrcnn_coco.guard.attached import Attached
 from maskrcnn_coco.guard.immediate import Act, Mode
 from maskrcnn_coco.guard.norms import Components
 from maskrcnn_coco.guard.sharding import refuse_shards
-from maskrcnn_coco.records import Alarm, Finding, Incident, StepRecord
+from maskrcnn_coco.records import Alarm, StepRecord
 
 
-class Diagnosing(Attached):
+class Diagnosing(WithDoctor, Attached):
     """`Attached`, with a doctor; made by `maskrcnn_coco.attach` with ``diagnose=True``."""
 
     def __init__(
@@ -37,7 +36,7 @@ class Diagnosing(Attached):
         on_alarm: Callable[[Alarm], Any] | None,
         say: bool,
     ) -> None:
-        self.doctor: Doctor | None = None
+        self.doctor = None
         refuse_shards(model, optimizers[0])
         super().__init__(model, optimizers, scaler=scaler, components=components, mode=mode, on_alarm=on_alarm, say=say)
         self._shown_forward = forward
@@ -89,17 +88,3 @@ class Diagnosing(Attached):
                 answer(self, self.doctor, self.alarm)
             finally:
                 self._busy = False
-
-    @property
-    def finding(self) -> Finding | None:
-        """The best finding of the last alarm; None before any."""
-        return self.doctor.findings[0] if self.doctor is not None and self.doctor.findings else None
-
-    @property
-    def incidents(self) -> list[Incident]:
-        """Every incident so far."""
-        return self.doctor.incidents if self.doctor is not None else []
-
-    def rollback(self) -> int:
-        """Put back the newest verified copy of the state; returns the step that it is of."""
-        return rolled_back(self, self.doctor)

@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskrcnn_coco.anywhere.response import Doctor, told
 from maskrcnn_coco.anywhere.rig import takes_model
 from maskrcnn_coco.anywhere.samples import Select, size_of
+from maskrcnn_coco.anywhere.with_doctor import WithDoctor, answer, make_doctor
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError, GuardWarning
 from maskrcnn_coco.guard.guard import Guard as BaseGuard
 from maskrcnn_coco.guard.immediate import Mode
 from maskrcnn_coco.guard.norms import Components
-from maskrcnn_coco.records import Alarm, Finding, Incident, StepRecord
+from maskrcnn_coco.records import Alarm, StepRecord
 from maskrcnn_coco.system.backends import faults_under
 
 _NONE: Any = object()
 
 
-class Guard(BaseGuard):
+class Guard(WithDoctor, BaseGuard):
     """A guard for a loop that takes its steps through it::
 
         guard = Guard(model, optimizer, forward=loss_of, diagnose=True)    # loss_of(model, batch)
@@ -149,69 +149,3 @@ class Guard(BaseGuard):
             out.append(list(ids[at : at + size]))
             at += size
         return out
-
-    @property
-    def finding(self) -> Finding | None:
-        """The best finding of the last alarm; None without ``diagnose``, and before any."""
-        return self.doctor.findings[0] if self.doctor is not None and self.doctor.findings else None
-
-    @property
-    def incidents(self) -> list[Incident]:
-        """Every incident so far."""
-        return self.doctor.incidents if self.doctor is not None else []
-
-    def rollback(self) -> int:
-        """Put back the newest verified copy of the state; returns the step that it is of. ConfigError without one."""
-        return rolled_back(self, self.doctor)
-
-
-def make_doctor(
-    guard: BaseGuard,
-    forward: Callable[..., Any] | None,
-    select: Select | None,
-    logdir: str | Path | None,
-    *,
-    own_batches: bool = True,
-) -> Doctor:
-    """The doctor of ``guard``, whose components become the optimizer's groups: rates are lowered group by group."""
-    folder = None if logdir is None else unused(Path(logdir)) / "incidents"
-    model = unwrapped(guard.model)
-    doctor = Doctor(guard, model, forward=forward, select=select, folder=folder, own_batches=own_batches)
-    parts = guard.instruments
-    parts.groups = doctor.groups.names
-    parts.by_groups(doctor.groups.of(model))
-    return doctor
-
-
-def unused(folder: Path) -> Path:
-    """``folder``, or the first of folder-2, folder-3 … without incidents: no run writes over another's."""
-    found, number = folder, 1
-    while any(found.glob("incidents/*.json")):
-        number += 1
-        found = folder.with_name(f"{folder.name}-{number}")
-    return found
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel and torch.compile."""
-    for name in ("_orig_mod", "module"):
-        inner = getattr(model, name, None)
-        if isinstance(inner, nn.Module) and type(model).__name__ in ("OptimizedModule", "DistributedDataParallel"):
-            return unwrapped(inner)
-    return model
-
-
-def answer(guard: BaseGuard, doctor: Doctor, alarm: Alarm) -> None:
-    """Let the doctor respond, and say what came of it."""
-    parts = guard.instruments
-    incident = doctor.respond(alarm)
-    if parts.on_alarm is None and parts.warns:
-        warnings.warn(told(incident), GuardWarning, stacklevel=4)
-
-
-def rolled_back(guard: BaseGuard, doctor: Doctor | None) -> int:
-    """`Guard.rollback`, of any guard."""
-    back = doctor.go_back(guard.next_step) if doctor is not None else None
-    if back is None:
-        raise ConfigError("there is no copy of the state to go back to", fix="give the guard diagnose=True")
-    return back

@@ -60,7 +60,9 @@ class Witness:
             return True
         # Bits, not values: a NaN must equal itself.
         now = self._look()
-        return now != known if isinstance(known, bytes) or isinstance(now, bytes) else not torch.equal(now, known)
+        if isinstance(known, Tensor) and isinstance(now, Tensor):
+            return not torch.equal(now, known)
+        return not (isinstance(known, bytes) and isinstance(now, bytes) and now == known)
 
     def which(self, tensors: Sequence[Tensor]) -> list[int]:
         """Positions of those that are not what they were; empty where it cannot be told. Slower than `changed`."""
