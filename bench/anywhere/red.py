@@ -1,11 +1,12 @@
-"""Seventy-odd loops as people write them, one at a time: what the guard does in each.
+"""A hundred and twenty-odd loops as people write them, one at a time: what the guard does in each.
 
-    OMP_NUM_THREADS=1 python bench/anywhere/red.py [--only NAME] [--steps 200] [--seed 0]
+    OMP_NUM_THREADS=1 python bench/anywhere/red.py [--only NAME] [--round 2] [--steps 200] [--seed 0]
 
-Of each loop: a clean run (nothing refused, and the same bits as without the guard); NaN in one sample, a NaN
-gradient, a NaN loss at one step (weights and state finite afterwards, a refused step leaves all bit for bit as it was);
-learning rates a thousand times too large (an alarm, where the plain run comes to harm); and with ``diagnose`` the
-sample named.
+Round 1 was written by whoever mended the guard after it, round 2 later without a look at it. Of each loop: a clean run
+(nothing refused, and the same bits as without the guard); NaN in one sample, a NaN gradient, a NaN loss, NaN in the
+optimizer's state at one step (weights and state finite afterwards, a refused step leaves all bit for bit as it was);
+learning rates a thousand times too large, one sample a hundred thousand times too large (an alarm, where the plain run
+comes to harm); and with ``diagnose`` the sample named, and the broken state put back.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 from anywhere.loops.harness import AT, FAULTS, Run, same, state_of  # noqa: E402
 from anywhere.loops.kinds import KINDS  # noqa: E402
 from anywhere.loops.mechanics import MECHANICS  # noqa: E402
+from anywhere.loops.recipes import RECIPES  # noqa: E402
 
-LOOPS: dict[str, Any] = KINDS | MECHANICS
-OWN_SKIP = ("scaled", "scaled_unseen")
+ROUNDS: dict[int, dict[str, Any]] = {1: KINDS | MECHANICS, 2: RECIPES}
+LOOPS: dict[str, Any] = ROUNDS[1] | ROUNDS[2]
+OWN_SKIP = ("scaled", "scaled_unseen", "half_scaled")
 """Loops whose scaler skips a step with a gradient that is not finite before the guard is asked."""
 
 
@@ -66,12 +69,14 @@ def tried(name: str, steps: int, seed: int) -> dict[str, str]:
             plain, _ = taken(loop, fault, "plain", steps, seed)
             alike = all(same(state_of(*a), state_of(*b)) for a, b in zip(run.models, plain.models, strict=True))
             text = f"refused {refused[:4]}" if refused else "" if alike else "other bits than without the guard"
-        elif fault == "fast":
+        elif fault in ("fast", "huge_sample"):
             plain, plain_error = taken(loop, fault, "plain", AT + 40, seed)
             bad = harmed(plain, plain_error)
             text = "" if refused or not bad else f"no alarm; losses {[f'{v:.3g}' for v in run.losses[AT - 1 : AT + 6]]}"
             early = [r for r in refused if r[0] < AT]
             text = f"refused {early[:3]} before the fault" if early else text
+            text = text or (f"touched at {touched[:3]}" if touched else "")
+            text = text or ("" if run.finite else "something is not finite")
         elif not run.poisoned:  # whole numbers hold no NaN; gradients made by hand pass no hook
             text = ""
         else:
@@ -79,34 +84,50 @@ def tried(name: str, steps: int, seed: int) -> dict[str, str]:
             calm = name in OWN_SKIP
             text = text or ("" if any(s == AT for s, _ in refused) or calm else "not refused")
             text = text or (f"touched at {touched[:3]}" if touched else "")
-            others = [r for r in refused if r[0] != AT]
+            others = [r for r in refused if r[0] != AT] if fault != "nan_state" else []
             text = text or (f"refused {others[:3]} too" if others else "")
         if error or text:
             wrong[fault] = error or text
-    wrong |= culprit(loop, seed)
-    return wrong
+    return wrong | culprit(loop, seed, "nan_sample") | culprit(loop, seed, "huge_sample") | state(loop, seed)
 
 
-def culprit(loop: Any, seed: int) -> dict[str, str]:
-    """Whether ``diagnose`` names the bad sample."""
-    run, error = taken(loop, "nan_sample", "diagnose", AT + 5, seed)
+def state(loop: Any, seed: int) -> dict[str, str]:
+    """Whether ``diagnose`` says that the state was broken, and goes back to a sound one."""
+    run, error = taken(loop, "nan_state", "diagnose", AT + 5, seed)
+    found = [i for w in run.watched for i in getattr(w.guard, "incidents", [])]
+    if not run.poisoned or not any(hasattr(w.guard, "incidents") for w in run.watched):
+        return {"diagnose state": error} if error else {}
+    run.fault = ""  # now the state counts too
+    causes = [i.cause for i in found]
+    text = error or ("" if causes == ["POISONED_STATE"] else f"causes {causes}")
+    text = text or ("" if run.finite else "the state is still not finite")
+    return {"diagnose state": text} if text else {}
+
+
+def culprit(loop: Any, seed: int, fault: str) -> dict[str, str]:
+    """Whether ``diagnose`` names the bad sample; one that is only huge where it was refused."""
+    run, error = taken(loop, fault, "diagnose", AT + 5, seed)
     doctors = [w.guard for w in run.watched if hasattr(w.guard, "incidents")]
+    what = "diagnose" if fault == "nan_sample" else "diagnose huge"
     if not doctors or not run.poisoned or run.id is None:
-        return {"diagnose": error} if error and doctors else {}
+        return {what: error} if error and doctors else {}
     found = [i for g in doctors for i in g.incidents]
+    if fault == "huge_sample" and not found and not error:
+        return {}
     text = error
     if not text and not (found and found[0].culprit.image_ids == [run.id]):
         named = [(i.step, i.cause, i.culprit.image_ids) for i in found[:2]]
         text = f"{named}, not {run.id}"
     elif not text and (found[0].cause != "DATA_PIXEL" or len(found) > 1 or not run.finite):
         text = f"causes {[i.cause for i in found]}"
-    return {"diagnose": text} if text else {}
+    return {what: text} if text else {}
 
 
 def main() -> None:
     """Every loop; one line for each answer that is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="")
+    parser.add_argument("--round", type=int, choices=list(ROUNDS))
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
@@ -114,12 +135,12 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     rows, checks = {}, 0
-    for name in LOOPS:
+    for name in ROUNDS[args.round] if args.round else LOOPS:
         if args.only and name not in args.only.split(","):
             continue
         began = time.perf_counter()
         rows[name] = wrong = tried(name, args.steps, args.seed)
-        checks += len(FAULTS) + 1
+        checks += len(FAULTS) + 3
         told = "; ".join(f"{k}: {v}" for k, v in wrong.items())
         print(f"{name:20s} {time.perf_counter() - began:5.1f} s  {told}", flush=True)
     bad = sum(len(w) for w in rows.values())

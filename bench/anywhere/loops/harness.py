@@ -19,7 +19,9 @@ ROW = 5
 """The sample of the batch that is the bad one."""
 FASTER = 1000.0
 """Times the learning rates, from `AT` on, for a divergence."""
-FAULTS = ("none", "nan_sample", "nan_gradient", "nan_loss", "fast")
+HUGE = 1e5
+"""Times the values of the bad sample, all of them finite."""
+FAULTS = ("none", "nan_sample", "huge_sample", "nan_gradient", "nan_loss", "fast", "nan_state")
 
 
 @dataclass
@@ -90,8 +92,8 @@ class Run:
     def data(self, guard: Any, batch: Any) -> Any:
         """``batch`` as the loop gets it: one bad sample where that is the fault. Shown to a guard that diagnoses."""
         first = next(self._seen)
-        if self.step == AT and self.fault == "nan_sample" and not self.poisoned:
-            batch, self.poisoned = _poison(batch)
+        if self.step == AT and self.fault in ("nan_sample", "huge_sample") and not self.poisoned:
+            batch, self.poisoned = _poison(batch, math.nan if self.fault == "nan_sample" else HUGE)
         if guard is not None and hasattr(guard, "batch"):
             size = len(batch[0] if isinstance(batch, (tuple, list)) else next(iter(batch.values())))
             ids = [1000 * first + i for i in range(size)]
@@ -117,6 +119,10 @@ class Run:
             for model, _ in self.models:
                 first = next(p for p in model.parameters() if p.requires_grad and not getattr(p, "unused", False))
                 self._hooks.append(first.register_hook(self._spoilt))
+        if self.step == AT and self.fault == "nan_state":
+            held = [v for _, optimizers in self.models[-1:] for v in _states(optimizers) if v.ndim and v.numel() > 1]
+            for v in held[:1]:
+                v.view(-1)[0], self.poisoned = math.nan, True
         if self.step >= AT and self.fault == "fast":
             for group in (g for _, os in self.models for o in os for g in o.param_groups):
                 rate = group["lr"]
@@ -139,25 +145,29 @@ class Run:
     @property
     def finite(self) -> bool:
         """Whether every weight, buffer meant to be finite and optimizer state is, now."""
+        states = self.fault != "nan_state"  # what was made NaN from outside stays so where nobody goes back
         return all(
             bool(torch.isfinite(t).all())
             for model, optimizers in self.models
-            for t in (*(p for p in model.parameters() if not getattr(p, "unused", False)), *_states(optimizers))
+            for t in (
+                *(p for p in model.parameters() if not getattr(p, "unused", False)),
+                *(_states(optimizers) if states else ()),
+            )
             if t.is_floating_point() or t.is_complex()
         )
 
 
-def _poison(value: Any) -> tuple[Any, bool]:
-    """The nest with NaN in sample `ROW` of its first floating tensor; whether there was one."""
+def _poison(value: Any, by: float) -> tuple[Any, bool]:
+    """The nest with sample `ROW` of its first floating tensor times ``by``; whether there was one."""
     if isinstance(value, dict):
         pairs = list(value.items())
-        done, found = _poison([v for _, v in pairs])
+        done, found = _poison([v for _, v in pairs], by)
         return dict(zip([k for k, _ in pairs], done, strict=True)), found
     made, found = list(value), False
     for i, t in enumerate(made):
         if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex()) and t.ndim and len(t) > ROW:
             made[i] = t.clone()
-            made[i][ROW] = math.nan
+            made[i][ROW] *= by
             found = True
             break
     return tuple(made) if isinstance(value, tuple) else made, found
