@@ -113,16 +113,16 @@ class Run:
     # --- what is looked at
 
     def _begin(self) -> None:
+        if self.step == AT and self.fault == "nan_state":
+            held = [v for _, optimizers in self.models[-1:] for v in _states(optimizers) if v.ndim and v.numel() > 1]
+            for v in held[:1]:
+                v.view(-1)[0], self.poisoned = math.nan, True
         for each in self.watched:
             each.before = state_of(each.model, each.optimizers) if self.step >= AT or self.fault == "none" else []
         if self.step == AT and self.fault == "nan_gradient":
             for model, _ in self.models:
                 first = next(p for p in model.parameters() if p.requires_grad and not getattr(p, "unused", False))
                 self._hooks.append(first.register_hook(self._spoilt))
-        if self.step == AT and self.fault == "nan_state":
-            held = [v for _, optimizers in self.models[-1:] for v in _states(optimizers) if v.ndim and v.numel() > 1]
-            for v in held[:1]:
-                v.view(-1)[0], self.poisoned = math.nan, True
         if self.step >= AT and self.fault == "fast":
             for group in (g for _, os in self.models for o in os for g in o.param_groups):
                 rate = group["lr"]
