@@ -87,9 +87,18 @@ class Doctor:
 
     def before(self, step: int) -> None:
         """At the start of planned step ``step``: a copy of the state, when one is due."""
+        if self.groups.outdated:
+            self._regroup()
         if step - self._copied >= self.every or not self.ring.items:
             self._copied = step
             self.ring.add(self._snapshot(step))
+
+    def _regroup(self) -> None:
+        """The optimizer has other groups now: older copies of its state are of something else."""
+        guard, self.groups = self.guard, Groups(self.model, self.guard.optimizer)
+        guard.instruments.groups = self.groups.names
+        guard.instruments.by_groups(self.groups.of(self.model))
+        self.ring = Ring(self.ring.capacity)
 
     def saw(
         self, step: int, data: Any, ids: Sequence[int] | None = None, forward: Callable[..., Any] | None = None

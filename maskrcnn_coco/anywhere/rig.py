@@ -85,6 +85,10 @@ def group_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]
     return names
 
 
+def _identities(optimizer: torch.optim.Optimizer) -> list[list[int]]:
+    return [list(map(id, g["params"])) for g in optimizer.param_groups]
+
+
 class Groups:
     """The optimizer's parameter groups as components: what a learning rate belongs to."""
 
@@ -94,6 +98,12 @@ class Groups:
         self.members = [[by_id[id(p)] for p in g["params"] if id(p) in by_id] for g in optimizer.param_groups]
         self.foreign = sum(id(p) not in by_id for g in optimizer.param_groups for p in g["params"])
         self.optimizer = optimizer
+        self._held = _identities(optimizer)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the optimizer was given groups or parameters since."""
+        return self._held != _identities(self.optimizer)
 
     def of(self, model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
         """Group → parameter name → parameter of ``model``, which may be a copy."""

@@ -11,8 +11,15 @@ from torch import nn
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis import scan_state
 from maskrcnn_coco.diagnosis.backend_experiments import BackendExperiments
-from maskrcnn_coco.diagnosis.facts import NO_HISTORY_LOSS, Facts, Location, onset_of, reference_of
+from maskrcnn_coco.diagnosis.facts import (
+    NO_HISTORY_LOSS,
+    Facts,
+    Location,
+    onset_of,
+    reference_of,
+)
 from maskrcnn_coco.diagnosis.from_records import foreign_rates, ratios, record_of
+from maskrcnn_coco.diagnosis.guilty_samples import guilty_samples, weights
 from maskrcnn_coco.diagnosis.lr_experiments import WALK, LrExperiments
 from maskrcnn_coco.diagnosis.scan_batch import num_classes, repair, reported, scan_anchors, scan_images, scan_targets
 from maskrcnn_coco.diagnosis.scan_forms import scan_forms
@@ -21,7 +28,6 @@ from maskrcnn_coco.records import Evidence
 from maskrcnn_coco.replay.case import Case, dict_of
 from maskrcnn_coco.replay.optimizer import optimizer_names
 from maskrcnn_coco.replay.replay import Replay, ReplayImpossible
-from maskrcnn_coco.replay.snapshot import Snapshot
 from maskrcnn_coco.replay.tape import TapeEntry
 
 NORMAL_SCALE = 2.0**12
@@ -319,20 +325,7 @@ class Experiments:
         return Location(outcome.first_bad_module) if outcome.first_bad_module else None
 
     def _bisect(self) -> None:
-        f = self.facts
-        ids, snapshot = f.image_ids, self.lr.healthy
-
-        def bad(positions: Sequence[int], test: str) -> bool:
-            keep = [p in set(positions) for p in range(len(ids))]
-            f.outcomes[test] = self.replay.run(
-                f"images {', '.join(str(ids[p]) for p in positions)} only{weights(snapshot)}",
-                batches=self._keep(keep),
-                snapshot=snapshot,
-            )
-            return f.bad(test)
-
-        found = smallest_culprits(list(range(len(ids))), bad)
-        f.guilty_images = [ids[p] for p in found]
+        self.facts.guilty_images = guilty_samples(self.case, self.replay, self.facts, self._keep, self.lr.healthy)
 
     def _annotations(self) -> None:
         f = self.facts
@@ -371,8 +364,3 @@ class Experiments:
 def _sample(key: Any) -> Any:
     """What tells one sample from another: its position in the data set, where the key says it."""
     return getattr(key, "index", key)
-
-
-def weights(snapshot: Snapshot | None) -> str:
-    """Which weights a replay used, where they are not the failing step's own."""
-    return "" if snapshot is None else f", weights of step {snapshot.step}"

@@ -113,7 +113,7 @@ def _optimizer_faults(snapshot: Snapshot, names: list[str], owner: Callable[[str
     for index, entry in snapshot.optimizer.get("state", {}).items():
         name = names[index] if isinstance(index, int) and index < len(names) else str(index)
         for key, value in entry.items():
-            if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
                 faults.append(_fault("optimizer", name, f"{key} is non-finite", owner))
         faults += _vanished(entry, name, owner)
     for group in snapshot.optimizer.get("param_groups", []):

@@ -47,6 +47,11 @@ SUDDEN_BOTH = 1e3
 """The same where the gradient is as extreme."""
 SUDDEN_NORM = 1e7
 """A single gradient of one component this many times its healthy norm, though the loss is not extreme yet."""
+SURVIVED = 3.0
+"""A loss up to this many times one that was taken before, and after which the run was calm again, is not sudden.
+
+Steps of another task, or targets with heavy tails, come back at the same size for ever.
+"""
 FLOOR = 0.3
 """The reference never falls below this share of the first losses: a model that fits its data may spike back to them."""
 
@@ -97,6 +102,8 @@ class Divergence:
         self._reference = -1.0
         self._norm_reference = -1.0
         self._recent: deque[tuple[int, float, float, float]] = deque(maxlen=WINDOW)
+        self._peak = self._survived = 0.0
+        """The largest loss applied since the last calm one, and of those that a calm one followed."""
 
     @property
     def reference(self) -> float:
@@ -127,7 +134,7 @@ class Divergence:
         """The verdict on a step whose loss and norms are finite. Remembers the step; `accept` makes it a lesson."""
         r_loss, r_norm = self._ratios(loss, norm)
         self._recent.append((step, loss, r_loss, r_norm))
-        why = self._why(r_loss, r_norm) or self._component(norm, groups)
+        why = self._why(loss, r_loss, r_norm) or self._component(norm, groups)
         if why is None:
             return None
         onset = self._onset()
@@ -160,12 +167,14 @@ class Divergence:
         wild, self._moved = self._moved > WILD_MOVED, self._moved + (moved if math.isfinite(moved) else 0.0)
         known = len(self._first) >= CALIBRATION
         # A step without loss or gradient (an empty batch) says nothing about healthy ones.
-        if not (math.isfinite(loss) and math.isfinite(norm)) or loss == 0 or norm == 0 or (known and r_loss > CALM):
+        if not (math.isfinite(loss) and math.isfinite(norm)) or loss == 0 or norm == 0:
             return
         size = abs(loss)
+        if r_loss > CALM if known else r_loss > WILD_RATIO and (size > WILD_LOSS or wild):
+            self._peak = max(self._peak, size)
+            return
+        self._survived, self._peak = max(self._survived, self._peak), 0.0
         if not known:
-            if r_loss > WILD_RATIO and (size > WILD_LOSS or wild):
-                return
             self._first.append(size)
             self._first_norms.append(norm)
         self._losses.append(size)
@@ -193,6 +202,7 @@ class Divergence:
             "first_norms": list(self._first_norms),
             "best": self._best if math.isfinite(self._best) else None,
             "recent": [list(r) for r in self._recent],
+            "survived": self._survived,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -205,6 +215,7 @@ class Divergence:
         self._first, self._first_norms = list(state["first"]), list(state["first_norms"])
         self._best = math.inf if state["best"] is None else state["best"]
         self._recent = deque([(int(r[0]), r[1], r[2], r[3]) for r in state["recent"]], WINDOW)
+        self._peak, self._survived = 0.0, state.get("survived", 0.0)
 
     def _ratios(self, loss: float, norm: float) -> tuple[float, float]:
         reference, norm_reference = self.reference, self.norm_reference
@@ -213,10 +224,11 @@ class Divergence:
         # A likelihood may fall far below zero in good health; going down is a fault only if the gradient explodes too.
         return (r_loss if loss >= 0 or r_norm > STREAKS[0][1] else min(r_loss, 1.0)), r_norm
 
-    def _why(self, r_loss: float, r_norm: float) -> str | None:
+    def _why(self, loss: float, r_loss: float, r_norm: float) -> str | None:
         if r_loss <= CALM and self._first:
             return None  # every rule below asks for more of this step
-        if (r_loss > SUDDEN and r_norm > CALM) or (r_loss > SUDDEN_BOTH and r_norm > SUDDEN_BOTH):
+        sudden = (r_loss > SUDDEN and r_norm > CALM) or (r_loss > SUDDEN_BOTH and r_norm > SUDDEN_BOTH)
+        if sudden and abs(loss) > SURVIVED * self._survived:
             return f"gradient norm {r_norm:.3g} times the healthy one"
         last = list(self._recent)
         if not self._first and abs(last[-1][1]) > self.absurd:

@@ -126,7 +126,7 @@ class Instruments:
         self._components = components
         self.shares: Shares | None = None
         self.lay_out()
-        self.warns, self.say = self.say, False
+        self.say = False
 
     def new_regime(self) -> None:
         """Forget what is healthy: the loss means something else from here on."""

@@ -210,7 +210,7 @@ class Replay:
                 self._update(outcome, lr, {})
                 outcome.bad_grads = nonfinite_names(state_tensors(model))
                 states = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
-                sound = all(bool(v.isfinite().all()) for v in states if v.is_floating_point())
+                sound = all(bool(v.isfinite().all()) for v in states if v.is_floating_point() or v.is_complex())
                 outcome.finite = not outcome.bad_grads and sound
             model.zero_grad(set_to_none=True)
         outcome.steps = 1.0

@@ -290,6 +290,107 @@ def test_a_step_that_cannot_be_taken_again_is_said_to_be_so() -> None:
     assert guard.incidents[0].cause == "UNKNOWN" and guard.incidents[0].confidence < 0.9
 
 
+class Pooled(nn.Module):
+    """Norms that refuse a batch of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm, self.head = nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Linear(12, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.body(x)).relu())
+
+
+class Linked(nn.Module):
+    """Rows point at each other: no part of a batch can be taken alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 12), nn.Linear(12, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x).relu()
+        return self.head(h + h[torch.arange(16).flip(0)])
+
+
+class Waved(nn.Module):
+    """Complex weights, and a loss that is far below its start when the fault comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(torch.zeros(4, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.irfft(torch.fft.rfft(x) * self.filter, n=6)
+
+
+@pytest.mark.parametrize("kind", [Pooled, Linked, Waved])
+def test_a_huge_sample_is_named_or_nobody_is(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = kind()
+    optimizer = torch.optim.SGD(model.parameters(), 0.3 if kind is Waved else 0.05, momentum=0.9)
+
+    def loss_of(m: nn.Module, b: Any) -> Tensor:
+        return (m(b[0]) - (b[0] if kind is Waved else b[0].sum(1, keepdim=True))).square().mean()
+
+    guard: Any = attach(model, optimizer, diagnose=True, forward=loss_of, logdir=None, say=False)
+    for step in range(41):
+        x = torch.randn(16, 6)
+        if step == 40:
+            x[5] *= 1e5
+        (shown,) = guard.batch((x,), ids(step))
+        optimizer.zero_grad()
+        guard.see(loss_of(model, (shown,))).backward()
+        optimizer.step()
+    assert [i.step for i in guard.incidents] == [40]
+    named = guard.finding.culprit.image_ids
+    assert named == ([] if kind is Linked else [ids(40)[5]])
+    assert kind is Linked or guard.finding.cause == "DATA_PIXEL"
+
+
+def test_a_broken_complex_state_is_found_and_put_back() -> None:
+    torch.manual_seed(0)
+    model = Waved()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    guard: Any = attach(model, optimizer, diagnose=True, forward=regress_itself, logdir=None, say=False)
+    for step in range(25):
+        if step == 20:
+            optimizer.state[model.filter]["exp_avg"][1] = complex(math.nan, 0.0)
+        guard.batch((torch.randn(8, 6),))
+        optimizer.zero_grad()
+        guard.see(regress_itself(model, (torch.randn(8, 6),))).backward()
+        optimizer.step()
+    assert [(i.step, i.cause) for i in guard.incidents] == [(20, "POISONED_STATE")] and not guard.refused
+
+
+def regress_itself(model: nn.Module, batch: Any) -> Tensor:
+    return (model(batch[0]) - batch[0]).square().mean()
+
+
+def test_groups_that_come_later_are_diagnosed_too() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 6))
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.AdamW(model[2].parameters(), 1e-3)
+    guard: Any = attach(model, optimizer, diagnose=True, forward=regress_itself, logdir=None, say=False)
+    for step in range(40):
+        if step == 12:
+            model[0].requires_grad_(True)
+            optimizer.add_param_group({"params": list(model[0].parameters()), "lr": 1e-3})
+        x = torch.randn(16, 6)
+        if step == 30:
+            x[3, 2] = math.nan
+        if step == 35:
+            optimizer.state[model[0].weight]["exp_avg_sq"][0, 0] = math.nan
+        guard.batch((x,), ids(step))
+        optimizer.zero_grad()
+        guard.see(regress_itself(model, (x,))).backward()
+        optimizer.step()
+    found = [(i.step, i.cause, i.culprit.image_ids) for i in guard.incidents]
+    assert found == [(30, "DATA_PIXEL", [ids(30)[3]]), (35, "POISONED_STATE", [])]
+    assert len(guard.instruments.groups) == 2 and all(bool(p.isfinite().all()) for p in model.parameters())
+
+
 def test_healthy_trainings_are_the_same_with_and_without() -> None:
     digests = []
     for diagnose in (False, True):

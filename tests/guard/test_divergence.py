@@ -122,6 +122,27 @@ def test_losses_from_before_the_large_steps_do_not_count_as_learning(before: lis
     assert refused == [len(before) + 5]
 
 
+@pytest.mark.parametrize("every", [2, 4, 10])
+@pytest.mark.parametrize("seed", range(5))
+def test_steps_of_another_task_come_back_at_their_own_size(seed: int, every: int) -> None:
+    losses = healthy(200, seed, end=0.1)
+    losses = [900.0 * math.exp(0.1 * (i % 7)) if i % every == every - 1 else v for i, v in enumerate(losses)]
+    assert play(losses) is None
+    assert play([*losses[:100], 5e7, 1e9]) is not None  # what was survived is no licence for more
+
+
+def test_what_was_survived_comes_back_with_the_state() -> None:
+    alarm, other = Divergence(), Divergence()
+    for i in range(40):
+        loss = 900.0 if i % 4 == 3 else 1.0 if i < 20 else 0.4
+        assert alarm.judge(i, loss, 10 * loss, {}) is None
+        alarm.accept(loss, 10 * loss, {})
+    other.load_state_dict(alarm.state_dict())
+    assert other.judge(40, 900.0, 9e3, {}) is None
+    other.load_state_dict({k: v for k, v in alarm.state_dict().items() if k != "survived"})  # of an older file
+    assert other.judge(41, 900.0, 9e3, {}) is not None
+
+
 def test_onset_is_the_first_step_of_the_run_up() -> None:
     found = play([*healthy(60, 1, noise=0.05), *([18.0] * 20)])
     assert found is not None
