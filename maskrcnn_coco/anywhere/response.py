@@ -37,6 +37,8 @@ EVERY = 10
 """Steps between two copies of the state."""
 LARGE = 512 * 2**20
 """A state above so many bytes is copied half as often, and two copies are kept instead of four."""
+BELOW_HELD = 0.5
+"""A schedule's own rate is back in force once it is below this share of the rate that held."""
 UNCOUNTED = 10**9
 """Samples of a data set whose size nobody told: a share of it is then never too large."""
 
@@ -80,6 +82,8 @@ class Doctor:
         self.fp32_modules: list[str] = []
         # A forward pass may open autocast by itself: seen from inside the modules, in the first steps.
         self._entrances = Entrances(model, self._notice_precision, lambda *_: None)
+        self.held: dict[str, float] = {}
+        """Group → the highest rate of the steps over which its lowered rate was shown to hold."""
         self._counted = 0
         self._copied = -EVERY
 
@@ -124,8 +128,21 @@ class Doctor:
                 record.step, record.epoch, [b.keys for b in batches], dict(record.lr), None, record.applied, record
             )
         )
+        self._raise_again(record.step)
         self.history.append(record)
         del self.history[:-300]
+
+    def _raise_again(self, step: int) -> None:
+        """A rate that the schedule itself has brought well below what held needs no lowering any more.
+
+        What was too high is an absolute rate; as a factor on all that comes it would cost the rest of the training.
+        """
+        factors = self.guard.instruments.factors
+        for name, group in zip(self.groups.names, self.guard.optimizer.param_groups, strict=True):
+            if name in factors and float(group.get("lr") or 0.0) <= BELOW_HELD * self.held.get(name, 0.0):
+                del factors[name]
+                for incident in self.incidents[-1:]:
+                    incident.detail.setdefault("rates_back", {})[name] = step
 
     def _notice_precision(self, *_: Any) -> None:
         device = next((p.device.type for p in self.model.parameters()), "cpu")
@@ -243,6 +260,8 @@ class Doctor:
             factors = self.guard.instruments.factors
             for name in detail.get("components", []):
                 factors[name] = factors.get(name, 1.0) * float(detail["factor"])
+                walked = [r.lr.get(name, 0.0) for r in self.history if r.step >= int(detail.get("to_step", alarm.step))]
+                self.held[name] = max(walked, default=0.0) * float(detail["factor"])
             if "weight_decay" in detail:
                 for group in self.guard.optimizer.param_groups:
                     group["weight_decay"] = min(group["weight_decay"], detail["weight_decay"])

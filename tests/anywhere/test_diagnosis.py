@@ -529,3 +529,14 @@ def test_a_lowered_rate_counts_in_what_an_update_may_do():
     assert guard.step(data(1), ids(1)).applied
     guard.instruments.factors = {}
     assert not guard.step(data(2), ids(2)).applied
+
+
+@pytest.mark.parametrize("over", [True, False])
+def test_a_rate_comes_back_once_the_spike_of_the_schedule_is_over(over: bool):
+    """What was too high is a rate, not the share of one: after the spike the schedule's own rate is the sound one."""
+    spike = range(20, 24 if over else 36)
+    guard = habitual("", steps=36, lr=lambda step: 400.0 if step in spike else 0.02, clip=0.5)
+    assert guard.incidents and {i.cause for i in guard.incidents} == {"LR_TOO_HIGH"}
+    assert bool(guard.instruments.factors) is not over
+    last = guard.records[-1].lr["body"]
+    assert last == pytest.approx(0.02) if over else last < 40
