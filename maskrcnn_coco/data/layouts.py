@@ -313,10 +313,24 @@ def _load(
     table = load_kept(json_path, given or json_path.parent)
     if given is not None and not given.is_dir():
         raise DataError(f"there is no image folder {given}", fix=f"check {flag}")
+    _require_joined(table)
     places = list(dict.fromkeys(_places(json_path, other)))
     located = locate(table, places, given=given, flag=flag)
     notes += located.notes
     return _with_sizes(located.table)
+
+
+def _require_joined(table: CocoTable) -> None:
+    """Raise the DataError where there are annotations, and none of them is of an image in the list."""
+    if not len(table.ann_ids) or (table.ann_image >= 0).any():
+        return
+    said = next((p.text for p in table.problems if p.code == "ANN_IMAGE_UNKNOWN"), None)
+    ids = ", ".join(str(i) for i in table.image_ids[:3].tolist())
+    raise DataError(
+        f"NO_TARGETS: none of the {len(table.ann_ids)} annotations of {table.json_path} is of an image in `images`",
+        got=f"{clean(said)}; the images' ids are {ids} …" if said else f"the images' ids are {ids} …",
+        fix="give `image_id` of each annotation the `id` of its image; maskrcnn-coco explain NO_TARGETS tells more",
+    )
 
 
 def _with_sizes(table: CocoTable) -> CocoTable:

@@ -175,6 +175,11 @@ CATALOGUE: dict[str, Kind] = {
     "IMAGES_RESIZED": Kind(
         "error", "all files have another size than their entries", f"{REPAIR} in the pixels of the files"
     ),
+    "IMAGES_CHANGED": Kind(
+        "error",
+        "all files were cut, padded or turned after annotation",
+        "use the pictures as they were annotated, or change boxes and masks alike (torchvision.transforms.v2 does)",
+    ),
     "IMAGE_EXIF_MISMATCH": Kind(
         "warning",
         "an image is annotated as stored, but shown turned",

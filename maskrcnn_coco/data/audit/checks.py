@@ -54,7 +54,7 @@ def audit(
     _gather(report, explained, gathered)
     check_sizes(table, report, min_size, max_size, smallest_anchor, explained)
     check_images(table, report, depth, other, workers, min_size=min_size, max_size=max_size)
-    if gathered and any(f.code in SIZE_CODES for f in report.findings):
+    if gathered and any(f.code in (*SIZE_CODES, "IMAGES_CHANGED") for f in report.findings):
         report.findings = [f for f in report.findings if f.code != "IMAGE_SIZE_WRONG"]
     return sorted(report.findings, key=lambda f: (_ORDER[f.severity], f.code))
 

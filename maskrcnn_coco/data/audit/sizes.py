@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from maskrcnn_coco.data.audit.catalogue import Reporter
+from maskrcnn_coco.data.audit.placing import way_of
 from maskrcnn_coco.data.audit.readings import READING_CODES
 from maskrcnn_coco.data.coco.shared_arrays import Texts
 from maskrcnn_coco.data.coco.table import CocoTable
@@ -17,10 +18,12 @@ from maskrcnn_coco.data.images import probe
 from maskrcnn_coco.data.masks import decode_mask, encode_rle, plain_polygons
 from maskrcnn_coco.errors import DataError
 
+SPECK = 8
+"""Pixels below which a file is no picture."""
 NEARLY_ALL, FEWEST = 0.9, 3
 """Share of the files that must have another size, and how many at least."""
 SIZE_CODES = frozenset({"SIZES_SWAPPED", "IMAGES_RESIZED"})
-"""Findings about the sizes of the whole set."""
+"""Findings about the sizes of the whole set that a repair follows."""
 
 
 def check_sizes_of_files(table: CocoTable, sizes: Sequence[tuple[int, int]], report: Reporter) -> None:
@@ -39,7 +42,16 @@ def check_sizes_of_files(table: CocoTable, sizes: Sequence[tuple[int, int]], rep
     (h, w), (gh, gw) = files[row].tolist(), given[row].tolist()
     example = f"the first file has {w}×{h} pixels, its entry says {gw}×{gh}"
     count = int(wrong.sum())
-    if (given[wrong] == files[wrong][:, ::-1]).all():
+    if np.median(files[wrong].min(axis=1)) < SPECK <= np.median(given[wrong].min(axis=1)):
+        return  # what stands in for pictures that are missing says nothing of a size
+    swapped = bool((given[wrong] == files[wrong][:, ::-1]).all())
+    way = way_of(table, np.flatnonzero(wrong), swapped=swapped)
+    if way is not None:
+        report.add(
+            "IMAGES_CHANGED", f"{count} of {len(table)} files were {way} after annotation: {example}", count=count
+        )
+        return
+    if swapped:
         text = f"width and height of the entries are exchanged in {count} of {len(table)} images: {example}"
         report.add("SIZES_SWAPPED", text, count=count)
         # Boxes and masks are those of the files: what fits the exchanged sides better says nothing of them.

@@ -17,7 +17,7 @@ GEOMETRY = frozenset(
         *("BOX_XYXY", "BOX_CENTER", "BOX_SWAPPED", "BOX_UNIT", "BOX_SCALED", "ALL_UNIT", "ALL_SWAPPED"),
         *("MASK_SWAPPED", "MASK_ROW_MAJOR", "MASK_SIDES", "MASK_UNIT", "MASK_SCALED"),
         *("READINGS_TIE", "MASK_BOX_UNRELATED"),
-        *("SIZES_SWAPPED", "IMAGES_RESIZED"),
+        *("SIZES_SWAPPED", "IMAGES_RESIZED", "IMAGES_CHANGED"),
     }
 )
 """Findings of the audit, each about the whole set, that boxes, masks and images do not belong together."""
@@ -102,7 +102,7 @@ def _targets(table: CocoTable, findings: list[DataFinding], min_size: int, max_s
         scale = np.minimum(min_size / np.minimum(width, height), max_size / np.maximum(width, height))
         small = (table.boxes[:, 2:] * np.where(np.isfinite(scale), scale, 1.0)[:, None] < 1).any(axis=1)
     left = table.ann_image >= 0
-    stages = [Stage("annotated", int(left.sum()))]
+    stages = [Stage("annotated", len(left)), Stage("of an image in `images`", int(left.sum()))]
     image_of = table.image_ids[np.maximum(table.ann_image, 0)] if len(table) else np.zeros(0, np.int64)
     for name, bad in (
         ("mask not empty", np.isin(table.ann_ids, empty)),

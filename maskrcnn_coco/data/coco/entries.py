@@ -386,6 +386,8 @@ def _value(raw: msgspec.Raw) -> Any:
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return math.nan
+    if isinstance(value, str) and value.count(",") == 1 and "." not in value:
+        value = value.replace(",", ".")  # a spreadsheet's decimals
     try:
         return float(value)
     except (ValueError, OverflowError):

@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from maskrcnn_coco.data.coco.keys import named
+
 LOOKED_AT = 200
 """So many segmentations, spread over the file, tell whether any is written in another form."""
 _NUMBERS = re.compile(r"[\[(]?\s*-?\d[\d\s,.eE+-]*[\])]?")
@@ -25,7 +27,12 @@ def plain_box(value: Any) -> list[Any] | None:
     """x, y, width, height out of a nested list, an object with these names, or text; None: its meaning is not plain."""
     while isinstance(value, list) and len(value) == 1:
         value = value[0]
+    if isinstance(value, list):
+        return _of_list(value)
     if isinstance(value, dict):
+        for names in (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom")):
+            if set(names) <= set(value):
+                return _of_list([[value[names[0]], value[names[1]]], [value[names[2]], value[names[3]]]])
         for names in (("x", "y", "w", "h"), ("x", "y", "width", "height"), ("left", "top", "width", "height")):
             if set(names) <= set(value):
                 return [value[n] for n in names]
@@ -33,6 +40,19 @@ def plain_box(value: Any) -> list[Any] | None:
     if isinstance(value, str):
         value = numbers_of(value)
     return value if isinstance(value, list) and len(value) == 4 else None
+
+
+def _of_list(value: list[Any]) -> list[Any] | None:
+    """Four numbers; two opposite corners; or four numbers and a score."""
+    if len(value) == 2 and all(isinstance(p, list) and len(p) == 2 for p in value):
+        flat = [v for p in value for v in p]
+        if not all(isinstance(v, (int, float)) for v in flat):
+            return None
+        x0, x1, y0, y1 = *sorted(flat[0::2]), *sorted(flat[1::2])
+        return [x0, y0, x1 - x0, y1 - y0]
+    if len(value) == 5 and isinstance(value[4], float) and 0 <= value[4] <= 1:
+        return value[:4]
+    return value if len(value) == 4 else None
 
 
 def numbers_of(text: str) -> list[float] | None:
@@ -155,6 +175,7 @@ def as_lists(top: Any) -> tuple[dict[str, Any], list[str]] | None:
             ]
     _classes(found, notes)
     _nested(found, notes)
+    notes += named(found)
     return (found, notes) if notes else None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,6 +26,7 @@ from maskrcnn_coco.data.coco.entries import (
 )
 from maskrcnn_coco.data.coco.file import SHAPE
 from maskrcnn_coco.data.coco.forms import as_lists
+from maskrcnn_coco.data.coco.keys import needs_names
 from maskrcnn_coco.errors import DataError
 
 
@@ -58,7 +60,20 @@ def parse(text: bytes, path: Path, *, patient: bool = False) -> Entries:
     except (msgspec.DecodeError, UnicodeDecodeError):
         return _parse_loose(text, path)  # one entry does not fit: take them one by one
     entries = Entries(top.images, top.annotations, top.categories)
-    return entries if _sized(entries) else _parse_loose(text, path)
+    return entries if _sized(entries) and not _is_masked(entries, text) else _parse_loose(text, path)
+
+
+def _is_masked(entries: Entries, text: bytes) -> bool:
+    """No annotation has a segmentation, and the first would have one if a field had its right name."""
+    if not entries.annotations or any(len(bytes(a.segmentation)) > 2 for a in entries.annotations):
+        return False
+    try:
+        raw = msgspec.json.decode(text, type=_Top)
+        return needs_names(
+            {"annotations": json.loads(bytes(msgspec.json.decode(raw.annotations, type=list[msgspec.Raw])[0]))}
+        )
+    except (ValueError, RecursionError, IndexError, msgspec.DecodeError):
+        return False
 
 
 def _sized(entries: Entries) -> bool:
@@ -93,7 +108,8 @@ def arranged(text: bytes) -> tuple[bytes, list[str]]:
     try:
         top = msgspec.json.decode(text, type=_Top)
         first = [bytes(v)[:1] for v in (top.images, top.annotations, top.categories)]
-        if first == [b"["] * 3 and not re.match(rb'\[\s*"', bytes(memoryview(top.categories)[:20])):
+        words = re.match(rb'\[\s*"', bytes(memoryview(top.categories)[:20]))
+        if first == [b"["] * 3 and not words and not needs_names(_firsts(top)):
             return text, []
     except RecursionError:
         return text, []
@@ -104,6 +120,18 @@ def arranged(text: bytes) -> tuple[bytes, list[str]]:
     except (ValueError, RecursionError):
         return text, []
     return (text, []) if found is None else (json.dumps(found[0]).encode(), found[1])
+
+
+def _firsts(top: _Top) -> dict[str, Any]:
+    """The first entry of each list that is one."""
+    found = {}
+    for name in ("images", "annotations", "categories"):
+        try:
+            entries = msgspec.json.decode(getattr(top, name), type=list[msgspec.Raw])
+            found[name] = json.loads(bytes(entries[0])) if entries else None
+        except (ValueError, RecursionError, msgspec.DecodeError, UnicodeDecodeError):
+            continue
+    return found
 
 
 def _raw_list(raw: msgspec.Raw, name: str, path: Path) -> list[msgspec.Raw]:

@@ -44,6 +44,9 @@ FIXES: dict[str, dict[Way, str]] = {
         "loop": "give boxes as x1, y1, x2, y2 in pixels, or larger images",
     },
 }
+FIXES["of an image in `images`"] = dict.fromkeys(
+    ("command", "own", "loop"), "give `image_id` of each annotation the `id` of its image, to the letter"
+)
 OTHER: dict[Way, str] = {
     "command": "maskrcnn-coco check --data PATH lists what is wrong with them",
     "own": "look at dataset[i][1]: boxes (N, 4), labels (N,) and masks (N, H, W) of the objects in the image",

@@ -75,3 +75,51 @@ def test_one_file_of_another_size_is_a_fault_of_its_own(tmp_path: Path) -> None:
     Image.open(tmp_path / "003.png").resize((40, 30)).save(tmp_path / "003.png")
     found = codes(load_coco(data, tmp_path))
     assert found.count("IMAGE_SIZE_WRONG") == 1 and not SIZE_CODES & set(found)
+
+
+def changed(path: Path, how: str) -> None:
+    image = Image.open(path)
+    image.load()
+    if how == "turned":
+        image = image.transpose(Image.Transpose.ROTATE_90)
+    elif how == "cut":
+        image = image.crop((0, 0, 80, 56))
+    elif how == "cut at the left":
+        image = image.crop((16, 8, 96, 64))
+    else:
+        image = image if how == "padded" else image.resize((72, 48))
+        canvas = Image.new("RGB", (96, 96) if how == "padded" else (72, 72))
+        canvas.paste(image, (0, (canvas.height - image.height) // 2))
+        image = canvas
+    image.save(path)
+
+
+@pytest.mark.parametrize(
+    ("how", "word"),
+    [
+        ("turned", "turned to the left"),
+        ("cut", "at the right and below"),
+        ("cut at the left", "at the left and above"),
+        ("padded", "padded all around"),
+        ("letterbox", "letterbox"),
+    ],
+)
+def test_files_that_were_cut_padded_or_turned_are_not_called_resized(how: str, word: str, tmp_path: Path) -> None:
+    data = write_coco(tmp_path, Scene(12))
+    for path in tmp_path.glob("*.png"):
+        changed(path, how)
+    table = load_coco(data, tmp_path)
+    found = audit(table, gathered=True)
+    assert [f.code for f in found if f.severity == "error" and f.code.startswith(("IMAGE", "SIZE"))] == [
+        "IMAGES_CHANGED"
+    ]
+    assert word in next(f.message for f in found if f.code == "IMAGES_CHANGED")
+    boxes = table.boxes.copy()
+    assert np.array_equal(load_coco(data, tmp_path).boxes, boxes)
+
+
+def test_specks_in_place_of_pictures_are_no_scale(tmp_path: Path) -> None:
+    data = write_coco(tmp_path, Scene(8))
+    for path in tmp_path.glob("*.png"):
+        Image.new("RGB", (1, 1)).save(path)
+    assert not {*SIZE_CODES, "IMAGES_CHANGED"} & set(codes(load_coco(data, tmp_path)))

@@ -15,6 +15,7 @@ from maskrcnn_coco.cli.command_line import main
 from maskrcnn_coco.data.audit.checks import audit
 from maskrcnn_coco.data.coco.forms import numbers_of, plain_segmentations
 from maskrcnn_coco.data.coco.table import CocoTable, load_coco
+from maskrcnn_coco.data.layouts import find_data
 from maskrcnn_coco.data.masks import decode_mask
 from maskrcnn_coco.errors import DataError
 
@@ -185,3 +186,100 @@ def test_the_export_of_another_tool_is_named(head: Any, tool: str, tmp_path: Pat
     with pytest.raises(DataError, match=tool) as error:
         load_coco(tmp_path / "data.json", tmp_path)
     assert "export it as COCO" in (error.value.fix or "")
+
+
+def renamed(kind: str, **names: str) -> Callable[[Doc], None]:
+    def change(doc: Doc) -> None:
+        for entry in doc[kind]:
+            for field, name in names.items():
+                entry[name] = entry.pop(field)
+
+    return change
+
+
+def category_names(doc: Doc) -> None:
+    for a in doc["annotations"]:
+        a["category_name"] = "ab"[a.pop("category_id") - 1]
+
+
+def category_objects(doc: Doc) -> None:
+    for a in doc["annotations"]:
+        a["category"] = {"id": a["category_id"], "name": "ab"[a.pop("category_id") - 1]}
+
+
+def image_files(doc: Doc) -> None:
+    for a in doc["annotations"]:
+        a["file_name"] = f"{a.pop('image_id') - 1:03d}.png"
+
+
+def beside_empty(doc: Doc) -> None:
+    for a in doc["annotations"]:
+        a["polygons"], a["segmentation"] = a["segmentation"], []
+
+
+NAMES: list[Callable[[Doc], None]] = [
+    renamed("annotations", segmentation="segmentations"),
+    renamed("annotations", segmentation="polygon"),
+    renamed("annotations", segmentation="Segmentation", bbox="BBox"),
+    renamed("annotations", bbox="box"),
+    renamed("annotations", image_id="imageId", category_id="categoryId"),
+    renamed("annotations", category_id="class_id"),
+    renamed("categories", id="ID", name="Name"),
+    renamed("categories", name="title"),
+    renamed("images", file_name="filename"),
+    category_names,
+    category_objects,
+    image_files,
+    beside_empty,
+]
+
+
+@pytest.mark.parametrize("change", NAMES)
+def test_fields_under_other_names_are_read(change: Callable[[Doc], None], tmp_path: Path) -> None:
+    (tmp_path / "right").mkdir()
+    right = write(tmp_path / "right", document())
+    doc = document()
+    change(doc)
+    table = write(tmp_path, doc)
+    assert np.array_equal(table.boxes, right.boxes) and table.labels.tolist() == right.labels.tolist()
+    assert table.ann_image.tolist() == right.ann_image.tolist() and table.class_names == right.class_names
+    masks = [decode_mask(t.segmentation_raw(3), H, W).sum() for t in (table, right)]
+    assert masks[0] == masks[1]
+    assert not [f for f in audit(table) if f.severity == "error"]
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        lambda b: [[b[0], b[1]], [b[0] + b[2], b[1] + b[3]]],
+        lambda b: [[b[0] + b[2], b[1] + b[3]], [b[0], b[1]]],
+        lambda b: [*b, 0.93],
+        lambda b: {"xmin": b[0], "ymin": b[1], "xmax": b[0] + b[2], "ymax": b[1] + b[3]},
+        lambda b: {"x1": b[0], "y1": b[1], "x2": b[0] + b[2], "y2": b[1] + b[3]},
+        lambda b: [f"{v},0" for v in b],
+    ],
+)
+def test_boxes_in_more_forms(box: Callable[[Any], Any], tmp_path: Path) -> None:
+    table = write(tmp_path, each("bbox", box))
+    assert table.boxes.tolist() == [a["bbox"] for a in document()["annotations"]]
+
+
+@pytest.mark.parametrize("box", [lambda b: [*b, 7], lambda b: [b[0], b[1]], lambda b: [[1, 2, 3], [4, 5, 6]]])
+def test_boxes_that_may_mean_several_things_are_not_read(box: Callable[[Any], Any], tmp_path: Path) -> None:
+    assert np.isnan(write(tmp_path, each("bbox", box)).boxes).all()
+
+
+def test_a_text_that_was_encoded_twice_is_read(tmp_path: Path) -> None:
+    assert len(write(tmp_path, json.dumps(document())).ann_ids) == 6
+
+
+def test_annotations_of_no_image_are_said_to_be_that(tmp_path: Path) -> None:
+    doc = document()
+    for n, image in enumerate(doc["images"]):
+        image["id"] = f"ABC{n}"
+    for n, a in enumerate(doc["annotations"]):
+        a["image_id"] = f"abc{n}"
+    write(tmp_path, doc)
+    with pytest.raises(DataError, match="none of the 6 annotations") as e:
+        find_data(tmp_path / "data.json")
+    assert "abc0" in (e.value.got or "")
