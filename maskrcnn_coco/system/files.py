@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 try:
@@ -269,3 +269,20 @@ def _user_cache() -> Path | None:
     import platformdirs
 
     return platformdirs.user_cache_path()
+
+
+@contextlib.contextmanager
+def in_the_same_folder() -> Iterator[None]:
+    """The working folder is afterwards that of before, whatever a stranger's code did: relative paths go on to mean the
+    same files."""
+    try:
+        before = os.getcwd()
+    except OSError:  # it was deleted: there is nothing to come back to
+        yield
+        return
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if os.getcwd() != before:
+                os.chdir(before)

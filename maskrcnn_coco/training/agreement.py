@@ -15,8 +15,8 @@ from maskrcnn_coco.training.session import Session
 EVERY = 50
 """Steps between two comparisons of weights: one sum over each tensor, and one small exchange."""
 _ROW = 1024
-_OWN = ("device", "workers", "quarantine", "config")
-"""Settings that may differ from machine to machine."""
+_OWN = ("device", "workers", "quarantine", "config", "data", "images", "val", "val_images")
+"""Settings that may differ from machine to machine: of the data what is read is compared, not where it lies."""
 
 
 def require_same_start(session: Session) -> None:
@@ -27,6 +27,7 @@ def require_same_start(session: Session) -> None:
     settings = {k: v for k, v in msgspec.to_builtins(session.config).items() if k not in _OWN}
     parts = {
         **{f"--{name.replace('_', '-')}": value for name, value in settings.items()},
+        "the list of classes": list(session.data.class_names),
         **data_fingerprint(session.data, files=False),
         "images of the plan": [int(i) for i in session.plan.image_ids[:1000]],
         "images left out": session.plan.quarantined,
@@ -53,9 +54,11 @@ def require_same_weights(session: Session) -> None:
     odd = [rank for rank, value in enumerate(found) if value != common]
     if not odd:
         return
-    who = f"process {', '.join(map(str, odd))} of {ranks.world}" if count > 1 else "each of the processes"
+    who = f"process {', '.join(map(str, odd))} of {ranks.world} has other weights than the rest"
+    if count == 1:  # of two nobody can tell which is right
+        who = f"the {ranks.world} processes have different weights"
     raise GuardStop(
-        f"stopped at step {session.progress.step}: {who} has other weights than the rest, and no step has changed them",
+        f"stopped at step {session.progress.step}: {who}, and no step has changed them",
         expected="the same bits in all processes after each step",
         fix="--resume auto goes on from the newest checkpoint; if it happens again, that machine's memory is to blame",
     )

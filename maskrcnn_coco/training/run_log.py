@@ -16,7 +16,7 @@ from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.report.incident_files import write_incident
 from maskrcnn_coco.report.tracking import Tracker
 from maskrcnn_coco.report.tracking_thread import Ending, Fence
-from maskrcnn_coco.system.files import write_text
+from maskrcnn_coco.system.files import in_the_same_folder, write_text
 from maskrcnn_coco.training.progress import Progress
 from maskrcnn_coco.wording import finding_markdown
 
@@ -79,9 +79,11 @@ class RunLog:
         self._tell(record)
 
     def _tell(self, record: Any) -> None:
-        for observer in [o for o in (*self.observers, *self.fences) if id(o) not in self.failed]:
+        watching = [o for o in (*self.observers, *self.fences) if id(o) not in self.failed]
+        for observer in watching:
             try:
-                observer(record)
+                with in_the_same_folder():
+                    observer(record)
             except Exception as e:
                 self.failed.add(id(observer))
                 name = getattr(observer, "__qualname__", type(observer).__qualname__)

@@ -309,3 +309,16 @@ def test_max_steps_ends_within_an_epoch_which_is_then_evaluated(tiny_shapes, tmp
     assert (result.status, result.steps, seen) == ("finished", 8, [8, 2])
     again = run(tiny_shapes.root, tmp_path, observers=looks, epochs=2, resume="auto", **mine)
     assert (again.status, again.steps, seen) == ("finished", 8, [8, 2])
+
+
+def test_an_observer_that_changes_the_folder_takes_no_file_along(tiny_shapes, tmp_path, monkeypatch):
+    """Relative folders, as by default, and somebody's code that says ``os.chdir``."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    changes = {"logdir": "run", "checkpoint_dir": "checkpoints", "epochs": 2}
+    result = run(tiny_shapes.root, tmp_path, observers=[lambda record: os.chdir(tmp_path / "there")], **changes)
+    assert result.exit_code == 0 and result.best_checkpoint is not None
+    assert (tmp_path / "here" / "checkpoints" / "last.pth").exists()
+    assert (tmp_path / "here" / "run" / "result.json").exists()
+    assert list((tmp_path / "there").iterdir()) == []
