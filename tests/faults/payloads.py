@@ -33,7 +33,7 @@ PAYLOADS: dict[str, Payload] = {}
 
 def sign(zipped: bytes) -> bytes:
     """A right digest behind a zip, as the project writes it."""
-    head = zipped[:-2] + struct.pack("<H", len(archive._MARK) + 64) + archive._MARK
+    head = zipped[:-2] + struct.pack("<H", len(archive.MARK) + 64) + archive.MARK
     return head + hashlib.sha256(head).hexdigest().encode()
 
 
