@@ -22,10 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path[:0] = [
-    str(Path(__file__).resolve().parents[1] / "helpers"),
-    str(Path(__file__).resolve().parents[2] / "bench"),
-]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
 import torch
 from nanbench.tiny import tiny_model
