@@ -10,7 +10,7 @@ sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != _here]
 if str(_here.parent) not in sys.path:
     sys.path.insert(0, str(_here.parent))
 
-from maskrcnn_coco.cli.command_line import main  # noqa: E402
+from maskrcnn_coco.cli.command_line import leave, main  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    leave(main(["train", *sys.argv[1:]]))

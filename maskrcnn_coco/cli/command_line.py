@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import difflib
+import os
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -195,4 +199,25 @@ def clean_lines(text: str) -> str:
 
 def entry() -> None:
     """The console script."""
-    sys.exit(main())
+    leave(main())
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with ``code``; one of several without taking the interpreter apart.
+
+    The threads of torch's process groups may still be letting go of tensors while the interpreter ends. One that asks
+    it for leave then is ended by it, in the middle of C++ that allows no such thing: "terminate called without an
+    active exception", and 134 instead of the code of a run that went well, upon which torchrun ends all the others.
+    """
+    groups = sys.modules.get("torch.distributed")
+    if groups is None or not groups.is_available() or not groups.is_initialized():
+        sys.exit(code)
+    # All that an ordinary end would do for Python code: threads awaited, exit functions called, streams flushed.
+    for step in (getattr(threading, "_shutdown", None), getattr(atexit, "_run_exitfuncs", None)):
+        with contextlib.suppress(Exception):
+            if step is not None:
+                step()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
