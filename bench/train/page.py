@@ -20,10 +20,12 @@ def write(rows: list[Row], path: Path) -> None:
     runs = [r for r in rows if r["kind"] == "run" and r["status"] == "finished"]
     ratios = {(r["set"], r["arm"]): r["ratio"] for r in rows if r["kind"] == "cost"}
     parts = [_head(), _predictions(runs)]
+    lengths = sorted({r.get("times", 1.0) for r in runs})
     for name in SETS:
-        of = [r for r in runs if r["set"] == name]
-        if of:
-            parts.append(_section(name, of, ratios))
+        for times in lengths:
+            of = [r for r in runs if r["set"] == name and r.get("times", 1.0) == times]
+            if of:
+                parts.append(_section(name, times, of, ratios))
     path.write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -34,8 +36,12 @@ def _head() -> str:
 torchvision's at a fifth of its image size: MobileNetV2 from ImageNet, FPN, RPN and heads from random weights, batch 2,
 32 proposals an image for every recipe; on the shapes the built-in small network, batch 4. A recipe gets as many steps
 as cost what the default's cost in CPU time, measured side by side; evaluation is in nobody's budget. Segm AP on
-validation images, mean ± standard deviation over the seeds that ran. Short runs: what is compared is who gets
-anywhere in the time, not where long runs end.
+validation images, mean ± standard deviation over the seeds that ran. Short runs, and three times as long ones
+(`--times 3`): what is compared is who gets anywhere in the time, not where long runs end.
+
+"default" is the default as it was when these ran: every component but the heads at the backbone's rate. Since then the
+region proposal network of a detector whose backbone alone is pretrained starts at the top of its safe range, which with
+fewer than 500 images is "rpn x5".
 
 {platform.machine()}, {os.cpu_count()} cores, shared; one thread; torch {torch.__version__}.
 """
@@ -50,13 +56,13 @@ def _predictions(runs: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _section(name: str, runs: list[Row], ratios: dict[tuple[str, str], float]) -> str:
+def _section(name: str, times: float, runs: list[Row], ratios: dict[tuple[str, str], float]) -> str:
     default = _finals(runs, "default")
     noise = 2 * statistics.stdev(default) if len(default) > 1 else float("nan")
     lines = [
-        f"\n## {name}",
+        f"\n## {name}" + (f", {times:g} times the budget" if times != 1 else ""),
         "",
-        f"Twice the default's noise over seeds: {noise:.3f}.",
+        f"Twice the default's noise over seeds: {noise:.4f}.",
         "",
         "| recipe | seeds | steps | of a step | first look: CPU s, AP | end: CPU s, segm/AP | segm/AP50 | ÷ default |",
         "|---|---|---|---|---|---|---|---|",

@@ -87,7 +87,10 @@ ARMS = {
     a.name: a
     for a in (
         Arm(
-            "default", "the reference: backbone and FPN at 1e-3, heads at 5e-3 (shapes: 5e-3 and 2.5e-2), cosine, light"
+            "default",
+            "the reference: backbone and FPN at 1e-3, heads at 5e-3 (shapes: 5e-3 and 2.5e-2), cosine, light",
+            # As it was: today's default is "rpn x5" where the backbone alone is pretrained.
+            lambda *_: {"rpn_lr_multiplier": 1.0},
         ),
         Arm(
             "torchvision",
@@ -115,7 +118,7 @@ ARMS = {
         Arm(
             "rpn x5",
             "a little above the default on nuclei and cars: a random RPN at the heads' rate; shapes within noise",
-            lambda of, _: {"rpn_lr_multiplier": 5.0},
+            lambda *_: {"rpn_lr_multiplier": 5.0},
         ),
         Arm(
             "medium",

@@ -86,7 +86,7 @@ class Config(msgspec.Struct, metaclass=_Remembers, frozen=True, kw_only=True, fo
     head_lr_multiplier: float | None = None
     """Box and mask head learn at --lr times this."""
     rpn_lr_multiplier: float | None = None
-    """The region proposal network learns at --lr times this (default 1)."""
+    """The region proposal network learns at --lr times this (default 1; more where only the backbone is pretrained)."""
     lr_scaling: Literal["none", "linear"] = "none"
     """linear: multiply --lr by the number of processes, and say so."""
     warmup_steps: int | None = None

@@ -100,15 +100,24 @@ def test_our_own_recipe_is_not_warned_of_and_what_was_given_is():
 
 
 @pytest.mark.parametrize(
-    ("given", "fresh"),
+    ("given", "images", "times"),
     [
-        ({"weights": "imagenet"}, True),
-        ({"weights": "none", "backbone_weights": "b.pth"}, True),
-        ({"weights": "none"}, False),
-        ({}, False),
+        ({"weights": "imagenet"}, 10, 5.0),
+        ({"weights": "none", "backbone_weights": "b.pth"}, 10, 5.0),
+        ({"weights": "imagenet", "lr": 2e-3}, 10, 2.5),
+        ({"weights": "imagenet", "optimizer": "adamw"}, 10, 5.0),
+        ({"weights": "imagenet"}, 900, 1.0),
+        ({"weights": "imagenet", "lr": 0.02}, 10, 1.0),
+        ({"weights": "imagenet", "lr": "auto"}, 10, 1.0),
+        ({"weights": "imagenet", "rpn_lr_multiplier": 2.0}, 10, 2.0),
+        ({"weights": "none"}, 10, 1.0),
+        ({}, 10, 1.0),
     ],
 )
-def test_proposals_that_start_from_nothing_beside_a_trained_backbone_get_a_hint(given, fresh):
-    resolved = resolve(Config(data="x", **given), num_images=10)
-    assert resolved.config.rpn_lr_multiplier == 1.0
-    assert ("try 5" in resolved.reasons["rpn_lr_multiplier"]) is fresh
+def test_proposals_that_start_from_nothing_beside_a_trained_backbone_learn_at_their_highest_safe_rate(
+    given, images, times
+):
+    resolved = resolve(Config(data="x", **given), num_images=images)
+    assert resolved.config.rpn_lr_multiplier == times
+    assert ("random weights" in resolved.reasons.get("rpn_lr_multiplier", "")) is (times > 2.0)
+    assert not any(w.startswith("rpn") for w in resolved.warnings if given.get("lr") != 0.02)
