@@ -10,6 +10,7 @@ from typing import Any
 
 import hotcoco.mask as native  # pyright: ignore[reportMissingModuleSource]
 import numpy as np
+from PIL import Image
 
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.analysis import Analysis, Suspect, analyse, plain
@@ -60,6 +61,36 @@ def save_gallery(
         out[name] = [e for e in entries if e is not None]
     write_bytes(folder / "predictions.json", to_json(out, indent=1).encode())
     return folder
+
+
+def pairs_of(source: Any, result: EvalResult, *, most: int = 4, min_score: float = 0.5) -> list[tuple[bytes, int, int]]:
+    """The first ``most`` images that have objects, truth left and prediction right: (JPEG, height, width) of each.
+
+    The same images at every evaluation, so that their pictures can be compared.
+    """
+    data = as_eval_set(source)
+    truth, found = _by_row(result.truth.annotations), _by_row(result.found)
+    rows = [i["id"] for i in result.truth.images if truth[i["id"]]][:most]
+    pictures = []
+    for row in rows:
+        try:
+            example = data.load(row)
+        except DataError:
+            continue
+        names = dict(enumerate(data.names, 1)) if data.names is not None else {1: "object"}
+        sides = [
+            draw(
+                pixels_of(example.image),
+                shapes_of(items, names, example.height, example.width, min_score=min_score),
+                longest=_LONGEST,
+            )
+            for items in (truth[row], found[row])
+        ]
+        pair = Image.new("RGB", (sides[0].width + 8 + sides[1].width, sides[0].height), (255, 255, 255))
+        pair.paste(sides[0], (0, 0))
+        pair.paste(sides[1], (sides[0].width + 8, 0))
+        pictures.append((encoded(pair, ".jpg"), pair.height, pair.width))
+    return pictures
 
 
 def save_analysis(logdir: str | Path, source: Any, result: EvalResult, *, most: int = 12) -> Path:

@@ -9,20 +9,17 @@ from __future__ import annotations
 import io
 import logging
 import os
-import socket
-import time
-from collections.abc import Callable
-from importlib import import_module
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, StepRecord, to_json
+from maskrcnn_coco.report.event_file import EventFile, hyperparameters, image_value, text_value
 from maskrcnn_coco.report.metrics_file import METRICS, cut, truncate
 from maskrcnn_coco.report.scalars import scalars_of
 from maskrcnn_coco.system.files import sync
 from maskrcnn_coco.wording import annotation_words
 
-_FLUSH_SECONDS = 5.0
 _MOST_OWED = 64 << 20
 """Bytes of lines that wait in memory while the disk takes none."""
 _log = logging.getLogger(__name__)
@@ -34,7 +31,8 @@ class Tracker:
     Tags, per step: ``loss/<name>``, ``loss/total``, ``lr/<component>``, ``grad_norm/total``, ``grad_norm/<component>``,
     ``update_ratio/<component>``, ``loss_scale``, ``skipped``; per epoch: ``epoch/loss/<name>``, ``epoch/grad_norm``,
     ``epoch/images_per_second``, ``val/bbox/AP`` …, ``val/loss/<name>``, ``val/class/<name>/segm/AP``; per incident:
-    ``incident/<CAUSE>`` (a marker at the step) and a text.
+    ``incident/<CAUSE>`` (a marker at the step) and a text. Pictures: ``validation/<n>`` after each evaluation,
+    ``training_images`` at the end. The settings are hyperparameters.
 
     Args:
         logdir: the run's folder; created if need be.
@@ -58,7 +56,7 @@ class Tracker:
         self._resume = (resume_step, closed_epochs)
         self._warn = warn or _log.warning
         self._lines: io.FileIO | None = None
-        self._events: _EventFile | None = None
+        self._events: EventFile | None = None
         self._owed = bytearray(cut(owed, resume_step, closed_epochs))
         self._closed = self._failing = False
         self._count = 0
@@ -70,7 +68,7 @@ class Tracker:
         if path.exists():
             truncate(path, *self._resume)
         self._lines = path.open("ab+", buffering=0)
-        self._events = _EventFile(self.logdir, self._resume[0])
+        self._events = EventFile(self.logdir, self._resume[0])
 
     def step(self, record: StepRecord) -> None:
         """One planned step, applied or refused."""
@@ -93,6 +91,14 @@ class Tracker:
     def text(self, tag: str, markdown: str, step: int = 0) -> None:
         """Free text for TensorBoard's text tab, such as the settings with their reasons."""
         self._try(self._mark, {}, step, tag, markdown)
+
+    def image(self, tag: str, picture: bytes, size: tuple[int, int], step: int) -> None:
+        """An encoded RGB picture of ``size`` (height, width) for the images tab: one tag, a slider over its steps."""
+        self._try(self._show, image_value(tag, picture, size), step)
+
+    def settings(self, settings: Mapping[str, Any]) -> None:
+        """The settings as hyperparameters, by which TensorBoard's hparams tab compares runs; None is left out."""
+        self._try(self._show, hyperparameters(settings), 0)
 
     def count_anew(self, step: int) -> None:
         """The run counts its steps in another way and goes on at ``step``: TensorBoard forgets its points from there
@@ -137,7 +143,7 @@ class Tracker:
         while self._owed:
             del self._owed[: self._lines.write(self._owed)]
         if self._events is None:
-            self._events = _EventFile(self.logdir, None)
+            self._events = EventFile(self.logdir, None)
         if self._failing:
             self._failing = False
             self._warn(f"{self.logdir} can be written again: no line of {METRICS} is missing")
@@ -158,11 +164,16 @@ class Tracker:
     def _begin_events(self, step: int) -> None:
         events, self._events = self._events, None
         _close_quietly(events)
-        self._events = _EventFile(self.logdir, step)
+        self._events = EventFile(self.logdir, step)
 
     def _mark(self, scalars: dict[str, float], step: int, tag: str, text: str) -> None:
         if self._events is not None:
-            self._events.add(step, scalars, (tag, text))
+            self._events.add(step, scalars, [text_value(tag, text)])
+            self._events.flush()
+
+    def _show(self, value: Any, step: int) -> None:
+        if self._events is not None:
+            self._events.add(step, {}, [value])
             self._events.flush()
 
     def _sync(self) -> None:
@@ -190,77 +201,12 @@ class Tracker:
                 self._warn(f"tracking stopped: {self.logdir} could not be written for too long")
 
 
-def _after_all(logdir: Path) -> int:
-    """Seconds for the name of a new event file: now, or later than every older file says.
-
-    TensorBoard reads files in the order of their names. A file that tells it to forget steps must come after those that
-    hold them, though both are of one second, or another machine's clock was ahead.
-    """
-    older = [p.name.split(".")[3] for p in logdir.glob("events.out.tfevents.*.*")]
-    return max([int(time.time()), *(int(s) + 1 for s in older if s.isascii() and s.isdigit() and len(s) == 10)])
-
-
-def _close_quietly(file: io.FileIO | _EventFile | None) -> None:
+def _close_quietly(file: io.FileIO | EventFile | None) -> None:
     try:
         if file is not None:
             file.close()
     except OSError:  # what could not be written was reported already
         pass
-
-
-class _EventFile:
-    """One TensorBoard event file, written in this thread (TensorBoard's own writer dies in a thread of its own)."""
-
-    _made = 0
-
-    def __init__(self, logdir: Path, purge_step: int | None) -> None:
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        type(self)._made += 1
-        name = f"events.out.tfevents.{_after_all(logdir):010d}.{socket.gethostname()}.{os.getpid()}.{self._made:06d}"
-        self._file = (logdir / name).open("ab")
-        self._writer = RecordWriter(self._file)
-        proto = _proto("event")
-        self._event = proto.Event
-        self._flushed = 0.0
-        self._put(proto.Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if purge_step is not None:
-            # TensorBoard forgets the points of earlier files from this step on.
-            start = proto.SessionLog(status=proto.SessionLog.START)
-            self._put(proto.Event(wall_time=time.time(), step=purge_step, session_log=start))
-        self.flush()
-
-    def add(self, step: int, scalars: dict[str, float], text: tuple[str, str] | None = None) -> None:
-        Summary = _proto("summary").Summary  # noqa: N806
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        if text is not None:
-            values.append(_text_value(*text))
-        self._put(self._event(wall_time=time.time(), step=step, summary=Summary(value=values)))
-        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            self.flush()
-
-    def _put(self, event: Any) -> None:
-        self._writer.write(event.SerializeToString())
-
-    def flush(self) -> None:
-        self._file.flush()
-        self._flushed = time.monotonic()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _text_value(tag: str, markdown: str) -> Any:
-    shapes, summary = _proto("tensor_shape").TensorShapeProto, _proto("summary")
-    shape = shapes(dim=[shapes.Dim(size=1)])
-    tensor = _proto("tensor").TensorProto(dtype="DT_STRING", string_val=[markdown.encode()], tensor_shape=shape)
-    metadata = summary.SummaryMetadata(plugin_data=summary.SummaryMetadata.PluginData(plugin_name="text"))
-    return summary.Summary.Value(tag=f"{tag}/text_summary", metadata=metadata, tensor=tensor)
-
-
-def _proto(name: str) -> Any:
-    # Generated modules: their classes exist only at run time, so no type checker sees them.
-    return import_module(f"tensorboard.compat.proto.{name}_pb2")
 
 
 def _markdown(incident: Incident) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.evaluate import EvalResult, evaluate_model
+from maskrcnn_coco.evaluation.pictures import pairs_of
 from maskrcnn_coco.records import EpochRecord, EvalRecord
 from maskrcnn_coco.training.agreement import require_same_weights
 from maskrcnn_coco.training.learning_check import look_after
@@ -39,6 +40,7 @@ def end_epoch(session: Session) -> None:
     better = False
     if evaluation is not None:
         session.log.record(evaluation)
+        show_validation(session)
         better = keep_best(session, evaluation)
     session.console.epoch(record, evaluation, epochs=session.epochs, time_left=session.time_left())
     look_after(session, record, evaluation)
@@ -46,6 +48,19 @@ def end_epoch(session: Session) -> None:
     session.progress.closed_epochs = epoch + 1
     save_epoch(session, epoch, better=better)
     session.keep_history()
+
+
+def show_validation(session: Session) -> None:
+    """A few validation images, truth beside prediction, in TensorBoard."""
+    if session.evaluation is None or session.log.tracker is None:
+        return
+    try:
+        pictures = pairs_of(session.val_source, session.evaluation)
+    except Exception as e:  # a picture of odd data is never worth the run
+        session.console.warn(f"validation images were not drawn: {type(e).__name__}: {e}")
+        return
+    for n, (picture, height, width) in enumerate(pictures, 1):
+        session.log.tracker.image(f"validation/{n}", picture, (height, width), session.progress.step)
 
 
 def say_vanished(session: Session) -> None:

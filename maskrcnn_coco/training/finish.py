@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from PIL import Image
+
 from maskrcnn_coco.config.resolve import too_large
 from maskrcnn_coco.errors import ConfigError, GuardStop
 from maskrcnn_coco.evaluation.pictures import save_analysis, save_gallery
@@ -80,10 +82,10 @@ def _end(session: Session, status: str, code: int, finite: bool) -> Result:
     result = _result(session, status, code, finite)
     if not session.ranks.is_main:
         return result
+    show_training_images(session, draw_training_images(session))
     session.log.close()
     session.log.write_due(session.progress)
     draw_predictions(session)
-    draw_training_images(session)
     report = session.log.folder / "report.html"
     try:
         write_text(session.log.folder / "result.json", to_json(result, indent=1))
@@ -137,6 +139,15 @@ def draw_training_images(session: Session) -> Path | None:
     except Exception as e:  # a picture of odd data is never worth the result
         session.console.warn(f"the training images were not drawn: {type(e).__name__}: {e}")
         return None
+
+
+def show_training_images(session: Session, sheet: Path | None) -> None:
+    """The sheet in TensorBoard too."""
+    if sheet is None or session.log.tracker is None:
+        return
+    with Image.open(sheet) as picture:
+        size = (picture.height, picture.width)
+    session.log.tracker.image("training_images", sheet.read_bytes(), size, session.progress.step)
 
 
 def next_steps(session: Session, result: Result) -> list[str]:

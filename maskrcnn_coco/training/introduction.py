@@ -90,7 +90,9 @@ def crowded(threads: int) -> str | None:
 
 
 def describe(session: Session, resolved: recipes.Resolved) -> None:
-    """``run.json``: what the report shows beside settings and curves."""
+    """``run.json``: what the report shows beside settings and curves; and the settings for TensorBoard."""
+    if session.log.tracker is not None:
+        session.log.tracker.settings(msgspec.structs.asdict(session.config))
     data = session.data
     facts: dict[str, object] = {
         "training images": len(session.plan),

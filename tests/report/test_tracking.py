@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 from maskrcnn_coco.records import Action, Culprit, EpochRecord, EvalRecord, Evidence, Incident, StepRecord
-from maskrcnn_coco.report import tracking
+from maskrcnn_coco.report import event_file
 from maskrcnn_coco.report.metrics_file import read_metrics
 from maskrcnn_coco.report.tracking import Tracker
 
@@ -202,10 +204,10 @@ def test_records_are_whole_after_somebody_deleted_them_while_the_run_goes_on(wha
 @pytest.mark.parametrize("clock", [0.0, -3600.0, 3600.0])
 def test_a_resume_is_read_after_what_it_resumes_whatever_clock_and_counter_say(made, clock, tmp_path, monkeypatch):
     """TensorBoard reads files in the order of their names: a tenth file of one second came before the ninth."""
-    monkeypatch.setattr(tracking._EventFile, "_made", made)
+    monkeypatch.setattr(event_file.EventFile, "_made", made)
     run(tmp_path, 0, 6)
     now = time.time()
-    monkeypatch.setattr(tracking.time, "time", lambda: now + clock)
+    monkeypatch.setattr(event_file.time, "time", lambda: now + clock)
     run(tmp_path, 4, 8, resume=4)
     run(tmp_path, 6, 8, resume=6)
     assert [s for s, _ in points(tmp_path)["loss/total"]] == list(range(8))
@@ -220,3 +222,28 @@ def test_where_the_steps_count_anew_tensorboard_shows_none_twice_and_no_line_is_
     tracker.close()
     assert [s for s, _ in points(tmp_path)["loss/total"]] == list(range(5))
     assert sum(kind == "step" for kind, _, _ in summary(tmp_path)) == 8
+
+
+def read_back(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder), {"images": 0, "scalars": 0, "tensors": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def test_pictures_and_settings_are_what_tensorboard_reads(tmp_path):
+    tracker = Tracker(tmp_path)
+    tracker.settings({"lr": 0.1, "demo": True, "model": None, "track": ("mlflow",), "amp": "auto"})
+    for at in (5, 9):
+        tracker.image("validation/1", b"a JPEG of step %d" % at, (12, 34), at)
+    tracker.close()
+    seen = read_back(tmp_path)
+    assert seen.Tags()["images"] == ["validation/1"]
+    pictures = seen.Images("validation/1")
+    assert [(p.step, p.width, p.height, p.encoded_image_string) for p in pictures] == [
+        (5, 34, 12, b"a JPEG of step 5"),
+        (9, 34, 12, b"a JPEG of step 9"),
+    ]
+    content = seen.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+    assert set(start.hparams) == {"lr", "demo", "track", "amp"}
+    assert (start.hparams["lr"].number_value, start.hparams["demo"].bool_value) == (0.1, True)
