@@ -300,6 +300,9 @@ class Attached(Guard):
         def evaluated() -> Any:
             loss = closure()
             self._note(loss)
+            if not act.norms:  # of the first evaluation, which is where every other optimizer's step begins
+                act.gradients, where = parts.layout.gradients()
+                act.groups = self.immediate.measure(act, where)
             return loss
 
         self._through = True
@@ -315,15 +318,16 @@ class Attached(Guard):
         act.done = done = self._pass(act)
         first = float(act.seen[0]) if act.seen else math.nan
         record.losses, record.loss = {"loss": first}, first
-        record.grad_norm = 0.0
-        verdict = act.before or self._looked_at(done, record)
+        norm = record.grad_norm if act.norms else 1.0
+        record.grad_norm = record.grad_norm if act.norms else 0.0
+        verdict = act.before or self._looked_at(done, record, norm)
         verdict = verdict if self.immediate.team is None else self.immediate.team.worst(verdict)
         self._act = None
         if verdict is None or self.mode == "observe":
             record.applied = True
             parts.taken += 1
             parts.health.finished(due=True)
-            parts.divergence.accept(first, 1.0, {})
+            parts.divergence.accept(first, norm, record.group_grad_norm)
             if verdict is not None:
                 parts.raise_alarm(record, verdict)
         else:
@@ -332,7 +336,7 @@ class Attached(Guard):
         self._keep(record)
         return result
 
-    def _looked_at(self, done: forward_backward.Pass, record: StepRecord) -> Verdict | None:
+    def _looked_at(self, done: forward_backward.Pass, record: StepRecord, norm: float) -> Verdict | None:
         parts = self.instruments
         fault = self.immediate.undo.fault()
         if done.micro_batch is not None:
@@ -346,7 +350,7 @@ class Attached(Guard):
         leap = self.immediate.undo.leap()
         if leap is not None or math.isnan(record.loss):
             return leap
-        return parts.divergence.judge(record.step, record.loss, 1.0, {})
+        return parts.divergence.judge(record.step, record.loss, norm, record.group_grad_norm)
 
     # --- a scaler that was shown to us
 

@@ -110,7 +110,7 @@ class Immediate:
         parts.scale.unscale(parts.optimizer, parts.layout)
         act.gradients, where = parts.layout.gradients()
         record.losses, record.loss = done.losses, done.loss
-        act.groups = self._measure(act, where)
+        act.groups = self.measure(act, where)
         if done.micro_batch is not None and math.isfinite(record.grad_norm):
             # No gradient knows of it: a loss that nobody trains on, or of a pass that the loop itself has dropped.
             if math.isfinite(done.later):
@@ -127,7 +127,8 @@ class Immediate:
         act.over = act.overflow or nothing or (act.verdict is not None and not observing)
         parts.seconds += time.perf_counter() - began
 
-    def _measure(self, act: Act, where: list[int]) -> list[float]:
+    def measure(self, act: Act, where: list[int]) -> list[float]:
+        """Fill in the norms of ``act.gradients``, which are of the parameters at ``where``; those of the components."""
         parts, record = self.parts, act.record
         stacked = parts.layout.gradient_norms(act.gradients, where)
         if self.grad_scale is not None:
@@ -277,7 +278,7 @@ class Immediate:
         act.gradients, where = parts.layout.gradients()
         record.losses = team.mean(done.losses)
         record.loss = sum(record.losses.values())
-        self._measure(act, where)
+        self.measure(act, where)
         coefficient = optimizer_step.clip_coefficient(record.grad_norm, parts.max_grad_norm)
         optimizer_step.apply(parts.optimizer, act.gradients, coefficient)
         parts.scale.applied(bool(act.gradients))

@@ -62,6 +62,29 @@ def test_a_calm_step_of_a_small_network_is_cheap() -> None:
     assert 0 < calls < CALLS and not guard.alarms
 
 
+def test_a_huge_sample_is_refused_where_a_step_evaluates_several_times() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 8))
+    optimizer = torch.optim.LBFGS(model.parameters(), 0.1, max_iter=2, history_size=4)
+    guard, refused = attach(model, optimizer, say=False), []
+    for step in range(40):
+        x = data(step)[0]
+        aim = x * (1e10 if step == 30 else 1.0)
+
+        def closure(x: Tensor = x, aim: Tensor = aim) -> Tensor:
+            optimizer.zero_grad()
+            loss = (model(x) - aim).square().mean()
+            loss.backward()
+            return loss
+
+        before = digest(model, optimizer)
+        optimizer.step(closure)
+        if guard.refused:
+            refused.append(step)
+            assert digest(model, optimizer) == before
+    assert refused == [30] and guard.records[0].grad_norm > 0
+
+
 class SAM(torch.optim.Optimizer):
     """As published: a closure called in the middle of the step, and an optimizer inside."""
 
