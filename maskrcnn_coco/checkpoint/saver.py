@@ -33,6 +33,7 @@ from maskrcnn_coco.checkpoint.store import checkpoints, peek
 from maskrcnn_coco.checkpoint.verification import verify
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.system import files
+from maskrcnn_coco.system.memory import ran_out
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -159,6 +160,14 @@ class Saver:
             )
             if EPOCH.fullmatch(job.names[0]) or BEST in job.names:
                 self._unwritten = job
+        except (MemoryError, RuntimeError) as e:
+            # torch's writer says "unexpected pos" where a write to its file was broken off.
+            if not ran_out(e) and "unexpected pos" not in str(e):
+                raise
+            self._warnings.append(
+                f"the checkpoint {self.folder / job.names[0]} was not written: memory ran out; "
+                "the older ones are intact, the run goes on, and the next checkpoint tries again"
+            )
 
     def _write(self, job: _Job) -> None:
         path = self.folder / job.names[0]

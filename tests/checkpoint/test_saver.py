@@ -382,3 +382,30 @@ def test_without_room_for_a_thread_a_save_is_written_by_the_step_itself(tmp_path
     saver.save_last(state_at(1))
     assert saver.wait() == [] and not saver.failed
     assert (tmp_path / "last.pth").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 513024 vs 412608"),
+    ],
+)
+def test_a_save_that_memory_does_not_suffice_for_ends_no_run(tmp_path, monkeypatch, error):
+    saver = Saver(tmp_path)
+    saver.save_last(state_at(1))
+    assert saver.wait() == []
+    write = saver._write
+
+    def short(job):
+        raise error
+
+    monkeypatch.setattr(saver, "_write", short)
+    saver.save_last(state_at(2))
+    (said,) = saver.wait()
+    assert "memory ran out" in said and saver.failed
+    monkeypatch.setattr(saver, "_write", write)
+    saver.save_last(state_at(3))
+    assert saver.wait() == [] and not saver.failed
+    assert load(tmp_path / "last.pth")["loop"]["step"] == 3
