@@ -1,4 +1,4 @@
-"""The guard behind loops as people write them: seventy-odd, each with one bad sample; the whole sweep is in bench."""
+"""The guard behind loops as people write them: eighty-odd, each with one bad sample; the whole sweep is in bench."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import torch
 from anywhere.loops.harness import AT, Run, same, state_of
 from anywhere.loops.kinds import KINDS
 from anywhere.loops.mechanics import MECHANICS
+from anywhere.loops.recipes import RECIPES
 from torch import nn
 
 from maskrcnn_coco import attach
 
-LOOPS = KINDS | MECHANICS
+SLICE = ("two_tasks", "spectral", "quantised", "lora", "state_space", "master_copy", "neural_ode", "codebook", "ppo")
+LOOPS = KINDS | MECHANICS | {name: RECIPES[name] for name in SLICE}
 SLOW = ("lbfgs", "gpt_accumulated", "muon_and_adamw", "flow", "speech", "experts")
 """Loops whose steps take long; bench/anywhere/red.py has them."""
 
@@ -33,7 +35,17 @@ def test_a_bad_sample_is_refused_bit_for_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["contrastive_queue", "private", "odd_buffers", "recomputed", "rate_tensor", "groups_added", "swapped"]
+    "name",
+    [
+        "contrastive_queue",
+        "two_tasks",
+        "private",
+        "odd_buffers",
+        "recomputed",
+        "rate_tensor",
+        "groups_added",
+        "swapped",
+    ],
 )
 def test_a_clean_run_has_the_bits_of_the_plain_one(name: str) -> None:
     guarded, plain = (taken(name, "none", system, 25) for system in ("attach", "plain"))
