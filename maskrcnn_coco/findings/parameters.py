@@ -58,7 +58,7 @@ def far_anchors(model: nn.Module) -> tuple[dict[str, float], float]:
         given = {f"level {n}": float(max(level)) for n, level in enumerate(sizes)}
     except (TypeError, ValueError):  # another generator than torchvision's
         return {}, 0.0
-    return {where: size for where, size in given.items() if (side / size) ** 2 < OVERLAP}, float(side)
+    return {where: size for where, size in given.items() if side**2 < OVERLAP * size**2}, float(side)
 
 
 def _rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> list[float]:

@@ -172,7 +172,9 @@ def test_samples_that_cannot_be_read_are_named_by_their_form():
     assert any("(32, 48)" in t for t in texts) and not any("nothing to learn" in t for t in texts)
 
 
-@pytest.mark.parametrize(("sizes", "far"), [(((16,), (5000,)), "5000 pixels (level 1)"), (((16,), (700,)), None)])
+@pytest.mark.parametrize(
+    ("sizes", "far"), [(((16,), (5000,)), "5000 pixels (level 1)"), (((16,), (700,)), None), (((0,), (0,)), None)]
+)
 def test_anchors_that_no_box_can_match_are_said_and_merely_large_ones_are_not(sizes: Any, far: str | None):
     """Images here are 96 pixels wide: an anchor of 512 made for large images is common and harms nobody."""
     net = tiny_detector("mask", 0, "frozen", sizes)
