@@ -148,11 +148,10 @@ def main() -> None:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), args.images)
-        size = (Path(folder) / "annotations.json").stat().st_size
-    text = page(rows, args.images, size)
-    print(text)
+        text = page(rows, args.images, (Path(folder) / "annotations.json").stat().st_size)
+        print(text, flush=True)
+        write_part(text)  # before the folder's many files are deleted, which takes minutes
     print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
-    write_part(text)
 
 
 if __name__ == "__main__":
