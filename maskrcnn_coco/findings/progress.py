@@ -11,6 +11,8 @@ STEPS = 20
 """Applied steps with objects that are looked at."""
 FALLEN, STAYED, SHARE = 2e-6, 10, 0.05
 """Of its highest, for so many steps in a row and such a share of all steps: the end of a cosine is far shorter."""
+LEAPS = 1.5
+"""A rate that rises by this within a step has not settled: updates before it say nothing of those to come."""
 MOVES = 1e-7
 """A rate from which on weights must change where there is a gradient."""
 DETECTION = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
@@ -30,7 +32,7 @@ class Progress:
         self._latest: dict[str, float] = {}
         self.max_grad_norm = 0.0
         """Gradients are clipped to this norm; 0: they are not."""
-        self._largest, self._least, self._rose = 0.0, math.inf, False
+        self._largest, self._least, self._calm = 0.0, math.inf, 0
 
     def add(self, record: StepRecord, *, objects: bool = True) -> None:
         """One record; refused steps and batches without objects say nothing about gradients."""
@@ -52,7 +54,9 @@ class Progress:
     def _add_rates(self, record: StepRecord) -> None:
         for name, rate in record.lr.items():
             self._rate[name] = max(self._rate.get(name, 0.0), rate)
-            self._rose |= rate > 1.5 * self._latest.get(name, math.inf)
+            if rate > LEAPS * self._latest.get(name, math.inf):  # a warm-up begins as low as it likes
+                self._ratio.clear()
+                self._calm = self.steps
             low = self._rate[name] > 0 and rate <= FALLEN * self._rate[name]
             self._fallen[name] = self._fallen.get(name, 0) + 1 if low else 0
             self._latest[name] = rate
@@ -71,8 +75,7 @@ class Progress:
             # A rate of 0 for one group may freeze it on purpose; for all of them it cannot.
             zero_rate=["all components"] if rates and max(rates) == 0 else [],
             zero_losses=zero if others else [],
-            # A warm-up begins as low as it likes: only rates that do not rise say how far the run will get.
-            moved=max(self._ratio.values()) if self._ratio and not self._rose else None,
+            moved=max(self._ratio.values()) if self._ratio and self.steps - self._calm >= STEPS // 4 else None,
             rate=max(rates, default=0.0),
             detection=any(n in DETECTION for n in self._loss),
             gradient=self._largest,

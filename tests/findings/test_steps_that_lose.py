@@ -16,6 +16,8 @@ from maskrcnn_coco import FindingWarning, Guard
 from maskrcnn_coco.findings.facts import Facts, Lengths, Still
 from maskrcnn_coco.findings.judge import judge
 from maskrcnn_coco.findings.parameters import parameters_of
+from maskrcnn_coco.findings.progress import Progress
+from maskrcnn_coco.records import StepRecord
 
 SGD, ADAMW = torch.optim.SGD, torch.optim.AdamW
 Make = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -114,6 +116,16 @@ def test_steps_that_move_nothing(make: Make, bound: float, word: str):
 def test_small_steps_are_no_fault(make: Make):
     net = tiny_net()
     assert guarded(net, make(net.parameters()), max_grad_norm=0.1) == []
+
+
+@pytest.mark.parametrize(("after", "stands"), [(1e-10, True), (1e-4, False)])
+def test_what_counts_is_how_far_steps_go_after_the_warm_up(after: float, stands: bool):
+    progress = Progress()
+    for step in range(20):
+        rate = 1e-9 * 10 ** min(step, 7)
+        ratio = {"a": after if step > 7 else 1e-12}
+        progress.add(StepRecord(step, 0, {}, 1.0, 5.0, {"a": 5.0}, {"a": rate}, None, [], True, update_ratio=ratio))
+    assert [f.detail["what"] for f in judge(Facts(still=progress.still()))] == ["stands still"] * stands
 
 
 @pytest.mark.parametrize(
