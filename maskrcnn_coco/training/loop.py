@@ -9,7 +9,7 @@ from torch import nn
 
 from maskrcnn_coco.config.settings import Config, validate
 from maskrcnn_coco.distributed.ranks import started_alone
-from maskrcnn_coco.errors import GuardStop
+from maskrcnn_coco.errors import ConfigError, GuardStop
 from maskrcnn_coco.findings.parameters import train_but
 from maskrcnn_coco.guard.early_warning import early_warning
 from maskrcnn_coco.records import Result, StepRecord
@@ -63,6 +63,7 @@ def train(
         KeyboardInterrupt: a signal came before the first step, or a second one later.
     """
     validate(config)
+    _require_module(model)
     with ordinary_defaults(), Interrupts() as interrupts:
         # To read, check and look at the data may take minutes, and there is nothing to be saved yet.
         with breakable(alone=started_alone(), answer="stopping here, before the first step"):
@@ -81,6 +82,16 @@ def train(
             if dry_run:
                 return finish.dry(session)
             return _to_its_end(session, interrupts)
+
+
+def _require_module(model: object) -> None:
+    if model is not None and not isinstance(model, nn.Module):
+        raise ConfigError(
+            "the model is no torch.nn.Module",
+            got=f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}",
+            expected="a detector with torchvision's contract: a dict of losses in train mode",
+            fix="make it first, as maskrcnn_resnet50_fpn(num_classes=3), or leave it away: Config(model=…) names one",
+        )
 
 
 def _to_its_end(session: Session, interrupts: Interrupts) -> Result:

@@ -322,3 +322,10 @@ def test_an_observer_that_changes_the_folder_takes_no_file_along(tiny_shapes, tm
     assert (tmp_path / "here" / "checkpoints" / "last.pth").exists()
     assert (tmp_path / "here" / "run" / "result.json").exists()
     assert list((tmp_path / "there").iterdir()) == []
+
+
+@pytest.mark.parametrize("model", [{}, "maskrcnn_resnet50_fpn", torch.nn.Linear, lambda images: images, 3])
+def test_a_model_that_is_none_is_told(model, tmp_path):
+    with pytest.raises(ConfigError, match=r"no torch\.nn\.Module"):
+        train(config(None, tmp_path), model=model, train_data=OwnData())
+    assert list(tmp_path.iterdir()) == []
