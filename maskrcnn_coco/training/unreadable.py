@@ -58,7 +58,7 @@ def leave_out_unreadable(session: Session, error: SampleError, rank: int | None)
         raise error
     step, image_id = session.progress.step, error.key.image_id
     # An item whose image is sound and whose target is none is not the pixels' fault.
-    code = "DATA_BOX" if str(error.got).startswith("['Tensor',") else "DATA_PIXEL"
+    code = "DATA_BOX" if str(error.got).startswith("(Tensor,") else "DATA_PIXEL"
     evidence = [Evidence(f"read: image {image_id}", error.what, code)]
     culprit = Culprit(image_ids=[image_id], rank=rank)
     own = session.train_source.provisional

@@ -121,3 +121,14 @@ def test_where_no_file_is_as_it_was_saved_the_run_goes_on_and_says_so(tmp_path: 
     assert result.exit_code == 0 and incidents(tmp_path) == []
     told = " ".join("".join(capsys.readouterr()).split())
     assert "is not as the run saved it (model.roi_heads.mask_head.0.0.weight were changed since)" in told
+
+
+@pytest.mark.parametrize(("item", "cause"), [((torch.rand(3, 64, 64), None), "DATA_BOX"), ((None, {}), "DATA_PIXEL")])
+def test_an_item_without_a_target_is_not_the_fault_of_its_pixels(tmp_path: Path, item: Any, cause: str):
+    class Odd(Pictures):
+        def __getitem__(self, i: int) -> Any:
+            return item if i == 3 else super().__getitem__(i)
+
+    result = train(config(None, tmp_path, **{**SMALL, "epochs": 1}), model=tiny_model(), train_data=Odd())
+    assert result.exit_code == 0
+    assert [(i["cause"], i["action"]["kind"]) for i in incidents(tmp_path)] == [(cause, "quarantine")]
