@@ -107,11 +107,11 @@ def state(loop: Any, seed: int) -> dict[str, str]:
 def culprit(loop: Any, seed: int, fault: str) -> dict[str, str]:
     """Whether ``diagnose`` names the bad sample; one that is only huge where it was refused."""
     run, error = taken(loop, fault, "diagnose", AT + 5, seed)
-    doctors = [w.guard for w in run.watched if hasattr(w.guard, "incidents")]
+    responders = [w.guard for w in run.watched if hasattr(w.guard, "incidents")]
     what = "diagnose" if fault == "nan_sample" else "diagnose huge"
-    if not doctors or not run.poisoned or run.id is None:
-        return {what: error} if error and doctors else {}
-    found = [i for g in doctors for i in g.incidents]
+    if not responders or not run.poisoned or run.id is None:
+        return {what: error} if error and responders else {}
+    found = [i for g in responders for i in g.incidents]
     if fault == "huge_sample" and not found and not error:
         return {}
     text = error

@@ -11,7 +11,7 @@ from torch import nn
 
 from maskrcnn_coco.anywhere.rig import divisor
 from maskrcnn_coco.anywhere.samples import Select
-from maskrcnn_coco.anywhere.with_doctor import WithDoctor, answer, make_doctor
+from maskrcnn_coco.anywhere.with_responder import WithResponder, answer, make_responder
 from maskrcnn_coco.guard.attached import Attached
 from maskrcnn_coco.guard.immediate import Act, Mode
 from maskrcnn_coco.guard.norms import Components
@@ -19,8 +19,8 @@ from maskrcnn_coco.guard.sharding import refuse_shards
 from maskrcnn_coco.records import Alarm, StepRecord
 
 
-class Diagnosing(WithDoctor, Attached):
-    """`Attached`, with a doctor; made by `maskrcnn_coco.attach` with ``diagnose=True``."""
+class Diagnosing(WithResponder, Attached):
+    """`Attached`, with a responder; made by `maskrcnn_coco.attach` with ``diagnose=True``."""
 
     def __init__(
         self,
@@ -36,12 +36,12 @@ class Diagnosing(WithDoctor, Attached):
         on_alarm: Callable[[Alarm], Any] | None,
         say: bool,
     ) -> None:
-        self.doctor = None
+        self.responder = None
         refuse_shards(model, optimizers[0])
         super().__init__(model, optimizers, scaler=scaler, components=components, mode=mode, on_alarm=on_alarm, say=say)
         self._shown_forward = forward
         self._shown: tuple[Any, Sequence[int] | None] | None = None
-        self.doctor = make_doctor(self, forward, select, logdir, own_batches=False)
+        self.responder = make_responder(self, forward, select, logdir, own_batches=False)
         self._busy = False
 
     def batch(self, batch: Any, ids: Sequence[int] | None = None) -> Any:
@@ -51,40 +51,40 @@ class Diagnosing(WithDoctor, Attached):
             ids: of its samples, for verdicts; by default they are numbered through.
         """
         act = self._open([], early=True)
-        if self.doctor is not None and not self._busy:
-            self.doctor.saw(act.record.step, batch, ids, self._shown_forward)
+        if self.responder is not None and not self._busy:
+            self.responder.saw(act.record.step, batch, ids, self._shown_forward)
         return batch
 
     def see(self, loss: Any) -> Any:
         """As `Attached.see`; a replay that comes past here is not the training."""
         if self._busy:
             return loss
-        if self.doctor is not None:
-            self.doctor.divisor = divisor(loss)
+        if self.responder is not None:
+            self.responder.divisor = divisor(loss)
         return super().see(loss)
 
     def _open(self, batches: list[Any], *, early: bool = False) -> Act:
         fresh = self._act is None or self._act.done is not None
-        if fresh and self.doctor is not None and not self._busy:
+        if fresh and self.responder is not None and not self._busy:
             self._close_round()
-            self.doctor.before(self.next_step)
+            self.responder.before(self.next_step)
         return super()._open(batches, early=early)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._busy:
             return
         super()._before_forward(module, args, kwargs)
-        if self.doctor is not None and self._shown_forward is None and self._act is not None:
-            self.doctor.saw(self._act.record.step, (args, kwargs))
+        if self.responder is not None and self._shown_forward is None and self._act is not None:
+            self.responder.saw(self._act.record.step, (args, kwargs))
 
     def _keep(self, record: StepRecord) -> None:
         super()._keep(record)
-        if self.doctor is None:
+        if self.responder is None:
             return
-        self.doctor.after(record)
+        self.responder.after(record)
         if self.alarm is not None:
             self._busy = True
             try:
-                answer(self, self.doctor, self.alarm)
+                answer(self, self.responder, self.alarm)
             finally:
                 self._busy = False

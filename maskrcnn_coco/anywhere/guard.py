@@ -12,7 +12,7 @@ from torch import nn
 
 from maskrcnn_coco.anywhere.rig import takes_model
 from maskrcnn_coco.anywhere.samples import Select, size_of
-from maskrcnn_coco.anywhere.with_doctor import WithDoctor, answer, make_doctor
+from maskrcnn_coco.anywhere.with_responder import WithResponder, answer, make_responder
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError, GuardWarning
 from maskrcnn_coco.guard.guard import Guard as BaseGuard
@@ -24,7 +24,7 @@ from maskrcnn_coco.system.backends import faults_under
 _NONE: Any = object()
 
 
-class Guard(WithDoctor, BaseGuard):
+class Guard(WithResponder, BaseGuard):
     """A guard for a loop that takes its steps through it::
 
         guard = Guard(model, optimizer, forward=loss_of, diagnose=True)    # loss_of(model, batch)
@@ -84,7 +84,7 @@ class Guard(WithDoctor, BaseGuard):
             ranks=ranks,
         )
         self._forward = forward
-        self.doctor = make_doctor(self, forward, select, logdir) if diagnose else None
+        self.responder = make_responder(self, forward, select, logdir) if diagnose else None
 
     def step(
         self,
@@ -107,31 +107,31 @@ class Guard(WithDoctor, BaseGuard):
             batch, ids, forward = forward, ids if batch is _NONE else batch, self._forward
         elif batch is _NONE:
             raise TypeError("step(forward, batch), or Guard(…, forward=…) and step(batch)")
-        if self.doctor is None:
+        if self.responder is None:
             bound = forward if self._forward is None else self._bound(forward)
             return super().step(bound, batch, ids, step=step, epoch=epoch, micro_batches=micro_batches)
         number = self.next_step if step is None else step
         batches = list(batch) if micro_batches else [batch]
-        left = [self.doctor.without_left_out(b, i) for b, i in zip(batches, self._ids_of(batches, ids), strict=True)]
+        left = [self.responder.without_left_out(b, i) for b, i in zip(batches, self._ids_of(batches, ids), strict=True)]
         if any(kept for *_, kept in left):
             left = [part for part in left if part[2]]
-        self.doctor.before(number)
+        self.responder.before(number)
         rest = iter(left)
         bound = self._bound(forward)
 
         def watched(data: Any) -> Any:
-            assert self.doctor is not None
-            self.doctor.saw(number, data, next(rest)[1], forward)
+            assert self.responder is not None
+            self.responder.saw(number, data, next(rest)[1], forward)
             return bound(data)
 
         given = [i for _, own, _ in left for i in own or []] or None
         record = super().step(watched, [data for data, _, _ in left], given, step=step, epoch=epoch, micro_batches=True)
-        if not self.doctor.kept.batches(number):  # refused before the model ran: the batch is wanted all the same
+        if not self.responder.kept.batches(number):  # refused before the model ran: the batch is wanted all the same
             for data, own, _ in left:
-                self.doctor.saw(number, data, own, forward)
-        self.doctor.after(record)
+                self.responder.saw(number, data, own, forward)
+        self.responder.after(record)
         if self.alarm is not None:
-            answer(self, self.doctor, self.alarm)
+            answer(self, self.responder, self.alarm)
         return record
 
     def _bound(self, forward: Callable[..., Any]) -> Callable[[Any], Any]:

@@ -43,7 +43,7 @@ UNCOUNTED = 10**9
 """Samples of a data set whose size nobody told: a share of it is then never too large."""
 
 
-class Doctor:
+class AlarmResponder:
     """What one guard knows of its training beside the step in hand.
 
     Args:

@@ -235,9 +235,9 @@ def test_a_sample_left_out_never_comes_back() -> None:
     for i in range(30):
         batch, names = ((bad, y), list(range(16))) if i >= 12 and i % 3 == 0 else (data(i), ids(i + 1))
         guard.step(batch, names)
-    assert [r.applied for r in guard.doctor.history].count(False) == 1
-    assert guard.doctor.left_out == {5}
-    assert len(guard.doctor.history[-3].image_ids) == 15
+    assert [r.applied for r in guard.responder.history].count(False) == 1
+    assert guard.responder.left_out == {5}
+    assert len(guard.responder.history[-3].image_ids) == 15
 
 
 def test_an_attached_guard_diagnoses_a_model_that_returns_its_loss() -> None:
@@ -435,7 +435,6 @@ def test_gradients_that_were_added_and_not_averaged(divided: str) -> None:
     guard: Any = attach(
         model, optimizer, diagnose=True, logdir=None, say=False, forward=lambda m, b: regress(m, b) / share
     )
-    guard.doctor.seconds = 4.0
     for i in range(40):
         if i == AT:
             optimizer.param_groups[0]["lr"] *= 4 if divided == "nowhere" else 6

@@ -1,4 +1,4 @@
-"""What every guard with a doctor has: findings, incidents and a way back, whatever loop it stands in."""
+"""What every guard with a responder has: findings, incidents and a way back, whatever loop it stands in."""
 
 from __future__ import annotations
 
@@ -9,52 +9,52 @@ from typing import Any
 
 from torch import nn
 
-from maskrcnn_coco.anywhere.response import Doctor, told
+from maskrcnn_coco.anywhere.response import AlarmResponder, told
 from maskrcnn_coco.anywhere.samples import Select
 from maskrcnn_coco.errors import ConfigError, GuardWarning
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.records import Alarm, Finding, Incident
 
 
-class WithDoctor(Guard):
-    """A guard whose ``doctor`` finds causes and acts; None: it only refuses."""
+class WithResponder(Guard):
+    """A guard whose ``responder`` finds causes and acts; None: it only refuses."""
 
-    doctor: Doctor | None
+    responder: AlarmResponder | None
 
     @property
     def finding(self) -> Finding | None:
         """The best finding of the last alarm; None without ``diagnose``, and before any."""
-        return self.doctor.findings[0] if self.doctor is not None and self.doctor.findings else None
+        return self.responder.findings[0] if self.responder is not None and self.responder.findings else None
 
     @property
     def incidents(self) -> list[Incident]:
         """Every incident so far."""
-        return self.doctor.incidents if self.doctor is not None else []
+        return self.responder.incidents if self.responder is not None else []
 
     def rollback(self) -> int:
         """Put back the newest verified copy of the state; returns the step that it is of. ConfigError without one."""
-        back = self.doctor.go_back(self.next_step) if self.doctor is not None else None
+        back = self.responder.go_back(self.next_step) if self.responder is not None else None
         if back is None:
             raise ConfigError("there is no copy of the state to go back to", fix="give the guard diagnose=True")
         return back
 
 
-def make_doctor(
+def make_responder(
     guard: Guard,
     forward: Callable[..., Any] | None,
     select: Select | None,
     logdir: str | Path | None,
     *,
     own_batches: bool = True,
-) -> Doctor:
-    """The doctor of ``guard``, whose components become the optimizer's groups: rates are lowered group by group."""
+) -> AlarmResponder:
+    """The responder of ``guard``, whose components become the optimizer's groups: rates are lowered group by group."""
     folder = None if logdir is None else unused(Path(logdir)) / "incidents"
     model = unwrapped(guard.model)
-    doctor = Doctor(guard, model, forward=forward, select=select, folder=folder, own_batches=own_batches)
+    responder = AlarmResponder(guard, model, forward=forward, select=select, folder=folder, own_batches=own_batches)
     parts = guard.instruments
-    parts.groups = doctor.groups.names
-    parts.by_groups(doctor.groups.of(model))
-    return doctor
+    parts.groups = responder.groups.names
+    parts.by_groups(responder.groups.of(model))
+    return responder
 
 
 def unused(folder: Path) -> Path:
@@ -75,9 +75,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def answer(guard: Guard, doctor: Doctor, alarm: Alarm) -> None:
-    """Let the doctor respond, and say what came of it."""
+def answer(guard: Guard, responder: AlarmResponder, alarm: Alarm) -> None:
+    """Let the responder respond, and say what came of it."""
     parts = guard.instruments
-    incident = doctor.respond(alarm)
+    incident = responder.respond(alarm)
     if parts.on_alarm is None and parts.warns:
         warnings.warn(told(incident), GuardWarning, stacklevel=4)
