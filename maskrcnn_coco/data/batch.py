@@ -137,8 +137,9 @@ def make_batch(source: Source, keys: Sequence[SampleKey]) -> Batch:
 
 
 def image_id(target: Target, default: int) -> int:
-    """The id that a target gives its image: an int or a tensor of one; ``default`` where it gives none."""
+    """The id that a target gives its image: an int of 64 bits or a tensor of one; ``default`` where it gives none."""
     value = target.get("image_id")
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_floating_point():
         return int(value)
-    return int(value) if isinstance(value, (int, np.integer)) and not isinstance(value, bool) else default
+    known = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return int(value) if known and -(2**63) <= value < 2**63 else default

@@ -331,6 +331,10 @@ def own_data(config: Config, train_data: Any) -> RunData:
     return RunData(None, None, names, builtin=False)
 
 
+MOST_ITEMS = 2**31 - 1
+"""Of one data set: plans and permutations of more would not fit into memory either."""
+
+
 def require_items(data: Any, name: str) -> None:
     """Raise ConfigError where a data set of the caller's own has no length, or no item."""
     try:
@@ -342,6 +346,14 @@ def require_items(data: Any, name: str) -> None:
             expected="a map-style data set",
             fix="give it __len__ and __getitem__(index); items that come as a stream: list(stream)",
         ) from e
+    except (OverflowError, ValueError) as e:  # beyond what an index can be, or below zero
+        raise ConfigError(f"{name} has a length that cannot be: {e}", fix=f"look at len({name})") from e
+    if size > MOST_ITEMS:
+        raise ConfigError(
+            f"{name} says that it has {size} items",
+            expected=f"at most {MOST_ITEMS}",
+            fix="a stream without an end gives its __len__ the number of samples of one epoch",
+        )
     if size == 0:
         raise ConfigError(f"{name} is empty", expected="at least one (image, target)", fix=f"look at len({name})")
 

@@ -14,8 +14,9 @@ import pytest
 
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.data.audit import cache
-from maskrcnn_coco.data.prepare import RunData, check_data, complaints, open_data
-from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.data.batch import image_id
+from maskrcnn_coco.data.prepare import RunData, check_data, complaints, open_data, require_items
+from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.system.files import cache_folder
 
 JSON = "_annotations.coco.json"
@@ -150,3 +151,22 @@ def test_where_the_cache_folder_is_a_file_the_temporary_folder_serves(tmp_path: 
     for base in (file, file / "below"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(base))
         assert cache_folder("shapes").is_relative_to(temporary)
+
+
+class Long:
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+
+@pytest.mark.parametrize("length", [-1, 2**40, 2**70])
+def test_a_length_that_cannot_be_is_told(length: int):
+    with pytest.raises(ConfigError, match=r"train_data (has a length|says)"):
+        require_items(Long(length), "train_data")
+
+
+@pytest.mark.parametrize(("told", "used"), [(2**63 - 1, 2**63 - 1), (2**63, 7), (2**70, 7), (-(2**70), 7), (-3, -3)])
+def test_an_image_id_beyond_64_bits_is_the_position(told: int, used: int):
+    assert image_id({"image_id": told}, 7) == used
