@@ -141,5 +141,6 @@ def image_id(target: Target, default: int) -> int:
     value = target.get("image_id")
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_floating_point():
         return int(value)
-    known = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    return int(value) if known and -(2**63) <= value < 2**63 else default
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        return default
+    return int(value) if -(2**63) <= int(value) < 2**63 else default

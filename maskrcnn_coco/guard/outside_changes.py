@@ -77,7 +77,7 @@ class Witness:
 
     def forget(self) -> None:
         """Everything may have changed."""
-        self._tensors, self._views, self._marks, self._sample = [], [], [], None
+        self._tensors, self._views, self._marks, self._sample = [], [], ([], []), None
 
     def _arrange(self) -> None:
         """Whether the views can be read as they are: of one device, and none in a precision without arithmetic."""
