@@ -99,7 +99,7 @@ def train(training: Training, optimizer_name: str, fault: Fault, seed: int, syst
             loss = fault.loss(loss, live) if now and fault.loss else loss
             if guard is not None and optimizer_name not in CLOSURE:
                 guard.see(loss)
-            if math.isfinite(float(loss)) or system not in ("skip and clip", "stop at NaN"):
+            if math.isfinite(float(loss.detach())) or system not in ("skip and clip", "stop at NaN"):
                 loss.backward()
             if now and fault.after:
                 fault.after(live)
@@ -127,7 +127,7 @@ def finite_weights(model: torch.nn.Module) -> bool:
 
 def stepped(system: str, loss: torch.Tensor, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> bool:
     """Take the step as ``system`` does after a backward pass; whether it was taken."""
-    if not math.isfinite(float(loss)):
+    if not math.isfinite(float(loss.detach())):
         if system == "stop at NaN":
             raise FloatingPointError("the loss is not finite: stopped")
         if system == "skip and clip":

@@ -68,7 +68,7 @@ def go(out: Path, data: Any = None, *, stop_after: int | None = None, **changes:
 @pytest.mark.parametrize(
     ("end", "status", "data", "changes"),
     [
-        ("finished", "finished", OwnData, {"ema": "0.9"}),
+        ("finished", "finished", OwnData, {"ema": 0.9}),
         ("cut short", "finished", OwnData, {"stop_after": 2}),
         ("an incident", "finished", lambda: OwnData(bad=(3,)), {}),
         ("stopped", "stopped", lambda: OwnData(bad=(3,)), {"guard": "stop"}),
