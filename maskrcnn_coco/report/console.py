@@ -152,7 +152,9 @@ class Console:
             if n in ("bbox/AP", "segm/AP", "segm/AP50", "segm/AP@100")
         )
         facts = [
-            f"{result.status} after {count(result.epochs, 'epoch')}, {count(result.steps, 'step')}"
+            f"{result.status} after "
+            + (f"{count(result.epochs, 'epoch')}, " if result.epochs else "")
+            + count(result.steps, "step")
             + (f" ({result.skipped_steps} skipped)" if result.skipped_steps else ""),
             f"loss {figure(result.first_loss)} → {figure(result.last_loss)}" + (f" · {ap}" if ap else ""),
             f"{figure(result.images_per_second)} images/s · memory {size(result.peak_memory_bytes)} · "
