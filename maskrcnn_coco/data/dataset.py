@@ -105,10 +105,6 @@ class CocoDataset(Dataset):
         """Leave these annotations out of all targets from now on; running loaders must be started anew."""
         self._left_out = np.union1d(self._left_out, np.array(list(annotation_ids), np.int64))
 
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch whose augmentation ``ds[i]`` shows."""
-        self.epoch = epoch
-
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         """Image float32 (3, H, W) in 0..1, and its target."""
         image, target = self.sample(self.epoch, index)

@@ -338,8 +338,7 @@ class Experiments:
         f, snapshot = self.facts, self.lr.healthy
         given = single.targets[0].get("annotation_ids")
         every = [int(a) for a in given] if given is not None else []
-        if len(every) < 2:
-            f.guilty_annotations += every if len(every) == 1 and "loss" in str(f.outcomes) else []
+        if not every:
             return
 
         def bad(kept: Sequence[int], test: str) -> bool:

@@ -96,9 +96,9 @@ def test_targets_are_what_torchvision_takes(dataset: CocoDataset):
 def test_the_model_takes_it_as_a_torchvision_data_set(dataset: CocoDataset):
     image, target = dataset[0]
     assert image.dtype == torch.float32 and image.min() >= 0 and image.max() <= 1
-    dataset.set_epoch(4)
+    dataset.epoch = 4
     assert same(dataset[0][1], dataset.sample(4, 0)[1])
-    dataset.set_epoch(0)
+    dataset.epoch = 0
     assert same(dataset[0][1], target)
 
 

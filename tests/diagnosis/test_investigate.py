@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_faults import BAD, FAULTS, pixels, put
+from tiny_faults import BAD, FAULTS, WithLosses, pixels, put, strange_image
 from tiny_run import TinyRun, rates
+from torch import Tensor
 
+from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.diagnosis.experiments import Experiments
 from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.investigate import investigate, next_test
@@ -196,3 +199,27 @@ def test_no_memory_for_a_copy_still_leaves_the_scans(monkeypatch):
     monkeypatch.setattr(copy, "deepcopy", full)
     top = investigate(case)[0]
     assert top.cause == "POISONED_STATE"
+
+
+def strange_first(model: Any, losses: dict[str, Tensor], targets: Any) -> dict[str, Tensor]:
+    """The bad image's first annotation makes a loss infinite."""
+    hit = any(int(a) == BAD * 10 for t in targets for a in t["annotation_ids"])
+    return losses | {"loss_mask": losses["loss_mask"] * float("inf")} if hit else losses
+
+
+def one_object(step: int, batch: Batch) -> None:
+    """Of the bad image only its first annotation is left."""
+    for i, image_id in enumerate(batch.image_ids):
+        if image_id == BAD:
+            gone = [int(a) for a in batch.targets[i]["annotation_ids"][1:]]
+            batch.targets[i] = batch.drop_annotations(i, gone).targets[i]
+
+
+@pytest.mark.parametrize(("strange", "named"), [(strange_image, []), (strange_first, [BAD * 10])])
+def test_the_only_annotation_of_an_image_is_named_where_the_image_without_it_is_sound(strange, named):
+    case = TinyRun(model=WithLosses(strange), spoil=one_object).until_alarm()
+    experiments = Experiments(case)
+    investigate(case, tests=experiments)
+    if "annotations" not in experiments.facts.done:
+        experiments.run("annotations")
+    assert experiments.facts.guilty_images == [BAD] and experiments.facts.guilty_annotations == named
