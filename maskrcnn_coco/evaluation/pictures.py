@@ -16,7 +16,7 @@ from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.analysis import Analysis, Suspect, analyse, plain
 from maskrcnn_coco.evaluation.draw import ALARM, Shape, draw, encoded, shapes_of
 from maskrcnn_coco.evaluation.evaluate import EvalResult
-from maskrcnn_coco.evaluation.ground_truth import EvalSet, as_eval_set
+from maskrcnn_coco.evaluation.ground_truth import EvalSet, Example, as_eval_set
 from maskrcnn_coco.records import Incident, to_json
 from maskrcnn_coco.system.files import write_bytes
 from maskrcnn_coco.wording import annotation_words
@@ -77,18 +77,10 @@ def pairs_of(source: Any, result: EvalResult, *, most: int = 4, min_score: float
             example = data.load(row)
         except DataError:
             continue
-        names = dict(enumerate(data.names, 1)) if data.names is not None else {1: "object"}
-        sides = [
-            draw(
-                pixels_of(example.image),
-                shapes_of(items, names, example.height, example.width, min_score=min_score),
-                longest=_LONGEST,
-            )
-            for items in (truth[row], found[row])
-        ]
-        pair = Image.new("RGB", (sides[0].width + 8 + sides[1].width, sides[0].height), (255, 255, 255))
-        pair.paste(sides[0], (0, 0))
-        pair.paste(sides[1], (sides[0].width + 8, 0))
+        left, right = (_side(data, example, items, min_score) for items in (truth[row], found[row]))
+        pair = Image.new("RGB", (left.width + 8 + right.width, left.height), (255, 255, 255))
+        pair.paste(left, (0, 0))
+        pair.paste(right, (left.width + 8, 0))
         pictures.append((encoded(pair, ".jpg"), pair.height, pair.width))
     return pictures
 
@@ -209,17 +201,20 @@ def _draw_pair(
         example = data.load(grade.row)
     except DataError:  # the file was there when it was evaluated; a report without it is better than none
         return None
-    names = dict(enumerate(data.names, 1)) if data.names is not None else {}
-    pixels = pixels_of(example.image)
-    size = (example.height, example.width)
     truth = [a for a in result.truth.annotations if a["image_id"] == grade.row]
     found = [r for r in result.found if r["image_id"] == grade.row]
     entry = asdict(grade) | {"image_id": example.image_id, "file_name": example.file_name}
     for side, items in (("truth", truth), ("prediction", found)):
-        shapes = shapes_of(items, names or {1: "object"}, *size, min_score=min_score)
         entry[side] = f"{name}_{side}.jpg"
-        write_bytes(folder / entry[side], encoded(draw(pixels, shapes, longest=_LONGEST), ".jpg"))
+        write_bytes(folder / entry[side], encoded(_side(data, example, items, min_score), ".jpg"))
     return entry
+
+
+def _side(data: EvalSet, example: Example, items: list[dict[str, Any]], min_score: float) -> Image.Image:
+    """An image with its truth, or with what was found on it."""
+    names = dict(enumerate(data.names, 1)) if data.names else {1: "object"}
+    shapes = shapes_of(items, names, example.height, example.width, min_score=min_score)
+    return draw(pixels_of(example.image), shapes, longest=_LONGEST)
 
 
 def save_incident_images(logdir: str | Path, incident: Incident, source: Any, *, most: int = 4) -> list[Path]:
