@@ -55,7 +55,7 @@ def open_setup(resolved: recipes.Resolved, data: RunData, ranks: Ranks) -> Setup
     trials = Trials(
         make_task(
             config,
-            lambda: make_model(config, data.num_classes, small=small).to(device),
+            lambda: make_model(config, data.classes, small=small).to(device),
             forward.losses,
             first_batches(source, plan, BATCHES),
             device=device,

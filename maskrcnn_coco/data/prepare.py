@@ -21,6 +21,7 @@ from maskrcnn_coco.system.plain_files import read_regular
 
 if TYPE_CHECKING:
     from maskrcnn_coco.config.settings import Config
+    from maskrcnn_coco.data.classes import Classes
     from maskrcnn_coco.data.coco.table import CocoTable
 
 SPLIT = 0.15
@@ -67,6 +68,13 @@ class RunData:
     def bit_range(self) -> list[float] | None:
         """The values that become black and white in images of more than 8 bits; None where there are none."""
         return None if self.train is None or self.train.bit_range is None else list(self.train.bit_range)
+
+    @property
+    def classes(self) -> Classes:
+        """Names and category ids of the labels, from 1."""
+        from maskrcnn_coco.data.classes import Classes
+
+        return Classes(tuple(self.class_names[1:]), tuple(self.category_ids))
 
     @property
     def category_ids(self) -> list[int]:

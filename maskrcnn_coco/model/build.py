@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
 from maskrcnn_coco.config.settings import COCO_WEIGHTS, MODELS, Config
+from maskrcnn_coco.data.classes import Classes, saved_classes
 from maskrcnn_coco.errors import CheckpointError, ConfigError
 from maskrcnn_coco.model.architecture import FULL, SMALL, assemble, freeze
 from maskrcnn_coco.model.backbones import BODIES
 from maskrcnn_coco.model.fast.accelerate import accelerate
+from maskrcnn_coco.model.foreign_files import SCORE
+from maskrcnn_coco.model.predictor_rows import rows_by_name
 from maskrcnn_coco.model.weights import (
     StateDict,
     describe,
@@ -46,6 +49,7 @@ def build_model(
     small: bool = False,
     detections_per_image: int = 100,
     fast: bool = True,
+    classes: Classes | None = None,
 ) -> MaskRCNN:
     """A Mask R-CNN with torchvision's names and interface. ``model.notes`` lists what was done with the weights.
 
@@ -53,8 +57,7 @@ def build_model(
         name: one of `config.MODELS`.
         num_classes: classes with background.
         weights: "coco" or "imagenet" (downloaded through torch.hub), "none", or the path of a checkpoint of this
-            project or of a torchvision detector's state dict. Predictor layers for another number of classes start at
-            random, which a note says.
+            project or of a torchvision detector's state dict. Predictors of other classes start at random: a note.
         backbone_weights: path of weights for the backbone alone, loaded after ``weights``.
         min_size, max_size: sides of the resized image, pixels.
         freeze_stages: backbone stages from the stem (1: stem, 2: and the first stage, … 5: all) that do not train.
@@ -62,15 +65,17 @@ def build_model(
         small: the variant for the built-in shapes, `maskrcnn_resnet18_fpn` only.
         detections_per_image: most detections kept for an image in evaluation.
         fast: with `fast.accelerate`, the same numbers in less time.
+        classes: of the data, to be matched by name with those of a checkpoint; None: by place.
 
     Raises:
         ConfigError: unknown model, weights that the model has not, a failed download, another architecture's weights.
         CheckpointError: a weights file that is damaged or not finite.
     """
     _check(name, num_classes, small, weights)
-    state = None
+    state, contents = None, {}
     if weights not in ("coco", "imagenet", "none"):
-        state = detector_state(read_weights(weights), weights)
+        contents = read_weights(weights)
+        state = detector_state(contents, weights)
         found = describe(state)
         # A checkpoint of the built-in shapes is of the small variant; nothing else loads it.
         small = found.small if found and found.model == name else small
@@ -85,7 +90,8 @@ def build_model(
         max_size=max_size,
         detections=detections_per_image,
     )
-    notes = _load(model, name, weights, state)
+    state, said = _by_name(state, contents, model, classes, weights)
+    notes = [*_load(model, name, weights, state), *said]
     if backbone_weights is not None:
         load_body(model.get_submodule("backbone.body"), read_weights(backbone_weights), backbone_weights)
         notes.append(f"backbone from {backbone_weights}")
@@ -94,6 +100,16 @@ def build_model(
         accelerate(model)
     model.notes = notes  # type: ignore[assignment]
     return model
+
+
+def _by_name(
+    state: StateDict | None, contents: Mapping[str, Any], model: MaskRCNN, classes: Classes | None, source: str
+) -> tuple[StateDict | None, list[str]]:
+    """``state`` with its predictors in the order of ``classes``, and a sentence where that changes something."""
+    if state is None or classes is None or SCORE not in state:
+        return state, []
+    had = saved_classes(contents, len(state[SCORE]))
+    return rows_by_name(state, model.state_dict(), had=had, has=classes, source=source)
 
 
 def _check(name: str, num_classes: int, small: bool, weights: str) -> None:
@@ -255,14 +271,14 @@ def set_sampler(model: nn.Module, proposals: int | None) -> None:
         sampler.batch_size_per_image = proposals
 
 
-def make_model(config: Config, num_classes: int, *, small: bool) -> nn.Module:
+def make_model(config: Config, classes: Classes, *, small: bool) -> nn.Module:
     """The model that a resolved ``config`` describes. ``small``: the small variant for the built-in shapes."""
     assert config.model and config.weights and config.min_size and config.max_size
     # Weights of new heads are drawn from torch's generator: the same seed gives the same model.
     torch.manual_seed(config.seed)
     model = build_model(
         config.model,
-        num_classes,
+        1 + len(classes.names),
         weights=config.weights,
         backbone_weights=config.backbone_weights,
         min_size=config.min_size,
@@ -272,6 +288,7 @@ def make_model(config: Config, num_classes: int, *, small: bool) -> nn.Module:
         detections_per_image=config.box_detections_per_image
         if isinstance(config.box_detections_per_image, int)
         else 100,
+        classes=classes,
     )
     set_sampler(model, config.box_batch_size_per_image)
     return model

@@ -18,12 +18,11 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn_coco.errors import CheckpointError, ConfigError
 from maskrcnn_coco.model.foreign_files import check_kind, inner_state
+from maskrcnn_coco.model.predictor_rows import PREDICTORS
 
 StateDict = Mapping[str, Tensor]
 IN_FOLDER = "model.safetensors"
 """The weights in a folder that `push` wrote, or that came from the hub."""
-PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
-"""The layers whose size depends on the number of classes."""
 
 _UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, struct.error)
 """What torch's own unpickler raises on bytes that are no weights file."""

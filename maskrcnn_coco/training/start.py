@@ -88,7 +88,7 @@ def open_session(
     train_source, val_source = sources(data, config, train_data, val_data, small=small)
     own_model = model is not None
     if model is None:
-        model = make_model(config, data.num_classes, small=small)
+        model = make_model(config, data.classes, small=small)
     model.to(device)
     if isinstance(train_source, CocoDataset):
         train_source.outlines = takes_outlines(model, device)

@@ -149,7 +149,14 @@ def rename_class(content: dict[str, Any]) -> None:
     content["categories"][0]["name"] = "something else"
 
 
-@pytest.mark.parametrize(("change", "words"), [(swap_names, "another order"), (rename_class, "other classes")])
+def add_class(content: dict[str, Any]) -> None:
+    content["categories"].append({"id": 99, "name": "one more"})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(swap_names, "another order"), (rename_class, "other classes"), (add_class, "other classes")],
+)
 def test_other_classes_are_refused_before_anything_is_touched(change, words, data, tmp_path):
     go(data, tmp_path, stop_after=1)
     edit(data, change)
