@@ -55,7 +55,7 @@ def build_model(
 
     Args:
         name: one of `config.MODELS`.
-        num_classes: classes with background.
+        num_classes: classes with background. classes: their names, matched with a checkpoint's; None: by place.
         weights: "coco" or "imagenet" (downloaded through torch.hub), "none", or the path of a checkpoint of this
             project or of a torchvision detector's state dict. Predictors of other classes start at random: a note.
         backbone_weights: path of weights for the backbone alone, loaded after ``weights``.
@@ -65,31 +65,21 @@ def build_model(
         small: the variant for the built-in shapes, `maskrcnn_resnet18_fpn` only.
         detections_per_image: most detections kept for an image in evaluation.
         fast: with `fast.accelerate`, the same numbers in less time.
-        classes: of the data, to be matched by name with those of a checkpoint; None: by place.
 
     Raises:
         ConfigError: unknown model, weights that the model has not, a failed download, another architecture's weights.
         CheckpointError: a weights file that is damaged or not finite.
     """
     _check(name, num_classes, small, weights)
-    state, contents = None, {}
-    if weights not in ("coco", "imagenet", "none"):
-        contents = read_weights(weights)
-        state = detector_state(contents, weights)
+    contents = None if weights in ("coco", "imagenet", "none") else read_weights(weights)
+    state = None if contents is None else detector_state(contents, weights)
+    if state is not None:
         found = describe(state)
         # A checkpoint of the built-in shapes is of the small variant; nothing else loads it.
         small = found.small if found and found.model == name else small
     body_norm, head_norm = _norms(state, weights, backbone_weights)
-    model = assemble(
-        name,
-        num_classes,
-        SMALL if small else FULL,
-        body_norm,
-        head_norm,
-        min_size=min_size,
-        max_size=max_size,
-        detections=detections_per_image,
-    )
+    sizes = {"min_size": min_size, "max_size": max_size, "detections": detections_per_image}
+    model = assemble(name, num_classes, SMALL if small else FULL, body_norm, head_norm, **sizes)
     state, said = _by_name(state, contents, model, classes, weights)
     notes = [*_load(model, name, weights, state), *said]
     if backbone_weights is not None:
@@ -103,10 +93,10 @@ def build_model(
 
 
 def _by_name(
-    state: StateDict | None, contents: Mapping[str, Any], model: MaskRCNN, classes: Classes | None, source: str
+    state: StateDict | None, contents: Mapping[str, Any] | None, model: MaskRCNN, classes: Classes | None, source: str
 ) -> tuple[StateDict | None, list[str]]:
     """``state`` with its predictors in the order of ``classes``, and a sentence where that changes something."""
-    if state is None or classes is None or SCORE not in state:
+    if state is None or contents is None or classes is None or SCORE not in state:
         return state, []
     had = saved_classes(contents, len(state[SCORE]))
     return rows_by_name(state, model.state_dict(), had=had, has=classes, source=source)
