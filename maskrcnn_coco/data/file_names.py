@@ -9,11 +9,15 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-"""Of the formats that are read, in small letters."""
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+"""Of the formats that are read, in small letters; the one list that every verb goes by."""
 
 
 def plain_name(name: str) -> str:
@@ -71,7 +75,7 @@ class FileIndex:
     def answer(self, name: str, taken: Collection[str] = ()) -> Answer:
         """The files that ``name`` may mean, without those in ``taken``; the fewer things differ the better."""
         spelled = [plain_name(name)]
-        spelled += [unquote(spelled[0])] if "%" in spelled[0] else []
+        spelled += [plain_name(unquote(spelled[0]))] if "%" in spelled[0] else []
         for wanted in spelled:
             parts = wanted.casefold().split("/")
             # Where each folder has an image.png, the folder's name is looked up with it.
@@ -88,7 +92,36 @@ class FileIndex:
                 best = _closest(wanted, [f for f in found if f not in taken], same)
                 if best:
                     return Answer(tuple(best), how)
+            if marked := [f for f in self._marked(parts[-1]) if f not in taken]:
+                return Answer(tuple(marked), "with a mark that an annotation tool adds")
         return Answer(())
+
+    def _marked(self, base: str) -> list[str]:
+        """The files whose names are ``base`` but for the mark of a tool, on one side or the other, never on both:
+        two marks may be of two images."""
+        wanted, original = _stem(base), unmarked(base)
+        found = list(self._by_stem.get(original, ())) if original else []
+        signs = () if original is None else self._by_signs.get(_signs(original), ())
+        found += [*signs, *self._by_original.get(_signs(wanted), ())]
+        return list(dict.fromkeys(found))[:_ALIKE]
+
+    @cached_property
+    def _by_original(self) -> dict[str, list[str]]:
+        """Files that carry the mark of a tool, by the name without it."""
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for path in self.files:
+            original = unmarked(plain_name(path).casefold().rpartition("/")[2])
+            if original is not None:
+                found[_signs(original)].append(path)
+        return found
+
+    @cached_property
+    def _by_signs(self) -> dict[str, list[str]]:
+        """Files by their letters and digits: tools that add a mark also exchange blanks and brackets."""
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for stem, paths in self._by_stem.items():
+            found[_signs(stem)] += paths
+        return found
 
     def near(self, name: str) -> list[str]:
         """At most three files whose names are like ``name``, or that it may mean and that are several."""
@@ -145,6 +178,30 @@ def _closest(wanted: str, files: list[str], same: Callable[[str], str]) -> list[
 def _stem(base: str) -> str:
     """Without the suffix of an image; whatever else follows a dot belongs to the name."""
     return next((base[: -len(s)] for s in IMAGE_SUFFIXES if base.endswith(s)), base)
+
+
+_UPLOAD = re.compile(r"^[0-9a-f]{8}(?:(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})?(?:-|__)(?=.)")
+"""What Label Studio puts before the name of an uploaded file."""
+_DATE = re.compile(r"^(?:19|20)\d{6}")
+_ROBOFLOW = re.compile(r"^(?P<name>.+)\.rf\.[0-9a-z]{8,64}$")
+_OLD_SUFFIX = re.compile(rf"[_-](?:{'|'.join(s[1:] for s in IMAGE_SUFFIXES)})$")
+
+
+def unmarked(base: str) -> str | None:
+    """The stem of a file name, in small letters, without the mark that an annotation tool adds; None: it has none.
+
+    "1f2e3d4c-cat.jpg" (Label Studio) and "cat_png.rf.9e107d9d372bb6826bd81d3542a419d6.jpg" (Roboflow) are "cat".
+    """
+    stem = _stem(base)
+    if roboflow := _ROBOFLOW.match(stem):
+        return _OLD_SUFFIX.sub("", roboflow["name"])
+    if (upload := _UPLOAD.match(stem)) and not _DATE.match(stem):
+        return stem[upload.end() :]
+    return None
+
+
+def _signs(stem: str) -> str:
+    return re.sub(r"[\W_]+", "-", stem).strip("-")
 
 
 def _how(name: str) -> str:

@@ -30,7 +30,7 @@ MAX_BYTES = 512 << 20
 """Largest image file, bytes."""
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """What is decoded. No format that starts another program or a script (EPS, PDF)."""
-_SHALLOW = (".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp")
+_SHALLOW = (".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".gif", ".webp")
 """Formats of 8 bits."""
 _DECODE_ERRORS = (
     OSError,

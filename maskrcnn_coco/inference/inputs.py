@@ -15,13 +15,13 @@ import numpy as np
 
 from maskrcnn_coco.data.bit_depth import BitRange
 from maskrcnn_coco.data.bit_range import Depth, find_depth
+from maskrcnn_coco.data.file_names import IMAGE_SUFFIXES
 from maskrcnn_coco.data.images import read_image
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.inference.arrays import arrays_of, check_pixels, decoded, pages
 from maskrcnn_coco.inference.folder import LIST
 from maskrcnn_coco.wording import clean
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jfif")
 _OTHERS = (
     *(
         ".heic",

@@ -56,6 +56,14 @@ CASES = {
     "case of the name": ("IMG_1.png", "img_1.png", "images"),
     "another suffix": ("a.jpg", "a.png", "images"),
     "no suffix": ("frame.0012", "frame.0012.png", "images"),
+    "label studio's mark": ("images/1f2e3d4c-a.png", "a.png", "images"),
+    "label studio's upload": ("/data/upload/1/1f2e3d4c-My_photo_1.png", "my photo (1).png", "images"),
+    "label studio's mark on the file": ("a.png", "1f2e3d4c-a.png", "images"),
+    "label studio's long mark": ("1f2e3d4c-0a1b-4c2d-8e3f-0123456789ab-a.png", "deep/a.png", "images"),
+    "label studio's local files": ("1f2e3d4c__set%5Ca.png", "a.png", "images"),
+    "roboflow's mark": (f"a_jpg.rf.{'9e107d9d' * 4}.jpg", "a.jpg", "images"),
+    "roboflow's mark and signs": (f"my-photo-1-_png.rf.{'9e107d9d' * 4}.jpg", "My photo (1).png", "images"),
+    "roboflow's mark on the file": ("a.png", f"x/a_png.rf.{'9e107d9d' * 4}.jpg", "images"),
 }
 
 
@@ -98,6 +106,22 @@ def test_a_file_that_another_entry_names_is_not_taken(tmp_path: Path) -> None:
     assert codes.count("IMAGE_MISSING") == 1
     path = write(tmp_path / "two", ["plain.png", "a.jpg", "a.bmp"], ["plain.png", "a.png"])
     assert [f.code for f in audit(find_data(path).train)].count("IMAGE_MISSING") == 2
+
+
+@pytest.mark.parametrize(
+    ("wrote", "files", "near"),
+    [
+        (["1f2e3d4c-a.png", "aaaaaaaa-a.png"], ["a.png"], "a.png"),  # one file for two entries
+        ([f"a_jpg.rf.{'0' * 32}.jpg"], [f"a_jpg.rf.{'1' * 32}.jpg"], "a_jpg"),  # another export: other pixels, perhaps
+        (["1f2e3d4c-a.png"], ["a.png", "A.jpg"], "a.png"),
+        (["20210304-cats.png"], ["20210305-cats.png"], "20210305-cats.png"),
+        (["20210304-cats.png"], ["cats.png"], "cats.png"),  # a date
+    ],
+)
+def test_marks_of_tools_are_no_guess(wrote: list[str], files: list[str], near: str, tmp_path: Path) -> None:
+    table = find_data(write(tmp_path, ["plain.png", *wrote], ["plain.png", *files])).train
+    missing = [f for f in audit(table) if f.code == "IMAGE_MISSING"]
+    assert len(missing) == len(wrote) and all(near in f.message for f in missing)
 
 
 def test_a_near_name_is_told(tmp_path: Path) -> None:
