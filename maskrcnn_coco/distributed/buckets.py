@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-BUCKET_BYTES = 32 << 20
+BUCKET_BYTES = 8 << 20
+FIRST_BYTES = 1 << 20
+"""The first bucket is the last to be ready, and nothing is left to compute while it is on its way."""
 
 
 def by_kind(params: list[Tensor]) -> list[list[Tensor]]:
@@ -20,13 +22,13 @@ def by_kind(params: list[Tensor]) -> list[list[Tensor]]:
 
 
 def in_buckets(params: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Parameters in their order, at most `BUCKET_BYTES` at a time, or a single larger one."""
+    """Parameters in their order, at most `BUCKET_BYTES` (`FIRST_BYTES`) at a time, or a single larger one."""
     share: list[Tensor] = []
-    size = 0
+    size, limit = 0, FIRST_BYTES
     for p in params:
-        if share and size + p.nbytes > BUCKET_BYTES:
+        if share and size + p.nbytes > limit:
             yield share
-            share, size = [], 0
+            share, size, limit = [], 0, BUCKET_BYTES
         share.append(p)
         size += p.nbytes
     yield share

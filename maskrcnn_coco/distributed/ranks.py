@@ -2,8 +2,8 @@
 
 Gradients are averaged in buckets that are the same at every step, so that a resumed run adds in the same order and gets
 the same bits (DistributedDataParallel rebuilds its buckets after the first step, which does not, from three processes
-on). They are averaged only after `Ranks.all_flags` has let every process see what the others measured: so all take the
-same branch, and one process's NaN is named before the sum hides it.
+on), and while the backward pass still runs (`averaging`). What each process measured by itself travels beside them:
+so all take the same branch, and one process's NaN is named though the sum hides it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from maskrcnn_coco.distributed.buckets import by_kind, empty, fill, in_buckets
+from maskrcnn_coco.distributed.averaging import Averaging
 from maskrcnn_coco.distributed.device import _device
 from maskrcnn_coco.errors import ConfigError, MaskRCNNError
 
@@ -45,7 +45,7 @@ class Ranks:
         self.local_rank = local_rank
         self.device = device
         self.timeout = timeout
-        self._buckets: dict[tuple[Any, ...], list[Tensor]] = {}
+        self.averaging = Averaging(self)
         self._words: Any = None
         """The group that carries flags, objects and barriers; None: the default one, gloo. Beside nccl, which carries
         gradients only, it is another: nccl answers a lost process by ending this one without a word, gloo by an error
@@ -77,7 +77,7 @@ class Ranks:
             _require_address()
             if where.type == "cuda":
                 torch.cuda.set_device(where)
-            with ranks._exchange("the start"), _ends_at_a_signal():
+            with ranks.exchange("the start"), _ends_at_a_signal():
                 ranks._connect("nccl" if where.type == "cuda" else "gloo")
         elif world > 1 and dist.get_backend() != "gloo":  # connected by a launcher (Ray Train), for tensors on GPUs
             ranks._open_words(timedelta(seconds=timeout))
@@ -129,12 +129,19 @@ class Ranks:
         Raises:
             MaskRCNNError: a process did not answer in time, or the processes are at different places of the program.
         """
+        return self.flags_later(local)()
+
+    def flags_later(self, local: dict[str, float | int]) -> Callable[[], list[dict[str, float]]]:
+        """Begin an `all_flags`; what it returns waits for the answers, and gives them."""
         if self.world == 1:
-            return [{k: float(v) for k, v in local.items()}]
+            return lambda: [{k: float(v) for k, v in local.items()}]
         names = sorted(local)
         place = zlib.crc32("\n".join(names).encode())
         mine = torch.tensor([float(place), *(float(local[n]) for n in names)], dtype=torch.float64)
-        rows = self._gather_rows(mine, "the exchange of verdicts")
+        rows = self._rows_later(mine, "the exchange of verdicts")
+        return lambda: self._flags(names, place, rows())
+
+    def _flags(self, names: list[str], place: int, rows: list[list[float]]) -> list[dict[str, float]]:
         odd = [r for r, row in enumerate(rows) if row[0] != place]
         if odd:
             raise MaskRCNNError(
@@ -153,41 +160,14 @@ class Ranks:
         Raises:
             MaskRCNNError: a process did not answer in time.
         """
-        if self.world == 1:
-            return
-        params = list(params)
-        for group in by_kind(params):
-            self._average(group)
-
-    def _average(self, params: list[Tensor]) -> None:
-        buckets = self._buckets_for(params)
-        shares = list(in_buckets(params))
-        presence = torch.tensor([p.grad is not None for p in params], dtype=torch.int32)
-        with self._exchange("the averaging of gradients"), torch.no_grad():
-            works = [dist.all_reduce(presence, group=self._words, async_op=True)]
-            for bucket, share in zip(buckets, shares, strict=True):
-                fill(bucket, share)
-                works.append(dist.all_reduce(bucket, async_op=True))  # runs while the next one is filled
-            for work in works:
-                if work is not None:
-                    work.wait()
-            for bucket in buckets:
-                bucket.div_(self.world)
-        present = dict(zip(map(id, params), presence.tolist(), strict=True))
-        for bucket, share in zip(buckets, shares, strict=True):
-            empty(bucket, share, present)
-
-    def _buckets_for(self, params: list[Tensor]) -> list[Tensor]:
-        key = (params[0].dtype, params[0].device, *(p.numel() for p in params))
-        if key not in self._buckets:
-            self._buckets[key] = [share[0].new_empty(sum(p.numel() for p in share)) for share in in_buckets(params)]
-        return self._buckets[key]
+        if self.world > 1:
+            self.averaging.turn(params).alone()
 
     def broadcast_tensors(self, tensors: Iterable[Tensor], *, source: int = 0) -> None:
         """Overwrite ``tensors`` in place with those of process ``source``. Raises MaskRCNNError."""
         if self.world == 1:
             return
-        with self._exchange("the distribution of weights"), torch.no_grad():
+        with self.exchange("the distribution of weights"), torch.no_grad():
             for tensor in tensors:
                 sent = tensor.detach().contiguous()
                 dist.broadcast(sent, source)
@@ -206,7 +186,7 @@ class Ranks:
         padded = payload.new_zeros(max(sizes))
         padded[: payload.numel()] = payload
         parts = [torch.empty_like(padded) for _ in sizes]
-        with self._exchange("the gathering of results"):
+        with self.exchange("the gathering of results"):
             dist.all_gather(parts, padded, group=self._words)
         raw = [bytes(part[:size].cpu().numpy()) for part, size in zip(parts, sizes, strict=True)]
         return [msgspec.msgpack.decode(r, strict=False) for r in raw]
@@ -230,21 +210,33 @@ class Ranks:
     def barrier(self, name: str) -> None:
         """Wait until every process is here. Raises MaskRCNNError, with ``name``, if one does not come in time."""
         if self.world > 1:
-            self._gather_rows(torch.zeros(1, dtype=torch.float64), name)
+            self._rows_later(torch.zeros(1, dtype=torch.float64), name)()
 
     def close(self) -> None:
         """Leave the group; a second call does nothing."""
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
-    def _gather_rows(self, mine: Tensor, name: str) -> list[list[float]]:
+    def sum_later(self, counts: Tensor) -> Any:
+        """Begin to add ``counts`` (host memory), in place, over the processes; ``wait`` on what it returns."""
+        return dist.all_reduce(counts, group=self._words, async_op=True)
+
+    def _rows_later(self, mine: Tensor, name: str) -> Callable[[], list[list[float]]]:
         rows = [torch.empty_like(mine) for _ in range(self.world)]
-        with self._exchange(name):
-            dist.all_gather(rows, mine, group=self._words)
-        return [row.tolist() for row in rows]
+        with self.exchange(name):
+            work = dist.all_gather(rows, mine, group=self._words, async_op=True)
+
+        def wait() -> list[list[float]]:
+            with self.exchange(name):
+                if work is not None:
+                    work.wait()
+            return [row.tolist() for row in rows]
+
+        return wait
 
     @contextlib.contextmanager
-    def _exchange(self, name: str) -> Iterator[None]:
+    def exchange(self, name: str) -> Iterator[None]:
+        """Within, a process that is lost or late is a MaskRCNNError that names it, and this exchange."""
         began = time.monotonic()
         try:
             yield

@@ -41,6 +41,8 @@ class Pass:
     micro_batch: int | None = None
     certain: bool = True
     later: float = math.nan
+    own_loss: float = math.nan
+    """This process's own total, where ``losses`` are averaged over several."""
 
     @property
     def loss(self) -> float:
@@ -49,10 +51,19 @@ class Pass:
         return math.fsum(terms) if terms and all(map(math.isfinite, terms)) else sum(terms) if terms else math.nan
 
 
-def run(forward: Forward, batches: Sequence[Any], scaler: Any, layout: Layout, *, catch: bool = True) -> Pass:
+def run(
+    forward: Forward,
+    batches: Sequence[Any],
+    scaler: Any,
+    layout: Layout,
+    *,
+    catch: bool = True,
+    before_last: Callable[[], None] | None = None,
+) -> Pass:
     """Forward and backward of every micro-batch, each loss divided by their number; gradients add up.
 
     It stops at the first micro-batch with a non-finite loss: what comes after cannot change the verdict.
+    ``before_last`` is called before the last backward pass: gradients that it makes are final.
     """
     out = Pass()
     for position, batch in enumerate(batches):
@@ -66,6 +77,8 @@ def run(forward: Forward, batches: Sequence[Any], scaler: Any, layout: Layout, *
             out.without_gradient += [n for n in without_gradient if n not in out.without_gradient]
             if len(bad) > len(without_gradient):
                 out.micro_batch = position
+            if before_last is not None and position == len(batches) - 1:
+                before_last()
             backward([t for n, t in terms.items() if n not in without_gradient], len(batches), scaler)
         except FAULTS as error:
             if not catch or is_fatal(error):

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from maskrcnn_coco.guard import forward_backward, inputs, optimizer_step
 from maskrcnn_coco.guard.forward_backward import Forward, Pass
@@ -86,10 +85,8 @@ class Immediate:
         parts, team, catch = self.parts, self.team, self.mode != "observe"
         if team is None:
             return forward_backward.run(forward, batches, parts.scale.scaler, parts.layout, catch=catch)
-        with team.alone(parts.model):
-            done = forward_backward.run(forward, batches, parts.scale.scaler, parts.layout, catch=catch)
-        act.own_loss = done.loss
-        act.shared = team.ran(done, parts)
+        done, act.shared = team.run(forward, batches, parts, catch=catch)
+        act.own_loss = done.own_loss
         return done
 
     def _before(self, batches: list[Any]) -> Verdict | None:
@@ -270,13 +267,11 @@ class Immediate:
     def _plain_team(self, team: Team, forward: Forward, batches: list[Any], record: StepRecord) -> StepRecord:
         parts = self.parts
         parts.layout.zero_grad()
-        done = forward_backward.run(forward, batches, parts.scale.scaler, parts.layout, catch=False)
-        if team.averages and not isinstance(parts.model, DistributedDataParallel):
-            team.ranks.average_gradients(parts.layout.params)
+        done = team.run_plain(forward, batches, parts)
         parts.scale.unscale(parts.optimizer, parts.layout)
         act = Act(record, None)
         act.gradients, where = parts.layout.gradients()
-        record.losses = team.mean(done.losses)
+        record.losses = done.losses
         record.loss = sum(record.losses.values())
         self.measure(act, where)
         coefficient = optimizer_step.clip_coefficient(record.grad_norm, parts.max_grad_norm)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,9 +17,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from maskrcnn_coco.distributed.averaging import Turn
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.guard import forward_backward
 from maskrcnn_coco.guard.judgement import Instruments
+from maskrcnn_coco.guard.norms import Layout
 from maskrcnn_coco.guard.verdict import Verdict
 
 OWN = ("crash", "input_nonfinite", "loss_nonfinite", "buffer_nonfinite")
@@ -43,18 +47,54 @@ class Team:
             return None
         return cls(Ranks.joined(), averages=isinstance(model, DistributedDataParallel))
 
-    def alone(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
-        """A forward and backward pass whose gradients stay this process's own."""
-        ours = self.averages and isinstance(model, DistributedDataParallel)
-        return model.no_sync() if ours else contextlib.nullcontext()  # type: ignore[union-attr]
+    def run(
+        self, forward: forward_backward.Forward, batches: Sequence[Any], parts: Instruments, *, catch: bool
+    ) -> tuple[forward_backward.Pass, Verdict | None]:
+        """This process's own forward and backward pass, and the verdict that all share on them.
 
-    def ran(self, done: forward_backward.Pass, parts: Instruments) -> Verdict | None:
-        """After this process's own pass: the verdict all share, or None with gradients and losses averaged."""
-        shared = self.worst(own_fault(done, parts), done.loss)
-        if shared is None and self.averages:
-            self.ranks.average_gradients(parts.layout.params)
-            done.losses = self.mean(done.losses)
-        return shared
+        Where that is None, gradients and losses are averaged, if the team averages.
+        """
+        scaler, layout = parts.scale.scaler, parts.layout
+        if not self.averages:
+            done = forward_backward.run(forward, batches, scaler, layout, catch=catch)
+            done.own_loss = done.loss
+            return done, self.worst(own_fault(done, scaler is not None or _finite(layout)), done.loss)
+        turn = self.ranks.averaging.turn(layout.params, measure=scaler is None)
+        done = self._watched(turn, forward, batches, parts, catch=catch)
+        turn.send_rest()
+        mine, done.own_loss = own_fault(done, turn.finite()), done.loss
+        rows = turn.finish(_blame(mine, done.loss) | _terms(done.losses))
+        shared = self._blamed(mine, rows)
+        if shared is None:
+            turn.put_back()
+            done.losses = self._mean(done.losses, rows)
+        return done, shared
+
+    def run_plain(
+        self, forward: forward_backward.Forward, batches: Sequence[Any], parts: Instruments
+    ) -> forward_backward.Pass:
+        """The same without a verdict: the `Pass` with losses (and gradients, if the team averages) averaged."""
+        if not self.averages or isinstance(parts.model, DistributedDataParallel):  # which averages itself
+            done = forward_backward.run(forward, batches, parts.scale.scaler, parts.layout, catch=False)
+        else:
+            turn = self.ranks.averaging.turn(parts.layout.params)
+            done = self._watched(turn, forward, batches, parts, catch=False)
+            turn.alone()
+        done.losses = self.mean(done.losses)
+        return done
+
+    def _watched(
+        self, turn: Turn, forward: forward_backward.Forward, batches: Sequence[Any], parts: Instruments, *, catch: bool
+    ) -> forward_backward.Pass:
+        """A pass whose gradients leave as they are made, and stay this process's own all the same."""
+        ddp = parts.model.no_sync() if isinstance(parts.model, DistributedDataParallel) else contextlib.nullcontext()
+        try:
+            with ddp:
+                return forward_backward.run(
+                    forward, batches, parts.scale.scaler, parts.layout, catch=catch, before_last=turn.watch
+                )
+        finally:
+            turn.unwatch()
 
     def worst(self, mine: Verdict | None, loss: float = 0.0) -> Verdict | None:
         """The verdict of the process that is to blame, on every process; None if none has one.
@@ -63,9 +103,9 @@ class Team:
         spreads to all; of several alike the one with the largest ``loss``, NaN above all, then the first.
         The process that is blamed keeps its full account; the others know the sentence and who it is.
         """
-        blame = 0.0 if mine is None else 1.0 + float(mine.symptom in OWN)
-        size = abs(loss) if math.isfinite(loss) else math.inf
-        rows = self.ranks.all_flags({"blame": blame, "loss": size})
+        return self._blamed(mine, self.ranks.all_flags(_blame(mine, loss)))
+
+    def _blamed(self, mine: Verdict | None, rows: list[dict[str, float]]) -> Verdict | None:
         flags = [bool(r["blame"]) for r in rows]
         if not any(flags):
             return None
@@ -84,17 +124,37 @@ class Team:
         rows = self.ranks.all_flags(losses)
         return {name: math.fsum(r[name] for r in rows) / len(rows) for name in losses}
 
+    def _mean(self, losses: dict[str, float], rows: list[dict[str, float]]) -> dict[str, float]:
+        """The same from rows that carried them: no further exchange, unless they have different names or are many."""
+        if len(losses) > _TERMS or len({row["names"] for row in rows}) > 1:
+            return self.mean(losses)
+        return {name: math.fsum(r[f"term {i}"] for r in rows) / len(rows) for i, name in enumerate(losses)}
 
-def own_fault(done: forward_backward.Pass, parts: Instruments) -> Verdict | None:
-    """What this process alone knows to be wrong. fp16 gradients may overflow: that is the scaler's business."""
+
+_TERMS = 16
+"""Loss terms that travel with the verdict. A row has the same length on a process that crashed before it had any."""
+
+
+def _terms(losses: dict[str, float]) -> dict[str, float]:
+    values = [*losses.values(), *[0.0] * _TERMS][:_TERMS]
+    return {"names": float(zlib.crc32("\n".join(losses).encode()))} | {f"term {i}": v for i, v in enumerate(values)}
+
+
+def _blame(mine: Verdict | None, loss: float) -> dict[str, float]:
+    blame = 0.0 if mine is None else 1.0 + float(mine.symptom in OWN)
+    return {"blame": blame, "loss": abs(loss) if math.isfinite(loss) else math.inf}
+
+
+def own_fault(done: forward_backward.Pass, finite: bool) -> Verdict | None:
+    """What this process alone knows to be wrong. ``finite``: its gradients, before they are averaged."""
     if done.error is not None:
         return Verdict("crash", done.error)
     if done.micro_batch is not None:
         bad = [n for n, v in done.losses.items() if not math.isfinite(v)]
         return Verdict("loss_nonfinite", f"{', '.join(bad)} is not finite")
-    gradients, _ = parts.layout.gradients()
-    if parts.scale.scaler is None and gradients:
-        total = torch.nn.utils.get_total_norm(gradients)
-        if not bool(torch.isfinite(total)):
-            return Verdict("grad_nonfinite", "a gradient is not finite, with finite losses")
-    return None
+    return None if finite else Verdict("grad_nonfinite", "a gradient is not finite, with finite losses")
+
+
+def _finite(layout: Layout) -> bool:
+    gradients, _ = layout.gradients()
+    return not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
