@@ -13,6 +13,35 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
+LONGEST = (
+    "training/test_loop.py",
+    "guard/test_team.py",
+    "cli/test_verify.py",
+    "training/test_late_alarms.py",
+    "faults/test_teams.py",
+    "faults/test_soak.py",
+    "training/test_stops.py",
+    "training/test_validation.py",
+    "advice/test_advise.py",
+    "training/test_continuity.py",
+    "model/test_ema.py",
+    "bench/test_nanbench.py",
+    "distributed/test_ranks.py",
+    "training/test_learning_check.py",
+    "system/test_memory.py",
+)
+"""Files that take more than half a minute on a busy core. They begin the suite, so that at its end no worker is left
+alone with one: a file is never split between workers, because its tests share what its fixtures trained."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, all else in its own order."""
+    here = Path(__file__).parent
+    place = {here / name: n for n, name in enumerate(LONGEST)}
+    if gone := [str(path) for path in place if not path.is_file()]:
+        raise pytest.UsageError(f"LONGEST in {__file__} names files that are not there: {gone}")
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
 
 class ShapesFolder(NamedTuple):
     """A small drawn data set: 24 training and 8 validation images of 64 × 64."""

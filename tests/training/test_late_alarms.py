@@ -84,7 +84,7 @@ def test_what_comes_back_a_few_steps_later_is_no_transient(tmp_path, late):
     """A divergence that rounds differently when it is walked again comes back, but not at the same step."""
     again = 4 + 2 + 5  # two steps are under way when the alarm is read; five more are taken again before it returns
     model = Fails(small_model(classes=2), {4, *range(again, again + 60)})
-    settings = config(None, tmp_path, epochs=4)
+    settings = config(None, tmp_path, epochs=4, guard="stop")  # one investigation tells; recovery makes five
     train(settings, model=model, train_data=OwnData())
     assert incidents(tmp_path) and "TRANSIENT" not in {i["cause"] for i in incidents(tmp_path)[:1]}
 
