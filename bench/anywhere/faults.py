@@ -22,6 +22,7 @@ class Live:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     guard: Any
+    count: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,12 @@ def _same(loss: Tensor, live: Live) -> Tensor:
     return loss
 
 
+def _rising(loss: Tensor, live: Live) -> Tensor:
+    """A term that is brought in slowly: five per cent more at each step."""
+    live.count += 1
+    return loss * 1.05**live.count
+
+
 def _clamped(live: Live) -> None:
     """WGAN's: weights are changed outside the step, at every step, and said once to be so."""
     live.guard.new_regime()
@@ -127,6 +134,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("huge_loss", loss=_huge),
     Fault("none", decoy=True),
     Fault("loss_times_3", loss=lambda loss, live: 3 * loss, steps=99, decoy=True),
+    Fault("weighed_30", loss=lambda loss, live: 30 * loss, steps=99, decoy=True),
+    Fault("rising_weight", loss=_rising, steps=99, decoy=True),
     Fault("negative_loss", loss=lambda loss, live: loss - 5, steps=99, decoy=True),
     Fault("clamped", before=_clamped, decoy=True),
     Fault("new_head", before=_new_head, decoy=True),

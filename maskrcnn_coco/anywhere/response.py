@@ -203,6 +203,9 @@ class AlarmResponder:
         findings = [reworded(f, self.groups.names) for f in found]
         history = recovery.History(self.incidents, alarm.step, images=UNCOUNTED)
         action, count = recovery.decide(findings, history), len(self.kept.batches(alarm.step))
+        if action.kind == "stop" and "weighed_anew" in alarm.measured and findings[0].detail.get("redefined"):
+            # The same loss with another weight: the guard takes it for that when it comes again.
+            action = Action("skip", {"why": f"the loss counts {alarm.measured['weighed_anew']:.2g} times as much"})
         if findings[0].cause == "ACCUMULATION" and alarm.symptom == "diverged" and action.kind == "skip" and count > 1:
             # The sum of so many gradients is a rate so many times as high; the weights that it threw away come back.
             onset = findings[0].onset_step

@@ -320,14 +320,15 @@ class Attached(Guard):
         record.losses, record.loss = {"loss": first}, first
         norm = record.grad_norm if act.norms else 1.0
         record.grad_norm = record.grad_norm if act.norms else 0.0
-        verdict = act.before or self._looked_at(done, record, norm)
+        verdict = act.before or self._looked_at(act, done, norm)
         verdict = verdict if self.immediate.team is None else self.immediate.team.worst(verdict)
         self._act = None
         if verdict is None or self.mode == "observe":
             record.applied = True
             parts.taken += 1
             parts.health.finished(due=True)
-            parts.divergence.accept(first, norm, record.group_grad_norm)
+            parts.learn(record, norm, act.where, act.norms, 0.0)
+            parts.loss_weight.moved = self.immediate.undo.moved
             if verdict is not None:
                 parts.raise_alarm(record, verdict)
         else:
@@ -336,8 +337,8 @@ class Attached(Guard):
         self._keep(record)
         return result
 
-    def _looked_at(self, done: forward_backward.Pass, record: StepRecord, norm: float) -> Verdict | None:
-        parts = self.instruments
+    def _looked_at(self, act: Act, done: forward_backward.Pass, norm: float) -> Verdict | None:
+        parts, record = self.instruments, act.record
         fault = self.immediate.undo.fault()
         if done.micro_batch is not None:
             return Verdict("loss_nonfinite", "the loss is not finite", {"losses": record.losses})
@@ -350,7 +351,7 @@ class Attached(Guard):
         leap = self.immediate.undo.leap()
         if leap is not None or math.isnan(record.loss):
             return leap
-        return parts.divergence.judge(record.step, record.loss, norm, record.group_grad_norm)
+        return parts.compared(record, norm, act.where, act.norms)
 
     # --- a scaler that was shown to us
 

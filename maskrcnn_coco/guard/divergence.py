@@ -188,6 +188,28 @@ class Divergence:
         if len(self._losses) >= 2 * CALIBRATION:
             self._best = min(self._best, self._losses.median)
 
+    def is_calm(self, loss: float, norm: float) -> bool:
+        """Whether this loss is among the healthy ones; until some are known every one is."""
+        return len(self._first) < CALIBRATION or self._ratios(loss, norm)[0] <= CALM
+
+    def weighed_anew(self, factor: float, norm: float, groups: dict[str, float]) -> None:
+        """The loss counts ``factor`` times as much from here on; ``norm`` and ``groups`` are the gradient's now."""
+        louder = norm / self._norms.median if self._norms and self._norms.median > 0 else 1.0
+        self._losses = Window([v * factor for v in self._losses])
+        self._norms = Window([v * louder for v in self._norms])
+        self._first = [v * factor for v in self._first]
+        self._first_norms = [v * louder for v in self._first_norms]
+        for name, known in self._groups.items():
+            usual = median(known)
+            by = groups[name] / usual if usual > 0 and groups.get(name, 0.0) > 0 else 1.0
+            self._groups[name] = deque((v * by for v in known), WINDOW)
+        self._best *= factor
+        self._survived *= factor
+        self._peak = 0.0
+        self._start = self._known = (0, 0.0)
+        self._reference = self._norm_reference = -1.0
+        self._recent.clear()
+
     def reset(self) -> None:
         """Forget the run-up, after a rollback or a repair; what is healthy stays known."""
         self._recent.clear()

@@ -173,6 +173,11 @@ class Guard:
         return self.instruments.alarm
 
     @property
+    def regimes(self) -> list[dict[str, Any]]:
+        """Steps at which the loss was weighed anew without a word, and was taken for that; with its factor."""
+        return self.instruments.regimes
+
+    @property
     def completed(self) -> list[StepRecord]:
         """The records that the last call completed; without ``deferred`` that of its own step."""
         return self.instruments.completed

@@ -166,6 +166,8 @@ class Immediate:
                 done.micro_batch,
                 done.error,
                 act.suspicion,
+                where=act.where,
+                norms=act.norms,
                 buffers=buffers,
                 parameters=parameters,
             )
@@ -241,7 +243,7 @@ class Immediate:
         parts.holes = parts.holes or act.suspicion is not None
         parts.taken += 1
         parts.health.finished(due=act.due)
-        parts.divergence.accept(record.loss, record.grad_norm, record.group_grad_norm, parts.health.moved)
+        parts.learn(record, record.grad_norm, act.where, act.norms, parts.health.moved)
         if act.due:
             record.update_ratio = update_ratio(act.copies, parts.layout, parts.health.weight_norms())
             act.copies = []

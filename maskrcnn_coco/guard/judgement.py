@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from maskrcnn_coco.guard.divergence import ABSURD, ABSURD_ANY, Divergence
 from maskrcnn_coco.guard.health import Health
 from maskrcnn_coco.guard.inputs import Expected
 from maskrcnn_coco.guard.loss_scale import Scale
+from maskrcnn_coco.guard.loss_weight import Found, LossWeight, last_length, too_far
 from maskrcnn_coco.guard.norms import Components, Layout
 from maskrcnn_coco.guard.sharding import Shares
 from maskrcnn_coco.guard.updates import Haste, Stall
@@ -33,8 +34,9 @@ from maskrcnn_coco.records import Alarm, StepRecord
 class Measured:
     """What is known of one forward and backward pass when it is judged. Numbers only, from whichever way measured them.
 
-    ``groups`` and ``bound`` are per component, in the layout's order and by name; ``clipped``: the gradient was longer
-    than the limit. ``buffers`` and ``parameters`` name what is not finite (functions: only asked for where it matters).
+    ``groups`` and ``bound`` are per component, in the layout's order and by name; ``norms`` of the gradients of the
+    tensors at ``where`` (none: not known); ``clipped``: the gradient was longer than the limit. ``buffers`` and
+    ``parameters`` name what is not finite (functions: only asked for where it matters).
     """
 
     record: StepRecord
@@ -46,6 +48,8 @@ class Measured:
     error: str | None = None
     suspicion: Verdict | None = None
     states: bool = False
+    where: Sequence[int] = ()
+    norms: list[float] = field(default_factory=list)
     buffers: Callable[[], list[str]] = list
     parameters: Callable[[], tuple[list[str], int]] = lambda: ([], 0)
 
@@ -81,6 +85,8 @@ class Instruments:
         self.seconds = 0.0
         self.taken = self.crashes = 0
         self._said: set[str] = set()
+        self.regimes: list[dict[str, Any]] = []
+        """Where the loss was weighed anew without a word, and was taken for that: step and factor."""
         self.holes = False
         """Inputs with NaN or infinities were trained on soundly: from then on they are no suspicion."""
         self.factors: dict[str, float] = {}
@@ -132,11 +138,12 @@ class Instruments:
         """Forget what is healthy: the loss means something else from here on."""
         absurd = ABSURD_ANY if self.expected.num_classes is None else ABSURD
         self.divergence, self.stall, self.haste = Divergence(absurd), Stall(), Haste()
+        self.loss_weight = LossWeight()
 
     def reset(self) -> None:
         """After a rollback, a load or a repair: forget the run-up, look at the whole state before the next step."""
         self.alarm, self.crashes = None, 0
-        for part in (self.divergence, self.stall, self.haste, self.health):
+        for part in (self.divergence, self.stall, self.haste, self.health, self.loss_weight):
             part.reset()
         self.layout.zero_grad()
 
@@ -172,11 +179,56 @@ class Instruments:
         leap = self.health.leap(seen.bound)
         if leap is not None or math.isnan(record.loss):
             return leap  # a loss that nobody showed us, or of nothing at all, cannot be compared with others
-        found = self.divergence.judge(record.step, record.loss, record.grad_norm, record.group_grad_norm)
+        found = self.compared(record, record.grad_norm, seen.where, seen.norms)
         # What is not clipped shows in the loss, which is the better witness. Adam and kin take steps of the same size
         # whatever the gradient: theirs are as good as clipped.
         bound = seen.bound if seen.clipped or "betas" in self.optimizer.param_groups[0] else {}
         return found or self.haste.judge(record.step, record.loss, self.divergence.first_loss, bound)
+
+    def compared(self, record: StepRecord, norm: float, where: Sequence[int], norms: list[float]) -> Verdict | None:
+        """The verdict on the sizes of a finite loss and gradient, beside those of the run's healthy steps."""
+        if norms and not self.divergence.is_calm(record.loss, norm):
+            self.loss_weight.wild(record.loss, where, norms, self._last_length)
+        found = self.divergence.judge(record.step, record.loss, norm, record.group_grad_norm)
+        if found is None:
+            return None
+        weighed = self.loss_weight.found(self.layout.names)
+        far = too_far(self.optimizer, record.loss, min(norm, self.max_grad_norm or norm))
+        if weighed is not None and not far:
+            self._weighed_anew(record, norm, weighed)
+            return None
+        weighed = weighed or self.loss_weight.found(self.layout.names, steps=1)
+        if weighed is not None:
+            found.measured["weighed_anew"] = weighed[0]
+            found.message += f"; loss and gradients count about {weighed[0]:.2g} times as much" + (
+                ", which this learning rate does not stand" if far else ", for good if it comes again"
+            )
+        return found
+
+    def learn(self, record: StepRecord, norm: float, where: Sequence[int], norms: list[float], moved: float) -> None:
+        """From an applied step."""
+        if norms and self.divergence.is_calm(record.loss, norm):
+            self.loss_weight.calm(record.loss, where, norms)
+        self.loss_weight.rates = [group.get("lr") for group in self.optimizer.param_groups]
+        self.divergence.accept(record.loss, norm, record.group_grad_norm, moved)
+
+    def _last_length(self, gradient: float) -> float:
+        known = self.loss_weight.moved
+        return last_length(self.optimizer, self.layout, self.loss_weight.rates, gradient) if known is None else known
+
+    def _weighed_anew(self, record: StepRecord, norm: float, found: Found) -> None:
+        """A new weight of the loss: what is healthy is that much larger from here on. Said at once."""
+        self.divergence.weighed_anew(found[0], norm, record.group_grad_norm)
+        self.loss_weight.adopt(found)
+        self.stall, self.haste = Stall(), Haste()
+        self.regimes.append({"step": record.step, "factor": found[0]})
+        if self.warns:
+            text = (
+                f"step {record.step}: the loss is about {found[0]:.2g} times what it was, and so are gradients, though "
+                "the weights moved too little for it: taken for a new weight of the loss, or of one term of it; "
+                "nothing is refused for it. If nothing was changed on purpose, look at what makes the loss"
+            )
+            warnings.warn(text, GuardWarning, stacklevel=3)
 
     def _nonfinite_loss(self, bad: list[str], measured: dict[str, Any]) -> Verdict:
         return Verdict("loss_nonfinite", f"{', '.join(bad) or 'the total loss'} is not finite", measured)

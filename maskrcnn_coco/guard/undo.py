@@ -37,6 +37,8 @@ class Undo:
         self._asked: Any = None
         self._settings: list[Any] = []
         self._wanted = True
+        self.moved = 0.0
+        """How far the last step that was looked at moved all weights."""
         self._optimizers: list[tuple[torch.optim.Optimizer, dict[Any, Any], list[dict[str, Any]]]] = []
 
     @property
@@ -100,6 +102,7 @@ class Undo:
         """An optimizer whose rates nobody knows has no bound beforehand, so what it did is measured."""
         layout, kind = self.parts.layout, type(self.parts.optimizer).__name__
         moved = layout.totals(norms([p.detach() - kept for p, kept in zip(layout.params, self._weights, strict=True)]))
+        self.moved = math.hypot(*moved)
         sizes = layout.totals(norms(self._weights))
         for name, far, size, count in zip(layout.components, moved, sizes, layout.sizes, strict=True):
             ratio = far / max(size, SMALLEST_RMS * math.sqrt(count))

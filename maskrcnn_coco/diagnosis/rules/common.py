@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maskrcnn_coco.diagnosis.facts import Facts, InputFault, TargetFault
+from maskrcnn_coco.diagnosis.facts import Facts, InputFault, TargetFault, far_apart
 from maskrcnn_coco.records import PROVED, Culprit, Evidence, Finding
 from maskrcnn_coco.wording import annotation_words
 
@@ -23,6 +23,20 @@ def cured_by(facts: Facts, test: str) -> bool:
     if facts.abnormal(whole):
         return True
     return abs(whole.loss) > CURE_LOSS * abs(repaired.loss) or whole.grad_norm > CURE_NORM * repaired.grad_norm
+
+
+def by_the_loop(facts: Facts) -> bool:
+    """Gradients that a loop did not clear or unscale; or only the gradients were bad, in a loop that handles them.
+
+    What it does after the backward pass is not replayed, and is the likelier culprit (a division by a norm of 0).
+    """
+    if facts.measured.get("kept_gradients") or facts.measured.get("still_scaled"):
+        return True
+    own = bool(facts.settings.get("own_gradients")) and facts.symptom == "grad_nonfinite"
+    same = facts.outcomes.get("same")
+    return (
+        own and same is not None and facts.recorded_loss is not None and not far_apart(facts.recorded_loss, same.loss)
+    )
 
 
 def cured(facts: Facts) -> str | None:

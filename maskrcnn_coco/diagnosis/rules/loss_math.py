@@ -34,7 +34,7 @@ def judge(facts: Facts) -> Finding | None:
         return None
     gradient_only = not same.bad_losses and same.bad_grad_count > 0
     one_term = len(same.bad_losses) == 1 and len(same.losses) > 1
-    if not gradient_only and not one_term:
+    if not gradient_only and not one_term and not _behind_the_model(facts):
         return None
     located = facts.location is not None and facts.location.op is not None
     # Finite on other weights, however large, is divergence; so is an overflow in a product of large numbers.
@@ -59,6 +59,12 @@ def judge(facts: Facts) -> Finding | None:
     detail["proved_on_healthy_weights"] = bool(facts.guilty_images) and facts.bad(healthy(facts))
     fix = f"look at {facts.location.op}" if located and facts.location else f"look at the maths of {term or 'the loss'}"
     return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)
+
+
+def _behind_the_model(facts: Facts) -> bool:
+    """Whether the first op that is not finite is the loss's own: the only term there is, made outside all modules."""
+    place = facts.location
+    return place is not None and place.op is not None and place.phase == "forward" and place.module is None
 
 
 def _redefined(facts: Facts, changed: Redefined) -> Finding:

@@ -14,8 +14,8 @@ How to fix it: if it comes back, test the device (memory test, another card, low
 
 from __future__ import annotations
 
-from maskrcnn_coco.diagnosis.facts import Facts, far_apart
-from maskrcnn_coco.diagnosis.rules.common import nonfinite
+from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.rules.common import by_the_loop, nonfinite
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "TRANSIENT"
@@ -45,7 +45,7 @@ def judge(facts: Facts) -> Finding | None:
         return None
     if facts.certain_state() or facts.lethal() or facts.bad("live"):
         return None
-    if facts.unrepeatable() or _by_the_loop(facts):
+    if facts.unrepeatable() or by_the_loop(facts):
         return None
     if facts.leap and not facts.not_repeated():
         return None  # the update would be as large again
@@ -56,20 +56,6 @@ def judge(facts: Facts) -> Finding | None:
     if not facts.good("same"):
         return None
     return _once(facts)
-
-
-def _by_the_loop(facts: Facts) -> bool:
-    """Gradients that a loop did not clear or unscale; or only the gradients were bad, in a loop that handles them.
-
-    What it does after the backward pass is not replayed, and is the likelier culprit (a division by a norm of 0).
-    """
-    if facts.measured.get("kept_gradients") or facts.measured.get("still_scaled"):
-        return True
-    own = bool(facts.settings.get("own_gradients")) and facts.symptom == "grad_nonfinite"
-    same = facts.outcomes.get("same")
-    return (
-        own and same is not None and facts.recorded_loss is not None and not far_apart(facts.recorded_loss, same.loss)
-    )
 
 
 def _once(facts: Facts) -> Finding:

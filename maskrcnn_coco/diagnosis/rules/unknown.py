@@ -14,7 +14,7 @@ How to fix it: read the list of tests in the incident; `maskrcnn-coco diagnose I
 from __future__ import annotations
 
 from maskrcnn_coco.diagnosis.facts import Facts
-from maskrcnn_coco.diagnosis.rules.common import healthy
+from maskrcnn_coco.diagnosis.rules.common import by_the_loop, healthy
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "UNKNOWN"
@@ -28,6 +28,8 @@ def judge(facts: Facts) -> Finding | None:
         what = "weights, batch and random numbers were the same, and it was another step each time"
         evidence.insert(0, Evidence("the two replays of the step", what, CODE))
         fix = "look for what changes from one forward pass to the next: hooks registered again, counters of your own"
+    elif by_the_loop(facts) and facts.good("same"):
+        fix = "the loss is as recorded and its gradients are sound: look at what the loop does to them before it steps"
     culprit = Culprit()
     detail: dict[str, object] = {"replays": facts.replays}
     if facts.location is not None:

@@ -1,0 +1,250 @@
+"""A loss that is weighed anew on purpose, told from one that diverges.
+
+Where a loss jumps because the weights moved, the way that they moved must be long enough for the jump: along it the
+loss can rise by no more than its length times the gradient (the mean value theorem). Measured at the first wild step of
+diverging runs that product is 2 to 100 times the rise; where a loss was only multiplied, 0.0005 to 0.7 times. What is
+left is a change of the loss or of its data, and a factor before the loss, or before one term of it, has a sign of its
+own: every gradient that it reaches is multiplied by that factor, biases like weights. Inputs or targets of another size
+do not do that, and one bad batch is gone with the next.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskrcnn_coco.guard.norms import Layout, norms
+
+KEPT = 20
+"""Calm steps that loss and gradients are compared with."""
+NEEDED = 5
+"""Calm steps without which nothing is known."""
+AGAIN = 3
+"""Steps in a row that must tell the same: one batch may do anything."""
+LOOKED_AT = 6
+"""Steps of a run that are looked at: later ones are of weights that the new loss has moved."""
+JUMP = math.log(2.5)
+"""A loss that jumps by less from one step to the next begins no run of its own."""
+REACH = 0.7
+"""Length of the last update times the gradient, as a share of the loss's rise: at least this where it is the reason."""
+ALIKE = 0.7
+"""Gradients may be off the loss's own factor by so much (as a logarithm), or by a quarter of the factor's; noise."""
+SPREAD = 2.0
+"""Tensors may differ by so much among themselves, as a logarithm; inputs of another size make it 3 and more."""
+SMALLER = -1.5
+"""No gradient may be smaller than usual by more, as a logarithm, where a term has a new weight."""
+OF_A_LAYER = 1.2
+"""Tensors of one layer may differ by so much, or by a fifth of the loss's factor: the mean error may be near 0."""
+REACH_CLIPPED, SPREAD_CLIPPED = 0.35, 1.0
+"""The same of a gradient that was clipped before it was seen: how long it had been is not known then."""
+SAME_LENGTH = 1e-3
+"""Gradients of several steps that are as alike in length, relatively, were clipped."""
+FURTHEST = 2.0
+"""Next update times gradient, as a share of the loss: beyond it the learning rate does not stand the new weight."""
+LEVEL = math.log(3)
+"""A run may rise by so much above its first step."""
+LARGEST = math.log(1e7)
+"""Nobody weighs a loss by more: a mean that becomes a sum over batch and pixels is 1e6."""
+
+Found = tuple[float, dict[int, float]]
+"""Factor of the loss, and position of a tensor → factor of its gradient."""
+
+
+@dataclass
+class _Run:
+    """Wild steps in a row: the loss's and each tensor's factor, as logarithms; gradient norms; `REACH` of the first."""
+
+    reach: float
+    losses: list[float] = field(default_factory=list)
+    gradients: list[dict[int, float]] = field(default_factory=list)
+    lengths: list[float] = field(default_factory=list)
+
+
+class LossWeight:
+    """Watches losses that leave the healthy ones; costs two appends at a calm step. No tensors are kept."""
+
+    def __init__(self) -> None:
+        self._losses: deque[float] = deque(maxlen=KEPT)
+        self._norms: deque[tuple[Sequence[int], list[float]]] = deque(maxlen=KEPT)
+        self._last = 0.0
+        self._run: _Run | None = None
+        self.rates: list[Any] = []
+        """Learning rates of the parameter groups at the last update."""
+        self.moved: float | None = None
+        """Length of the last update, where it was measured; None: to be worked out."""
+
+    def reset(self) -> None:
+        """Forget the run-up, after a rollback or a repair."""
+        self._run, self.moved = None, None
+
+    def calm(self, loss: float, where: Sequence[int], values: list[float]) -> None:
+        """An applied step with a healthy loss: ``values`` are the gradient norms of the tensors at ``where``."""
+        self._losses.append(abs(loss))
+        self._norms.append((where, values))
+        self._last, self._run = abs(loss), None
+
+    def wild(self, loss: float, where: Sequence[int], values: list[float], length: Callable[[float], float]) -> None:
+        """A step whose loss is not healthy, applied or not.
+
+        Args:
+            length: (norm of the last gradient) → at most how far the last update moved all weights.
+        """
+        size, before, self._last = abs(loss), self._last, abs(loss)
+        usual = median(self._losses) if len(self._losses) >= NEEDED else 0.0
+        if not usual or not size or not values:
+            self._run = _Run(math.inf)
+            return
+        factor, run = math.log(size / usual), self._run
+        if factor - (max(run.losses, default=0.0) if run is not None else 0.0) > JUMP:
+            rise = size - max(before, usual)
+            known = math.hypot(*self._norms[-1][1])
+            gradient = max(math.hypot(*values), known * size / usual)
+            run = self._run = _Run(length(known) * gradient / rise if rise > 0 else math.inf)
+        elif run is None:
+            run = self._run = _Run(math.inf)
+        if run.reach < REACH and len(run.losses) < LOOKED_AT:
+            run.losses.append(factor)
+            run.gradients.append(self._factors(where, values))
+            run.lengths.append(math.hypot(*values))
+
+    def _factors(self, where: Sequence[int], values: list[float]) -> dict[int, float]:
+        """Position → logarithm of its gradient's norm over the usual one; only of what has a gradient worth a look."""
+        known: dict[int, list[float]] = {}
+        for places, held in self._norms:
+            for place, value in zip(places, held, strict=True):
+                known.setdefault(place, []).append(value)
+        usual = {place: median(held) for place, held in known.items()}
+        least = 1e-6 * max(usual.values(), default=0.0)
+        return {
+            place: math.log(max(value, 1e-30) / usual[place])
+            for place, value in zip(where, values, strict=True)
+            if usual.get(place, 0.0) > least
+        }
+
+    def found(self, names: Sequence[str], *, steps: int = AGAIN) -> Found | None:
+        """The factors, where a new weight of the loss is what happened; ``names`` of the tensors by position.
+
+        Args:
+            steps: that must tell the same; of fewer it is no more than likely.
+        """
+        run = self._run
+        if run is None or run.reach >= REACH or len(run.losses) < steps:
+            return None
+        loss = median(run.losses)
+        if loss > LARGEST or max(run.losses) > run.losses[0] + LEVEL:
+            return None
+        places = set.intersection(*map(set, run.gradients))
+        # Noise of single batches cancels; the weights are still nearly those of the first of them.
+        gradients = {p: median(g[p] for g in run.gradients) for p in places}
+        if not gradients or not (_of_all(loss, run, places) or _of_a_term(loss, gradients, names)):
+            return None
+        return math.exp(loss), {p: math.exp(v) for p, v in gradients.items()}
+
+    def adopt(self, found: Found) -> None:
+        """What is usual is so many times as large from here on."""
+        loss, gradients = found
+        self._losses = deque([v * loss for v in self._losses], KEPT)
+        self._norms = deque(
+            [(w, [v * gradients.get(p, 1.0) for p, v in zip(w, held, strict=True)]) for w, held in self._norms], KEPT
+        )
+        self._run = None
+
+
+def _of_all(loss: float, run: _Run, places: Iterable[int]) -> bool:
+    """Whether every gradient has the loss's own factor."""
+    pairs = list(zip(run.gradients, run.losses, strict=True))
+    off = [median(g[p] - f for g, f in pairs) for p in places]
+    by, spread = median(off), _spread(off)
+    if len(run.lengths) > 1 and max(run.lengths) - min(run.lengths) <= SAME_LENGTH * max(run.lengths):
+        return by <= ALIKE and spread <= SPREAD_CLIPPED and run.reach < REACH_CLIPPED
+    return abs(by) <= max(ALIKE, 0.25 * loss) and spread <= SPREAD
+
+
+def _of_a_term(loss: float, gradients: dict[int, float], names: Sequence[str]) -> bool:
+    """Whether some layers have a factor of at least the loss's, and none a smaller gradient, each as a whole."""
+    layers: dict[str, list[float]] = {}
+    for place, value in gradients.items():
+        layers.setdefault(names[place].rpartition(".")[0], []).append(value)
+    reached = [v for v in layers.values() if len(v) > 1 and median(v) >= loss - ALIKE]
+    whole = all(max(v) - min(v) <= max(OF_A_LAYER, 0.2 * loss) for v in layers.values())
+    return bool(reached) and whole and min(gradients.values()) >= SMALLER
+
+
+def _spread(values: list[float]) -> float:
+    """Largest less smallest; of many without the outer twentieths."""
+    ordered, cut = sorted(values), len(values) // 20
+    return ordered[-1 - cut] - ordered[cut]
+
+
+def last_length(optimizer: torch.optim.Optimizer, layout: Layout, rates: Sequence[Any], gradient: float) -> float:
+    """At most how far the last update moved all weights (2-norm); infinite where nobody can know.
+
+    Args:
+        rates: learning rates of the parameter groups when it was taken.
+        gradient: norm of the last gradient.
+    """
+    total = 0.0
+    kind = type(optimizer).__name__.lower()
+    sizes = norms(layout.params)
+    for g, group in enumerate(optimizer.param_groups):
+        given = group.get("lr")
+        if given is None:
+            return math.inf
+        rate = max(float(given), float(rates[g] or 0.0) if g < len(rates) else 0.0)
+        places = [i for i, of in enumerate(layout.groups) if of == g]
+        weights = math.hypot(*(sizes[i] for i in places))
+        total += (rate * (_stretch(kind, optimizer, group, layout, places, gradient) + _decay(group) * weights)) ** 2
+    return math.sqrt(total)
+
+
+def too_far(optimizer: torch.optim.Optimizer, loss: float, gradient: float) -> bool:
+    """Whether steps along such a gradient would undo more than all of the loss: only SGD's grow with the gradient."""
+    if not isinstance(optimizer, torch.optim.SGD):
+        return False
+    rate = max(float(g["lr"]) / max(1 - float(g["momentum"]), 1e-3) for g in optimizer.param_groups)
+    return rate * gradient * gradient > FURTHEST * abs(loss)
+
+
+def _decay(group: dict[str, Any]) -> float:
+    given = group.get("weight_decay")
+    return float(given) if isinstance(given, (int, float)) else 0.0
+
+
+def _stretch(
+    kind: str,
+    optimizer: torch.optim.Optimizer,
+    group: dict[str, Any],
+    layout: Layout,
+    places: list[int],
+    gradient: float,
+) -> float:
+    """Norm of one group's last update at a rate of 1, without weight decay."""
+    states = [(layout.params[i], optimizer.state.get(layout.params[i]) or {}) for i in places]
+    widest = math.sqrt(sum(p.numel() for p, _ in states))
+    if isinstance(optimizer, torch.optim.SGD):
+        buffers = [s["momentum_buffer"] for _, s in states if isinstance(s.get("momentum_buffer"), Tensor)]
+        if not buffers:
+            return gradient
+        return math.hypot(*norms(buffers)) + (gradient if group.get("nesterov") else 0.0)
+    if kind in ("adam", "adamw"):
+        with torch.no_grad():
+            return math.hypot(*norms([_of_adam(s, group) for _, s in states if "exp_avg_sq" in s]))
+    steps = max((float(s["step"]) for _, s in states if "step" in s), default=1.0)
+    if kind == "rmsprop":
+        widest /= math.sqrt(1 - float(group["alpha"]) ** max(steps, 1.0))  # its average begins at zero
+    heavy = group.get("momentum")
+    return widest / (1 - heavy) if isinstance(heavy, float) and 0 < heavy < 1 else widest
+
+
+def _of_adam(state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
+    steps = float(state["step"])
+    first, second = (float(b) for b in group["betas"])
+    mean = state["exp_avg"] / (1 - first**steps)
+    return mean.abs() / ((state["exp_avg_sq"] / (1 - second**steps)).sqrt() + float(group["eps"]))
