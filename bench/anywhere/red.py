@@ -1,12 +1,12 @@
-"""A hundred and twenty-odd loops as people write them, one at a time: what the guard does in each.
+"""A hundred and seventy loops as people write them, one at a time: what the guard does in each.
 
-    OMP_NUM_THREADS=1 python bench/anywhere/red.py [--only NAME] [--round 2] [--steps 200] [--seed 0]
+    OMP_NUM_THREADS=1 python bench/anywhere/red.py [--only NAME] [--round 3] [--steps 200] [--seed 0]
 
-Round 1 was written by whoever mended the guard after it, round 2 later without a look at it. Of each loop: a clean run
-(nothing refused, and the same bits as without the guard); NaN in one sample, a NaN gradient, a NaN loss, NaN in the
-optimizer's state at one step (weights and state finite afterwards, a refused step leaves all bit for bit as it was);
-learning rates a thousand times too large, one sample a hundred thousand times too large (an alarm, where the plain run
-comes to harm); and with ``diagnose`` the sample named, and the broken state put back.
+Round 1 was written by whoever mended the guard after it, rounds 2 and 3 later without a look at it. Of each loop: a
+clean run (nothing refused, and the same bits as without the guard); NaN in one sample, a NaN gradient, a NaN loss, NaN
+in the optimizer's state at one step (weights and state finite afterwards, a refused step leaves all bit for bit as it
+was); learning rates a thousand times too large, one sample a hundred thousand times too large (an alarm, where the
+plain run comes to harm); and with ``diagnose`` the sample named, and the broken state put back.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from anywhere.loops.harness import AT, FAULTS, Run, same, state_of  # noqa: E402
 from anywhere.loops.kinds import KINDS  # noqa: E402
 from anywhere.loops.mechanics import MECHANICS  # noqa: E402
 from anywhere.loops.recipes import RECIPES  # noqa: E402
+from anywhere.loops.third import THIRD  # noqa: E402
 
-ROUNDS: dict[int, dict[str, Any]] = {1: KINDS | MECHANICS, 2: RECIPES}
-LOOPS: dict[str, Any] = ROUNDS[1] | ROUNDS[2]
-OWN_SKIP = ("scaled", "scaled_unseen", "half_scaled")
+ROUNDS: dict[int, dict[str, Any]] = {1: KINDS | MECHANICS, 2: RECIPES, 3: THIRD}
+LOOPS: dict[str, Any] = ROUNDS[1] | ROUNDS[2] | ROUNDS[3]
+OWN_SKIP = ("scaled", "scaled_in_parts", "scaled_unseen", "half_scaled")
 """Loops whose scaler skips a step with a gradient that is not finite before the guard is asked."""
 
 
