@@ -194,7 +194,9 @@ def _painted(masks: Tensor, boxes: Tensor, height: int, width: int) -> Iterator[
         part[...] = 0
 
 
-def pasted(masks: Tensor, boxes: Tensor, height: int, width: int) -> Iterator[tuple[int, int, np.ndarray]]:
+def pasted(
+    masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float = 0.5
+) -> Iterator[tuple[int, int, np.ndarray]]:
     """(left, top, bool (h, w)) of each (1, M, M) mask in its xyxy box, inside the image; (0, 0) where nothing is."""
     padded, scale = expand_masks(masks, 1)
     corners = expand_boxes(boxes, scale).to(torch.int64).tolist()
@@ -204,5 +206,5 @@ def pasted(masks: Tensor, boxes: Tensor, height: int, width: int) -> Iterator[tu
         if bottom <= top or right <= left:
             yield 0, 0, np.zeros((0, 0), bool)
             continue
-        drawn = F.interpolate(mask[None], size=size, mode="bilinear", align_corners=False)[0, 0] > 0.5
+        drawn = F.interpolate(mask[None], size=size, mode="bilinear", align_corners=False)[0, 0] > threshold
         yield left, top, drawn[top - y0 : bottom - y0, left - x0 : right - x0].numpy()

@@ -98,10 +98,10 @@ def found_of(boxes: Any, scores: Any, labels: Any, windows: Sequence[Window]) ->
     return Found(boxes, scores, labels, list(windows)).at(order[fit[order]])
 
 
-def windows_of_full(masks: np.ndarray) -> list[Window]:
+def windows_of_full(masks: np.ndarray, threshold: float = THRESHOLD) -> list[Window]:
     """A window of each (H, W) probability or bool mask of ``masks`` (N, 1, H, W) or (N, H, W)."""
     flat = masks.reshape(len(masks), *masks.shape[-2:])
-    return [Window(0, 0, m if m.dtype == bool else m > THRESHOLD).trimmed() for m in flat]
+    return [Window(0, 0, m if m.dtype == bool else m > threshold).trimmed() for m in flat]
 
 
 def windows_of_patches(patches: np.ndarray, boxes: np.ndarray, height: int, width: int) -> list[Window]:

@@ -21,16 +21,15 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from maskrcnn_coco.data.images import read_image
 from maskrcnn_coco.errors import ConfigError, ExportError
 from maskrcnn_coco.inference.checkpoints import CARD_FILE, checkpoint_card
+from maskrcnn_coco.inference.export_heads import NeverEmpty
 from maskrcnn_coco.inference.export_transform import ExportTransform
 from maskrcnn_coco.inference.inputs import Pictures
 from maskrcnn_coco.inference.load import load
 from maskrcnn_coco.inference.metadata import KEY, Card, plain_card
 from maskrcnn_coco.inference.onnx_engine import INPUT, OUTPUTS
-from maskrcnn_coco.inference.parity import Case, Gap, compare, pictures, thresholds
-from maskrcnn_coco.inference.predictor import Predictor
-from maskrcnn_coco.inference.torch_engine import TorchEngine
+from maskrcnn_coco.inference.parity import Case, Gap, pictures
+from maskrcnn_coco.inference.proof import Runtime, first_line, prove
 from maskrcnn_coco.model.build import load_for_inference
-from maskrcnn_coco.wording import clean
 
 FORMATS = ("onnx", "torchscript", "openvino", "safetensors")
 NAME = "model"
@@ -73,7 +72,8 @@ def export(checkpoint: Path, out: Path, format: str, images: Sequence[str] = ())
     exact.transform.__class__ = ExportTransform
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
         path = _write(exact, card, Path(folder), format, contents)
-        cases, gap = _prove(model, exact, card, path, format, pictures(card.usual_side or 256) + own, contents)
+        exported, tried = load(path, "cpu", precision="off", fast=False).engine, pictures(card.usual_side or 256) + own
+        cases, gap = prove(model, exported, _twins(exact, card, format, contents), tried, card.classes, format)
         files = []
         for ending in _ENDINGS[format]:
             target = out / (NAME + ending)
@@ -142,7 +142,7 @@ def _write(model: Any, card: Card, folder: Path, format: str, contents: Any) -> 
     except (MemoryError, OSError):
         raise
     except Exception as e:  # exporters raise whatever they like
-        raise ExportError(f"the model cannot be exported to {format}", got=_first_line(e)) from e
+        raise ExportError(f"the model cannot be exported to {format}", got=first_line(e)) from e
     return path
 
 
@@ -167,7 +167,12 @@ def _openvino(model: Any, card: Card, path: Path) -> None:
     import openvino  # pyright: ignore[reportMissingImports]
 
     traced = path.with_suffix(".onnx")
-    _onnx(model, card, traced)
+    heads = model.roi_heads.__class__
+    model.roi_heads.__class__ = NeverEmpty
+    try:
+        _onnx(model, card, traced)
+    finally:
+        model.roi_heads.__class__ = heads
     graph = openvino.convert_model(str(traced))
     graph.set_rt_info(json.dumps(plain_card(card)), [KEY])
     openvino.save_model(graph, str(path), compress_to_fp16=False)
@@ -192,49 +197,21 @@ def _safetensors(model: Any, card: Card, path: Path, contents: Any) -> None:
     save_file(state, str(path), metadata={KEY: json.dumps(said), "format": "pt"})
 
 
-def _prove(
-    model: Any, exact: Any, card: Card, path: Path, format: str, tried: list[np.ndarray], contents: Any
-) -> tuple[list[Case], Gap]:
-    """The file itself on every picture, then twins of it with the score thresholds that give 0, 1 and many objects."""
-    usual = float(model.roi_heads.score_thresh)
-    cases, gap = _compared(model, card, load(path, "cpu", precision="off", fast=False), tried, usual, format)
-    seen = {min(c.objects, 2) for c in cases}
-    try:
-        place, wanted = thresholds(TorchEngine(model, "cpu"), model, tried)
-        for count, threshold in wanted.items():
-            if count in seen or format == "safetensors":  # weights alone know no threshold
-                continue
-            model.roi_heads.score_thresh = exact.roi_heads.score_thresh = threshold
-            with tempfile.TemporaryDirectory() as folder:
-                twin = _write(exact, card, Path(folder), format, contents)
-                more, worse = _compared(model, card, load(twin, "cpu"), [tried[place]], threshold, format)
-            cases, gap = cases + more, gap.worst(worse)
-    finally:
-        model.roi_heads.score_thresh = usual
-    return cases, gap
+def _twins(exact: Any, card: Card, format: str, contents: Any) -> Callable[[float], Runtime] | None:
+    """The file again with another score threshold, running; None of a format of weights alone, which knows none."""
+    if format == "safetensors":
+        return None
 
-
-def _compared(
-    model: Any, card: Card, exported: Predictor, tried: list[np.ndarray], threshold: float, format: str
-) -> tuple[list[Case], Gap]:
-    engine, cases, gap = TorchEngine(model, "cpu"), [], Gap()
-    limit = int(model.roi_heads.detections_per_img)
-    for image in tried:
-        wanted = engine.run([image])[0]
+    def twin(threshold: float) -> Runtime:
+        usual = exact.roi_heads.score_thresh
+        exact.roi_heads.score_thresh = threshold
         try:
-            found = exported.engine.run([image])[0]
-        except Exception as e:  # a runtime's own errors
-            size = f"{image.shape[1]} × {image.shape[0]} pixels, {len(wanted)} objects"
-            raise ExportError(f"the exported {format} model fails at {size}", got=_first_line(e)) from e
-        case = Case(image.shape[1], image.shape[0], len(wanted))
-        gap = gap.worst(compare(wanted, found, card.classes, case, threshold, limit, format))
-        cases.append(case)
-    return cases, gap
+            with tempfile.TemporaryDirectory() as folder:
+                return load(_write(exact, card, Path(folder), format, contents), "cpu").engine
+        finally:
+            exact.roi_heads.score_thresh = usual
 
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return clean(lines[0] if lines else type(error).__name__)
+    return twin
 
 
 def _read(path: Path) -> np.ndarray:

@@ -31,7 +31,7 @@ class OpenVinoEngine:
         for image in images:
             out = self.model([as_array(image)])
             one = found_in_arrays([out[name] for name in OUTPUTS])
-            # Where there is no object at all, OpenVINO answers with one of score 0.
+            # Where there is no object, the graph answers with a stand-in of score -1: see export_heads.
             found.append(one.at(np.flatnonzero(one.scores > 0)))
         return found
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.evaluation.detect import RAW, detections, pasted
-from maskrcnn_coco.inference.detections import Found, Window, found_of, nothing, windows_of_full
+from maskrcnn_coco.inference.detections import THRESHOLD, Found, Window, found_of, nothing, windows_of_full
 
 
 class TorchEngine:
@@ -38,17 +38,20 @@ def as_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float().div_(255.0)
 
 
-def found_in(output: dict[str, Tensor], height: int, width: int) -> Found:
-    """A torchvision detector's output of one image, of ``height`` × ``width`` pixels."""
+def found_in(output: dict[str, Tensor], height: int, width: int, threshold: float = THRESHOLD) -> Found:
+    """A torchvision detector's output of one image, of ``height`` × ``width`` pixels.
+
+    ``threshold``: the probability above which a pixel belongs to an object.
+    """
     boxes = output["boxes"].detach().float().cpu().reshape(-1, 4)
     if len(boxes) == 0:
         return nothing()
     if RAW in output:
         fit = torch.nan_to_num(boxes)  # boxes that are not finite are left out below
-        masks = pasted(output[RAW].detach().float().cpu(), fit, height, width)
+        masks = pasted(output[RAW].detach().float().cpu(), fit, height, width, threshold)
         windows = [Window(x, y, m).trimmed() for x, y, m in masks]
     elif "masks" in output:
-        windows = windows_of_full(output["masks"].detach().float().cpu().numpy())
+        windows = windows_of_full(output["masks"].detach().float().cpu().numpy(), threshold)
     else:
         windows = [_of_box(b, height, width) for b in torch.nan_to_num(boxes).tolist()]
     scores, labels = output["scores"].detach().float().cpu().numpy(), output["labels"].detach().cpu().numpy()
