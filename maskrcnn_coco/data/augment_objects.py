@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import hotcoco.mask as native
 import numpy as np
 
+from maskrcnn_coco.data import native_masks
 from maskrcnn_coco.data.augment import Change
 from maskrcnn_coco.data.outlines import Moved, Window, rles_of, window_of
 
@@ -158,11 +158,11 @@ def extent(one: Moved, size: tuple[int, int]) -> tuple[np.ndarray, float] | None
     if made is None:
         return None
     top, left, parts = made
-    whole = parts[0] if len(parts) == 1 else native.merge(parts)
-    pixels = float(np.asarray(native.area([whole]))[0])
+    whole = parts[0] if len(parts) == 1 else native_masks.merge(parts)
+    pixels = float(np.asarray(native_masks.area([whole]))[0])
     if not pixels:
         return None
-    x, y, w, h = np.asarray(native.to_bbox([whole]), np.float64).reshape(4)
+    x, y, w, h = np.asarray(native_masks.to_bbox([whole]), np.float64).reshape(4)
     return np.array((left + x, top + y, left + x + w, top + y + h), np.float32), pixels
 
 

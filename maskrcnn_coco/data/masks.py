@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import hotcoco.mask as native
 import msgspec
 import numpy as np
 
+from maskrcnn_coco.data import native_masks
 from maskrcnn_coco.errors import DataError
 
 MAX_PIXELS = 2**26
@@ -50,7 +50,7 @@ def decode_mask(segmentation: object, height: int, width: int) -> np.ndarray:
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:
     """COCO's compressed RLE of a mask, (H, W) bool or 0/1: ``{"size": [H, W], "counts": str}``."""
-    rle = native.encode(np.asfortranarray(np.asarray(mask) != 0).view(np.uint8))
+    rle = native_masks.encode(np.asfortranarray(np.asarray(mask) != 0).view(np.uint8))
     return {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
@@ -138,8 +138,8 @@ def _part(part: Any) -> np.ndarray:
 
 
 def _rasterise(parts: list[np.ndarray], height: int, width: int) -> np.ndarray:
-    rles = native.fr_py_objects([p.ravel().tolist() for p in parts], height, width)
-    return np.ascontiguousarray(native.decode(native.merge(rles)))
+    rles = native_masks.fr_py_objects([p.ravel().tolist() for p in parts], height, width)
+    return np.ascontiguousarray(native_masks.decode(native_masks.merge(rles)))
 
 
 def checked_runs(rle: dict[str, Any], height: int, width: int) -> np.ndarray:

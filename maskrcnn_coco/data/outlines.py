@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import hotcoco.mask as native
 import numpy as np
 import torch
 from torch import Tensor
 
+from maskrcnn_coco.data import native_masks
 from maskrcnn_coco.data.transforms import Recipe
 
 FARTHEST = 1e6
@@ -177,7 +177,7 @@ def _moved(outline: Outline, size: tuple[int, int], recipe: Recipe) -> Moved | N
 
 def _has_pixels(parts: list[np.ndarray], recipe: Recipe) -> bool:
     made = rles_of(parts, (recipe.height, recipe.width))
-    return made is not None and any(native.area(made[2]))
+    return made is not None and any(native_masks.area(made[2]))
 
 
 def window_of(parts: list[np.ndarray], size: tuple[int, int]) -> Window | None:
@@ -185,7 +185,7 @@ def window_of(parts: list[np.ndarray], size: tuple[int, int]) -> Window | None:
     if made is None:
         return None
     top, left, rles = made
-    return Window(top, left, native.decode(rles[0] if len(rles) == 1 else native.merge(rles)))
+    return Window(top, left, native_masks.decode(rles[0] if len(rles) == 1 else native_masks.merge(rles)))
 
 
 def rles_of(parts: list[np.ndarray], size: tuple[int, int]) -> tuple[int, int, list[Any]] | None:
@@ -197,7 +197,7 @@ def rles_of(parts: list[np.ndarray], size: tuple[int, int]) -> tuple[int, int, l
     if left >= right or top >= bottom:
         return None
     flat = [(p - (left, top)).ravel().tolist() for p in parts]
-    return top, left, native.fr_py_objects(flat, bottom - top, right - left)
+    return top, left, native_masks.fr_py_objects(flat, bottom - top, right - left)
 
 
 def _runs_window(runs: Runs, recipe: Recipe) -> Window | None:

@@ -1,4 +1,6 @@
-"""COCO metrics: the one door to hotcoco. Same numbers as pycocotools, many times faster; only checked values pass.
+"""COCO metrics: the one door to hotcoco's evaluator. pycocotools' numbers, many times faster; only checked values pass.
+
+Where hotcoco is absent, `second_engine` answers in its place.
 
 Undefined metrics (no ground truth of that class or size) are -1, as in pycocotools; people are shown a dash.
 Unlike pycocotools, an empty list of results is a score of 0, not an IndexError, and an annotation whose id is 0 counts.
@@ -15,10 +17,9 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any, Literal
 
-import hotcoco
-import hotcoco.mask as native  # pyright: ignore[reportMissingModuleSource]
 import numpy as np
 
+from maskrcnn_coco.data import native_masks
 from maskrcnn_coco.data.masks import checked_polygons, checked_runs
 from maskrcnn_coco.errors import ConfigError, DataError
 
@@ -62,11 +63,17 @@ class GroundTruth:
     def native(self, iou_type: IouType) -> Any:
         """The hotcoco object for one kind of IoU, built once. Without a segmentation an annotation has no mask AP."""
         if iou_type not in self._native:
-            kept = [a for a in self.annotations if iou_type == "bbox" or "segmentation" in a]
+            import hotcoco
+
             coco = hotcoco.COCO()
-            coco.dataset = {"images": self.images, "categories": self.categories, "annotations": kept}
+            coco.dataset = self.plain(iou_type)
             self._native[iou_type] = coco
         return self._native[iou_type]
+
+    def plain(self, iou_type: IouType) -> dict[str, Any]:
+        """The three lists of a COCO file, of what counts in one kind of IoU."""
+        kept = [a for a in self.annotations if iou_type == "bbox" or "segmentation" in a]
+        return {"images": self.images, "categories": self.categories, "annotations": kept}
 
 
 def ground_truth(
@@ -125,7 +132,7 @@ def _checked_segmentation(value: Any, height: int, width: int) -> Any:
         return None
     if isinstance(value, dict):
         runs = checked_runs(value, height, width)
-        rle = native.fr_py_objects({"size": [height, width], "counts": runs.tolist()}, height, width)
+        rle = native_masks.fr_py_objects({"size": [height, width], "counts": runs.tolist()}, height, width)
         return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
     if not isinstance(value, list):
         raise DataError(f"the segmentation is of type {type(value).__name__}")
@@ -136,14 +143,14 @@ def _area(annotation: dict[str, Any], height: int, width: int) -> float:
     segmentation = annotation.get("segmentation")
     if segmentation is None:
         return annotation["bbox"][2] * annotation["bbox"][3]
-    return float(native.area(rle_of(segmentation, height, width)))
+    return float(native_masks.area(rle_of(segmentation, height, width)))
 
 
 def rle_of(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     """The RLE of a checked segmentation: polygons are drawn, an RLE stays as it is."""
     if not isinstance(segmentation, list):
         return segmentation
-    drawn = native.merge(native.fr_py_objects(segmentation, height, width))
+    drawn = native_masks.merge(native_masks.fr_py_objects(segmentation, height, width))
     counts = drawn["counts"]
     return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
 
@@ -196,6 +203,13 @@ def _require_own_threads() -> None:
 
 def unmatched(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: IouType) -> Any:
     """hotcoco's evaluation of checked results, before it has matched anything. Raises as `coco_metrics`."""
+    if native_masks.ENGINE != "hotcoco":
+        from maskrcnn_coco.evaluation.second_engine import SecondEvaluation
+
+        _check_results(truth, results, iou_type)
+        return SecondEvaluation(truth.plain(iou_type), results, iou_type)
+    import hotcoco
+
     _require_own_threads()
     coco = truth.native(iou_type)
     _check_results(truth, results, iou_type)

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import hotcoco.mask as native  # pyright: ignore[reportMissingModuleSource]
 import numpy as np
 from PIL import Image
 
+from maskrcnn_coco.data import native_masks
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.analysis import Analysis, Suspect, analyse, plain
 from maskrcnn_coco.evaluation.draw import ALARM, Shape, draw, encoded, shapes_of
@@ -183,14 +183,14 @@ def _iou(results: list[dict], others: list[dict], *, crowd: bool) -> np.ndarray:
     flags = [crowd] * len(others)
     if all(x.get("segmentation") for x in (*results, *others)):
         size = results[0]["segmentation"]["size"]
-        return np.asarray(native.iou([_rle(r, *size) for r in results], [_rle(o, *size) for o in others], flags))
-    return np.asarray(native.bbox_iou([r["bbox"] for r in results], [o["bbox"] for o in others], flags))
+        return np.asarray(native_masks.iou([_rle(r, *size) for r in results], [_rle(o, *size) for o in others], flags))
+    return np.asarray(native_masks.bbox_iou([r["bbox"] for r in results], [o["bbox"] for o in others], flags))
 
 
 def _rle(item: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     value = item["segmentation"]
     if isinstance(value, list):  # polygons that `ground_truth` has checked
-        return native.merge(native.fr_py_objects(value, height, width))
+        return native_masks.merge(native_masks.fr_py_objects(value, height, width))
     return {"size": value["size"], "counts": value["counts"].encode("ascii")}
 
 

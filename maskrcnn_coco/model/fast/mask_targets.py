@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import hotcoco.mask as native
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
+from maskrcnn_coco.data import native_masks
 from maskrcnn_coco.data.outlines import FARTHEST, Outlines, Window
 
 
@@ -46,8 +46,8 @@ def _inside(parts: list[np.ndarray], box: np.ndarray, resolution: int) -> np.nda
     """The polygon on the box's grid, uint8, square. Sides count as 1 pixel at least, as in RoIAlign."""
     scale = resolution / np.maximum(box[2:] - box[:2], 1.0)
     flat = [((p - box[:2]) * scale).ravel().tolist() for p in parts]
-    rles = native.fr_py_objects(flat, resolution, resolution)
-    return native.decode(rles[0] if len(rles) == 1 else native.merge(rles))
+    rles = native_masks.fr_py_objects(flat, resolution, resolution)
+    return native_masks.decode(rles[0] if len(rles) == 1 else native_masks.merge(rles))
 
 
 _GROUP = 16
