@@ -5,6 +5,7 @@ Boxes and extents are x1, y1, x2, y2 in pixels, the far corner outside; extents 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -84,20 +85,22 @@ def geometry_of(o: Objects, of: str = "training data") -> Geometry:
     return geometry
 
 
+BOXES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "boxes as x, y, width, height": lambda b, _: np.concatenate([b[:, :2], b[:, :2] + b[:, 2:]], axis=1),
+    "boxes as corners": lambda b, _: np.concatenate([b[:, :2], b[:, 2:] - b[:, :2]], axis=1),
+    "boxes as centre and size": lambda b, _: np.concatenate([b[:, :2] - b[:, 2:] / 2, b[:, :2] + b[:, 2:] / 2], axis=1),
+    "x and y of boxes exchanged": lambda b, _: b[:, [1, 0, 3, 2]],
+    "boxes 0..1": lambda b, sides: b * sides,
+}
+"""Reading → what boxes (N, 4) in images of ``sides``, width and height twice (N, 4), are under it."""
+
+
 def _readings(boxes: np.ndarray, extents: np.ndarray, sides: np.ndarray, by_rows: list[np.ndarray]) -> dict[str, int]:
     w, h = sides[:, 0], sides[:, 1]
-    corner, size = boxes[:, :2], boxes[:, 2:]
     mirrored = np.stack([w - extents[:, 2], extents[:, 1], w - extents[:, 0], extents[:, 3]], axis=1)
     turned = np.stack([extents[:, 0], h - extents[:, 3], extents[:, 2], h - extents[:, 1]], axis=1)
-    pairs = {
-        "boxes as x, y, width, height": (np.concatenate([corner, corner + size], axis=1), extents),
-        "boxes as corners": (np.concatenate([corner, size - corner], axis=1), extents),
-        "boxes as centre and size": (np.concatenate([corner - size / 2, corner + size / 2], axis=1), extents),
-        "x and y of boxes exchanged": (boxes[:, [1, 0, 3, 2]], extents),
-        "masks mirrored left to right": (boxes, mirrored),
-        "masks mirrored top to bottom": (boxes, turned),
-        "boxes 0..1": (boxes * sides, extents),
-    }
+    pairs = {name: (read(boxes, sides), extents) for name, read in BOXES.items()}
+    pairs |= {"masks mirrored left to right": (boxes, mirrored), "masks mirrored top to bottom": (boxes, turned)}
     found = {name: int(agree(a, b, RESTORED).sum()) for name, (a, b) in pairs.items()}
     if by_rows:
         fits = np.logical_or.reduce([agree(boxes, e, RESTORED) for e in by_rows])

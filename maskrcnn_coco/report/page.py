@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from maskrcnn_coco.config.settings import flag
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.records import FINDING_CODES
+from maskrcnn_coco.records import FINDING_CODES, RunFinding
 from maskrcnn_coco.report.page_analysis import sections
 from maskrcnn_coco.report.page_curves import incident_charts, run_charts, timeline
 from maskrcnn_coco.report.run_files import RunFiles, picture, pictures_of, read_run
@@ -82,7 +82,7 @@ def view(run: RunFiles) -> dict[str, Any]:
         "subtitle": _subtitle(run),
         "charts": {name: [Markup(svg) for svg in svgs] for name, svgs in run_charts(run).items()},
         "timeline": Markup(timeline(run)),
-        "noticed": [{"record": f, "explain": _explain(f.code)} for f in run.findings],
+        "noticed": [{"record": f, "explain": _explain(f.code), "images": _drawn(run, f)} for f in run.findings],
         "incidents": [incident_view(run, n) for n in range(len(run.incidents))],
         "classes": class_rows(run),
         "analysis": sections(run.analysis, _suspects(run)) if run.analysis else [],
@@ -144,6 +144,16 @@ def incident_view(run: RunFiles, n: int) -> dict[str, Any]:
         "explain": _explain(incident.cause),
         "chain": _chain(run, n),
     }
+
+
+def _drawn(run: RunFiles, finding: RunFinding) -> list[tuple[str, str]]:
+    """(caption, address) of the pictures of a finding that are there."""
+    listed = finding.detail.get("pictures", [])
+    named = [p for p in listed if isinstance(p, dict)] if isinstance(listed, list) else []
+    found = [
+        (str(p.get("caption", "")), picture(run.logdir / "findings" / Path(str(p.get("file"))).name)) for p in named
+    ]
+    return [(caption, address) for caption, address in found if address is not None]
 
 
 def _explain(cause: str) -> str:

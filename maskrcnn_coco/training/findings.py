@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.findings.facts import Facts, Way
 from maskrcnn_coco.findings.judge import finding_key, judge
@@ -78,7 +80,13 @@ def tell_all(session: Session, found: list[RunFinding]) -> None:
 
 def keep(session: Session, finding: RunFinding) -> None:
     """Say one finding, everywhere."""
-    session.log.finding(finding, session.progress)
+    session.log.finding(finding, session.progress, _source(session, "validation data" in finding.message))
+
+
+def _source(session: Session, validation: bool) -> Any:
+    """Where the images of a finding are: the table as its file has it, or a data set of the caller's own."""
+    table = session.data.val if validation else session.data.train
+    return table if table is not None else session.val_source if validation else session.train_source
 
 
 def tell(session: Session, facts: Facts, moment: str) -> None:

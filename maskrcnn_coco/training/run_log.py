@@ -9,6 +9,7 @@ from typing import Any
 
 from maskrcnn_coco.data.batch import Source
 from maskrcnn_coco.data.prepare import write_quarantine
+from maskrcnn_coco.evaluation.finding_pictures import save_finding_images
 from maskrcnn_coco.evaluation.pictures import save_incident_images
 from maskrcnn_coco.findings.watch import warn
 from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, Result, RunFinding, StepRecord, plain, to_json
@@ -103,8 +104,12 @@ class RunLog:
                 said = f"{type(e).__name__}: {e}"
                 self.console.warn(f"the images of incident {incident.id} were not drawn: {said}")
 
-    def finding(self, finding: RunFinding, progress: Progress) -> None:
-        """One finding, everywhere: console, TensorBoard's text, ``findings.json``, observers, a Python warning."""
+    def finding(self, finding: RunFinding, progress: Progress, source: Any = None) -> None:
+        """One finding, everywhere: console, TensorBoard's text, ``findings.json``, observers, a Python warning.
+
+        ``source``, a `CocoTable` or `UserData`, gives the pictures of the images that it names.
+        """
+        self._draw(finding, len(progress.findings) + 1, source)
         progress.findings.append(plain(finding))
         self.console.finding(finding)
         if self.tracker is not None:
@@ -112,6 +117,17 @@ class RunLog:
         self._tell(finding)
         self.write_findings(progress)
         warn(finding)
+
+    def _draw(self, finding: RunFinding, number: int, source: Any) -> None:
+        if not self.writes or self.tracker is None or source is None:
+            return
+        try:
+            pictures = save_finding_images(self.folder, number, finding, source)
+        except Exception as e:  # a picture of odd data is never worth the run
+            self.console.warn(f"the images of {finding.code} were not drawn: {type(e).__name__}: {e}")
+            return
+        if pictures:
+            finding.detail["pictures"] = pictures
 
     def write_findings(self, progress: Progress) -> None:
         """``findings.json``: what was found so far, for the report of a run that has not ended."""

@@ -115,7 +115,22 @@ def agreement(table: CocoTable, shapes: Shapes) -> Agreement | None:
     rows, explained = np.zeros(len(known), bool), np.zeros(len(known), bool)
     rows[view.rows[np.ones(count, bool) if whole else agree & ~right]] = True
     explained[view.rows[agree & (whole | ~right)]] = True
+    if whole and clear[0].masks is None:
+        rows |= _written_alike(table, shapes, clear[0]) & ~known
     return Agreement(count, float(right.mean()), float(agree.mean()), clear[0], rows, explained, tuple(clear[1:]))
+
+
+def _written_alike(table: CocoTable, shapes: Shapes, reading: Reading) -> np.ndarray:
+    """bool (A,): boxes that one tool wrote like all others of its set: of crowds, and of objects without a mask.
+
+    Those of crowds only where their masks do not say that they are right as they are.
+    """
+    width, height = sides_of(table)
+    finite = np.isfinite(table.boxes).all(axis=1) & np.isfinite(width) & np.isfinite(height)
+    masked = np.flatnonzero(finite & np.isfinite(shapes.raw).all(axis=1))
+    view = _View.of(table, shapes, masked)
+    finite[masked[view.agrees(None) & ~view.agrees(reading)]] = False
+    return finite
 
 
 def _best(found: list[tuple[float, Reading]], view: _View) -> list[Reading]:

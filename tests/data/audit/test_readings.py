@@ -179,6 +179,21 @@ def test_what_cannot_be_told_on_square_pictures_is_left_alone(tmp_path: Path, wa
         assert np.allclose(fixed.boxes, [a["bbox"] for a in before.annotations], atol=0.5)
 
 
+def test_crowds_are_mended_with_their_set(tmp_path: Path):
+    """They come from the tool that wrote all other boxes as corners; one whose mask says that it is right stays."""
+    meant = OddSet(tmp_path, images=12, sizes=((300, 200),))
+    for n in (4, 20):
+        meant.annotations[n]["iscrowd"] = 1
+    data = copy.deepcopy(meant)
+    for n, ann in enumerate(data.annotations):
+        if n != 20:
+            xyxy(data, ann)
+    table = data.table()
+    repair(table, audit(table), tmp_path / "out.json")
+    fixed = load_coco(tmp_path / "out.json", tmp_path)
+    assert np.allclose(fixed.boxes, [a["bbox"] for a in meant.annotations], atol=0.5)
+
+
 @pytest.mark.parametrize("noise", [0.0, 2.0])
 def test_a_part_of_the_set_written_in_another_way(tmp_path: Path, noise: float):
     """Two exports in one file: a third of the boxes are corners. Those are named and mended, the others stay."""
