@@ -54,6 +54,10 @@ class Layout:
         self.sizes = self.totals([p.numel() for p in self.params], squared=False)
         self._pairs = list(dict.fromkeys(zip(self.component, self.groups, strict=True)))
         inside = {id(p) for p in self.params}
+        place = {i: n for n, i in enumerate(names)}
+        self.in_model_order = sorted(self.params, key=lambda p: place.get(id(p), len(place)))
+        """As the model lists them: about the order in which a backward pass comes to them, from behind. An optimizer's
+        groups may hold norms apart from the layers beside them."""
         self.outside = [p for p in model.parameters() if id(p) not in inside]
 
     def lr(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:

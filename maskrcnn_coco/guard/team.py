@@ -59,7 +59,7 @@ class Team:
             done = forward_backward.run(forward, batches, scaler, layout, catch=catch)
             done.own_loss = done.loss
             return done, self.worst(own_fault(done, scaler is not None or _finite(layout)), done.loss)
-        turn = self.ranks.averaging.turn(layout.params, measure=scaler is None)
+        turn = self.ranks.averaging.turn(layout.in_model_order, measure=scaler is None)
         done = self._watched(turn, forward, batches, parts, catch=catch)
         turn.send_rest()
         mine, done.own_loss = own_fault(done, turn.finite()), done.loss
@@ -76,11 +76,14 @@ class Team:
         """The same without a verdict: the `Pass` with losses (and gradients, if the team averages) averaged."""
         if not self.averages or isinstance(parts.model, DistributedDataParallel):  # which averages itself
             done = forward_backward.run(forward, batches, parts.scale.scaler, parts.layout, catch=False)
-        else:
-            turn = self.ranks.averaging.turn(parts.layout.params)
-            done = self._watched(turn, forward, batches, parts, catch=False)
-            turn.alone()
-        done.losses = self.mean(done.losses)
+            done.losses = self.mean(done.losses)
+            return done
+        turn = self.ranks.averaging.turn(parts.layout.in_model_order)
+        done = self._watched(turn, forward, batches, parts, catch=False)
+        turn.send_rest()
+        rows = turn.finish(_terms(done.losses))
+        turn.put_back()
+        done.losses = self._mean(done.losses, rows)
         return done
 
     def _watched(

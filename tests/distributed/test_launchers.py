@@ -65,8 +65,13 @@ def test_the_slurm_script_says_what_it_needs(tmp_path: Path):
     assert "RUN_FOLDER" in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_the_ray_train_job_runs_on_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else it writes a token into the user's home
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 by default: on a busy machine its workers do not get to run
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # on few cores
     ray = pytest.importorskip("ray")
     pytest.importorskip("ray.train.torch")
     spec = importlib.util.spec_from_file_location("ray_train_example", ROOT / "examples" / "ray_train.py")
