@@ -1,4 +1,4 @@
-"""Samples: the data set of an annotation file, and the wrapper around a data set that a user brings.
+"""Samples: the data set of an annotation file; `user_data` holds the wrapper around one that a user brings.
 
 A training sample is a pure function of (seed, epoch, image id). The data set resizes to the final size itself
 (multi-scale), so that the model's own transform has only to normalise and pad (`Batch.resized`).
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,13 +18,12 @@ from torch.utils.data import Dataset
 from maskrcnn_coco.data.audit.targets import MIN_SIDE
 from maskrcnn_coco.data.augment import LIGHT, Policy, draw_change, generator
 from maskrcnn_coco.data.augmented import Sample, changed, pasted, smallest_scale
-from maskrcnn_coco.data.batch import Batch, SampleError, Target, image_id
+from maskrcnn_coco.data.batch import Target
 from maskrcnn_coco.data.coco.table import CocoTable
-from maskrcnn_coco.data.images import read_image, too_thin
-from maskrcnn_coco.data.item_form import is_sample, refusal
+from maskrcnn_coco.data.images import read_image
 from maskrcnn_coco.data.masks import checked_polygons, checked_runs
 from maskrcnn_coco.data.outlines import Outline, Outlines, Runs, draw_masks, move_outlines
-from maskrcnn_coco.data.plan import SampleKey, mix
+from maskrcnn_coco.data.plan import mix
 from maskrcnn_coco.data.tile_grid import Rectangle, Tiles
 from maskrcnn_coco.data.tile_objects import Seen, cut, near
 from maskrcnn_coco.data.transforms import Recipe, change_boxes, change_image, draw_recipe, output_size
@@ -101,8 +99,12 @@ class CocoDataset(Dataset):
         known = (height > 0) & (width > 0)
         return np.where(known, width, 1.0) / np.where(known, height, 1.0)
 
-    def quarantine(self, annotation_ids: Iterable[int]) -> None:
-        """Leave these annotations out of all targets from now on; running loaders must be started anew."""
+    def quarantine(self, annotation_ids: Iterable[int], image_ids: Iterable[int] | None = None) -> None:
+        """Leave these annotations out of all targets from now on; running loaders must be started anew.
+
+        ``image_ids``: the images that they were met in; an id names one annotation of the table without them.
+        """
+        del image_ids
         self._left_out = np.union1d(self._left_out, np.array(list(annotation_ids), np.int64))
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
@@ -301,89 +303,3 @@ class seeded:  # noqa: N801
         torch.set_rng_state(torch_state)
         np.random.set_state(numpy_state)
         random.setstate(python_state)
-
-
-class UserData(Dataset):
-    """A user's map-style data set, made repeatable: what it draws from the global generators is seeded by the key.
-
-    Values pass through unchanged, NaN and infinities too: the guard refuses them by name. Image ids are those of the
-    targets' ``image_id``, known once an image has been read; positions where there are none.
-
-    Args:
-        dataset: ``dataset[i]`` gives ``(image float32 (3, H, W) in 0..1, target)``.
-        seed: of the run.
-
-    Attributes:
-        longest: the longest side, pixels, to which the model resizes; an image of which nothing would be left is
-            refused. None: the model does not resize.
-    """
-
-    provisional = True
-    longest: int | None = None
-    resized = False
-    aspect_ratios = None
-
-    def __init__(self, dataset: Any, *, seed: int = 0) -> None:
-        self.dataset, self.seed = dataset, seed
-        self._positions = np.arange(len(dataset), dtype=np.int64)
-        self._left_out: set[int] = set()
-
-    @property
-    def image_ids(self) -> np.ndarray:
-        """int64 (N,): positions, until samples tell the true ids."""
-        return self._positions
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        return self.sample(0, index)
-
-    def quarantine(self, annotation_ids: Iterable[int]) -> None:
-        """Leave these annotations out of all targets that have ``annotation_ids``; start running loaders anew."""
-        self._left_out |= {int(a) for a in annotation_ids}
-
-    def sample(self, epoch: int, index: int) -> tuple[Tensor, Target]:
-        """What the data set yields at ``index``, with the generators seeded from (seed, epoch, index).
-
-        Raises:
-            DataError: the data set raised, or yielded something other than an image and a dict.
-        """
-        with seeded(self.seed, epoch, index, 3):
-            try:
-                item = self.dataset[index]
-            except MemoryError:  # of the machine, not of this item: it can be tried again
-                raise
-            except Exception as e:  # a user's code may raise anything; the sentence must name the item
-                raise DataError(
-                    f"the data set failed at item {index}: {type(e).__name__}: {e}",
-                    fix=f"look at dataset[{index}]; --debug shows where it was raised",
-                ) from e
-        image, target = _checked_item(item, index)
-        self._require_thick(image, target, index)
-        if self._left_out and "annotation_ids" in target:
-            batch = Batch([image], [target], [SampleKey(epoch, index, index)])
-            target = batch.drop_annotations(0, self._left_out).targets[0]
-        return image, target
-
-    def _require_thick(self, image: Tensor, target: Target, index: int) -> None:
-        if self.longest is None or image.ndim != 3:  # of another form: that is refused by its own name
-            return
-        thin = too_thin(int(image.shape[1]), int(image.shape[2]), self.longest)
-        if thin is not None:
-            number = image_id(target, index)
-            error = DataError(
-                f"item {index} of the data set (image {number}): {thin.what}",
-                fix=f"cut it into pieces, or raise the model's max_size above {self.longest}",
-            )
-            raise SampleError(error, SampleKey(0, index, number))
-
-
-def _checked_item(item: Any, index: int) -> tuple[Tensor, Target]:
-    if is_sample(item):
-        return item[0], dict(item[1])
-    error = refusal(item, index)
-    # Some part of it may say which image it is all the same.
-    targets = [p for p in (item if isinstance(item, (tuple, list)) else [item]) if isinstance(p, dict)]
-    number = image_id(targets[0], -1) if targets else -1
-    raise error if number < 0 else SampleError(error, SampleKey(0, index, number))

@@ -12,10 +12,11 @@ from maskrcnn_coco.data.augment import Policy, Scale
 from maskrcnn_coco.data.augment_file import policy_of
 from maskrcnn_coco.data.balance import repeat_factors
 from maskrcnn_coco.data.coco.table import CocoTable
-from maskrcnn_coco.data.dataset import CocoDataset, UserData
+from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.data.plan import Plan
 from maskrcnn_coco.data.prepare import RunData, require_items
 from maskrcnn_coco.data.tile_grid import Tiles
+from maskrcnn_coco.data.user_data import UserData
 from maskrcnn_coco.distributed.ranks import Ranks
 
 
@@ -25,6 +26,13 @@ def sources(
     """Training and validation source of samples."""
     if data.train is None:
         own, val = UserData(train_data, seed=config.seed), val_data
+        alike = own.images_of_one_id()
+        if alike is not None:
+            own.by_place = True
+            data.notes.append(
+                f"items {alike[0]} and {alike[1]} of the data set have one `image_id`, {alike[2]}: its images are "
+                "named by their place, from 0"
+            )
         if val is not None:
             require_items(val, "val_data")
         return own, None if val is None else UserData(val, seed=config.seed)

@@ -17,7 +17,8 @@ from maskrcnn_coco.data.audit.quarantine import to_quarantine
 from maskrcnn_coco.data.audit.whole_set import GEOMETRY, facts_of
 from maskrcnn_coco.data.batch import image_id
 from maskrcnn_coco.data.coco.table import CocoTable
-from maskrcnn_coco.data.dataset import UserData, seeded
+from maskrcnn_coco.data.dataset import seeded
+from maskrcnn_coco.data.user_data import UserData
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.ceiling import ceiling_of
 from maskrcnn_coco.evaluation.own_items import read_item

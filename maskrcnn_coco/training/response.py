@@ -144,7 +144,8 @@ def act(session: Session, alarm: Alarm, action: Action, incident: Incident) -> i
         case "skip":
             return alarm.step + 1
         case "quarantine":
-            session.leave_out(detail.get("image_ids", []), detail.get("annotation_ids", []), incident.id)
+            images, annotations = detail.get("image_ids", []), detail.get("annotation_ids", [])
+            session.leave_out(images, annotations, incident.id, met_in=incident.culprit.image_ids)
             return go_back(session, detail["to_step"]) if "to_step" in detail else alarm.step
         case "rollback" if incident.cause == "POISONED_STATE":
             return reload(session, alarm)  # states kept since may hold what was found

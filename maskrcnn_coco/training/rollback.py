@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from maskrcnn_coco.checkpoint.store import by_age, load
-from maskrcnn_coco.data.dataset import CocoDataset, UserData
+from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.data.plan import Plan
+from maskrcnn_coco.data.user_data import UserData
 from maskrcnn_coco.errors import CheckpointError, GuardStop
 from maskrcnn_coco.records import Alarm, Incident
 from maskrcnn_coco.replay.optimizer import lower_weight_decay
@@ -168,4 +169,5 @@ def put_in_force(decided: Progress, live: TrainState, plan: Plan, source: CocoDa
     for entry in decided.quarantine:
         if "index" in entry:
             plan.quarantine_at(entry["index"])
-    source.quarantine([entry["id"] for entry in decided.quarantine_annotations])
+    for entry in decided.quarantine_annotations:
+        source.quarantine([entry["id"]], entry.get("image_ids"))

@@ -15,10 +15,11 @@ from maskrcnn_coco.checkpoint.saver import Saver
 from maskrcnn_coco.config.resolve import total_steps
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.data.batch import Batch
-from maskrcnn_coco.data.dataset import CocoDataset, UserData
+from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.data.loader import build_loader
 from maskrcnn_coco.data.plan import Plan
 from maskrcnn_coco.data.prepare import RunData
+from maskrcnn_coco.data.user_data import UserData
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.evaluation.evaluate import EvalResult
 from maskrcnn_coco.findings.facts import Way
@@ -220,12 +221,19 @@ class Session:
         """Forget records that no roll-back, epoch mean or diagnosis can ask for any more."""
         del self.history[: -max(2 * self.plan.steps_per_epoch, KEPT_RECORDS)]
 
-    def leave_out(self, image_ids: Sequence[int], annotation_ids: Sequence[int], why: str) -> None:
-        """Quarantine images and annotations from now on, and write ``quarantine.json``."""
+    def leave_out(
+        self, image_ids: Sequence[int], annotation_ids: Sequence[int], why: str, *, met_in: Sequence[int] = ()
+    ) -> None:
+        """Quarantine images and annotations from now on, and write ``quarantine.json``.
+
+        ``met_in``: the images of the annotations; ids of a data set of somebody's own may start again in each.
+        """
         self.progress.quarantine += [{"id": i, "incident": why} for i in image_ids]
-        self.progress.quarantine_annotations += [{"id": a, "incident": why} for a in annotation_ids]
+        self.progress.quarantine_annotations += [
+            {"id": a, "incident": why, "image_ids": list(met_in)} for a in annotation_ids
+        ]
         self.plan.quarantine(image_ids)
-        self.train_source.quarantine(annotation_ids)
+        self.train_source.quarantine(annotation_ids, list(met_in))
         self.log.quarantine_due = True
         self.log.write_due(self.progress)
 

@@ -19,11 +19,12 @@ from maskrcnn_coco.components import components
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.resolve import is_small, resolve_run, total_steps
 from maskrcnn_coco.config.settings import Config, dump_config
-from maskrcnn_coco.data.dataset import CocoDataset, UserData
+from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.data.fingerprint import data_fingerprint
 from maskrcnn_coco.data.plan import Plan
 from maskrcnn_coco.data.prepare import RunData, open_data, own_data, quarantine_first, with_found_range
 from maskrcnn_coco.data.sources import make_plan, sources
+from maskrcnn_coco.data.user_data import UserData
 from maskrcnn_coco.distributed.device import resolve_device
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from maskrcnn_coco.data.augment import NONE
 from maskrcnn_coco.data.batch import Batch
-from maskrcnn_coco.data.dataset import CocoDataset, UserData
+from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.data.plan import SampleKey
+from maskrcnn_coco.data.user_data import UserData
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.guard.inputs import Expected, check
 from maskrcnn_coco.model.fast.accelerate import takes_outlines

@@ -11,10 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.data.batch import Batch, SampleError, make_batch
 from maskrcnn_coco.data.coco.table import load_coco
-from maskrcnn_coco.data.dataset import CocoDataset, UserData
+from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.data.plan import SampleKey
+from maskrcnn_coco.data.prepare import RunData
+from maskrcnn_coco.data.sources import sources
+from maskrcnn_coco.data.user_data import UserData, unique_in_image
 from maskrcnn_coco.errors import DataError
 
 SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
@@ -245,6 +249,54 @@ def test_a_users_annotations_can_be_left_out():
     data = UserData(Own())
     data.quarantine([1003])
     assert len(data.sample(0, 3)[1]["boxes"]) == 0 and len(data.sample(0, 2)[1]["boxes"]) == 1
+
+
+@pytest.mark.parametrize("image_ids", [[], [504]])
+def test_a_users_annotation_is_left_out_of_its_own_image_alone(image_ids):
+    class Again(Own):
+        def __getitem__(self, i: int):
+            image, target = super().__getitem__(i)
+            return image, {**target, "annotation_ids": torch.tensor([0])}
+
+    data = UserData(Again())
+    data.quarantine([0], image_ids)
+    assert [len(data.sample(0, i)[1]["boxes"]) for i in range(6)] == [
+        0 if 500 + i in image_ids else 1 for i in range(6)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "ids"),
+    [
+        (torch.tensor([0, 0, 7]), [-1, -2, 7]),
+        ([5, 6, 7], [5, 6, 7]),
+        (np.array([4, -1, 4]), [-1, -2, -3]),
+        (["a", "b"], [-1, -2]),
+        ([1.0, 2.5], [1, -2]),
+        ([2**70], [-1]),
+        ([], []),
+        (3, None),
+        (torch.zeros(2, 2), None),
+        (None, None),
+    ],
+    ids=str,
+)
+def test_annotation_ids_that_tell_nothing_become_places(given, ids):
+    found = unique_in_image(given)
+    assert ids is None if found is None else found.tolist() == ids
+
+
+@pytest.mark.parametrize(("ids", "alike"), [([0] * 6, (0, 1, 0)), ([0, 1, 2, 0, 1, 2], (0, 3, 0)), (range(6), None)])
+def test_image_ids_of_a_user_that_repeat_give_way_to_places(ids, alike):
+    class Again(Own):
+        def __getitem__(self, i: int):
+            return super().__getitem__(i)[0], {**super().__getitem__(i)[1], "image_id": ids[i]}
+
+    data = RunData(None, None, ("background", "a"), builtin=False)
+    source, _ = sources(data, Config(num_classes=2), Again(), None, small=False)
+    assert source.images_of_one_id() == (None if source.by_place else alike)
+    assert source.by_place == bool(alike) and len(data.notes) == bool(alike)
+    assert make_batch(source, [SampleKey(0, 4, 4)]).image_ids == [4 if alike else ids[4]]
 
 
 @pytest.mark.parametrize("item", [KeyError("x"), 3, (torch.zeros(3, 4, 4), 5), (1, {})])

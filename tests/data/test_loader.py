@@ -15,9 +15,10 @@ import torch
 
 from maskrcnn_coco.data import loader as loader_module
 from maskrcnn_coco.data.batch import Batch, SampleError
-from maskrcnn_coco.data.dataset import CocoDataset, UserData
+from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.data.loader import build_loader
 from maskrcnn_coco.data.plan import Plan
+from maskrcnn_coco.data.user_data import UserData
 from maskrcnn_coco.errors import DataError
 from tests.data.test_dataset import Own, same_batch
 

@@ -8,8 +8,9 @@ from PIL import Image
 from runs import OwnData
 
 from maskrcnn_coco.data.augment import HEAVY
-from maskrcnn_coco.data.dataset import CocoDataset, UserData
+from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.data.plan import Plan
+from maskrcnn_coco.data.user_data import UserData
 from maskrcnn_coco.evaluation.training_sheet import CELL, SHEET, save_training_sheet, shapes_in
 
 

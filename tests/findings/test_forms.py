@@ -12,8 +12,8 @@ from PIL import Image
 from silent.changes import edit
 from silent.scene import Scene
 
-from maskrcnn_coco.data.dataset import UserData
 from maskrcnn_coco.data.item_form import refusal
+from maskrcnn_coco.data.user_data import UserData
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.findings.forms import form_of
 from maskrcnn_coco.findings.judge import judge

@@ -13,7 +13,7 @@ from silent.scene import Scene
 
 from maskrcnn_coco.data.audit.whole_set import facts_of
 from maskrcnn_coco.data.coco.table import load_coco
-from maskrcnn_coco.data.dataset import UserData
+from maskrcnn_coco.data.user_data import UserData
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.findings.facts import Facts, Labels, Stage, Targets
 from maskrcnn_coco.findings.judge import judge

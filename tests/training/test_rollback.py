@@ -53,12 +53,12 @@ def test_what_was_decided_is_in_force_and_twice_is_once() -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.1, weight_decay=0.1)
     seen: list[Any] = []
     plan: Any = SimpleNamespace(quarantine=seen.append, quarantine_at=lambda i: seen.append(("at", i)))
-    source: Any = SimpleNamespace(quarantine=lambda ids: seen.append(("annotations", ids)))
+    source: Any = SimpleNamespace(quarantine=lambda ids, images: seen.append((ids, images)))
     decided = Progress(weight_decay=0.01, quarantine=[{"id": 5}, {"id": 6, "index": 2}])
-    decided.quarantine_annotations = [{"id": 11}]
+    decided.quarantine_annotations = [{"id": 11}, {"id": 12, "image_ids": [5]}]
     for _ in range(2):
         rollback.put_in_force(decided, live(True, model=model, optimizer=optimizer), plan, source)
-        assert seen == [[5], ("at", 2), ("annotations", [11])]
+        assert seen == [[5], ("at", 2), ([11], None), ([12], [5])]
         assert optimizer.param_groups[0]["weight_decay"] == 0.01
         seen.clear()
 
