@@ -16,9 +16,9 @@ from maskrcnn_coco.data.audit.reread import reread
 from maskrcnn_coco.data.audit.segmentations import measure
 from maskrcnn_coco.data.batch import image_id
 from maskrcnn_coco.data.coco.table import CocoTable
-from maskrcnn_coco.data.dataset import UserData
 from maskrcnn_coco.data.images import read_image
 from maskrcnn_coco.data.masks import decode_mask
+from maskrcnn_coco.data.user_data import UserData
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.draw import Shape, colour_of, draw, encoded
 from maskrcnn_coco.findings.extents import BOXES

@@ -13,7 +13,7 @@ from runs import OwnData, config, small_model
 
 from maskrcnn_coco import train
 from maskrcnn_coco.data.coco.table import load_coco
-from maskrcnn_coco.data.dataset import UserData
+from maskrcnn_coco.data.user_data import UserData
 from maskrcnn_coco.evaluation import finding_pictures
 from maskrcnn_coco.evaluation.finding_pictures import SHOWN, reread_sight, save_finding_images
 from maskrcnn_coco.findings.extents import agree
