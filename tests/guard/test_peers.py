@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peers_run import CASES
+from peers_run import ACCUMULATED, CASES
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "peers_run.py"
 
@@ -78,3 +78,17 @@ def test_a_diagnosis_is_everybodys(both: list[dict[str, Any]], fault: str) -> No
     else:
         assert (cause, action) == ("POISONED_STATE", "rollback")
         assert to_step is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "diagnose"), ACCUMULATED)
+def test_gradients_that_add_up_without_being_synchronised(
+    both: list[dict[str, Any]], fault: str, diagnose: bool
+) -> None:
+    a, b = (found[f"accumulated-{fault}-{diagnose}"] for found in both)
+    assert a["digests"] == b["digests"] and a["refused"] == b["refused"]
+    assert a["refused"] == ([12] if fault == "sample" else []), a
+    if diagnose:
+        assert a["incidents"] == b["incidents"] == [[12, "DATA_PIXEL", [12 * 100 + 50 + 16 + 3], 1, "skip"]]
+    if fault == "weight":
+        assert a["regimes"] and b["regimes"], "taken for a new weight on both"

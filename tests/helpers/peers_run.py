@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -159,6 +160,36 @@ def diagnosed(fault: str) -> dict[str, Any]:
     return {"incidents": said, "digests": digests, "finite": all(bool(p.isfinite().all()) for p in model.parameters())}
 
 
+def accumulated(fault: str, diagnose: bool) -> dict[str, Any]:
+    """Three micro-batches a step, the first two under ``no_sync``; in step 12 one of process 1 has the fault."""
+    model = net()
+    ddp = DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    options: dict[str, Any] = {"forward": lambda m, b: F.cross_entropy(m(b[0]), b[1]), "logdir": None}
+    guard: Any = attach(ddp, optimizer, diagnose=diagnose, **(options if diagnose else {}))
+    digests, refused = [], []
+    for i in range(24):
+        optimizer.zero_grad()
+        for micro in range(3):
+            x, y = data(3 * i + micro)
+            if i == 12 and micro == 1 and RANK == 1 and fault == "sample":
+                x[3] = math.nan
+            if diagnose:
+                x, y = guard.batch((x, y), [100 * i + 50 * RANK + 16 * micro + n for n in range(16)])
+            with ddp.no_sync() if micro < 2 else contextlib.nullcontext():
+                weight = 200.0 if fault == "weight" and i >= 12 else 1.0
+                (guard.see(weight * F.cross_entropy(ddp(x), y)) / 3).backward()
+        optimizer.step()
+        digests.append(digest(model))
+        refused += [i] if guard.refused else []
+    said = (
+        [[i.step, i.cause, i.culprit.image_ids, i.culprit.rank, i.action.kind] for i in guard.incidents]
+        if diagnose
+        else []
+    )
+    return {"digests": digests, "refused": refused, "incidents": said, "regimes": [r["step"] for r in guard.regimes]}
+
+
 def main(out: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -171,6 +202,8 @@ def main(out: str) -> None:
     found["shards"] = shards()
     for fault in ("sample", "state"):
         found[f"diagnosed-{fault}"] = diagnosed(fault)
+    for fault, diagnose in ACCUMULATED:
+        found[f"accumulated-{fault}-{diagnose}"] = accumulated(fault, diagnose)
     Path(out, f"{RANK}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
@@ -188,6 +221,8 @@ CASES = [
     ("step", "buffer", True),
     ("step", "crash", True),
 ]
+
+ACCUMULATED = [("none", False), ("sample", False), ("sample", True), ("weight", False)]
 
 if __name__ == "__main__":
     main(sys.argv[1])
