@@ -228,6 +228,8 @@ def _fallback(top: Finding, history: History) -> dict[str, Any]:
     modules = [m for m in top.detail.get("eager_modules", []) if m not in gone]
     if modules:
         return {"module": modules[0], "eager_modules": modules}
+    if top.detail.get("attention") is False and not any("attention" in i.action.detail for i in history.incidents):
+        return {"module": top.culprit.module, "attention": False}
     off = any(i.action.detail.get("libraries") is False for i in history.incidents)
     return {"module": top.culprit.module, "libraries": False} if top.detail.get("libraries") and not off else {}
 

@@ -160,6 +160,8 @@ def _precision_words(detail: Mapping[str, Any]) -> str:
         return f"held the loss scale at {figure(detail['loss_scale'])}"
     if "eager_modules" in detail:
         return f"{', '.join(map(clean, detail['eager_modules']))} runs as eager code from here on"
+    if "attention" in detail:
+        return "attention by plain maths from here on, no fused kernel"
     if "libraries" in detail:
         return "the vendor's library (oneDNN, cuDNN) is off from here on"
     return f"{clean(detail.get('module'))} runs in {clean(detail.get('dtype', 'fp32'))} from here on"

@@ -328,7 +328,7 @@ def one_setting(training: Training, optimizer: str, seed: int, only: str) -> dic
         if only not in f"{training.name} {optimizer} {fault.name}" or not applies(training, fault, optimizer):
             continue
         place = f"{training.name}, {optimizer}, seed {seed}: {fault.name}"
-        ways = [w for w in WAYS if w == WAYS[0] or optimizer not in CLOSURE]
+        ways = WAYS if optimizer in ("sgd", "adamw") else WAYS[:1]
         for system in (*ways, *(() if fault.decoy else SYSTEMS[1:])):
             done = attempt(training, optimizer, fault, seed, system)
             said = place if system == WAYS[0] else f"{place} ({system})"

@@ -83,6 +83,7 @@ class Guard(WithResponder, BaseGuard):
             say=say,
             ranks=ranks,
         )
+        self.instruments.weights_may_change = True
         self._forward = forward
         self.responder = make_responder(self, forward, select, logdir) if diagnose else None
 

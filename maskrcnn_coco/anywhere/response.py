@@ -31,6 +31,7 @@ from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.replay.snapshot import Snapshot, restore, state_bytes, take
 from maskrcnn_coco.replay.tape import Tape, TapeEntry
 from maskrcnn_coco.report.incident_files import write_incident
+from maskrcnn_coco.system.backends import use_fused_attention
 from maskrcnn_coco.system.precision import keep_fp32
 
 EVERY = 10
@@ -258,6 +259,8 @@ class AlarmResponder:
             for name in detail.get("modules", [detail.get("module")]):
                 keep_fp32(self.model, str(name))
                 self.fp32_modules.append(str(name))
+        elif action.kind == "precision" and "attention" in detail:
+            use_fused_attention(False)  # of this process; slower, and the same numbers as far as rounding goes
         elif action.kind == "lower_lr":
             back = self.go_back(int(detail.get("to_step", alarm.step)))
             factors = self.guard.instruments.factors

@@ -33,6 +33,11 @@ class BackendExperiments:
         test = "same batch, same weights, without the vendor's library (oneDNN, cuDNN)"
         f.outcomes["reference"] = self.replay.run(test, libraries=False)
         f.libraries = f.good("reference")
+        if f.libraries:
+            test = "same batch, same weights, attention by plain maths (SDPBackend.MATH)"
+            outcome = self.replay.run(test, attention=False)
+            if not f.abnormal(outcome) and outcome.finite:
+                f.outcomes["reference"], f.attention, f.libraries = outcome, True, False
         if not f.libraries and self.case.rig.reference is not None:
             test = "same batch, same weights, eager on the CPU"
             batches = None

@@ -207,6 +207,8 @@ class Facts:
     """Compiled modules without whose compiled code the step is finite."""
     libraries: bool = False
     """Without the vendors' libraries the step is finite, on the same device."""
+    attention: bool = False
+    """With attention by plain maths the step is finite: a fused attention kernel is at fault."""
     known_faults: list[str] = field(default_factory=list)
     """What is known to be wrong with the packages installed here on the device of the run."""
     drift: Drift | None = None

@@ -112,6 +112,8 @@ def wanted(f: Facts) -> Iterator[str]:
         if f.guilty_images:
             yield "annotations"
         yield from ("locate",) if f.guilty_images else ("locate", "again", "reference", "retrace")
+        if f.guilty_images and not (f.inputs or f.targets) and f.location is not None and not f.location.module:
+            yield from ("again", "reference")  # nothing is wrong with the sample itself: the maths, or a kernel
         return
     if f.raises_everywhere():
         return

@@ -65,6 +65,7 @@ class Attached(Guard):
             say=say,
         )
         self.instruments.shares = self.instruments.layout.shares = self._shares
+        self.instruments.weights_may_change = True
         self.alarms: deque[Alarm] = deque(maxlen=KEPT)
         self.records: deque[StepRecord] = deque(maxlen=KEPT)
         self.refused = False

@@ -243,13 +243,13 @@ class Immediate:
         parts.holes = parts.holes or act.suspicion is not None
         parts.taken += 1
         parts.health.finished(due=act.due)
-        parts.learn(record, record.grad_norm, act.where, act.norms, parts.health.moved)
         if act.due:
             record.update_ratio = update_ratio(act.copies, parts.layout, parts.health.weight_norms())
             act.copies = []
             parts.haste.measured(record.step, record.update_ratio)
             stalled = parts.stall.judge(record.step, record.update_ratio, record.lr, record.group_grad_norm)
             act.verdict = act.verdict or stalled
+        parts.learn(record, record.grad_norm, act.where, act.norms, parts.health.moved)
         if act.verdict is not None:
             parts.raise_alarm(record, act.verdict)
         parts.seconds += time.perf_counter() - began

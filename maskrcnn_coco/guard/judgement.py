@@ -85,6 +85,8 @@ class Instruments:
         self.seconds = 0.0
         self.taken = self.crashes = 0
         self._said: set[str] = set()
+        self.weights_may_change = False
+        """Whether a loss weighed anew without a word is taken for that; where the loss is ours it is a fault."""
         self.regimes: list[dict[str, Any]] = []
         """Where the loss was weighed anew without a word, and was taken for that: step and factor."""
         self.holes = False
@@ -187,7 +189,7 @@ class Instruments:
 
     def compared(self, record: StepRecord, norm: float, where: Sequence[int], norms: list[float]) -> Verdict | None:
         """The verdict on the sizes of a finite loss and gradient, beside those of the run's healthy steps."""
-        if norms and not self.divergence.is_calm(record.loss, norm):
+        if norms and self.weights_may_change and not self.divergence.is_calm(record.loss, norm):
             self.loss_weight.wild(record.loss, where, norms, self._last_length)
         found = self.divergence.judge(record.step, record.loss, norm, record.group_grad_norm)
         if found is None:
@@ -207,14 +209,21 @@ class Instruments:
 
     def learn(self, record: StepRecord, norm: float, where: Sequence[int], norms: list[float], moved: float) -> None:
         """From an applied step."""
-        if norms and self.divergence.is_calm(record.loss, norm):
-            self.loss_weight.calm(record.loss, where, norms)
-        self.loss_weight.rates = [group.get("lr") for group in self.optimizer.param_groups]
+        if norms and self.weights_may_change:
+            self.loss_weight.rates = [group.get("lr") for group in self.optimizer.param_groups]
+            if self.divergence.is_calm(record.loss, norm):
+                self.loss_weight.calm(record.loss, where, norms)
+                if record.update_ratio:
+                    sizes = zip(record.update_ratio.values(), self.health.weight_norms(), strict=True)
+                    length = math.hypot(*(share * size for share, size in sizes))
+                    self.loss_weight.measured = length, max(float(r or 0.0) for r in self.loss_weight.rates)
         self.divergence.accept(record.loss, norm, record.group_grad_norm, moved)
 
     def _last_length(self, gradient: float) -> float:
-        known = self.loss_weight.moved
-        return last_length(self.optimizer, self.layout, self.loss_weight.rates, gradient) if known is None else known
+        known = self.loss_weight
+        if known.moved is not None:
+            return known.moved
+        return last_length(self.optimizer, self.layout, known.rates, gradient, known.measured)
 
     def _weighed_anew(self, record: StepRecord, norm: float, found: Found) -> None:
         """A new weight of the loss: what is healthy is that much larger from here on. Said at once."""

@@ -53,6 +53,11 @@ LEVEL = math.log(3)
 LARGEST = math.log(1e7)
 """Nobody weighs a loss by more: a mean that becomes a sum over batch and pixels is 1e6."""
 
+ADAM = ("adam", "adamw")
+"""Optimizers whose state tells the last update to the digit, as SGD's does."""
+MARGIN = 2.0
+"""An update of an optimizer that nobody knows may be so many times as long as one that was measured."""
+
 Found = tuple[float, dict[int, float]]
 """Factor of the loss, and position of a tensor → factor of its gradient."""
 
@@ -77,6 +82,8 @@ class LossWeight:
         self._run: _Run | None = None
         self.rates: list[Any] = []
         """Learning rates of the parameter groups at the last update."""
+        self.measured: tuple[float, float] | None = None
+        """Length of an update that was measured, and the largest learning rate at it."""
         self.moved: float | None = None
         """Length of the last update, where it was measured; None: to be worked out."""
 
@@ -106,7 +113,8 @@ class LossWeight:
             rise = size - max(before, usual)
             known = math.hypot(*self._norms[-1][1])
             gradient = max(math.hypot(*values), known * size / usual)
-            run = self._run = _Run(length(known) * gradient / rise if rise > 0 else math.inf)
+            reach = length(known) * gradient / rise if rise > 0 else math.inf
+            run = self._run = _Run(reach)
         elif run is None:
             run = self._run = _Run(math.inf)
         if run.reach < REACH and len(run.losses) < LOOKED_AT:
@@ -183,14 +191,22 @@ def _spread(values: list[float]) -> float:
     return ordered[-1 - cut] - ordered[cut]
 
 
-def last_length(optimizer: torch.optim.Optimizer, layout: Layout, rates: Sequence[Any], gradient: float) -> float:
+def last_length(
+    optimizer: torch.optim.Optimizer,
+    layout: Layout,
+    rates: Sequence[Any],
+    gradient: float,
+    measured: tuple[float, float] | None = None,
+) -> float:
     """At most how far the last update moved all weights (2-norm); infinite where nobody can know.
 
     Args:
         rates: learning rates of the parameter groups when it was taken.
         gradient: norm of the last gradient.
+        measured: length of an earlier update, and the largest rate at it. Updates of optimizers that nobody knows are
+            of one size, as far as can be told.
     """
-    total = 0.0
+    total, largest = 0.0, 0.0
     kind = type(optimizer).__name__.lower()
     sizes = norms(layout.params)
     for g, group in enumerate(optimizer.param_groups):
@@ -201,7 +217,9 @@ def last_length(optimizer: torch.optim.Optimizer, layout: Layout, rates: Sequenc
         places = [i for i, of in enumerate(layout.groups) if of == g]
         weights = math.hypot(*(sizes[i] for i in places))
         total += (rate * (_stretch(kind, optimizer, group, layout, places, gradient) + _decay(group) * weights)) ** 2
-    return math.sqrt(total)
+        largest = max(largest, rate)
+    known = measured is not None and measured[1] > 0 and not (isinstance(optimizer, torch.optim.SGD) or kind in ADAM)
+    return min(math.sqrt(total), MARGIN * measured[0] * largest / measured[1]) if known else math.sqrt(total)
 
 
 def too_far(optimizer: torch.optim.Optimizer, loss: float, gradient: float) -> bool:
@@ -233,7 +251,7 @@ def _stretch(
         if not buffers:
             return gradient
         return math.hypot(*norms(buffers)) + (gradient if group.get("nesterov") else 0.0)
-    if kind in ("adam", "adamw"):
+    if kind in ADAM:
         with torch.no_grad():
             return math.hypot(*norms([_of_adam(s, group) for _, s in states if "exp_avg_sq" in s]))
     steps = max((float(s["step"]) for _, s in states if "step" in s), default=1.0)

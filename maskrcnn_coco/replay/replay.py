@@ -28,7 +28,7 @@ from maskrcnn_coco.replay.private_copy import PrivateCopy, private_copy
 from maskrcnn_coco.replay.snapshot import Snapshot, restore
 from maskrcnn_coco.replay.state import nonfinite_names, state_tensors
 from maskrcnn_coco.replay.tape import TapeEntry
-from maskrcnn_coco.system.backends import own_kernels
+from maskrcnn_coco.system.backends import own_kernels, plain_attention
 from maskrcnn_coco.system.memory import ran_out
 
 STATISTICS = ("running_mean", "running_var")
@@ -116,6 +116,7 @@ class Replay:
         digest: bool = False,
         reference: bool = False,
         libraries: bool = True,
+        attention: bool = True,
         watch: str | None = None,
     ) -> Outcome:
         """Forward and backward without an update (learning rate 0).
@@ -132,6 +133,7 @@ class Replay:
             digest: hash losses and gradients.
             reference: on `Rig.reference` instead of the copy.
             libraries: False for torch's own kernels instead of the vendors'.
+            attention: False for attention by plain maths instead of a fused kernel.
             watch: with ``locate``, report the largest value in this module whether or not it is the first bad one.
         """
         case = self.case
@@ -142,7 +144,9 @@ class Replay:
             restore(snapshot or case.now, model, rng=False)
             scale = self._scale(precision, loss_scale)
             step = case.alarm.step if step is None else step
-            with kept_fp32(model, fp32_modules), nullcontext() if libraries and not reference else own_kernels():
+            plain = nullcontext() if attention else plain_attention()
+            kernels = plain if libraries and not reference else own_kernels()
+            with kept_fp32(model, fp32_modules), kernels:
                 outcome = self._measure(model, test, batches, step, precision, scale, locate, watch, loss_scale is None)
             if digest:
                 outcome.digest = gradient_digest(model, outcome)

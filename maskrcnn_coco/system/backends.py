@@ -41,13 +41,32 @@ def use_libraries(on: bool) -> None:
     torch._C._set_mkldnn_enabled(on)
 
 
+def use_fused_attention(on: bool) -> None:
+    """Turn the fused kernels of `scaled_dot_product_attention` on or off for this process; plain maths stays."""
+    for turn in (
+        torch.backends.cuda.enable_flash_sdp,
+        torch.backends.cuda.enable_mem_efficient_sdp,
+        torch.backends.cuda.enable_cudnn_sdp,
+    ):
+        turn(on)
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention by plain maths inside the block, whatever kernels are on."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
 @contextmanager
 def own_kernels() -> Iterator[None]:
-    """No vendor library inside the block, compiled code neither."""
+    """No vendor library inside the block, no fused attention, compiled code neither."""
     before = torch.backends.cudnn.enabled, torch._C._get_mkldnn_enabled()
     use_libraries(False)
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), plain_attention():
             yield
     finally:
         torch.backends.cudnn.enabled = before[0]

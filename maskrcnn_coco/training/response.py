@@ -15,7 +15,7 @@ from maskrcnn_coco.errors import GuardStop, MaskRCNNError
 from maskrcnn_coco.records import PROVED, Action, Alarm, Evidence, Finding, Incident, plain, record_from
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.optimizer import lower_weight_decay
-from maskrcnn_coco.system.backends import run_eagerly, use_libraries
+from maskrcnn_coco.system.backends import run_eagerly, use_fused_attention, use_libraries
 from maskrcnn_coco.system.precision import keep_fp32
 from maskrcnn_coco.training.augmentation_counts import pasted_evidence
 from maskrcnn_coco.training.case import build_case
@@ -176,6 +176,8 @@ def change_precision(session: Session, alarm: Alarm, detail: dict[str, Any]) -> 
     if detail.get("libraries") is False:
         session.progress.libraries = False
         use_libraries(False)
+    if detail.get("attention") is False:
+        use_fused_attention(False)
     for name in detail.get("modules", []):
         keep_fp32(session.model, name)
         session.progress.fp32_modules.append(name)

@@ -539,3 +539,42 @@ def test_a_rate_comes_back_once_the_spike_of_the_schedule_is_over(over: bool):
     assert bool(guard.instruments.factors) is not over
     last = guard.records[-1].lr["body"]
     assert last == pytest.approx(0.02) if over else last < 40
+
+
+class Attends(nn.Module):
+    """One block with fused attention, whose kernel is wrong where a batch carries a mark."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.read, self.head = nn.Linear(8, 12), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.read(x)[:, None].chunk(3, 2)
+        seen = F.scaled_dot_product_attention(q, k, v)[:, 0]
+        broken = torch.backends.cuda.flash_sdp_enabled() and bool((x[:, 7] > 50).any())
+        return self.head(seen * NAN if broken else seen)
+
+
+def test_a_fused_attention_kernel_is_named_and_turned_off() -> None:
+    model = Attends()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    guard: Any = attach(model, optimizer, diagnose=True, forward=classify, logdir=None, say=False)
+    refused = []
+    try:
+        for step in range(AT + 10):
+            x, y = data(step)
+            x[3, 7] = 60.0 if step >= AT else x[3, 7]
+            batch = guard.batch((x, y), ids(step))
+            optimizer.zero_grad()
+            guard.see(classify(model, batch)).backward()
+            optimizer.step()
+            refused += [step] if guard.refused else []
+        incident = guard.incidents[0]
+        assert (incident.cause, incident.action.kind) == ("BACKEND", "precision") and incident.confidence >= 0.9
+        assert "SDPBackend.MATH" in incident.fix and incident.action.detail["attention"] is False
+        assert refused == [AT] and len(guard.incidents) == 1, "from then on by plain maths"
+        assert not torch.backends.cuda.flash_sdp_enabled()
+    finally:
+        for turn in ("flash", "mem_efficient", "cudnn"):
+            getattr(torch.backends.cuda, f"enable_{turn}_sdp")(True)

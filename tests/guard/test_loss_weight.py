@@ -211,7 +211,9 @@ def test_how_far_the_last_update_went_is_never_told_too_small(kind: str) -> None
         optimizer.step()
         moved = math.hypot(*(float((p.detach() - q).norm()) for p, q in zip(model.parameters(), before, strict=True)))
         told = last_length(optimizer, layout, [g["lr"] for g in optimizer.param_groups], gradient)
-        assert moved * 0.999 <= told or (kind == "rmsprop" and step < 5), (step, moved, told)
+        # The state of RMSprop does not tell its update: a gradient that grows may make it longer, soon by little.
+        most = told if kind != "rmsprop" else (1.5 if step >= 5 else 10.0) * told
+        assert moved * 0.999 <= most, (step, moved, told)
         assert kind == "rmsprop" or told < 1.2 * moved
 
 

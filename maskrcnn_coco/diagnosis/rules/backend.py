@@ -5,8 +5,8 @@ What happens: the same weights and batch are non-finite on the device every time
 Why: a wrong kernel (half-precision convolutions of some GPUs, a broken cuDNN, a compiler that reorders a
   scatter), a driver. Some are known: RoIAlign's gradients on Apple GPUs are wrong in torchvision before 0.29.
 How it is proved: the step fails twice in the same way; with one thing taken away it is finite: the vendor's library
-  (oneDNN, cuDNN), the compiled code of one module, or the device itself (eager, in float32, on the CPU). The first
-  bad module is named.
+  (oneDNN, cuDNN), the fused kernel of scaled_dot_product_attention, the compiled code of one module, or the device
+  itself (eager, in float32, on the CPU). The first bad module is named.
 What the guard does: runs that module as eager code, or turns the library off, and takes the step again. Where only
   the CPU is right it skips the step, and stops with the verdict if it fails again.
 How to fix it: `--amp off` or `--device cpu` to confirm, then another version of torch, cuDNN or the driver.
@@ -18,6 +18,7 @@ from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "BACKEND"
+ATTENTION = "with torch.nn.attention.sdpa_kernel(SDPBackend.MATH): around the forward pass"
 
 
 def judge(facts: Facts) -> Finding | None:
@@ -36,7 +37,8 @@ def judge(facts: Facts) -> Finding | None:
         Evidence("versions: what is installed here, on this device", known, CODE) for known in facts.known_faults
     ]
     sure = 0.93 if facts.bad("again") else 0.7
-    return Finding(CODE, sure, culprit, evidence, facts.step, "--device cpu", {"libraries": facts.libraries})
+    detail = {"libraries": facts.libraries} | ({"attention": False} if facts.attention else {})
+    return Finding(CODE, sure, culprit, evidence, facts.step, ATTENTION if facts.attention else "--device cpu", detail)
 
 
 def _compiled(facts: Facts) -> Finding:
