@@ -5,7 +5,7 @@ Each part is None until somebody measured it, so that a rule speaks at the momen
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Way = Literal["command", "own", "loop"]
@@ -202,6 +202,12 @@ class Still:
     gradient: float = 0.0
     """Of all steps the largest norm; ``clipped``: in how many times the bound it was in each step, 0 unless always."""
     clipped: float = 0.0
+    decay: float = 0.0
+    """What weight decay alone moves weights by in a step, as a share of them, at the most."""
+
+    def only_moved(self) -> Still:
+        """What this says of how far steps go, and of nothing else."""
+        return replace(self, no_gradient=[], no_change=[], zero_rate=[], zero_losses=[])
 
 
 @dataclass

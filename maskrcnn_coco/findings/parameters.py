@@ -41,7 +41,7 @@ def parameters_of(
         found.strangers = sum(i not in mine for i in held)
         found.owned = sum(i in mine for i in held)
         found.missing = [name for i, name in trainable.items() if i not in set(held)]
-        found.decay, found.decay_of = _decay(optimizer, rates)
+        found.decay, found.decay_of = decay_of(optimizer, rates)
         if not found.frozen_random:
             found.frozen_random = _resting_random(model, optimizer, rates)
     return found
@@ -67,7 +67,7 @@ def _rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> list[flo
     return list(rates) if len(rates) == len(own) else own
 
 
-def _decay(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> tuple[float, tuple[float, float]]:
+def decay_of(optimizer: torch.optim.Optimizer, rates: Sequence[float] = ()) -> tuple[float, tuple[float, float]]:
     """The largest share that decay takes in a step, with its rate and decay; 0 where a step is scaled by gradients."""
     found = [(0.0, (0.0, 0.0))]
     kind = type(optimizer).__name__.lower()
@@ -75,7 +75,8 @@ def _decay(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> tuple[fl
         decay = float(group.get("weight_decay", 0.0) or 0.0)
         if kind == "sgd":
             momentum = float(group.get("momentum", 0.0) or 0.0)
-            found.append((rate * decay * (1 - float(group.get("dampening", 0.0))) / (1 - momentum), (rate, decay)))
+            heaped = (1 - float(group.get("dampening", 0.0))) / (1 - momentum) if momentum < 1 else 1.0
+            found.append((rate * decay * heaped, (rate, decay)))
         elif kind in ("adamw", "nadamw", "lion"):  # decoupled: torch's Adam scales the decay with the gradient
             found.append((rate * decay, (rate, decay)))
     return max(found)

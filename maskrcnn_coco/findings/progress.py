@@ -32,7 +32,10 @@ class Progress:
         self._latest: dict[str, float] = {}
         self.max_grad_norm = 0.0
         """Gradients are clipped to this norm; 0: they are not."""
+        self.decay = 0.0
+        """Share of its weights that weight decay alone takes from a group in a step, at the most."""
         self._largest, self._least, self._calm = 0.0, math.inf, 0
+        self._rising = False
 
     def add(self, record: StepRecord, *, objects: bool = True) -> None:
         """One record; refused steps and batches without objects say nothing about gradients."""
@@ -51,7 +54,13 @@ class Progress:
         for name, value in record.losses.items():
             self._loss[name] = max(self._loss.get(name, 0.0), abs(value))
 
+    @property
+    def settled(self) -> bool:
+        """Enough steps are seen, and the rates rise no more: an update of now is one of those to come."""
+        return self.steps >= STEPS and not self._rising
+
     def _add_rates(self, record: StepRecord) -> None:
+        self._rising = any(rate > self._latest.get(n, rate) for n, rate in record.lr.items())
         for name, rate in record.lr.items():
             self._rate[name] = max(self._rate.get(name, 0.0), rate)
             if rate > LEAPS * self._latest.get(name, math.inf):  # a warm-up begins as low as it likes
@@ -79,6 +88,7 @@ class Progress:
             rate=max(rates, default=0.0),
             detection=any(n in DETECTION for n in self._loss),
             gradient=self._largest,
+            decay=self.decay,
             clipped=self._least / self.max_grad_norm if self.max_grad_norm and self._least < math.inf else 0.0,
         )
 

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from maskrcnn_coco.errors import FindingWarning
 from maskrcnn_coco.findings.facts import Facts, Still, Way
 from maskrcnn_coco.findings.judge import finding_key, judge
-from maskrcnn_coco.findings.parameters import all_in_eval, norms_in_eval, parameters_of, train_but
+from maskrcnn_coco.findings.parameters import all_in_eval, decay_of, norms_in_eval, parameters_of, train_but
 from maskrcnn_coco.findings.progress import STEPS, Progress
 from maskrcnn_coco.findings.samples import ENOUGH, Samples
 from maskrcnn_coco.records import RunFinding, StepRecord
@@ -51,18 +51,23 @@ class Watch:
         self._progress = Progress()
         self._optimizer: Any = None
         self._without: set[str] | None = None
-        self._modes = self._stills = False
+        self._modes = self._stills = self._moves = False
         self._objects = True
 
     def optimizer(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Look at the groups of an optimizer, once for each."""
         if self._optimizer is None or self._optimizer() is not optimizer:
             self._optimizer = weakref.ref(optimizer)
+            self.decays_by(decay_of(optimizer)[0])
             self.tell(Facts(way=self.way, parameters=parameters_of(model, optimizer)), "before")
 
     def clips_at(self, norm: float | None) -> None:
         """Gradients are clipped to this norm; 0 or None: they are not."""
         self._progress.max_grad_norm = float(norm or 0.0)
+
+    def decays_by(self, share: float) -> None:
+        """Weight decay alone takes this share of a group's weights in a step, at the most."""
+        self._progress.decay = share
 
     def train_mode(self, model: nn.Module) -> None:
         """Train mode, but for norm layers that were in eval mode while the model was not: they stay so; it is said."""
@@ -123,6 +128,11 @@ class Watch:
         facts = Facts(way=self.way)
         if progress.steps >= STEPS and not self._stills:
             self._stills, facts.still = True, self._still()
+            self._moves = facts.still.moved is not None
+        elif record.update_ratio and self._stills and not self._moves and progress.settled:
+            # Nothing was measured among the first steps but those of the warm-up: how far steps go is judged now.
+            found = progress.still()
+            self._moves, facts.still = found.moved is not None, found.only_moved()
         if progress.seen % RATES_EVERY == 0:
             facts.rates = progress.rates()
         if facts.still is not None or facts.rates is not None:

@@ -144,7 +144,7 @@ class Deferred:
         # A NaN among the bounds is one of the faults above; of finite ones none may leap.
         sound = sound & ~(bound > LEAP).any()
         watching = parts.stall.watching or parts.haste.watching or parts.health.brisk
-        due = record.step % parts.measure_every == 0 or watching
+        due = parts.measures(record.step) or watching
         copies = [p.detach().clone() for p in parts.layout.params] if due else []
         if gradients:
             self._step(~sound, total)

@@ -222,7 +222,7 @@ class Immediate:
         """Copy what is compared with afterwards, or put back."""
         parts = self.parts
         brisk = parts.stall.watching or parts.haste.watching or parts.health.brisk
-        act.due = parts.taken % parts.measure_every == 0 or brisk
+        act.due = parts.measures(parts.taken) or brisk
         act.copies = [p.detach().clone() for p in parts.layout.params] if act.due else []
         act.watched = self.mode != "observe" and self.undo.wanted()
         if act.watched:

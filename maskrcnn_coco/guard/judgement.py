@@ -96,6 +96,10 @@ class Instruments:
         self.groups: list[str] = []
         self.warns = say
 
+    def measures(self, step: int) -> bool:
+        """Whether this step's update is measured: now and then, and once early, where short runs have warmed up."""
+        return step % self.measure_every == 0 or step == EARLY
+
     def lay_out(self) -> None:
         """Look at the optimizer's parameters anew."""
         self.layout = Layout(self.model, self.optimizer, self._components)
@@ -292,4 +296,6 @@ class Instruments:
             warnings.warn(text, GuardWarning, stacklevel=3)
 
 
+EARLY = 20
+"""Step whose update is measured besides: a run of a hundred steps has no other after its warm-up."""
 REGIME = ". If the loss was changed on purpose: guard.new_regime()"

@@ -85,9 +85,13 @@ class _Draw:
 
 
 def _parameters(session: Session) -> Parameters:
+    return parameters_of(session.model, session.optimizer, session.norms_in_eval, rates_of(session))
+
+
+def rates_of(session: Session) -> list[float]:
+    """The rate of each group of the optimizer after the warm-up."""
     lr = session.schedule.lr
-    rates = [lr.get(g.get("component", ""), lr.get("backbone", 0.0)) for g in session.optimizer.param_groups]
-    return parameters_of(session.model, session.optimizer, session.norms_in_eval, rates)
+    return [lr.get(g.get("component", ""), lr.get("backbone", 0.0)) for g in session.optimizer.param_groups]
 
 
 def _lengths(session: Session) -> Lengths:

@@ -7,10 +7,10 @@ from typing import Any
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.findings.facts import Facts, Way
 from maskrcnn_coco.findings.judge import finding_key, judge
-from maskrcnn_coco.findings.parameters import norms_in_eval
+from maskrcnn_coco.findings.parameters import decay_of, norms_in_eval
 from maskrcnn_coco.findings.watch import Watch
 from maskrcnn_coco.records import RunFinding, plain, record_from
-from maskrcnn_coco.training.before_training import look_before
+from maskrcnn_coco.training.before_training import look_before, rates_of
 from maskrcnn_coco.training.session import Session
 
 
@@ -24,6 +24,7 @@ def prepare(session: Session, way: Way, *, own_model: bool, resuming: bool) -> l
     session.norms_in_eval = norms_in_eval(session.model) if own_model else []
     session.watch = Watch(session.model, samples=False, say=lambda f: keep(session, f), way=session.way)
     session.watch.clips_at(session.config.max_grad_norm)
+    session.watch.decays_by(decay_of(session.optimizer, rates_of(session))[0])
     if resuming:
         return []
     found = look_together(session)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from runs import OwnData, config, small_model
 from silent.scenarios import pictures
 from silent.ways import tiny_net
 from torch import nn
 
-from maskrcnn_coco import FindingWarning, Guard
+from maskrcnn_coco import FindingWarning, Guard, train
 from maskrcnn_coco.findings.facts import Facts, Lengths, Still
 from maskrcnn_coco.findings.judge import judge
 from maskrcnn_coco.findings.parameters import parameters_of
 from maskrcnn_coco.findings.progress import Progress
+from maskrcnn_coco.findings.watch import Watch
 from maskrcnn_coco.records import StepRecord
 
 SGD, ADAMW = torch.optim.SGD, torch.optim.AdamW
@@ -126,6 +129,28 @@ def test_what_counts_is_how_far_steps_go_after_the_warm_up(after: float, stands:
         ratio = {"a": after if step > 7 else 1e-12}
         progress.add(StepRecord(step, 0, {}, 1.0, 5.0, {"a": 5.0}, {"a": rate}, None, [], True, update_ratio=ratio))
     assert [f.detail["what"] for f in judge(Facts(still=progress.still()))] == ["stands still"] * stands
+
+
+def test_a_run_that_is_clipped_to_nothing_is_told(tmp_path: Path):
+    """Its weights move all the same: by their decay alone."""
+    settings = config(None, tmp_path, batch_size=2, epochs=1, lr=4e-3, max_grad_norm=1e-6)
+    found = train(settings, model=small_model(classes=2), train_data=OwnData(50), quiet=True).findings
+    assert [f.detail["what"] for f in found if f.code == "LR_TOO_LOW"] == ["clipped"]
+
+
+@pytest.mark.parametrize(("rate", "stands"), [(1e-10, True), (1e-3, False)])
+def test_a_long_warm_up_is_waited_for(rate: float, stands: bool):
+    """Its own steps say nothing; the first one that is measured after it does, once."""
+    said: list[str] = []
+    watch = Watch(nn.Linear(1, 1), samples=False, say=lambda f: said.append(str(f.detail["what"])))
+    for step in range(301):
+        share = min(1.0, (step + 1) / 120)
+        ratio = {"a": rate * share} if step % 50 == 0 or step == 20 else {}
+        watch.record(
+            StepRecord(step, 0, {}, 1.0, 5.0, {"a": 5.0}, {"a": 1e-2 * share}, None, [], True, update_ratio=ratio)
+        )
+        assert not (said and step < 120)
+    assert said == ["stands still"] * stands
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def _stands(s: Still, way: Way) -> list[RunFinding]:
         return []
     # A detector's first gradients are of the order of 1, whatever the data.
     small = s.gradient < FAINT and (s.detection or s.gradient < s.rate)
-    creeps = s.moved < CREEPS and (s.clipped >= CLIPPED or (small and s.detection))
+    creeps = s.moved - s.decay < CREEPS and (s.clipped >= CLIPPED or (small and s.detection))
     if s.moved >= STANDS and not creeps:
         return []
     norms = f"rate {s.rate:.3g}, gradient norm at most {s.gradient:.3g}"
