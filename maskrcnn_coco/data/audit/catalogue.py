@@ -202,6 +202,11 @@ CATALOGUE: dict[str, Kind] = {
     "IMAGE_LEAK": Kind(
         "warning", "an image is in training and validation", "remove it from one: it makes AP look better"
     ),
+    "IMAGE_NEAR_LEAK": Kind(
+        "warning",
+        "a copy of an image is in validation",
+        "keep both on one side, where they are of one scene: --split-by",
+    ),
 }
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from maskrcnn_coco.data.audit.catalogue import Reporter
+from maskrcnn_coco.data.audit.near_copies import near_copies
 from maskrcnn_coco.data.audit.sizes import check_sizes_of_files
 from maskrcnn_coco.data.bit_depth import BitRange
 from maskrcnn_coco.data.coco.table import CocoTable
@@ -69,6 +70,21 @@ def check_images(
             report.add(code, text, image=row)
     check_sizes_of_files(table, [s.size for s in seen], report)
     _check_same(table, [s.bytes for s in seen], other, report)
+    if other is not None and depth == "all":
+        _check_near(table, other, report)
+
+
+def _check_near(table: CocoTable, other: CocoTable, report: Reporter) -> None:
+    """Copies that were saved anew, resized, mirrored or turned; those that are equal byte for byte have been told."""
+    told = {f.image_id for f in report.findings if f.code == "IMAGE_LEAK"}
+    for copy in near_copies(table, other):
+        if int(table.image_ids[copy.one]) in told:
+            continue
+        how = f", {copy.how}" if copy.how else ""
+        name = other.file_name(copy.other)
+        report.add(
+            "IMAGE_NEAR_LEAK", f"nearly the same picture as {name!r} of {other.json_path.name}{how}", image=copy.one
+        )
 
 
 def _check_sides(table: CocoTable, report: Reporter, min_size: int, max_size: int) -> None:
