@@ -13,6 +13,8 @@ from maskrcnn_coco.data.coco.table import CocoTable
 
 SLACK = 3.0
 """Pixels by which box sides may differ from the mask's before overlap counts: rounding, half-pixel conventions."""
+MANY, RECTANGLE = 50, 0.98
+"""So many masks, each this share of its box or more, are rectangles by the way they were made, not by chance."""
 
 
 def corners(table: CocoTable) -> np.ndarray:
@@ -133,12 +135,20 @@ def _check_area(table: CocoTable, shapes: Shapes, report: Reporter, measured: np
         boxed = table.boxes[:, 2] * table.boxes[:, 3]
         is_box = measured & (np.abs(table.area - boxed) <= 0.01 * boxed) & (shapes.area < 0.9 * boxed)
         ratio = table.area / shapes.area
+        rectangles = measured & (shapes.area >= RECTANGLE * boxed) & (shapes.area * RECTANGLE <= boxed)
         off = measured & ~is_box & ((ratio < 0.5) | (ratio > 2)) & (np.abs(table.area - shapes.area) > 20)
     if is_box.any():
         report.add(
             "AREA_IS_BOX",
             f"`area` is width × height of the box for {int(is_box.sum())} of {len(is_box)} annotations",
             count=is_box.sum(),
+        )
+    if rectangles.sum() >= MANY and (measured & ~rectangles).sum() <= 0.02 * rectangles.sum():
+        report.add(
+            "MASK_IS_BOX",
+            f"{int(rectangles.sum())} of {int(measured.sum())} masks fill their boxes: a model learns rectangles from "
+            "them, not outlines",
+            count=rectangles.sum(),
         )
     missing = int((~np.isfinite(table.area)).sum())
     if missing:

@@ -149,6 +149,11 @@ CATALOGUE: dict[str, Kind] = {
     "MASK_EMPTY": Kind("error", "a mask has no pixel inside the image", f"remove it; {REPAIR} without it"),
     "MASK_BOX_DISAGREE": Kind("warning", "mask and box disagree", f"look at it; {REPAIR} with the box of the mask"),
     "MASK_AREA_DISAGREE": Kind("warning", "mask and area disagree", f"{REPAIR} with the mask's area"),
+    "MASK_IS_BOX": Kind(
+        "info",
+        "masks are the rectangles of their boxes",
+        "nothing to do where the objects are rectangles; else annotate outlines: a tool wrote boxes as polygons",
+    ),
     "AREA_IS_BOX": Kind(
         "info", "`area` is the box's area, not the mask's", f"AP by size needs the mask's; {REPAIR} with it"
     ),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from odd_sets import OddSet
 from PIL import Image
 
 from maskrcnn_coco.data.audit.cache import audit_cached, fingerprint
@@ -159,6 +160,16 @@ def test_boxes_that_are_corners_are_suspected_and_repaired(data, start):
     fixed = load_coco(data.folder / "out.json", data.folder)
     assert fixed.boxes[3].tolist() == [start + 3, start, 40, 40]
     assert "BOX_XYXY" not in codes(audit(fixed, images=False))
+
+
+@pytest.mark.parametrize(("every", "said"), [(1, True), (2, False)])
+def test_boxes_that_were_written_as_polygons(tmp_path, every, said):
+    made = OddSet(tmp_path, images=20, objects=5, sizes=((300, 200),))
+    for ann in made.annotations[::every]:
+        x, y, w, h = ann["bbox"]
+        ann |= {"segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]], "area": w * h}
+    found = [f for f in audit(made.table(), images=False) if f.code == "MASK_IS_BOX"]
+    assert [(f.severity, f.count) for f in found] == [("info", 100)] * said
 
 
 def test_areas(data):
