@@ -157,7 +157,8 @@ def _nothing(written: Written, score: float) -> str:
         return f"no object of any score on {count(written.images, 'image')}"
     lower = max(floor(best.score * 10) / 10, floor(best.score * 100) / 100 if best.score < 0.2 else 0.1)
     more = sum(s >= lower for s in written.scores)
+    digits = 2 if round(best.score, 2) < score else 5
     return (
-        f"no object has a score of {score:g} or more; the best is {best.score:.2f} ({clean(best.name)} on "
+        f"no object has a score of {score:g} or more; the best is {best.score:.{digits}f} ({clean(best.name)} on "
         f"{clean(best.image)}): --score {lower:g} shows {count(more, 'object')}"
     )

@@ -50,6 +50,8 @@ def checkpoint_at(word: str) -> Path:
     Raises:
         ConfigError: there is no such file.
     """
+    if not word.strip():
+        raise ConfigError("the checkpoint's name is empty (a variable that is not set?)", fix="name a checkpoint")
     path = Path(word)
     try:
         there, folder = path.exists(), path.is_dir() and not (path / "model.safetensors").is_file()

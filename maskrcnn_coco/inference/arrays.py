@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,12 @@ def _of_floats(pixels: np.ndarray, what: str) -> np.ndarray:
     """Floats in 0..1 as 0..255. Resizing overshoots by a rounding error, which is no other range."""
     low, high = float(pixels.min()), float(pixels.max())
     if not (low >= -1e-3 and high <= 1.0 + 1e-3):  # NaN fails, too
+        if not (isfinite(low) and isfinite(high)):
+            count = int((~np.isfinite(pixels)).sum())
+            raise DataError(
+                f"{what}: {count} of its {pixels.size} numbers are not finite", expected="floats in 0 to 1",
+                fix="np.nan_to_num(x) makes them 0, if that is what they mean",
+            )  # fmt: skip
         fix = "divide by 255, or hand over uint8" if 1.0 < high <= 255.0 and low >= 0 else "scale them to 0..1"
         raise DataError(f"{what}: floats from {low:g} to {high:g}", expected="0 to 1", fix=fix)
     return np.rint(np.clip(pixels.astype(np.float64), 0.0, 1.0) * 255.0)

@@ -103,8 +103,14 @@ def _listed(out: Path) -> dict[str, list[int]]:
     try:
         files = json.loads(read_regular(out / LIST))["files"]
         pairs = {str(n): [int(v) for v in stamp] for n, stamp in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, NotADirectoryError):
         return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ConfigError(
+            f"{out / LIST}, the list of what the run before wrote here, cannot be read: its files would stay beside "
+            "the new ones",
+            fix="name another folder with --out, or remove this one",
+        ) from e
     return {n: s for n, s in pairs.items() if n and not Path(n).is_absolute() and ".." not in Path(n).parts}
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -201,9 +202,11 @@ def _absent(given: str | Path) -> DataError:
         return DataError(
             "the name of an image is empty", fix="name an image file, a video, a glob or a folder of images"
         )
-    return DataError(
-        f"the image {clean(text)} does not exist", fix="name an image file, a video, a glob or a folder of images"
-    )
+    fix = "name an image file, a video, a glob or a folder of images"
+    other = text.removeprefix("file://").removeprefix("localhost").replace("\\", "/")
+    if other != text and os.path.lexists(other):
+        fix = f"here it is {other}"
+    return DataError(f"the image {clean(text)} does not exist", fix=clean(fix))
 
 
 def _places(given: Any, notes: list[str]) -> Iterator[_Place]:
@@ -213,7 +216,7 @@ def _places(given: Any, notes: list[str]) -> Iterator[_Place]:
         yield from (_Place(f"image {n}", array=a) for n, a in enumerate(arrays, 1))
     elif (array := decoded(given)) is not None:
         yield _Place("image 1", array=array)
-    elif isinstance(given, Iterable) and not isinstance(given, (bytes, bytearray)):
+    elif isinstance(given, Iterable) and not isinstance(given, (bytes, bytearray, Mapping)):
         yield from _several(given, notes)
     else:
         raise _strange(given)

@@ -247,7 +247,8 @@ class Predictions:
 def _sentence(problem: DataError) -> str:
     """What is wrong and what to do, in one line; a file that is no image is not to be replaced here, but left out."""
     parts = [problem.what, problem.got and f"got {problem.got}", problem.expected and f"expected {problem.expected}"]
-    parts.append(problem.fix if problem.fix and "its entry" not in problem.fix else None)
+    listed = problem.fix and ("its entry" in problem.fix or "the annotations" in problem.fix)
+    parts.append(None if listed or (problem.fix and problem.fix in problem.what) else problem.fix)
     return "; ".join(p for p in parts if p)
 
 

@@ -7,6 +7,7 @@ import pickle
 import re
 import struct
 import urllib.error
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,9 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         return _read_safetensors(path)
     check_kind(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a pickle's protocol: what is wrong with it is said below
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         # torch's own sentence advises to load it unsafely: that would run whatever code the file brings.
         raise CheckpointError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -33,6 +34,27 @@ def test_a_missing_file_costs_itself_alone(missing: str, image: Path) -> None:
         predictor().predict(missing)
     with pytest.raises(DataError):
         predictor().predict([missing])
+
+
+def test_a_name_written_as_elsewhere_is_understood_but_not_guessed(image: Path) -> None:
+    for other in (f"file://{image}", str(image).replace("/", "\\")):
+        with pytest.raises(DataError, match=r"here it is .*a\.png"):
+            predictor().predict(other)
+    with pytest.raises(DataError, match="name an image file"):
+        predictor().predict(r"C:\images\a.png")
+    with pytest.raises(DataError, match="got: dict"):
+        predictor().predict({"image": np.zeros((9, 9, 3), np.uint8)})
+
+
+def test_what_is_wrong_is_said_once(image: Path) -> None:
+    (image.parent / "page.jpg").write_text("<html>sign in</html>")
+    (image.parent / "empty.png").write_bytes(b"")
+    os.mkfifo(image.parent / "pipe.png")
+    told: list[str] = []
+    names = [image.parent / n for n in ("page.jpg", "empty.png", "pipe.png")]
+    list(predictor().predict([image, *names], on_unreadable=told.append))
+    assert [t.count("download it again") for t in told] == [1, 1, 0]
+    assert "annotations" not in told[2]
 
 
 def test_a_folder_says_what_it_passes_over(image: Path) -> None:
@@ -73,7 +95,8 @@ def test_an_image_too_thin_says_so() -> None:
 
 @pytest.mark.parametrize(
     ("array", "said"),
-    [(np.full((9, 9, 3), 200.0), "divide by 255"), (np.full((9, 9, 3), -1), "one scale"),
+    [(np.full((9, 9, 3), np.nan), "243 of its 243 numbers are not finite"),
+     (np.full((9, 9, 3), 200.0), "divide by 255"), (np.full((9, 9, 3), -1), "one scale"),
      (np.zeros((9, 9, 7), np.uint8), "three of its 7"), (np.zeros((9, 9, 3), complex), "complex")],
 )  # fmt: skip
 def test_an_array_that_is_no_picture_says_what_to_do(array: np.ndarray, said: str) -> None:

@@ -135,13 +135,18 @@ def test_what_a_killed_run_gathered_is_swept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"files": 3}', '{"files": {"../../x": [1, 2]}}', '{"files": {"a": 5}}'])
-def test_a_damaged_list_removes_nothing(tmp_path: Path, text: str) -> None:
+def test_a_damaged_list_removes_nothing_and_mixes_nothing(tmp_path: Path, text: str) -> None:
     out = tmp_path / "a" / "out"
     out.mkdir(parents=True)
     (out / LIST).write_text(text)
     (tmp_path / "x").write_text("precious")
     (out / "a").write_text("kept")
-    OutFolder(out).finish()
+    if ".." in text:  # whole, but nobody's word is taken for files outside
+        OutFolder(out).finish()
+    else:
+        with pytest.raises(ConfigError, match=r"\.predictions\.json.* cannot be read: its files would stay"):
+            OutFolder(out)
+        assert {p.name for p in out.iterdir()} == {LIST, "a"}
     assert (tmp_path / "x").exists()
     assert (out / "a").exists()
 
