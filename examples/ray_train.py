@@ -18,13 +18,15 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 
-def train_loop(settings: dict[str, Any]) -> None:
+def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
     """One worker. Ray has connected the processes by now: the run takes its place among them."""
     from maskrcnn_coco import Config, train
 
     result = train(Config(**settings))
+    said = {"finite": result.finite, "steps": result.steps, "last_loss": result.last_loss, **result.metrics}
     # Every worker reports, or none: Ray waits for all of them.
-    ray_train.report({"finite": result.finite, "steps": result.steps, "last_loss": result.last_loss, **result.metrics})
+    ray_train.report(said)
+    return said
 
 
 def job(settings: dict[str, Any], run: Path, *, workers: int, gpu: bool, restarts: int = 3) -> TorchTrainer:
@@ -47,6 +49,11 @@ def job(settings: dict[str, Any], run: Path, *, workers: int, gpu: bool, restart
     )
 
 
+def outcome(done: Any) -> dict[str, Any]:
+    """What the job's first worker said at its end. Newer Rays keep metrics only beside checkpoints of their own."""
+    return done.metrics or done.return_value
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -56,7 +63,7 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true")
     args = parser.parse_args()
     done = job({"data": str(args.data.absolute())}, args.run, workers=args.workers, gpu=args.gpu).fit()
-    print(done.metrics)
+    print(outcome(done))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def _not_installed(name: str) -> ConfigError:
         return ConfigError(
             f"this verb computes with {name}, which is not installed",
             expected=_FITS,
-            fix="pip install torch torchvision (check, explain and report work without)",
+            fix="pip install torch torchvision (check, convert, explain, report and diagnose INCIDENT work without)",
         )
     extra = EXTRAS.get(name)
     if extra is not None:

@@ -40,7 +40,11 @@ def one(words: Sequence[str], what: str, default: str | None = None) -> str:
     if words:
         return words[0]
     if default is None:
-        raise ConfigError(f"name a {what}", fix="maskrcnn-coco VERB --help lists what each verb takes")
+        raise ConfigError(
+            f"which {what}?",
+            expected=f"{what} after the verb",
+            fix="maskrcnn-coco VERB --help lists what each verb takes",
+        )
     return default
 
 

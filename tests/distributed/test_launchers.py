@@ -88,6 +88,6 @@ def test_the_ray_train_job_runs_on_two_workers(tmp_path: Path, monkeypatch: pyte
     finally:
         ray.shutdown()
     assert done.error is None
-    assert done.metrics["steps"] == 2
-    assert done.metrics["finite"]
+    assert (example.outcome(done)["steps"], example.outcome(done)["finite"]) == (2, True)
     assert json.loads((tmp_path / "logs" / "result.json").read_text())["status"] == "finished"
+    assert json.loads((tmp_path / "logs" / "run.json").read_text())["environment"]["world"] == 2
