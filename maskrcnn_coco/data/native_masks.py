@@ -17,7 +17,7 @@ try:
         decode,
         encode,
         fr_py_objects,
-        iou,
+        iou,  # pyright: ignore[reportAssignmentType]
         merge,
         to_bbox,
     )  # fmt: skip

@@ -130,7 +130,7 @@ def unique_in_image(given: Any) -> Tensor | None:
         count = len(given)
         ids = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        return -1 - torch.arange(count) if isinstance(given, (list, tuple, np.ndarray)) else None
+        return -1 - torch.arange(len(given)) if isinstance(given, (list, tuple, np.ndarray)) else None
     if ids.ndim != 1 or ids.is_complex():
         return None
     whole = ids.to(torch.int64)

@@ -116,7 +116,7 @@ class SecondEvaluation:
         """Results with what both libraries add to them: a number, an area, a box."""
         out = []
         for number, r in enumerate(self._results, 1):
-            segmentation = r.get("segmentation")
+            segmentation: Any = r.get("segmentation")
             box = r.get("bbox")
             if box is None:
                 box = np.asarray(native_masks.to_bbox([segmentation]), float).reshape(4).tolist()

@@ -218,8 +218,9 @@ def last_length(
         weights = math.hypot(*(sizes[i] for i in places))
         total += (rate * (_stretch(kind, optimizer, group, layout, places, gradient) + _decay(group) * weights)) ** 2
         largest = max(largest, rate)
-    known = measured is not None and measured[1] > 0 and not (isinstance(optimizer, torch.optim.SGD) or kind in ADAM)
-    return min(math.sqrt(total), MARGIN * measured[0] * largest / measured[1]) if known else math.sqrt(total)
+    if measured is None or measured[1] <= 0 or isinstance(optimizer, torch.optim.SGD) or kind in ADAM:
+        return math.sqrt(total)
+    return min(math.sqrt(total), MARGIN * measured[0] * largest / measured[1])
 
 
 def too_far(optimizer: torch.optim.Optimizer, loss: float, gradient: float) -> bool:

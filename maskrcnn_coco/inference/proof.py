@@ -47,7 +47,8 @@ class Checkpoint:
             tensor = tensor + (noise * 2 - 1) * _SHAKE
         (output,) = detections(self.model, [tensor], device="cpu")
         found, most, least = (
-            found_in(dict(output), *image.shape[:2], at) for at in (THRESHOLD, THRESHOLD - SCORE, THRESHOLD + SCORE)
+            found_in(dict(output), image.shape[0], image.shape[1], at)
+            for at in (THRESHOLD, THRESHOLD - SCORE, THRESHOLD + SCORE)
         )
         return Answer(found, most.windows, least.windows)
 
