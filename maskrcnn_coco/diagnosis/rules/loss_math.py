@@ -66,7 +66,8 @@ def judge(facts: Facts) -> Finding | None:
 def _behind_the_model(facts: Facts) -> bool:
     """Whether the first op that is not finite is the loss's own: the only term there is, made outside all modules."""
     place = facts.location
-    return place is not None and place.op is not None and place.phase == "forward" and place.module is None
+    outside = place is not None and place.op is not None and place.phase == "forward" and place.module is None
+    return outside and len(facts.outcomes["same"].losses) == 1
 
 
 def _redefined(facts: Facts, changed: Redefined) -> Finding:
