@@ -100,11 +100,11 @@ def _stamp(path: Path) -> list[int]:
 
 def _listed(out: Path) -> dict[str, list[int]]:
     """The files that the last run wrote; names that lead out of the folder are not believed."""
+    if not (out / LIST).is_file():  # nor is a pipe or a folder of that name a list of ours
+        return {}
     try:
         files = json.loads(read_regular(out / LIST))["files"]
         pairs = {str(n): [int(v) for v in stamp] for n, stamp in files.items()}
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise ConfigError(
             f"{out / LIST}, the list of what the run before wrote here, cannot be read: its files would stay beside "
