@@ -7,6 +7,7 @@ and two wells of one plate only look alike.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,11 +94,11 @@ def _directions(squares: np.ndarray) -> np.ndarray:
     return np.where(usable, flat / np.where(usable, spread, 1) / np.sqrt(flat.shape[1]), 0).astype(np.float32)
 
 
-def near_copies(table: CocoTable, other: CocoTable) -> list[Copy]:
+def near_copies(table: CocoTable, other: CocoTable, workers: int = 1) -> list[Copy]:
     """Which images of ``table`` ``other`` holds again; one answer for each image of ``other``."""
     kept: dict[tuple[int, int], np.ndarray | None] = {}
     found: dict[int, Copy] = {}
-    for _, one, twin, position in candidates(_squares(table), _squares(other)):
+    for _, one, twin, position in candidates(_squares(table, workers), _squares(other, workers)):
         if twin in found:
             continue
         for which, (of, row) in enumerate(((table, one), (other, twin))):
@@ -109,9 +110,10 @@ def near_copies(table: CocoTable, other: CocoTable) -> list[Copy]:
     return sorted(found.values(), key=lambda c: c.one)
 
 
-def _squares(table: CocoTable) -> np.ndarray:
+def _squares(table: CocoTable, workers: int) -> np.ndarray:
     missing = np.full((SIDE, SIDE), np.nan, np.float32)
-    found = [_square_of(table, row, SIDE) for row in range(len(table))]
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        found = list(pool.map(lambda row: _square_of(table, row, SIDE), range(len(table)), chunksize=16))
     return np.array([missing if s is None else s for s in found])
 
 

@@ -71,13 +71,13 @@ def check_images(
     check_sizes_of_files(table, [s.size for s in seen], report)
     _check_same(table, [s.bytes for s in seen], other, report)
     if other is not None and depth == "all":
-        _check_near(table, other, report)
+        _check_near(table, other, report, workers)
 
 
-def _check_near(table: CocoTable, other: CocoTable, report: Reporter) -> None:
+def _check_near(table: CocoTable, other: CocoTable, report: Reporter, workers: int) -> None:
     """Copies that were saved anew, resized, mirrored or turned; those that are equal byte for byte have been told."""
     told = {f.image_id for f in report.findings if f.code == "IMAGE_LEAK"}
-    for copy in near_copies(table, other):
+    for copy in near_copies(table, other, workers):
         if int(table.image_ids[copy.one]) in told:
             continue
         how = f", {copy.how}" if copy.how else ""
