@@ -99,7 +99,6 @@ def test_every_third_party_import_of_the_package_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = [*project["dependencies"], *(d for e in project["optional-dependencies"].values() for d in e)]
     known = {re.split(r"[><=\[ ]", d)[0].replace("-", "_").lower() for d in declared}
-    known.add("faster_coco_eval")  # taken where somebody has it already, before pycocotools
     called = {"PIL": "pillow", "yaml": "pyyaml", "markupsafe": "jinja2", "pytorch_lightning": "lightning"}
     for path in (ROOT / "maskrcnn_coco").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -94,7 +94,7 @@ class SecondEvaluation:
             truth.dataset = {**self._truth, "annotations": [dict(a) for a in self._truth["annotations"]]}
             truth.createIndex()
             found = coco_class()
-            found.dataset = {**self._truth, "annotations": self._as_annotations()}
+            found.dataset = {**self._truth, "annotations": [dict(r) for r in self._boxed]}
             found.createIndex()
             self._inner = evaluation_class(truth, found, self._type)
             self._inner.params.maxDets = list(self.params.max_dets)
@@ -112,7 +112,8 @@ class SecondEvaluation:
             self._inner.summarize()
         self.stats = [float(v) for v in self._inner.stats[:12]]
 
-    def _as_annotations(self) -> list[dict[str, Any]]:
+    @cached_property
+    def _boxed(self) -> list[dict[str, Any]]:
         """Results with what both libraries add to them: a number, an area, a box."""
         out = []
         for number, r in enumerate(self._results, 1):
@@ -195,10 +196,6 @@ class SecondEvaluation:
             return said | {"gt_id": other[int(boxes.argmax())]["id"], "iou": float(boxes.max())}
         near = native_masks.bbox_iou([list(r["bbox"])], [a["bbox"] for a in here], [False] * len(here))
         return said if near.max(initial=0.0) < _BACKGROUND else None
-
-    @cached_property
-    def _boxed(self) -> list[dict[str, Any]]:
-        return self._as_annotations()
 
     def confusion_matrix(self, iou_thr: float, min_score: float) -> dict[str, Any]:
         """``matrix`` (K + 1, K + 1): rows the truth, columns what was found, the last nothing; ``cat_ids``: the K."""
