@@ -23,6 +23,7 @@ PALETTE: tuple[Colour, ...] = (
 )  # fmt: skip
 ALARM: Colour = (238, 51, 51)
 _FILL = 0.38
+_GAP = 8
 _SMALL_SIDE = 420
 """Smaller pictures are enlarged before drawing: a line of one pixel covers too much of them."""
 
@@ -218,6 +219,17 @@ def _ink(colour: Colour) -> Colour:
     """Black or white, whichever stands out more on ``colour``."""
     r, g, b = (c / 255 for c in colour)
     return (0, 0, 0) if 0.2126 * r**2.2 + 0.7152 * g**2.2 + 0.0722 * b**2.2 > 0.18 else (255, 255, 255)
+
+
+def beside(pictures: Sequence[Image.Image]) -> Image.Image:
+    """One picture of several, from left to right, with a white gap between them."""
+    width = sum(p.width for p in pictures) + _GAP * (len(pictures) - 1)
+    whole = Image.new("RGB", (width, max(p.height for p in pictures)), (255, 255, 255))
+    left = 0
+    for picture in pictures:
+        whole.paste(picture, (left, 0))
+        left += picture.width + _GAP
+    return whole
 
 
 def encoded(picture: Image.Image, suffix: str) -> bytes:

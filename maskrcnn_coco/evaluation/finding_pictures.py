@@ -20,7 +20,8 @@ from maskrcnn_coco.data.images import read_image
 from maskrcnn_coco.data.masks import decode_mask
 from maskrcnn_coco.data.user_data import UserData
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.evaluation.draw import Shape, colour_of, draw, encoded
+from maskrcnn_coco.evaluation.draw import Shape, beside, colour_of, draw, encoded
+from maskrcnn_coco.findings.content import TURNS
 from maskrcnn_coco.findings.extents import BOXES
 from maskrcnn_coco.records import RunFinding
 from maskrcnn_coco.system.files import write_bytes
@@ -31,15 +32,13 @@ LOOKED = 64
 """Items of a data set of the caller's own that are opened to find the named ones."""
 DRAWN = frozenset({"GEOMETRY", "PIXELS", "CLASSES", "NO_TARGETS"})
 """Findings of which a picture shows more than the sentence."""
-_LONGEST, _GAP = 420, 8
+_LONGEST = 420
 MASKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "masks mirrored left to right": lambda m: m[:, :, ::-1],
-    "masks mirrored top to bottom": lambda m: m[:, ::-1],
-    "mirrored left to right": lambda m: m[:, :, ::-1],
-    "mirrored top to bottom": lambda m: m[:, ::-1],
-    "turned by half": lambda m: m[:, ::-1, ::-1],
+    "mirrored left to right": lambda m: m[:, ::-1],
+    "mirrored top to bottom": lambda m: m[::-1],
+    "turned by half": lambda m: m[::-1, ::-1],
 }
-"""Reading → what masks (N, H, W) are under it. In the last three the boxes go with them."""
+"""Reading → what a mask (H, W) is under it. Boxes go with it, unless the reading is of masks alone."""
 
 
 @dataclass
@@ -66,7 +65,7 @@ def save_finding_images(logdir: str | Path, number: int, finding: RunFinding, so
     sights = _of_table(finding, source) if isinstance(source, CocoTable) else _of_items(finding, source)
     drawn = []
     for named, as_is, read, reading in sights:
-        picture = beside(as_is, read)
+        picture = beside([_pane(s) for s in (as_is, read) if s is not None])
         file = f"findings/{number:02d}_{len(drawn) + 1}.jpg"
         write_bytes(Path(logdir) / file, encoded(picture, ".jpg"))
         caption = f"image {named}: as it is" if read is None else f"image {named}: left as it is, right {reading}"
@@ -74,18 +73,6 @@ def save_finding_images(logdir: str | Path, number: int, finding: RunFinding, so
         if len(drawn) == SHOWN:
             break
     return drawn
-
-
-def beside(as_is: Sight, read: Sight | None) -> Image.Image:
-    """One picture, or two beside each other."""
-    panes = [_pane(s) for s in (as_is, read) if s is not None]
-    width = sum(p.width for p in panes) + _GAP * (len(panes) - 1)
-    whole = Image.new("RGB", (width, max(p.height for p in panes)), (255, 255, 255))
-    left = 0
-    for pane in panes:
-        whole.paste(pane, (left, 0))
-        left += pane.width + _GAP
-    return whole
 
 
 def _pane(sight: Sight) -> Image.Image:
@@ -183,17 +170,15 @@ def reread_sight(as_is: Sight, reading: str) -> Sight | None:
     if reading in BOXES:
         sides = np.tile(np.array([width, height], np.float64), (len(as_is.boxes), 2))
         return replace(as_is, boxes=BOXES[reading](as_is.boxes, sides))
-    if reading in MASKS:
-        masks = [None if m is None else MASKS[reading](m[None])[0] for m in as_is.masks]
-        boxes = as_is.boxes if reading.startswith("masks") else _turned(as_is.boxes, reading, width, height)
+    turn = reading.removeprefix("masks ")
+    if turn in MASKS:
+        masks = [None if m is None else MASKS[turn](m) for m in as_is.masks]
+        boxes = as_is.boxes if turn != reading else _turned(as_is.boxes, TURNS[turn], width, height)
         return replace(as_is, boxes=boxes, masks=masks)
     return None
 
 
-def _turned(boxes: np.ndarray, reading: str, width: int, height: int) -> np.ndarray:
-    out = boxes.copy()
-    if reading in ("mirrored left to right", "turned by half"):
-        out[:, [0, 2]] = width - out[:, [2, 0]]
-    if reading in ("mirrored top to bottom", "turned by half"):
-        out[:, [1, 3]] = height - out[:, [3, 1]]
-    return out
+def _turned(boxes: np.ndarray, turn: Callable[[np.ndarray], np.ndarray], width: int, height: int) -> np.ndarray:
+    sides = np.array([width, height])
+    corners = (turn(boxes.reshape(-1, 2) / sides) * sides).reshape(-1, 2, 2)
+    return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)

@@ -14,7 +14,7 @@ from PIL import Image
 from maskrcnn_coco.data import native_masks
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.analysis import Analysis, Suspect, analyse, plain
-from maskrcnn_coco.evaluation.draw import ALARM, Shape, draw, encoded, shapes_of
+from maskrcnn_coco.evaluation.draw import ALARM, Shape, beside, draw, encoded, shapes_of
 from maskrcnn_coco.evaluation.evaluate import EvalResult
 from maskrcnn_coco.evaluation.ground_truth import EvalSet, Example, as_eval_set
 from maskrcnn_coco.records import Incident, to_json
@@ -77,10 +77,7 @@ def pairs_of(source: Any, result: EvalResult, *, most: int = 4, min_score: float
             example = data.load(row)
         except DataError:
             continue
-        left, right = (_side(data, example, items, min_score) for items in (truth[row], found[row]))
-        pair = Image.new("RGB", (left.width + 8 + right.width, left.height), (255, 255, 255))
-        pair.paste(left, (0, 0))
-        pair.paste(right, (left.width + 8, 0))
+        pair = beside([_side(data, example, items, min_score) for items in (truth[row], found[row])])
         pictures.append((encoded(pair, ".jpg"), pair.height, pair.width))
     return pictures
 

@@ -81,7 +81,7 @@ def tell_all(session: Session, found: list[RunFinding]) -> None:
 
 def keep(session: Session, finding: RunFinding) -> None:
     """Say one finding, everywhere."""
-    session.log.finding(finding, session.progress, _source(session, "validation data" in finding.message))
+    session.log.finding(finding, session.progress, _source(session, finding.detail.get("of") == "validation data"))
 
 
 def _source(session: Session, validation: bool) -> Any:

@@ -44,15 +44,13 @@ def extents(sight):
     return np.array(found, float)
 
 
-def test_a_set_is_drawn_as_it_is_and_as_the_audit_reads_it(corners, tmp_path, monkeypatch):
+def test_a_set_is_drawn_as_it_is_and_as_the_audit_reads_it(corners, tmp_path):
     _, path = corners
-    seen = []
-    monkeypatch.setattr(finding_pictures, "beside", lambda a, b: (seen.append((a, b)), Image.new("RGB", (9, 9)))[1])
-    said = finding("GEOMETRY", "BOX_XYXY training data", "warning", "m", "f", [])
-    drawn = save_finding_images(tmp_path / "run", 3, said, load_coco(path, path.parent))
+    said, table = finding("GEOMETRY", "BOX_XYXY training data", "warning", "m", "f", []), load_coco(path, path.parent)
+    drawn = save_finding_images(tmp_path / "run", 3, said, table)
     assert [d["file"] for d in drawn] == [f"findings/03_{n}.jpg" for n in (1, 2, 3)]
     assert all("right with [x1, y1, x2, y2]" in d["caption"] for d in drawn)
-    for as_is, read in seen:
+    for _, as_is, read, _ in finding_pictures._of_table(said, table):
         assert agree(read.boxes, extents(read)).all()
         assert not agree(as_is.boxes, extents(as_is)).all()
 
@@ -129,6 +127,19 @@ def test_a_run_on_a_misread_set_shows_it_in_its_report(tmp_path):
     assert page.count("right with masks mirrored left to right</figcaption>") >= 1
     (said,) = [f for f in json.loads((tmp_path / "run" / "findings.json").read_text()) if f["code"] == "GEOMETRY"]
     assert all((tmp_path / "run" / p["file"]).is_file() for p in said["detail"]["pictures"])
+
+
+def test_a_finding_of_the_validation_data_shows_their_images(tiny_shapes, corners, tmp_path):
+    """Of which the sentence need not speak: that of the audit names the file."""
+    root, _ = corners
+    misread = {"val": str(root / "train" / "_annotations.coco.json"), "val_images": str(root / "train")}
+    settings = config(tiny_shapes.train, tmp_path, images=str(tiny_shapes.train.parent), max_steps=1, **misread)
+    train(settings, model=small_model(), quiet=True)
+    (said,) = [f for f in json.loads((tmp_path / "run" / "findings.json").read_text()) if f["code"] == "GEOMETRY"]
+    assert "validation" not in said["message"]
+    assert said["detail"]["of"] == "validation data"
+    captions = [p["caption"] for p in said["detail"]["pictures"]]
+    assert captions and all("right with [x1, y1, x2, y2]" in c for c in captions)
 
 
 def test_a_picture_that_fails_is_said_and_costs_nothing(tmp_path, monkeypatch, capsys):

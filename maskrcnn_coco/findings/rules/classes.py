@@ -85,12 +85,22 @@ def _range(labels: Labels, known: int) -> list[RunFinding]:
         message = f"labels start at 0, which is the background: {zeros} of {total} objects{of} have it{where}"
         fix = f'labels start at 1: target["labels"] = target["labels"] + 1, with num_classes={high + 2}'
         found.append(
-            finding(CODE, "from zero", severity, message, fix, proof, images=labels.image_ids, num_classes=high + 2)
+            finding(
+                CODE,
+                "from zero",
+                severity,
+                message,
+                fix,
+                proof,
+                images=labels.image_ids,
+                of=labels.of,
+                num_classes=high + 2,
+            )
         )
     elif zeros:
         message = f"{zeros} of {total} objects{of} have labels below 1{where}"
         fix = "labels are 1, 2, …: 0 is the background"
-        found.append(finding(CODE, "below one", severity, message, fix, proof, images=labels.image_ids))
+        found.append(finding(CODE, "below one", severity, message, fix, proof, images=labels.image_ids, of=labels.of))
     if above and not found:
         counted = "background counts: " if high == known else ""
         message = (
@@ -101,7 +111,11 @@ def _range(labels: Labels, known: int) -> list[RunFinding]:
         # in more images than may be left out.
         small = labels.head is not None and labels.bad_images > MAY_BE_LEFT_OUT * labels.images
         sure = "error" if severity == "error" or (small and not of) else "warning"
-        found.append(finding(CODE, "too few", sure, message, fix, proof, images=labels.image_ids, num_classes=high + 1))
+        found.append(
+            finding(
+                CODE, "too few", sure, message, fix, proof, images=labels.image_ids, of=labels.of, num_classes=high + 1
+            )
+        )
     return found
 
 

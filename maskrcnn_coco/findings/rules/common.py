@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from maskrcnn_coco.records import Evidence, RunFinding
 
+TRAINING = "training data"
 Severity = Literal["error", "warning", "info"]
 
 
@@ -19,9 +20,14 @@ def finding(
     evidence: Sequence[tuple[str, str]],
     *,
     images: Sequence[int] = (),
+    of: str = TRAINING,
     **detail: Any,
 ) -> RunFinding:
-    """A finding of ``code``; ``what`` names its kind within the code, ``evidence`` is (test, outcome) pairs."""
+    """A finding of ``code``; ``what`` names its kind within the code, ``evidence`` is (test, outcome) pairs.
+
+    ``images`` are of the data that messages call ``of``; the finding says which only where they are not the training's.
+    """
+    where = {} if of == TRAINING else {"of": of}
     return RunFinding(
         code=code,
         severity=severity,
@@ -31,7 +37,7 @@ def finding(
         message=message,
         fix=fix,
         evidence=[Evidence(test, outcome, code) for test, outcome in evidence],
-        detail={"what": what, "image_ids": list(images), **detail},
+        detail={"what": what, "image_ids": list(images), **where, **detail},
         explain=f"maskrcnn-coco explain {code}",
     )
 

@@ -115,7 +115,7 @@ def judge(facts: Facts) -> list[RunFinding]:
 
 def _audited(a: Audited) -> RunFinding:
     return finding(
-        CODE, f"{a.kind} {a.of}", "warning", a.message, a.fix, [(f"audit of the {a.of}: {a.kind}", a.message)]
+        CODE, f"{a.kind} {a.of}", "warning", a.message, a.fix, [(f"audit of the {a.of}: {a.kind}", a.message)], of=a.of
     )
 
 
@@ -146,16 +146,16 @@ def _judge(g: Geometry, facts: Facts) -> list[RunFinding]:
             ("extent of masks against boxes", f"{g.agree} of {g.measured} agree"),
             ("under the other readings", ", ".join(f"{n}: {v}" for n, v in g.readings.items()) or "none fits"),
         ]
-        return [finding(CODE, "disagree", "warning", message, _look(way), proof, images=g.image_ids)]
+        return [finding(CODE, "disagree", "warning", message, _look(way), proof, images=g.image_ids, of=g.of)]
     if g.boxes >= FEWEST and g.outside >= OUTSIDE * g.boxes:
         message = f"{g.outside} of {g.boxes} boxes of the {g.of} leave their image{some(g.image_ids)}"
         proof = [("boxes against the image", f"{g.outside} of {g.boxes} reach outside")]
-        return [finding(CODE, "outside", "warning", message, _look(way), proof, images=g.image_ids)]
+        return [finding(CODE, "outside", "warning", message, _look(way), proof, images=g.image_ids, of=g.of)]
     if g.twice >= FEWEST and g.twice >= TWICE * g.boxes:
         message = f"{g.twice} of {g.boxes} objects of the {g.of} are twice there: same box and label{some(g.image_ids)}"
         proof = [("boxes and labels compared within each image", f"{g.twice} of {g.boxes} are another one again")]
         fix = "look at dataset[0][1]: two lists of objects are joined, or one annotation file was read twice"
-        return [finding(CODE, "twice", "warning", message, fix, proof, images=g.image_ids)]
+        return [finding(CODE, "twice", "warning", message, fix, proof, images=g.image_ids, of=g.of)]
     return []
 
 
@@ -172,18 +172,24 @@ def _content(c: Content, way: Way) -> list[RunFinding]:
         proof.append((f"{name}", f"{c.readings[name]:.2f}"))
         kind = "scaled" if name not in TURNED else "turned"
         fix = CONTENT[kind]["command" if way == "command" else "own"]
-        return [finding(CODE, f"picture {name}", "warning", message, fix, proof, images=c.image_ids, reading=name)]
+        return [
+            finding(CODE, f"picture {name}", "warning", message, fix, proof, images=c.image_ids, of=c.of, reading=name)
+        ]
     if c.elsewhere:
         whose = f"the one {abs(c.step)} {'further on' if c.step > 0 else 'before'}" if c.step else "another one"
         message = f"boxes and masks of the {c.of} belong to other pictures: {c.elsewhere} of {c.images} lie on {whose}"
         proof.append(("on the picture that they fit best", f"{c.elsewhere} of {c.images} fit another one"))
         fix = CONTENT["elsewhere"]["command" if way == "command" else "own"]
-        return [finding(CODE, "other pictures", "warning", message, fix, proof, images=c.image_ids, step=c.step)]
+        return [
+            finding(CODE, "other pictures", "warning", message, fix, proof, images=c.image_ids, of=c.of, step=c.step)
+        ]
     if c.parts:
         name, count = max(c.parts.items(), key=lambda p: p[1])
         message = f"{count} of {c.images} pictures of the {c.of} are {name}, their boxes and masks are not{where}"
         fix = CONTENT["turned"]["command" if way == "command" else "own"]
-        return [finding(CODE, f"part {name}", "warning", message, fix, proof, images=c.image_ids, reading=name)]
+        return [
+            finding(CODE, f"part {name}", "warning", message, fix, proof, images=c.image_ids, of=c.of, reading=name)
+        ]
     return []
 
 
@@ -201,4 +207,4 @@ def _named(g: Geometry, reading: str, restored: int, of: int, way: Way) -> RunFi
         (f"read with {reading}", f"{restored} of these {of} agree"),
     ]
     fix = code if way != "command" else f"export with {exported}; maskrcnn-coco check --data PATH --fix OUT.json"
-    return finding(CODE, reading, "warning", message, fix, proof, images=g.image_ids, reading=reading)
+    return finding(CODE, reading, "warning", message, fix, proof, images=g.image_ids, of=g.of, reading=reading)

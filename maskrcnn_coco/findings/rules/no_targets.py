@@ -77,7 +77,7 @@ def _explained(targets: Targets, facts: Facts) -> set[str]:
 
 def _audited(a: Audited) -> RunFinding:
     return finding(
-        CODE, f"{a.kind} {a.of}", "warning", a.message, a.fix, [(f"audit of the {a.of}: {a.kind}", a.message)]
+        CODE, f"{a.kind} {a.of}", "warning", a.message, a.fix, [(f"audit of the {a.of}: {a.kind}", a.message)], of=a.of
     )
 
 
@@ -117,7 +117,19 @@ def _lost(targets: Targets, way: Way) -> list[RunFinding]:
         f"{some(after.image_ids)}"
     )
     fix = FIXES.get(after.name, OTHER)[way]
-    return [finding(CODE, after.name, severity, message, fix, proof, images=after.image_ids, counts=_counts(stages))]
+    return [
+        finding(
+            CODE,
+            after.name,
+            severity,
+            message,
+            fix,
+            proof,
+            images=after.image_ids,
+            of=targets.of,
+            counts=_counts(stages),
+        )
+    ]
 
 
 def _unread(targets: Targets, way: Way) -> RunFinding:
@@ -128,7 +140,7 @@ def _unread(targets: Targets, way: Way) -> RunFinding:
     )
     proof = [("form of the samples", f"{targets.unread} of {targets.images} samples looked at are of another form")]
     fix = targets.form_fix or OTHER[way]
-    return finding(CODE, "some forms", "warning", message, fix, proof, images=targets.unread_ids)
+    return finding(CODE, "some forms", "warning", message, fix, proof, images=targets.unread_ids, of=targets.of)
 
 
 def _counts(stages: list[Stage]) -> dict[str, int]:

@@ -37,15 +37,15 @@ def _judge(p: Pixels) -> list[RunFinding]:
     if p.negative >= MOST * p.images and p.normalises:
         message = f"images are normalised twice: {span}, expected 0..1, and the model normalises them itself{where}"
         fix = "drop transforms.Normalize from the data set, or give the model image_mean=[0, 0, 0], image_std=[1, 1, 1]"
-        return [finding(CODE, "normalised twice", "warning", message, fix, proof, images=p.image_ids)]
+        return [finding(CODE, "normalised twice", "warning", message, fix, proof, images=p.image_ids, of=p.of)]
     if p.large >= MOST * p.images and p.high > 2.0 and p.normalises:
         message = f"images are not scaled: {span}, expected 0..1{where}"
         fix = "image = image / 255, or transforms.v2.ToDtype(torch.float32, scale=True)"
-        return [finding(CODE, "not scaled", "warning", message, fix, proof, images=p.image_ids)]
+        return [finding(CODE, "not scaled", "warning", message, fix, proof, images=p.image_ids, of=p.of)]
     if 0 < p.bright < MOST * p.images and p.normalises:
         message = f"images of two scales: {p.bright} of {p.images} go to {p.high:.3g}, the others end at 1{where}"
         fix = "divide by 255 what has not been divided: ToDtype(torch.float32, scale=True) leaves floats as they are"
-        return [finding(CODE, "two scales", "warning", message, fix, proof, images=p.image_ids)]
+        return [finding(CODE, "two scales", "warning", message, fix, proof, images=p.image_ids, of=p.of)]
     if p.distinct == 1 and p.images >= SAME and p.constant < p.images:
         message = f"all {p.images} images looked at are one and the same picture: the index changes nothing"
         fix = "look at dataset[0][0] and dataset[1][0]: __getitem__ has to open the image of its index"
@@ -53,11 +53,11 @@ def _judge(p: Pixels) -> list[RunFinding]:
     if p.faint == p.images and p.high > 0:
         message = f"images are scaled twice: {span}, expected 0..1{where}"
         fix = "divide by 255 once: ToTensor and ToDtype(scale=True) do it already"
-        return [finding(CODE, "scaled twice", "warning", message, fix, proof, images=p.image_ids)]
+        return [finding(CODE, "scaled twice", "warning", message, fix, proof, images=p.image_ids, of=p.of)]
     if p.constant >= max(2, MOST * p.images):
         message = f"{p.constant} of {p.images} images have one value in all pixels{where}"
         fix = "look at dataset[i][0].min() and .max(): the images are lost on the way"
-        return [finding(CODE, "constant", "warning", message, fix, proof, images=p.image_ids)]
+        return [finding(CODE, "constant", "warning", message, fix, proof, images=p.image_ids, of=p.of)]
     return []
 
 
@@ -67,4 +67,4 @@ def _in_bytes(p: Pixels, span: str, proof: list[tuple[str, str]]) -> list[RunFin
         return []
     message = f"the model subtracts {p.mean:.3g} from images that end at 1: {span}; to it all of them are alike"
     fix = "model.transform.image_mean = [0.485, 0.456, 0.406]; model.transform.image_std = [0.229, 0.224, 0.225]"
-    return [finding(CODE, "mean of bytes", "warning", message, fix, proof, images=p.image_ids, mean=p.mean)]
+    return [finding(CODE, "mean of bytes", "warning", message, fix, proof, images=p.image_ids, of=p.of, mean=p.mean)]
