@@ -26,6 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from maskrcnn_coco.distributed.averaging import Averaging
 from maskrcnn_coco.distributed.device import _device
+from maskrcnn_coco.distributed.meeting import meet
 from maskrcnn_coco.errors import ConfigError, MaskRCNNError
 
 TIMEOUT_SECONDS = 600.0
@@ -95,14 +96,12 @@ class Ranks:
     def _connect(self, backend: str) -> None:
         """Wait patiently until all processes are there, then little for their connections.
 
-        After a restart gloo now and then knocks at a port that nobody answers, until its time is up. With the time of
-        an exchange that would be ten minutes; a failure is an end that torchrun's next restart makes good.
+        A process lost between the two is an end that torchrun's next restart makes good; with the time of an exchange
+        that would come after ten minutes.
         """
         patience = timedelta(seconds=self.timeout)
         store, _, _ = next(rendezvous("env://", timeout=patience))
-        store.set(f"here/{self.rank}", "1")
-        store.wait([f"here/{r}" for r in range(self.world)], patience)
-        group = dist.PrefixStore("group", store)  # pyright: ignore[reportPrivateImportUsage]
+        group = meet(store, self.rank, self.world, patience)
         soon = timedelta(seconds=min(self.timeout, _CONNECT_SECONDS))
         dist.init_process_group(backend, store=group, rank=self.rank, world_size=self.world, timeout=soon)
         # The public name is newer than torch 2.10.
