@@ -19,10 +19,12 @@ NAMES = 4096
 
 
 def named(finding: Finding, alarm: Alarm, kept: Kept) -> Finding:
-    """``finding``, with a cause where it had none but a proved culprit among the samples."""
-    proved = (
-        finding.cause == "UNKNOWN" and finding.culprit.image_ids and finding.detail.get("proved_on_healthy_weights")
-    )
+    """``finding``, with a cause where it had none but a proved culprit among the samples.
+
+    A loss's maths that overflows (exp, a square) for one sample alone, far out of scale, is that sample's fault.
+    """
+    open_ = finding.cause in ("UNKNOWN", "LOSS_MATH")
+    proved = open_ and finding.culprit.image_ids and finding.detail.get("proved_on_healthy_weights")
     batches = kept.batches(alarm.step)
     if not proved or not batches:
         return finding
@@ -33,7 +35,8 @@ def named(finding: Finding, alarm: Alarm, kept: Kept) -> Finding:
     bad = [b for b in bad if len(b)]
     if not good or not bad:
         return finding
-    for cause, look in (("DATA_PIXEL", _out_of_scale), ("DATA_LABEL", _out_of_range)):
+    looks = (("DATA_PIXEL", _out_of_scale), ("DATA_LABEL", _out_of_range))
+    for cause, look in looks if finding.cause == "UNKNOWN" else looks[:1]:
         what = look(bad, good)
         if what is not None:
             finding.cause, finding.confidence = cause, 0.92

@@ -203,7 +203,8 @@ class Experiments:
         applied = [e for e in self.case.tape if e.applied and e.step < at]
         planned = self.case.planned
         coming = [e for s in range(at + 1, at + 1 + 2 * OTHERS) if (e := planned(s) if planned else None) is not None]
-        found = [e for e in reversed(applied) if strange(e)][:1] + [e for e in coming if strange(e)]
+        recorded = [e for e in reversed(applied) if strange(e)]
+        found = recorded[:1] + [e for e in coming if strange(e)] + recorded[1:OTHERS]
         return (found or applied[-1:])[:OTHERS]
 
     def _same(self) -> None:

@@ -154,11 +154,12 @@ class Location:
 
 @dataclass
 class Reference:
-    """The run's healthy medians before the onset; ``count`` steps went into them."""
+    """The run's healthy medians before the onset; ``count`` steps went into them. ``lowest``: its lowest loss, or 0."""
 
     loss: float = math.nan
     norm: float = math.nan
     count: int = 0
+    lowest: float = 0.0
 
 
 @dataclass
@@ -237,7 +238,9 @@ class Facts:
         if self.reference.count == 0:
             return abs(outcome.loss) > NO_HISTORY_LOSS
         loss, norm = self.limits()
-        return outcome.loss > loss or outcome.loss < -loss or outcome.grad_norm > norm or self._negative(outcome)
+        # Of a loss that crosses zero the median size is near nothing; below, only what it never came near is too far.
+        low = min(-loss, LOSS_FACTOR * self.reference.lowest)
+        return outcome.loss > loss or outcome.loss < low or outcome.grad_norm > norm or self._negative(outcome)
 
     def _negative(self, outcome: Outcome) -> bool:
         # Every loss of a detector is a mean of non-negative terms: below zero is a fault (masks not 0/1).
@@ -355,7 +358,7 @@ def reference_of(history: list[StepRecord], before: int, window: int = 50) -> Re
     both = [kept[-window:], kept[:FIRST]]
     loss = min(statistics.median(abs(r.loss) for r in part) for part in both if len(part) >= min(FIRST, len(kept)))
     norm = statistics.median(r.grad_norm for r in both[0])
-    return Reference(loss, norm, len(both[0]))
+    return Reference(loss, norm, len(both[0]), min(0.0, *(r.loss for r in both[0])))
 
 
 def onset_of(history: list[StepRecord], step: int) -> int:

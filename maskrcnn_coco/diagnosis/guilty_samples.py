@@ -1,23 +1,34 @@
-"""Which samples of a batch are guilty, each part of it judged by what the run itself had on the same weights."""
+"""Which samples of a batch are guilty, each part of it judged by what the run itself had on the same weights.
+
+A part of a batch is noisier than the whole, and data with heavy tails hold samples that are loud in good health: what
+counts is the sign that the whole batch gave, and at least half of its way (in orders of magnitude) from healthy to bad.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from maskrcnn_coco.diagnosis.facts import LOSS_FACTOR, NORM_FACTOR, Facts
 from maskrcnn_coco.diagnosis.from_records import record_of
-from maskrcnn_coco.diagnosis.search import smallest_culprits
+from maskrcnn_coco.diagnosis.search import smallest_culprits, smallest_cure
+from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.replay import Replay, ReplayImpossible
 from maskrcnn_coco.replay.snapshot import Snapshot
 
+LOUD = 100.0
+"""A part of a batch that is this many times healthy is guilty, however much worse the whole is."""
+CURED = 10.0
+"""Loss or gradient norm of the whole batch must fall by so much for the sample left out to be its reason."""
+
 
 def guilty_samples(
     case: Case, replay: Replay, facts: Facts, keep: Callable[[Sequence[bool]], list[Any]], snapshot: Snapshot | None
 ) -> list[int]:
-    """The ids of the samples that make the step bad by themselves; empty where none does.
+    """The ids of the samples that make the step bad by themselves, or without which it is sound; empty where none is.
 
     Args:
         keep: one flag for each sample of the step → its micro-batches with those samples only.
@@ -28,6 +39,9 @@ def guilty_samples(
     """
     ids = facts.image_ids
     whole = [o for n in ("same", "earlier") if (o := facts.outcomes.get(n)) is not None]
+    known = facts.outcomes.get("same" if snapshot is None else "earlier")
+    recorded = None if snapshot is None else record_of(case, snapshot.step)
+    then = recorded if recorded is not None and recorded.applied else None
     sound: list[int] = []
 
     def run(positions: Sequence[int], beside: Sequence[int] = ()) -> Outcome:
@@ -44,20 +58,55 @@ def guilty_samples(
             if outcome.error:
                 raise ReplayImpossible(f"a part of the batch raises what the whole does not: {outcome.error}")
         facts.outcomes[test] = outcome
-        guilty = facts.abnormal(outcome) and not _as_then(outcome, case, snapshot)
+        guilty = _guilty(outcome, known, facts, then)
         sound.extend([] if guilty else positions)
         return guilty
 
-    return [ids[p] for p in smallest_culprits(list(range(len(ids))), bad)]
+    def cured(left_out: Sequence[int], test: str) -> bool:
+        gone = ", ".join(str(ids[p]) for p in left_out)
+        batches = keep([p not in set(left_out) for p in range(len(ids))])
+        outcome = facts.outcomes[test] = replay.run(
+            f"without image {gone}{weights(snapshot)}", batches=batches, snapshot=snapshot
+        )
+        return known is not None and not facts.abnormal(outcome) and _far_better(outcome, known)
+
+    found = smallest_culprits(list(range(len(ids))), bad)
+    if not found and known is not None and facts.abnormal(known):
+        # Each sample's loss may be of the whole batch (a ranking, a partial likelihood): alone it is of nothing.
+        found = smallest_cure(list(range(len(ids))), cured)
+    return [ids[p] for p in found]
 
 
-def _as_then(outcome: Outcome, case: Case, snapshot: Snapshot | None) -> bool:
-    """Whether it is no worse than what the run itself had on these older weights: high today, usual then."""
-    then = None if snapshot is None else record_of(case, snapshot.step)
-    if then is None or not then.applied or not outcome.finite or outcome.error:
-        return False
-    pairs = ((abs(outcome.loss), abs(then.loss) * LOSS_FACTOR), (outcome.grad_norm, then.grad_norm * NORM_FACTOR))
-    return all(now <= most for now, most in pairs)
+def _guilty(part: Outcome, whole: Outcome | None, facts: Facts, then: StepRecord | None) -> bool:
+    """Whether a part of the batch is bad as the whole is. ``then``: the run's own step on these weights."""
+    known = facts.reference
+    if not facts.abnormal(part) or not part.finite or part.error:
+        return facts.abnormal(part)
+    if whole is None or not known.count or not facts.abnormal(whole):
+        return True
+    # High today may have been usual then.
+    loss, norm = (
+        (known.loss, known.norm) if then is None else (max(known.loss, abs(then.loss)), max(known.norm, then.grad_norm))
+    )
+    signs = [(part.loss, whole.loss, loss, LOSS_FACTOR), (part.grad_norm, whole.grad_norm, norm, NORM_FACTOR)]
+    if not whole.finite or whole.error:
+        return any(abs(mine) > LOUD * usual for mine, _, usual, _ in signs)
+    shown = [(mine, whole_, usual, factor) for mine, whole_, usual, factor in signs if abs(whole_) > factor * usual]
+    if not shown:
+        return True  # a loss below zero
+    return any(abs(mine) > usual * _most(abs(all_) / usual, factor) for mine, all_, usual, factor in shown)
+
+
+def _most(ratio: float, factor: float) -> float:
+    return max(factor, min(math.sqrt(ratio), LOUD))
+
+
+def _far_better(outcome: Outcome, whole: Outcome) -> bool:
+    """Whether leaving the samples out changed the step as a whole, not by a little."""
+    if not whole.finite or whole.error:
+        return True
+    pairs = ((whole.loss, outcome.loss), (whole.grad_norm, outcome.grad_norm))
+    return any(abs(before) > CURED * abs(after) for before, after in pairs)
 
 
 def weights(snapshot: Snapshot | None) -> str:

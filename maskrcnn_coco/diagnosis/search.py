@@ -45,6 +45,21 @@ def _one(items: Sequence[int], bad: Callable[[Sequence[int], str], bool], tag: s
     return group[0] if bad(group, "alone") else None
 
 
+def smallest_cure(items: Sequence[int], cured: Callable[[Sequence[int], str], bool]) -> list[int]:
+    """The one member of ``items`` without which the rest is sound, with at most 2 ⌈log2 n⌉ tests; empty if none is.
+
+    For what is bad only in company, where `smallest_culprits` finds nobody: ``cured(left_out, name)`` runs one test.
+    """
+    group, depth = list(items), 0
+    if len(group) < 3:
+        return []  # of two, each would do
+    while len(group) > 1:
+        middle, depth = (len(group) + 1) // 2, depth + 1
+        halves = {f"without{depth}.{i}": half for i, half in enumerate((group[:middle], group[middle:]))}
+        group = next((half for name, half in halves.items() if cured(half, name)), [])
+    return group
+
+
 def lr_search(
     walk: Walk, order: Sequence[str], from_step: int, *, quick: bool = False, beside: Sequence[str] = ()
 ) -> LrVerdict:

@@ -8,6 +8,8 @@ from anywhere.loops.harness import AT, Run, same, state_of
 from anywhere.loops.kinds import KINDS
 from anywhere.loops.mechanics import MECHANICS
 from anywhere.loops.recipes import RECIPES
+from anywhere.loops.third import THIRD
+from anywhere.red import culprit
 from torch import nn
 
 from maskrcnn_coco import attach
@@ -32,6 +34,13 @@ def test_a_bad_sample_is_refused_bit_for_bit(name: str) -> None:
     assert not any(w.touched for w in run.watched)
     refused = {s for w in run.watched for s, _ in w.refused}
     assert refused == ({AT} if run.poisoned and name != "scaled_unseen" else set())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", ["counts", "survival", "raw_returns", "by_formula", "weighted_noise", "swa_at_last"])
+def test_of_loud_and_coupled_samples_the_huge_one_alone_is_named(name: str, seed: int) -> None:
+    """Data with heavy tails, losses that cross zero or are of the whole batch, maths that overflows."""
+    assert culprit(THIRD[name], seed, "huge_sample") == {}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from maskrcnn_coco.diagnosis.facts import LrVerdict
 from maskrcnn_coco.diagnosis.lr_experiments import LrExperiments, climbing
-from maskrcnn_coco.diagnosis.search import lr_search, smallest_culprits
+from maskrcnn_coco.diagnosis.search import lr_search, smallest_culprits, smallest_cure
 from maskrcnn_coco.replay.outcome import Outcome
 
 ORDER = ["backbone", "rpn", "box_head", "mask_head"]
@@ -37,6 +37,24 @@ def test_two_guilty_images_are_both_named():
 
 def test_no_image_is_named_where_only_all_together_fail():
     assert smallest_culprits(range(4), lambda group, name: len(group) == 4) == []
+
+
+@pytest.mark.parametrize("count", [3, 4, 7, 16, 33])
+def test_what_is_bad_in_company_only_is_found_by_leaving_it_out(count: int):
+    for guilty in range(count):
+        asked: list[str] = []
+
+        def cured(left_out: Sequence[int], name: str, guilty: int = guilty, asked: list[str] = asked) -> bool:
+            asked.append(name)
+            return guilty in left_out
+
+        assert smallest_cure(range(count), cured) == [guilty]
+        assert len(asked) == len(set(asked)) <= 2 * math.ceil(math.log2(count))
+
+
+def test_two_that_are_bad_in_company_and_pairs_name_nobody():
+    assert smallest_cure(range(8), lambda left_out, name: {2, 5} <= set(left_out)) == []
+    assert smallest_cure(range(2), lambda left_out, name: True) == []
 
 
 def walker(rule):
