@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.guard import forward_backward, inputs, optimizer_step
+from maskrcnn_coco.guard.climbs import Climbs
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.guard.hooks import Entrances, Hook, Joined, replace_step
 from maskrcnn_coco.guard.immediate import Act, Mode
-from maskrcnn_coco.guard.loss_scale import Scale
+from maskrcnn_coco.guard.loss_scale import OthersScale
 from maskrcnn_coco.guard.norms import Components
 from maskrcnn_coco.guard.own_gradients import OwnGradients
 from maskrcnn_coco.guard.sharding import shares_of
@@ -71,7 +72,7 @@ class Attached(Guard):
         self.refused = False
         self.refused_steps = 0
         self.immediate.agree_at_once = False  # forward passes need not be equally many on every process
-        self.instruments.scale = _OthersScale(scaler)
+        self.instruments.scale = OthersScale(scaler)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._round: set[int] = set()
         self._through = False
@@ -84,6 +85,7 @@ class Attached(Guard):
             for one in (each, *nested(each)):
                 self._replace(one, i)
         self._gradients = OwnGradients(optimizers[0], self._scaler)
+        self._climbs = Climbs(self.instruments)
         if self._scaler is not None:
             self._scaler_step = self._scaler.step
             self._scaler.step = self._scaled_step  # type: ignore[method-assign]
@@ -137,6 +139,7 @@ class Attached(Guard):
         self._close_round()
         act = self._act = self.immediate.begin(batches, self._record(batches, None, None, 0), save=early)
         act.foreign = []  # whatever gradients there are, they are the loop's
+        self._climbs.begin()
         if act.over and early:
             self.instruments.buffers.save()  # the forward pass runs all the same
         return act
@@ -189,7 +192,7 @@ class Attached(Guard):
         closure = kwargs.get("closure", args[0] if args and callable(args[0]) else None)
         if closure is None:
             return self._judged_step(optimizer, index, lambda: inner(*args, **kwargs))
-        if not evaluates_once(optimizer):
+        if not optimizer_step.evaluates_once(optimizer):
             return self._watched_step(optimizer, inner, closure)
         with torch.enable_grad():
             result = closure()
@@ -212,6 +215,8 @@ class Attached(Guard):
         if act is None or (act.done is not None and not self._round):
             act = self._open([])
         self._gradients.steps()
+        if act.done is None:
+            self._climbs.step_comes()
         # A GradScaler leaves these two on a fused optimizer, whose gradients are still scaled.
         found_inf, scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
         overflowed = found_inf is not None and bool(found_inf)
@@ -272,9 +277,11 @@ class Attached(Guard):
             return
         self._act = None
         if act.over:
+            self._climbs.refused()
             self.immediate.apply(act, None)
         else:
             self.immediate.after_step(act)
+            (self._climbs.applied if act.record.applied else self._climbs.refused)()
         self._keep(act.record)
 
     def _keep(self, record: StepRecord) -> None:
@@ -378,22 +385,3 @@ class Attached(Guard):
             self._close_round()
             return None
         return self._scaler_step(optimizer, *args, **kwargs)
-
-
-class _OthersScale(Scale):
-    """A loss scale that its owner unscales with and updates."""
-
-    def __init__(self, scaler: Any) -> None:
-        super().__init__(None)
-        self.watched = scaler if scaler is not None and scaler.is_enabled() else None
-
-    @property
-    def value(self) -> float | None:
-        """The present scale."""
-        return None if self.watched is None else float(self.watched.get_scale())
-
-
-def evaluates_once(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether ``step(closure)`` calls the closure once, before it does anything: torch's own but LBFGS."""
-    kind = type(optimizer)
-    return kind.__module__.startswith("torch.optim") and not optimizer_step.needs_closure(optimizer)

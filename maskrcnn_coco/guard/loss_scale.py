@@ -105,3 +105,16 @@ class Scale:
         """Take back what `state_dict` gave."""
         self.streak, self.onset, self.found = state["streak"], state["onset"], state["found"]
         self.before_streak = state["before"]
+
+
+class OthersScale(Scale):
+    """A loss scale that its owner unscales with and updates."""
+
+    def __init__(self, scaler: Any) -> None:
+        super().__init__(None)
+        self.watched = scaler if scaler is not None and scaler.is_enabled() else None
+
+    @property
+    def value(self) -> float | None:
+        """The present scale."""
+        return None if self.watched is None else float(self.watched.get_scale())

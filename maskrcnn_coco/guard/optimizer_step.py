@@ -89,3 +89,9 @@ def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
     """Whether ``step()`` cannot be called without one, as LBFGS."""
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def evaluates_once(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether ``step(closure)`` calls the closure once, before it does anything: torch's own but LBFGS."""
+    kind = type(optimizer)
+    return kind.__module__.startswith("torch.optim") and not needs_closure(optimizer)

@@ -48,6 +48,11 @@ class Undo:
         states = (v for e in entries for v in e.values() if isinstance(v, Tensor))
         return sum(t.numel() * t.element_size() for t in (*self._weights, *states))
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """The weights as they were copied, in the layout's order."""
+        return self._weights
+
     def wanted(self) -> bool:
         """Whether the coming step must be watched."""
         groups = self.parts.optimizer.param_groups
