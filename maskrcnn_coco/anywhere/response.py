@@ -81,6 +81,8 @@ class AlarmResponder:
         self.divisor = 1.0
         """What the loss that was shown last had been divided by."""
         self.fp32_modules: list[str] = []
+        self.attention = True
+        """False: fused attention is off in this process, because one of its kernels was wrong."""
         # A forward pass may open autocast by itself: seen from inside the modules, in the first steps.
         self._entrances = Entrances(model, self._notice_precision, lambda *_: None)
         self.held: dict[str, float] = {}
@@ -152,7 +154,34 @@ class AlarmResponder:
             self.forwards.precision = "fp16" if half else "bf16"
 
     def _snapshot(self, step: int) -> Snapshot:
-        return take(self.model, self.guard.optimizer, None, step=step, epoch=0, guard=self.guard)
+        taken = take(self.model, self.guard.optimizer, None, step=step, epoch=0, guard=self.guard)
+        taken.guard.pop("decisions", None)  # they stay in force when an older state comes back
+        return taken
+
+    # --- what outlives the process
+
+    def decisions(self) -> dict[str, Any]:
+        """What was decided so far, as plain data."""
+        return {
+            "fp32_modules": list(self.fp32_modules),
+            "attention": self.attention,
+            "factors": dict(self.guard.instruments.factors),
+            "held": dict(self.held),
+            "left_out": sorted(self.left_out),
+        }
+
+    def put_in_force(self, decided: dict[str, Any]) -> None:
+        """Take over what `decisions` gave, in another process perhaps."""
+        for name in decided["fp32_modules"]:
+            if name not in self.fp32_modules:
+                keep_fp32(self.model, name)
+                self.fp32_modules.append(name)
+        if not decided["attention"]:
+            self.attention = False
+            use_fused_attention(False)
+        self.guard.instruments.factors.update(decided["factors"])
+        self.held.update(decided["held"])
+        self.left_out |= set(decided["left_out"])
 
     # --- at an alarm
 
@@ -260,6 +289,7 @@ class AlarmResponder:
                 keep_fp32(self.model, str(name))
                 self.fp32_modules.append(str(name))
         elif action.kind == "precision" and "attention" in detail:
+            self.attention = False
             use_fused_attention(False)  # of this process; slower, and the same numbers as far as rounding goes
         elif action.kind == "lower_lr":
             back = self.go_back(int(detail.get("to_step", alarm.step)))

@@ -31,6 +31,20 @@ class WithResponder(Guard):
         """Every incident so far."""
         return self.responder.incidents if self.responder is not None else []
 
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data, for a checkpoint of the training's own: what was learned, and what was decided.
+
+        Modules kept in float32, fused attention that is off, learning rates that were lowered, samples left out.
+        """
+        state = super().state_dict()
+        return state if self.responder is None else {**state, "decisions": self.responder.decisions()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave; what was decided is in force again."""
+        super().load_state_dict(state)
+        if self.responder is not None and "decisions" in state:
+            self.responder.put_in_force(state["decisions"])
+
     def rollback(self) -> int:
         """Put back the newest verified copy of the state; returns the step that it is of. ConfigError without one."""
         back = self.responder.go_back(self.next_step) if self.responder is not None else None

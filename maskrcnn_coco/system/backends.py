@@ -41,14 +41,21 @@ def use_libraries(on: bool) -> None:
     torch._C._set_mkldnn_enabled(on)
 
 
+FUSED = ("flash", "mem_efficient", "cudnn")
+"""Kinds of fused kernels that torch's attention may choose from."""
+_fused_before: dict[str, bool] = {}
+"""Which of them were on when they were turned off."""
+
+
 def use_fused_attention(on: bool) -> None:
-    """Turn the fused kernels of `scaled_dot_product_attention` on or off for this process; plain maths stays."""
-    for turn in (
-        torch.backends.cuda.enable_flash_sdp,
-        torch.backends.cuda.enable_mem_efficient_sdp,
-        torch.backends.cuda.enable_cudnn_sdp,
-    ):
-        turn(on)
+    """Turn the fused kernels of `scaled_dot_product_attention` off for this process, or on again; plain maths stays.
+
+    A kind that somebody had turned off before stays off.
+    """
+    for kind in FUSED:
+        if not on:
+            _fused_before.setdefault(kind, getattr(torch.backends.cuda, f"{kind}_sdp_enabled")())
+        getattr(torch.backends.cuda, f"enable_{kind}_sdp")(_fused_before.pop(kind, True) if on else False)
 
 
 @contextmanager

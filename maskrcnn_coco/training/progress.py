@@ -11,7 +11,7 @@ from maskrcnn_coco.records import StepRecord
 
 DECISIONS = (
     *("incidents", "quarantine", "quarantine_annotations", "lr_factors", "weight_decay"),
-    *("fp32_modules", "eager_modules", "libraries", "findings"),
+    *("fp32_modules", "eager_modules", "libraries", "attention", "findings"),
 )
 """What stays in force when an older state is loaded."""
 
@@ -39,6 +39,8 @@ class Progress:
     eager_modules: list[str] = field(default_factory=list)
     libraries: bool = True
     """False: cuDNN and oneDNN are off, because one of them was wrong."""
+    attention: bool = True
+    """False: fused attention kernels are off, because one of them was wrong."""
     quarantine: list[dict[str, Any]] = field(default_factory=list)
     quarantine_annotations: list[dict[str, Any]] = field(default_factory=list)
     incidents: list[str] = field(default_factory=list)

@@ -177,6 +177,7 @@ def change_precision(session: Session, alarm: Alarm, detail: dict[str, Any]) -> 
         session.progress.libraries = False
         use_libraries(False)
     if detail.get("attention") is False:
+        session.progress.attention = False
         use_fused_attention(False)
     for name in detail.get("modules", []):
         keep_fp32(session.model, name)

@@ -15,7 +15,7 @@ from maskrcnn_coco.records import Alarm, Incident
 from maskrcnn_coco.replay.optimizer import lower_weight_decay
 from maskrcnn_coco.replay.snapshot import Snapshot
 from maskrcnn_coco.report.console import Console
-from maskrcnn_coco.system.backends import run_eagerly, use_libraries
+from maskrcnn_coco.system.backends import run_eagerly, use_fused_attention, use_libraries
 from maskrcnn_coco.system.precision import keep_fp32
 from maskrcnn_coco.training.progress import Progress
 from maskrcnn_coco.training.session import Session
@@ -163,6 +163,8 @@ def put_in_force(decided: Progress, live: TrainState, plan: Plan, source: CocoDa
     run_eagerly(live.model, decided.eager_modules)
     if not decided.libraries:
         use_libraries(False)
+    if not decided.attention:
+        use_fused_attention(False)
     if decided.weight_decay is not None:
         lower_weight_decay(live.optimizer, decided.weight_decay)
     plan.quarantine([entry["id"] for entry in decided.quarantine if "index" not in entry])

@@ -34,7 +34,7 @@ from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.replay.snapshot import Snapshot
 from maskrcnn_coco.replay.tape import Tape, TapeEntry
 from maskrcnn_coco.report.console import Console
-from maskrcnn_coco.system.backends import use_libraries
+from maskrcnn_coco.system.backends import use_fused_attention, use_libraries
 from maskrcnn_coco.training.augmentation_counts import objects_in
 from maskrcnn_coco.training.progress import Progress
 from maskrcnn_coco.training.run_log import RunLog, end_tracking
@@ -105,6 +105,8 @@ class Session:
         end_tracking(self.log)  # where an error ended the run; else it was told already
         if not self.progress.libraries:
             use_libraries(True)  # the setting is the process's, not the run's
+        if not self.progress.attention:
+            use_fused_attention(True)
         self.lock.close()
         # It holds this session in its turn. Such a circle would keep weights, snapshots and the saver's copies in
         # memory until Python happens to look for circles, which after a few runs in one process is gigabytes later.

@@ -21,6 +21,7 @@ from maskrcnn_coco import Guard, attach
 from maskrcnn_coco.errors import ConfigError, GuardWarning
 from maskrcnn_coco.records import Incident
 from maskrcnn_coco.replay.state import digest
+from maskrcnn_coco.system.backends import use_fused_attention
 
 NAN = math.nan
 AT = 20
@@ -575,6 +576,40 @@ def test_a_fused_attention_kernel_is_named_and_turned_off() -> None:
         assert "SDPBackend.MATH" in incident.fix and incident.action.detail["attention"] is False
         assert refused == [AT] and len(guard.incidents) == 1, "from then on by plain maths"
         assert not torch.backends.cuda.flash_sdp_enabled()
+        saved = json.loads(json.dumps(guard.state_dict()))
+        use_fused_attention(True)
+        again: Any = attach(Attends(), torch.optim.AdamW(model.parameters()), diagnose=True, logdir=None, say=False)
+        again.load_state_dict(saved)
+        assert not torch.backends.cuda.flash_sdp_enabled(), "a run taken up from its checkpoint goes on without it"
     finally:
-        for turn in ("flash", "mem_efficient", "cudnn"):
-            getattr(torch.backends.cuda, f"enable_{turn}_sdp")(True)
+        use_fused_attention(True)
+
+
+def test_what_was_decided_goes_into_a_checkpoint_of_the_training_s_own() -> None:
+    """A rate that was lowered, a module in float32, a sample left out; an older state that comes back undoes none."""
+    model = Net()
+    guard = Guard(model, optimizer_of(model), forward=classify, diagnose=True, logdir=None, say=False)
+    for step in range(3):
+        guard.step(data(step), ids(step))
+    responder: Any = guard.responder
+    responder.put_in_force(
+        {
+            "fp32_modules": ["body.0"],
+            "attention": True,
+            "factors": {"head": 0.1},
+            "held": {"head": 1e-3},
+            "left_out": [7],
+        }
+    )
+    guard.rollback()
+    saved = json.loads(json.dumps(guard.state_dict()))
+    other = Net()
+    again = Guard(other, optimizer_of(other), forward=classify, diagnose=True, logdir=None, say=False)
+    again.load_state_dict(saved)
+    for each, net in ((guard, model), (again, other)):
+        assert each.instruments.factors == {"head": 0.1} and each.responder.left_out == {7}  # type: ignore[union-attr]
+        assert each.responder.decisions() == saved["decisions"]  # type: ignore[union-attr]
+        assert net.body[0]._kept_fp32
+    plain = Guard(Net(), optimizer_of(Net()), forward=classify, say=False)
+    plain.load_state_dict(saved)
+    assert "decisions" not in plain.state_dict()

@@ -13,7 +13,15 @@ from maskrcnn_coco.diagnosis.investigate import investigate
 from maskrcnn_coco.model.rig import reference_of
 from maskrcnn_coco.recovery import History, decide
 from maskrcnn_coco.replay.state import digest
-from maskrcnn_coco.system.backends import as_it_was, compiled_modules, eagerly, own_kernels, run_eagerly
+from maskrcnn_coco.system.backends import (
+    FUSED,
+    as_it_was,
+    compiled_modules,
+    eagerly,
+    own_kernels,
+    run_eagerly,
+    use_fused_attention,
+)
 from maskrcnn_coco.system.precision import keep_fp32
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
@@ -26,6 +34,24 @@ def test_own_kernels_are_put_back():
         assert not torch.backends.cudnn.enabled and not torch._C._get_mkldnn_enabled()
         raise RuntimeError
     assert (torch.backends.cudnn.enabled, torch._C._get_mkldnn_enabled()) == before
+
+
+@pytest.mark.parametrize("off", [(), ("flash",), FUSED])
+def test_fused_attention_comes_back_as_it_was(off: tuple[str, ...]):
+    def on() -> list[bool]:
+        return [getattr(torch.backends.cuda, f"{kind}_sdp_enabled")() for kind in FUSED]
+
+    try:
+        for kind in off:
+            getattr(torch.backends.cuda, f"enable_{kind}_sdp")(False)
+        use_fused_attention(False)
+        use_fused_attention(False)
+        assert on() == [False] * 3
+        use_fused_attention(True)
+        assert on() == [kind not in off for kind in FUSED]
+    finally:
+        for kind in FUSED:
+            getattr(torch.backends.cuda, f"enable_{kind}_sdp")(True)
 
 
 def test_compiled_code_is_put_aside_and_put_back():

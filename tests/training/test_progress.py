@@ -18,6 +18,7 @@ def record(step: int, loss: float, *, applied: bool = True) -> StepRecord:
 def test_decisions_stay_and_everything_else_is_of_the_older_state() -> None:
     older = Progress(step=3, best=0.5)
     later = Progress(step=9, best=0.7, lr_factors={"rpn": 0.5}, quarantine=[{"id": 4, "incident": "0001"}])
+    later.attention = False
     later.libraries, later.weight_decay, later.incidents = False, 1e-4, ["0001"]
     older.keep_decisions(later)
     assert (older.step, older.best) == (3, 0.5)

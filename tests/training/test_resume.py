@@ -17,8 +17,9 @@ from maskrcnn_coco import train
 from maskrcnn_coco.checkpoint.store import load, save
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.records import Alarm
-from maskrcnn_coco.system.backends import use_libraries
+from maskrcnn_coco.system.backends import use_fused_attention, use_libraries
 from maskrcnn_coco.training import loop
+from maskrcnn_coco.training.response import change_precision
 from maskrcnn_coco.training.resume import find_together
 from maskrcnn_coco.training.rollback import reload
 from maskrcnn_coco.training.saving import save_is_due
@@ -130,7 +131,7 @@ def test_what_was_decided_since_outlives_a_reload_from_disk(tiny_shapes, tmp_pat
     session.progress.incidents.append("0001")
     session.progress.lr_factors["rpn"] = 0.5
     session.progress.eager_modules.append("backbone")
-    session.progress.libraries = False
+    session.progress.libraries = session.progress.attention = False
     session.model.get_submodule("backbone")._compiled_call_impl = object()
     session.leave_out([3], [], "0001")
     assert reload(session, Alarm("param_nonfinite", 4, 0, 4, "test")) == 4
@@ -140,4 +141,27 @@ def test_what_was_decided_since_outlives_a_reload_from_disk(tiny_shapes, tmp_pat
     assert session.progress.quarantine == [{"id": 3, "incident": "0001"}] and session.plan.quarantined == [3]
     assert session.progress.eager_modules == ["backbone"] and not session.progress.libraries
     assert session.model.get_submodule("backbone")._compiled_call_impl is None and not torch.backends.cudnn.enabled
+    assert not session.progress.attention and not torch.backends.cuda.flash_sdp_enabled()
     use_libraries(True)
+    use_fused_attention(True)
+
+
+def test_fused_attention_that_was_turned_off_stays_off_in_a_resumed_run_and_no_longer(
+    tiny_shapes, tmp_path, monkeypatch
+):
+    held, opened, seen = [], loop.open_session, []
+    monkeypatch.setattr(loop, "open_session", lambda *a, **k: held.append(opened(*a, **k)) or held[-1])
+    step = loop.train_step
+
+    def watched(session, *args, **kwargs):
+        if len(held) == 1 and session.progress.attention:
+            change_precision(session, Alarm("loss_nonfinite", 0, 0, 0, "test"), {"attention": False})
+        seen.append((len(held), torch.backends.cuda.flash_sdp_enabled()))
+        return step(session, *args, **kwargs)
+
+    monkeypatch.setattr(loop, "train_step", watched)
+    train(config(tiny_shapes.root, tmp_path, checkpoint_every="1"), model=tiny_model(), stop_after=2)
+    assert torch.backends.cuda.flash_sdp_enabled(), "the setting is the process's, not the run's"
+    train(config(tiny_shapes.root, tmp_path, resume="auto"), model=tiny_model(), stop_after=3)
+    assert {number for number, _ in seen} == {1, 2} and not any(on for _, on in seen)
+    assert torch.backends.cuda.flash_sdp_enabled()
