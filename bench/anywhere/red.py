@@ -50,29 +50,35 @@ def taken(loop: Any, fault: str, system: str, steps: int, seed: int) -> tuple[Ru
     return run, ""
 
 
-def harmed(run: Run, error: str) -> bool:
-    """Whether a run with enormous rates came to harm: not finite, or losses far above the healthy ones."""
-    healthy = median([abs(v) for v in run.losses[5:AT]] or [1.0])
+def harmed(run: Run, error: str, clean: Run) -> bool:
+    """Whether a run with a fault came to harm: not finite, or late losses far above those of its ``clean`` twin."""
+    healthy = median([abs(v) for v in clean.losses[len(run.losses) - 15 : len(run.losses)]] or [1.0])
     late = [abs(v) for v in run.losses[-15:]]
     return (
         bool(error) or not run.finite or any(map(math.isnan, late)) or median(late or [0.0]) > 30 * max(healthy, 0.05)
     )
 
 
+def unharmed(loop: Any, fault: str, seed: int) -> bool:
+    """Whether the fault is none to this loop, which trains on soundly without a guard: NaN may stand for "missing"."""
+    run, error = taken(loop, fault, "plain", AT + 40, seed)
+    return not error and run.finite and all(map(math.isfinite, run.losses))
+
+
 def tried(name: str, steps: int, seed: int) -> dict[str, str]:
     """Fault → what was wrong with the guard's answer; empty where it was right."""
-    loop, wrong = LOOPS[name], {}
+    loop, wrong, clean = LOOPS[name], {}, Run("none")
     for fault in FAULTS:
         run, error = taken(loop, fault, "attach", steps if fault == "none" else AT + 40, seed)
         refused = [r for w in run.watched for r in w.refused]
         touched = [s for w in run.watched for s in w.touched]
         if fault == "none":
-            plain, _ = taken(loop, fault, "plain", steps, seed)
-            alike = all(same(state_of(*a), state_of(*b)) for a, b in zip(run.models, plain.models, strict=True))
+            clean, _ = taken(loop, fault, "plain", steps, seed)
+            alike = all(same(state_of(*a), state_of(*b)) for a, b in zip(run.models, clean.models, strict=True))
             text = f"refused {refused[:4]}" if refused else "" if alike else "other bits than without the guard"
         elif fault in ("fast", "huge_sample"):
             plain, plain_error = taken(loop, fault, "plain", AT + 40, seed)
-            bad = harmed(plain, plain_error)
+            bad = harmed(plain, plain_error, clean)
             text = "" if refused or not bad else f"no alarm; losses {[f'{v:.3g}' for v in run.losses[AT - 1 : AT + 6]]}"
             early = [r for r in refused if r[0] < AT]
             text = f"refused {early[:3]} before the fault" if early else text
@@ -82,8 +88,10 @@ def tried(name: str, steps: int, seed: int) -> dict[str, str]:
             text = ""
         else:
             text = "" if run.finite else "something is not finite"
-            calm = name in OWN_SKIP
-            text = text or ("" if any(s == AT for s, _ in refused) or calm else "not refused")
+            calm = name in OWN_SKIP or (not refused and fault == "nan_sample" and unharmed(loop, fault, seed))
+            # An optimizer that does not step at each turn is asked at its own next one.
+            first = run.watched[-1].turn(AT) if fault == "nan_state" else AT
+            text = text or ("" if any(s == first for s, _ in refused) or calm else "not refused")
             text = text or (f"touched at {touched[:3]}" if touched else "")
             others = [r for r in refused if r[0] != AT] if fault != "nan_state" else []
             text = text or (f"refused {others[:3]} too" if others else "")
@@ -110,7 +118,7 @@ def culprit(loop: Any, seed: int, fault: str) -> dict[str, str]:
     run, error = taken(loop, fault, "diagnose", AT + 5, seed)
     responders = [w.guard for w in run.watched if hasattr(w.guard, "incidents")]
     what = "diagnose" if fault == "nan_sample" else "diagnose huge"
-    if not responders or not run.poisoned or run.id is None:
+    if not responders or not run.poisoned or run.id is None or (fault == "nan_sample" and unharmed(loop, fault, seed)):
         return {what: error} if error and responders else {}
     found = [i for g in responders for i in g.incidents]
     if fault == "huge_sample" and not found and not error:

@@ -34,6 +34,13 @@ class Watched:
     before: list[Tensor] = field(default_factory=list)
     refused: list[tuple[int, str]] = field(default_factory=list)
     touched: list[int] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
+    """Steps that the guard had seen at the begin of each of the loop's."""
+
+    def turn(self, step: int) -> int:
+        """The first step of the loop from ``step`` on in which this guard's optimizer was asked to step."""
+        later = range(step, len(self.turns) - 1)
+        return next((s for s in later if self.turns[s + 1] > self.turns[s]), step)
 
 
 class Run:
@@ -118,6 +125,7 @@ class Run:
             for v in held[:1]:
                 v.view(-1)[0], self.poisoned = math.nan, True
         for each in self.watched:
+            each.turns.append(len(each.guard.records))
             each.before = state_of(each.model, each.optimizers) if self.step >= AT or self.fault == "none" else []
         if self.step == AT and self.fault == "nan_gradient":
             for model, _ in self.models:
