@@ -40,6 +40,16 @@ def epoch_name(number: int) -> str:
     return f"epoch_{number:03d}.pth"
 
 
+def plain_view(state: dict[str, Any]) -> dict[str, Any]:
+    """``state`` as a `plain_copy` has it, with the tensors of ``state`` themselves: for whoever writes it before
+    anything changes, where memory for copies is short. Tensors on a device or not compact (channels_last) are copied.
+
+    Raises:
+        CheckpointError: something in it is neither plain data nor a dense tensor; names where.
+    """
+    return {str(k): _Viewer().copy(v, str(k), 1) for k, v in state.items()}
+
+
 def plain_copy(state: dict[str, Any], spare: dict[str, torch.Tensor] | None = None) -> dict[str, Any]:
     """``state`` as a file holds it, and as later steps of training cannot change it: all containers and tensors new.
 
@@ -197,14 +207,31 @@ class _Copier:
         raise CheckpointError(f"{name} cannot be in a checkpoint", got=kind, expected="plain data or a tensor")
 
     def tensor(self, value: torch.Tensor, name: str) -> torch.Tensor:
-        if value.layout != torch.strided or value.is_quantized or value.dtype not in _DTYPES:
-            kind = f"{value.layout} {value.dtype}"
-            raise CheckpointError(f"{name} cannot be in a checkpoint", got=kind, expected="a dense tensor")
+        """A compact copy on the CPU."""
+        _require_dense(value, name)
         target = self.spare.get(name)
         if target is None or target.shape != value.shape or target.dtype != value.dtype or name in self.made:
             target = torch.empty(value.shape, dtype=value.dtype)
         self.made[name] = target.copy_(value.detach())
         return target
+
+
+class _Viewer(_Copier):
+    def __init__(self) -> None:
+        super().__init__({})
+
+    def tensor(self, value: torch.Tensor, name: str) -> torch.Tensor:
+        """``value`` itself, if it is compact: a file holds the whole storage, and no tensor that is laid otherwise."""
+        _require_dense(value, name)
+        here = value.detach().cpu()
+        fills = here.untyped_storage().nbytes() == here.numel() * here.element_size()
+        return here if fills and here.is_contiguous() else here.clone(memory_format=torch.contiguous_format)
+
+
+def _require_dense(value: torch.Tensor, name: str) -> None:
+    if value.layout != torch.strided or value.is_quantized or value.dtype not in _DTYPES:
+        kind = f"{value.layout} {value.dtype}"
+        raise CheckpointError(f"{name} cannot be in a checkpoint", got=kind, expected="a dense tensor")
 
 
 def _key(key: Any, name: str) -> str | int:

@@ -26,6 +26,7 @@ from maskrcnn_coco.checkpoint.content import (
     Header,
     epoch_name,
     plain_copy,
+    plain_view,
     to_document,
 )
 from maskrcnn_coco.checkpoint.digests import DIGESTS, digests_of
@@ -51,6 +52,8 @@ class _Job:
     names: list[str]
     state: dict[str, Any] = field(repr=False)
     serial: int
+    lasting: bool = True
+    """Whether ``state`` is a copy, which training does not change."""
 
 
 class Saver:
@@ -104,6 +107,16 @@ class Saver:
         """``last.pth`` of a copy of ``state``; returns at once, unless a save is being written: see `busy`."""
         self._submit([LAST], state)
 
+    def save_last_itself(self, state: dict[str, Any]) -> list[str]:
+        """``last.pth`` of ``state`` without a copy, by this thread, when it returns: for who has no memory to spare.
+
+        Returns:
+            `warnings`.
+        """
+        kept, self._spare = self.wait(), {}
+        self._write_itself([LAST], state)
+        return kept + self.warnings()
+
     def wait(self) -> list[str]:
         """Wait until everything asked for is on the disk or has failed; returns `warnings`."""
         began = time.perf_counter()
@@ -124,13 +137,43 @@ class Saver:
         began = time.perf_counter()
         if self._unwritten is not None:
             self._spare = {}  # the last copy is still to be written
-        job = _Job(names, plain_copy(state, self._spare), 0)
+        job = self._copied(names, state)
+        if job is None:
+            self._write_itself(names, state)
+        else:
+            try:
+                self._running = self._worker.submit(self._run, job)
+            except RuntimeError:  # no room for a thread: written here, the step waits
+                self._running = None
+                self._run(job)
         self.blocked_seconds += time.perf_counter() - began
+
+    def _write_itself(self, names: list[str], state: dict[str, Any]) -> None:
         try:
-            self._running = self._worker.submit(self._run, job)
-        except RuntimeError:  # no room for a thread: written here, the step waits
-            self._running = None
+            job = _Job(names, plain_view(state), 0, lasting=False)
+        except (MemoryError, RuntimeError) as e:
+            if not ran_out(e):
+                raise
+            self._no_memory(names)
+        else:
             self._run(job)
+
+    def _no_memory(self, names: list[str]) -> None:
+        self.failed = True
+        self._warnings.append(
+            f"the checkpoint {self.folder / names[0]} was not written: memory ran out; "
+            "the older ones are intact, the run goes on, and the next checkpoint tries again"
+        )
+
+    def _copied(self, names: list[str], state: dict[str, Any]) -> _Job | None:
+        """None: memory ran out; what was copied until then is given back."""
+        try:
+            return _Job(names, plain_copy(state, self._spare), 0)
+        except (MemoryError, RuntimeError) as e:
+            if not ran_out(e):
+                raise
+        self._spare = {}
+        return None
 
     def _run(self, job: _Job) -> None:
         if self._serial is None:
@@ -158,16 +201,13 @@ class Saver:
                 f"the checkpoint {self.folder / job.names[0]} was not written: {reason}; "
                 "the older ones are intact, the run goes on, and the next checkpoint tries again"
             )
-            if EPOCH.fullmatch(job.names[0]) or BEST in job.names:
+            if job.lasting and (EPOCH.fullmatch(job.names[0]) or BEST in job.names):
                 self._unwritten = job
         except (MemoryError, RuntimeError) as e:
             # torch's writer says "unexpected pos" where a write to its file was broken off.
             if not ran_out(e) and "unexpected pos" not in str(e):
                 raise
-            self._warnings.append(
-                f"the checkpoint {self.folder / job.names[0]} was not written: memory ran out; "
-                "the older ones are intact, the run goes on, and the next checkpoint tries again"
-            )
+            self._no_memory(job.names)
 
     def _write(self, job: _Job) -> None:
         path = self.folder / job.names[0]

@@ -7,9 +7,15 @@ import errno
 import gc
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import torch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 ROOM = 0.85
 """Share of a device that a run may fill: the largest images and the allocator's gaps come on top of what was seen."""
@@ -29,16 +35,33 @@ PHRASES = (
     "unable to find a valid cudnn algorithm",
 )
 """What running out of memory says, in lower case, where it comes as a bare RuntimeError or OSError."""
+PERHAPS = ("could not create a primitive", "could not create a memory")
+"""oneDNN's words for memory that it did not get, and for other refusals too."""
 
 
 def main_memory() -> dict[str, int | None]:
-    """Bytes of main memory: in all, and free for a new process; the container's limit counts. None where unknown."""
+    """Bytes of main memory: in all, and free for this process; the limits of its container and its own (``ulimit -v``,
+    ``-d``) count. None where unknown.
+    """
     total, available = _from_proc()
-    limit, used = _from_cgroup()
-    if limit is not None and (total is None or limit < total):
-        room = max(0, limit - used)
-        return {"total": limit, "available": room if available is None else min(room, available)}
+    for limit, used in (_from_cgroup(), *_own_limits()):
+        if limit is not None and (total is None or limit < total):
+            room = max(0, limit - used)
+            total, available = limit, room if available is None else min(room, available)
     return {"total": total, "available": available}
+
+
+def _own_limits() -> list[tuple[int, int]]:
+    """(limit, used) of this process's address space and of its private memory, where they are limited."""
+    if resource is None:
+        return []
+    try:
+        pages = [int(n) for n in Path("/proc/self/statm").read_text().split()]
+    except OSError:
+        return []
+    used = {resource.RLIMIT_AS: pages[0], resource.RLIMIT_DATA: pages[5]}
+    soft = {kind: resource.getrlimit(kind)[0] for kind in used}
+    return [(soft[k], used[k] * resource.getpagesize()) for k in used if soft[k] != resource.RLIM_INFINITY]
 
 
 def _from_proc() -> tuple[int | None, int | None]:
@@ -180,7 +203,26 @@ def ran_out(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(p in str(error).lower() for p in PHRASES)
+    if not isinstance(error, RuntimeError):
+        return False
+    said = str(error).lower()
+    return any(p in said for p in PHRASES) or (any(p in said for p in PERHAPS) and _is_nearly_full())
+
+
+def _is_nearly_full() -> bool:
+    memory = main_memory()
+    return None not in memory.values() and (memory["available"] or 0) < (memory["total"] or 0) / 8
+
+
+def let_go(error: BaseException | None) -> None:
+    """Drop what the functions that ``error`` left still hold: of a step that did not fit, its activations.
+
+    The lines of the traceback stay.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
 
 
 UNKNOWN_FREE = 4 << 30

@@ -17,7 +17,7 @@ from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.training.incident import note_stop
 from maskrcnn_coco.training.rollback import stand_on_sound
-from maskrcnn_coco.training.saving import save_now, weights_finite
+from maskrcnn_coco.training.saving import save_now, save_without_copy, weights_finite
 from maskrcnn_coco.training.session import Session
 from maskrcnn_coco.training.tracked import close_tracking, write_card
 from maskrcnn_coco.wording import count
@@ -54,14 +54,21 @@ def interrupted(session: Session, number: int) -> Result:
     return _end(session, "interrupted", 128 + number, weights_finite(session.model))
 
 
-def out_of_memory(session: Session) -> ConfigError:
+def out_of_memory(session: Session, error: BaseException) -> ConfigError:
     """The error for a step that did not fit, of which nothing was applied; the run so far is saved."""
+    memory.let_go(error)
+    session.ring.clear()
     saved = ""
     if session.ranks.world == 1:  # several processes do not stop at the same step
         session.guard.layout.zero_grad()
         session.guard.buffers.restore()
-        save_now(session)
-        saved = f" at step {session.progress.step}; the run so far is saved: add --resume auto"
+        save_without_copy(session)
+        kept = (
+            "not even the run so far could be saved; --resume auto goes on from the newest checkpoint, if there is one"
+        )
+        if not session.saver.failed:
+            kept = "the run so far is saved: add --resume auto"
+        saved = f" at step {session.progress.step}; {kept}"
     return too_large(session.config, session.device, saved=saved)
 
 
@@ -79,6 +86,7 @@ def dry(session: Session) -> Result:
 
 def _end(session: Session, status: str, code: int, finite: bool) -> Result:
     session.saver.wait()
+    session.ring.clear()  # nobody goes back any more, and the report needs memory too
     result = _result(session, status, code, finite)
     if not session.ranks.is_main:
         return result

@@ -102,7 +102,7 @@ def _to_its_end(session: Session, interrupts: Interrupts) -> Result:
         return finish.stopped(session, stop)
     except (RuntimeError, MemoryError, OSError) as error:
         if memory.ran_out(error):
-            raise finish.out_of_memory(session) from error
+            raise finish.out_of_memory(session, error) from error
         raise
     if interrupts.received:
         save_now(session)

@@ -110,6 +110,13 @@ def save_now(session: Session) -> None:
         after(session, session.saver.wait())
 
 
+def save_without_copy(session: Session) -> None:
+    """`save_now` where memory has run out."""
+    if session.ranks.is_main and may_save(session):
+        before(session)
+        after(session, session.saver.save_last_itself(state_of(session)))
+
+
 def save_is_due(session: Session) -> bool:
     """Every N steps or seconds, where --checkpoint-every asks for it."""
     every = session.config.checkpoint_every

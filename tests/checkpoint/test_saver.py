@@ -384,6 +384,41 @@ def test_without_room_for_a_thread_a_save_is_written_by_the_step_itself(tmp_path
     assert (tmp_path / "last.pth").exists()
 
 
+def no_copies(*arguments, **named):
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 147456 bytes")
+
+
+def test_without_room_for_a_copy_the_state_itself_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("maskrcnn_coco.checkpoint.saver.plain_copy", no_copies)
+    state, whole = state_at(1), torch.randn(6, 4, 3, 3)
+    state["model"] |= {
+        "laid": whole.clone(memory_format=torch.channels_last),
+        "part": whole[2],
+        "whole": whole,
+        "turned": torch.arange(6.0).reshape(2, 3).t(),
+    }
+    saver = Saver(tmp_path)
+    saver.save_epoch(1, state, best=True)
+    assert saver.wait() == [] and not saver.failed
+    for name in ("epoch_001.pth", "last.pth", "best.pth"):
+        read = load(tmp_path / name)["model"]
+        assert all(torch.equal(read[n], state["model"][n]) for n in state["model"])
+    assert saver.save_last_itself(state_at(2)) == [] and load(tmp_path / "last.pth")["loop"]["step"] == 2
+
+
+def test_what_is_no_copy_is_not_written_later(tmp_path, monkeypatch):
+    """By then training has changed it."""
+    saver, write = Saver(tmp_path), Saver._write
+    with monkeypatch.context() as patch:
+        patch.setattr("maskrcnn_coco.checkpoint.saver.plain_copy", no_copies)
+        patch.setattr(Saver, "_write", lambda self, job: (_ for _ in ()).throw(OSError(28, "No space left")))
+        saver.save_epoch(1, state_at(1))
+        assert "the disk is full" in saver.wait()[0] and saver.failed
+    assert Saver._write is write
+    saver.save_epoch(2, state_at(2))
+    assert saver.wait() == [] and not (tmp_path / "epoch_001.pth").exists()
+
+
 @pytest.mark.parametrize(
     "error",
     [
