@@ -118,7 +118,10 @@ def test_the_death_of_a_worker_interrupts_nothing_else(tmp_path: Path):
     before = signal.getsignal(signal.SIGCHLD)
     loader = build_loader(Deadly(tmp_path / "deaths", 99), Plan(0, np.arange(8), 8), 0, 0, workers=1, timeout=60)
     iterator = loader._start()
-    time.sleep(0.5)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "deaths").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)  # it dies right after it wrote that
     assert (tmp_path / "deaths").exists() and signal.getsignal(signal.SIGCHLD) == before
     iterator._shutdown_workers()  # type: ignore[attr-defined]
 
