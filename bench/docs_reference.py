@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import io
 import os
+import posixpath
 import re
 import textwrap
 from typing import Any
@@ -107,7 +108,15 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Links out of ``docs/`` lead to the repository where the build says which it is; elsewhere they are plain text."""
     url = os.environ.get("REPOSITORY_URL", "").rstrip("/")
-    return re.sub(r"(?<!!)\[([^]]*)]\(\.\./([^)]*)\)", rf"[\1]({url}/blob/main/\2)" if url else r"\1", markdown)
+    folder = posixpath.dirname(page.file.src_uri)
+
+    def lead(link: re.Match[str]) -> str:
+        place = posixpath.normpath(posixpath.join("docs", folder, link[2]))
+        if place.startswith("docs/"):
+            return link[0]
+        return f"[{link[1]}]({url}/blob/main/{place})" if url else link[1]
+
+    return re.sub(r"(?<!!)\[([^]]*)]\((\.\./[^)]*)\)", lead, markdown)

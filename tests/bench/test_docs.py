@@ -8,7 +8,7 @@ import importlib.util
 import re
 import shlex
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -173,3 +173,28 @@ def test_the_reference_is_made_from_the_program():
     names = module.python()
     assert "## attach" in names
     assert 'Mode = "recover"' in names or "Mode = 'recover'" in names
+
+
+@pytest.mark.parametrize(
+    ("page", "link", "made"),
+    [
+        ("how_to/nan.md", "[proof](../explanation/proof.md)", "[proof](../explanation/proof.md)"),
+        ("how_to/nan.md", "[a loop](../../examples/loop.py)", "[a loop](https://host/it/blob/main/examples/loop.py)"),
+        ("index.md", "[a loop](../examples/loop.py)", "[a loop](https://host/it/blob/main/examples/loop.py)"),
+        ("index.md", "[proof](explanation/proof.md)", "[proof](explanation/proof.md)"),
+        ("index.md", "![picture](../a.png)", "![picture](../a.png)"),
+    ],
+)
+def test_only_a_link_out_of_the_documentation_leads_to_the_repository(page, link, made, monkeypatch):
+    on_page = reference().on_page_markdown
+    where = SimpleNamespace(file=SimpleNamespace(src_uri=page))
+    monkeypatch.setenv("REPOSITORY_URL", "https://host/it/")
+    assert on_page(link, page=where) == made
+    monkeypatch.delenv("REPOSITORY_URL")
+    assert on_page(link, page=where) == (link if made == link else "a loop")
+
+
+def test_every_page_is_in_the_site_s_table_of_contents():
+    listed = set(re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text().split("nav:")[1]))
+    written = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
+    assert listed == (written - {p for p in written if p.startswith("images/")}) | MADE
