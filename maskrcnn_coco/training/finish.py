@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from maskrcnn_coco.config.resolve import too_large
+from maskrcnn_coco.data.prepare import complaints
 from maskrcnn_coco.errors import ConfigError, GuardStop
 from maskrcnn_coco.evaluation.pictures import save_analysis, save_gallery
 from maskrcnn_coco.evaluation.training_sheet import save_training_sheet
@@ -74,8 +75,8 @@ def out_of_memory(session: Session, error: BaseException) -> ConfigError:
 
 def dry(session: Session) -> Result:
     """Nothing was trained: ``--dry-run``."""
-    found = [f for f in session.progress.findings if f["severity"] != "info"]
-    state = f"{count(len(found), 'finding')} above: look at them first" if found else "data, model and folders are fine"
+    found = sum(f["severity"] != "info" for f in session.progress.findings) + len(complaints(session.data))
+    state = f"{count(found, 'finding')} above: look at them first" if found else "data, model and folders are fine"
     session.console.note(f"dry run: {state}; nothing was trained")
     # A dry run of a resume leaves every file of the run as it is.
     sheet = None if session.resumed_from else draw_training_images(session)
