@@ -186,7 +186,15 @@ def _is_file(path: Path, flag: str) -> bool:
 
 def _listed(folder: Path) -> list[Path]:
     try:
-        return sorted(folder.iterdir())
+        return [folder / name for name in sorted(os.listdir(folder))]  # sorted paths take ten times as long
+    except OSError as e:
+        raise DataError(f"cannot list the folder {folder}: {e.strerror}", fix="check its permissions") from e
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:  # which asks nothing more about each of a folder's many files
+            return [folder / name for name in sorted(e.name for e in entries if e.is_dir())]
     except OSError as e:
         raise DataError(f"cannot list the folder {folder}: {e.strerror}", fix="check its permissions") from e
 
@@ -314,7 +322,7 @@ def _load(
     if given is not None and not given.is_dir():
         raise DataError(f"there is no image folder {given}", fix=f"check {flag}")
     _require_joined(table)
-    places = list(dict.fromkeys(_places(json_path, other)))
+    places = list(dict.fromkeys(_places(json_path, other))) if given is None else []
     located = locate(table, places, given=given, flag=flag)
     notes += located.notes
     return _with_sizes(located.table)
@@ -356,7 +364,7 @@ def _places(json_path: Path, other: str | Path | None) -> Iterable[Path]:
     yield here
     for top in (base, base / "images", base / "data"):
         if top.is_dir():
-            folders = [p for p in _listed(top) if p.is_dir()]
+            folders = _folders(top)
             if split_word is not None:
                 yield from (p for p in folders if split_word.search(_spaced(p)))
             yield top

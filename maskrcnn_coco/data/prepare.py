@@ -97,9 +97,11 @@ def counts_of(table: CocoTable) -> dict[str, dict[str, int]]:
     import numpy as np
 
     rows = np.flatnonzero((table.ann_image >= 0) & ~table.iscrowd & (table.labels > 0))
-    labels, pairs = table.labels[rows], np.stack([table.labels[rows], table.ann_image[rows]], 1)
+    labels = table.labels[rows].astype(np.int64)
     objects = np.bincount(labels, minlength=table.num_classes)
-    images = np.bincount(np.unique(pairs, axis=0)[:, 0], minlength=table.num_classes)
+    # One number for class and image, sorted: `np.unique` takes ten times as long for millions of them.
+    pairs = np.sort(labels * max(len(table), 1) + table.ann_image[rows])
+    images = np.bincount(pairs[np.diff(pairs, prepend=-1) > 0] // max(len(table), 1), minlength=table.num_classes)
     names = table.class_names
     return {names[n]: {"objects": int(objects[n]), "images": int(images[n])} for n in range(1, table.num_classes)}
 

@@ -132,6 +132,8 @@ def _checked_segmentation(value: Any, height: int, width: int) -> Any:
         return None
     if isinstance(value, dict):
         runs = checked_runs(value, height, width)
+        if isinstance(value["counts"], str):  # COCO's own, as has just been seen
+            return {"size": [height, width], "counts": value["counts"]}
         rle = native_masks.fr_py_objects({"size": [height, width], "counts": runs.tolist()}, height, width)
         return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
     if not isinstance(value, list):

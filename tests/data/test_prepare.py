@@ -15,9 +15,10 @@ import pytest
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.data.audit import cache
 from maskrcnn_coco.data.batch import image_id
-from maskrcnn_coco.data.prepare import RunData, check_data, complaints, open_data, require_items
+from maskrcnn_coco.data.prepare import RunData, check_data, complaints, counts_of, open_data, require_items
 from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.system.files import cache_folder
+from tests.helpers.odd_sets import OddSet
 
 JSON = "_annotations.coco.json"
 
@@ -170,3 +171,15 @@ def test_a_length_that_cannot_be_is_told(length: int):
 @pytest.mark.parametrize(("told", "used"), [(2**63 - 1, 2**63 - 1), (2**63, 7), (2**70, 7), (-(2**70), 7), (-3, -3)])
 def test_an_image_id_beyond_64_bits_is_the_position(told: int, used: int):
     assert image_id({"image_id": told}, 7) == used
+
+
+def test_objects_and_images_of_each_class_are_counted(tmp_path: Path):
+    data = OddSet(tmp_path, images=7, objects=4, seed=3)
+    for n, ann in enumerate(data.annotations):
+        ann["category_id"] = 1 + n * n % 3 % 2
+        ann["iscrowd"] = int(n % 5 == 0)
+    counted = counts_of(data.table())
+    for category in data.categories:
+        mine = [a for a in data.annotations if a["category_id"] == category["id"] and not a["iscrowd"]]
+        images = len({a["image_id"] for a in mine})
+        assert counted[category["name"]] == {"objects": len(mine), "images": images} and images
