@@ -32,6 +32,8 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """What is decoded. No format that starts another program or a script (EPS, PDF)."""
 _SHALLOW = (".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".gif", ".webp")
 """Formats of 8 bits."""
+_MOVING = ("GIF", "WEBP", "PNG")
+"""Formats of animations; of the others that hold several pictures, a camera's JPEG has only another view."""
 _DECODE_ERRORS = (
     OSError,
     ValueError,
@@ -117,7 +119,7 @@ class Levels:
 class ImageFacts:
     """What a file is: sizes in pixels as shown (after EXIF rotation) and as stored; ``levels`` only where decoded.
 
-    ``deep``: more than 8 bits a channel. ``tiff``: pages and bands, where it is a TIFF.
+    ``deep``: more than 8 bits a channel. ``tiff``: pages and bands, where it is a TIFF. ``moving``: an animation.
     """
 
     height: int
@@ -130,6 +132,7 @@ class ImageFacts:
     bytes: int
     levels: Levels | None = None
     tiff: TiffFacts | None = None
+    moving: bool = False
 
     @property
     def turned(self) -> bool:
@@ -151,13 +154,14 @@ def probe(root: str | Path, file_name: str, *, decode: bool, bit_range: BitRange
                 # For the tag of a PNG Pillow decodes all of it, because the tag may stand at the end: rare, and dear.
                 header_only = image.format == "PNG" and not decode and "exif" not in image.info
                 deep = is_deep(image)  # before the pixels are read: afterwards the tiles are gone
+                moving = image.format in _MOVING and bool(getattr(image, "is_animated", False))
                 levels = _levels(file, image, deep, bit_range) if decode else None
                 orientation = 1 if header_only else image.getexif().get(0x0112, 1)
         except (Image.DecompressionBombError, *_DECODE_ERRORS) as e:
             raise _damaged(path, e) from e
     orientation = orientation if orientation in range(1, 9) else 1
     height, width = stored[::-1] if orientation >= 5 else stored
-    return ImageFacts(height, width, stored[0], stored[1], orientation, image.mode, deep, size, levels, tiff)
+    return ImageFacts(height, width, stored[0], stored[1], orientation, image.mode, deep, size, levels, tiff, moving)
 
 
 def _levels(file: BinaryIO, image: Image.Image, deep: bool, bit_range: BitRange | None) -> Levels:

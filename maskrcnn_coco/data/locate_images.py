@@ -13,7 +13,9 @@ from maskrcnn_coco.data.coco.shared_arrays import Texts
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.file_names import Answer, FileIndex, plain_name
 from maskrcnn_coco.data.images import is_file_inside
+from maskrcnn_coco.data.tiff import split_command, tiff_facts
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.system.plain_files import open_regular
 from maskrcnn_coco.wording import clean, count
 
 _PROBES = 24
@@ -120,8 +122,20 @@ def _not_found(
 ) -> DataError:
     near = [f"{place / name}" for place, index in indexes.items() for name in index.near(names[0])][:3]
     got = f"for example {clean(repr(names[0]))}, looked for in {', '.join(str(p) for p in places[:6])}"
-    return DataError(
-        f"none of the images that {table.json_path} names was found",
-        got=got + (f"; the nearest files are {clean(', '.join(map(repr, near)))}" if near else ""),
-        fix=f"name the folder that its file names start from: {flag} FOLDER",
-    )
+    fix = f"name the folder that its file names start from: {flag} FOLDER"
+    pages = _pages(near[0]) if near else 1
+    if pages > 1:
+        got += f"; {clean(near[0])} is one file of {pages} pages"
+        fix = f"save each page as a file, and name those in `file_name`: {split_command(near[0])}"
+    elif near:
+        got += f"; the nearest files are {clean(', '.join(map(repr, near)))}"
+    return DataError(f"none of the images that {table.json_path} names was found", got=got, fix=fix)
+
+
+def _pages(path: str) -> int:
+    try:
+        with open_regular(Path(path)) as file:
+            facts = tiff_facts(file)
+    except OSError:
+        return 1
+    return 1 if facts is None else facts.pages

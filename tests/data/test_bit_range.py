@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import run, small_model
-from tiff_files import png16_bytes, tiff_bytes
 
 from maskrcnn_coco.cli.command_line import main
 from maskrcnn_coco.config.settings import Config, bit_range, validate
@@ -21,6 +20,8 @@ from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.images import read_image
 from maskrcnn_coco.data.layouts import find_data
 from maskrcnn_coco.errors import ConfigError
+from tests.helpers.runs import run, small_model
+from tests.helpers.tiff_files import png16_bytes, tiff_bytes
 
 SIZE = (48, 64)
 
@@ -34,7 +35,7 @@ def scene(seed: int, low: float, high: float, dtype: str) -> np.ndarray:
     return np.rint(values).astype(dtype) if np.dtype(dtype).kind in "iu" else values.astype(dtype)
 
 
-def write_set(folder: Path, images: list[np.ndarray | bytes], suffix: str = ".tif") -> Path:
+def write_set(folder: Path, images: Sequence[np.ndarray | bytes], suffix: str = ".tif") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     entries, annotations = [], []
     for n, image in enumerate(images):
@@ -160,7 +161,7 @@ def test_the_page_and_the_bands_that_are_read_are_said(tmp_path: Path) -> None:
     bands = np.stack([scene(n, 0, 255, "u1") for n in range(5)], 2)
     table = find_data(write_set(tmp_path, [stack, bands])).train
     found = {f.code: f for f in audit(table)}
-    assert "first of 4 pages" in found["IMAGE_PAGES"].message and found["IMAGE_PAGES"].severity == "info"
+    assert "first of 4 pages" in found["IMAGE_PAGES"].message and found["IMAGE_PAGES"].severity == "warning"
     assert "first 3 of 5 bands" in found["IMAGE_BANDS"].message
     seen = pixels(table)
     assert np.array_equal(seen[0][..., 0], scene(0, 0, 255, "u1")) and np.array_equal(seen[1], bands[..., :3])

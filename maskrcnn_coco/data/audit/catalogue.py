@@ -9,6 +9,7 @@ import numpy as np
 
 from maskrcnn_coco.data.coco.entries import Problem
 from maskrcnn_coco.data.coco.table import CocoTable
+from maskrcnn_coco.data.tiff import SPLIT
 from maskrcnn_coco.records import DataFinding
 from maskrcnn_coco.wording import clean
 
@@ -194,7 +195,16 @@ CATALOGUE: dict[str, Kind] = {
     "IMAGE_16BIT": Kind(
         "info", "an image has more than 8 bits a channel", "look at the range that is scaled to 8 bits; --bit-range"
     ),
-    "IMAGE_PAGES": Kind("info", "an image file has several pages", "split it where the objects are on another page"),
+    "IMAGE_PAGES": Kind(
+        "warning",
+        "an image file has several pages",
+        f"nothing to do where the objects are on the first; else a file a page: {SPLIT.replace('{file}', 'STACK.tif')}",
+    ),
+    "IMAGE_STACK": Kind(
+        "error",
+        "several image entries name one file of several pages",
+        f"save each page as a file, and name those: {SPLIT.replace('{file}', 'STACK.tif')}",
+    ),
     "IMAGE_BANDS": Kind("info", "an image has more than three bands", "write the bands that matter as the first three"),
     "IMAGE_UNSUPPORTED": Kind(
         "error", "an image has bands or numbers that cannot be read", "convert it to 8 or 16 bits, 1 or 3 bands"

@@ -38,6 +38,7 @@ class _Seen:
     found: tuple[tuple[str, str], ...]
     bytes: int
     size: tuple[int, int] = (0, 0)
+    pages: int = 1
 
 
 def check_images(
@@ -65,6 +66,7 @@ def check_images(
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         seen = list(pool.map(lambda row: _look(table, row, depth == "all"), range(len(table)), chunksize=16))
     _name_near(table, seen)
+    _check_stacks(table, [s.pages for s in seen], report)
     for row, one in enumerate(seen):
         for code, text in one.found:
             report.add(code, text, image=row)
@@ -122,13 +124,16 @@ def _look(table: CocoTable, row: int, decode: bool) -> _Seen:
     elif facts.turned:
         found.append(("IMAGE_EXIF_ROTATED", f"EXIF orientation {facts.orientation}"))
     size = stored if (height, width) == stored else shown
-    return _Seen((*found, *_depth(facts, table.bit_range)), facts.bytes, size)
+    pages = 1 if facts.tiff is None else facts.tiff.pages
+    return _Seen((*found, *_depth(facts, table.bit_range)), facts.bytes, size, pages)
 
 
 def _depth(facts: ImageFacts, scale: BitRange | None) -> Iterator[tuple[str, str]]:
     """What becomes of an image's numbers on the way to bytes, and which part of the file they are."""
     if facts.tiff is not None and facts.tiff.pages > 1:
         yield "IMAGE_PAGES", f"the first of {facts.tiff.pages} pages is read"
+    if facts.moving:
+        yield "IMAGE_PAGES", "the first picture of an animation is read"
     if facts.tiff is not None and facts.tiff.bands > 3:
         yield "IMAGE_BANDS", f"the first 3 of {facts.tiff.bands} bands are read, as red, green and blue"
     if facts.deep:
@@ -144,6 +149,21 @@ def _depth(facts: ImageFacts, scale: BitRange | None) -> Iterator[tuple[str, str
         yield "IMAGE_FEW_LEVELS", f"{levels.count} of {levels.values} levels are left: {values}"
     elif not facts.deep and levels.high - levels.low < FEW // 2:
         yield "IMAGE_FEW_LEVELS", f"its pixels go from {levels.low} to {levels.high} of 0..255"
+
+
+def _check_stacks(table: CocoTable, pages: list[int], report: Reporter) -> None:
+    """Entries that share a file of several pages: its first page is read for each, and can be that of one alone."""
+    entries: defaultdict[str, list[int]] = defaultdict(list)
+    for row in np.flatnonzero(np.array(pages) > 1).tolist():
+        entries[table.file_name(row)].append(row)
+    stacks = {row: rows for rows in entries.values() if len(rows) > 1 for row in rows}
+    for row, rows in stacks.items():
+        text = f"{len(rows)} entries name this file of {pages[row]} pages, of which the first is read for each"
+        report.add("IMAGE_STACK", text, image=row)
+    shared = {int(table.image_ids[row]) for row in stacks}
+    same = [f.code == "IMAGE_NAME_DUPLICATE" and f.image_id in shared for f in report.findings]  # not to be merged
+    report.rows = [r for r, gone in zip(report.rows, same, strict=True) if not gone]
+    report.findings = [f for f, gone in zip(report.findings, same, strict=True) if not gone]
 
 
 def _name_near(table: CocoTable, seen: list[_Seen]) -> None:
