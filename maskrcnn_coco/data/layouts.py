@@ -32,7 +32,10 @@ ROBOFLOW = "_annotations.coco.json"
 _TRAIN = re.compile(r"(?<![a-z])train(?:ing)?(?![a-z])", re.I)
 _VAL = re.compile(r"(?<![a-z])(?:val|valid|validation)(?![a-z])", re.I)
 _TEST = re.compile(r"(?<![a-z])test(?![a-z])", re.I)
-_OTHER_TASKS = re.compile(r"^(captions|person_keypoints|stuff|panoptic|image_info|deprecated)", re.I)
+_NO_SET = re.compile(
+    r"^(\.|captions|person_keypoints|stuff|panoptic|image_info|deprecated)|\.changes\.json$", re.IGNORECASE
+)
+"""Files of other COCO tasks, hidden ones (macOS puts a ``._name`` beside each file), and what ``--fix`` has changed."""
 _JSON = (".json", ".json.gz")
 _LAYOUTS = (
     "COCO (annotations/instances_train*.json), Roboflow (train/_annotations.coco.json), CVAT, or images with one json"
@@ -204,7 +207,7 @@ def _jsons(folder: Path) -> list[Path]:
     found = []
     for place in (folder / "annotations", folder):
         if place.is_dir():
-            found += [p for p in _listed(place) if p.name.lower().endswith(_JSON) and not _OTHER_TASKS.match(p.name)]
+            found += [p for p in _listed(place) if p.name.lower().endswith(_JSON) and not _NO_SET.search(p.name)]
     instances = [p for p in found if p.name.startswith("instances_")]
     return instances or found
 
@@ -234,9 +237,12 @@ def _spaced(path: Path) -> str:
 
 
 def _only(found: list[Path], folder: Path, what: str, flag: str) -> Path:
-    if len(found) == 1:
-        return found[0]
-    _refuse_tool(found, folder)
+    coco = [p for p in found if p.name.lower().endswith(".gz") or _begins_like_coco(p)] if len(found) > 1 else found
+    if len(coco) == 1 and not any(_tool(p) for p in found if p not in coco):
+        return coco[0]
+    if not coco:
+        _refuse_tool(found, folder)
+    found = [*coco, *(p for p in found if p not in coco)]
     if not found:
         near = [p.name for p in _listed(folder)][:8]
         deeper = _coco_files(folder)
@@ -260,10 +266,10 @@ def _only(found: list[Path], folder: Path, what: str, flag: str) -> Path:
 def _refuse_tool(found: list[Path], folder: Path) -> None:
     """Raise the DataError that names the tool or the kind of the files that lie there in place of COCO's."""
     export = "export it as COCO (instance segmentation) there, and name that file"
-    for path in found[:1]:
-        tool = None if _begins_like_coco(path) else tool_of(_head(path))
-        if tool is not None:
-            raise DataError(f"{folder} holds {tool} for each of {len(found)} images, not COCO", fix=export)
+    named = {p: tool for p in found[:8] if (tool := _tool(p)) is not None}
+    for path, tool in named.items():
+        each = f"{tool} for each of {len(found)} images" if len(named) > 1 else f"{tool}, {path.name}"
+        raise DataError(f"{folder} holds {each}, not COCO", fix=export)
     if found:
         return
     for path in sorted(p for p in folder.rglob("*") if p.suffix and not p.name.startswith("."))[:_FILES]:
@@ -274,6 +280,11 @@ def _refuse_tool(found: list[Path], folder: Path) -> None:
 
 
 _FILES = 2000
+
+
+def _tool(path: Path) -> str | None:
+    """Which tool's file this is, if it is not COCO's."""
+    return None if _begins_like_coco(path) else tool_of(_head(path))
 
 
 def _head(path: Path) -> bytes:

@@ -12,6 +12,14 @@ from PIL import Image
 
 from maskrcnn_coco.data.layouts import find_data, split
 from maskrcnn_coco.errors import DataError
+from tests.helpers.odd_sets import OddSet
+
+
+@pytest.fixture
+def coco_set(tmp_path: Path) -> OddSet:
+    found = OddSet(tmp_path / "set", images=2)
+    found.write()
+    return found
 
 
 def write_set(
@@ -181,3 +189,36 @@ def test_validation_images_that_were_named_are_not_replaced_in_silence(tmp_path)
     (tmp_path / "annotations/instances_val.json").unlink()
     with pytest.raises(DataError, match="--val"):
         find_data(tmp_path, val_images=tmp_path / "val")
+
+
+def test_the_one_coco_file_among_others_is_taken(coco_set: OddSet):
+    for name, text in {
+        "classes.json": '["cat"]',
+        "metadata.json": '{"name": "x"}',
+        "._a.json": "\0\5",
+        "old.changes.json": '[{"image_id": 1}]',
+    }.items():
+        (coco_set.folder / name).write_text(text)
+    assert find_data(coco_set.folder).train.json_path.name == "a.json"
+
+
+def test_of_several_the_coco_files_are_suggested_first(coco_set: OddSet):
+    (coco_set.folder / "0.json").write_text("{}")
+    coco_set.write("b.json")
+    with pytest.raises(DataError, match="3 annotation files") as caught:
+        find_data(coco_set.folder)
+    assert f"--data {coco_set.folder / 'a.json'}" in str(caught.value.fix)
+
+
+def test_a_repaired_copy_beside_the_files_of_a_tool_is_not_taken_without_asking(coco_set: OddSet):
+    (coco_set.folder / "1.json").write_text('{"shapes": [], "imagePath": "1.png"}')
+    with pytest.raises(DataError, match="2 annotation files") as caught:
+        find_data(coco_set.folder)
+    assert "a.json" in str(caught.value.fix)
+
+
+def test_another_tools_data_set_is_named_among_its_other_files(tmp_path: Path):
+    (tmp_path / "metadata.json").write_text('{"name": "x"}')
+    (tmp_path / "samples.json").write_text('{"samples": []}')
+    with pytest.raises(DataError, match=r"FiftyOne data set, samples\.json"):
+        find_data(tmp_path)

@@ -256,6 +256,8 @@ _TOOLS: tuple[tuple[str, frozenset[str]], ...] = (
     ("a Supervisely project", frozenset({"classes", "projectType"})),
     ("detectron2's list of dicts", frozenset({"file_name", "annotations"})),
     ("a VoTT export", frozenset({"asset", "regions"})),
+    ("a LabelMe file", frozenset({"shapes", "imagePath"})),
+    ("a file of VGG Image Annotator", frozenset({"regions", "shape_attributes"})),
 )
 
 

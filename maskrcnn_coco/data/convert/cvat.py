@@ -11,6 +11,7 @@ import numpy as np
 from maskrcnn_coco.data.convert.document import Document, Points, ellipse
 from maskrcnn_coco.data.convert.images_of import Images
 from maskrcnn_coco.data.convert.reading import read_text
+from maskrcnn_coco.errors import DataError
 
 
 def cvat_root(path: Path) -> ElementTree.Element | None:
@@ -22,13 +23,24 @@ def cvat_root(path: Path) -> ElementTree.Element | None:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError:
         return None
-    return root if root.tag == "annotations" and root.find("image") is not None else None
+    known = root.tag == "annotations" and (root.find("image") is not None or root.find("track") is not None)
+    return root if known else None
 
 
 def convert_cvat(path: Path, root: Path, images: Path | None) -> Document:
-    """The objects of a CVAT file; shapes of one group and label are one object."""
+    """The objects of a CVAT file; shapes of one group and label are one object.
+
+    Raises:
+        DataError: it is of a video.
+    """
     document, found = Document(images or root), Images(root, images)
     tree = cvat_root(path)
+    if tree is not None and tree.find("image") is None:
+        raise DataError(
+            f"{path} is CVAT for video: tracks through frames, without the files of these",
+            expected="CVAT for images, or COCO",
+            fix="export the task again as “CVAT for images 1.1” or “COCO 1.0”, with its images",
+        )
     for image in tree.iter("image") if tree is not None else ():
         size = (int(float(image.get("height", 0))), int(float(image.get("width", 0))))
         near = [path.parent, path.parent / "images"]

@@ -1,4 +1,4 @@
-"""Tools that write one json an image: V7 Darwin, SuperAnnotate, Supervisely, Cityscapes, GeoJSON of QuPath."""
+"""Tools that write one json an image: V7 Darwin, SuperAnnotate, Supervisely, Cityscapes, SAM, GeoJSON of QuPath."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from maskrcnn_coco.data.convert.document import Document, Points, ellipse
 from maskrcnn_coco.data.convert.images_of import Images
 from maskrcnn_coco.data.convert.reading import as_dict, as_list, read_json
 from maskrcnn_coco.data.masks import decode_mask
+from maskrcnn_coco.errors import DataError
 
 BOXES = "boxes, which are no masks"
 OTHERS = "things without an area (points, lines, tags)"
@@ -186,6 +187,30 @@ def _city(document: Document, image_id: int, value: Any) -> None:
             document.add_polygons(image_id, name, [as_list(thing.get("polygon"))])
 
 
+# --- Segment Anything
+
+
+def _is_sam(value: dict[str, Any]) -> bool:
+    first = as_dict(next(iter(as_list(value.get("annotations"))), None))
+    return "file_name" in as_dict(value.get("image")) and "counts" in as_dict(first.get("segmentation"))
+
+
+def _sam_image(value: Any, path: Path) -> tuple[str, tuple[int, int] | None]:
+    about = as_dict(value["image"])
+    return str(about["file_name"]), _size(about.get("height"), about.get("width"))
+
+
+def _sam(document: Document, image_id: int, value: Any) -> None:
+    image = document.images[image_id - 1]
+    for thing in map(as_dict, as_list(value["annotations"])):
+        try:
+            mask = decode_mask(thing.get("segmentation"), image["height"], image["width"])
+        except DataError:
+            document.skip("masks that cannot be read")
+            continue
+        document.add_mask(image_id, str(thing.get("category") or thing.get("label") or "object"), mask)
+
+
 # --- GeoJSON
 
 
@@ -204,10 +229,21 @@ def _geo(document: Document, image_id: int, value: Any) -> None:
             document.skip(OTHERS)
             continue
         outer = [as_list(p)[0] for p in polygons if as_list(p)]
+        if _on_a_map(document.images[image_id - 1], outer):
+            document.skip("outlines in the coordinates of a map, not in pixels: rasterio.features makes masks of them")
+            continue
         _with_holes(document, image_id, name, outer, [h for p in polygons for h in as_list(p)[1:]])
 
 
+def _on_a_map(image: dict[str, Any], outlines: Sequence[Any]) -> bool:
+    """Not one point is near the image: metres of a projection, or degrees west or south."""
+    reach = 2 * max(image["height"], image["width"])
+    points = [p for o in outlines for p in as_list(o) if isinstance(p, list) and len(p) >= 2]
+    return bool(points) and all(not -reach <= float(v) <= 2 * reach for p in points for v in p[:2][:1])
+
+
 TOOLS = (
+    Tool("masks of Segment Anything (SA-1B)", _is_sam, _sam_image, _sam),
     Tool("V7 Darwin annotations", lambda v: "annotations" in v and _is_darwin(v), _darwin_image, _darwin),
     Tool("SuperAnnotate annotations", lambda v: {"metadata", "instances"} <= v.keys(), _super_image, _super),
     Tool("a Supervisely project", lambda v: {"size", "objects"} <= v.keys(), _supervisely_image, _supervisely),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,8 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except (ValueError, RecursionError):
         return None
+
+
+def shown(paths: Iterable[Path]) -> list[Path]:
+    """``paths`` in order, without hidden ones: macOS leaves a ``._name`` beside each file, no text and no image."""
+    return sorted(p for p in paths if not p.name.startswith("."))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from maskrcnn_coco.data.convert.cvat import convert_cvat, cvat_root
 from maskrcnn_coco.data.convert.document import Document
 from maskrcnn_coco.data.convert.labelme import convert_labelme, is_labelme
 from maskrcnn_coco.data.convert.mask_images import Meaning, convert_masks, find_pairs
 from maskrcnn_coco.data.convert.per_image import convert_per_image, tool_for
-from maskrcnn_coco.data.convert.reading import read_json, read_text
+from maskrcnn_coco.data.convert.reading import read_json, read_text, shown
 from maskrcnn_coco.data.convert.rle_csv import convert_rle_csv, is_rle_csv
 from maskrcnn_coco.data.convert.via import convert_via, is_via, is_via_csv
 from maskrcnn_coco.data.convert.voc import convert_voc, voc_root
@@ -25,7 +25,7 @@ TITLES: dict[Kind, str] = {
     "labelme": "LabelMe annotations (a json an image)",
     "via": "annotations of VGG Image Annotator",
     "cvat": "annotations of CVAT for images (one xml)",
-    "jsons": "annotations of Darwin, SuperAnnotate, Supervisely, Cityscapes or QuPath (a json an image)",
+    "jsons": "annotations of Darwin, SuperAnnotate, Supervisely, Cityscapes, SAM or QuPath (a json an image)",
     "runs": "a table of runs (csv: image, start length start length …)",
     "yolo": "a YOLO set (a text an image)",
     "voc": "a Pascal VOC set",
@@ -90,12 +90,12 @@ def _of_file(path: Path) -> Source | None:
 
 
 def _of_folder(folder: Path) -> Source | None:
-    jsons = sorted(p for p in (*folder.glob("*.json"), *folder.glob("*/*.json"), *folder.glob("*/*/*.json")))
-    if jsons and any(is_labelme(read_json(p)) for p in jsons[:_LOOKED_AT]):
+    jsons = shown((*folder.glob("*.json"), *folder.glob("*/*.json"), *folder.glob("*/*/*.json")))
+    if jsons and any(is_labelme(_value(p)) for p in jsons[:_LOOKED_AT]):
         return Source("labelme", folder, tuple(jsons))
     if (found := _per_image(folder, jsons)) is not None:
         return found
-    tables = [p for end in ("*.csv", "*.xml") for p in sorted(folder.glob(end))[:_LOOKED_AT]]
+    tables = [p for end in ("*.csv", "*.xml") for p in shown(folder.glob(end))[:_LOOKED_AT]]
     for path in (*jsons[:_LOOKED_AT], *tables):
         found = _of_file(path)
         if found is not None:
@@ -107,10 +107,18 @@ def _of_folder(folder: Path) -> Source | None:
     return Source("masks", folder) if find_pairs(folder) else None
 
 
+def _value(path: Path) -> Any:
+    """The JSON in a file; None where there is none: one damaged file does not make a set another tool's."""
+    try:
+        return read_json(path)
+    except DataError:
+        return None
+
+
 def _per_image(folder: Path, jsons: list[Path]) -> Source | None:
     """A folder of one json an image, of a tool that writes such."""
-    geo = sorted(p for pattern in ("*.geojson", "*/*.geojson") for p in folder.glob(pattern))
-    deeper = [] if jsons or geo else sorted(folder.glob("*/*/*/*.json"))  # gtFine/train/city/*.json
+    geo = shown(p for pattern in ("*.geojson", "*/*.geojson") for p in folder.glob(pattern))
+    deeper = [] if jsons or geo else shown(folder.glob("*/*/*/*.json"))  # gtFine/train/city/*.json
     files = [p for p in (*jsons, *geo, *deeper) if p.name != "meta.json"]  # Supervisely's, about the classes
     for path in files[:_LOOKED_AT]:
         found = _of_file(path)
@@ -168,7 +176,7 @@ def chosen(path: Path, kind: Kind | None) -> Source:
     found = recognise(path)
     if kind is not None and (found is None or found.kind != kind):
         suffixes = SUFFIXES.get(kind, ())
-        files = (path,) if path.is_file() else tuple(sorted(path.rglob("*"))) if suffixes else ()
+        files = (path,) if path.is_file() else tuple(shown(path.rglob("*"))) if suffixes else ()
         fitting = tuple(p for p in files if p.suffix.lower() in suffixes)
         if suffixes and not fitting:
             raise DataError(f"{clean(path)} holds no file of {TITLES[kind]}", fix="check --format")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from maskrcnn_coco.data.convert.document import Document
-from maskrcnn_coco.data.convert.reading import read_text
-from maskrcnn_coco.data.convert.regions import read_map
+from maskrcnn_coco.data.convert.reading import read_text, shown
+from maskrcnn_coco.data.convert.regions import read_map, regions
 from maskrcnn_coco.data.file_names import IMAGE_SUFFIXES
 from maskrcnn_coco.errors import DataError
 
@@ -25,9 +25,10 @@ _BACKGROUND = ("background", "_background_", "__ignore__")
 
 
 def voc_root(folder: Path) -> Path | None:
-    """The folder that holds ``Annotations`` or ``SegmentationObject``: ``folder`` or one in it (VOCdevkit/VOC2012)."""
-    for place in (folder, *sorted(p for p in folder.glob("*") if p.is_dir()), *sorted(folder.glob("*/VOC*"))):
-        if _objects(place) is not None or any((place / "Annotations").glob("*.xml")):
+    """The folder that holds ``Annotations``, ``SegmentationObject`` or ``SegmentationClass``: ``folder`` or one in it
+    (VOCdevkit/VOC2012)."""
+    for place in (folder, *shown(p for p in folder.glob("*") if p.is_dir()), *sorted(folder.glob("*/VOC*"))):
+        if _objects(place) or _kinds(place) or any((place / "Annotations").glob("*.xml")):
             return place
     return None
 
@@ -47,31 +48,37 @@ def convert_voc(folder: Path) -> dict[str, Document]:
         DataError: the set has boxes only.
     """
     root = voc_root(folder) or folder
-    objects = _objects(root)
-    if objects is None:
+    objects, kinds = _objects(root), _kinds(root)
+    if objects is None and kinds is None:
         raise DataError(
             f"{root} has boxes only: Pascal VOC keeps masks in SegmentationObject",
             expected="SegmentationObject/*.png beside JPEGImages",
             fix="add masks (for example with SAM), or train a box detector",
         )
-    kinds, names = _kinds(root), _names(root)
-    images = _images(root)
-    stems = {p.stem for p in objects.iterdir() if p.suffix.lower() == ".png"}
+    names, images = _names(root), _images(root)
+    stems = {p.stem for p in shown((objects or kinds or root).iterdir()) if p.suffix.lower() == ".png"}
     documents: dict[str, Document] = {}
     for part, listed in _parts(root, stems).items():
         document = documents.setdefault(part, Document(folder, list(names.values()) if names else None))
+        document.said = _CLASSES_ONLY if objects is None else None
         for stem in listed:
             if stem not in images:
                 document.skip("masks without an image")
                 continue
             kind = kinds / f"{stem}.png" if kinds is not None else None
+            if objects is None:
+                _add_regions(document, images[stem], kind or root, names)
+                continue
             _add(document, images[stem], objects / f"{stem}.png", kind, names, _from_xml(root, stem))
     return documents
 
 
+_CLASSES_ONLY = "SegmentationClass tells the class of a pixel, not its object: each region of a class is one object"
+
+
 def _images(root: Path) -> dict[str, Path]:
     place = next((root / n for n in ("JPEGImages", "Images", "images") if (root / n).is_dir()), root)
-    return {p.stem: p for p in sorted(place.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
+    return {p.stem: p for p in shown(place.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
 
 
 def _parts(root: Path, stems: set[str]) -> dict[str, list[str]]:
@@ -137,6 +144,19 @@ def _add(
                 found, often = np.unique(inside, return_counts=True)
                 name = _name(int(found[often.argmax()]), names, name)
         document.add_mask(image_id, name, mask)
+
+
+def _add_regions(document: Document, image: Path, kinds: Path, names: dict[int, str] | None) -> None:
+    try:
+        classes = read_map(kinds)
+    except DataError as e:
+        document.skip(f"masks that cannot be read (the first: {e.what})")
+        return
+    image_id = document.add_image(image)
+    for value in [] if image_id is None else np.unique(classes).tolist():
+        if value != 0 and value not in _VOID:
+            for part in regions(classes == value):
+                document.add_mask(image_id or 0, _name(value, names, "object"), part)
 
 
 def _name(value: int, names: dict[int, str] | None, listed: str) -> str:

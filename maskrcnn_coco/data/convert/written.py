@@ -18,7 +18,7 @@ from maskrcnn_coco.records import to_json
 from maskrcnn_coco.system.files import cache_folder, write_text
 from maskrcnn_coco.wording import count
 
-ABOUT, VERSION = "about.json", 1
+ABOUT, VERSION = "about.json", 2
 """What a kept conversion is of; another number makes all of them anew."""
 
 

@@ -16,7 +16,8 @@ from PIL import Image
 from maskrcnn_coco.cli.command_line import main
 from maskrcnn_coco.data.convert.recognise import recognise
 from maskrcnn_coco.data.layouts import find_data
-from maskrcnn_coco.data.masks import decode_mask
+from maskrcnn_coco.data.masks import decode_mask, encode_rle
+from maskrcnn_coco.errors import DataError
 
 H, W = 48, 64
 RING = [[10, 8], [30, 8], [30, 28], [10, 28]]
@@ -195,3 +196,91 @@ def test_odd_values_anywhere_are_no_raw_error(write: Any, tmp_path: Path):
             file.write_text("10".join(parts[: at + 1]) + value + "10".join(parts[at + 1 :]))
             out = ["--out", str(tmp_path / "out.json")]
             assert main(["convert", str(file), *out, "--format", "cvat" if write is cvat else "jsons"]) in (0, 3)
+
+
+def test_masks_of_segment_anything_are_objects_of_one_class(tmp_path: Path) -> None:
+    for n in range(2):
+        picture(tmp_path / f"sa_{n}.jpg")
+        mask = decode_mask([FLAT], H, W)
+        about = {"image_id": n, "width": W, "height": H, "file_name": f"sa_{n}.jpg"}
+        found = {"id": 1, "bbox": [10, 8, 20, 20], "area": 400, "segmentation": encode_rle(mask), "predicted_iou": 0.9}
+        put(tmp_path / f"sa_{n}.json", {"image": about, "annotations": [found]})
+    assert objects(tmp_path) == [(f"sa_{n}.jpg", "object", 400) for n in range(2)]
+
+
+def yolo(folder: Path, text: str, classes: str | None = "names: [cat, dog]\n") -> None:
+    picture(folder / "images" / "a.png")
+    put(folder / "labels" / "a.txt", text)
+    if classes is not None:
+        put(folder / "data.yaml", classes)
+
+
+SHARES = " ".join(f"{v / (W, H)[n % 2]}" for n, v in enumerate(FLAT))
+
+
+@pytest.mark.parametrize("place", ["classes.txt", "labels/classes.txt", "obj.names"])
+def test_names_of_classes_in_a_list_beside_the_labels(tmp_path: Path, place: str) -> None:
+    yolo(tmp_path, f"1 {SHARES}\n0 {SHARES}", None)
+    put(tmp_path / place, "cat\ndog\n")
+    assert objects(tmp_path) == [("a.png", "cat", 400), ("a.png", "dog", 400)]
+
+
+def test_classes_without_a_name_are_said_and_a_count_from_one_is_named(tmp_path: Path) -> None:
+    yolo(tmp_path / "none", f"1 {SHARES}", None)
+    assert "no file names the classes" in " ".join(find_data(tmp_path / "none").notes)
+    yolo(tmp_path / "one", f"1 {SHARES}\n2 {SHARES}")
+    assert "seem to count from 1" in " ".join(find_data(tmp_path / "one").notes)
+    yolo(tmp_path / "more", f"0 {SHARES}\n7 {SHARES}")
+    said = " ".join(find_data(tmp_path / "more").notes)
+    assert "beyond the 2 names: 'class 7'" in said and "count from 1" not in said
+    yolo(tmp_path / "sound", f"0 {SHARES}\n1 {SHARES}", "names: [cat, class 1]\n")
+    assert "beyond" not in " ".join(find_data(tmp_path / "sound").notes)
+
+
+def test_yolo_lines_in_pixels_are_said_to_be_that(tmp_path: Path) -> None:
+    yolo(tmp_path, "0 " + " ".join(map(str, FLAT)))
+    with pytest.raises(DataError, match="nothing in") as caught:
+        find_data(tmp_path)
+    assert "in pixels" in str(caught.value.got)
+
+
+def test_cvat_for_video_is_said_to_be_that(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.png")
+    track = '<track id="0" label="cat"><polygon frame="0" keyframe="1" outside="0" points="1,1;5,1;5,5"/></track>'
+    put(tmp_path / "annotations.xml", f"<annotations><version>1.1</version>{track}</annotations>")
+    for data in (tmp_path, tmp_path / "annotations.xml"):
+        with pytest.raises(DataError, match="CVAT for video"):
+            find_data(data)
+
+
+def test_outlines_of_a_map_are_said_to_be_that(tmp_path: Path) -> None:
+    picture(tmp_path / "a.tif")
+    ring = [[500_000 + x, 5_400_000 - y] for x, y in RING]
+    feature = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    put(tmp_path / "a.geojson", {"type": "FeatureCollection", "features": [feature]})
+    with pytest.raises(DataError, match="nothing in") as caught:
+        find_data(tmp_path)
+    assert "coordinates of a map" in str(caught.value.got)
+
+
+def test_a_pascal_set_of_classes_alone_gives_its_regions(tmp_path: Path) -> None:
+    values = np.zeros((H, W), np.uint8)
+    values[5:15, 5:25], values[20:40, 5:25], values[20:40, 40:60], values[0] = 8, 8, 12, 255
+    picture(tmp_path / "JPEGImages" / "a.jpg")
+    (tmp_path / "SegmentationClass").mkdir()
+    Image.fromarray(values).save(tmp_path / "SegmentationClass" / "a.png")
+    assert objects(tmp_path) == [("a.jpg", "cat", 200), ("a.jpg", "cat", 400), ("a.jpg", "dog", 400)]
+    assert "not its object" in " ".join(find_data(tmp_path).notes)
+
+
+def test_hidden_and_damaged_files_do_not_hide_a_set(tmp_path: Path) -> None:
+    for n in range(3):
+        picture(tmp_path / "img" / f"{n}.png")
+        shape = {"label": "cat", "points": RING, "shape_type": "polygon", "group_id": None, "flags": {}}
+        put(tmp_path / "json" / f"{n}.json", {
+            "version": "5.2.1", "flags": {}, "shapes": [shape], "imagePath": f"..\\img\\{n}.png", "imageData": None,
+            "imageHeight": H, "imageWidth": W,
+        })  # fmt: skip
+        (tmp_path / "json" / f"._{n}.json").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    put(tmp_path / "json" / "0000.json", "{")
+    assert objects(tmp_path) == [(f"{n}.png", "cat", 400) for n in range(3)]
