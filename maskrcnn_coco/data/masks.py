@@ -74,9 +74,12 @@ def plain_polygons(value: list[Any]) -> list[Any]:
     """Polygons as ``[[x1, y1, x2, y2, …], …]`` where their meaning is plain; ``value`` itself where they are that.
 
     Converters also write one flat list ``[x1, y1, …]``, points ``[[x1, y1], [x2, y2], …]``, both nested deeper, and
-    points ``{"x": …, "y": …}``. What is none of these comes back as it is.
+    points ``{"x": …, "y": …}``; a third number of a point (a height, whether it is seen) is left out. What is none of
+    these comes back as it is.
     """
     head = value[0] if value else None
+    if isinstance(head, list) and len(head) == 3 and (ring := _ring(value)) is not None:
+        return [ring]
     if isinstance(head, list) and len(head) > 2 and type(head[0]) in (float, int):
         nested = any(isinstance(p, list) and p and isinstance(p[0], (list, dict)) for p in value)
         return value if not nested else [q for p in value for q in _rings(p)]
@@ -87,13 +90,27 @@ def plain_polygons(value: list[Any]) -> list[Any]:
 def _rings(value: Any, depth: int = 0) -> list[Any]:
     if not isinstance(value, list) or not value or depth > 8:
         return [value] if depth else value
-    points = [_point(v) for v in value]
-    if len(points) >= 3 and None not in points:
-        return [[v for p in points if p is not None for v in p]]
+    if (ring := _ring(value)) is not None:
+        return [ring]
     if all(isinstance(v, list) for v in value):
         return [q for v in value for q in _rings(v, depth + 1)]
     numbers = all(type(v) is float or type(v) is int for v in value)
     return [value] if depth or (numbers and len(value) >= 6) else value
+
+
+def _ring(value: list[Any]) -> list[Any] | None:
+    """One outline out of points of two numbers each, or of three; None where it is none."""
+    for read in (_point, _flat):
+        points = [p for v in value if (p := read(v)) is not None]
+        if len(points) == len(value) >= 3:
+            return [v for p in points for v in p]
+    return None
+
+
+def _flat(value: Any) -> tuple[Any, Any] | None:
+    """The first two of three numbers: never a polygon, which has an even number of them."""
+    numbers = isinstance(value, list) and len(value) == 3 and all(type(v) is float or type(v) is int for v in value)
+    return (value[0], value[1]) if numbers else None
 
 
 def _point(value: Any) -> tuple[Any, Any] | None:
@@ -148,6 +165,8 @@ def checked_runs(rle: dict[str, Any], height: int, width: int) -> np.ndarray:
     Raises:
         DataError: as `decode_mask`.
     """
+    if "counts" not in rle:
+        raise _bad(f"it is an object of {', '.join(map(repr, sorted(rle)[:5])) or 'nothing'}, without `counts`", "RLE")
     size, counts = rle.get("size"), rle.get("counts")
     if size is None or list(size if isinstance(size, (list, tuple)) else []) != [height, width]:
         raise _bad(f"the RLE has size {str(size)[:40]}", f"[{height}, {width}], height and width of the image")

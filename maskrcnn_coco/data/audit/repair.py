@@ -19,8 +19,8 @@ from maskrcnn_coco.data.audit.readings import READING_CODES, Agreement, Reading,
 from maskrcnn_coco.data.audit.reread import reread
 from maskrcnn_coco.data.audit.segmentations import measure
 from maskrcnn_coco.data.audit.sizes import SIZE_CODES, at_size_of_files
-from maskrcnn_coco.data.coco.entries import LooseReader
 from maskrcnn_coco.data.coco.file import read_text
+from maskrcnn_coco.data.coco.loose_reader import LooseReader
 from maskrcnn_coco.data.coco.parse import arranged, mended
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.masks import decode_mask, plain_polygons

@@ -169,7 +169,7 @@ def _one_by_one(table: CocoTable, texts: list[tuple[int, bytes]], shapes: Shapes
             _rle(table, ann, segment, shapes, report)
         elif isinstance(segment, list):
             into.append((ann, segment))
-        elif segment is None:
+        elif segment is None or segment == "NaN":  # pandas writes NaN where there is nothing
             shapes.missing[ann] = True
         else:
             report.add("SEGMENTATION_BAD", f"it is {str(segment)[:40]!r}", ann=ann)
@@ -198,7 +198,7 @@ def _rle(table: CocoTable, ann: int, segment: dict[str, msgspec.Raw], shapes: Sh
         return
     value: dict[str, Any] = {}
     try:
-        value = {k: _any.decode(v) for k, v in segment.items() if k in ("size", "counts")}
+        value = {k: _any.decode(v) for k, v in segment.items()}
         runs = checked_runs(value, *size)
     except (DataError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         text = str(e.what if isinstance(e, DataError) else e).removeprefix("the segmentation cannot be used: ")

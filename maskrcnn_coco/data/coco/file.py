@@ -90,6 +90,14 @@ def _check_memory(path: Path, size: int) -> None:
         )
 
 
+_EXPORTS = {
+    "detectron2's list of dicts": "detectron2.data.datasets.convert_to_coco_json(NAME, 'coco.json') writes COCO",
+    "a FiftyOne data set": "dataset.export(labels_path='coco.json', label_field=FIELD, "
+    "dataset_type=fiftyone.types.COCODetectionDataset) writes COCO",
+    "a Datumaro data set": "datum convert -if datumaro -i FOLDER -f coco_instances -o OUT writes COCO",
+}
+
+
 def _check_start(path: Path, head: bytes) -> None:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
     if (text[:1] == b"{" and tool_of(text) is None) or (not text and len(head) == _HEAD):
@@ -101,7 +109,7 @@ def _check_start(path: Path, head: bytes) -> None:
         raise DataError(
             f"{path} is {tool}, not a COCO annotation file",
             expected=SHAPE,
-            fix="export it as COCO (instance segmentation) there, and name that file",
+            fix=_EXPORTS.get(tool, "export it as COCO (instance segmentation) there, and name that file"),
         )
     if text[:1] == b"[":
         raise DataError(

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from maskrcnn_coco.data.coco.keys import named
+from maskrcnn_coco.data.coco.other_outlines import of_geometry, of_runs, of_wkt, unpacked
 
 LOOKED_AT = 200
 """So many segmentations, spread over the file, tell whether any is written in another form."""
@@ -70,7 +71,7 @@ def plain_segmentations(texts: Sequence[bytes], size: Callable[[int], Size]) -> 
     """Segmentations, JSON text each, in COCO's forms, and how many were changed.
 
     Read are: JSON inside a string; numbers in quotes; an RLE in a list; one whose counts are a list or bytes written as
-    text; one without its size; the points of VGG Image Annotator.
+    text, or packed; one without its size; the points of VGG Image Annotator; what `other_outlines` knows.
 
     Args:
         size: (height, width) of the n-th one's image, 0 where unknown.
@@ -105,6 +106,9 @@ def _value(value: Any, size: Size) -> Any:
         try:
             inner = json.loads(value)
         except (ValueError, RecursionError):
+            other = of_runs(value, size) or of_wkt(value, size)
+            if other is not None:
+                return other
             numbers = numbers_of(value)
             return None if numbers is None or len(numbers) < 6 else [numbers]
         if not isinstance(inner, (list, dict)):
@@ -112,7 +116,9 @@ def _value(value: Any, size: Size) -> Any:
         plain = _value(inner, size)
         return inner if plain is None else plain
     if isinstance(value, dict):
-        return _rle(value, size) if "counts" in value else _points(value)
+        if "counts" in value:
+            return _rle(value, size)
+        return of_geometry(value, size) if "coordinates" in value else _points(value)
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) and "counts" in value[0]:
         return _rle(value[0], size)
     if isinstance(value, list) and value:
@@ -133,6 +139,8 @@ def _rle(value: dict[str, Any], size: Size) -> dict[str, Any]:
             counts = written[2].encode().decode("unicode_escape", "replace")
         elif numbers is not None and all(v.is_integer() and v >= 0 for v in numbers):
             counts = [int(v) for v in numbers]
+        else:
+            counts = unpacked(counts) or counts
     return {"size": given, "counts": counts}
 
 
@@ -173,6 +181,14 @@ def as_lists(top: Any) -> tuple[dict[str, Any], list[str]] | None:
             found[name] = [
                 {"id": key, **v} if isinstance(v, dict) and "id" not in v else v for key, v in found[name].items()
             ]
+    by_image = found.get("annotations")
+    if isinstance(by_image, dict) and by_image and all(isinstance(v, list) for v in by_image.values()):
+        notes.append("`annotations` is an object of lists by image")
+        found["annotations"] = [
+            {"image_id": int(key) if key.isdecimal() else key, **a} if isinstance(a, dict) else a
+            for key, each in by_image.items()
+            for a in each
+        ]
     _classes(found, notes)
     _nested(found, notes)
     notes += named(found)
@@ -256,6 +272,7 @@ _TOOLS: tuple[tuple[str, frozenset[str]], ...] = (
     ("a Supervisely project", frozenset({"classes", "projectType"})),
     ("detectron2's list of dicts", frozenset({"file_name", "annotations"})),
     ("a VoTT export", frozenset({"asset", "regions"})),
+    ("a BDD100K file", frozenset({"labels", "poly2d"})),
     ("a LabelMe file", frozenset({"shapes", "imagePath"})),
     ("a file of VGG Image Annotator", frozenset({"regions", "shape_attributes"})),
 )

@@ -49,7 +49,10 @@ OTHERS: dict[str, dict[str, tuple[str, ...]]] = {
 
 def needs_names(first: dict[str, Entry]) -> bool:
     """Whether one of the three lists' ``first`` entries lacks a field that it has under another name."""
-    return any(_renamed(kind, dict(entry), Counter()) for kind, entry in first.items() if isinstance(entry, dict))
+    entries = {kind: entry for kind, entry in first.items() if isinstance(entry, dict)}
+    category = entries.get("categories", {})
+    above = _empty(category.get("name")) and isinstance(category.get("supercategory"), str)
+    return above or any(_renamed(kind, dict(entry), Counter()) for kind, entry in entries.items())
 
 
 def named(found: dict[str, Any]) -> list[str]:
@@ -60,6 +63,12 @@ def named(found: dict[str, Any]) -> list[str]:
         for entry in entries if isinstance(entries, list) else ():
             if isinstance(entry, dict):
                 _renamed(kind, entry, done)
+    categories = _dicts(found.get("categories"))
+    above = {c["supercategory"] for c in categories if isinstance(c.get("supercategory"), str) and c["supercategory"]}
+    if all(_empty(c.get("name")) for c in categories) and len(above) == len(list(categories)):
+        for category in categories:
+            category["name"] = category["supercategory"]
+            done["categories", "name", "supercategory"] += 1
     known = {c.get("id") for c in _dicts(found.get("categories"))}
     _as_ids(found, known)
     return [f"`{field}` of {kind} is written `{name}` ({count} times)" for (kind, field, name), count in done.items()]

@@ -21,12 +21,12 @@ from maskrcnn_coco.data.coco.entries import (
     CategoryEntry,
     Entries,
     ImageEntry,
-    LooseReader,
     Problem,
 )
 from maskrcnn_coco.data.coco.file import SHAPE
 from maskrcnn_coco.data.coco.forms import as_lists
 from maskrcnn_coco.data.coco.keys import needs_names
+from maskrcnn_coco.data.coco.loose_reader import LooseReader
 from maskrcnn_coco.errors import DataError
 
 
@@ -38,6 +38,7 @@ class _Strict(msgspec.Struct, gc=False):
 
 class _Top(msgspec.Struct, gc=False):
     images: msgspec.Raw = ABSENT
+    videos: msgspec.Raw = ABSENT
     annotations: msgspec.Raw = ABSENT
     categories: msgspec.Raw = ABSENT
 
@@ -77,30 +78,67 @@ def _is_masked(entries: Entries, text: bytes) -> bool:
 
 
 def _sized(entries: Entries) -> bool:
-    return all(0 < i.height <= SIDE_LIMIT and 0 < i.width <= SIDE_LIMIT and i.name for i in entries.images)
+    sized = all(0 < i.height <= SIDE_LIMIT and 0 < i.width <= SIDE_LIMIT and i.name for i in entries.images)
+    return sized and all(c.name for c in entries.categories)
 
 
 def _parse_loose(text: bytes, path: Path) -> Entries:
     text, notes = arranged(mended(text))
     try:
         top = msgspec.json.decode(text, type=_Top)
+        if not bytes(top.images) and bytes(top.videos):
+            raise DataError(
+                f"{path} is of videos (YouTube-VIS): its annotations go through frames",
+                expected=SHAPE,
+                fix="write an entry of `images` for each frame, and an annotation for each object in it",
+            )
         lists = {n: _raw_list(getattr(top, n), n, path) for n in ("images", "annotations", "categories")}
     except RecursionError:
         raise _too_deep(path) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        raise DataError(
-            f"{path} is not valid JSON: {e}", expected=SHAPE, fix="export it again, or mend it at that byte"
-        ) from e
+        raise _not_json(text, path, str(e)) from e
     reader = LooseReader()
     reader.problems += [Problem("FILE_FORM", None, None, note) for note in notes]
     images = [i for i in reader.images(lists["images"]) if i is not None]
     categories = [c for c in reader.categories(lists["categories"]) if c is not None]
     reader.learn_names(images, lists["annotations"])
+    if lists["annotations"] and b'"segments_info"' in bytes(lists["annotations"][0]):
+        raise DataError(
+            f"{path} is COCO panoptic: its masks are in PNG files, not in the json",
+            expected=SHAPE,
+            fix="name instances_*.json, or convert it: panoptic2detection_coco_format.py of panopticapi writes masks",
+        )
     annotations = [reader.annotation(n, raw) for n, raw in enumerate(lists["annotations"])]
+    if reader.listed_ids:
+        said = f"{reader.listed_ids} ids stand in lists of one"
+        reader.problems.append(Problem("FILE_FORM", None, None, said))
     if reader.other_boxes:
         said = f"{reader.other_boxes} boxes are nested, named or text, and are read as four numbers"
         reader.problems.append(Problem("BOX_FORM", None, None, said))
     return Entries(images, annotations, categories, reader.problems)
+
+
+def _not_json(text: bytes, path: Path, why: str) -> DataError:
+    """What kind of text it is instead, where that can be seen."""
+    fix = "export it again, or mend it at that byte"
+    what = f"is not valid JSON: {why}"
+    first = text.lstrip().partition(b"\n")[0]
+    if text.lstrip()[:2] in (b"{'", b"['"):
+        what = "is Python's notation, with single quotes, not JSON"
+        fix = f"read it with ast.literal_eval, and write it with json.dump(value, open({path.stem + '.json'!r}, 'w'))"
+    elif "trailing" in why and _is_json(first):
+        what = "has a JSON object a line (JSON Lines), not one object with three lists"
+        fix = "json.loads of each line, and json.dump of the three lists; or export it as COCO"
+    elif "truncated" in why:
+        what, fix = "ends in the middle: the file is not whole", "copy, download or export it again"
+    return DataError(f"{path} {what}", expected=SHAPE, fix=fix)
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(text), dict)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
 
 
 def arranged(text: bytes) -> tuple[bytes, list[str]]:
@@ -147,9 +185,10 @@ def _raw_list(raw: msgspec.Raw, name: str, path: Path) -> list[msgspec.Raw]:
         return msgspec.json.decode(raw, type=list[msgspec.Raw])
     except msgspec.ValidationError as e:
         got = bytes(memoryview(raw)[:40]).decode("utf-8", "replace")
-        raise DataError(
-            f"`{name}` of {path} is not a list", got=got, expected=SHAPE, fix="export the file again"
-        ) from e
+        raise DataError(f"`{name}` of {path} is not a list", got=got, expected=SHAPE, fix=_TO_LIST) from e
+
+
+_TO_LIST = "export the file again; of pandas tables, to_dict(orient='records') makes lists"
 
 
 def _too_deep(path: Path) -> DataError:

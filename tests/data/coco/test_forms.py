@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import base64
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +92,27 @@ def packed() -> Doc:
     return doc
 
 
+def zipped() -> Doc:
+    doc = packed()
+    for a in doc["annotations"]:
+        text = ast.literal_eval(a["segmentation"]["counts"])
+        a["segmentation"]["counts"] = base64.b64encode(zlib.compress(text)).decode()
+    return doc
+
+
+def points(flat: list[float]) -> list[list[float]]:
+    return [[x, y] for x, y in zip(flat[::2], flat[1::2], strict=True)]
+
+
+def pairs(flat: list[float], more: str = "") -> str:
+    return ", ".join(f"{x} {y}{more}" for x, y in points(flat))
+
+
+def start_length(counts: list[int]) -> str:
+    starts = np.cumsum([0, *counts])
+    return " ".join(f"{starts[n] + 1} {counts[n]}" for n in range(1, len(counts), 2))
+
+
 FORMS: dict[str, Callable[[], Any]] = {
     "box in a list": lambda: each("bbox", lambda v: [v]),
     "box with names": lambda: each("bbox", lambda v: dict(zip(("x", "y", "width", "height"), v, strict=True))),
@@ -108,6 +132,28 @@ FORMS: dict[str, Callable[[], Any]] = {
         "segmentation", lambda v: {"counts": v["counts"], "height": H, "width": W}, rle=True
     ),
     "bytes as text": packed,
+    "WKT": lambda: each("segmentation", lambda v: f"POLYGON (({pairs(v[0])}))"),
+    "WKT of several": lambda: each("segmentation", lambda v: f"MULTIPOLYGON(((1 1, 1 1, 1 1)),(({pairs(v[0])})))"),
+    "WKT with heights": lambda: each("segmentation", lambda v: f"POLYGON Z (({pairs(v[0], ' 0')}))"),
+    "GeoJSON": lambda: each("segmentation", lambda v: {"type": "Polygon", "coordinates": [points(v[0])]}),
+    "GeoJSON of several": lambda: each(
+        "segmentation", lambda v: {"type": "MultiPolygon", "coordinates": [[points(v[0])]]}
+    ),
+    "points with heights": lambda: each("segmentation", lambda v: [[*p, 0.5] for p in points(v[0])]),
+    "points with a flag, nested": lambda: each("segmentation", lambda v: [[[*p, 2] for p in points(v[0])]]),
+    "runs of a competition": lambda: each("segmentation", lambda v: start_length(v["counts"]), rle=True),
+    "RLE in zlib and base64": zipped,
+    "category in a list": lambda: each("category_id", lambda v: [v]),
+    "image in a list": lambda: each("image_id", lambda v: [v]),
+    "annotations by image": lambda: (d := document()) | {
+        "annotations": {str(a["image_id"]): [{k: v for k, v in a.items() if k != "image_id"}] for a in d["annotations"]}
+    },
+    "classes as supercategories": lambda: document() | {
+        "categories": [{"id": n, "name": "", "supercategory": c} for n, c in ((1, "a"), (2, "b"))]
+    },
+    "classes as supercategories, without names": lambda: document() | {
+        "categories": [{"id": n, "supercategory": c} for n, c in ((1, "a"), (2, "b"))]
+    },
     "category by name": lambda: each("category_id", lambda v: "ab"[v - 1]),
     "image by file name": lambda: by_name(lambda n: n),
     "image by stem": lambda: by_name(lambda n: n.removesuffix(".png")),
@@ -185,7 +231,7 @@ def test_the_export_of_another_tool_is_named(head: Any, tool: str, tmp_path: Pat
     (tmp_path / "data.json").write_text(json.dumps(head), encoding="utf-8")
     with pytest.raises(DataError, match=tool) as error:
         load_coco(tmp_path / "data.json", tmp_path)
-    assert "export it as COCO" in (error.value.fix or "")
+    assert ("convert_to_coco_json" if tool == "detectron2" else "export it as COCO") in (error.value.fix or "")
 
 
 def renamed(kind: str, **names: str) -> Callable[[Doc], None]:
@@ -267,6 +313,70 @@ def test_boxes_in_more_forms(box: Callable[[Any], Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize("box", [lambda b: [*b, 7], lambda b: [b[0], b[1]], lambda b: [[1, 2, 3], [4, 5, 6]]])
 def test_boxes_that_may_mean_several_things_are_not_read(box: Callable[[Any], Any], tmp_path: Path) -> None:
     assert np.isnan(write(tmp_path, each("bbox", box)).boxes).all()
+
+
+def test_what_is_cut_out_of_an_outline_stays_out(tmp_path: Path) -> None:
+    rings = [[[5, 5], [45, 5], [45, 35], [5, 35], [5, 5]], [[15, 15], [25, 15], [25, 25], [15, 25], [15, 15]]]
+    text = ", ".join("(" + ", ".join(f"{x} {y}" for x, y in ring) + ")" for ring in rings)
+    for value in ({"type": "Polygon", "coordinates": rings}, f"POLYGON ({text})", f"MULTIPOLYGON (({text}))"):
+        table = write(tmp_path, each("segmentation", lambda _, value=value: value))
+        mask = decode_mask(table.segmentation_raw(0), H, W)
+        assert abs(int(mask.sum()) - (40 * 30 - 100)) <= 40 and mask[20, 20] == 0 and mask[10, 10] == 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "POLYGON EMPTY",
+        "POLYGON ((1 1, 2 2))",
+        "LINESTRING (1 1, 5 5, 9 1)",
+        "POINT (1 1)",
+        {"type": "LineString", "coordinates": [[1, 1], [5, 5], [9, 1]]},
+        {"type": "Polygon", "coordinates": [[["a", "b"], [1, 2], [3, 4]]]},
+        {"type": "Polygon", "coordinates": []},
+        "1 5 3 5",
+        "500 20 510 20",
+        "2300 200",
+        {"size": [H, W], "counts": "eJzT0yMAAGTvBe8="},
+    ],
+)
+def test_what_is_no_outline_is_not_read_and_said(value: Any, tmp_path: Path) -> None:
+    table = write(tmp_path, each("segmentation", lambda _: value))
+    with pytest.raises(DataError):
+        decode_mask(table.segmentation_raw(0), H, W)
+    found = [f for f in audit(table, images=False) if f.severity == "error"]
+    assert len(found) == 6 and "size None" not in found[0].message
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "fix"),
+    [
+        ("\n".join(json.dumps(a) for a in document()["annotations"]), "a JSON object a line", "json.loads"),
+        (str(document()), "Python's notation", "literal_eval"),
+        (json.dumps(document())[:900], "ends in the middle", "download"),
+        (json.dumps(document()).replace("[[", "[[,", 1), "not valid JSON", "byte"),
+        (json.dumps({"videos": [], "annotations": [], "categories": []}), "YouTube-VIS", "for each frame"),
+        (
+            json.dumps(document() | {"annotations": [{"image_id": 1, "file_name": "a.png", "segments_info": []}]}),
+            "COCO panoptic",
+            "panoptic2detection",
+        ),
+        (json.dumps(document() | {"images": {"id": {"0": 1}}}), "not a list", "to_dict"),
+        (json.dumps([{"name": "a", "labels": [{"poly2d": []}]}]), "BDD100K", "export"),
+    ],
+)
+def test_another_kind_of_file_is_said_to_be_that(text: str, what: str, fix: str, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=what) as e:
+        load_coco(tmp_path / "data.json", tmp_path)
+    assert fix in (e.value.fix or "")
+
+
+def test_what_pandas_writes_for_nothing_is_a_missing_mask(tmp_path: Path) -> None:
+    doc = document()
+    doc["annotations"][0]["segmentation"] = float("nan")
+    table = write(tmp_path, doc)
+    assert [f.code for f in audit(table, images=False) if f.severity == "error"] == ["SEGMENTATION_MISSING"]
 
 
 def test_a_text_that_was_encoded_twice_is_read(tmp_path: Path) -> None:
