@@ -13,12 +13,13 @@ from maskrcnn_coco.data.audit.checks import audit
 from maskrcnn_coco.data.audit.content import content_of_table
 from maskrcnn_coco.data.audit.gallery import write_gallery
 from maskrcnn_coco.data.audit.overview import Overview, overview
-from maskrcnn_coco.data.audit.quarantine import to_quarantine
+from maskrcnn_coco.data.audit.quarantine import require_usable, to_quarantine
 from maskrcnn_coco.data.audit.repair import Change, changes_file, repair
 from maskrcnn_coco.data.audit.show import print_findings, print_overview
 from maskrcnn_coco.data.audit.whole_set import facts_of
 from maskrcnn_coco.data.bit_range import given_range
 from maskrcnn_coco.data.layouts import DataSource, find_data
+from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.findings.judge import judge
 from maskrcnn_coco.records import DataFinding, RunFinding
 from maskrcnn_coco.wording import finding_lines
@@ -35,6 +36,8 @@ class Checked:
     next: str
     whole: list[RunFinding] = field(default_factory=list)
     """What keeps a training on this set from learning; each follows from ``findings``, or from counts."""
+    usable: bool = True
+    """Something of the set can be trained on as it is."""
 
     @property
     def exit_code(self) -> int:
@@ -72,15 +75,25 @@ def check_set(args: Any) -> Checked:
         content = content_of_table(found.train, "training data", *to_quarantine(findings))
         facts.contents = [] if content is None else [content]
     whole = judge(facts)
-    return Checked(found, known, findings, changes, _next(args, found, findings), whole)
+    usable = args.fix is not None or _usable(found, findings, low, high)
+    return Checked(found, known, findings, changes, _next(args, found, [*findings, *whole], usable), whole, usable)
+
+
+def _usable(found: DataSource, findings: list[DataFinding], low: int, high: int) -> bool:
+    try:
+        require_usable(found.train, findings, min_size=low, max_size=high)
+    except DataError:
+        return False
+    return True
 
 
 def _same(found: DataSource) -> bool:
     return found.val is not None and found.val.json_path.resolve() == found.train.json_path.resolve()
 
 
-def _next(args: Any, found: DataSource, findings: Sequence[DataFinding]) -> str:
-    """The command that takes the user on: a repair where one helps, else training, on what was named here."""
+def _next(args: Any, found: DataSource, findings: Sequence[DataFinding | RunFinding], usable: bool) -> str:
+    """The command that takes the user on: a repair where one helps, else training, on what was named here; this one
+    again where nothing could be trained on."""
     val = [("--val", args.val), ("--val-images", args.val_images)]
     val += [("--bit-range", args.bit_range if args.bit_range != "auto" else None)]
     if args.fix is not None:
@@ -89,7 +102,7 @@ def _next(args: Any, found: DataSource, findings: Sequence[DataFinding]) -> str:
     if any(f.severity != "info" and REPAIR in f.fix for f in findings):
         name = found.train.json_path.name.removesuffix(".gz").removesuffix(".json")
         return _command("check", [*data, ("--fix", f"{name}.fixed.json")])
-    return _command("train", [*data, *val])
+    return _command("train" if usable else "check", [*data, *val])
 
 
 def _command(verb: str, flags: Sequence[tuple[str, object]]) -> str:
@@ -114,4 +127,4 @@ def print_checked(checked: Checked, args: Any) -> None:
             f"repaired copy: {args.fix}, {kept}; {len(checked.changes)} changes are listed in {changes_file(args.fix)}"
         )
         print(f"its images: --images {shlex.quote(str(Path(table.image_root)))}")
-    print(f"next: {checked.next}")
+    print(f"next{'' if checked.usable else ', when the errors are mended'}: {checked.next}")

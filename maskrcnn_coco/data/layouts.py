@@ -150,7 +150,9 @@ def split(table: CocoTable, fraction: float, seed: int) -> tuple[CocoTable, Coco
     keys = [hashlib.sha256(f"{seed}:{name}".encode("utf-8", "replace")).digest() for name in names]
     count = min(max(round(fraction * len(table)), 1), len(table) - 1)
     held = np.zeros(len(table), bool)
-    held[sorted(range(len(table)), key=lambda r: (keys[r], r))[:count]] = True
+    chosen = sorted(range(len(table)), key=lambda r: (keys[r], r))[:count]
+    last = [r for r, key in enumerate(keys) if key == keys[chosen[-1]]]  # entries of one file stay on one side
+    held[chosen + last if len({*chosen, *last}) < len(table) else chosen] = True
     return table.subset(np.flatnonzero(~held)), table.subset(np.flatnonzero(held))
 
 

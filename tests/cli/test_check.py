@@ -82,3 +82,12 @@ def test_the_page_draws_twelve_healthy_images(tmp_path: Path, capsys):
     page = (tmp_path / "out.html").read_text(encoding="utf-8")
     healthy = page[page.index("As training sees it") : page.index("<table>")]
     assert healthy.count("<img") == 12 and ">1.png" not in healthy and "3 " in healthy
+
+
+def test_where_nothing_can_be_trained_on_training_is_not_what_comes_next(tmp_path: Path, capsys):
+    data = OddSet(tmp_path)
+    for ann in data.annotations:
+        del ann["segmentation"]
+    code, text = run(capsys, "--data", data.write(), "--images", data.folder)
+    last = text.strip().splitlines()[-1]
+    assert code == 3 and last.startswith("next, when the errors are mended: maskrcnn-coco check --data ")

@@ -222,3 +222,12 @@ def test_another_tools_data_set_is_named_among_its_other_files(tmp_path: Path):
     (tmp_path / "samples.json").write_text('{"samples": []}')
     with pytest.raises(DataError, match=r"FiftyOne data set, samples\.json"):
         find_data(tmp_path)
+
+
+@pytest.mark.parametrize("fraction", [0.15, 0.3, 0.5])
+def test_entries_of_one_file_stay_on_one_side(tmp_path: Path, fraction: float):
+    data = OddSet(tmp_path, images=7)
+    data.images += [image | {"id": image["id"] + 100 * n} for n in (1, 2) for image in data.images]
+    for seed in range(8):
+        train, val = split(data.table(), fraction, seed)
+        assert not set(train.names.decoded()) & set(val.names.decoded()) and len(val) >= 3

@@ -344,7 +344,7 @@ def rles() -> Iterator[Case]:
     for label, rle, code in (
         ("no counts", {"size": size}, "RLE_BAD"),
         ("no size", {"counts": good}, "SEGMENTATION_FORM"),
-        ("empty object", {}, "RLE_SIZE"),
+        ("empty object", {}, "SEGMENTATION_BAD"),
         ("size null", {"size": None, "counts": good}, "SEGMENTATION_FORM"),
         ("size text", {"size": "24x32", "counts": good}, "RLE_SIZE"),
         ("size swapped", {"size": size[::-1], "counts": good}, "RLE_SIZE"),

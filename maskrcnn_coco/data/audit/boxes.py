@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 
 import numpy as np
 
@@ -102,6 +103,8 @@ def check_labels(table: CocoTable, report: Reporter) -> None:
     for name, n in Counter(names).items():
         if n > 1:
             report.add("CATEGORY_NAME_DUPLICATE", f"{n} categories are called {name!r}")
+    for alike in _alike(set(names)):
+        report.add("CATEGORY_NAME_ALIKE", f"categories are called {', '.join(map(repr, alike))}")
     counts = np.bincount(table.labels, minlength=table.num_classes)[1:]
     for c, n in zip(table.categories, counts.tolist(), strict=True):
         if n == 0 and len(table.ann_ids):
@@ -110,6 +113,15 @@ def check_labels(table: CocoTable, report: Reporter) -> None:
     if len(used) > 1 and used.max() >= 100 * used.min():
         most, least = int(counts.argmax()), int(np.flatnonzero(counts == used.min())[0])
         report.add("CLASS_IMBALANCE", f"{counts[most]} of {names[most]!r}, {counts[least]} of {names[least]!r}")
+
+
+def _alike(names: set[str]) -> list[list[str]]:
+    """Names that are one word but for case, blanks and hyphens. Single letters may be classes in both cases."""
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        plain = re.sub(r"(?<!\d)[\s_-]+|[\s_-]+(?!\d)", "", name)  # 1_0 and 10 are two
+        groups[plain.casefold() if len(plain) > 2 else plain].append(name)
+    return [group for plain, group in groups.items() if plain and len(group) > 1]
 
 
 def check_ids(table: CocoTable, report: Reporter) -> None:

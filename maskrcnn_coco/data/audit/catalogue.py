@@ -44,6 +44,11 @@ CATALOGUE: dict[str, Kind] = {
     "IMAGE_ID_DUPLICATE": Kind(
         "error", "two images have the same id", "give each image its own id, in its annotations too"
     ),
+    "IMAGE_ID_SHIFT": Kind(
+        "warning",
+        "image ids of annotations are one too low or high",
+        "count both from 0, or both from 1: image_id of each annotation is the id of its image",
+    ),
     "IMAGE_ENTRY_REPEATED": Kind("warning", "an image entry is there twice", f"{REPAIR} with one"),
     "IMAGE_FILE_NAME_BAD": Kind("error", "an image has no file name", f"name its file; {REPAIR} without it"),
     "IMAGE_SIZE_INVALID": Kind(
@@ -113,6 +118,11 @@ CATALOGUE: dict[str, Kind] = {
     "CATEGORY_PARENT": Kind("info", "a parent category is left out", "nothing to do: it has no annotations"),
     "CATEGORY_UNUSED": Kind("info", "a category has no annotations", "remove it, unless other data sets have it"),
     "CATEGORY_NAME_DUPLICATE": Kind("warning", "two categories have the same name", "merge them, or rename one"),
+    "CATEGORY_NAME_ALIKE": Kind(
+        "warning",
+        "names of categories differ in case or blanks alone",
+        "nothing to do where they are two classes; else give their annotations one category",
+    ),
     "CLASS_IMBALANCE": Kind("warning", "classes differ a hundredfold in number", "add images of the rare class"),
     "ANN_ID_DUPLICATE": Kind(
         "warning",
@@ -120,7 +130,11 @@ CATALOGUE: dict[str, Kind] = {
         f"nothing is lost, they go by place; {REPAIR} with new ids",
     ),
     "ANN_DUPLICATE": Kind("warning", "an annotation is there twice", f"{REPAIR} without the second"),
-    "IMAGE_NAME_DUPLICATE": Kind("warning", "two image entries name the same file", "merge the two entries"),
+    "IMAGE_NAME_DUPLICATE": Kind(
+        "warning",
+        "two image entries name the same file",
+        f"what each lacks is background in it: merge them; {REPAIR} that has one entry",
+    ),
     "NO_ANNOTATIONS": Kind(
         "error", "the file has no annotations", "name the annotated json, not the list of test images"
     ),
@@ -165,7 +179,9 @@ CATALOGUE: dict[str, Kind] = {
     # images
     "IMAGE_MISSING": Kind("error", "an image file does not exist", "check --images, or remove the entry"),
     "IMAGE_PATH": Kind(
-        "error", "a file name leads out of the image folder", "write names relative to the image folder"
+        "error",
+        "a file name leads out of the image folder",
+        "write names relative to the image folder; for links: cp -rL FOLDER COPY, and --images COPY",
     ),
     "IMAGE_UNREADABLE": Kind("error", "an image is damaged, or is none", "replace the file, or remove the entry"),
     "IMAGE_TOO_LARGE": Kind("error", "an image has too many pixels", "make it smaller, or cut it into tiles"),

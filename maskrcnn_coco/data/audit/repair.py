@@ -19,6 +19,7 @@ from maskrcnn_coco.data.audit.readings import READING_CODES, Agreement, Reading,
 from maskrcnn_coco.data.audit.reread import reread
 from maskrcnn_coco.data.audit.segmentations import measure
 from maskrcnn_coco.data.audit.sizes import SIZE_CODES, at_size_of_files
+from maskrcnn_coco.data.audit.whole_set import category_shift
 from maskrcnn_coco.data.coco.file import read_text
 from maskrcnn_coco.data.coco.loose_reader import LooseReader
 from maskrcnn_coco.data.coco.parse import arranged, mended
@@ -73,6 +74,9 @@ def repair(table: CocoTable, findings: list[DataFinding], out_json: str | Path) 
     out = Path(out_json)
     if out.exists() or out.is_symlink():
         raise DataError(f"{out} exists already, and nothing is overwritten", fix="name a new file: --fix OUT.json")
+    shifted = next((f for f in findings if f.code == "IMAGE_ID_SHIFT"), None)
+    if shifted is not None:
+        raise DataError(f"nothing was written: {shifted.message}", fix=shifted.fix)
     top, images, annotations = _entries(table)
     work = _as_meant(table, findings)
     ids = [None if entry is None else entry.id for entry in LooseReader().images(images)]
@@ -155,6 +159,19 @@ def _raw(value: Any) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(value))
 
 
+def _merged(table: CocoTable, of_image: dict[int, dict[str, str]]) -> dict[int, int]:
+    """Image → the first one of the same file and size, where both are sound: its annotations go there."""
+    first: dict[tuple[str, int, int], int] = {}
+    found: dict[int, int] = {}
+    for row in range(len(table) if any("IMAGE_NAME_DUPLICATE" in codes for codes in of_image.values()) else 0):
+        image = int(table.image_ids[row])
+        if "error" not in of_image.get(image, {}).values():
+            kept = first.setdefault((table.file_name(row), *table.size_of(row)), image)
+            if kept != image:
+                found[image] = kept
+    return found
+
+
 class _Repair:
     def __init__(
         self, table: CocoTable, findings: list[DataFinding], read_anew: tuple[CocoTable, Agreement] | None = None
@@ -175,6 +192,8 @@ class _Repair:
         self.repeated = set(repeated(table).tolist())
         self.used_ids: set[int] = set()
         self.used_images: set[int] = set()
+        self.shift = category_shift(table)
+        self.merged = _merged(table, self.of_image)
 
     def categories(self, entries: list[msgspec.Raw]) -> list[msgspec.Raw]:
         """The categories under the ids that stand for their words."""
@@ -194,6 +213,9 @@ class _Repair:
             return None
         row = self.table.row_of(image_id)
         codes = self.of_image[image_id]
+        if image_id in self.merged:
+            self._change(image_id, None, "removed", self.table.file_name(row), self.merged[image_id], list(codes))
+            return None
         if any(s == "error" for s in codes.values()) or image_id in self.used_images:
             self._change(image_id, None, "removed", self.table.file_name(row), None, list(codes))
             return None
@@ -213,9 +235,12 @@ class _Repair:
         t, own = self.table, int(self.table.given_ids[n])
         row = int(t.ann_image[n])
         image_id = int(t.image_ids[row]) if row >= 0 else None
+        image_id = self.merged.get(image_id, image_id) if image_id is not None else None
         codes = dict(self.of_annotation[int(t.ann_ids[n])])
-        wrong = {c for c, s in codes.items() if s == "error"} - (
-            BOX_FROM_MASK if not self.whole & KEPT_ERRORS else set()
+        wrong = (
+            {c for c, s in codes.items() if s == "error"}
+            - ({"LABEL_UNKNOWN"} if self.shift else set())
+            - (BOX_FROM_MASK if not self.whole & KEPT_ERRORS else set())
         )
         if image_id not in self.used_images or wrong or n in self.repeated:
             self._change(image_id, own, "removed", t.boxes[n].tolist(), None, sorted(wrong) or list(codes))
@@ -235,10 +260,18 @@ class _Repair:
             own, self.next_id = self.next_id, self.next_id + 1
             values["id"] = own
         self.used_ids.add(own)
+        image_id = int(t.image_ids[t.ann_image[n]])
+        if image_id in self.merged:
+            codes.setdefault("IMAGE_NAME_DUPLICATE", "warning")
+            values["image_id"] = self.merged[image_id]
         if "ID_STRING" in codes or {"IMAGE_ID_TEXT", "CATEGORY_ID_TEXT"} & self.whole:
-            values |= {"id": own, "image_id": int(t.image_ids[t.ann_image[n]]), "category_id": int(t.category_ids[n])}
+            plain = {"image_id": self.merged.get(image_id, image_id), "category_id": int(t.category_ids[n])}
+            values |= {"id": own} | plain
         if FORMS & self.whole:
             values |= self._plain(n) | values
+        if self.shift:
+            codes.setdefault("LABEL_UNKNOWN", "error")
+            values["category_id"] = int(t.category_ids[n]) + self.shift
         if "ISCROWD_BAD" in codes or (t.iscrowd[n] and {"CROWD_ALL", "CROWD_SINGLE"} & self.whole):
             values["iscrowd"] = 0
         values |= self._as_meant(n, codes)

@@ -34,7 +34,7 @@ Segment = Polygons | dict[str, msgspec.Raw] | None
 _typed = msgspec.json.Decoder(list[Polygons | _Rle | None])
 _segment = msgspec.json.Decoder(Segment)
 _any = msgspec.json.Decoder()
-_RLE_CODES = (("size", "RLE_SIZE"), ("add up", "RLE_SUM"))
+_RLE_CODES = (("RLE has size", "RLE_SIZE"), ("add up", "RLE_SUM"))
 
 
 @dataclass
@@ -198,11 +198,12 @@ def _rle(table: CocoTable, ann: int, segment: dict[str, msgspec.Raw], shapes: Sh
         return
     value: dict[str, Any] = {}
     try:
-        value = {k: _any.decode(v) for k, v in segment.items()}
+        value = {k: _any.decode(v) if k in ("size", "counts") else None for k, v in segment.items()}
         runs = checked_runs(value, *size)
     except (DataError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         text = str(e.what if isinstance(e, DataError) else e).removeprefix("the segmentation cannot be used: ")
-        report.add(next((c for word, c in _RLE_CODES if word in text), "RLE_BAD"), text, ann=ann)
+        other = "RLE_BAD" if {"size", "counts"} & segment.keys() else "SEGMENTATION_BAD"
+        report.add(next((c for word, c in _RLE_CODES if word in text), other), text, ann=ann)
         if value.get("size") == [size[1], size[0]]:
             _turned(ann, value, size, shapes)
         return

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 
 from maskrcnn_coco.data.audit.boxes import sides_of
-from maskrcnn_coco.data.coco.table import CocoTable
+from maskrcnn_coco.data.coco.table import CocoTable, shift_of
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.findings.facts import Audited, Facts, Labels, Stage, Targets
 from maskrcnn_coco.records import DataFinding
@@ -50,21 +50,15 @@ def facts_of(
     counts = Counter(table.labels[table.labels > 0].tolist())
     twice = [n for n, c in names.items() if c > 1]
     facts.labels = Labels(dict(sorted(counts.items())), len(table), num_classes=table.num_classes, twice=twice)
-    facts.labels.shift, facts.labels.unknown = _shift(table), int((table.labels < 1).sum())
+    facts.labels.shift, facts.labels.unknown = category_shift(table), int((table.labels < 1).sum())
     return facts
 
 
-def _shift(table: CocoTable) -> int:
-    """1 or -1 where the ids of annotated categories all become known by it, and run from end to end as those do."""
-    known = np.array([c.id for c in table.categories])
-    used = np.unique(table.category_ids)
-    if np.isin(used, known).all():
+def category_shift(table: CocoTable) -> int:
+    """As `shift_of` the ids of annotated categories."""
+    if table.dropped_category is not None and (table.category_ids == 0).any():
         return 0
-    if table.dropped_category is not None and 0 in used:
-        return 0
-    ends = [(int(used[0]) + s, int(used[-1]) + s) == (int(known[0]), int(known[-1])) for s in (1, -1)]
-    fits = [np.isin(used + s, known).all() for s in (1, -1)]
-    return next((s for s, end, fit in zip((1, -1), ends, fits, strict=True) if end and fit), 0)
+    return shift_of(np.array([c.id for c in table.categories]), table.category_ids)
 
 
 def silent_code(code: str) -> str:

@@ -121,17 +121,17 @@ def _parse_loose(text: bytes, path: Path) -> Entries:
 def _not_json(text: bytes, path: Path, why: str) -> DataError:
     """What kind of text it is instead, where that can be seen."""
     fix = "export it again, or mend it at that byte"
-    what = f"is not valid JSON: {why}"
+    what = why
     first = text.lstrip().partition(b"\n")[0]
     if text.lstrip()[:2] in (b"{'", b"['"):
-        what = "is Python's notation, with single quotes, not JSON"
+        what = "it is Python's notation, with single quotes"
         fix = f"read it with ast.literal_eval, and write it with json.dump(value, open({path.stem + '.json'!r}, 'w'))"
     elif "trailing" in why and _is_json(first):
-        what = "has a JSON object a line (JSON Lines), not one object with three lists"
+        what = "it has an object a line (JSON Lines), not one object of three lists"
         fix = "json.loads of each line, and json.dump of the three lists; or export it as COCO"
     elif "truncated" in why:
-        what, fix = "ends in the middle: the file is not whole", "copy, download or export it again"
-    return DataError(f"{path} {what}", expected=SHAPE, fix=fix)
+        what, fix = "it ends in the middle, the file is not whole", "copy, download or export it again"
+    return DataError(f"{path} is not valid JSON: {what}", expected=SHAPE, fix=fix)
 
 
 def _is_json(text: bytes) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 
 from maskrcnn_coco.data.bit_depth import BitRange
 from maskrcnn_coco.data.classes import Classes, match_classes
-from maskrcnn_coco.data.coco.entries import AnnotationEntry, CategoryEntry, Entries, ImageEntry, Problem
+from maskrcnn_coco.data.coco.entries import UNKNOWN, AnnotationEntry, CategoryEntry, Entries, ImageEntry, Problem
 from maskrcnn_coco.data.coco.file import SHAPE, read_text
 from maskrcnn_coco.data.coco.forms import plain_segmentations
 from maskrcnn_coco.data.coco.parse import parse
@@ -253,7 +253,9 @@ def _table(entries: Entries, path: Path, root: Path) -> CocoTable:
         problems.append(Problem("ISCROWD_BAD", image_id, -(n + 1), f"annotations[{n}].iscrowd is {flags[n]}"))
     columns["iscrowd"] = flags == 1
     heights, widths = ([getattr(i, n) for i in images] for n in ("height", "width"))
-    rows = _rows_in(image_ids, columns.pop("image_ids"))
+    of_images = columns.pop("image_ids")
+    rows = _rows_in(image_ids, of_images)
+    problems += _shifted_images(image_ids, of_images[of_images != UNKNOWN]) if (rows < 0).any() else []
     sizes = [*zip(heights, widths, strict=True), (0, 0)]  # the last one stands for no image
     texts = list(map(attrgetter("segmentation"), entries.annotations))
     texts, forms = plain_segmentations(texts, lambda n: sizes[rows[n]])
@@ -276,6 +278,28 @@ def _table(entries: Entries, path: Path, root: Path) -> CocoTable:
         dropped_category=dropped,
         **columns,
     )
+
+
+def shift_of(known: np.ndarray, used: np.ndarray) -> int:
+    """1 or -1 where all ``used`` ids, some of which are not ``known``, become known by it and then run from end to end
+    as the known ones do; 0 where they do not."""
+    used = np.unique(used)
+    if not len(used) or np.isin(used, known).all():
+        return 0
+    ends = (int(known.min()), int(known.max()))
+    shifts = (s for s in (1, -1) if (int(used[0]) + s, int(used[-1]) + s) == ends)
+    return next((s for s in shifts if np.isin(used + s, known).all()), 0)
+
+
+def _shifted_images(image_ids: np.ndarray, of_images: np.ndarray) -> list[Problem]:
+    shift = shift_of(image_ids, of_images) if len(image_ids) > 2 else 0
+    if not shift:
+        return []
+    ends = [f"{min(ids)} to {max(ids)}" for ids in (of_images.tolist(), image_ids.tolist())]
+    text = f"image_id of the annotations goes from {ends[0]}, id of the images from {ends[1]}: each object is on a"
+    return [
+        Problem("IMAGE_ID_SHIFT", None, None, f"{text} neighbour of its image, and those of one image are left out")
+    ]
 
 
 def _columns(entries: list[AnnotationEntry]) -> dict[str, Any]:

@@ -118,3 +118,85 @@ def test_a_copy_without_anything_is_not_written(tmp_path: Path):
         repair(table, audit(table), tmp_path / "out.json")
     assert "24 annotations, with POLYGON_SHORT (24)" in str(caught.value.got)
     assert not (tmp_path / "out.json").exists() and not (tmp_path / "out.changes.json").exists()
+
+
+def a_class_at_a_time(data: OddSet) -> None:
+    """Each image listed once a class, as merged exports have it: what is of the other class is background in it."""
+    entries = data.images
+    data.images = [entry | {"id": entry["id"] + 100 * c} for c in (0, 1) for entry in entries]
+    for n, ann in enumerate(data.annotations):
+        ann["image_id"] += 100 * (n % 2)
+
+
+def test_entries_of_one_file_become_one(tmp_path: Path):
+    data = OddSet(tmp_path)
+    a_class_at_a_time(data)
+    table = data.table()
+    repair(table, audit(table), tmp_path / "out.json")
+    fixed = load_coco(tmp_path / "out.json", tmp_path)
+    assert fixed.image_ids.tolist() == list(range(1, 9)) and np.bincount(fixed.ann_image).tolist() == [3] * 8
+    assert audit(fixed) == []
+
+
+def test_entries_of_one_file_in_two_sizes_are_left_as_they_are(tmp_path: Path):
+    data = OddSet(tmp_path)
+    data.images.append(data.images[0] | {"id": 50, "width": 60, "height": 40})
+    data.annotations[0]["image_id"] = 50
+    table = data.table()
+    repair(table, [f for f in audit(table) if f.code == "IMAGE_NAME_DUPLICATE"], tmp_path / "out.json")
+    assert 50 in load_coco(tmp_path / "out.json", tmp_path).image_ids
+
+
+@pytest.mark.parametrize("shift", [1, -1])
+def test_category_ids_that_are_one_off_are_written_as_they_were_meant(tmp_path: Path, shift: int):
+    data = OddSet(tmp_path)
+    meant = [a["category_id"] for a in data.annotations]
+    for ann in data.annotations:
+        ann["category_id"] -= shift
+    table = data.table()
+    changes = repair(table, audit(table), tmp_path / "out.json")
+    fixed = load_coco(tmp_path / "out.json", tmp_path)
+    assert fixed.category_ids.tolist() == meant and len(changes) == len(meant)
+
+
+def test_one_unknown_category_moves_no_other(tmp_path: Path):
+    data = OddSet(tmp_path)
+    data.annotations[0]["category_id"] = 7
+    table = data.table()
+    repair(table, audit(table), tmp_path / "out.json")
+    fixed = load_coco(tmp_path / "out.json", tmp_path)
+    assert fixed.category_ids.tolist() == [a["category_id"] for a in data.annotations[1:]]
+
+
+@pytest.mark.parametrize("shift", [1, -1])
+def test_image_ids_that_are_one_off_are_said_and_nothing_is_made_of_them(tmp_path: Path, shift: int):
+    data = OddSet(tmp_path)
+    for ann in data.annotations:
+        ann["image_id"] -= shift
+    table = data.table()
+    found = audit(table)
+    (said,) = [f for f in found if f.code == "IMAGE_ID_SHIFT"]
+    assert f"from {1 - shift} to {8 - shift}, id of the images from 1 to 8" in said.message
+    with pytest.raises(DataError, match="nothing was written"):
+        repair(table, found, tmp_path / "out.json")
+
+
+def test_annotations_of_an_image_that_was_removed_are_no_shift(tmp_path: Path):
+    data = OddSet(tmp_path)
+    del data.images[0]
+    assert not [f for f in audit(data.table()) if f.code == "IMAGE_ID_SHIFT"]
+
+
+@pytest.mark.parametrize(
+    ("names", "alike"),
+    [
+        (("cat", "Cat "), True), (("tree_frog", "tree frog"), True), (("T-Shirt", "tshirt"), True),
+        (("a", "A"), False), (("ab", "AB"), False), (("cat", "cats"), False), (("1_0", "10"), False),
+        (("猫", "犬"), False),
+    ],
+)  # fmt: skip
+def test_names_that_differ_in_case_or_blanks_are_said(tmp_path: Path, names: tuple[str, str], alike: bool):
+    data = OddSet(tmp_path)
+    for category, name in zip(data.categories, names, strict=True):
+        category["name"] = name
+    assert bool([f for f in audit(data.table()) if f.code == "CATEGORY_NAME_ALIKE"]) == alike

@@ -351,7 +351,7 @@ def test_what_is_no_outline_is_not_read_and_said(value: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "what", "fix"),
     [
-        ("\n".join(json.dumps(a) for a in document()["annotations"]), "a JSON object a line", "json.loads"),
+        ("\n".join(json.dumps(a) for a in document()["annotations"]), "an object a line", "json.loads"),
         (str(document()), "Python's notation", "literal_eval"),
         (json.dumps(document())[:900], "ends in the middle", "download"),
         (json.dumps(document()).replace("[[", "[[,", 1), "not valid JSON", "byte"),
