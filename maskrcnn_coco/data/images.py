@@ -9,7 +9,7 @@ import shlex
 import stat
 import struct
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +20,7 @@ from maskrcnn_coco.data.bit_depth import BitRange, auto_range, deep_values, is_d
 from maskrcnn_coco.data.file_kinds import HEAD, kind_of
 from maskrcnn_coco.data.jpeg import read_jpeg
 from maskrcnn_coco.data.tiff import TiffFacts, tiff_facts
+from maskrcnn_coco.data.views import views_of
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.system.files import READING
 from maskrcnn_coco.wording import clean
@@ -120,6 +121,7 @@ class ImageFacts:
     """What a file is: sizes in pixels as shown (after EXIF rotation) and as stored; ``levels`` only where decoded.
 
     ``deep``: more than 8 bits a channel. ``tiff``: pages and bands, where it is a TIFF. ``moving``: an animation.
+    ``views``: as of `views_of`, where they were asked for.
     """
 
     height: int
@@ -133,6 +135,7 @@ class ImageFacts:
     levels: Levels | None = None
     tiff: TiffFacts | None = None
     moving: bool = False
+    views: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     @property
     def turned(self) -> bool:
@@ -140,7 +143,9 @@ class ImageFacts:
         return self.orientation not in (0, 1)
 
 
-def probe(root: str | Path, file_name: str, *, decode: bool, bit_range: BitRange | None = None) -> ImageFacts:
+def probe(
+    root: str | Path, file_name: str, *, decode: bool, bit_range: BitRange | None = None, views: bool = False
+) -> ImageFacts:
     """Look at a file's header and, with ``decode``, at all of its pixels. Raises DataError as `read_image`."""
     path = Path(root) / file_name
     with open_inside(root, file_name) as file:
@@ -155,30 +160,37 @@ def probe(root: str | Path, file_name: str, *, decode: bool, bit_range: BitRange
                 header_only = image.format == "PNG" and not decode and "exif" not in image.info
                 deep = is_deep(image)  # before the pixels are read: afterwards the tiles are gone
                 moving = image.format in _MOVING and bool(getattr(image, "is_animated", False))
-                levels = _levels(file, image, deep, bit_range) if decode else None
+                levels, pixels = _levels(file, image, deep, bit_range) if decode else (None, image)
                 orientation = 1 if header_only else image.getexif().get(0x0112, 1)
+                orientation = orientation if orientation in range(1, 9) else 1
+                small = views_of(pixels, orientation) if views and decode else None
         except (Image.DecompressionBombError, *_DECODE_ERRORS) as e:
             raise _damaged(path, e) from e
-    orientation = orientation if orientation in range(1, 9) else 1
     height, width = stored[::-1] if orientation >= 5 else stored
-    return ImageFacts(height, width, stored[0], stored[1], orientation, image.mode, deep, size, levels, tiff, moving)
+    return ImageFacts(
+        height, width, stored[0], stored[1], orientation, image.mode, deep, size, levels, tiff, moving, small
+    )
 
 
-def _levels(file: BinaryIO, image: Image.Image, deep: bool, bit_range: BitRange | None) -> Levels:
+def _levels(file: BinaryIO, image: Image.Image, deep: bool, bit_range: BitRange | None) -> tuple[Levels, Image.Image]:
+    """What is left of an image as bytes, and these as a picture."""
     if not deep:
         image.load()
         pairs = np.array(image.convert("RGB").getextrema() if image.mode == "P" else image.getextrema(), np.float64)
         pairs = pairs.reshape(-1, 2)[:3]
-        return Levels(int(pairs[:, 0].min()), int(pairs[:, 1].max()), bool((pairs[:, 0] == pairs[:, 1]).all()))
+        levels = Levels(int(pairs[:, 0].min()), int(pairs[:, 1].max()), bool((pairs[:, 0] == pairs[:, 1]).all()))
+        return levels, image
     values = deep_values(file, image, FORMATS)
-    pixels = to_bytes(values, bit_range or _own_range(values)).reshape(-1, 3)
+    shown = to_bytes(values, bit_range or _own_range(values))
+    pixels = shown.reshape(-1, 3)
     few = values.reshape(-1)[:: max(1, values.size // 250_000)]
     low, high = pixels.min(axis=0), pixels.max(axis=0)
     different = int(np.count_nonzero(np.bincount(pixels.reshape(-1), minlength=256)))
     numbers = np.unique(few[np.isfinite(few)])
     first, last = (float(numbers[0]), float(numbers[-1])) if len(numbers) else (math.nan, math.nan)
     constant = bool((low == high).all())
-    return Levels(int(low.min()), int(high.max()), constant, different, len(numbers), first, last)
+    levels = Levels(int(low.min()), int(high.max()), constant, different, len(numbers), first, last)
+    return levels, Image.fromarray(shown)
 
 
 def is_deep_file(root: str | Path, file_name: str) -> bool:

@@ -39,6 +39,7 @@ class _Seen:
     bytes: int
     size: tuple[int, int] = (0, 0)
     pages: int = 1
+    views: np.ndarray | None = None
 
 
 def check_images(
@@ -64,7 +65,8 @@ def check_images(
     if depth == "none":
         return
     with ThreadPoolExecutor(max(workers, 1)) as pool:
-        seen = list(pool.map(lambda row: _look(table, row, depth == "all"), range(len(table)), chunksize=16))
+        views = other is not None and depth == "all"
+        seen = list(pool.map(lambda row: _look(table, row, depth == "all", views), range(len(table)), chunksize=16))
     _name_near(table, seen)
     _check_stacks(table, [s.pages for s in seen], report)
     for row, one in enumerate(seen):
@@ -73,13 +75,15 @@ def check_images(
     check_sizes_of_files(table, [s.size for s in seen], report)
     _check_same(table, [s.bytes for s in seen], other, report)
     if other is not None and depth == "all":
-        _check_near(table, other, report, workers)
+        _check_near(table, other, report, workers, [s.views for s in seen])
 
 
-def _check_near(table: CocoTable, other: CocoTable, report: Reporter, workers: int) -> None:
-    """Copies that were saved anew, resized, mirrored or turned; those that are equal byte for byte have been told."""
+def _check_near(
+    table: CocoTable, other: CocoTable, report: Reporter, workers: int, views: list[np.ndarray | None]
+) -> None:
+    """Copies that were saved anew, resized, cut, mirrored or turned; those equal byte for byte have been told."""
     told = {f.image_id for f in report.findings if f.code == "IMAGE_LEAK"}
-    for copy in near_copies(table, other, workers):
+    for copy in near_copies(table, other, workers, views):
         if int(table.image_ids[copy.one]) in told:
             continue
         how = f", {copy.how}" if copy.how else ""
@@ -101,10 +105,10 @@ def _check_sides(table: CocoTable, report: Reporter, min_size: int, max_size: in
             report.add("IMAGE_THIN", text, image=row)
 
 
-def _look(table: CocoTable, row: int, decode: bool) -> _Seen:
+def _look(table: CocoTable, row: int, decode: bool, views: bool = False) -> _Seen:
     name = table.file_name(row)
     try:
-        facts = probe(table.image_root, name, decode=decode, bit_range=table.bit_range)
+        facts = probe(table.image_root, name, decode=decode, bit_range=table.bit_range, views=views)
     except DataError as e:
         return _Seen(((_code_of(e), e.what),), -1)
     found = []
@@ -125,7 +129,7 @@ def _look(table: CocoTable, row: int, decode: bool) -> _Seen:
         found.append(("IMAGE_EXIF_ROTATED", f"EXIF orientation {facts.orientation}"))
     size = stored if (height, width) == stored else shown
     pages = 1 if facts.tiff is None else facts.tiff.pages
-    return _Seen((*found, *_depth(facts, table.bit_range)), facts.bytes, size, pages)
+    return _Seen((*found, *_depth(facts, table.bit_range)), facts.bytes, size, pages, facts.views)
 
 
 def _depth(facts: ImageFacts, scale: BitRange | None) -> Iterator[tuple[str, str]]:
