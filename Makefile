@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 GPU_DRY = $(shell $(BIN)/python -c 'import torch; print("" if torch.cuda.is_available() else "--dry")' 2>/dev/null || echo --dry)
 
-.PHONY: anybench gpu install train test lint bench nanbench silentbench faults soak fuzz integrations clean package docs
+.PHONY: anybench gpu install train test lint bench nanbench silentbench faults soak fuzz integrations trackers clean package docs
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -60,6 +60,13 @@ integrations:
 	test -x .venv-integrations/bin/python || $(PYTHON) -m venv .venv-integrations
 	.venv-integrations/bin/python -m pip install --quiet --editable . lightning transformers accelerate
 	OMP_NUM_THREADS=1 .venv-integrations/bin/python tests/integrations/real_trainers.py
+
+# --track against MLflow's own server, wandb offline and trackio.
+trackers:
+	test -x .venv-trackers/bin/python || $(PYTHON) -m venv .venv-trackers
+	.venv-trackers/bin/python -m pip install --quiet --editable '.[track]'
+	OMP_NUM_THREADS=1 .venv-trackers/bin/python tests/integrations/real_trackers.py
+
 # The wheel in a fresh environment, outside the checkout. Downloads torch once more; `--offline` takes the one at hand.
 package: $(STAMP)
 	$(BIN)/python bench/package.py
