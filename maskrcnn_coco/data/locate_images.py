@@ -127,6 +127,8 @@ def _not_found(
     if pages > 1:
         got += f"; {clean(near[0])} is one file of {pages} pages"
         fix = f"save each page as a file, and name those in `file_name`: {split_command(near[0])}"
+    elif not near and all("://" in name for name in names):
+        fix = f"download the images first, then name their folder: {flag} FOLDER"
     elif near:
         got += f"; the nearest files are {clean(', '.join(map(repr, near)))}"
     return DataError(f"none of the images that {table.json_path} names was found", got=got, fix=fix)

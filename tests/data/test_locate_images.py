@@ -16,6 +16,7 @@ from maskrcnn_coco.data.audit.checks import audit
 from maskrcnn_coco.data.file_names import plain_name
 from maskrcnn_coco.data.layouts import find_data
 from maskrcnn_coco.errors import ConfigError, DataError
+from tests.helpers.odd_sets import OddSet
 
 
 def write(folder: Path, names: list[str | None], files: list[str], images: str = "images", **urls: str) -> Path:
@@ -208,3 +209,13 @@ def test_the_validation_file_beside_a_relative_path(tmp_path: Path, monkeypatch:
 )
 def test_plain_names(name: str, plain: str) -> None:
     assert plain_name(name).endswith(plain.rpartition("/")[2]) or name.startswith("s3")
+
+
+def test_images_that_are_nowhere_but_on_the_net_are_to_be_downloaded(tmp_path: Path):
+    data = OddSet(tmp_path / "set", images=2)
+    for image in data.images:
+        (data.folder / image["file_name"]).unlink()
+        image["file_name"] = f"https://bucket.example/{image['file_name']}"
+    with pytest.raises(DataError, match="none of the images") as caught:
+        find_data(data.write())
+    assert "download" in str(caught.value.fix)

@@ -68,10 +68,11 @@ def check_images(
         views = other is not None and depth == "all"
         seen = list(pool.map(lambda row: _look(table, row, depth == "all", views), range(len(table)), chunksize=16))
     _name_near(table, seen)
-    _check_stacks(table, [s.pages for s in seen], report)
+    stacks = _check_stacks(table, [s.pages for s in seen], report)
     for row, one in enumerate(seen):
         for code, text in one.found:
-            report.add(code, text, image=row)
+            if not (code == "IMAGE_PAGES" and row in stacks):
+                report.add(code, text, image=row)
     check_sizes_of_files(table, [s.size for s in seen], report)
     _check_same(table, [s.bytes for s in seen], other, report)
     if other is not None and depth == "all":
@@ -155,8 +156,8 @@ def _depth(facts: ImageFacts, scale: BitRange | None) -> Iterator[tuple[str, str
         yield "IMAGE_FEW_LEVELS", f"its pixels go from {levels.low} to {levels.high} of 0..255"
 
 
-def _check_stacks(table: CocoTable, pages: list[int], report: Reporter) -> None:
-    """Entries that share a file of several pages: its first page is read for each, and can be that of one alone."""
+def _check_stacks(table: CocoTable, pages: list[int], report: Reporter) -> set[int]:
+    """Rows of entries that share a file of several pages: the first is read for each, and can be that of one alone."""
     entries: defaultdict[str, list[int]] = defaultdict(list)
     for row in np.flatnonzero(np.array(pages) > 1).tolist():
         entries[table.file_name(row)].append(row)
@@ -168,6 +169,7 @@ def _check_stacks(table: CocoTable, pages: list[int], report: Reporter) -> None:
     same = [f.code == "IMAGE_NAME_DUPLICATE" and f.image_id in shared for f in report.findings]  # not to be merged
     report.rows = [r for r, gone in zip(report.rows, same, strict=True) if not gone]
     report.findings = [f for f, gone in zip(report.findings, same, strict=True) if not gone]
+    return set(stacks)
 
 
 def _name_near(table: CocoTable, seen: list[_Seen]) -> None:

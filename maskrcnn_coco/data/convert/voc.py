@@ -61,6 +61,8 @@ def convert_voc(folder: Path) -> dict[str, Document]:
     for part, listed in _parts(root, stems).items():
         document = documents.setdefault(part, Document(folder, list(names.values()) if names else None))
         document.said = _CLASSES_ONLY if objects is None else None
+        if objects is None and names is None:
+            document.said = f"{_CLASSES_ONLY}; no labelmap.txt names the classes: they are those of the challenge"
         for stem in listed:
             if stem not in images:
                 document.skip("masks without an image")
