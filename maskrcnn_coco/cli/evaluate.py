@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from maskrcnn_coco.cli.evaluation_page import write_page
+from maskrcnn_coco.data.audit.whole_set import category_shift
 from maskrcnn_coco.data.bit_depth import BitRange
 from maskrcnn_coco.data.bit_range import given_range, saved_range
 from maskrcnn_coco.data.builtin_shapes import write_shapes
@@ -19,6 +20,7 @@ from maskrcnn_coco.data.coco.table import CocoTable, load_coco
 from maskrcnn_coco.data.layouts import find_data
 from maskrcnn_coco.data.orientation import saved_orientation
 from maskrcnn_coco.data.prepare import shapes_folder
+from maskrcnn_coco.data.stacks import without_stacks
 from maskrcnn_coco.data.tile_grid import OVERLAP
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.evaluation.analysis import ERRORS, Analysis, analyse, plain
@@ -69,7 +71,17 @@ def evaluation_table(
     found = find_data(data, images=images, bit_range=bit_range, bit_range_source=source, as_stored=as_stored)
     # A json is meant as it stands; a folder's training part is what the checkpoint has seen.
     table = found.train if found.val is None or Path(data).is_file() else found.val
-    return table, [note for note in found.notes if "8 bits" in note or "EXIF" in note]
+    table, stacks = without_stacks(table)
+    shifted = [p.text for p in table.problems if p.code == "IMAGE_ID_SHIFT"]
+    if shift := category_shift(table):
+        off = "low" if shift > 0 else "high"
+        says = f"category ids of the annotations are one too {off}: classes are named wrongly"
+        shifted.append(f"{says}; check --fix OUT.json writes a copy that is right")
+    return table, [note for note in found.notes if "8 bits" in note or "EXIF" in note] + _said(stacks) + shifted
+
+
+def _said(sentence: str | None) -> list[str]:
+    return [] if sentence is None else [sentence]
 
 
 def range_to_use(given: str | None, contents: Mapping[str, Any]) -> tuple[BitRange | None, str]:

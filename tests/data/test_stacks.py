@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskrcnn_coco.cli.evaluate import evaluation_table
 from maskrcnn_coco.data.audit.checks import audit
 from maskrcnn_coco.data.audit.quarantine import to_quarantine
 from maskrcnn_coco.data.coco.table import load_coco
@@ -95,3 +96,21 @@ def test_the_first_picture_of_an_animation_is_said_to_be_read(data: OddSet, suff
     data.images[0]["file_name"], data.images[1]["file_name"] = f"moves{suffix}", f"still{suffix}"
     found = [f for f in audit(data.table()) if f.code == "IMAGE_PAGES"]
     assert [f.image_id for f in found] == [1] and "animation" in found[0].message
+
+
+def test_an_evaluation_leaves_them_out_and_says_so(data: OddSet):
+    path = named(data, ["1.png", "2.png", "stack.tif", "stack.tif"]).write()
+    table, notes = evaluation_table(str(path), str(data.folder))
+    assert table.image_ids.tolist() == [1, 2] and "2 images left out, stack.tif: 2 entries" in notes[0]
+    path = named(data, ["stack.tif"] * 4).write("b.json")
+    with pytest.raises(DataError, match="told from the others"):
+        evaluation_table(str(path), str(data.folder))
+
+
+def test_an_evaluation_says_ids_that_are_one_off(data: OddSet):
+    for ann in data.annotations:
+        ann["category_id"] -= 1
+    assert "classes are named wrongly" in evaluation_table(str(data.write()), str(data.folder))[1][0]
+    for ann in data.annotations:
+        ann["category_id"], ann["image_id"] = ann["category_id"] + 1, ann["image_id"] - 1
+    assert "neighbour of its image" in evaluation_table(str(data.write()), str(data.folder))[1][0]

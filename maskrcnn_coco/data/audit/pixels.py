@@ -20,6 +20,7 @@ from maskrcnn_coco.data.bit_depth import BitRange
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.file_names import FileIndex
 from maskrcnn_coco.data.images import MAX_PIXELS, ImageFacts, is_thin, open_inside, probe
+from maskrcnn_coco.data.stacks import shared_stacks
 from maskrcnn_coco.errors import DataError
 
 Depth = Literal["none", "headers", "all"]
@@ -38,7 +39,6 @@ class _Seen:
     found: tuple[tuple[str, str], ...]
     bytes: int
     size: tuple[int, int] = (0, 0)
-    pages: int = 1
     views: np.ndarray | None = None
 
 
@@ -68,7 +68,7 @@ def check_images(
         views = other is not None and depth == "all"
         seen = list(pool.map(lambda row: _look(table, row, depth == "all", views), range(len(table)), chunksize=16))
     _name_near(table, seen)
-    stacks = _check_stacks(table, [s.pages for s in seen], report)
+    stacks = _check_stacks(table, report)
     for row, one in enumerate(seen):
         for code, text in one.found:
             if not (code == "IMAGE_PAGES" and row in stacks):
@@ -129,8 +129,7 @@ def _look(table: CocoTable, row: int, decode: bool, views: bool = False) -> _See
     elif facts.turned:
         found.append(("IMAGE_EXIF_ROTATED", f"EXIF orientation {facts.orientation}"))
     size = stored if (height, width) == stored else shown
-    pages = 1 if facts.tiff is None else facts.tiff.pages
-    return _Seen((*found, *_depth(facts, table.bit_range)), facts.bytes, size, pages, facts.views)
+    return _Seen((*found, *_depth(facts, table.bit_range)), facts.bytes, size, facts.views)
 
 
 def _depth(facts: ImageFacts, scale: BitRange | None) -> Iterator[tuple[str, str]]:
@@ -156,17 +155,13 @@ def _depth(facts: ImageFacts, scale: BitRange | None) -> Iterator[tuple[str, str
         yield "IMAGE_FEW_LEVELS", f"its pixels go from {levels.low} to {levels.high} of 0..255"
 
 
-def _check_stacks(table: CocoTable, pages: list[int], report: Reporter) -> set[int]:
-    """Rows of entries that share a file of several pages: the first is read for each, and can be that of one alone."""
-    entries: defaultdict[str, list[int]] = defaultdict(list)
-    for row in np.flatnonzero(np.array(pages) > 1).tolist():
-        entries[table.file_name(row)].append(row)
-    stacks = {row: rows for rows in entries.values() if len(rows) > 1 for row in rows}
-    for row, rows in stacks.items():
-        text = f"{len(rows)} entries name this file of {pages[row]} pages, of which the first is read for each"
+def _check_stacks(table: CocoTable, report: Reporter) -> set[int]:
+    """Rows of entries that share a file of several pages; they are not to be merged."""
+    stacks = shared_stacks(table)
+    for row, text in stacks.items():
         report.add("IMAGE_STACK", text, image=row)
     shared = {int(table.image_ids[row]) for row in stacks}
-    same = [f.code == "IMAGE_NAME_DUPLICATE" and f.image_id in shared for f in report.findings]  # not to be merged
+    same = [f.code == "IMAGE_NAME_DUPLICATE" and f.image_id in shared for f in report.findings]
     report.rows = [r for r, gone in zip(report.rows, same, strict=True) if not gone]
     report.findings = [f for f, gone in zip(report.findings, same, strict=True) if not gone]
     return set(stacks)
