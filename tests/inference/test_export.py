@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from maskrcnn_coco import load
 from maskrcnn_coco.cli.command_line import main
@@ -22,7 +21,6 @@ from maskrcnn_coco.inference import export as exporting
 from maskrcnn_coco.inference.detections import Found, Window, found_of
 from maskrcnn_coco.inference.export import export
 from maskrcnn_coco.inference.export_heads import NeverEmpty
-from maskrcnn_coco.inference.export_transform import ExportTransform
 from maskrcnn_coco.inference.parity import Answer, Case, compare, pictures, unsettled
 from maskrcnn_coco.inference.proof import Checkpoint, prove
 from maskrcnn_coco.model.build import build_model
@@ -92,19 +90,6 @@ def check_onnx(folder: Path, first: Any) -> None:
         a, b = first.predict(image, score=0.1)[0], again.predict(image, score=0.1)[0]
         assert len(a) == len(b)
         assert np.abs(np.sort(a.scores) - np.sort(b.scores)).max(initial=0) < 1e-3
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")
-def test_images_are_resized_as_the_checkpoint_resizes_them() -> None:
-    wanted = GeneralizedRCNNTransform(64, 96, [0.0] * 3, [1.0] * 3).eval()
-    ours = ExportTransform(64, 96, [0.0] * 3, [1.0] * 3).eval()
-    scripted = torch.jit.script(ours)
-    for height in range(30, 200, 31):
-        for width in range(30, 260, 5):
-            image = torch.zeros(3, height, width)
-            size = tuple(wanted.resize(image)[0].shape[1:])
-            assert tuple(ours.resize(image)[0].shape[1:]) == size
-            assert scripted([image])[0].image_sizes[0] == size
 
 
 def test_what_finds_something_else_is_not_left_behind(
