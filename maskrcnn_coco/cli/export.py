@@ -14,10 +14,10 @@ from maskrcnn_coco.wording import count, size
 
 
 def export_checkpoint(checkpoint: Path, out: Path, formats: str, images: str | None, *, json_mode: bool) -> int:
-    """``maskrcnn-coco export``; returns the exit code.
+    """``maskrcnn-coco export``: exit code 0, or 3 where some of ``images`` could not be looked at (the rest was).
 
     Raises:
-        ConfigError, CheckpointError, ExportError: as their names say.
+        ConfigError, DataError, CheckpointError, ExportError: as their names say.
     """
     console = Console(json_mode=json_mode)
     wanted = list(dict.fromkeys(w.strip().lower() for w in formats.split(",") if w.strip()))
@@ -25,16 +25,23 @@ def export_checkpoint(checkpoint: Path, out: Path, formats: str, images: str | N
         raise ConfigError("--format is empty", expected=", ".join(FORMATS), fix="--format onnx")
     for name in wanted:
         check_format(name)
-    done = []
+    done: list[Exported] = []
+    said: dict[str, None] = {}
     for name in wanted:
         exported = export(checkpoint, out, name, [images] if images else [])
+        for sentence in [*exported.notes, *exported.failed]:  # each format looks at the same pictures
+            if sentence not in said:
+                console.warn(sentence)
+                said[sentence] = None
         _say(console, exported)
         done.append(exported)
+    failed = list(dict.fromkeys(sentence for e in done for sentence in e.failed))
     if json_mode:
-        sys.stdout.write(to_json({"checkpoint": str(checkpoint), "exported": [_plain(e) for e in done]}) + "\n")
+        answer = {"checkpoint": str(checkpoint), "exported": [_plain(e) for e in done], "failed": failed}
+        sys.stdout.write(to_json(answer) + "\n")
     elif "onnx" in wanted:
         console.note(f"use it, without torch: maskrcnn-coco predict {done[wanted.index('onnx')].files[0]} IMAGE…")
-    return 0
+    return 3 if failed else 0
 
 
 def _say(console: Console, e: Exported) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 from maskrcnn_coco.data.bit_range import given_range
 from maskrcnn_coco.data.classes import Classes
 from maskrcnn_coco.data.coco.table import load_coco
-from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.ids import result_ids
+from maskrcnn_coco.inference.inputs import nothing_to_look_at
 from maskrcnn_coco.inference.load import load
 from maskrcnn_coco.inference.predictor import Predictions, Predictor
 from maskrcnn_coco.inference.result import check_score
@@ -110,12 +110,7 @@ def _write(
     except KeyboardInterrupt:
         stopped = True
     if not writer.done.images and not stopped:
-        failed = len(predictions.failed)
-        if not failed:
-            raise DataError("there is no image to look at", fix="name readable image files")
-        first = predictions.failed[0]
-        what = first if failed == 1 else f"none of the {failed} images can be looked at; the first: {first}"
-        raise DataError(what, fix="name readable image files")
+        raise nothing_to_look_at(predictions.failed)
     return writer.close(), stopped
 
 

@@ -7,8 +7,8 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,20 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 
-from maskrcnn_coco.data.images import read_image
-from maskrcnn_coco.errors import ConfigError, ExportError
+from maskrcnn_coco.data.images import too_thin
+from maskrcnn_coco.errors import ConfigError, DataError, ExportError
 from maskrcnn_coco.inference.checkpoints import CARD_FILE, checkpoint_card
 from maskrcnn_coco.inference.export_heads import NeverEmpty
 from maskrcnn_coco.inference.export_transform import ExportTransform
-from maskrcnn_coco.inference.inputs import Pictures
+from maskrcnn_coco.inference.inputs import Pictures, nothing_to_look_at, one_line
 from maskrcnn_coco.inference.load import load
 from maskrcnn_coco.inference.metadata import KEY, Card, plain_card
 from maskrcnn_coco.inference.onnx_engine import INPUT, OUTPUTS
 from maskrcnn_coco.inference.parity import Case, Gap, pictures
+from maskrcnn_coco.inference.progress import watched
 from maskrcnn_coco.inference.proof import Runtime, first_line, prove
 from maskrcnn_coco.model.build import load_for_inference
+from maskrcnn_coco.wording import clean
 
 FORMATS = ("onnx", "torchscript", "openvino", "safetensors")
 NAME = "model"
@@ -41,12 +43,18 @@ _ENDINGS = {"onnx": (".onnx",), "torchscript": (".torchscript",), "openvino": ("
 
 @dataclass
 class Exported:
-    """``files``, and the largest differences from the checkpoint over ``cases`` comparisons."""
+    """``files``, and the largest differences from the checkpoint over ``cases`` comparisons.
+
+    ``failed``: a sentence for each of the user's own pictures that could not be looked at; ``notes``: what of them was
+    passed over.
+    """
 
     format: str
     files: list[Path]
     cases: list[Case]
     gap: Gap
+    failed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def export(checkpoint: Path, out: Path, format: str, images: Sequence[str] = ()) -> Exported:
@@ -57,29 +65,61 @@ def export(checkpoint: Path, out: Path, format: str, images: Sequence[str] = ())
 
     Args:
         format: of `FORMATS`.
-        images: paths of pictures to compare on as well.
+        images: paths of pictures to compare on as well: files, globs, folders. One that cannot be read is among
+            ``failed``, and the rest goes on.
 
     Raises:
         ConfigError: an unknown format, a package that is missing. CheckpointError: damaged, or of another model.
+        DataError: none of ``images`` can be looked at.
         ExportError: it could not be exported, or finds something else; nothing of this run is left in ``out``.
     """
     check_format(format)
     model, contents = load_for_inference(checkpoint, fast=False)
     model, card = plain(model), checkpoint_card(model, contents)
-    own = [_read(p) for p in Pictures(list(images)).paths] if images else []
+    own = _Own(images, card, int(model.transform.max_size)) if images else None
     _check_out(out, format)
     exact = copy.deepcopy(model)
     exact.transform.__class__ = ExportTransform
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
         path = _write(exact, card, Path(folder), format, contents)
-        exported, tried = load(path, "cpu", precision="off", fast=False).engine, pictures(card.usual_side or 256) + own
-        cases, gap = prove(model, exported, _twins(exact, card, format, contents), tried, card.classes, format)
+        exported, tried = load(path, "cpu", precision="off", fast=False).engine, pictures(card.usual_side or 256)
+        twins = _twins(exact, card, format, contents)
+        cases, gap = prove(model, exported, twins, tried, card.classes, format, own or ())
         files = []
         for ending in _ENDINGS[format]:
             target = out / (NAME + ending)
             shutil.move(path.with_suffix(ending), target)
             files.append(target)
-    return Exported(format, files, cases, gap)
+    return Exported(format, files, cases, gap, own.failed if own else [], own.notes if own else [])
+
+
+class _Own:
+    """The user's own pictures, read as the model's training images were, one by one: (name, uint8 (H, W, 3)).
+
+    Raises:
+        DataError: there is none, or, at the end, none of them could be read.
+    """
+
+    def __init__(self, images: Sequence[str], card: Card, longest: int) -> None:
+        self._pictures = Pictures(list(images), card.reader, card.bit_range, as_stored=card.as_stored)
+        self._longest = longest
+        self.failed: list[str] = []
+        self.notes = self._pictures.notes
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        seen = 0
+        with watched(None, self._pictures.count) as done:
+            for picture, pixels in self._pictures.loaded():
+                if isinstance(pixels, DataError):
+                    self.failed.append(one_line(pixels))
+                elif thin := too_thin(pixels.shape[0], pixels.shape[1], self._longest):
+                    self.failed.append(f"{clean(picture.name)}: {one_line(thin)}")
+                else:
+                    seen += 1
+                    yield clean(picture.name), pixels
+                done()
+        if not seen:
+            raise nothing_to_look_at(self.failed)
 
 
 def _check_out(out: Path, format: str) -> None:
@@ -212,8 +252,3 @@ def _twins(exact: Any, card: Card, format: str, contents: Any) -> Callable[[floa
             exact.roi_heads.score_thresh = usual
 
     return twin
-
-
-def _read(path: Path) -> np.ndarray:
-    real = path.resolve()
-    return read_image(real.parent, real.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -168,6 +168,23 @@ class Pictures:
             return self._read(picture.path)
         except DataError as e:
             return e
+
+
+def one_line(problem: DataError) -> str:
+    """What is wrong and what to do, in one line; a file that is no image is not to be replaced here, but left out."""
+    parts = [problem.what, problem.got and f"got {problem.got}", problem.expected and f"expected {problem.expected}"]
+    listed = problem.fix and ("its entry" in problem.fix or "the annotations" in problem.fix)
+    parts.append(None if listed or (problem.fix and problem.fix in problem.what) else problem.fix)
+    return "; ".join(p for p in parts if p)
+
+
+def nothing_to_look_at(failed: Sequence[str]) -> DataError:
+    """What is raised where all images failed, each with a sentence."""
+    if not failed:
+        return DataError("there is no image to look at", fix="name readable image files")
+    first = failed[0]
+    what = first if len(failed) == 1 else f"none of the {len(failed)} images can be looked at; the first: {first}"
+    return DataError(what, fix="name readable image files")
 
 
 def _pages(files: list[Path]) -> list[str]:

@@ -22,11 +22,18 @@ _SAME_BOX, _IN_PLACE = 1.0, 0.3
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: the picture's size in pixels, and the objects that the checkpoint finds on it."""
+    """One comparison: the picture's size in pixels, and the objects that the checkpoint finds on it.
+
+    ``name``: of a picture of the user's own.
+    """
 
     width: int
     height: int
     objects: int
+    name: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.width} × {self.height} pixels" + ("" if self.name is None else f" ({self.name})")
 
 
 @dataclass(frozen=True)
@@ -147,7 +154,7 @@ def compare(
     Raises:
         ExportError: they part by more than `BOX`, `SCORE` or `IOU`, or one finds an object that the other does not.
     """
-    where = f"the exported {format} model parts from the checkpoint at {case.width} × {case.height} pixels"
+    where = f"the exported {format} model parts from the checkpoint at {case}"
     free, total, ours = set(range(len(found))), Gap(), wanted.found
     for n in range(len(ours)):
         name = f"object {n + 1} ({_name(classes, int(ours.labels[n]))}, score {ours.scores[n]:.4f})"

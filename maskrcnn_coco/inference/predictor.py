@@ -16,7 +16,7 @@ from maskrcnn_coco.data.bit_depth import BitRange
 from maskrcnn_coco.data.tile_grid import OVERLAP, Rectangle, grid
 from maskrcnn_coco.errors import ConfigError, DataError, MaskRCNNError
 from maskrcnn_coco.inference.detections import Found
-from maskrcnn_coco.inference.inputs import Picture, Pictures
+from maskrcnn_coco.inference.inputs import Picture, Pictures, one_line
 from maskrcnn_coco.inference.metadata import Card
 from maskrcnn_coco.inference.result import ImageResult, check_score
 from maskrcnn_coco.inference.tiles import check_overlap, merge, tile_side
@@ -197,7 +197,7 @@ class Predictions:
             batch: list[tuple[Picture, np.ndarray]] = []
             for picture, pixels in self._pictures.loaded(ahead=2 * self._options.batch_size):
                 if isinstance(pixels, DataError):
-                    self._lost(_sentence(pixels), done)
+                    self._lost(one_line(pixels), done)
                     continue
                 # Images of one size only: a model pads others to the largest, which changes its numbers a little.
                 if batch and (len(batch) == self._options.batch_size or batch[0][1].shape != pixels.shape):
@@ -209,7 +209,7 @@ class Predictions:
     def _results(self, batch: list[tuple[Picture, np.ndarray]], done: Callable[[], None]) -> Iterator[ImageResult]:
         for (picture, pixels), found in zip(batch, self._found(batch), strict=True):
             if isinstance(found, DataError):
-                self._lost(_sentence(found), done)
+                self._lost(one_line(found), done)
             else:
                 done()
                 yield self._result(picture, pixels, found)
@@ -242,14 +242,6 @@ class Predictions:
         self.failed.append(sentence)
         self._on_unreadable(sentence)
         done()
-
-
-def _sentence(problem: DataError) -> str:
-    """What is wrong and what to do, in one line; a file that is no image is not to be replaced here, but left out."""
-    parts = [problem.what, problem.got and f"got {problem.got}", problem.expected and f"expected {problem.expected}"]
-    listed = problem.fix and ("its entry" in problem.fix or "the annotations" in problem.fix)
-    parts.append(None if listed or (problem.fix and problem.fix in problem.what) else problem.fix)
-    return "; ".join(p for p in parts if p)
 
 
 def _scale(given: Any) -> BitRange:

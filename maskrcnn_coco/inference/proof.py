@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,7 +56,7 @@ class Checkpoint:
 
 def prove(
     model: Any, usual: Runtime, twin: Callable[[float], Runtime] | None, images: Sequence[np.ndarray],
-    classes: Sequence[str], format: str,
+    classes: Sequence[str], format: str, own: Iterable[tuple[str, np.ndarray]] = (),
 ) -> tuple[list[Case], Gap]:  # fmt: skip
     """Compare on every image; then, where no, one or many objects were not among them, twins with other thresholds.
 
@@ -64,12 +65,14 @@ def prove(
         usual: the exported file, running.
         twin: the file exported anew with another score threshold, running; None: it knows no threshold.
         images: uint8 (H, W, 3) each.
+        own: names and pixels of further images, of the user's; asked for one by one.
 
     Raises:
         ExportError: the two part somewhere, or the file fails.
     """
     reference, kept = Checkpoint(model), float(model.roi_heads.score_thresh)
-    cases, gap = _compared(reference, usual, images, classes, format)
+    named = [(None, image) for image in images]
+    cases, gap = _compared(reference, usual, chain(own, named), classes, format)
     seen = {min(c.objects, 2) for c in cases}
     if twin is None or seen == {0, 1, 2}:
         return cases, gap
@@ -79,7 +82,7 @@ def prove(
             if count in seen:
                 continue
             model.roi_heads.score_thresh = threshold
-            more, worse = _compared(reference, twin(threshold), [images[place]], classes, format)
+            more, worse = _compared(reference, twin(threshold), [named[place]], classes, format)
             cases, gap = cases + more, gap.worst(worse)
     finally:
         model.roi_heads.score_thresh = kept
@@ -87,18 +90,19 @@ def prove(
 
 
 def _compared(
-    reference: Checkpoint, exported: Runtime, images: Sequence[np.ndarray], classes: Sequence[str], format: str
-) -> tuple[list[Case], Gap]:
+    reference: Checkpoint, exported: Runtime, images: Iterable[tuple[str | None, np.ndarray]], classes: Sequence[str],
+    format: str,
+) -> tuple[list[Case], Gap]:  # fmt: skip
     heads = reference.model.roi_heads
     threshold, limit, cases, gap = float(heads.score_thresh), int(heads.detections_per_img), [], Gap()
-    for image in images:
+    for name, image in images:
         wanted = reference.answer(image)
-        case = Case(image.shape[1], image.shape[0], len(wanted.found))
+        case = Case(image.shape[1], image.shape[0], len(wanted.found), name)
         try:
             found = exported.run([image])[0]
         except Exception as e:  # a runtime's own errors
-            size = f"{case.width} × {case.height} pixels, {case.objects} objects"
-            raise ExportError(f"the exported {format} model fails at {size}", got=first_line(e)) from e
+            where = f"{case}, {case.objects} objects"
+            raise ExportError(f"the exported {format} model fails at {where}", got=first_line(e)) from e
         try:
             gap = gap.worst(compare(wanted, found, classes, case, threshold, limit, format))
         except ExportError:

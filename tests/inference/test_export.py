@@ -18,10 +18,10 @@ from maskrcnn_coco import load
 from maskrcnn_coco.cli.command_line import main
 from maskrcnn_coco.errors import ConfigError, ExportError
 from maskrcnn_coco.inference import export as exporting
-from maskrcnn_coco.inference.detections import Found, Window, found_of
-from maskrcnn_coco.inference.export import export
+from maskrcnn_coco.inference.detections import Found, Window, found_of, nothing
+from maskrcnn_coco.inference.export import Exported, export
 from maskrcnn_coco.inference.export_heads import NeverEmpty
-from maskrcnn_coco.inference.parity import Answer, Case, compare, pictures, unsettled
+from maskrcnn_coco.inference.parity import Answer, Case, Gap, compare, pictures, unsettled
 from maskrcnn_coco.inference.proof import Checkpoint, prove
 from maskrcnn_coco.model.build import build_model
 
@@ -32,7 +32,7 @@ PACKAGES = {"onnx": ["onnx", "onnxruntime"], "openvino": ["onnx", "openvino"]}
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small model from random weights, of which the box head's scores are spread out."""
     torch.manual_seed(3)
-    model = build_model("maskrcnn_resnet18_fpn", 4, small=True, min_size=64, max_size=96)
+    model: Any = build_model("maskrcnn_resnet18_fpn", 4, small=True, min_size=64, max_size=96)
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.weight.mul_(5)
     path = tmp_path_factory.mktemp("model") / "best.pth"
@@ -123,6 +123,72 @@ def test_what_cannot_be_exported_says_so(checkpoint: Path, tmp_path: Path, monke
     with pytest.raises(ExportError, match=r"cannot be exported to torchscript\n  got: aten::sort has no such thing"):
         export(checkpoint, tmp_path, "torchscript")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder of one picture, one damaged file, one thread of a picture, and one of a kind that is not read."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    Image.fromarray(pictures(80)[0]).save(folder / "good.png")
+    (folder / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    Image.fromarray(np.zeros((900, 2, 3), np.uint8)).save(folder / "thread.png")
+    (folder / "other.heic").write_bytes(b"?")
+    return folder
+
+
+def test_own_pictures_that_cannot_be_read_are_named_and_the_rest_goes_on(
+    checkpoint: Path, own: Path, tmp_path: Path, capsys: Any
+) -> None:
+    argv = ["export", str(checkpoint), "--out", str(tmp_path / "o"), "--json", "--format", "safetensors"]
+    assert main([*argv, "--images", str(own)]) == 3
+    said = capsys.readouterr()
+    assert said.err.count("damaged.png") == 1
+    assert said.err.count("thread.png") == 1
+    assert "1 .heic" in said.err
+    answer = json.loads(said.out)
+    assert [Path(f).name for f in answer["exported"][0]["files"] if Path(f).is_file()] == ["model.safetensors"]
+    assert [c["name"] for c in answer["exported"][0]["cases"] if c["name"]] == ["good.png"]
+    assert len(answer["failed"]) == 2
+    assert main([*argv, "--images", str(own / "good.png")]) == 0
+
+
+def test_a_picture_that_cannot_be_read_is_named_once_for_all_formats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def exported(checkpoint: Path, out: Path, format: str, images: Any) -> Exported:
+        return Exported(format, [checkpoint], [Case(9, 9, 1)], Gap(), ["a.png is damaged"])
+
+    monkeypatch.setattr("maskrcnn_coco.cli.export.export", exported)
+    file = tmp_path / "best.pth"
+    file.write_bytes(b"")
+    assert main(["export", str(file), "--format", "safetensors,torchscript", "--images", "a.png"]) == 3
+    assert capsys.readouterr().out.count("a.png is damaged") == 1
+
+
+def test_own_pictures_of_which_none_can_be_read_leave_nothing(
+    checkpoint: Path, own: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (own / "good.png").unlink()
+    argv = ["export", str(checkpoint), "--format", "safetensors", "--out", str(tmp_path / "o"), "--images", str(own)]
+    assert main(argv) == 3
+    assert "none of the 2 images can be looked at; the first: " in capsys.readouterr().err
+    assert list((tmp_path / "o").iterdir()) == []
+
+
+class Lost:
+    """A runtime that finds nothing."""
+
+    def run(self, images: Any) -> list[Found]:
+        return [nothing() for _ in images]
+
+
+def test_where_a_picture_of_one_s_own_parts_it_is_named(
+    checkpoint: Path, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "prove", lambda model, usual, *rest: prove(model, Lost(), *rest))
+    with pytest.raises(ExportError, match=r"parts from the checkpoint at 80 × 80 pixels \(good.png\)"):
+        export(checkpoint, tmp_path / "o", "safetensors", [str(own)])
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
