@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -35,13 +36,13 @@ def tile_side(tile: int | str | None, usual: int | None) -> int | None:
     return int(text)
 
 
-def check_overlap(overlap: float) -> float:
+def check_overlap(overlap: Any) -> float:
     """The share as it is. Raises ConfigError where it is no number in 0..0.75."""
-    usable = not isinstance(overlap, (str, bytes, bool)) and overlap is not None
-    if not usable or not 0.0 <= overlap <= 0.75:
-        pixels = usable and overlap >= 1
+    number = isinstance(overlap, (int, float, np.integer, np.floating)) and not isinstance(overlap, bool)
+    if not number or not 0.0 <= overlap <= 0.75:
+        pixels = number and overlap >= 1
         raise ConfigError(
-            "--overlap is not a usable share", got=overlap,
+            "--overlap is not a usable share", got=repr(overlap),
             expected="0 to 0.75, a share of the tile" + (" and no number of pixels" if pixels else ""),
             fix="--overlap 0.25",
         )  # fmt: skip
@@ -106,7 +107,7 @@ def _groups(pieces: list[_Piece], tiles: Sequence[Rectangle]) -> list[list[_Piec
             n = parent[n]
         return n
 
-    for a, b in _near_pairs(pieces):
+    for a, b in _near_pairs(pieces, tiles):
         if root(a) != root(b) and _same(pieces[a], pieces[b], tiles):
             parent[root(a)] = root(b)
     groups: dict[int, list[_Piece]] = {}
@@ -115,17 +116,27 @@ def _groups(pieces: list[_Piece], tiles: Sequence[Rectangle]) -> list[list[_Piec
     return list(groups.values())
 
 
-def _near_pairs(pieces: list[_Piece]) -> list[tuple[int, int]]:
-    """Pairs of the same class and of different tiles whose windows meet."""
-    corners = np.array([p.window.rectangle for p in pieces])
-    labels, owners = np.array([p.label for p in pieces]), np.array([p.tile for p in pieces])
-    pairs = []
-    for n in range(len(pieces) - 1):
-        rest = slice(n + 1, None)
-        meet = (corners[rest, :2] < corners[n, 2:]).all(1) & (corners[rest, 2:] > corners[n, :2]).all(1)
-        meet &= (labels[rest] == labels[n]) & (owners[rest] != owners[n])
-        pairs += [(n, n + 1 + int(m)) for m in np.flatnonzero(meet)]
+def _near_pairs(pieces: list[_Piece], tiles: Sequence[Rectangle]) -> list[tuple[int, int]]:
+    """Pairs of the same class and of different tiles whose windows meet.
+
+    A window lies in its tile, so two meet only on what both tiles see: pieces are compared along seams alone.
+    """
+    corners, labels = np.array([p.window.rectangle for p in pieces]), np.array([p.label for p in pieces])
+    owners, sides = np.array([p.tile for p in pieces]), np.array(tiles)
+    ours = [np.flatnonzero(owners == n) for n in range(len(tiles))]
+    pairs: list[tuple[int, int]] = []
+    for n in range(len(tiles) - 1):
+        for m in n + 1 + np.flatnonzero(_meet(sides[n], sides[n + 1 :])):
+            shared = np.concatenate([np.maximum(sides[n, :2], sides[m, :2]), np.minimum(sides[n, 2:], sides[m, 2:])])
+            here, there = (k[_meet(shared, corners[k])] for k in (ours[n], ours[m]))
+            near = _meet(corners[here][:, None], corners[there][None]) & (labels[here][:, None] == labels[there])
+            pairs += [(int(here[i]), int(there[j])) for i, j in np.argwhere(near)]
     return pairs
+
+
+def _meet(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Whether rectangles (…, 4) have pixels in common, bool (…)."""
+    return np.all((a[..., :2] < b[..., 2:]) & (b[..., :2] < a[..., 2:]), -1)
 
 
 def _same(a: _Piece, b: _Piece, tiles: Sequence[Rectangle]) -> bool:

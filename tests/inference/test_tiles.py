@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+from typing import Any
+
 import numpy as np
 import pytest
 from colours import picture, predictor
 
 from maskrcnn_coco.data.tile_grid import grid
 from maskrcnn_coco.errors import ConfigError
+from maskrcnn_coco.inference import tiles as tiling
 from maskrcnn_coco.inference.detections import Found, Window, found_of
-from maskrcnn_coco.inference.tiles import merge, tile_side
+from maskrcnn_coco.inference.tiles import check_overlap, merge, tile_side
 
 
 @pytest.mark.parametrize("size", [(200, 300), (64, 500), (97, 97), (500, 33)])
@@ -62,6 +66,56 @@ def test_auto_takes_the_side_the_model_knows() -> None:
 def test_a_side_that_is_none_is_refused(tile: object) -> None:
     with pytest.raises(ConfigError, match="--tile"):
         tile_side(tile, 64)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("overlap", [-0.1, 0.76, 1, 64, float("nan"), "0.25", None, True, [0.25], 1j])
+def test_an_overlap_that_is_none_is_refused(overlap: object) -> None:
+    with pytest.raises(
+        ConfigError, match=r"--overlap.*\n  got: .*\n  expected: 0 to 0.75.*\n  what to do: --overlap 0.25"
+    ):
+        check_overlap(overlap)  # type: ignore[arg-type]
+
+
+def scattered(height: int, width: int, side: int, overlap: float, count: int) -> tuple[list[Any], list[Found]]:
+    """Tiles, and in each of them ``count`` rectangles of two classes anywhere, one of them empty."""
+    rng, tiles = np.random.default_rng(0), grid(height, width, side, overlap)
+    found = []
+    for x0, y0, x1, y1 in tiles:
+        sizes = rng.integers(4, 40, (count, 2))
+        sizes[0] = 0
+        corners = rng.integers(0, np.array([x1 - x0, y1 - y0]) - sizes)
+        windows = [Window(int(x), int(y), np.ones((h, w), bool)) for (x, y), (w, h) in zip(corners, sizes, strict=True)]
+        boxes = np.concatenate([corners, corners + sizes], 1)
+        found.append(found_of(boxes, rng.uniform(0.1, 1, count), rng.integers(1, 3, count), windows))
+    return tiles, found
+
+
+def pieces_of(tiles: list[Any], found: list[Found], height: int, width: int) -> list[tiling._Piece]:
+    both = enumerate(zip(tiles, found, strict=True))
+    return [tiling._piece(n, tile, one, i, height, width) for n, (tile, one) in both for i in range(len(one))]
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.1, 0.25, 0.6, 0.75])
+def test_pieces_that_meet_are_found_along_the_seams(overlap: float) -> None:
+    """Whatever two masks have pixels in common, of one class and of two tiles, is compared: as all pairs would say."""
+    tiles, found = scattered(300, 400, 100, overlap, 12)
+    pieces = pieces_of(tiles, found, 300, 400)
+    pairs = set(tiling._near_pairs(pieces, tiles))
+    for a, b in combinations(range(len(pieces)), 2):
+        p, q = pieces[a], pieces[b]
+        alike = p.label == q.label and p.tile != q.tile
+        assert ((a, b) in pairs) >= (alike and tiling._common(p.window, q.window) > 0)
+        assert (a, b) not in pairs or alike
+
+
+def test_a_large_image_does_not_compare_all_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared, meet = [], tiling._meet
+    monkeypatch.setattr(tiling, "_meet", lambda a, b: compared.append((r := meet(a, b)).size) or r)
+    tiles, found = scattered(3000, 3000, 200, 0.25, 20)
+    count = sum(len(f) for f in found)
+    assert len(tiles) > 300
+    assert len(merge(tiles, found, 3000, 3000)) < count
+    assert sum(compared) < 0.02 * count * count / 2
 
 
 def block(x0: int, y0: int, x1: int, y1: int, score: float = 0.9, label: int = 1) -> Found:
