@@ -2,7 +2,7 @@
 
 torchvision computes the scale in float32 where it is traced or scripted and in float64 elsewhere: on one image size in
 three, 100 × 60 at a longest side of 96 for example, an export would resize to 95 pixels what the checkpoint resizes
-to 96, and boxes would move by tenths of a pixel.
+to 96, and boxes would move by tenths of a pixel. `export_sizes` has the sides without a float64 in the graph.
 
 Traced, it pastes masks in a loop, each cut to the image and filled up with rows and columns of zeros. Of a mask of
 which one column is left, at the right side of the image, OpenVINO 2026.4 writes pixels far below the box; and of an
@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.onnx import operators
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+
+from maskrcnn_coco.inference.export_sizes import resized
 
 
 class ExportTransform(GeneralizedRCNNTransform):
@@ -37,12 +39,9 @@ class ExportTransform(GeneralizedRCNNTransform):
 
     @torch.jit.unused
     def _traced(self, image: Tensor) -> Tensor:
-        shape = operators.shape_as_tensor(image)[-2:].to(torch.float64)
-        # A number over a tensor would be computed as the tensor's reciprocal times the number, and rounded twice.
-        limits = torch.tensor([float(self.min_size[-1]), float(self.max_size)], dtype=torch.float64)  # pyright: ignore[reportIndexIssue]
-        sides = limits / torch.stack([shape.min(), shape.max()])
-        size = torch.floor(shape * sides.min()).to(torch.int64)
-        return F.interpolate(image[None], size=[size[0], size[1]], mode="bilinear", align_corners=False)[0]  # type: ignore[list-item]
+        height, width = operators.shape_as_tensor(image)[-2:]
+        size = resized(height, width, int(self.min_size[-1]), int(self.max_size))  # pyright: ignore[reportIndexIssue]
+        return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]  # type: ignore[arg-type]
 
     def postprocess(
         self,
@@ -51,8 +50,8 @@ class ExportTransform(GeneralizedRCNNTransform):
         original_image_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
         """Boxes in pixels of the images as they came, and masks (N, 1, H, W) over the whole of them."""
-        for i, (found, resized, original) in enumerate(zip(result, image_shapes, original_image_sizes)):  # noqa: B905
-            boxes = resize_boxes(found["boxes"], list(resized), list(original))
+        for i, (found, inner, original) in enumerate(zip(result, image_shapes, original_image_sizes)):  # noqa: B905
+            boxes = resize_boxes(found["boxes"], list(inner), list(original))
             result[i]["boxes"] = boxes
             result[i]["masks"] = paste(found["masks"], boxes, original[0], original[1])
         return result
