@@ -22,8 +22,11 @@ PALETTE: tuple[Colour, ...] = (
     (102, 204, 238), (34, 136, 51), (204, 187, 68), (238, 102, 119), (170, 51, 119),
 )  # fmt: skip
 ALARM: Colour = (238, 51, 51)
+"""Of what a picture is about: it has its box and its label in however full a picture."""
 _FILL = 0.38
 _GAP = 8
+_CROWD = 40
+"""Boxes and labels of more objects would hide what they are about."""
 _SMALL_SIDE = 420
 """Smaller pictures are enlarged before drawing: a line of one pixel covers too much of them."""
 
@@ -94,17 +97,21 @@ def draw(pixels: np.ndarray, shapes: Sequence[Shape], *, longest: int | None = N
             _paint_mask(canvas, shape, (width, height))
     picture = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(picture)
-    crowded = len(shapes) > 40  # then boxes and labels would hide what they are about
-    for shape in ordered:
-        if shape.mask is None or not crowded:
-            width = _line(size) if shape.mask is not None else 2 * _line(size)
-            _draw_box(pen, shape, scale, width)
-    if not crowded:
-        taken: list[tuple[float, float, float, float]] = []
-        boxes = [_scaled(s.box, scale) for s in ordered]
-        for n in range(len(ordered) - 1, -1, -1):
+    crowded = len(shapes) > _CROWD
+    for shape in sorted(ordered, key=_is_alarm):
+        if shape.mask is None or _is_alarm(shape) or not crowded:
+            thick = shape.mask is None or (_is_alarm(shape) and crowded)
+            _draw_box(pen, shape, scale, 2 * _line(size) if thick else _line(size))
+    taken: list[tuple[float, float, float, float]] = []
+    boxes = [_scaled(s.box, scale) for s in ordered]
+    for n in sorted(range(len(ordered) - 1, -1, -1), key=lambda n: not _is_alarm(ordered[n])):
+        if _is_alarm(ordered[n]) or not crowded:
             _draw_label(pen, ordered[n], boxes[n], boxes[:n] + boxes[n + 1 :], picture.size, taken)
     return picture
+
+
+def _is_alarm(shape: Shape) -> bool:
+    return shape.colour == ALARM
 
 
 def _paint_mask(canvas: np.ndarray, shape: Shape, source: tuple[int, int]) -> None:
@@ -185,7 +192,10 @@ def _draw_label(
     size: tuple[int, int],
     taken: list[Any],
 ) -> None:
-    """A chip above, inside or below the box; left out where it would cover another chip or hide an object."""
+    """A chip above, inside or below the box; left out where it would cover another chip or hide an object.
+
+    That of an `ALARM` may lie on other objects, where there is no free place.
+    """
     text = clean(shape.text)[:40]
     if not text:
         return
@@ -193,10 +203,11 @@ def _draw_label(
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     w, h = right - left + 6, bottom - top + 5
     x = min(max(box[0], 0), max(size[0] - w, 0))
-    for place in (box[1] - h, box[3], box[1]):
+    spare = [()] if _is_alarm(shape) else []
+    for hidden, place in ((o, p) for o in [others, *spare] for p in (box[1] - h, box[3], box[1])):
         chip = (x, place, x + w, place + h)
         inside = place >= 0 and place + h <= size[1]
-        hides = _share(box, chip) > 0.25 or any(_share(o, chip) > 0.25 for o in others)
+        hides = _share(box, chip) > 0.25 or any(_share(o, chip) > 0.25 for o in hidden)
         if inside and not hides and not any(_overlap(chip, t) for t in taken):
             pen.rectangle(chip, fill=shape.colour)
             pen.text((x + 3 - left, place + 2 - top), text, fill=_ink(shape.colour), font=font)

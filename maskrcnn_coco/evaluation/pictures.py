@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from PIL import Image
 from maskrcnn_coco.data import native_masks
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.analysis import Analysis, Suspect, analyse, plain
-from maskrcnn_coco.evaluation.draw import ALARM, Shape, beside, draw, encoded, shapes_of
+from maskrcnn_coco.evaluation.draw import ALARM, Shape, beside, colour_of, draw, encoded, shapes_of
 from maskrcnn_coco.evaluation.evaluate import EvalResult
 from maskrcnn_coco.evaluation.ground_truth import EvalSet, Example, as_eval_set
 from maskrcnn_coco.records import Incident, to_json
@@ -113,6 +113,8 @@ def suspect_picture(
         (found,) = shapes_of([suspect.found], names, *size)
     except DataError:
         return None
+    if len(names) == 1:  # in one colour: among objects of all colours red would say nothing
+        shapes = [replace(s, colour=colour_of(1)) for s in shapes]
     what = names[suspect.found["category_id"]]
     shapes.append(Shape(found.box, found.mask, f"? {what}", ALARM))
     picture = encoded(draw(pixels_of(example.image), shapes, longest=longest), ".jpg")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from maskrcnn_coco.data.masks import encode_rle
-from maskrcnn_coco.evaluation.draw import PALETTE, Shape, draw, encoded, shapes_of
+from maskrcnn_coco.evaluation.draw import ALARM, PALETTE, Shape, draw, encoded, shapes_of
 
 
 def square(height: int = 100, width: int = 120) -> np.ndarray:
@@ -78,6 +78,21 @@ def test_labels_hide_no_small_object() -> None:
     inner = out[49:53, 48:52]
     assert (inner == 128).all(), "the chip above the large box would lie on the small object"
     assert tuple(out[46, 50]) == PALETTE[1]
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_what_a_picture_is_about_shows_among_hundreds(masks: bool) -> None:
+    grey = np.full((500, 600, 3), 128, np.uint8)
+    corners = [(20 * x, 20 * y) for x in range(29) for y in range(24)]
+    mask = np.ones((8, 8), bool) if masks else None
+    shapes = [Shape((*c, 8, 8), mask, f"n{n}", PALETTE[n % 12], corner=c) for n, c in enumerate(corners)]
+    shapes[300] = Shape((*corners[300], 8, 8), mask, "? nucleus", ALARM, corner=corners[300])
+    out = np.asarray(draw(grey, shapes)).astype(int)
+    x, y = corners[300]
+    red = (out == ALARM).all(-1)
+    assert red[y, x : x + 9].all(), "its box"
+    assert red.sum() > 400, "its label"
+    assert red[:, : x - 70].sum() == red[:, x + 70 :].sum() == 0
 
 
 def test_a_tiny_object_is_not_under_its_own_label() -> None:
