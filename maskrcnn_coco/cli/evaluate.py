@@ -153,7 +153,7 @@ def evaluate_checkpoint(checkpoint: Path, data: str | None, images: str | None, 
         _explain(console, analysis)
     if options.html is not None:
         title = f"{checkpoint.name} on {table.json_path}" + (f" ({how})" if how else "")
-        write_page(Path(options.html), title, result, analysis, source)
+        write_page(Path(options.html), title, result, analysis, source, best)
         console.note(f"curves, confusions and labels to look at: {options.html}")
     return 0 if result.images == len(source) else 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ _METRICS = {
 }  # fmt: skip
 
 
-def write_page(path: Path, title: str, result: EvalResult, analysis: Analysis, data: EvalSet) -> None:
-    """Write the page. Raises OSError."""
-    body = ["<h2>Average precision</h2>", _metrics(result), "<h2>Classes</h2>", _classes(result)]
+def write_page(
+    path: Path, title: str, result: EvalResult, analysis: Analysis, data: EvalSet, ceiling: Mapping[str, float]
+) -> None:
+    """Write the page; ``ceiling``: what the truth itself scores, by metric. Raises OSError."""
+    body = ["<h2>Average precision</h2>", _metrics(result, ceiling), "<h2>Classes</h2>", _classes(result)]
     pictures = [p for s in analysis.suspects if (p := suspect_picture(s, result, analysis, data)) is not None]
     shown = [(c, "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()) for c, jpeg in pictures]
     body += [f"<h2>{escape(heading)}</h2>{content}" for heading, content in sections(plain(analysis), shown)]
@@ -45,10 +48,15 @@ def _number(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, (int, float)) and value >= 0 else "–"
 
 
-def _metrics(result: EvalResult) -> str:
+def _metrics(result: EvalResult, ceiling: Mapping[str, float]) -> str:
     kinds = [k for k in ("segm", "bbox") if f"{k}/AP" in result.metrics]
     rows = [[k, *(_number(result.metrics.get(f"{k}/{n}", -1.0)) for n in _METRICS)] for k in kinds]
-    return table(["", *_METRICS.values()], rows)
+    head = ["", *_METRICS.values()]
+    if ceiling:
+        head.insert(2, "at most")
+        for kind, row in zip(kinds, rows, strict=True):
+            row.insert(2, _number(ceiling.get(f"{kind}/AP", -1.0)))
+    return table(head, rows)
 
 
 def _classes(result: EvalResult) -> str:

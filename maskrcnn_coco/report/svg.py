@@ -15,6 +15,8 @@ from maskrcnn_coco.wording import clean, figure
 MAX_POINTS = 800
 """Points drawn of one curve; of longer ones the smallest and largest of each slice are kept, so that spikes stay."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 34
+_NARROW = 800
+"""Charts beyond this width, in their own units, are made for a whole page."""
 _HOVERS = 48
 
 
@@ -80,9 +82,9 @@ def render(chart: Chart) -> str:
     parts += [_marker(frame, m) for m in chart.markers if frame.x0 <= m.x <= frame.x1]
     parts += _hovers(frame, series, chart.x_label)
     label = escape(f"{clean(chart.title)}, {chart.x_label} {figure(frame.x0)} to {figure(frame.x1)}")
-    svg = (
-        f'<svg viewBox="0 0 {chart.width} {chart.height}" role="img" aria-label="{label}">' + "".join(parts) + "</svg>"
-    )
+    wide = ' class="wide"' if chart.width > _NARROW else ""  # on a phone it is scrolled: scaled, nobody could read it
+    size = f'viewBox="0 0 {chart.width} {chart.height}"'
+    svg = f'<svg{wide} {size} role="img" aria-label="{label}">' + "".join(parts) + "</svg>"
     scale = '<span class="scale">log scale</span>' if frame.log else ""
     head = f"<figcaption><b>{escape(clean(chart.title))}</b>{scale}{_legend(series)}</figcaption>"
     return f'<figure class="chart">{head}{svg}</figure>'

@@ -52,6 +52,7 @@ def test_json_page_and_batches(checkpoint: Path, data: Path, tmp_path: Path, cap
     assert one["ceiling"]["segm/AP"] == pytest.approx(1.0, abs=0.01)
     text = page.read_text()
     assert "<b>disc" not in text
+    assert "at most" in text, "what the truth itself scores, beside AP"
     assert "http://" not in text.replace("http://www.w3.org", "")
     assert "<script" not in text
     assert main([*argv, "--batch-size", "3"]) == 0
