@@ -186,7 +186,7 @@ def _grid(f: _Frame, chart: Chart) -> list[str]:
         parts.append(f'<path class="grid" d="M{_LEFT} {y}H{right}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 3.5:g}" text-anchor="end">{_tick(value)}</text>')
     for value in linear_ticks(f.x0, f.x1, 7):
-        if value == round(value) or f.x1 - f.x0 < 3:  # steps and epochs are whole, scores are not
+        if value == round(value) or chart.x_label not in ("step", "epoch"):
             x = f.x(value)
             parts.append(f'<text class="tick" x="{x}" y="{bottom + 15}" text-anchor="middle">{_tick(value)}</text>')
     parts.append(f'<path class="axis" d="M{_LEFT} {bottom}H{right}"/>')

@@ -105,3 +105,10 @@ def test_smoothing_ignores_single_spikes() -> None:
     points = line(200)
     points[100] = (100.0, 500.0)
     assert max(y for _, y in smoothed(points)) < 2
+
+
+@pytest.mark.parametrize(("label", "fraction"), [("epoch", False), ("step", False), ("score", True)])
+def test_only_what_comes_in_fractions_has_marks_between_whole_numbers(label: str, fraction: bool) -> None:
+    text = render(Chart("AP", [Series("a", [(1.0, 0.1), (2.0, 0.2), (3.0, 0.3)])], x_label=label))
+    marks = re.findall(r'text-anchor="middle">([\d.]+)<', text)
+    assert marks and any("." in m for m in marks) is fraction
