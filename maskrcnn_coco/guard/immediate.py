@@ -249,6 +249,7 @@ class Immediate:
             parts.haste.measured(record.step, record.update_ratio)
             stalled = parts.stall.judge(record.step, record.update_ratio, record.lr, record.group_grad_norm)
             act.verdict = act.verdict or stalled
+        parts.loss_weight.moved = self.undo.moved if act.watched else None
         parts.learn(record, record.grad_norm, act.where, act.norms, parts.health.moved)
         if act.verdict is not None:
             parts.raise_alarm(record, act.verdict)

@@ -198,12 +198,12 @@ class Instruments:
         found = self.divergence.judge(record.step, record.loss, norm, record.group_grad_norm)
         if found is None:
             return None
-        weighed = self.loss_weight.found(self.layout.names)
+        weighed = self.loss_weight.found(self.layout)
         far = too_far(self.optimizer, record.loss, min(norm, self.max_grad_norm or norm))
         if weighed is not None and not far:
             self._weighed_anew(record, norm, weighed)
             return None
-        weighed = weighed or self.loss_weight.found(self.layout.names, steps=1)
+        weighed = weighed or self.loss_weight.found(self.layout, steps=1)
         if weighed is not None:
             found.measured["weighed_anew"] = weighed[0]
             found.message += f"; loss and gradients count about {weighed[0]:.2g} times as much" + (
@@ -215,6 +215,7 @@ class Instruments:
         """From an applied step."""
         if norms and self.weights_may_change:
             self.loss_weight.rates = [group.get("lr") for group in self.optimizer.param_groups]
+            self.loss_weight.stepped, self.loss_weight.gradient = True, dict(zip(where, norms, strict=True))
             if self.divergence.is_calm(record.loss, norm):
                 self.loss_weight.calm(record.loss, where, norms)
                 if record.update_ratio:
@@ -223,11 +224,11 @@ class Instruments:
                     self.loss_weight.measured = length, max(float(r or 0.0) for r in self.loss_weight.rates)
         self.divergence.accept(record.loss, norm, record.group_grad_norm, moved)
 
-    def _last_length(self, gradient: float) -> float:
+    def _last_length(self) -> float:
         known = self.loss_weight
         if known.moved is not None:
             return known.moved
-        return last_length(self.optimizer, self.layout, known.rates, gradient, known.measured)
+        return last_length(self.optimizer, self.layout, known.rates, known.gradient, known.measured)
 
     def _weighed_anew(self, record: StepRecord, norm: float, found: Found) -> None:
         """A new weight of the loss: what is healthy is that much larger from here on. Said at once."""

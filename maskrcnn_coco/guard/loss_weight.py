@@ -1,18 +1,19 @@
 """A loss that is weighed anew on purpose, told from one that diverges.
 
-Where a loss jumps because the weights moved, the way that they moved must be long enough for the jump: along it the
-loss can rise by no more than its length times the gradient (the mean value theorem). Measured at the first wild step of
-diverging runs that product is 2 to 100 times the rise; where a loss was only multiplied, 0.0005 to 0.7 times. What is
-left is a change of the loss or of its data, and a factor before the loss, or before one term of it, has a sign of its
-own: every gradient that it reaches is multiplied by that factor, biases like weights. Inputs or targets of another size
-do not do that, and one bad batch is gone with the next.
+Where a loss rises because the weights moved, the way that they moved must be long enough for it: along each step the
+loss can rise by no more than the step's length times the gradient (the mean value theorem). Measured at the first wild
+step of diverging runs that product is 2 to 100 times the rise; where a loss was only multiplied, 0.0005 to 0.7 times.
+So it is with a weight that rises step by step, all lengths taken together. What is left is a change of the loss or of
+its data, and a factor before the loss, or before one term of it, has a sign of its own: every gradient that it reaches
+is multiplied by that factor, biases like weights. Inputs or targets of another size do not do that, and one bad batch
+is gone with the next.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -28,12 +29,13 @@ NEEDED = 5
 """Calm steps without which nothing is known."""
 AGAIN = 3
 """Steps in a row that must tell the same: one batch may do anything."""
-LOOKED_AT = 6
-"""Steps of a run that are looked at: later ones are of weights that the new loss has moved."""
+LOOKED_AT, LATEST = 6, 24
+"""Steps of a run that are looked at: the first, and while it is not longer than this the last `AGAIN` of it: a weight
+may go on rising. Later ones are of weights that the new loss has moved."""
 JUMP = math.log(2.5)
 """A loss that jumps by less from one step to the next begins no run of its own."""
 REACH = 0.7
-"""Length of the last update times the gradient, as a share of the loss's rise: at least this where it is the reason."""
+"""Length of the updates times the gradient, as a share of the loss's rise: at least this where they are the reason."""
 ALIKE = 0.7
 """Gradients may be off the loss's own factor by so much (as a logarithm), or by a quarter of the factor's; noise."""
 SPREAD = 2.0
@@ -44,6 +46,8 @@ OF_A_LAYER = 1.2
 """Tensors of one layer may differ by so much, or by a fifth of the loss's factor: the mean error may be near 0."""
 REACH_CLIPPED, SPREAD_CLIPPED = 0.35, 1.0
 """The same of a gradient that was clipped before it was seen: how long it had been is not known then."""
+REACH_CRISP, CRISP = 0.95, 0.6
+"""And of gradients that all have the loss's factor to within so much (as a logarithm): no divergence does that."""
 SAME_LENGTH = 1e-3
 """Gradients of several steps that are as alike in length, relatively, were clipped."""
 FURTHEST = 2.0
@@ -55,8 +59,11 @@ LARGEST = math.log(1e7)
 
 ADAM = ("adam", "adamw")
 """Optimizers whose state tells the last update to the digit, as SGD's does."""
-MARGIN = 2.0
-"""An update of an optimizer that nobody knows may be so many times as long as one that was measured."""
+LIKE_ADAM = (*ADAM, "radam", "nadam")
+SQUARES = {"rmsprop": "square_avg", "adagrad": "sum", "nadam": "exp_avg_sq"}
+"""Optimizers that divide the gradient by the root of this part of their state."""
+MARGIN, SPREAD_ALIKE = 2.0, 1.5
+"""An update may be so many times as long as another that was measured; as one that sums over a tensor tell of."""
 
 Found = tuple[float, dict[int, float]]
 """Factor of the loss, and position of a tensor → factor of its gradient."""
@@ -64,12 +71,30 @@ Found = tuple[float, dict[int, float]]
 
 @dataclass
 class _Run:
-    """Wild steps in a row: the loss's and each tensor's factor, as logarithms; gradient norms; `REACH` of the first."""
+    """Wild steps in a row: the loss's and each tensor's factor, as logarithms; gradient norms.
 
-    reach: float
+    ``begin``: the loss before them; ``way``: the most that the weights' moves may have raised it by; ``unexplained``:
+    the most that it was above both together.
+    """
+
+    usual: float
+    begin: float
+    way: float = 0.0
+    unexplained: float = 0.0
     losses: list[float] = field(default_factory=list)
     gradients: list[dict[int, float]] = field(default_factory=list)
     lengths: list[float] = field(default_factory=list)
+
+    def reach(self, factor: float) -> float:
+        """Share of the rise to ``factor`` (as a logarithm) that the weights' moves may be the reason of."""
+        rise = self.usual * math.exp(min(factor, LARGEST)) - self.begin
+        return 1 - self.unexplained / rise if rise > 0 and math.isfinite(rise) else math.inf
+
+    def windows(self, steps: int) -> list[slice]:
+        """Steps to be looked at together, of at least ``steps``."""
+        count = len(self.losses)
+        found = [slice(0, LOOKED_AT)] if count >= steps else []
+        return [*found, slice(count - AGAIN, count)] if LOOKED_AT < count <= LATEST and steps >= AGAIN else found
 
 
 class LossWeight:
@@ -86,6 +111,10 @@ class LossWeight:
         """Length of an update that was measured, and the largest learning rate at it."""
         self.moved: float | None = None
         """Length of the last update, where it was measured; None: to be worked out."""
+        self.stepped = True
+        """Whether the weights were moved since the last step was looked at."""
+        self.gradient: dict[int, float] = {}
+        """Position of a tensor → norm of the gradient that the last update was made of."""
 
     def reset(self) -> None:
         """Forget the run-up, after a rollback or a repair."""
@@ -97,30 +126,29 @@ class LossWeight:
         self._norms.append((where, values))
         self._last, self._run = abs(loss), None
 
-    def wild(self, loss: float, where: Sequence[int], values: list[float], length: Callable[[float], float]) -> None:
+    def wild(self, loss: float, where: Sequence[int], values: list[float], length: Callable[[], float]) -> None:
         """A step whose loss is not healthy, applied or not.
 
         Args:
-            length: (norm of the last gradient) → at most how far the last update moved all weights.
+            length: at most how far the last update moved all weights.
         """
         size, before, self._last = abs(loss), self._last, abs(loss)
         usual = median(self._losses) if len(self._losses) >= NEEDED else 0.0
         if not usual or not size or not values:
-            self._run = _Run(math.inf)
+            self._run = _Run(0.0, math.inf)
             return
         factor, run = math.log(size / usual), self._run
-        if factor - (max(run.losses, default=0.0) if run is not None else 0.0) > JUMP:
-            rise = size - max(before, usual)
-            known = math.hypot(*self._norms[-1][1])
-            gradient = max(math.hypot(*values), known * size / usual)
-            reach = length(known) * gradient / rise if rise > 0 else math.inf
-            run = self._run = _Run(reach)
-        elif run is None:
-            run = self._run = _Run(math.inf)
-        if run.reach < REACH and len(run.losses) < LOOKED_AT:
-            run.losses.append(factor)
-            run.gradients.append(self._factors(where, values))
-            run.lengths.append(math.hypot(*values))
+        if run is None or factor - max(run.losses, default=0.0) > JUMP:
+            run = self._run = _Run(usual, max(before, usual))
+        if self.stepped:
+            calm = median(math.hypot(*held) for _, held in self._norms)
+            gradient = max(math.hypot(*values), calm * size / usual)
+            run.way += length() * gradient
+        self.stepped = False
+        run.unexplained = max(run.unexplained, size - run.begin - run.way)
+        run.losses.append(factor)
+        run.gradients.append(self._factors(where, values))
+        run.lengths.append(math.hypot(*values))
 
     def _factors(self, where: Sequence[int], values: list[float]) -> dict[int, float]:
         """Position → logarithm of its gradient's norm over the usual one; only of what has a gradient worth a look."""
@@ -136,24 +164,21 @@ class LossWeight:
             if usual.get(place, 0.0) > least
         }
 
-    def found(self, names: Sequence[str], *, steps: int = AGAIN) -> Found | None:
-        """The factors, where a new weight of the loss is what happened; ``names`` of the tensors by position.
+    def found(self, layout: Layout, *, steps: int = AGAIN) -> Found | None:
+        """The factors, where a new weight of the loss is what happened.
 
         Args:
+            layout: of the tensors whose gradients were shown.
             steps: that must tell the same; of fewer it is no more than likely.
         """
         run = self._run
-        if run is None or run.reach >= REACH or len(run.losses) < steps:
+        if run is None:
             return None
-        loss = median(run.losses)
-        if loss > LARGEST or max(run.losses) > run.losses[0] + LEVEL:
-            return None
-        places = set.intersection(*map(set, run.gradients))
-        # Noise of single batches cancels; the weights are still nearly those of the first of them.
-        gradients = {p: median(g[p] for g in run.gradients) for p in places}
-        if not gradients or not (_of_all(loss, run, places) or _of_a_term(loss, gradients, names)):
-            return None
-        return math.exp(loss), {p: math.exp(v) for p, v in gradients.items()}
+        for window in run.windows(steps):
+            found = _found_in(run, window, layout)
+            if found is not None:
+                return found
+        return None
 
     def adopt(self, found: Found) -> None:
         """What is usual is so many times as large from here on."""
@@ -165,21 +190,42 @@ class LossWeight:
         self._run = None
 
 
-def _of_all(loss: float, run: _Run, places: Iterable[int]) -> bool:
-    """Whether every gradient has the loss's own factor."""
-    pairs = list(zip(run.gradients, run.losses, strict=True))
-    off = [median(g[p] - f for g, f in pairs) for p in places]
+def _found_in(run: _Run, window: slice, layout: Layout) -> Found | None:
+    losses, seen, lengths = run.losses[window], run.gradients[window], run.lengths[window]
+    loss = median(losses)
+    reach = run.reach(loss)
+    if reach >= REACH_CRISP or loss > LARGEST or max(losses) > losses[0] + LEVEL:
+        return None
+    places = set.intersection(*map(set, seen))
+    # Noise of single batches cancels; the weights are still nearly those of the first of them.
+    gradients = {p: median(g[p] for g in seen) for p in places}
+    if not gradients:
+        return None
+    off = [median(g[p] - f for g, f in zip(seen, losses, strict=True)) for p in places]
+    if not (_of_all(loss, reach, off, lengths) or (reach < REACH and _of_a_term(loss, gradients, layout))):
+        return None
+    return math.exp(loss), {p: math.exp(v) for p, v in gradients.items()}
+
+
+def _of_all(loss: float, reach: float, off: list[float], lengths: list[float]) -> bool:
+    """Whether every gradient has the loss's own factor; ``off`` it by so much, as logarithms."""
     by, spread = median(off), _spread(off)
-    if len(run.lengths) > 1 and max(run.lengths) - min(run.lengths) <= SAME_LENGTH * max(run.lengths):
-        return by <= ALIKE and spread <= SPREAD_CLIPPED and run.reach < REACH_CLIPPED
+    if len(lengths) > 1 and max(lengths) - min(lengths) <= SAME_LENGTH * max(lengths):
+        return by <= ALIKE and spread <= SPREAD_CLIPPED and reach < REACH_CLIPPED
+    if reach >= REACH:
+        return len(off) >= AGAIN and abs(by) <= CRISP / 2 and spread <= CRISP
     return abs(by) <= max(ALIKE, 0.25 * loss) and spread <= SPREAD
 
 
-def _of_a_term(loss: float, gradients: dict[int, float], names: Sequence[str]) -> bool:
-    """Whether some layers have a factor of at least the loss's, and none a smaller gradient, each as a whole."""
+def _of_a_term(loss: float, gradients: dict[int, float], layout: Layout) -> bool:
+    """Whether some layers have a factor of at least the loss's, and none a smaller gradient, each as a whole.
+
+    A single number (the bias of one output) is left out: its gradient is a mean error, which may be near 0 by chance.
+    """
     layers: dict[str, list[float]] = {}
     for place, value in gradients.items():
-        layers.setdefault(names[place].rpartition(".")[0], []).append(value)
+        if layout.params[place].numel() > 1:
+            layers.setdefault(layout.names[place].rpartition(".")[0], []).append(value)
     reached = [v for v in layers.values() if len(v) > 1 and median(v) >= loss - ALIKE]
     whole = all(max(v) - min(v) <= max(OF_A_LAYER, 0.2 * loss) for v in layers.values())
     return bool(reached) and whole and min(gradients.values()) >= SMALLER
@@ -195,14 +241,14 @@ def last_length(
     optimizer: torch.optim.Optimizer,
     layout: Layout,
     rates: Sequence[Any],
-    gradient: float,
+    gradient: dict[int, float],
     measured: tuple[float, float] | None = None,
 ) -> float:
     """At most how far the last update moved all weights (2-norm); infinite where nobody can know.
 
     Args:
         rates: learning rates of the parameter groups when it was taken.
-        gradient: norm of the last gradient.
+        gradient: norms of the gradients that it was made of, by position of their tensors.
         measured: length of an earlier update, and the largest rate at it. Updates of optimizers that nobody knows are
             of one size, as far as can be told.
     """
@@ -242,24 +288,49 @@ def _stretch(
     group: dict[str, Any],
     layout: Layout,
     places: list[int],
-    gradient: float,
+    gradient: dict[int, float],
 ) -> float:
     """Norm of one group's last update at a rate of 1, without weight decay."""
-    states = [(layout.params[i], optimizer.state.get(layout.params[i]) or {}) for i in places]
-    widest = math.sqrt(sum(p.numel() for p, _ in states))
+    states = {i: optimizer.state.get(layout.params[i]) or {} for i in places}
+    length = math.hypot(*(gradient.get(i, 0.0) for i in places))
+    widest = math.sqrt(sum(layout.params[i].numel() for i in places))
+    heavy = group.get("momentum")
     if isinstance(optimizer, torch.optim.SGD):
-        buffers = [s["momentum_buffer"] for _, s in states if isinstance(s.get("momentum_buffer"), Tensor)]
+        buffers = [s["momentum_buffer"] for s in states.values() if isinstance(s.get("momentum_buffer"), Tensor)]
         if not buffers:
-            return gradient
-        return math.hypot(*norms(buffers)) + (gradient if group.get("nesterov") else 0.0)
-    if kind in ADAM:
-        with torch.no_grad():
-            return math.hypot(*norms([_of_adam(s, group) for _, s in states if "exp_avg_sq" in s]))
-    steps = max((float(s["step"]) for _, s in states if "step" in s), default=1.0)
+            return length
+        return math.hypot(*norms(buffers)) + (length if group.get("nesterov") else 0.0)
+    with torch.no_grad():
+        if kind in LIKE_ADAM:
+            own = math.hypot(*norms([_of_adam(s, group) for s in states.values() if "exp_avg_sq" in s]))
+            if kind != "nadam":
+                return own
+            taken = max((float(s["step"]) for s in states.values() if "step" in s), default=1.0)
+            return own + _by_squares(kind, states, gradient) * math.sqrt(1 - float(group["betas"][1]) ** taken)
+        if kind == "adamax":
+            return math.hypot(*norms([_of_adamax(s, group) for s in states.values() if "exp_inf" in s]))
+        if kind == "adadelta":
+            return min(
+                widest, SPREAD_ALIKE * math.hypot(*(float(s["acc_delta"].sum().sqrt()) for s in states.values() if s))
+            )
+        if kind == "adagrad":
+            return min(widest, SPREAD_ALIKE * _by_squares(kind, states, gradient))
+    steps = max((float(s["step"]) for s in states.values() if "step" in s), default=1.0)
     if kind == "rmsprop":
         widest /= math.sqrt(1 - float(group["alpha"]) ** max(steps, 1.0))  # its average begins at zero
-    heavy = group.get("momentum")
+        if not heavy and not group.get("centered"):
+            widest = min(widest, SPREAD_ALIKE * _by_squares(kind, states, gradient))
     return widest / (1 - heavy) if isinstance(heavy, float) and 0 < heavy < 1 else widest
+
+
+def _by_squares(kind: str, states: dict[int, dict[str, Any]], gradient: dict[int, float]) -> float:
+    """Norm of gradients over the root of their squares' sums or means, as if both were spread alike in a tensor."""
+    total = 0.0
+    for place, state in states.items():
+        squares = state.get(SQUARES[kind])
+        if isinstance(squares, Tensor) and float(squares.sum()) > 0:
+            total += gradient.get(place, 0.0) ** 2 * squares.numel() / float(squares.sum())
+    return math.sqrt(total)
 
 
 def _of_adam(state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
@@ -267,3 +338,8 @@ def _of_adam(state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
     first, second = (float(b) for b in group["betas"])
     mean = state["exp_avg"] / (1 - first**steps)
     return mean.abs() / ((state["exp_avg_sq"] / (1 - second**steps)).sqrt() + float(group["eps"]))
+
+
+def _of_adamax(state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
+    mean = state["exp_avg"] / (1 - float(group["betas"][0]) ** float(state["step"]))
+    return mean.abs() / state["exp_inf"].clamp(min=float(group["eps"]))

@@ -43,6 +43,10 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=2e-4, momentum=0.9),
     "adamw": lambda p: torch.optim.AdamW(p, lr=2e-3),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=2e-3),
+    "adamax": lambda p: torch.optim.Adamax(p, lr=2e-3),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-2),
 }
 
 
@@ -105,6 +109,51 @@ def test_a_loss_weighed_anew_costs_two_steps_at_most(kind: str, factor: float, d
         assert factor < 1e3 or guard.regimes or loss_of(Net(), batch(0), True) < 100
 
 
+def contrasted(factor: float) -> Callable[[Net, Tensor, bool], Tensor]:
+    """A loss that falls to a tenth, with gradients that stay large beside it."""
+
+    def loss(m: Net, x: Tensor, now: bool) -> Tensor:
+        generator = torch.Generator().manual_seed(int(x.abs().sum() * 100))
+        one, other = (F.normalize(m.trunk(v), dim=1) for v in (x, x + 0.1 * torch.randn(x.shape, generator=generator)))
+        return F.cross_entropy(one @ other.T / 0.1, torch.arange(len(x))) * (factor if now else 1.0)
+
+    return loss
+
+
+def policy(factor: float) -> Callable[[Net, Tensor, bool], Tensor]:
+    """A policy gradient: its loss lies on both sides of zero, and small ones mean nothing."""
+
+    def loss(m: Net, x: Tensor, now: bool) -> Tensor:
+        chosen = m.kind(m.trunk(x)).log_softmax(1)
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(int(x.abs().sum() * 100))
+            action = torch.multinomial(chosen.exp(), 1, generator=generator)[:, 0]
+            reward = (action == (x[:, 0] > 0).long() + (x[:, 1] > 0).long()).float()
+        gain = chosen.gather(1, action[:, None])[:, 0] * (reward - reward.mean())
+        return -gain.mean() * (factor if now else 1.0)
+
+    return loss
+
+
+@pytest.mark.parametrize("loss_of", [contrasted(30.0), policy(30.0), term(30.0)], ids=["contrasted", "policy", "term"])
+@pytest.mark.parametrize("kind", ["adamw", "rmsprop", "adagrad", "nadam", "adamax", "adafactor"])
+def test_whatever_the_optimizer_and_the_loss(kind: str, loss_of: Callable[[Net, Tensor, bool], Tensor]) -> None:
+    assert len(run(kind, loss_of)[0]) <= 2
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamax", "adafactor"])
+@pytest.mark.parametrize("by", [1.3, 2.0])
+def test_a_weight_that_rises_step_by_step(kind: str, by: float) -> None:
+    """Up to a thousand times: an annealed penalty, a curriculum."""
+    weight = [1.0]
+
+    def loss(m: Net, x: Tensor, now: bool) -> Tensor:
+        weight[0] = min(weight[0] * by, 1e3) if now else 1.0
+        return sum(m.losses(x)) * weight[0]
+
+    assert len(run(kind, loss)[0]) <= 3
+
+
 @pytest.mark.parametrize("clip", [0.0, 0.3])
 def test_with_sgd_and_with_clipping_where_the_rate_stands_it(clip: float) -> None:
     assert run("sgd", whole(15.0), clip=clip)[0] == []
@@ -138,7 +187,7 @@ def faster(factor: float) -> Callable[[int, torch.optim.Optimizer], None]:
     return change
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw", "rmsprop"])
+@pytest.mark.parametrize("kind", list(OPTIMIZERS))
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_rates_too_high_are_no_weight(kind: str, clip: float) -> None:
     for factor in (30.0, 300.0, 3000.0):
@@ -160,7 +209,7 @@ def changed(kind: str) -> Callable[[Net, Tensor, bool], Tensor]:
 
 
 @pytest.mark.parametrize("what", ["inputs", "one sample", "targets"])
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize("kind", list(OPTIMIZERS))
 def test_data_of_another_size_are_no_weight(kind: str, what: str) -> None:
     refused, guard = run(kind, changed(what))
     assert refused and not guard.regimes, guard.regimes
@@ -198,7 +247,7 @@ def test_a_closure_that_is_evaluated_often() -> None:
     assert len(refused) <= 2, guard.alarms
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw", "rmsprop"])
+@pytest.mark.parametrize("kind", [k for k in OPTIMIZERS if k != "adafactor"])
 def test_how_far_the_last_update_went_is_never_told_too_small(kind: str) -> None:
     model = Net()
     optimizer = OPTIMIZERS[kind](model.parameters())
@@ -206,19 +255,21 @@ def test_how_far_the_last_update_went_is_never_told_too_small(kind: str) -> None
     for step in range(12):
         optimizer.zero_grad()
         sum(model.losses(batch(step))).backward()
-        gradient = math.hypot(*(float(p.grad.norm()) for p in model.parameters() if p.grad is not None))
+        gradient = {i: float(p.grad.norm()) for i, p in enumerate(model.parameters()) if p.grad is not None}
         before = [p.detach().clone() for p in model.parameters()]
         optimizer.step()
         moved = math.hypot(*(float((p.detach() - q).norm()) for p, q in zip(model.parameters(), before, strict=True)))
         told = last_length(optimizer, layout, [g["lr"] for g in optimizer.param_groups], gradient)
-        # The state of RMSprop does not tell its update: a gradient that grows may make it longer, soon by little.
-        most = told if kind != "rmsprop" else (1.5 if step >= 5 else 10.0) * told
+        # The state of some does not tell their update: a gradient that grows may make it longer, soon by little.
+        sure = kind in ("sgd", "adamw", "adamax")
+        most = told if sure else (1.5 if step >= 5 else 10.0) * told
         assert moved * 0.999 <= most, (step, moved, told)
-        assert kind == "rmsprop" or told < 1.2 * moved
+        assert told < (1.2 if sure else 6.0) * moved
 
 
 def test_without_calm_steps_nothing_is_known() -> None:
     weight = LossWeight()
     for _ in range(5):
-        weight.wild(100.0, [0], [100.0], lambda g: 0.0)
-    assert weight.found(["a.weight"]) is None
+        weight.wild(100.0, [0], [100.0], lambda: 0.0)
+    model = nn.Linear(2, 2)
+    assert weight.found(Layout(model, torch.optim.SGD(model.parameters(), 0.1), None)) is None
