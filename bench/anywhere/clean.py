@@ -74,7 +74,7 @@ def loop(
     """The loop of the tutorials, or with ``Guard.step`` where the guard is a bare one."""
     guard = run.guard(model, optimizer)
     for step in range(run.steps):
-        if run.way == "bare":
+        if run.way == "bare" and guard is not None:
             guard.step(lambda at: loss_of(model, at), step)
         else:
             optimizer.zero_grad()

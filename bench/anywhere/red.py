@@ -1,12 +1,13 @@
-"""A hundred and seventy loops as people write them, one at a time: what the guard does in each.
+"""Two hundred loops as people write them, one at a time: what the guard does in each.
 
-    OMP_NUM_THREADS=1 python bench/anywhere/red.py [--only NAME] [--round 3] [--steps 200] [--seed 0]
+    OMP_NUM_THREADS=1 python bench/anywhere/red.py [--only NAME] [--round 4] [--steps 200] [--seed 0]
 
-Round 1 was written by whoever mended the guard after it, rounds 2 and 3 later without a look at it. Of each loop: a
+Round 1 was written by whoever mended the guard after it, rounds 2 to 4 later without a look at it. Of each loop: a
 clean run (nothing refused, and the same bits as without the guard); NaN in one sample, a NaN gradient, a NaN loss, NaN
 in the optimizer's state at one step (weights and state finite afterwards, a refused step leaves all bit for bit as it
 was); learning rates a thousand times too large, one sample a hundred thousand times too large (an alarm, where the
-plain run comes to harm); and with ``diagnose`` the sample named, and the broken state put back.
+plain run comes to harm); and with ``diagnose`` the sample named, the broken state put back, a glitch called one, and a
+rate that is too high called that.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
+from anywhere.loops.fourth import FOURTH  # noqa: E402
 from anywhere.loops.harness import AT, FAULTS, Run, same, state_of  # noqa: E402
 from anywhere.loops.kinds import KINDS  # noqa: E402
 from anywhere.loops.mechanics import MECHANICS  # noqa: E402
 from anywhere.loops.recipes import RECIPES  # noqa: E402
 from anywhere.loops.third import THIRD  # noqa: E402
 
-ROUNDS: dict[int, dict[str, Any]] = {1: KINDS | MECHANICS, 2: RECIPES, 3: THIRD}
-LOOPS: dict[str, Any] = ROUNDS[1] | ROUNDS[2] | ROUNDS[3]
+ROUNDS: dict[int, dict[str, Any]] = {1: KINDS | MECHANICS, 2: RECIPES, 3: THIRD, 4: FOURTH}
+LOOPS: dict[str, Any] = ROUNDS[1] | ROUNDS[2] | ROUNDS[3] | ROUNDS[4]
 OWN_SKIP = ("scaled", "scaled_in_parts", "scaled_unseen", "half_scaled")
 """Loops whose scaler skips a step with a gradient that is not finite before the guard is asked."""
 
@@ -97,7 +99,25 @@ def tried(name: str, steps: int, seed: int) -> dict[str, str]:
             text = text or (f"refused {others[:3]} too" if others else "")
         if error or text:
             wrong[fault] = error or text
-    return wrong | culprit(loop, seed, "nan_sample") | culprit(loop, seed, "huge_sample") | state(loop, seed)
+    named = culprit(loop, seed, "nan_sample") | culprit(loop, seed, "huge_sample")
+    return (
+        wrong
+        | named
+        | state(loop, seed)
+        | caused(loop, seed, "nan_loss", "TRANSIENT")
+        | caused(loop, seed, "fast", "LR_TOO_HIGH")
+    )
+
+
+def caused(loop: Any, seed: int, fault: str, cause: str) -> dict[str, str]:
+    """Whether ``diagnose`` calls a loss that was NaN once a glitch, and a divergence after a raised rate that."""
+    run, error = taken(loop, fault, "diagnose", AT + 15, seed)
+    found = [i for w in run.watched for i in getattr(w.guard, "incidents", []) if i.step >= AT or fault != "nan_loss"]
+    if not found or (fault == "nan_loss" and not run.poisoned):
+        return {f"diagnose {fault}": error} if error and "GuardStop" not in error else {}
+    text = "" if found[0].cause == cause else f"{found[0].cause} at {found[0].confidence:.2f}, not {cause}"
+    text = text or ("" if run.finite else "something is not finite")
+    return {f"diagnose {fault}": text} if text else {}
 
 
 def state(loop: Any, seed: int) -> dict[str, str]:
@@ -134,7 +154,7 @@ def culprit(loop: Any, seed: int, fault: str) -> dict[str, str]:
 
 def main() -> None:
     """Every loop; one line for each answer that is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="")
     parser.add_argument("--round", type=int, choices=list(ROUNDS))
     parser.add_argument("--steps", type=int, default=200)
@@ -149,7 +169,7 @@ def main() -> None:
             continue
         began = time.perf_counter()
         rows[name] = wrong = tried(name, args.steps, args.seed)
-        checks += len(FAULTS) + 3
+        checks += len(FAULTS) + 5
         told = "; ".join(f"{k}: {v}" for k, v in wrong.items())
         print(f"{name:20s} {time.perf_counter() - began:5.1f} s  {told}", flush=True)
     bad = sum(len(w) for w in rows.values())

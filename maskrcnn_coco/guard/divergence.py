@@ -52,6 +52,9 @@ SURVIVED = 3.0
 
 Steps of another task, or targets with heavy tails, come back at the same size for ever.
 """
+HABIT = 3
+"""So many losses of one size among the last `WINDOW`, each followed by calm ones, are a habit of the run: rewards that
+are rare, a task that comes now and then. By chance several come in a row."""
 CROSSES = 0.1
 """Share of healthy losses on either side of zero that makes their largest the measure, not their median."""
 FLOOR = 0.3
@@ -113,6 +116,9 @@ class Divergence:
         self._recent: deque[tuple[int, float, float, float]] = deque(maxlen=WINDOW)
         self._peak = self._survived = 0.0
         """The largest loss applied since the last calm one, and of those that a calm one followed."""
+        self._taken = 0
+        self._falls_back: deque[tuple[int, float]] = deque(maxlen=WINDOW)
+        """(number of the applied step, largest loss) of each time that a calm loss followed others."""
 
     @property
     def reference(self) -> float:
@@ -186,9 +192,12 @@ class Divergence:
         if not (math.isfinite(loss) and math.isfinite(norm)) or loss == 0 or norm == 0:
             return
         size = abs(loss)
+        self._taken += 1
         if r_loss > CALM if known else r_loss > WILD_RATIO and (size > WILD_LOSS or wild):
             self._peak = max(self._peak, size)
             return
+        if self._peak:
+            self._falls_back.append((self._taken, self._peak))
         self._survived, self._peak = max(self._survived, self._peak), 0.0
         if not known:
             self._first.append(size)
@@ -222,6 +231,7 @@ class Divergence:
             self._groups[name] = deque((v * by for v in known), WINDOW)
         self._best *= factor
         self._survived *= factor
+        self._falls_back.clear()
         self._peak = 0.0
         self._start = self._known = (0, 0.0)
         self._reference = self._norm_reference = -1.0
@@ -243,6 +253,7 @@ class Divergence:
             "recent": [list(r) for r in self._recent],
             "survived": self._survived,
             "below": list(self._below),
+            "falls_back": [[self._taken - at, peak] for at, peak in self._falls_back],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -257,6 +268,8 @@ class Divergence:
         self._recent = deque([(int(r[0]), r[1], r[2], r[3]) for r in state["recent"]], WINDOW)
         self._peak, self._survived = 0.0, state.get("survived", 0.0)
         self._below = deque(state.get("below", []), WINDOW)
+        self._taken = 0
+        self._falls_back = deque([(-int(ago), peak) for ago, peak in state.get("falls_back", [])], WINDOW)
 
     def _ratios(self, loss: float, norm: float) -> tuple[float, float]:
         reference, norm_reference = self.reference, self.norm_reference
@@ -274,6 +287,8 @@ class Divergence:
         last = list(self._recent)
         if not self._first and abs(last[-1][1]) > self.absurd:
             return "no training starts there"
+        if self._habit(abs(loss)):
+            return None
         for count, factor in STREAKS:
             if len(last) >= count and all(r > factor for _, _, r, _ in last[-count:]):
                 return f"{count} steps in a row above {factor:g} times"
@@ -285,6 +300,11 @@ class Divergence:
         if len(rises) == DOUBLINGS + 1 and doubled and r_loss > DOUBLED and r_norm > 1.0 and last[-2][2] > CALM:
             return f"loss more than doubled {DOUBLINGS} times in a row"
         return None
+
+    def _habit(self, size: float) -> bool:
+        """Whether losses of this size come, and go by themselves, again and again."""
+        peaks = [peak for at, peak in self._falls_back if self._taken - at < WINDOW]
+        return len(peaks) >= HABIT and size <= SURVIVED * median(peaks)
 
     def _component(self, norm: float, groups: dict[str, float]) -> str | None:
         least = SUDDEN_NORM * self.norm_reference / 10

@@ -315,3 +315,32 @@ def test_steps_of_one_size_throw_weights_about_without_any_clipping(kind: type, 
     assert bool(found) is alarmed
     if alarmed:
         assert found[0].symptom == "diverged" and found[0].measured["moved"]["w"] > 1.5
+
+
+def rare(steps: int, seed: int, share: float, size: float) -> list[float]:
+    """Rewards that come in a share of the batches, and make losses of their own size."""
+    rng = random.Random(seed)
+    return [0.01 * math.exp(rng.gauss(0, 0.5)) + (size if rng.random() < share else 0.0) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.6])
+def test_losses_of_two_sizes_that_take_turns_are_a_habit(share: float) -> None:
+    seen = [0.01] * 5 + [0.5, 0.01] * 4  # nobody can tell before
+    assert all(play([*seen, *rare(400, seed, share, 0.5)]) is None for seed in range(5))
+
+
+def test_a_habit_hides_neither_what_is_larger_nor_what_stays() -> None:
+    losses = [0.05, *rare(120, 0, 0.2, 0.5)]
+    found = play([*losses, *([6.0] * 10)])
+    assert found is not None and found[0] <= 121 + 5, "larger"
+    found = play([*losses, *([0.6] * 80)])
+    assert found is not None and found[0] <= 121 + 60, "for good"
+
+
+def test_what_is_a_habit_outlives_a_checkpoint_or_is_learned_anew() -> None:
+    alarm, again = Divergence(), Divergence()
+    for loss in [0.05, *rare(60, 0, 0.3, 0.5)]:
+        alarm.judge(0, loss, 1.0, {})
+        alarm.accept(loss, 1.0, {})
+    again.load_state_dict(alarm.state_dict())
+    assert again.state_dict() == alarm.state_dict()
