@@ -41,15 +41,17 @@ def loss_of(model: nn.Module, step: int, factor: float = 1.0) -> Tensor:
     return (model(x)[:, 0] - x.sum(1)).square().mean() * factor
 
 
+@pytest.mark.parametrize("first", [1.0, math.nan])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_climb_whose_second_half_is_refused_is_taken_back(momentum: float) -> None:
+def test_a_climb_whose_second_half_is_refused_is_taken_back(momentum: float, first: float) -> None:
+    """``first``: what the loss of the climb is multiplied by at the bad step; along NaN all weights become NaN."""
     model = net()
     optimizer = Climber(model.parameters(), lr=0.02, momentum=momentum)
     guard = attach(model, optimizer, say=False)
     for step in range(AT + 4):
         before = digest(model)
         optimizer.zero_grad()
-        loss_of(model, step).backward()
+        loss_of(model, step, first if step == AT else 1.0).backward()
         optimizer.climb()
         optimizer.zero_grad()
         guard.see(loss_of(model, step, math.nan if step == AT else 1.0)).backward()
