@@ -367,7 +367,8 @@ def onset_of(history: list[StepRecord], step: int) -> int:
     reference = reference_of(before, step)
     onset = step
     for r in reversed(before if reference.count > 2 else []):
-        if abs(r.loss) <= 2 * reference.loss and r.grad_norm <= 4 * reference.norm:
+        # A likelihood that falls below zero is no run-up, however far; its gradient would tell.
+        if r.loss <= 2 * reference.loss and r.grad_norm <= 4 * reference.norm:
             break
         onset = r.step
     return onset

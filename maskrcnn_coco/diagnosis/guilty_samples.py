@@ -68,7 +68,7 @@ def guilty_samples(
         outcome = facts.outcomes[test] = replay.run(
             f"without image {gone}{weights(snapshot)}", batches=batches, snapshot=snapshot
         )
-        return known is not None and not facts.abnormal(outcome) and _far_better(outcome, known)
+        return known is not None and _cured(outcome, known, facts, then)
 
     found = smallest_culprits(list(range(len(ids))), bad)
     if not found and known is not None and facts.abnormal(known):
@@ -84,10 +84,7 @@ def _guilty(part: Outcome, whole: Outcome | None, facts: Facts, then: StepRecord
         return facts.abnormal(part)
     if whole is None or not known.count or not facts.abnormal(whole):
         return True
-    # High today may have been usual then.
-    loss, norm = (
-        (known.loss, known.norm) if then is None else (max(known.loss, abs(then.loss)), max(known.norm, then.grad_norm))
-    )
+    loss, norm = _healthy(facts, then)
     signs = [(part.loss, whole.loss, loss, LOSS_FACTOR), (part.grad_norm, whole.grad_norm, norm, NORM_FACTOR)]
     if not whole.finite or whole.error:
         return any(abs(mine) > LOUD * usual for mine, _, usual, _ in signs)
@@ -101,12 +98,29 @@ def _most(ratio: float, factor: float) -> float:
     return max(factor, min(math.sqrt(ratio), LOUD))
 
 
-def _far_better(outcome: Outcome, whole: Outcome) -> bool:
-    """Whether leaving the samples out changed the step as a whole, not by a little."""
+def _cured(outcome: Outcome, whole: Outcome, facts: Facts, then: StepRecord | None) -> bool:
+    """Whether leaving samples out made a bad step a normal one, today or on these weights; not by a little."""
+    if not outcome.finite or outcome.error:
+        return False
+    loss, norm = _healthy(facts, then)
     if not whole.finite or whole.error:
-        return True
+        return abs(outcome.loss) <= LOUD * loss and outcome.grad_norm <= LOUD * norm
+    normal = abs(outcome.loss) <= LOSS_FACTOR * loss and outcome.grad_norm <= NORM_FACTOR * norm
     pairs = ((whole.loss, outcome.loss), (whole.grad_norm, outcome.grad_norm))
-    return any(abs(before) > CURED * abs(after) for before, after in pairs)
+    return normal and any(abs(before) > CURED * abs(after) for before, after in pairs)
+
+
+def _healthy(facts: Facts, then: StepRecord | None) -> tuple[float, float]:
+    """Loss and gradient norm that are healthy: what is high today may have been usual then."""
+    known = facts.reference
+    return (
+        (known.loss, known.norm)
+        if then is None
+        else (
+            max(known.loss, abs(then.loss)),
+            max(known.norm, then.grad_norm),
+        )
+    )
 
 
 def weights(snapshot: Snapshot | None) -> str:

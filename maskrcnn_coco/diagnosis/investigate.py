@@ -151,6 +151,9 @@ def _not_repeated(f: Facts) -> Iterator[str]:
         yield "rescaled"
         return
     yield from ("again", "retrace")
+    if f.leap:
+        yield "lr"  # the steps before it are no witness: the update that was refused is not among them
+        return
     if nonfinite(f) or f.symptom == "stalled" or f.not_repeated() or f.healthy_retrace() or f.redefined is not None:
         return  # a rate is asked only where the steps as they were diverge again
     yield "lr"

@@ -162,12 +162,12 @@ class LrExperiments:
     def lr(self) -> None:
         """From the newest healthy state; from an older one too where the answer is none, or doubtful."""
         f = self.facts
-        if not self.walkable():
-            self._from_now()
-            return
         first = self._start()
         older = [s for s in self.walkable() if first and s.step <= first.step]
         if older and self._shrinks(older[0]):
+            return
+        if (f.leap and not f.growing) or not self.walkable():
+            self._refused_update()
             return
         # Where in doubt, from as far back as the tape goes: there the state is surely not part of the trouble.
         for start in dict.fromkeys([older[0].step, older[-1].step]) if older else []:
@@ -184,18 +184,20 @@ class LrExperiments:
         if f.lr_verdict is not None and f.lr_verdict.sufficient:
             self._endure(f.lr_verdict, next(s for s in older if s.step == f.lr_verdict.from_step))
 
-    def _from_now(self) -> None:
-        """No older state: the refused step is applied on the copy, and its batch seen again, at lower and lower rates.
+    def _refused_update(self) -> None:
+        """The refused step is applied on the copy, and its batch seen again, at lower and lower rates.
 
-        Only where the guard refused the very update; see `Facts.leap`.
+        Only where the guard refused the very update; see `Facts.leap`. From an older state where there is one, over the
+        steps since: what somebody did to the optimizer's state in between is then no rate's fault.
         """
         f, case = self.facts, self.case
         keys = [list(b.keys) for b in case.batches or []]
         again = [TapeEntry(f.step + 1, f.epoch, keys, dict(f.lr), f.loss_scale, applied=False)]
         self.replay.keep(f.step + 1, list(case.batches or []))
-        walk = self._walker(case.now, again)
+        start = self._start() or case.now
+        walk = self._walker(start, again)
         if not walk((), 1.0)[0]:
-            f.lr_verdict = lr_search(walk, self._order(), f.step)
+            f.lr_verdict = lr_search(walk, self._order(), start.step)
 
     def _shrinks(self, start: Snapshot) -> bool:
         """Whether weight decay alone is to blame: no component's rate has to be lowered without it."""
@@ -344,7 +346,7 @@ class LrExperiments:
         else:
             loss, norm = f.reference.loss, f.reference.norm
         base = f.outcomes.get("retrace")
-        if base is not None and f.healthy_retrace():
+        if base is not None and (f.healthy_retrace() or (f.leap and not f.growing)):
             base = None  # what the run reached was not these steps' doing: it says nothing about what is too far
         peak_loss = max([abs(v) for _, v, _ in base.path] or [math.inf]) if base and base.finite else math.inf
         peak_norm = max([v for _, _, v in base.path] or [math.inf]) if base and base.finite else math.inf

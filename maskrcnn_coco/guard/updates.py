@@ -94,7 +94,8 @@ class Haste:
             self.reset()
         if len(self._moved) < HASTE_STEPS or loss <= first_loss:
             return None
-        total = {name: sum(ratio[name] for _, ratio in self._moved) for name in self._moved[0][1]}
+        # Components may have come or gone since: a group was added.
+        total = {name: sum(ratio.get(name, 0.0) for _, ratio in self._moved) for name in self._moved[-1][1]}
         worst = max(total, key=total.__getitem__)
         if total[worst] <= HASTE:
             return None

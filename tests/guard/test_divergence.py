@@ -344,3 +344,14 @@ def test_what_is_a_habit_outlives_a_checkpoint_or_is_learned_anew() -> None:
         alarm.accept(loss, 1.0, {})
     again.load_state_dict(alarm.state_dict())
     assert again.state_dict() == alarm.state_dict()
+
+
+def test_components_that_come_while_weights_are_thrown_about() -> None:
+    haste = Haste()
+    for step in range(12):
+        bound = {"body": 0.6} if step < 3 else {"0": 0.6, "1": 0.6}
+        found = haste.judge(step, 5.0, 1.0, bound)
+        haste.measured(step, bound)
+        if found is not None:
+            break
+    assert found is not None and found.measured["component"] in ("0", "1") and step <= 8

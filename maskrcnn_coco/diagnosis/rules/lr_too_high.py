@@ -35,7 +35,7 @@ STEP_DOWN = 0.3
 
 def judge(facts: Facts) -> Finding | None:
     verdict = facts.lr_verdict
-    if facts.healthy_retrace() or facts.redefined is not None:
+    if (facts.healthy_retrace() and not facts.leap) or facts.redefined is not None:
         return None  # the steps as they were, taken again, do not diverge: no rate is to blame
     if verdict is None or not verdict.sufficient:
         if facts.good("earlier") and facts.growing and verdict is None:

@@ -53,9 +53,16 @@ def judge(facts: Facts) -> Finding | None:
         return None  # what failed is the update, and that was not shown to be sound the second time
     if facts.healthy_retrace() and not nonfinite(facts):
         return _retraced(facts)
-    if not facts.good("same"):
+    if not facts.good("same") and not _finite_now(facts):
         return None
     return _once(facts)
+
+
+def _finite_now(facts: Facts) -> bool:
+    """Whether what was NaN is a number in the replay, if a loud one: data with heavy tails have such batches."""
+    same = facts.outcomes.get("same")
+    nan = facts.symptom in ("loss_nonfinite", "grad_nonfinite") and not facts.growing
+    return nan and same is not None and same.finite and not same.error and not facts.refused_before
 
 
 def _once(facts: Facts) -> Finding:
