@@ -53,7 +53,7 @@ def locate(table: CocoTable, places: Sequence[Path], *, given: Path | None, flag
     if root is None:
         raise _not_found(table, names, rest, indexes, flag)
     table = replace(table, image_root=root)
-    missing = [row for row in range(len(table)) if not is_file_inside(root, table.file_name(row))]
+    missing = [row for row, name in enumerate(table.names.decoded()) if not is_file_inside(root, name)]
     if not missing:
         return Located(table, notes)
     return _renamed(table, missing, indexes.get(root) or FileIndex(root), notes)

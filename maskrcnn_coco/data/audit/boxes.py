@@ -134,8 +134,7 @@ def check_ids(table: CocoTable, report: Reporter) -> None:
     for ann in repeated(table).tolist():
         report.add("ANN_DUPLICATE", f"the same category and box once more: {table.boxes[ann].tolist()}", ann=ann)
     seen: dict[str, int] = {}
-    for row in range(len(table)):
-        name = table.file_name(row)
+    for row, name in enumerate(table.names.decoded()):
         if name and seen.setdefault(name, row) != row:
             report.add("IMAGE_NAME_DUPLICATE", f"image {table.image_ids[seen[name]]} names the same file", image=row)
     empty = len(table) - len(np.unique(table.ann_image[table.ann_image >= 0]))

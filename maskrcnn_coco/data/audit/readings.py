@@ -211,8 +211,9 @@ class _View:
             inside &= ((extent[:, :2] < self.size) & (extent[:, 2:] > 0)).all(axis=1)
             sides = (box[:, 2:] - box[:, :2] >= 1).all(axis=1) & (extent[:, 2:] - extent[:, :2] >= 1).all(axis=1)
             a, b = np.clip(box, 0, limit), np.clip(extent, 0, limit)
-            close = (np.abs(a - b).max(axis=1) <= CLOSE) & (overlap(a, b) > 0.3)
-        found = inside & sides & (close | (overlap(a, b) >= SAME))
+            shared = overlap(a, b)
+            close = (np.abs(a - b).max(axis=1) <= CLOSE) & (shared > 0.3)
+        found = inside & sides & (close | (shared >= SAME))
         return found if reading is not None and reading.masks else found & self.usable
 
     def worth(self, reading: Reading, right: np.ndarray) -> float | None:
