@@ -43,6 +43,8 @@ class Run:
     wall: float
     memory: int
     code: int
+    load: float = 0.0
+    """Of the machine, at its end: on a busy one the same work takes more seconds of the processor, too."""
 
 
 def shapes() -> list[tuple[str, str, float]]:
@@ -106,7 +108,7 @@ def run(*words: str) -> Run:
     assert found is not None
     print(" ".join(words[:2]), found[0], done.stderr[-300:], file=sys.stderr, flush=True)
     unit = 1 if platform.system() == "Darwin" else 1024
-    return Run(float(found[1]), float(found[2]), int(found[3]) * unit, int(found[4]))
+    return Run(float(found[1]), float(found[2]), int(found[3]) * unit, int(found[4]), os.getloadavg()[0])
 
 
 def measure(folder: Path, images: int) -> list[tuple[str, Run]]:
@@ -126,16 +128,19 @@ def measure(folder: Path, images: int) -> list[tuple[str, Run]]:
 
 
 def page(rows: list[tuple[str, Run]], images: int, size: int) -> str:
-    lines = [f"| {name} | {r.cpu:.1f} | {r.wall:.1f} | {r.memory / 2**30:.2f} | {r.code} |" for name, r in rows]
+    lines = [
+        f"| {name} | {r.cpu:.1f} | {r.wall:.1f} | {r.memory / 2**30:.2f} | {r.code} | {r.load:.0f} |"
+        for name, r in rows
+    ]
     return "\n".join([
         f"# {images:,} images and {EACH * images:,} annotations",
         "",
         f"`python bench/speed/annotations_large.py`: half polygons, half RLE, {size / 1e6:.0f} MB of JSON, generated. "
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load "
-        f"{os.getloadavg()[0]:.0f} at the end, Python {platform.python_version()}; each once.",
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; "
+        "each once.",
         "",
-        "| | CPU s | wall s | GiB, largest process | exit code |",
-        "|---|---|---|---|---|",
+        "| | CPU s | wall s | GiB, largest process | exit code | load |",
+        "|---|---|---|---|---|---|",
         *lines,
         "",
     ])  # fmt: skip
