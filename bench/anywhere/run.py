@@ -315,7 +315,13 @@ def main() -> None:
     page = report(rows)
     print(page)
     if not args.only:
-        args.out.write_text(page, encoding="utf-8")
+        args.out.write_text(page + measured_elsewhere(args.out), encoding="utf-8")
+
+
+def measured_elsewhere(page: Path) -> str:
+    """What the page held of other benches (cost, real packages), which this one does not measure."""
+    before, title, rest = (page.read_text(encoding="utf-8") if page.exists() else "").partition("\n## What it costs")
+    return title + rest if before else ""
 
 
 def one_setting(training: Training, optimizer: str, seed: int, only: str) -> dict[str, Any]:
@@ -410,13 +416,14 @@ def report(rows: list[dict[str, Any]]) -> str:
         f"| {s} | {c['fault']} | {share(c, 'finite')} | {share(c, 'kept')} |"
         for s, c in ((s, counts[s]) for s in SYSTEMS)
     ]
+    tried = ", ".join(f"{o} {n}" for o, n in Counter(s[1] for s in settings).most_common())
     trainings, optimizers, seeds = (sorted({str(s[i]) for s in settings}) for i in range(3))
     return "\n".join(
         [
             "# AnyBench: the guard in trainings that are no detectors",
             "",
             f"{len(settings)} settings of {len(trainings)} trainings, {len(optimizers)} optimizers and seeds "
-            f"{', '.join(seeds)}; {STEPS} steps, a fault at {AT};",
+            f"{', '.join(seeds)} ({tried}); {STEPS} steps, a fault at {AT};",
             f"one CPU thread, torch {torch.__version__}. Run: `make anybench`.",
             "",
             "| where | lines to write | bad steps refused, all bits as before | weights finite at the end "
@@ -434,6 +441,10 @@ def report(rows: list[dict[str, Any]]) -> str:
             "",
             "A NaN in the optimizer's state or rates stays: `attach` alone then refuses every later",
             "step and says so; weights are safe, and the run stands still until it is put right: `diagnose=True` does.",
+            "`Guard.step` does not even run the model then, so that no loss is left to compare.",
+            "",
+            "A contrastive loss normalises its features: one huge input gives a finite loss and finite gradients, and",
+            "nothing is wrong with the step.",
             "",
             *(row["clean"] for row in rows if "clean" in row),
             "",
