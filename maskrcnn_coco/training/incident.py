@@ -7,6 +7,7 @@ from pathlib import Path
 from maskrcnn_coco import recovery
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.records import Action, Alarm, Culprit, Evidence, Finding, Incident, incident_of
+from maskrcnn_coco.training.data_fix import data_fix
 from maskrcnn_coco.training.session import Session
 
 
@@ -18,7 +19,16 @@ def history_at(session: Session, step: int) -> recovery.History:
 def compose(session: Session, alarm: Alarm, findings: list[Finding], action: Action) -> Incident:
     """The incident record of the best finding and the action that was decided."""
     number, factors = len(session.progress.incidents) + 1, session.progress.lr_factors
-    return incident_of(number, alarm, findings, action, history=session.history, lr_factors=factors)
+    incident = incident_of(number, alarm, findings, action, history=session.history, lr_factors=factors)
+    incident.fix = data_fix(
+        incident.cause,
+        incident.fix,
+        incident.culprit.image_ids,
+        way=session.way,
+        config=session.config,
+        findings=session.progress.findings,
+    )
+    return incident
 
 
 def note_poisoned(session: Session, path: Path, why: str) -> None:
