@@ -14,6 +14,8 @@ from maskrcnn_coco.inference.detections import Found, Window, found_of, nothing,
 
 _SAME = 0.5
 """Two masks are of one object where they overlap by more than this."""
+_UNSURE = 1 / 3
+"""Of the score of a part of an object: a whole view that is less sure than that is not taken in its place."""
 
 
 def tile_side(tile: int | str | None, usual: int | None) -> int | None:
@@ -65,9 +67,10 @@ class _Piece:
 def merge(tiles: Sequence[Rectangle], found: Sequence[Found], height: int, width: int) -> Found:
     """The objects of an image from what was found in each tile (in the tile's own pixels).
 
-    Two pieces are one object where their masks agree on the part of the image that both tiles see, or where a piece
-    cut off at its tile's side lies in the other. Of an object that some tile saw whole, the best such view is taken;
-    pieces of one that no tile saw whole are joined, with the best piece's score.
+    Two pieces are views of one object where their masks agree on the part of the image that both tiles see, or where
+    a piece cut off at its tile's side lies in the other. The surest come first: a view that its tile saw whole takes
+    all others of its object away; pieces of one that no tile saw whole, or only a third as surely, are joined, with
+    the best piece's score.
     """
     pieces = [
         _piece(n, tile, one, i, height, width)
@@ -76,10 +79,7 @@ def merge(tiles: Sequence[Rectangle], found: Sequence[Found], height: int, width
     ]
     if not pieces:
         return nothing()
-    kept: list[_Piece] = []
-    for group in _groups(pieces, tiles):
-        whole = sorted((p for p in group if not p.cut), key=lambda p: -p.score)
-        kept += _distinct(whole) if whole else [_joined(group)]
+    kept = [_joined(group) for group in _groups(pieces, tiles)]
     return found_of([p.box for p in kept], [p.score for p in kept], [p.label for p in kept], [p.window for p in kept])
 
 
@@ -98,22 +98,44 @@ def _piece(number: int, tile: Rectangle, found: Found, i: int, height: int, widt
 
 
 def _groups(pieces: list[_Piece], tiles: Sequence[Rectangle]) -> list[list[_Piece]]:
-    """Pieces that are of one object, transitively."""
-    parent = list(range(len(pieces)))
-
-    def root(n: int) -> int:
-        while parent[n] != n:
-            parent[n] = parent[parent[n]]
-            n = parent[n]
-        return n
-
+    """One view that was seen whole, or the pieces that make up an object that was not; each object once."""
+    near: list[list[int]] = [[] for _ in pieces]
     for a, b in _near_pairs(pieces, tiles):
-        if root(a) != root(b) and _same(pieces[a], pieces[b], tiles):
-            parent[root(a)] = root(b)
-    groups: dict[int, list[_Piece]] = {}
+        near[a].append(b)
+        near[b].append(a)
+    beside = _beside(pieces, [bool(n) for n in near])
+    free, groups = [True] * len(pieces), []
+    for n in sorted(range(len(pieces)), key=lambda n: -pieces[n].score * (_UNSURE if pieces[n].cut else 1.0)):
+        if not free[n]:
+            continue
+        free[n], group = False, [n]
+        for m in beside.get(n, []):
+            if free[m] and _lies_in(pieces[m], pieces[n]):
+                free[m] = False
+        for k in group:  # grows while it is gone through
+            for m in near[k]:
+                if free[m] and (_same(pieces[k], pieces[m], tiles) or _lies_in(pieces[m], pieces[k])):
+                    free[m] = False
+                    # Whatever is unsure may lie across two objects: it goes, but joins nothing.
+                    if pieces[n].cut and pieces[m].cut and pieces[m].score > _UNSURE * pieces[n].score:
+                        group.append(m)
+        groups.append([pieces[k] for k in group])
+    return groups
+
+
+def _beside(pieces: list[_Piece], seen_twice: list[bool]) -> dict[int, list[int]]:
+    """Of each piece that another tile may have seen, too, those of its own tile and class whose windows meet its."""
+    corners = np.array([p.window.rectangle for p in pieces])
+    of_tile: dict[tuple[int, int], list[int]] = {}
     for n, piece in enumerate(pieces):
-        groups.setdefault(root(n), []).append(piece)
-    return list(groups.values())
+        if seen_twice[n]:
+            of_tile.setdefault((piece.tile, piece.label), []).append(n)
+    out = {}
+    for places in of_tile.values():
+        meet = _meet(corners[places][:, None], corners[places][None])
+        for i, n in enumerate(places):
+            out[n] = [places[j] for j in np.flatnonzero(meet[i]) if j != i]
+    return out
 
 
 def _near_pairs(pieces: list[_Piece], tiles: Sequence[Rectangle]) -> list[tuple[int, int]]:
@@ -151,6 +173,12 @@ def _same(a: _Piece, b: _Piece, tiles: Sequence[Rectangle]) -> bool:
     return any(p.cut and common > _SAME * p.area for p in (a, b))
 
 
+def _lies_in(piece: _Piece, surer: _Piece) -> bool:
+    """Whether most of a less sure piece is another's; of two that were seen whole, whether most of either is."""
+    least = piece.area if piece.cut or surer.cut else min(piece.area, surer.area)
+    return _common(piece.window, surer.window) > _SAME * least
+
+
 def _inside(window: Window, r: Rectangle) -> int:
     left, top, right, bottom = window.rectangle
     x0, y0, x1, y1 = max(r[0], left), max(r[1], top), min(r[2], right), min(r[3], bottom)
@@ -162,15 +190,6 @@ def _common(a: Window, b: Window) -> int:
     x0, y0, x1, y1 = b.rectangle
     x0, y0, x1, y1 = max(left, x0), max(top, y0), min(right, x1), min(bottom, y1)
     return int((a.part(x0, y0, x1, y1) & b.part(x0, y0, x1, y1)).sum()) if x0 < x1 and y0 < y1 else 0
-
-
-def _distinct(whole: list[_Piece]) -> list[_Piece]:
-    """Best first, without views of an object that is there already."""
-    kept: list[_Piece] = []
-    for piece in whole:
-        if not any(_common(piece.window, k.window) > _SAME * min(piece.area, k.area) for k in kept):
-            kept.append(piece)
-    return kept
 
 
 def _joined(group: list[_Piece]) -> _Piece:

@@ -132,6 +132,18 @@ def test_a_whole_view_comes_before_a_part() -> None:
     assert merged.scores.tolist() == pytest.approx([0.6])
 
 
+@pytest.mark.parametrize(("sure", "box"), [(0.06, [30, 10, 130, 50]), (0.6, [70, 10, 125, 50])])
+def test_an_unsure_view_takes_no_sure_object_s_place(sure: float, box: list[float]) -> None:
+    # An object that both tiles see cut, and a view of the second tile's that is whole, but a guess.
+    second = found_of(
+        [[0, 10, 70, 50], [10, 10, 65, 50]], [0.9, sure], [1, 1],
+        [Window(0, 10, np.ones((40, 70), bool)), Window(10, 10, np.ones((40, 55), bool))],
+    )  # fmt: skip
+    merged = merge(TILES, [block(30, 10, 100, 50, 0.9), second], 100, 160)
+    assert merged.boxes.tolist() == [box]
+    assert merged.scores.tolist() == pytest.approx([0.9 if sure < 0.1 else sure])
+
+
 def test_neighbours_of_one_class_stay_two() -> None:
     # Side by side in the strip that both tiles see, each seen by both.
     left, right = [(62, 10, 78, 40), (80, 10, 97, 40)], [(2, 10, 18, 40), (20, 10, 37, 40)]
