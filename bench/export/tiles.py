@@ -2,8 +2,8 @@
 
 From each image that is large enough a square is cut. It is looked at whole, and in tiles that overlap; the model
 resizes nothing in either case, so what differs is what tiles do: objects at their sides, and the merging. Printed:
-objects of score 0.5 or more; how many of the whole's the tiles have, too (masks overlapping by a half, by nine tenths), and the
-other way round; pairs of objects that lie on each other; F1 against the annotations.
+objects of score 0.5 or more; how many of the whole's the tiles have, too (masks overlapping by a half, by nine tenths),
+and the other way round; pairs of objects that lie on each other; F1 against the annotations.
 """
 
 from __future__ import annotations
