@@ -30,7 +30,7 @@ from maskrcnn_coco.evaluation.evaluate import EvalResult, evaluate_model
 from maskrcnn_coco.inference.checkpoints import checkpoint_card
 from maskrcnn_coco.inference.eval_adapter import EvalAdapter
 from maskrcnn_coco.inference.predictor import Engine, Predictor
-from maskrcnn_coco.inference.tiles import check_overlap, tile_side
+from maskrcnn_coco.inference.tiles import check_overlap, idle_overlap, tile_side
 from maskrcnn_coco.inference.torch_engine import TorchEngine
 from maskrcnn_coco.inference.tta import TtaEngine, parse_ways
 from maskrcnn_coco.model.build import classes_in, load_for_inference
@@ -124,6 +124,8 @@ def evaluate_checkpoint(checkpoint: Path, data: str | None, images: str | None, 
     idle = passed_over(options.device)
     for sentence in chosen + notes + ([] if idle is None else [idle]):
         console.note(sentence)
+    if (vain := idle_overlap(options.tile, options.overlap)) is not None:
+        console.warn(vain)
     model.to(where)
     precision = resolve_amp("auto", where)
     finder, how = None, None

@@ -20,6 +20,7 @@ from maskrcnn_coco.inference.inputs import nothing_to_look_at
 from maskrcnn_coco.inference.load import load
 from maskrcnn_coco.inference.predictor import Predictions, Predictor
 from maskrcnn_coco.inference.result import check_score
+from maskrcnn_coco.inference.tiles import idle_overlap
 from maskrcnn_coco.inference.writer import RESULTS, TABLE, Writer, Written, parse_formats
 from maskrcnn_coco.records import to_json
 from maskrcnn_coco.report.console import Console
@@ -60,6 +61,8 @@ def predict_checkpoint(checkpoint: Path, images: Sequence[str], options: Predict
         idle = passed_over(options.device)
     if idle is not None:
         console.note(idle)
+    if (vain := idle_overlap(options.tile, options.overlap)) is not None:
+        console.warn(vain)
     predictions = predictor.predict(
         list(images),
         0.0,

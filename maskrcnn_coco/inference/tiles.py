@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn_coco.data.tile_grid import Rectangle
+from maskrcnn_coco.data.tile_grid import OVERLAP, Rectangle
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.inference.detections import Found, Window, found_of, nothing, union
 
@@ -49,6 +49,13 @@ def check_overlap(overlap: Any) -> float:
             fix="--overlap 0.25",
         )  # fmt: skip
     return float(overlap)
+
+
+def idle_overlap(tile: Any, overlap: Any) -> str | None:
+    """A sentence where an overlap is given and nothing is cut; ``tile`` and ``overlap`` as the flags have them."""
+    if tile is not None or overlap == OVERLAP:
+        return None
+    return f"--overlap {overlap} does nothing: without --tile no image is cut"
 
 
 @dataclass

@@ -37,10 +37,13 @@ def check_kind(path: Path) -> None:
     if not head:
         raise CheckpointError(f"{path} is empty", fix="copy it again, or use an older checkpoint")
     if not head.startswith(_PICKLES):
+        text = head.decode("ascii", "replace")
         raise CheckpointError(
-            f"{path} is no model file", got=f"a file that starts with {clean(head.decode('ascii', 'replace'))!r}",
+            f"{path} is no model file",
+            got=f"a text that starts with {clean(text)!r}" if text.isprintable() else f"a {kind or 'nameless'} file",
             expected="weights saved by torch.save, or a .safetensors file",
-        )  # fmt: skip
+            fix="give the checkpoint that a training left, checkpoints/best.pth",
+        )
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -115,3 +115,21 @@ def test_other_files_and_no_files(checkpoint: Path, images: Path, tmp_path: Path
     assert main(["predict", str(checkpoint), str(tmp_path / "none"), "--device", "cpu"]) == 3
     assert main(["predict", str(checkpoint)]) == 2
     assert "none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"), [(["--overlap", "0.4"], True), (["--overlap", "0.4", "--tile", "64"], False)]
+)
+def test_an_overlap_of_nothing_is_said(
+    checkpoint: Path, images: Path, tmp_path: Path, capsys: Any, flags, said
+) -> None:
+    argv = ["predict", str(checkpoint), str(images), "--out", str(tmp_path / "out"), "--device", "cpu", *flags]
+    assert main(argv) == 0
+    assert ("--overlap 0.4 does nothing: without --tile no image is cut" in "".join(capsys.readouterr())) is said
+
+
+def test_a_picture_given_as_the_model_is_told_without_its_bytes(images: Path, tmp_path: Path, capsys: Any) -> None:
+    assert main(["predict", str(images / "0.png"), str(images), "--out", str(tmp_path / "out")]) == 5
+    said = capsys.readouterr().err
+    assert "0.png is no model file" in said and "a .png file" in said and "checkpoints/best.pth" in said
+    assert "IHDR" not in said
