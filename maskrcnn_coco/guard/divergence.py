@@ -55,8 +55,6 @@ Steps of another task, or targets with heavy tails, come back at the same size f
 HABIT = 3
 """So many losses of one size among the last `WINDOW`, each followed by calm ones, are a habit of the run: rewards that
 are rare, a task that comes now and then. By chance several come in a row."""
-CROSSES = 0.1
-"""Share of healthy losses on either side of zero that makes their largest the measure, not their median."""
 FLOOR = 0.3
 """The reference never falls below this share of the first losses: a model that fits its data may spike back to them."""
 
@@ -76,11 +74,6 @@ class Window:
             del self._sorted[bisect.bisect_left(self._sorted, self._values.popleft())]
         self._values.append(value)
         bisect.insort(self._sorted, value)
-
-    @property
-    def largest(self) -> float:
-        """The largest of them; 0 of none."""
-        return self._sorted[-1] if self._sorted else 0.0
 
     @property
     def median(self) -> float:
@@ -103,8 +96,6 @@ class Divergence:
         self.absurd = absurd
         self._moved = 0.0
         self._losses, self._norms = Window(), Window()
-        self._below: deque[bool] = deque(maxlen=WINDOW)
-        """Which of the healthy losses were below zero."""
         self._groups: dict[str, deque[float]] = {}
         self._first: list[float] = []
         self._first_norms: list[float] = []
@@ -127,15 +118,8 @@ class Divergence:
             if len(self._first) != self._start[0]:
                 self._start = len(self._first), median(self._first)
             start = self._start[1]
-            usual = self._losses.largest if self._crosses else min(self._best, start)
-            self._reference = max(usual, FLOOR * start, SMALLEST) if self._first else 0.0
+            self._reference = max(min(self._best, start), FLOOR * start, SMALLEST) if self._first else 0.0
         return self._reference
-
-    @property
-    def _crosses(self) -> bool:
-        """Whether healthy losses lie on both sides of zero (a policy gradient): small ones among them mean nothing."""
-        below = sum(self._below)
-        return len(self._below) >= 2 * CALIBRATION and CROSSES <= below / len(self._below) <= 1 - CROSSES
 
     @property
     def first_loss(self) -> float:
@@ -203,7 +187,6 @@ class Divergence:
             self._first.append(size)
             self._first_norms.append(norm)
         self._losses.append(size)
-        self._below.append(loss < 0)
         self._norms.append(norm)
         self._reference = self._norm_reference = -1.0
         for name, value in groups.items():
@@ -252,7 +235,6 @@ class Divergence:
             "best": self._best if math.isfinite(self._best) else None,
             "recent": [list(r) for r in self._recent],
             "survived": self._survived,
-            "below": list(self._below),
             "falls_back": [[self._taken - at, peak] for at, peak in self._falls_back],
         }
 
@@ -267,7 +249,6 @@ class Divergence:
         self._best = math.inf if state["best"] is None else state["best"]
         self._recent = deque([(int(r[0]), r[1], r[2], r[3]) for r in state["recent"]], WINDOW)
         self._peak, self._survived = 0.0, state.get("survived", 0.0)
-        self._below = deque(state.get("below", []), WINDOW)
         self._taken = 0
         self._falls_back = deque([(-int(ago), peak) for ago, peak in state.get("falls_back", [])], WINDOW)
 

@@ -48,6 +48,19 @@ def test_of_loud_and_coupled_samples_the_huge_one_alone_is_named(name: str, seed
     assert culprit(THIRD[name], seed, "huge_sample") == {}
 
 
+def test_rates_too_high_are_refused_where_healthy_losses_lie_around_zero() -> None:
+    """Whatever is far below zero looks like health at first; it must not become the measure of what follows."""
+    run = taken_late("energy", "fast", AT + 20)
+    assert [s for w in run.watched for s, _ in w.refused][:1] <= [AT + 8] and run.watched[0].refused
+
+
+def taken_late(name: str, fault: str, steps: int) -> Run:
+    torch.manual_seed(0)
+    run = Run(fault, steps=steps)
+    THIRD[name](run)
+    return run
+
+
 def test_a_sample_that_breaks_the_maths_of_the_whole_batch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of 1e30 in a Gaussian process: gradients are NaN, alone it is an honest batch of one."""
     monkeypatch.setattr(harness, "HUGE", 1e30)
