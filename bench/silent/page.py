@@ -13,7 +13,10 @@ def page(rows: Rows) -> str:
     runs = [r for r in rows if r["kind"] == "scenario"]
     decoys = [r for r in rows if r["kind"] == "decoy"]
     cured = [r for r in runs if r["cured"] is not None]
-    tv = Counter("nothing" if r["torchvision"] == "nothing" else "an error" for r in runs if r["torchvision"])
+    tv, light = (
+        Counter("nothing" if r[peer] == "nothing" else "an error" for r in runs if r.get(peer))
+        for peer in ("torchvision", "lightning")
+    )
     moments = Counter(r["moment"] for r in runs)
     lines = [
         "# Silent-Bench",
@@ -30,17 +33,19 @@ def page(rows: Rows) -> str:
         f"| with the cure applied it is said no more | {share(sum(bool(r['cured']) for r in cured), len(cured))} |",
         f"| decoys accused | {share(sum(bool(r['said']) for r in decoys), len(decoys))} |",
         f"| torchvision's own loop on the same data says | {', '.join(f'{k}: {v}' for k, v in tv.items())} |",
+        f"| Lightning on the same data says | {', '.join(f'{k}: {v}' for k, v in light.items()) or 'not run'} |",
         "",
         "“before” is before the first step (`train --dry-run` says it too); “steps” and “epoch” are within the first",
         "epoch, but for the runs that need several to be judged. Codes other than the expected one are listed.",
         "",
-        "| scenario | report | code | told | first said | also | fix | cured | torchvision's loop says |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| scenario | report | code | told | first said | also | fix | cured | torchvision's loop | Lightning |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in runs:
         first = r["said"][0]["code"] if r["said"] else "–"
         cells = [r["name"], r["report"], r["code"], r["moment"], first, ", ".join(r["others"]) or "–"]
         cells += [mark(r["fix_right"]), "–" if r["cured"] is None else mark(r["cured"]), r["torchvision"] or "–"]
+        cells.append(r.get("lightning") or "–")
         lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
     lines += ["", "| decoy | what acquits it | said |", "|---|---|---|"]
     for r in decoys:

@@ -1,6 +1,8 @@
-"""Silent-Bench: ``python bench/silent/run.py [--only WORD]``. Writes bench/results/silentbench.md and .jsonl.
+"""Silent-Bench: ``python bench/silent/run.py [--only WORD] [--lightning-python PATH]``.
 
-With ``--only`` the rows of the others stay as an earlier run measured them.
+Writes bench/results/silentbench.md and .jsonl. With ``--only`` the rows of the others stay as an earlier run measured
+them; so does what Lightning says, without an interpreter that has it (``--lightning-python``; with ``--peers-only``
+nothing else is run).
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -62,11 +65,13 @@ def try_decoy(d: Decoy) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="")
+    parser.add_argument("--lightning-python", help="interpreter with torch, torchvision and lightning")
+    parser.add_argument("--peers-only", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows, began = [], time.perf_counter()
     for item in [*scenarios(), *decoys()]:
-        if args.only not in item.name:
+        if args.only not in item.name or args.peers_only:
             continue
         row = try_scenario(item) if isinstance(item, Scenario) else try_decoy(item)
         rows.append(row)
@@ -76,9 +81,19 @@ def main() -> None:
         )
     print(f"{time.perf_counter() - began:.0f} s")
     rows = merged(rows)
+    if args.lightning_python:
+        told = lightning(args.lightning_python, args.only)
+        rows = [r | {"lightning": told[r["name"]]} if r["name"] in told else r for r in rows]
     text = "\n".join(json.dumps(r, ensure_ascii=False) for r in rows)
     (RESULTS / "silentbench.jsonl").write_text(text + "\n", encoding="utf-8")
     (RESULTS / "silentbench.md").write_text(page(rows), encoding="utf-8")
+
+
+def lightning(python: str, only: str) -> dict[str, str]:
+    """What Lightning says, by scenario."""
+    command = [python, str(HERE / "peer_lightning.py"), "--only", only]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -87,7 +102,8 @@ def merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if (RESULTS / "silentbench.jsonl").is_file():
         lines = (RESULTS / "silentbench.jsonl").read_text(encoding="utf-8").splitlines()
         known = {r["name"]: r for r in map(json.loads, lines)}
-    known |= {r["name"]: r for r in rows}
+    kept = {n: {"lightning": r["lightning"]} for n, r in known.items() if "lightning" in r}
+    known |= {r["name"]: kept.get(r["name"], {}) | r for r in rows}
     names = [i.name for i in (*scenarios(), *decoys())]
     return [known[n] for n in names if n in known]
 

@@ -162,6 +162,7 @@ def test_a_long_warm_up_is_waited_for(rate: float, stands: bool):
         Facts(still=Still(20, moved=1e-3, rate=0.1, gradient=500.0, clipped=5000.0)),  # Adam does not mind a clip
         Facts(lengths=Lengths(1000, 100, 0.01, 0.01)),
         Facts(lengths=Lengths(50, 60, 0.01, 0.008)),  # a short trial
+        Facts(lengths=Lengths(1, 2, 4e-3, 4e-6)),  # whether everything works
     ],
 )
 def test_honest_runs_are_not_accused(facts: Facts):

@@ -25,6 +25,8 @@ STANDS, CREEPS, CLIPPED, FAINT, SHORT = 1e-8, 1e-6, 100.0, 1e-4, 0.2
 """Of its weights, what a step moves at the most: in a million steps they change by 1 %, or, where every gradient is a
 hundred times its bound, by themselves. Gradients below the fourth are those of a loss that was divided; and a run
 whose warm-up takes it to less than the last share of its rate never gets to train."""
+TRY_OUT = 10
+"""A run of fewer steps shows whether everything works; it learns nothing at any rate."""
 FALLS, STAYS, FAR = 0.8, 0.95, 0.05
 """With raised rates the loss ends below this share of its start; at the run's own it stays above this one.
 
@@ -76,7 +78,7 @@ def _stands(s: Still, way: Way) -> list[RunFinding]:
 
 
 def _warming(t: Lengths, way: Way) -> list[RunFinding]:
-    if t.warmup < t.steps or t.reached > SHORT * t.rate:
+    if t.steps < TRY_OUT or t.warmup < t.steps or t.reached > SHORT * t.rate:
         return []
     message = (
         f"the warm-up of {t.warmup} steps is longer than the run of {t.steps}: its rate ends at {t.reached:.3g}, and "
