@@ -212,6 +212,10 @@ def restore_run(session: Session, found: Found, *, dry_run: bool = False) -> Non
     if changed:
         session.console.note("changed from here on: " + ", ".join(changed))
     session.console.note(f"going on from {found.path}: step {session.progress.step} of {session.total_steps}")
+    if session.progress.step >= session.total_steps:
+        limit = "--epochs" if session.config.max_steps is None else "--max-steps"
+        now = session.config.epochs if session.config.max_steps is None else session.config.max_steps
+        session.console.warn(f"all steps of {limit} {now} are done, nothing is left to train; to go on, raise {limit}")
     for path, why in found.skipped if not dry_run else ():
         note_poisoned(session, path, why)
 

@@ -258,6 +258,22 @@ def test_a_resume_says_what_it_changes_and_nothing_where_it_changes_nothing(data
     assert "changed from here on" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("first", "then", "limit"), [
+    ({"epochs": 1}, {"epochs": 1}, "--epochs 1"),
+    ({"epochs": 1, "max_steps": 2}, {"epochs": 3, "max_steps": 2}, "--max-steps 2"),
+])  # fmt: skip
+def test_a_resume_of_a_run_that_is_done_says_what_to_raise(first, then, limit, data, tmp_path, capsys):
+    go(data, tmp_path, **first)
+    assert "nothing is left to train" not in "".join(capsys.readouterr())
+    result = go(data, tmp_path, resume="auto", **then)
+    said = "".join(capsys.readouterr())
+    assert f"all steps of {limit} are done, nothing is left to train; to go on, raise {limit.split()[0]}" in said
+    assert (result.status, result.exit_code) == ("finished", 0)
+    raised = {"epochs": 2} if "max_steps" not in then else {"max_steps": 4}
+    again = go(data, tmp_path, resume="auto", **then | raised)
+    assert again.steps > result.steps
+
+
 def test_an_elastic_resume_shows_no_step_twice_in_tensorboard(data, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
