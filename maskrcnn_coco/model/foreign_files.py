@@ -12,7 +12,6 @@ from torch import Tensor
 from maskrcnn_coco.components import plain_name
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.system.plain_files import open_regular
-from maskrcnn_coco.wording import clean
 
 SCORE = "roi_heads.box_predictor.cls_score.weight"
 """The tensor that every detector of torchvision's kind has."""
@@ -37,10 +36,10 @@ def check_kind(path: Path) -> None:
     if not head:
         raise CheckpointError(f"{path} is empty", fix="copy it again, or use an older checkpoint")
     if not head.startswith(_PICKLES):
-        text = head.decode("ascii", "replace")
+        text = "".join(c for c in head.decode("ascii", "ignore") if c.isprintable())
         raise CheckpointError(
             f"{path} is no model file",
-            got=f"a text that starts with {clean(text)!r}" if text.isprintable() else f"a {kind or 'nameless'} file",
+            got=f"a file that starts with {text!r}" if text else "a binary file",
             expected="weights saved by torch.save, or a .safetensors file",
             fix="give the checkpoint that a training left, checkpoints/best.pth",
         )

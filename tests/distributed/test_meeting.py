@@ -51,10 +51,19 @@ def test_an_attempt_whose_first_process_died_before_it_invited_leaves_no_trap():
 
 
 def test_an_attempt_that_ended_while_they_came_leaves_no_trap():
-    store = HashStore()
+    store, ended = HashStore(), []
+
+    def comes() -> None:
+        with pytest.raises(RuntimeError):
+            meet(store, 1, 3, timedelta(seconds=2))
+        ended.append(1)
+
+    thread = threading.Thread(target=comes)
+    thread.start()
     with pytest.raises(RuntimeError, match="process 2 did not come"):
-        threading.Thread(target=meet, args=(store, 1, 3, LONG), daemon=True).start()
-        meet(store, 0, 3, timedelta(seconds=0.3))
+        meet(store, 0, 3, timedelta(seconds=0.5))
+    thread.join()
+    assert ended
     assert attempt(store, 3, "new", [0.1, 0.0, 0.2]) == [[f"new of {r}" for r in range(3)]] * 3
 
 
