@@ -140,7 +140,9 @@ def unique_in_image(given: Any) -> Tensor | None:
 
 def _checked_item(item: Any, index: int) -> tuple[Tensor, Target]:
     if is_sample(item):
-        return item[0], dict(item[1])
+        image = item[0]
+        # NumPy's floats are float64, and half precision saves room on a disk: their values mean the same.
+        return image.float() if image.is_floating_point() else image, dict(item[1])
     error = refusal(item, index)
     # Some part of it may say which image it is all the same.
     targets = [p for p in (item if isinstance(item, (tuple, list)) else [item]) if isinstance(p, dict)]
