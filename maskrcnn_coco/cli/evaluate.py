@@ -72,16 +72,13 @@ def evaluation_table(
     # A json is meant as it stands; a folder's training part is what the checkpoint has seen.
     table = found.train if found.val is None or Path(data).is_file() else found.val
     table, stacks = without_stacks(table)
-    shifted = [p.text for p in table.problems if p.code == "IMAGE_ID_SHIFT"]
+    said = [note for note in found.notes if "8 bits" in note or "EXIF" in note] + ([] if stacks is None else [stacks])
+    said += [p.text for p in table.problems if p.code == "IMAGE_ID_SHIFT"]
     if shift := category_shift(table):
         off = "low" if shift > 0 else "high"
-        says = f"category ids of the annotations are one too {off}: classes are named wrongly"
-        shifted.append(f"{says}; check --fix OUT.json writes a copy that is right")
-    return table, [note for note in found.notes if "8 bits" in note or "EXIF" in note] + _said(stacks) + shifted
-
-
-def _said(sentence: str | None) -> list[str]:
-    return [] if sentence is None else [sentence]
+        wrong = f"category ids of the annotations are one too {off}: classes are named wrongly"
+        said.append(f"{wrong}; check --fix OUT.json writes a copy that is right")
+    return table, said
 
 
 def range_to_use(given: str | None, contents: Mapping[str, Any]) -> tuple[BitRange | None, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from maskrcnn_coco.data.jpeg import TURNS
+
 SIDE = 16
 """Of a view, pixels."""
 CUT = 0.05
@@ -31,16 +33,7 @@ def views_of(image: Image.Image, orientation: int = 1) -> np.ndarray:
     if orientation == 1:
         return found
     # A corner of the stored picture is another one of the picture that is shown: the parts go along.
-    return np.stack([turned(v, orientation) for v in found])[_ORDER[orientation]]
-
-
-def turned(view: np.ndarray, orientation: int) -> np.ndarray:
-    """A square view as its EXIF orientation shows it."""
-    if orientation in (5, 6, 7, 8):
-        view = view.T
-    if orientation in (3, 4, 7, 8):
-        view = view[::-1]
-    return view[:, ::-1] if orientation in (2, 3, 6, 7) else view
+    return np.stack([TURNS[orientation](v) for v in found])[_ORDER[orientation]]
 
 
 def _order(orientation: int) -> list[int]:
@@ -48,8 +41,8 @@ def _order(orientation: int) -> list[int]:
     marks = np.zeros((2, 2), np.int64)
     for n, (x, y) in enumerate(PARTS[1:], 2):
         marks[int(y), int(x)] = n
-    marks = turned(marks, orientation)
+    marks = TURNS[orientation](marks)
     return [0, 1, *(int(marks[int(y), int(x)]) for x, y in PARTS[1:])]
 
 
-_ORDER = {n: _order(n) for n in range(1, 9)}
+_ORDER = {n: _order(n) for n in TURNS}

@@ -113,14 +113,9 @@ def _cured(outcome: Outcome, whole: Outcome, facts: Facts, then: StepRecord | No
 def _healthy(facts: Facts, then: StepRecord | None) -> tuple[float, float]:
     """Loss and gradient norm that are healthy: what is high today may have been usual then."""
     known = facts.reference
-    return (
-        (known.loss, known.norm)
-        if then is None
-        else (
-            max(known.loss, abs(then.loss)),
-            max(known.norm, then.grad_norm),
-        )
-    )
+    if then is None:
+        return known.loss, known.norm
+    return max(known.loss, abs(then.loss)), max(known.norm, then.grad_norm)
 
 
 def weights(snapshot: Snapshot | None) -> str:

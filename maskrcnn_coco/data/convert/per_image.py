@@ -236,10 +236,10 @@ def _geo(document: Document, image_id: int, value: Any) -> None:
 
 
 def _on_a_map(image: dict[str, Any], outlines: Sequence[Any]) -> bool:
-    """Not one point is near the image: metres of a projection, or degrees west or south."""
+    """No point has an x near the image: metres of a projection, or degrees far west."""
     reach = 2 * max(image["height"], image["width"])
     points = [p for o in outlines for p in as_list(o) if isinstance(p, list) and len(p) >= 2]
-    return bool(points) and all(not -reach <= float(v) <= 2 * reach for p in points for v in p[:2][:1])
+    return bool(points) and all(not -reach <= float(p[0]) <= 2 * reach for p in points)
 
 
 TOOLS = (

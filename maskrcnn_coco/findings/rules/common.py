@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from maskrcnn_coco.findings.facts import Facts
 from maskrcnn_coco.records import Evidence, RunFinding
 
 TRAINING = "training data"
@@ -40,6 +41,23 @@ def finding(
         detail={"what": what, "image_ids": list(images), **where, **detail},
         explain=f"maskrcnn-coco explain {code}",
     )
+
+
+def audited(code: str, facts: Facts) -> list[RunFinding]:
+    """What the audit of a COCO file found that is ``code``'s, in the audit's own words."""
+    return [
+        finding(
+            code,
+            f"{a.kind} {a.of}",
+            "warning",
+            a.message,
+            a.fix,
+            [(f"audit of the {a.of}: {a.kind}", a.message)],
+            of=a.of,
+        )
+        for a in facts.audited
+        if a.code == code
+    ]
 
 
 def some(images: Sequence[int], most: int = 3) -> str:

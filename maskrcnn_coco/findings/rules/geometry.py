@@ -14,8 +14,8 @@ How to fix it: correct the conversion that the finding names; `maskrcnn-coco che
 
 from __future__ import annotations
 
-from maskrcnn_coco.findings.facts import Audited, Content, Facts, Geometry, Way
-from maskrcnn_coco.findings.rules.common import finding, some
+from maskrcnn_coco.findings.facts import Content, Facts, Geometry, Way
+from maskrcnn_coco.findings.rules.common import audited, finding, some
 from maskrcnn_coco.records import RunFinding
 
 CODE = "GEOMETRY"
@@ -110,13 +110,7 @@ def judge(facts: Facts) -> list[RunFinding]:
     found = [f for geometry in facts.geometry for f in _judge(geometry, facts)]
     misread = {g.of for g in facts.geometry if reading_of(g) is not None} | {a.of for a in facts.audited}
     found += [f for c in facts.contents if c.of not in misread for f in _content(c, facts.way)]
-    return found + [_audited(a) for a in facts.audited if a.code == CODE]
-
-
-def _audited(a: Audited) -> RunFinding:
-    return finding(
-        CODE, f"{a.kind} {a.of}", "warning", a.message, a.fix, [(f"audit of the {a.of}: {a.kind}", a.message)], of=a.of
-    )
+    return found + audited(CODE, facts)
 
 
 def reading_of(g: Geometry) -> tuple[str, int, int] | None:

@@ -17,8 +17,8 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
-from maskrcnn_coco.findings.facts import Audited, Facts, Stage, Still, Targets, Way
-from maskrcnn_coco.findings.rules.common import finding, some
+from maskrcnn_coco.findings.facts import Facts, Stage, Still, Targets, Way
+from maskrcnn_coco.findings.rules.common import audited, finding, some
 from maskrcnn_coco.findings.rules.geometry import reading_of
 from maskrcnn_coco.records import RunFinding
 from maskrcnn_coco.wording import listed
@@ -56,7 +56,7 @@ OTHER: dict[Way, str] = {
 
 def judge(facts: Facts) -> list[RunFinding]:
     found = [f for t in facts.targets for f in _lost(t, facts.way) if f.detail["what"] not in _explained(t, facts)]
-    found += [_audited(a) for a in facts.audited if a.code == CODE]
+    found += audited(CODE, facts)
     return found + (_zero(facts.still, facts.way) if facts.still is not None else [])
 
 
@@ -73,12 +73,6 @@ def _explained(targets: Targets, facts: Facts) -> set[str]:
     if labels is not None and labels.shift and lost.get("usable", 0) <= labels.unknown:
         found.add("usable")
     return found
-
-
-def _audited(a: Audited) -> RunFinding:
-    return finding(
-        CODE, f"{a.kind} {a.of}", "warning", a.message, a.fix, [(f"audit of the {a.of}: {a.kind}", a.message)], of=a.of
-    )
 
 
 def _lost(targets: Targets, way: Way) -> list[RunFinding]:
