@@ -33,6 +33,7 @@ class _Rle(msgspec.Struct, gc=False):
 Segment = Polygons | dict[str, msgspec.Raw] | None
 _typed = msgspec.json.Decoder(list[Polygons | _Rle | None])
 _segment = msgspec.json.Decoder(Segment)
+_rle_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _any = msgspec.json.Decoder()
 _RLE_CODES = (("RLE has size", "RLE_SIZE"), ("add up", "RLE_SUM"))
 
@@ -142,7 +143,7 @@ def _rles(table: CocoTable, anns: np.ndarray, found: list[_Rle], shapes: Shapes,
         area, extents = runs.extents(sizes[at, 0])
         _note_rles(anns[at][runs.good], area[runs.good], extents[runs.good], table, shapes, report)
     for ann in anns[slow].tolist():
-        _rle(table, ann, _segment.decode(table.segmentation_raw(ann)), shapes, report)
+        _rle(table, ann, _rle_object.decode(table.segmentation_raw(ann)), shapes, report)
 
 
 def _note_rles(
