@@ -106,7 +106,7 @@ ALL = (
 )
 FORMS = (
     *(
-        Scenario(f"form-{name}", code, source, handed_out(change, nameless=name.endswith("-none")), setup, ONE)
+        Scenario(f"form-{name}", code, source, handed_out(change, nameless=name == "target-none"), setup, ONE)
         for name, code, source, change, setup in ROWS
     ),
     *(
