@@ -13,6 +13,7 @@ figures "averaged" are of those, and change nothing in the others.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
@@ -73,9 +74,23 @@ class Meter:
         return None
 
 
-def run(of: BenchSet, arm: Arm, seed: int, steps: int, folder: Path, *, look: bool = True) -> tuple[Meter, Any]:
-    """One training of ``steps`` steps."""
-    meter, model, data = Meter(steps), of.model(seed), of.data(folder)
+@functools.cache
+def trained(name: str, folder: Path) -> dict[str, Any]:
+    """The weights of a detector of set ``name`` after a run of the set's own length."""
+    of = SETS[name]
+    model = of.model(0)
+    assert model is not None
+    run(of, ARMS["rpn x5"], 0, of.steps, folder, look=False, model=model)
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def run(
+    of: BenchSet, arm: Arm, seed: int, steps: int, folder: Path, *, look: bool = True, model: Any = None
+) -> tuple[Meter, Any]:
+    """One training of ``steps`` steps; of ``model``, or of the set's own."""
+    start = None if arm.starts_from is None else trained(arm.starts_from, folder)
+    meter, model = Meter(steps), model or of.model(seed, arm.change, start)
+    data = of.data_of(folder, arm.images)
     with tempfile.TemporaryDirectory() as out, arm.in_force():
         base: dict[str, Any] = (
             {}
@@ -87,7 +102,7 @@ def run(of: BenchSet, arm: Arm, seed: int, steps: int, folder: Path, *, look: bo
                 "box_detections_per_image": DETECTIONS,
             }
         )
-        epoch = -(-of.images(folder) // of.batch_size)
+        epoch = -(-of.images(folder, arm.images) // of.batch_size)
         fields = base | data | arm.fields(of, epoch)
         if model is not None:
             set_sampler(model, fields.get("box_batch_size_per_image"))
@@ -136,7 +151,7 @@ def append(raw: Path, line: dict[str, Any]) -> None:
 def steps_for(of: BenchSet, arm: Arm, folder: Path, raw: Path, times: float) -> int:
     """How many steps of ``arm`` the budget, ``times`` the set's own, holds."""
     if not arm.costs:
-        return round(of.steps * times)
+        return round(of.steps * times * arm.longer)
     known = [r["ratio"] for r in read(raw) if r["kind"] == "cost" and (r["set"], r["arm"]) == (of.name, arm.name)]
     if not known:
         known = [cost(of, arm, folder)]

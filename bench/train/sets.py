@@ -53,15 +53,35 @@ class BenchSet:
     """Folder for files of its own → fields of Config."""
     classes: int
 
-    def images(self, folder: Path) -> int:
-        """Training images."""
+    def images(self, folder: Path, most: int | None = None) -> int:
+        """Training images, ``most`` of them at most."""
+        if most is not None:
+            return most
         if self.name == "shapes":
             return 120
         path = Path(self.data(folder)["data"]) / "train" / "_annotations.coco.json"
         return len(json.loads(path.read_text())["images"])
 
-    def model(self, seed: int) -> nn.Module | None:
-        """The model at its start, the same for every recipe; None: the built-in shapes' own."""
+    def data_of(self, folder: Path, most: int | None) -> dict[str, Any]:
+        """`data`, with the first ``most`` training images alone."""
+        fields = self.data(folder)
+        if most is None:
+            return fields
+        whole, part = Path(fields["data"]), folder / f"{self.name}_{most}"
+        shutil.copytree(whole, part, dirs_exist_ok=True)
+        path = part / "train" / "_annotations.coco.json"
+        data = json.loads(path.read_text())
+        data["images"] = random.Random(0).sample(data["images"], most)
+        _write(part / "train", data, whole / "train")
+        return {"data": str(part)}
+
+    def model(
+        self, seed: int, change: Callable[[Any], None] | None = None, start: dict[str, Any] | None = None
+    ) -> nn.Module | None:
+        """The model at its start, the same for every recipe without a ``change``; None: the built-in shapes' own.
+
+        ``start``: weights of a detector of another set; what follows the number of classes stays random.
+        """
         if self.name == "shapes":
             return None
         torch.manual_seed(seed)
@@ -70,6 +90,11 @@ class BenchSet:
         model = assemble(name, self.classes, FIFTH, "frozen", "group", **sizes)
         path = SHARED / "weights" / BACKBONE
         files.load_body(model.get_submodule("backbone.body"), files.read_weights(path), path)
+        if change is not None:
+            change(model)
+        if start is not None:
+            own = model.state_dict()
+            model.load_state_dict({k: v if v.shape == own[k].shape else own[k] for k, v in start.items()})
         freeze(model, name, None, loaded=True)
         accelerate(model)
         return model
