@@ -32,8 +32,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def sample(self, epoch: int, index: int) -> tuple[Tensor, Target]:
-        """Image and target, a pure function of the run's seed and the arguments."""
+    def sample(self, epoch: int, index: int, repeat: int = 0) -> tuple[Tensor, Target]:
+        """Image and target, a pure function of the run's seed and the arguments, see `SampleKey`."""
         ...
 
 
@@ -126,7 +126,7 @@ def make_batch(source: Source, keys: Sequence[SampleKey]) -> Batch:
     samples: list[tuple[Tensor, Target]] = []
     for key in keys:
         try:
-            samples.append(source.sample(key.epoch, key.index))
+            samples.append(source.sample(key.epoch, key.index, key.repeat))
         except SampleError as e:  # it was read, and has said its true id
             raise SampleError(e, key._replace(image_id=e.key.image_id)) from e
         except DataError as e:

@@ -1,6 +1,6 @@
 """Samples: the data set of an annotation file; `user_data` holds the wrapper around one that a user brings.
 
-A training sample is a pure function of (seed, epoch, image id). The data set resizes to the final size itself
+A training sample is a pure function of (seed, epoch, image id, repeat). The data set resizes to the final size itself
 (multi-scale), so that the model's own transform has only to normalise and pad (`Batch.resized`).
 """
 
@@ -112,18 +112,18 @@ class CocoDataset(Dataset):
         image, target = self.sample(self.epoch, index)
         return image / 255, target
 
-    def sample(self, epoch: int, index: int) -> tuple[Tensor, Target]:
-        """Image uint8 (3, H, W) and target (see `Batch`): a pure function of (seed, epoch, image id).
+    def sample(self, epoch: int, index: int, repeat: int = 0) -> tuple[Tensor, Target]:
+        """Image uint8 (3, H, W) and target (see `Batch`): a pure function of (seed, epoch, image id, repeat).
 
         Raises:
             DataError: the image cannot be read, or a segmentation is broken; names file and annotation.
         """
-        number = self._number(index)
+        number = self._number(index, repeat)
         packed = self.outlines and self.train and self.transform is None
         if not self.train or (self.policy.plain and not self.policy.copy_paste.p):
-            image, target = self._resized(epoch, index, packed=packed)
+            image, target = self._resized(epoch, index, number, packed=packed)
         else:
-            image, target = self._augmented(epoch, index)
+            image, target = self._augmented(epoch, index, number)
             if not packed:
                 outlines = target.pop("outlines")
                 target |= {"masks": outlines.masks()} if self.masks else {}
@@ -136,36 +136,39 @@ class CocoDataset(Dataset):
         """The image that sample ``index`` is of."""
         return index if self.tiles is None else int(self.tiles.rows[index])
 
-    def _number(self, index: int) -> int:
-        """What the random numbers of a sample follow from: the image's id, and the tile after the first."""
+    def _number(self, index: int, repeat: int = 0) -> int:
+        """What a sample's random numbers follow from: the image's id, the tile after the first, the repeat if any."""
         image_id, tile = int(self.table.image_ids[self._row(index)]), 0
         if self.tiles is not None:
             tile = int(self.tiles.numbers[index])
-        return int.from_bytes(mix(image_id, tile, 8)[:7], "little") if tile else image_id
+        if not (tile or repeat):
+            return image_id
+        return int.from_bytes(mix(image_id, tile, 8, *((repeat,) if repeat else ()))[:7], "little")
 
-    def _augmented(self, epoch: int, index: int) -> Sample:
+    def _augmented(self, epoch: int, index: int, number: int) -> Sample:
         """The sample after the whole policy; the objects pasted into it come from an image that a counter picks."""
-        number, paste = self._number(index), self.policy.copy_paste
-        image, target = self._changed(epoch, index, 0)
+        paste = self.policy.copy_paste
+        image, target = self._changed(epoch, index, number, 0)
         rng = generator(self.seed, epoch, number, 6)
         if rng.random() >= paste.p or len(self) < 2:
             return image, target
         other = int(rng.integers(len(self) - 1))
+        other += other >= index
         try:
-            source = self._changed(epoch, other + (other >= index), 1 + number)
+            source = self._changed(epoch, other, self._number(other), 1 + number)
         except DataError:
             return image, target  # the other image's fault is told when its own turn comes
         return pasted(image, target, source, paste, rng)
 
-    def _changed(self, epoch: int, index: int, salt: int) -> Sample:
-        image, target = self._resized(epoch, index, packed=True, salt=salt)
+    def _changed(self, epoch: int, index: int, number: int, salt: int) -> Sample:
+        image, target = self._resized(epoch, index, number, packed=True, salt=salt)
         # The budget of pixels is that of scale 1, whatever the scale that was drawn.
         size = (image.shape[-2], image.shape[-1])
         limit = output_size(*size, self.min_size, self.max_size)
-        rng = generator(self.seed, epoch, self._number(index), 7, salt)
+        rng = generator(self.seed, epoch, number, 7, salt)
         return changed(image, target, draw_change(self.policy, rng, size, limit))
 
-    def _resized(self, epoch: int, index: int, *, packed: bool, salt: int = 0) -> Sample:
+    def _resized(self, epoch: int, index: int, number: int, *, packed: bool, salt: int = 0) -> Sample:
         """The sample at its size, flipped and with the light of the policy; ``packed``: with outlines."""
         row, table = self._row(index), self.table
         size, stored = table.size_of(row), table.as_stored
@@ -177,7 +180,7 @@ class CocoDataset(Dataset):
         size = (pixels.shape[0], pixels.shape[1])
         recipe = Recipe(*size)
         if self.train:
-            args = (self.seed, epoch, self._number(index), size, self.min_size, self.max_size, self.policy)
+            args = (self.seed, epoch, number, size, self.min_size, self.max_size, self.policy)
             recipe = draw_recipe(*args, least=self.least_scale, salt=salt)
         return change_image(pixels, recipe), self._target(row, whole, tile, recipe, packed=packed)
 

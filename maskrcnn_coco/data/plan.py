@@ -18,6 +18,8 @@ class SampleKey(NamedTuple):
     epoch: int
     index: int  # pyright: ignore[reportIncompatibleMethodOverride]
     image_id: int
+    repeat: int = 0
+    """How often the sample came before in this epoch, where `Plan` repeats samples: each time it is drawn anew."""
 
 
 def mix(*numbers: int) -> bytes:
@@ -32,6 +34,15 @@ def aspect_groups(ratios: np.ndarray, *, k: int = 3) -> np.ndarray:
     """
     edges = 2.0 ** np.linspace(-1, 1, 2 * k + 1)
     return np.searchsorted(edges, ratios, side="right").astype(np.int64)
+
+
+def times_before(rows: np.ndarray) -> np.ndarray:
+    """How often each of ``rows``, int64 (N,), stands before its place, int64 (N,)."""
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    before = np.empty_like(rows)
+    before[order] = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
+    return before
 
 
 class Plan:
@@ -90,11 +101,11 @@ class Plan:
     def step(self, step: int) -> tuple[int, list[list[SampleKey]]]:
         """Epoch, and this rank's micro-batches, of planned step ``step`` (from 0, over all epochs)."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        rows = self._order(epoch)[within, :, self.rank]
-        return epoch, [[self._key(epoch, int(row)) for row in micro] for micro in rows]
+        micros = self._order(epoch)[within, :, self.rank].tolist()
+        return epoch, [[self._key(epoch, row, repeat) for row, repeat in micro] for micro in micros]
 
     def _order(self, epoch: int) -> np.ndarray:
-        """Image rows of an epoch before quarantine, int64 (steps, accumulate, world, batch_size)."""
+        """Image rows of an epoch before quarantine and which time it is, int64 (steps, accumulate, world, batch, 2)."""
         if epoch not in self._orders:
             if len(self._orders) >= 2:
                 self._orders.clear()
@@ -102,8 +113,11 @@ class Plan:
             shape = (self.steps_per_epoch, self.accumulate, self.world, self.batch_size)
             filled = np.resize(self._drawn(rng), math.prod(shape))
             # A stable sort by group keeps the shuffled order within a group; only batches on a border are mixed.
-            batches = filled[np.argsort(self.groups[filled], kind="stable")].reshape(-1, self.batch_size)
-            self._orders[epoch] = batches[rng.permutation(len(batches))].reshape(shape)
+            # Without repeats, what fills the last step comes as it came before: runs of today keep their bits.
+            repeat = np.zeros_like(filled) if self.repeats is None else times_before(filled)
+            ordered = np.stack([filled, repeat], axis=1)[np.argsort(self.groups[filled], kind="stable")]
+            batches = ordered.reshape(-1, self.batch_size, 2)
+            self._orders[epoch] = batches[rng.permutation(len(batches))].reshape(*shape, 2)
         return self._orders[epoch]
 
     def _drawn(self, rng: np.random.Generator) -> np.ndarray:
@@ -119,10 +133,10 @@ class Plan:
         times[-1] += self.images_per_epoch - times.sum()
         return rng.permutation(np.repeat(np.arange(len(times)), times))
 
-    def _key(self, epoch: int, row: int) -> SampleKey:
+    def _key(self, epoch: int, row: int, repeat: int) -> SampleKey:
         if self._bad[row]:
             row = self._substitute(epoch, row)
-        return SampleKey(epoch, row, int(self.image_ids[row]))
+        return SampleKey(epoch, row, int(self.image_ids[row]), repeat)
 
     def _substitute(self, epoch: int, row: int) -> int:
         """A healthy image for a quarantined one, of the same group where there is one.

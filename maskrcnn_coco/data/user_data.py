@@ -78,13 +78,13 @@ class UserData(Dataset):
         for image in (None,) if image_ids is None else map(int, image_ids):
             self._left_out.setdefault(image, set()).update(gone)
 
-    def sample(self, epoch: int, index: int) -> tuple[Tensor, Target]:
-        """What the data set yields at ``index``, with the generators seeded from (seed, epoch, index).
+    def sample(self, epoch: int, index: int, repeat: int = 0) -> tuple[Tensor, Target]:
+        """What the data set yields at ``index``, with the generators seeded from (seed, epoch, index, repeat).
 
         Raises:
             DataError: the data set raised, or yielded something other than an image and a dict.
         """
-        with seeded(self.seed, epoch, index, 3):
+        with seeded(self.seed, epoch, index, 3, *((repeat,) if repeat else ())):
             try:
                 item = self.dataset[index]
             except MemoryError:  # of the machine, not of this item: it can be tried again

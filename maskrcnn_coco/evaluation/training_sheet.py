@@ -58,7 +58,7 @@ def _cells(source: Source, plan: Plan, names: Sequence[str]) -> Iterable[Image.I
         for micro in plan.step(step)[1]:
             for key in micro:
                 try:
-                    image, target = source.sample(key.epoch, key.index)
+                    image, target = source.sample(key.epoch, key.index, key.repeat)
                 except DataError:
                     continue  # it is told, and left out, when training meets it
                 yield draw(_pixels(image), shapes_in(target, names))

@@ -80,7 +80,7 @@ class Deadly(UserData):
         super().__init__(Own(8), seed=0)
         self.flag, self.deaths, self.kill = flag, deaths, kill
 
-    def sample(self, epoch: int, index: int):
+    def sample(self, epoch: int, index: int, repeat: int = 0):
         if index == 5:
             done = self.flag.stat().st_size if self.flag.exists() else 0
             if done < self.deaths:
@@ -89,7 +89,7 @@ class Deadly(UserData):
                 if not self.kill:
                     raise MemoryError("no memory is left")
                 os.kill(os.getpid(), signal.SIGKILL)
-        return super().sample(epoch, index)
+        return super().sample(epoch, index, repeat)
 
 
 @pytest.mark.parametrize("kill", [True, False], ids=["killed", "out of memory"])

@@ -165,3 +165,32 @@ def test_ones_as_repeats_are_each_image_once():
     p = plan(31, 4, repeats=np.ones(31))
     seen = [i for s in range(p.steps_per_epoch) for i in ids(p, s)]
     assert set(seen) == set(range(100, 131)) and len(seen) == 32
+
+
+def test_each_time_of_a_repeated_image_has_a_number_of_its_own():
+    repeats = np.linspace(1, 3.7, 50)
+    for world in (1, 2):
+        ranks = [plan(50, 4, repeats=repeats, rank=r, world=world) for r in range(world)]
+        for epoch in range(3):
+            steps = range(epoch * ranks[0].steps_per_epoch, (epoch + 1) * ranks[0].steps_per_epoch)
+            keys = [key for p in ranks for s in steps for micro in p.step(s)[1] for key in micro]
+            assert len(set(keys)) == len(keys), "no sample comes twice"
+            times = np.bincount([k.index for k in keys], minlength=50)
+            assert sorted((k.index, k.repeat) for k in keys) == [(i, n) for i in range(50) for n in range(times[i])]
+            assert times.max() > 2
+
+
+def test_without_repeats_a_key_is_what_it_was():
+    p = plan(5, 3)
+    assert ids(p, 0) + ids(p, 1) == [100, 104, 102, 102, 103, 101], "what fills the last step comes as it came before"
+    assert all(tuple(key) == (0, key.image_id - 100, key.image_id, 0) for s in (0, 1) for key in p.step(s)[1][0])
+
+
+def test_what_takes_the_place_of_a_repeated_image_is_numbered_too():
+    repeats = np.where(np.arange(20) == 3, 4.0, 1.0)
+    p = plan(20, 4, repeats=repeats)
+    p.quarantine([103])
+    keys = [key for s in range(p.steps_per_epoch) for key in p.step(s)[1][0]]
+    counts = np.bincount([k.index for k in keys], minlength=20)
+    (substitute,) = np.flatnonzero(counts > 2)
+    assert {k.repeat for k in keys if k.index == substitute} == {0, 1, 2, 3}

@@ -44,3 +44,19 @@ def test_a_data_set_of_one_s_own_and_one_that_cannot_be_read(tmp_path):
         assert sheet.size == (4 * CELL, CELL)
     nothing = UserData([None, None])
     assert save_training_sheet(tmp_path, nothing, Plan(0, nothing.image_ids, 1), ("background", "a")) is None
+
+
+def test_an_image_that_comes_several_times_is_shown_as_it_comes(tiny_table, tmp_path):
+    source = CocoDataset(tiny_table, train=True, min_size=64, max_size=64, policy=HEAVY)
+    asked: list[tuple[int, int, int]] = []
+    plain = source.sample
+
+    def sample(epoch: int, index: int, repeat: int = 0):
+        asked.append((epoch, index, repeat))
+        return plain(epoch, index, repeat)
+
+    source.sample = sample  # type: ignore[method-assign]
+    plan = Plan(0, source.image_ids, 2, repeats=np.full(len(source), 4.0))
+    save_training_sheet(tmp_path, source, plan, tiny_table.class_names)
+    assert asked == [(k.epoch, k.index, k.repeat) for s in range(8) for k in plan.step(s)[1][0]]
+    assert any(repeat for *_, repeat in asked)

@@ -170,9 +170,9 @@ class Attempt:
             self.session = opened(*args, **rest)
             return self.session
 
-        def sample(source: CocoDataset, epoch: int, index: int) -> Any:
+        def sample(source: CocoDataset, epoch: int, index: int, repeat: int = 0) -> Any:
             self._in_worker()
-            return self._bad_data(sampled, source, epoch, index)
+            return self._bad_data(partial(sampled, repeat=repeat), source, epoch, index)
 
         loop.open_session = open_session
         Ranks.start = partial(Ranks.start, timeout=TOGETHER)

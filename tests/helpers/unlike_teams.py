@@ -73,8 +73,8 @@ def spoil() -> None:
     """A box of one image is NaN: one process alone meets it, and looks for the cause."""
     sampled = CocoDataset.sample
 
-    def sample(source: CocoDataset, epoch: int, index: int) -> Any:
-        image, target = sampled(source, epoch, index)
+    def sample(source: CocoDataset, epoch: int, index: int, repeat: int = 0) -> Any:
+        image, target = sampled(source, epoch, index, repeat)
         if source.train and int(target["image_id"]) == 5:
             target["boxes"][0, 0] = float("nan")
         return image, target

@@ -17,6 +17,7 @@ from maskrcnn_coco.records import Action, Culprit, Evidence, Incident
 from maskrcnn_coco.replay.case import Rig
 from maskrcnn_coco.replay.replay import Replay
 from maskrcnn_coco.report.incident_files import read_incidents, set_aside, write_incident
+from maskrcnn_coco.training import case_file
 from maskrcnn_coco.training.case_file import load_case, save_case
 
 
@@ -85,6 +86,21 @@ def test_a_saved_case_gives_the_same_verdict_elsewhere(tmp_path):
     loaded = load_case(path, rig_of)
     there = investigate(loaded)[0]
     assert (there.cause, there.culprit, there.confidence) == (here.cause, here.culprit, here.confidence)
+    assert Replay(loaded).run("same", digest=True).digest == Replay(case).run("same", digest=True).digest
+
+
+@pytest.mark.parametrize("fields", [3, 4], ids=["of before repeats were counted", "today's"])
+def test_which_time_of_a_repeated_image_it_is_stays_in_a_case(tmp_path, monkeypatch, fields: int):
+    case = TinyRun(lr=rates(box_head=0.3), max_grad_norm=0).until_alarm()
+    for entry in case.tape:
+        entry.keys = [[key._replace(repeat=3) for key in keys] for keys in entry.keys]
+    written = [key._replace(repeat=3 * (fields == 4)) for keys in case.tape[0].keys for key in keys]
+    pack_batch, pack_entry = case_file._pack_batch, case_file._pack_entry
+    cut = lambda keys: [list(key)[:fields] for key in keys]  # noqa: E731
+    monkeypatch.setattr(case_file, "_pack_batch", lambda b: (p := pack_batch(b)) | {"keys": cut(p["keys"])})
+    monkeypatch.setattr(case_file, "_pack_entry", lambda e: (p := pack_entry(e)) | {"keys": [*map(cut, p["keys"])]})
+    loaded = load_case(save_case(tmp_path, "0001", case), rig_of)
+    assert [key for keys in loaded.tape[0].keys for key in keys] == written
     assert Replay(loaded).run("same", digest=True).digest == Replay(case).run("same", digest=True).digest
 
 
