@@ -21,6 +21,7 @@ from maskrcnn_coco.data.augmented import Sample, changed, pasted, smallest_scale
 from maskrcnn_coco.data.batch import Target
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.images import read_image
+from maskrcnn_coco.data.kept_images import KeptImages
 from maskrcnn_coco.data.masks import checked_polygons, checked_runs
 from maskrcnn_coco.data.outlines import Outline, Outlines, Runs, draw_masks, move_outlines
 from maskrcnn_coco.data.plan import mix
@@ -48,6 +49,7 @@ class CocoDataset(Dataset):
             torch's, numpy's and Python's global generators, which are seeded for each sample.
         masks: False leaves ``masks`` out, where only boxes are needed.
         tiles: a sample is a tile of an image, see `tile_grid.Tiles`; None: images are not cut.
+        kept: images that are cut stay in memory there, for their other tiles; None: each tile decodes its image.
 
     Attributes:
         outlines: training targets carry `Outlines` as ``outlines`` in place of ``masks``; for models that take them
@@ -68,11 +70,12 @@ class CocoDataset(Dataset):
         transform: Transform | None = None,
         masks: bool = True,
         tiles: Tiles | None = None,
+        kept: KeptImages | None = None,
     ) -> None:
         self.table, self.train, self.seed, self.policy, self.tiles = table, train, seed, policy, tiles
         self.min_size, self.max_size = min_size, max_size
         self.least_scale = smallest_scale(table, min_size, max_size, tiles) if train and not policy.plain else 0.0
-        self.transform, self.masks, self.outlines = transform, masks, False
+        self.transform, self.masks, self.outlines, self.kept = transform, masks, False, kept
         self.resized = train
         self.epoch = 0
         self._left_out = np.zeros(0, np.int64)
@@ -170,19 +173,24 @@ class CocoDataset(Dataset):
 
     def _resized(self, epoch: int, index: int, number: int, *, packed: bool, salt: int = 0) -> Sample:
         """The sample at its size, flipped and with the light of the policy; ``packed``: with outlines."""
-        row, table = self._row(index), self.table
-        size, stored = table.size_of(row), table.as_stored
-        pixels = read_image(table.image_root, table.file_name(row), table.bit_range, size, as_stored=stored)
-        whole = (pixels.shape[0], pixels.shape[1])
+        row = self._row(index)
         tile = None if self.tiles is None else self.tiles.rectangle(index)
+        kept = None if tile is None else self.kept
+        pixels = self._pixels(row) if kept is None else kept.of(row, lambda: self._pixels(row))
+        whole = (pixels.shape[0], pixels.shape[1])
         if tile is not None:
-            pixels = np.ascontiguousarray(pixels[tile[1] : tile[3], tile[0] : tile[2]])
+            pixels = pixels[tile[1] : tile[3], tile[0] : tile[2]].copy()
         size = (pixels.shape[0], pixels.shape[1])
         recipe = Recipe(*size)
         if self.train:
             args = (self.seed, epoch, number, size, self.min_size, self.max_size, self.policy)
             recipe = draw_recipe(*args, least=self.least_scale, salt=salt)
         return change_image(pixels, recipe), self._target(row, whole, tile, recipe, packed=packed)
+
+    def _pixels(self, row: int) -> np.ndarray:
+        table = self.table
+        size, name = table.size_of(row), table.file_name(row)
+        return read_image(table.image_root, name, table.bit_range, size, as_stored=table.as_stored)
 
     def _target(
         self, index: int, whole: tuple[int, int], tile: Rectangle | None, recipe: Recipe, *, packed: bool

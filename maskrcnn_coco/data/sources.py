@@ -13,6 +13,7 @@ from maskrcnn_coco.data.augment_file import policy_of
 from maskrcnn_coco.data.balance import repeat_factors
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.dataset import CocoDataset
+from maskrcnn_coco.data.kept_images import KeptImages, room
 from maskrcnn_coco.data.plan import Plan
 from maskrcnn_coco.data.prepare import RunData, require_items
 from maskrcnn_coco.data.tile_grid import Tiles
@@ -21,9 +22,9 @@ from maskrcnn_coco.distributed.ranks import Ranks
 
 
 def sources(
-    data: RunData, config: Config, train_data: Any, val_data: Any, *, small: bool
+    data: RunData, config: Config, train_data: Any, val_data: Any, *, small: bool, world: int = 1
 ) -> tuple[CocoDataset | UserData, CocoDataset | UserData | None]:
-    """Training and validation source of samples."""
+    """Training and validation source of samples, in a run of ``world`` processes."""
     if data.train is None:
         own, val = UserData(train_data, seed=config.seed), val_data
         alike = own.images_of_one_id()
@@ -38,6 +39,7 @@ def sources(
         return own, None if val is None else UserData(val, seed=config.seed)
     assert config.min_size and config.max_size
     train_tiles, val_tiles = (tiles_of_run(table, config) for table in (data.train, data.val))
+    processes = (1 + (config.workers or 0)) * world
     train = CocoDataset(
         data.train,
         train=True,
@@ -46,12 +48,15 @@ def sources(
         max_size=config.max_size,
         policy=policy_of_run(config, small=small),
         tiles=train_tiles,
+        kept=None if train_tiles is None else KeptImages(room(processes)),
     )
     train.quarantine(sorted(data.bad_annotations))
     if data.val is None:
         return train, None
     low, high = config.min_size, config.max_size
-    val = CocoDataset(data.val, train=False, seed=config.seed, min_size=low, max_size=high, tiles=val_tiles)
+    # Tiles are evaluated image by image: the process that evaluates needs one or two of them.
+    kept = None if val_tiles is None else KeptImages(room(2 * processes))
+    val = CocoDataset(data.val, train=False, seed=config.seed, min_size=low, max_size=high, tiles=val_tiles, kept=kept)
     return train, val
 
 

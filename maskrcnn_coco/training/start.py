@@ -86,7 +86,7 @@ def open_session(
     data.identity = data_fingerprint(data) if ranks.is_main and not dry_run else {}
     resolved = settle(config, data, ranks, device, own=train_data, say=None if found.state else console.note)
     config, small = with_found_range(resolved.config, data), is_small(config, data.builtin)
-    train_source, val_source = sources(data, config, train_data, val_data, small=small)
+    train_source, val_source = sources(data, config, train_data, val_data, small=small, world=ranks.world)
     own_model = model is not None
     if model is None:
         model = make_model(config, data.classes, small=small)
