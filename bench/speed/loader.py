@@ -6,6 +6,7 @@ Both sides read the same JPEG files and polygons, flip, resize to a random short
 brightness and contrast by a fifth, and end with lists of float32 images in 0..1 and targets with dense masks. The
 reference is what torchvision's detection script does, restated: ``CocoDetection``, targets made with pycocotools, the
 v2 transforms; once with its own target conversion and once with torchvision's v2 wrapper. Rounds are interleaved.
+Last, how long a training on this machine waits for two workers, with each augmentation.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ from maskrcnn_coco.data.coco.table import load_coco
 from maskrcnn_coco.data.dataset import CocoDataset
 from maskrcnn_coco.data.loader import build_loader
 from maskrcnn_coco.data.plan import Plan
+from maskrcnn_coco.model.build import build_model
+from maskrcnn_coco.model.forward import Forward
+from maskrcnn_coco.model.optim import apply_lr, build_optimizer
 
 SIZE = (480, 640)
 SIDES = (640, 680, 720, 760, 800)
@@ -46,6 +50,9 @@ WARM = 5
 """Batches before the clock starts: two workers make two ahead each."""
 BATCH = 2
 PRESETS = ("none", "light", "medium", "heavy")
+SIDE = 256
+"""Shorter side of the images of the run that is watched for waiting: small, so that its steps are short."""
+STEPS = 8
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "loader.md"
 
 
@@ -134,7 +141,7 @@ class ReferenceDataset(CocoDetection):
 
 
 def _reference_mask(polygons: list[list[float]], height: int, width: int) -> torch.Tensor:
-    mask = coco_mask.decode(coco_mask.frPyObjects(polygons, height, width))
+    mask = coco_mask.decode(coco_mask.frPyObjects(polygons, height, width))  # pyright: ignore[reportCallIssue, reportArgumentType]
     mask = mask[..., None] if mask.ndim < 3 else mask
     return torch.as_tensor(mask, dtype=torch.uint8).any(dim=2)
 
@@ -161,13 +168,13 @@ def reference_loader(dataset: Any, workers: int) -> Callable[[int], Iterable[Any
 
 
 def our_loader(
-    table: Any, workers: int, *, outlines: bool = False, augment: str = "light"
+    table: Any, workers: int, *, outlines: bool = False, augment: str = "light", side: int = SIDES[-1]
 ) -> Callable[[int], Iterable[Any]]:
     """Epoch → batches of this project, scaled to float32 as a training step does on its device.
 
     ``outlines``: objects travel undrawn, as in a run on a CPU, where the mask head's targets are made from outlines.
     """
-    dataset = CocoDataset(table, train=True, min_size=SIDES[-1], max_size=LONGEST, policy=policy_of(augment))
+    dataset = CocoDataset(table, train=True, min_size=side, max_size=LONGEST, policy=policy_of(augment))
     dataset.outlines = outlines
     plan = Plan(0, dataset.image_ids, BATCH, aspect_ratios=dataset.aspect_ratios)
 
@@ -226,6 +233,57 @@ def cpu_costs(folder: Path, path: Path, rounds: int) -> dict[str, list[float]]:
     return spent
 
 
+def waits(folder: Path, path: Path, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Augmentation → wall seconds of ``STEPS`` training steps, and of these the seconds waited for two workers.
+
+    The built-in small network: where the lightest of all does not wait, no other does.
+    """
+    table = load_coco(path, folder)
+    model = build_model("maskrcnn_resnet18_fpn", 2, small=True, min_size=SIDE, max_size=LONGEST).train()
+    forward = Forward(model, device=torch.device("cpu"), precision="fp32", seed=0)
+    optimizer = build_optimizer(model)
+    apply_lr(optimizer, {"backbone": 1e-6})
+    found: dict[str, list[tuple[float, float]]] = {}
+    for epoch in range(rounds):
+        for preset in ("light", "heavy"):
+            coming = iter(our_loader(table, 2, outlines=True, augment=preset, side=SIDE)(epoch))
+            next(coming)  # the workers start
+            began, waited = time.perf_counter(), 0.0
+            for step in range(STEPS):
+                asked = time.perf_counter()
+                batch = next(coming)
+                waited += time.perf_counter() - asked
+                optimizer.zero_grad()
+                torch.stack(list(forward.begin(step)(batch).values())).sum().backward()
+                optimizer.step()
+            found.setdefault(preset, []).append((time.perf_counter() - began, waited))
+    return found
+
+
+def wait_report(found: dict[str, list[tuple[float, float]]], spent: dict[str, list[float]]) -> str:
+    """`waits` as Markdown, and how short a step has to be until it waits."""
+    lines = [
+        "## How long a run waits for two workers",
+        "",
+        f"{STEPS} training steps of {BATCH} images of {SIDE} pixels, the built-in small network, on one thread beside",
+        f"two workers; {len(found['heavy'])} rounds. Waiting is the time from asking for a batch until it is there,",
+        "the opening of its parcel and the scaling to float32 included.",
+        "",
+        "| augmentation | s a step | ms waited a step | share of the run |",
+        "|---|---|---|---|",
+    ]
+    for preset, rounds in found.items():
+        whole, waited = (sum(values) / len(rounds) / STEPS for values in zip(*rounds, strict=True))
+        lines.append(f"| {preset} | {whole:.2f} | {1000 * waited:.1f} | {waited / whole:.1%} |")
+    light, heavy = (statistics.median(spent[f"{p}, outlines"]) for p in ("light", "heavy"))
+    lines += [
+        "",
+        f"Two workers on cores of their own make a batch of {BATCH} full-size images in the CPU time of one sample,",
+        f"{light:.0f} ms with light and {heavy:.0f} ms with heavy: a step that takes longer never waits for them.",
+    ]
+    return "\n".join([*lines, ""])
+
+
 def cpu_report(spent: dict[str, list[float]]) -> str:
     """`cpu_costs` as Markdown."""
     lines = [
@@ -280,6 +338,7 @@ def main() -> int:
     parser.add_argument("--objects", type=int, default=7)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
+    parser.add_argument("--waits", type=int, default=2, help="rounds of training steps beside two workers")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -288,7 +347,9 @@ def main() -> int:
         path = draw_set(Path(folder), args.images, args.objects)
         spent = cpu_costs(Path(folder), path, args.rounds)
         found = {w: measure(Path(folder), path, args.images, args.rounds, w) for w in args.workers}
+        waited = waits(Path(folder), path, args.waits)
     text = report(found, args.images, args.objects, args.rounds) + "\n" + cpu_report(spent)
+    text += "\n" + wait_report(waited, spent)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(text, encoding="utf-8")
     print(text)
