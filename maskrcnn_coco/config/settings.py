@@ -116,7 +116,7 @@ class Config(msgspec.Struct, metaclass=_Remembers, frozen=True, kw_only=True, fo
     amp: Literal["auto", "off", "fp16", "bf16"] = "auto"
     """Mixed precision. auto: bf16 where the device computes it natively, else fp16 on CUDA, else off."""
     model: str | None = None
-    """Architecture, by torchvision's name."""
+    """Architecture, by torchvision's name; or timm/NAME, a body of timm's under an FPN."""
     weights: str | None = None
     """coco, imagenet, none, or the path of a checkpoint of this project or of a torchvision detector."""
     backbone_weights: str | None = None
@@ -247,10 +247,10 @@ def _problems(c: Config):
         yield f"--copy-paste: got {c.copy_paste}, expected a probability from 0 to 1"
     if c.min_size is not None and c.max_size is not None and c.max_size < c.min_size:
         yield f"--max-size: got {c.max_size}, expected at least --min-size ({c.min_size})"
-    if c.model is not None and c.model not in MODELS:
+    if c.model is not None and c.model not in MODELS and not c.model.startswith("timm/"):
         near = difflib.get_close_matches(c.model, MODELS, 1, 0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
-        yield f"--model: got {c.model!r}, expected one of {', '.join(MODELS)}{hint}"
+        yield f"--model: got {c.model!r}, expected one of {', '.join(MODELS)}, timm/NAME{hint}"
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", c.device):
         yield f"--device: got {c.device!r}, expected auto, cpu, cuda, cuda:0 or mps"
     if c.data is not None and c.demo:

@@ -16,6 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.model.backbones import BODIES, ChannelsFirst, NormLayer
 from maskrcnn_coco.model.box_predictor import Float32Predictor
+from maskrcnn_coco.model.timm_bodies import PREFIX, TimmFeatures, timm_backbone
 from maskrcnn_coco.system.exact_boxes import exact_boxes
 
 DEFAULT_FREEZE = 2
@@ -113,6 +114,8 @@ def assemble(
 
 
 def _backbone(name: str, channels: int, norm: NormLayer, fpn_norm: NormLayer | None) -> BackboneWithFPN:
+    if name.startswith(PREFIX):
+        return timm_backbone(name.removeprefix(PREFIX), channels, norm)
     body = BODIES[name]
     made, taps = body.build(norm), {child: str(n) for n, child in enumerate(body.taps)}
     backbone = BackboneWithFPN(made, taps, list(body.widths), channels, norm_layer=fpn_norm)
@@ -136,7 +139,11 @@ def freeze(model: MaskRCNN, name: str, stages: int | None, *, loaded: bool) -> N
     count = (DEFAULT_FREEZE if loaded else 0) if stages is None else stages
     if count > 5:
         raise ConfigError("--freeze-stages is past the last stage", got=count, expected="0 to 5")
+    body = model.get_submodule("backbone.body")
+    if isinstance(body, TimmFeatures):
+        body.freeze(count)
+        return
     stage_of = BODIES[name].stage_of
-    for child, module in model.get_submodule("backbone.body").named_children():
+    for child, module in body.named_children():
         if stage_of(child) < count:
             module.requires_grad_(False)

@@ -24,6 +24,7 @@ from maskrcnn_coco.model.backbones import BODIES
 from maskrcnn_coco.model.fast.accelerate import accelerate
 from maskrcnn_coco.model.foreign_files import SCORE
 from maskrcnn_coco.model.predictor_rows import rows_by_name
+from maskrcnn_coco.model.timm_bodies import PREFIX, create
 from maskrcnn_coco.model.weights import (
     StateDict,
     describe,
@@ -103,8 +104,8 @@ def _by_name(
 
 
 def _check(name: str, num_classes: int, small: bool, weights: str) -> None:
-    if name not in MODELS:
-        raise ConfigError(f"--model {name} is not known", expected=", ".join(MODELS))
+    if name not in MODELS and not name.startswith(PREFIX):
+        raise ConfigError(f"--model {name} is not known", expected=", ".join((*MODELS, "timm/NAME")))
     if num_classes < 2:
         raise ConfigError("too few classes", got=num_classes, expected="2 or more, the background included")
     if small and (name != "maskrcnn_resnet18_fpn" or weights in ("coco", "imagenet")):
@@ -129,6 +130,12 @@ def _load(model: MaskRCNN, name: str, weights: str, state: StateDict | None) -> 
         if is_coco_v1(state):
             notes += keep_eps_zero_numbers(model)
         return [f"weights from {weights}", *notes]
+    if weights == "imagenet" and name.startswith(PREFIX):
+        fetch = lambda: create(name.removeprefix(PREFIX), pretrained=True).state_dict()  # noqa: E731
+        load_body(
+            model.get_submodule("backbone.body"), download(fetch, f"weights of {name}", "--backbone-weights"), name
+        )
+        return [f"backbone from {name}"]
     if weights == "imagenet":
         source = BODIES[name].weights
         fetched = _fetch(source, "ImageNet weights", "--backbone-weights")

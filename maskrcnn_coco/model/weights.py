@@ -20,6 +20,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from maskrcnn_coco.errors import CheckpointError, ConfigError
 from maskrcnn_coco.model.foreign_files import check_kind, inner_state
 from maskrcnn_coco.model.predictor_rows import PREDICTORS
+from maskrcnn_coco.model.timm_bodies import TimmFeatures, name_in
 
 StateDict = Mapping[str, Tensor]
 IN_FOLDER = "model.safetensors"
@@ -55,6 +56,8 @@ def describe(state: StateDict) -> Architecture | None:
 
 def _model_of(state: StateDict) -> str:
     """The name of the model, by what only its body has."""
+    if (named := name_in(state)) is not None:
+        return named
     body = "backbone.body."
     if body + "1.conv.0.0.weight" in state:
         return "maskrcnn_mobilenet_v2_fpn"
@@ -244,6 +247,8 @@ def load_body(body: nn.Module, contents: Mapping[str, Any], source: str | Path) 
             state[name] = value
     check_size(state, source)
     check_finite(state, source)
+    if isinstance(body, TimmFeatures):
+        state = {**body.load(state), "timm_name": body.get_buffer("timm_name")}
     own = body.state_dict()
     unknown = [k for k in state if k not in own and not k.endswith("num_batches_tracked")]
     wrong = [k for k in own if k not in state or state[k].shape != own[k].shape]
