@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import platform
 import statistics
 import sys
@@ -314,7 +315,8 @@ def report(found: dict[int, dict[str, list[float]]], images: int, objects: int, 
         f"with dense masks and float32 images. {rounds} interleaved rounds; medians, and the range of the ratios. On a",
         "CPU a run's own samples carry outlines in place of masks: the last column.",
         f"{platform.machine()}, {torch.get_num_threads()} thread a process, torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}, Python {platform.python_version()}.",
+        f"torchvision {torchvision.__version__}, Python {platform.python_version()}; {os.cpu_count()} cores,",
+        f"at the end with a load average of {os.getloadavg()[0]:.0f}: above the cores, rates are low and ratios hold.",
         "",
         "| workers | this project | reference | ratio | reference, v2 wrapper | ratio | with outlines ÷ with masks |",
         "|---|---|---|---|---|---|---|",
