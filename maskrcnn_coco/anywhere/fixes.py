@@ -82,4 +82,7 @@ def _rate(finding: Finding, groups: list[str]) -> str:
         now = rates.get(name)
         new = f" = {now * factor:.2g} (now {now:.2g})" if now is not None and factor else " lower"
         parts.append(f"{where}{new}")
+    if leapt := finding.detail.get("leapt"):
+        times = max(leapt.values())
+        parts.append(f"look at what sets it: the rate rose to {times:.2g} times that of the steps before")
     return "; ".join(parts)

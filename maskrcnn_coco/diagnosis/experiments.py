@@ -18,7 +18,7 @@ from maskrcnn_coco.diagnosis.facts import (
     onset_of,
     reference_of,
 )
-from maskrcnn_coco.diagnosis.from_records import foreign_rates, ratios, record_of
+from maskrcnn_coco.diagnosis.from_records import foreign_rates, ratios, record_of, rises
 from maskrcnn_coco.diagnosis.guilty_samples import guilty_samples, weights
 from maskrcnn_coco.diagnosis.lr_experiments import WALK, LrExperiments
 from maskrcnn_coco.diagnosis.scan_batch import num_classes, repair, reported, scan_anchors, scan_images, scan_targets
@@ -155,6 +155,7 @@ class Experiments:
         if failing is not None:
             f.recorded_loss, f.recorded_norm, f.loss_scale = failing.loss, failing.grad_norm, failing.loss_scale
             f.lr = dict(failing.lr)
+        f.rises = rises([*before, *([failing] if failing else [])], onset)
         f.foreign_rates = foreign_rates(case, [*before[-WALK:], *([failing] if failing else [])])
         f.below_zero = {k for r in before if r.applied for k, v in r.losses.items() if v < -1e-3}
         first = case.history[0] if case.history else None

@@ -183,6 +183,8 @@ class Facts:
     lr: dict[str, float] = field(default_factory=dict)
     foreign_rates: dict[str, list[float]] = field(default_factory=dict)
     """Component → [step, rate of the plan, rate that the optimizer had], where somebody set a much higher one."""
+    rises: dict[str, float] = field(default_factory=dict)
+    """Component → its highest rate since the onset over its usual one before."""
     recorded_loss: float | None = None
     recorded_norm: float | None = None
     norm_ratio: float | None = None

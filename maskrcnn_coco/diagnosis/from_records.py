@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.replay.case import Case
 
 FOREIGN = 3.0
 """A rate this many times the plan's was set by somebody else; recovery only lowers."""
+USUAL = 8
+"""Steps before the onset whose rates are the usual ones; more would reach into a warm-up."""
 RATIOS = 20
 """Most measured steps that go into a mean update-to-weight ratio."""
 
@@ -36,6 +39,16 @@ def foreign_rates(case: Case, records: list[StepRecord]) -> dict[str, list[float
             if rate > FOREIGN * planned > 0:
                 found.setdefault(component, [float(r.step), planned, rate])
     return found
+
+
+def rises(records: list[StepRecord], onset: int) -> dict[str, float]:
+    """Component → how many times its usual rate the highest since the onset is: 1 where either is not known."""
+    early = [r.lr for r in records if r.applied and r.step < onset][-USUAL:]
+    since = [r.lr for r in records if r.step >= onset]
+    if len(early) < 3 or not since:
+        return {}
+    usual = {c: statistics.median(lr.get(c, 0.0) for lr in early) for c in since[-1]}
+    return {c: max(lr.get(c, 0.0) for lr in since) / v if v > 0 else 1.0 for c, v in usual.items()}
 
 
 def record_of(case: Case, step: int) -> StepRecord | None:

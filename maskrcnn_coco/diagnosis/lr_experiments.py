@@ -13,7 +13,7 @@ from torch import nn
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis.comparisons import differences, drift, first_change, first_seen, out_of_proportion
 from maskrcnn_coco.diagnosis.facts import NO_HISTORY_LOSS, Facts, LrTrial, LrVerdict, OlderFile, Redefined
-from maskrcnn_coco.diagnosis.search import lr_search
+from maskrcnn_coco.diagnosis.search import factors_for, lr_search
 from maskrcnn_coco.replay.case import Case, dict_of
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.replay import Replay, ReplayImpossible
@@ -297,7 +297,8 @@ class LrExperiments:
             return ok, outcome
 
         try:
-            return lr_search(kept, order, start.step, quick=quick, beside=self._beside(order[:1]))
+            factors = factors_for(max(self.facts.rises.values(), default=1.0))
+            return lr_search(kept, order, start.step, quick=quick, beside=self._beside(order[:1]), factors=factors)
         except ReplayImpossible:
             helped = next((t for t in trials if t.bounded), None)
             components = list(helped.lowered) if helped else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from maskrcnn_coco.diagnosis.facts import LrTrial, LrVerdict
@@ -60,8 +61,23 @@ def smallest_cure(items: Sequence[int], cured: Callable[[Sequence[int], str], bo
     return group
 
 
+def factors_for(rise: float) -> tuple[float, ...]:
+    """What rates are lowered by, in turn, where they stand ``rise`` times above those of the steps before.
+
+    A rate that leapt, by a schedule's typing error, is next tried where it came from: no walks for what lies between.
+    """
+    leapt = math.isfinite(rise) and rise > 1 / FACTORS[1]
+    return (FACTORS[0], 1 / rise, FACTORS[0] / rise) if leapt else FACTORS
+
+
 def lr_search(
-    walk: Walk, order: Sequence[str], from_step: int, *, quick: bool = False, beside: Sequence[str] = ()
+    walk: Walk,
+    order: Sequence[str],
+    from_step: int,
+    *,
+    quick: bool = False,
+    beside: Sequence[str] = (),
+    factors: Sequence[float] = FACTORS,
 ) -> LrVerdict:
     """Which components' learning rates must be lowered for the walk to stay bounded.
 
@@ -80,7 +96,7 @@ def lr_search(
             trials.append(LrTrial(tuple(lowered), factor, answer, outcome))
         return answer
 
-    for factor in FACTORS:
+    for factor in factors:
         if bounded(order[:1], factor):
             return _single(order, order[0], factor, bounded, from_step, trials, quick)
         if _together(order, beside, factor, bounded):
@@ -92,7 +108,7 @@ def lr_search(
                     return _single(order, component, factor, bounded, from_step, trials, quick)
             chosen = _needed(order, factor, bounded)
             return LrVerdict(chosen, from_step, factor, True, True, trials=trials)
-    return LrVerdict([], from_step, FACTORS[-1], False, False, trials=trials)
+    return LrVerdict([], from_step, factors[-1], False, False, trials=trials)
 
 
 def _together(

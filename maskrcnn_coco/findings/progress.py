@@ -27,6 +27,7 @@ class Progress:
         self._gradient: dict[str, float] = {}
         self._ratio: dict[str, float] = {}
         self._rate: dict[str, float] = {}
+        self._began: dict[str, float] = {}
         self._loss: dict[str, float] = {}
         self._fallen: dict[str, int] = {}
         self._latest: dict[str, float] = {}
@@ -66,7 +67,10 @@ class Progress:
             if rate > LEAPS * self._latest.get(name, math.inf):  # a warm-up begins as low as it likes
                 self._ratio.clear()
                 self._calm = self.steps
-            low = self._rate[name] > 0 and rate <= FALLEN * self._rate[name]
+            if rate > 0:
+                self._began.setdefault(name, rate)
+            # What comes back to where it began was thrown up, not down.
+            low = rate < self._began.get(name, 0.0) and rate <= FALLEN * self._rate[name]
             self._fallen[name] = self._fallen.get(name, 0) + 1 if low else 0
             self._latest[name] = rate
 

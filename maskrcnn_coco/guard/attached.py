@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.errors import DataError, GuardWarning
 from maskrcnn_coco.guard import forward_backward, inputs, optimizer_step
 from maskrcnn_coco.guard.climbs import Climbs
 from maskrcnn_coco.guard.guard import Guard
@@ -31,6 +32,12 @@ from maskrcnn_coco.records import Alarm, StepRecord
 
 KEPT = 300
 """Records and alarms that are kept."""
+UNSEEN = 10
+"""Steps in a row without a loss after which it is said that none is seen."""
+BLIND = (
+    f"no loss was seen in {UNSEEN} steps: it is made outside the model. What is not finite is refused all the same; "
+    "a loss that climbs, behind clipping above all, is not noticed. To show it: loss = guard.see(loss)"
+)
 
 
 class Attached(Guard):
@@ -71,6 +78,7 @@ class Attached(Guard):
         self.records: deque[StepRecord] = deque(maxlen=KEPT)
         self.refused = False
         self.refused_steps = 0
+        self._unseen, self._tells = 0, say
         self.immediate.agree_at_once = False  # forward passes need not be equally many on every process
         self.instruments.scale = OthersScale(scaler)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
@@ -283,6 +291,10 @@ class Attached(Guard):
             self.immediate.after_step(act)
             (self._climbs.applied if act.record.applied else self._climbs.refused)()
         self._keep(act.record)
+        self._unseen = self._unseen + 1 if math.isnan(act.record.loss) and act.record.applied else 0
+        if self._unseen == UNSEEN and self._tells and self.mode != "off":
+            self._tells = False
+            warnings.warn(BLIND, GuardWarning, stacklevel=4)
 
     def _keep(self, record: StepRecord) -> None:
         self.refused = not record.applied

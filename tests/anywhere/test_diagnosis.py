@@ -613,3 +613,31 @@ def test_what_was_decided_goes_into_a_checkpoint_of_the_training_s_own() -> None
     plain = Guard(Net(), optimizer_of(Net()), forward=classify, say=False)
     plain.load_state_dict(saved)
     assert "decisions" not in plain.state_dict()
+
+
+@pytest.mark.parametrize("peak", [3e2, 3e4, 3e6])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_typing_error_in_the_peak_of_a_schedule_is_named_whatever_its_size(peak: float, clip: float) -> None:
+    """From 0.01 up and back within eight steps: 0.1 or 0.0001 of it diverge as well, the rate it came from does not."""
+    net = Net()
+    optimizer = optimizer_of(net)
+    guard = attach(net, optimizer, diagnose=True, forward=classify, logdir=None)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for step in range(50):
+            share = max(0.0, 1 - abs(step - 24) / 4)
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-2 * (peak / 1e-2) ** share
+            batch = data(step)
+            guard.batch(batch)
+            optimizer.zero_grad()
+            loss = guard.see(classify(net, batch))
+            loss.backward()
+            if clip:
+                nn.utils.clip_grad_norm_(net.parameters(), clip)
+            optimizer.step()
+    assert {i.cause for i in guard.incidents} == {"LR_TOO_HIGH"}
+    first = guard.incidents[0]
+    assert "look at what sets it" in first.fix and "times that of the steps before" in first.evidence[0].outcome
+    assert not any("LR_TOO_LOW" in str(w.message) for w in said)
+    assert loss.item() < 1.2

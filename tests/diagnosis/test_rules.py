@@ -12,7 +12,8 @@ import pytest
 
 from maskrcnn_coco.diagnosis import investigate
 from maskrcnn_coco.diagnosis.explain import RULES, codes
-from maskrcnn_coco.diagnosis.facts import Facts, TargetFault
+from maskrcnn_coco.diagnosis.facts import Drift, Facts, Reference, TargetFault
+from maskrcnn_coco.diagnosis.rules import transient
 from maskrcnn_coco.records import CAUSES
 from maskrcnn_coco.replay.outcome import Outcome
 
@@ -108,3 +109,13 @@ def test_a_rate_that_throws_weights_about_is_lowered_until_it_does_not(moved: di
     facts.measured["moved"] = moved
     assert before == 0.1
     assert investigate.rank(facts)[0].detail["factor"] == pytest.approx(before if most is None else most)
+
+
+@pytest.mark.parametrize(("walked", "cause"), [(1.0, "TRANSIENT"), (1e20, None)])
+def test_weights_that_are_off_after_steps_that_diverge_by_themselves_prove_no_glitch(walked: float, cause: str | None):
+    facts = Facts("diverged", 15, 0, 13, reference=Reference(2.7, 8.0, 10), recorded_loss=1e22, recorded_norm=10.0)
+    facts.drift = Drift("head.weight", "head", "head", 0.04, 10)
+    path = [(step, walked, 8.0) for step in range(10, 16)]
+    facts.outcomes["retrace"] = Outcome("retrace", True, loss=walked, grad_norm=8.0, path=path)
+    found = transient.judge(facts)
+    assert (found and found.cause) == cause

@@ -10,7 +10,7 @@ import pytest
 
 from maskrcnn_coco.diagnosis.facts import LrVerdict
 from maskrcnn_coco.diagnosis.lr_experiments import LrExperiments, climbing
-from maskrcnn_coco.diagnosis.search import lr_search, smallest_culprits, smallest_cure
+from maskrcnn_coco.diagnosis.search import FACTORS, factors_for, lr_search, smallest_culprits, smallest_cure
 from maskrcnn_coco.replay.outcome import Outcome
 
 ORDER = ["backbone", "rpn", "box_head", "mask_head"]
@@ -148,3 +148,18 @@ def test_of_what_holds_the_rates_are_taken_at_which_most_is_learned(losses: dict
 
     walks._settle(verdict, ["mask_head"], losses[(0, 0.3)], reached)
     assert verdict.also == also and verdict.holds == pytest.approx(holds, rel=0.02)
+
+
+@pytest.mark.parametrize("times", [3e3, 1e5, 3e8])
+def test_rates_that_leapt_are_tried_where_they_came_from(times: float):
+    """A tenth does not help: the next try is the rate of the steps before, not all that lies between."""
+    verdict = lr_search(
+        walker(lambda lowered, f: "rpn" in lowered and f <= 2 / times), ORDER, 0, factors=factors_for(times)
+    )
+    assert verdict.components == ["rpn"] and verdict.factor == 1 / times
+    assert len(verdict.trials) <= 7
+
+
+@pytest.mark.parametrize("times", [1.0, 50.0, math.inf, math.nan])
+def test_rates_that_did_not_leap_are_lowered_by_tens(times: float):
+    assert factors_for(times) == FACTORS

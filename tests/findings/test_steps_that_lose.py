@@ -173,3 +173,14 @@ def test_a_warm_up_that_the_run_never_leaves():
     found = judge(Facts(lengths=Lengths(12, 100_000, 4e-3, 4e-6)))
     assert [(f.code, f.detail["what"]) for f in found] == [("LR_TOO_LOW", "warm-up")]
     assert "--warmup-steps 1" in found[0].fix
+
+
+@pytest.mark.parametrize(
+    ("rates", "fell"), [((0.01, 3e5, 0.01), False), ((0.01, 3e5, 1e-4), True), ((3e-5, 0.03, 1e-10), True)]
+)
+def test_a_rate_that_was_thrown_up_and_came_back_did_not_fall(rates: tuple[float, float, float], fell: bool):
+    progress = Progress()
+    for step in range(60):
+        rate = rates[(step >= 20) + (step >= 25)]
+        progress.add(StepRecord(step, 0, {}, 1.0, 5.0, {"a": 5.0}, {"a": rate}, None, [], True))
+    assert bool(progress.rates().fell) is fell

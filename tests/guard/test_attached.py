@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -430,3 +431,19 @@ def test_boxes_that_would_kill_the_interpreter_are_an_error() -> None:
     model([torch.rand(3, 8, 8)], [target])["loss"].backward()
     optimizer.step()
     assert guard.records[-1].applied
+
+
+@pytest.mark.parametrize(("shown", "told"), [(False, 1), (True, 0)])
+def test_a_loss_that_is_not_seen_is_asked_for_once(shown: bool, told: int) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    guard = attach(model, optimizer)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for step in range(40):
+            x, y = data(step)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            (guard.see(loss) if shown else loss).backward()
+            optimizer.step()
+    assert sum("guard.see(loss)" in str(w.message) for w in said) == told

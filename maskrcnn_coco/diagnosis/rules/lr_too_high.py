@@ -29,6 +29,8 @@ from maskrcnn_coco.records import Culprit, Evidence, Finding, StepRecord
 CODE = "LR_TOO_HIGH"
 CALM, SLOWEST = 0.1, 1e-3
 """Share of their own norm that weights may move by in five steps once they are no longer thrown about; least factor."""
+LEAP = 10.0
+"""A rate that rises so far above those of the steps before is a schedule's peak, or a slip of somebody's."""
 STEP_DOWN = 0.3
 """The lasting fix multiplies by this: above it, most divergences measured came back."""
 
@@ -61,6 +63,10 @@ def judge(facts: Facts) -> Finding | None:
     foreign = {c: v for c, v in facts.foreign_rates.items() if c in detail["components"]}
     evidence = [_foreign(c, *v) for c, v in foreign.items()] + evidence
     fix = fix_of(facts, verdict)
+    leapt = {c: v for c in detail["components"] if LEAP < (v := facts.rises.get(c, 1.0)) < math.inf}
+    if leapt and not foreign:
+        evidence = [_leapt(c, v, facts) for c, v in leapt.items()][:1] + evidence
+        detail["leapt"] = leapt
     if foreign:
         # The plan was never tried: it is what the run goes back to.
         detail["foreign_rates"] = foreign
@@ -73,6 +79,11 @@ def judge(facts: Facts) -> Finding | None:
 def _foreign(component: str, step: float, planned: float, rate: float) -> Evidence:
     test = f"record of step {step:.0f}: learning rate of {component}"
     return Evidence(test, f"{rate:.3g}; the plan has {planned:.3g} there, somebody set another", CODE)
+
+
+def _leapt(component: str, times: float, facts: Facts) -> Evidence:
+    test = f"records: learning rate of {component} since step {facts.onset_step}"
+    return Evidence(test, f"up to {times:.2g} times that of the steps before", CODE)
 
 
 def _rank(trial: LrTrial, verdict: LrVerdict) -> int:
