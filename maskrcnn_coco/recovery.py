@@ -92,6 +92,8 @@ def decide(findings: Sequence[Finding], history: History, budgets: Budgets | Non
             return Action("stop", {"why": f"the loss is not the one that this run began with: {top.fix}"})
     if top.detail.get("proved_on_healthy_weights") and top.culprit.image_ids:
         return _quarantine(top, history, budgets)
+    if top.detail.get("ruined") and top.onset_step is not None and not _went_back(history, budgets):
+        return Action("rollback", {"to_step": top.onset_step, "after_skips": True})
     return _skip(top, history, budgets)
 
 
@@ -180,7 +182,9 @@ def _lower(top: Finding, history: History) -> Action:
     if top.detail.get("holds"):
         before = 0  # shown to hold from that very state on: no need for more than was asked
     factor = float(top.detail.get("factor", 0.3)) * AGAIN**before
-    factor = max(MIN_FACTOR, min(MAX_FACTOR, factor))
+    # A rate that leapt by a slip may have to come down by as much, and a tenth more.
+    least = min([MIN_FACTOR, *(0.1 / v for v in (top.detail.get("leapt") or {}).values())])
+    factor = max(least, min(MAX_FACTOR, factor))
     if before:
         # The last snapshot did not hold: go further back each time, as far as there are states to go back to.
         kept = sorted(s for s in top.detail.get("snapshots", [to_step]) if s <= to_step)
@@ -254,10 +258,16 @@ def _skip(top: Finding, history: History, budgets: Budgets) -> Action:
     skips = [i for i in recent if i.action.kind == "skip"]
     if len(skips) < budgets.skips:
         return Action("skip", {})
-    if not any(i.action.detail.get("after_skips") for i in recent):
+    if not _went_back(history, budgets):
         # Before the first of the skipped steps the run was healthy.
         return Action("rollback", {"to_step": max(0, min(i.step for i in skips) - 1), "after_skips": True})
     return Action("stop", {"why": f"{len(skips)} steps skipped within {budgets.skip_window}, again after a roll-back"})
+
+
+def _went_back(history: History, budgets: Budgets) -> bool:
+    """Whether the run was taken back not long ago for a cause that is not known."""
+    recent = [i for i in history.incidents if i.step > history.step - budgets.skip_window]
+    return any(i.action.detail.get("after_skips") for i in recent)
 
 
 def _lowered(action: Action) -> list[str]:

@@ -114,6 +114,21 @@ def test_skips_then_back_then_stop():
     assert kinds[:5] == ["skip", "skip", "skip", "rollback", "stop"]
 
 
+def test_weights_on_which_no_batch_is_normal_are_not_kept_by_a_skip():
+    ruined = finding("UNKNOWN", 0.1, onset_step=95, detail={"ruined": True})
+    history: list[Incident] = []
+    for step, kind in zip((100, 101, 102, 103, 104), ("rollback", "skip", "skip", "skip", "stop"), strict=True):
+        action = decide([ruined], History(history, step=step, images=100))
+        assert action.kind == kind and action.detail.get("to_step", 95) == 95
+        history.append(incident(step, step, "UNKNOWN", action))
+
+
+@pytest.mark.parametrize(("rise", "factor"), [(1e2, 1e-4), (1e7, 1e-8)])
+def test_a_rate_that_leapt_comes_down_as_far_as_it_went_up(rise: float, factor: float):
+    leapt = finding("LR_TOO_HIGH", detail={**LR.detail, "factor": 1e-9, "leapt": {"box_head": rise}})
+    assert decide([leapt], History(step=41, images=1000)).detail["factor"] == pytest.approx(factor)
+
+
 def test_rare_skips_go_on_for_ever():
     history = [incident(i, i * 100, "LOSS_MATH", Action("skip", {})) for i in range(10)]
     assert decide([finding("LOSS_MATH")], History(history, step=1000, images=100)).kind == "skip"

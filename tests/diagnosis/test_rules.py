@@ -13,7 +13,7 @@ import pytest
 from maskrcnn_coco.diagnosis import investigate
 from maskrcnn_coco.diagnosis.explain import RULES, codes
 from maskrcnn_coco.diagnosis.facts import Drift, Facts, Reference, TargetFault
-from maskrcnn_coco.diagnosis.rules import transient
+from maskrcnn_coco.diagnosis.rules import transient, unknown
 from maskrcnn_coco.records import CAUSES
 from maskrcnn_coco.replay.outcome import Outcome
 
@@ -119,3 +119,12 @@ def test_weights_that_are_off_after_steps_that_diverge_by_themselves_prove_no_gl
     facts.outcomes["retrace"] = Outcome("retrace", True, loss=walked, grad_norm=8.0, path=path)
     found = transient.judge(facts)
     assert (found and found.cause) == cause
+
+
+@pytest.mark.parametrize(("other", "earlier", "ruined"), [(50.0, 2.0, True), (2.0, 2.0, False), (50.0, 50.0, False)])
+def test_of_an_unknown_fault_it_is_said_whether_the_weights_are_ruined(other: float, earlier: float, ruined: bool):
+    facts = Facts("diverged", 15, 0, 13, reference=Reference(2.7, 8.0, 10), growing=True)
+    for name, loss in (("same", 50.0), ("other", other), ("earlier", earlier)):
+        facts.outcomes[name] = Outcome(name, True, loss=loss, grad_norm=8.0)
+    found = unknown.judge(facts)
+    assert found is not None and bool(found.detail.get("ruined")) is ruined

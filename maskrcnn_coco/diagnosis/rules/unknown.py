@@ -5,8 +5,9 @@ Why: the evidence was not there (no older weights kept, the batch could not be m
   spent), or the cause is one that this program does not know.
 How it is proved: it is not, and the incident says so: it lists every scan and replay that was made and what
   came out.
-What the guard does: skips the step; leaves an image out where replays on healthy weights name it; goes back if
-  it repeats; stops when its budget is spent.
+What the guard does: skips the step; goes back where another batch fails on these weights too and older weights
+  are sound; leaves an image out where replays on healthy weights name it; goes back if it repeats; stops when its
+  budget is spent.
 How to fix it: read the list of tests in the incident; `maskrcnn-coco diagnose INCIDENT.json` replays it again,
   with more time.
 """
@@ -39,6 +40,10 @@ def judge(facts: Facts) -> Finding | None:
     if facts.guilty_images and facts.bad(healthy(facts)):
         culprit.image_ids, culprit.annotation_ids = facts.guilty_images, facts.guilty_annotations
         detail["proved_on_healthy_weights"] = True
+    if facts.growing and facts.bad("other") and facts.good("earlier"):
+        detail["ruined"] = (
+            True  # no batch is normal on these weights, and the older ones are sound: not this step's doing
+        )
     return Finding(
         CODE, 0.5 if detail.get("proved_on_healthy_weights") else 0.1, culprit, evidence, facts.onset_step, fix, detail
     )
