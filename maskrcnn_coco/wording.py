@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -80,6 +81,17 @@ def finding_markdown(finding: RunFinding) -> str:
     rows = [f"**{finding.code}** ({finding.severity}, {finding.moment}): {clean(finding.message)}"]
     rows += [f"- {clean(e.test)}: {clean(e.outcome)}" for e in finding.evidence]
     return "\n\n".join([*rows, f"what to do: `{clean(finding.fix)}` · `{clean(finding.explain)}`"])
+
+
+def data_flags(data: object, images: object = None) -> str:
+    """``--data`` and, where it is given, ``--images``, quoted for the shell."""
+    pairs = (("--data", data), ("--images", images))
+    return " ".join(f"{flag} {shlex.quote(str(value))}" for flag, value in pairs if value is not None)
+
+
+def named(text: str, flags: str) -> str:
+    """``text`` with the caller's own data in its commands: ``flags`` as he gave them; "" where there are none."""
+    return text.replace("--data PATH", flags) if flags else text
 
 
 def _symptom(incident: Incident) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from maskrcnn_coco.data.audit.catalogue import REPAIR
 from maskrcnn_coco.data.audit.checks import audit
 from maskrcnn_coco.data.audit.content import content_of_table
 from maskrcnn_coco.data.audit.gallery import write_gallery
@@ -22,7 +21,10 @@ from maskrcnn_coco.data.layouts import DataSource, find_data
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.findings.judge import judge
 from maskrcnn_coco.records import DataFinding, RunFinding
-from maskrcnn_coco.wording import finding_lines
+from maskrcnn_coco.wording import finding_lines, named
+
+UNTOLD = frozenset({"READINGS_TIE", "MASK_BOX_UNRELATED"})
+"""Findings that boxes and masks of most objects disagree, which no copy mends: pictures show in what way."""
 
 
 @dataclass
@@ -75,6 +77,8 @@ def check_set(args: Any) -> Checked:
         content = content_of_table(found.train, "training data", *to_quarantine(findings))
         facts.contents = [] if content is None else [content]
     whole = judge(facts)
+    for finding in whole:
+        finding.fix = named(finding.fix, found.train.flags)
     usable = args.fix is not None or _usable(found, findings, low, high)
     return Checked(found, known, findings, changes, _next(args, found, [*findings, *whole], usable), whole, usable)
 
@@ -99,9 +103,11 @@ def _next(args: Any, found: DataSource, findings: Sequence[DataFinding | RunFind
     if args.fix is not None:
         return _command("train", [("--data", args.fix), ("--images", found.train.image_root), *val])
     data = [("--data", args.data), ("--images", args.images)]
-    if any(f.severity != "info" and REPAIR in f.fix for f in findings):
+    if any(f.severity != "info" and "--fix OUT.json writes a copy" in f.fix for f in findings):
         name = found.train.json_path.name.removesuffix(".gz").removesuffix(".json")
         return _command("check", [*data, ("--fix", f"{name}.fixed.json")])
+    if args.html is None and any(f.code in UNTOLD for f in findings):
+        return _command("check", [*data, ("--html", "OUT.html")])
     return _command("train" if usable else "check", [*data, *val])
 
 

@@ -24,7 +24,7 @@ from maskrcnn_coco.errors import ConfigError, MaskRCNNError
 from maskrcnn_coco.records import to_json
 from maskrcnn_coco.system.endings import code_of, ended_like_ctrl_c
 from maskrcnn_coco.system.streams import Unbreakable, outliving_streams
-from maskrcnn_coco.wording import clean
+from maskrcnn_coco.wording import clean, data_flags, named
 
 
 def usage() -> str:
@@ -136,7 +136,12 @@ def _answer(argv: list[str]) -> int:
     args, words = parse(verb, flags)
     from maskrcnn_coco.cli import verbs
 
-    return getattr(verbs, verb)(args, words)
+    try:
+        return getattr(verbs, verb)(args, words)
+    except MaskRCNNError as e:
+        if e.fix is not None and getattr(args, "data", None) is not None:
+            e.fix = named(e.fix, data_flags(args.data, getattr(args, "images", None)))
+        raise
 
 
 def _value_of(name: str, argv: Sequence[str]) -> str | None:

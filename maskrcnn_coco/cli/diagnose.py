@@ -59,6 +59,8 @@ def _incident(path: Path, console: Console) -> dict[str, Any]:
     try:
         if case.is_file():
             replayed, findings, how = True, replay_case(case), "replayed here"
+            for finding in findings:  # the run knew where its data are; a case file does not
+                finding.fix = incident.fix if finding.cause == incident.cause else finding.fix
     except CheckpointError as e:
         replayed, how = False, f"as recorded; {e.what}"
     except ModuleNotFoundError as e:

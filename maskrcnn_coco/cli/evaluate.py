@@ -77,7 +77,7 @@ def evaluation_table(
     if shift := category_shift(table):
         off = "low" if shift > 0 else "high"
         wrong = f"category ids of the annotations are one too {off}: classes are named wrongly"
-        said.append(f"{wrong}; check --fix OUT.json writes a copy that is right")
+        said.append(f"{wrong}; maskrcnn-coco check {table.flags} --fix OUT.json writes a copy that is right")
     return table, said
 
 

@@ -283,12 +283,13 @@ class CocoDataset(Dataset):
             problem, got, expected = f"its segmentation is not JSON: {e}", None, None
         except DataError as e:
             problem, got, expected = e.what, e.got, e.expected
+        command = f"maskrcnn-coco check {self.table.flags}"
         raise DataError(
             f"{annotation_words([int(self.table.ann_ids[row])])} of image {int(self.table.image_ids[index])} "
             f"({self.table.file_name(index)}): {problem}",
             got=got,
             expected=expected or "polygons or RLE",
-            fix="maskrcnn-coco check lists such annotations; --fix OUT.json writes a copy without them",
+            fix=f"{command} lists such annotations; --fix OUT.json leaves them out of a copy",
         )
 
 

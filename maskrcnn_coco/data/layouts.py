@@ -26,7 +26,7 @@ from maskrcnn_coco.data.locate_images import locate
 from maskrcnn_coco.data.orientation import with_orientation
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.system.plain_files import open_regular
-from maskrcnn_coco.wording import clean
+from maskrcnn_coco.wording import clean, data_flags
 
 ROBOFLOW = "_annotations.coco.json"
 _TRAIN = re.compile(r"(?<![a-z])train(?:ing)?(?![a-z])", re.I)
@@ -78,10 +78,11 @@ def find_data(
     """
     del seed  # nothing here is random: `split` takes the seed
     path = Path(data)
+    given = data_flags(data, images), "" if val is None else data_flags(val, val_images)
     said: list[str] = []
     path, images, val, val_images = _converted(path, images, val, val_images, said)
     train_json = path if _is_file(path, "--data") else _train_json(path)
-    train = _load(train_json, images, "--images", said)
+    train = replace(_load(train_json, images, "--images", said), given=given[0])
     notes = [f"training data: {train_json}, {len(train)} images in {train.image_root}", *said]
     train, depth = with_depth(train, bit_range, bit_range_source)
     train, turned = with_orientation(train, known=as_stored)
@@ -96,7 +97,7 @@ def find_data(
     val_json = val_path if _is_file(val_path, "--val") else _val_json(val_path)
     try:
         said = []
-        found = _load(val_json, val_images, "--val-images", said, images)
+        found = replace(_load(val_json, val_images, "--val-images", said, images), given=given[1])
     except DataError as e:
         if val is not None or val_images is not None:  # asked for: nothing else may take its place in silence
             raise

@@ -14,7 +14,7 @@ MAX_PIXELS = 2**26
 """Largest mask or image, pixels (8192 × 8192)."""
 MAX_WALK = 20_000_000
 """Longest outline of one annotation, pixels: the rasteriser walks it in fifths of a pixel."""
-_FIX = "maskrcnn-coco check lists such annotations; --fix OUT.json writes a copy without them"
+_FIX = "maskrcnn-coco check --data PATH lists such annotations; --fix OUT.json leaves them out of a copy"
 
 
 def decode_mask(segmentation: object, height: int, width: int) -> np.ndarray:

@@ -65,6 +65,11 @@ class RunData:
         return (0 if images is None else len(images)) - len(self.bad_images)
 
     @property
+    def flags(self) -> str:
+        """What ``check`` is called with for the training data; "" where no file of the caller's holds them."""
+        return "" if self.train is None or self.builtin else self.train.flags
+
+    @property
     def bit_range(self) -> list[float] | None:
         """The values that become black and white in images of more than 8 bits; None where there are none."""
         return None if self.train is None or self.train.bit_range is None else list(self.train.bit_range)
@@ -240,7 +245,7 @@ def _refuse_if_strict(table: CocoTable, findings: list[DataFinding], config: Con
     if errors and config.strict:
         raise DataError(
             f"{len(errors)} data errors in {table.json_path} (--strict); the first: {errors[0].message}",
-            fix="maskrcnn-coco check --data … lists all of them and --fix OUT.json repairs what can be",
+            fix=f"maskrcnn-coco check {table.flags} lists all of them and --fix OUT.json repairs what can be",
         )
 
 
@@ -249,7 +254,7 @@ def _require_images(table: CocoTable, findings: list[DataFinding], bad: int) -> 
         raise DataError(
             f"no usable image is left in {table.json_path}: all {len(table)} have errors",
             got=next((f.message for f in findings if f.severity == "error"), None),
-            fix="maskrcnn-coco check --data … shows what is wrong with each",
+            fix=f"maskrcnn-coco check {table.flags} shows what is wrong with each",
         )
 
 

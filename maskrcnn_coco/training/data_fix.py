@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.findings.facts import Way
+from maskrcnn_coco.wording import named
 
 _SAID = {
     "DATA_BOX": ("GEOMETRY",),
@@ -20,11 +19,12 @@ _CHECK = "maskrcnn-coco check --data PATH"
 
 
 def data_fix(
-    cause: str, fix: str, image_ids: list[int], *, way: Way, config: Config, findings: Iterable[Mapping[str, Any]]
+    cause: str, fix: str, image_ids: list[int], *, way: Way, flags: str, findings: Iterable[Mapping[str, Any]]
 ) -> str:
     """``fix`` of an incident, or one that the caller can follow.
 
     Args:
+        flags: that name the data, `CocoTable.flags`; "" where no file holds them.
         findings: of the run so far, plain; one that says of the whole set what ``cause`` says of an image goes first.
     """
     for finding in findings:
@@ -38,7 +38,4 @@ def data_fix(
         return (
             f"correct image{many} {names} in the data set, or leave {some} out of it" if names else "correct the data"
         )
-    if config.data is None:
-        return fix
-    images = f" --images {shlex.quote(config.images)}" if config.images else ""
-    return fix.replace("--data PATH", f"--data {shlex.quote(config.data)}{images}")
+    return named(fix, flags)

@@ -12,6 +12,10 @@ from maskrcnn_coco.findings.watch import Watch
 from maskrcnn_coco.records import RunFinding, plain, record_from
 from maskrcnn_coco.training.before_training import look_before, rates_of
 from maskrcnn_coco.training.session import Session
+from maskrcnn_coco.wording import named
+
+VALIDATION = "validation data"
+"""What findings call the data that are not the training's."""
 
 
 def prepare(session: Session, way: Way, *, own_model: bool, resuming: bool) -> list[RunFinding]:
@@ -35,17 +39,22 @@ def prepare(session: Session, way: Way, *, own_model: bool, resuming: bool) -> l
 def look_together(session: Session) -> list[RunFinding]:
     """The main process looks, and all have what it found, or its refusal."""
     if session.ranks.world == 1:
-        return distinct([f for facts in look_before(session) for f in judge(facts)])
+        return _found(session)
     answer: list[dict[str, object]] | str = ""
     if session.ranks.is_main:
         try:
-            answer = [plain(f) for f in distinct([f for facts in look_before(session) for f in judge(facts)])]
+            answer = [plain(f) for f in _found(session)]
         except DataError as e:
             answer = e.render()
     answer = session.ranks.broadcast_object(answer)
     if isinstance(answer, str):
         raise DataError(answer)
     return [record_from(RunFinding, f) for f in answer]
+
+
+def _found(session: Session) -> list[RunFinding]:
+    found = distinct([f for facts in look_before(session) for f in judge(facts)])
+    return [with_command(session, f) for f in found]
 
 
 def distinct(findings: list[RunFinding]) -> list[RunFinding]:
@@ -71,6 +80,14 @@ def refuse(found: list[RunFinding], *, strict: bool) -> None:
     )
 
 
+def with_command(session: Session, finding: RunFinding) -> RunFinding:
+    """``finding`` with the files in its command that the caller has given."""
+    table = session.data.val if finding.detail.get("of") == VALIDATION else session.data.train
+    if table is not None:
+        finding.fix = named(finding.fix, table.flags)
+    return finding
+
+
 def tell_all(session: Session, found: list[RunFinding]) -> None:
     """Say what `prepare` found; what a resumed run has said before is not said again."""
     if session.watch is not None:
@@ -81,7 +98,8 @@ def tell_all(session: Session, found: list[RunFinding]) -> None:
 
 def keep(session: Session, finding: RunFinding) -> None:
     """Say one finding, everywhere."""
-    session.log.finding(finding, session.progress, _source(session, finding.detail.get("of") == "validation data"))
+    source = _source(session, finding.detail.get("of") == VALIDATION)
+    session.log.finding(with_command(session, finding), session.progress, source)
 
 
 def _source(session: Session, validation: bool) -> Any:

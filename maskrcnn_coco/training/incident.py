@@ -25,7 +25,7 @@ def compose(session: Session, alarm: Alarm, findings: list[Finding], action: Act
         incident.fix,
         incident.culprit.image_ids,
         way=session.way,
-        config=session.config,
+        flags=session.data.flags,
         findings=session.progress.findings,
     )
     return incident

@@ -51,6 +51,55 @@ def test_the_commands_lead_from_the_findings_to_a_copy_to_training(tmp_path: Pat
     assert code == 0 and "Nothing to report" in text
 
 
+def all_crowd(data: OddSet) -> None:
+    for ann in data.annotations:
+        ann["iscrowd"] = 1
+
+
+def corners(data: OddSet) -> None:
+    for ann in data.annotations:
+        x, y, w, h = ann["bbox"]
+        ann["bbox"] = [x, y, x + w, y + h]
+
+
+def crossed(data: OddSet) -> None:
+    for n, ann in enumerate(data.annotations):
+        ann["segmentation"] = data.annotations[n - 1]["segmentation"]
+
+
+def test_boxes_and_masks_that_no_reading_mends_are_looked_at_before_training(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = OddSet(tmp_path / "my set")
+    crossed(data)
+    code, text = run(capsys, "--data", data.write(), "--images", data.folder)
+    assert code == 3 and "MASK_BOX_UNRELATED" in text
+    verb, *flags = follow(text)
+    assert verb == "check" and flags[-2:] == ["--html", "OUT.html"]
+    text = run(capsys, *flags)[1]
+    assert (tmp_path / "OUT.html").is_file() and follow(text)[0] == "train"
+
+
+def one_too_low(data: OddSet) -> None:
+    for ann in data.annotations:
+        ann["category_id"] -= 1
+
+
+@pytest.mark.parametrize("spoil", [all_crowd, corners, crossed, one_too_low])
+@pytest.mark.parametrize("verb", [["check"], ["check", "--json"], ["train", "--dry-run"]])
+def test_a_command_that_is_named_can_be_pasted(tmp_path: Path, capsys, monkeypatch, spoil, verb):
+    monkeypatch.chdir(tmp_path)
+    data = OddSet(tmp_path / "my set")
+    spoil(data)
+    given = ["--data", str(data.write()), "--images", "my set"]
+    more = ["--model", "maskrcnn_resnet18_fpn", "--weights", "none", "--min-size", "64", "--max-size", "96"]
+    main([verb[0], *given, *verb[1:], *(more if verb[0] == "train" else [])])
+    text = "".join(capsys.readouterr())
+    named = [part for part in text.split("maskrcnn-coco ")[1:] if part.startswith("check ")]
+    assert named and "--data PATH" not in text and "--data …" not in text
+    for part in named:
+        assert shlex.split(part.partition("images 'my set'")[0] + "images 'my set'")[1:] == given
+
+
 def test_sizes_of_training_decide_what_is_small(tmp_path: Path, capsys):
     data = OddSet(tmp_path)
     data.write()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from runs import OwnData, config, incidents, small_model
 
-from maskrcnn_coco import Config, train
+from maskrcnn_coco import train
 from maskrcnn_coco.training.data_fix import data_fix
 
 CHECK = "maskrcnn-coco check --data PATH"
@@ -14,22 +14,22 @@ NAMED = {"code": "GEOMETRY", "severity": "warning", "fix": "boxes[:, 2:] += boxe
 
 
 @pytest.mark.parametrize(
-    ("cause", "fix", "images", "way", "settings", "findings", "said"),
+    ("cause", "fix", "images", "way", "flags", "findings", "said"),
     [
-        ("DATA_BOX", CHECK, [7], "command", Config(data="a b", images="p q"), [], "--data 'a b' --images 'p q'"),
-        ("DATA_BOX", CHECK, [7], "command", Config(data="set"), [], "check --data set"),
-        ("DATA_BOX", CHECK, [7], "command", Config(demo=True), [], CHECK),
-        ("DATA_BOX", CHECK, [7], "own", Config(), [], "correct image 7 in the data set, or leave it out of it"),
-        ("DATA_MASK", CHECK, [7, 9], "own", Config(), [], "images 7, 9 in the data set, or leave them out"),
-        ("DATA_BOX", CHECK, [7], "own", Config(), [NAMED], NAMED["fix"]),
-        ("DATA_LABEL", CHECK, [], "own", Config(), [NAMED], "correct the data"),
-        ("DATA_BOX", CHECK, [7], "own", Config(), [NAMED | {"severity": "info"}], "correct image 7"),
-        ("DATA_PIXEL", "divide the pixels by 255", [7], "own", Config(), [NAMED], "divide the pixels by 255"),
-        ("LR_TOO_HIGH", "--lr 0.001", [], "own", Config(), [NAMED], "--lr 0.001"),
+        ("DATA_BOX", CHECK, [7], "command", "--data 'a b' --images 'p q'", [], "--data 'a b' --images 'p q'"),
+        ("DATA_BOX", CHECK, [7], "command", "--data set", [], "check --data set"),
+        ("DATA_BOX", CHECK, [7], "command", "", [], CHECK),
+        ("DATA_BOX", CHECK, [7], "own", "", [], "correct image 7 in the data set, or leave it out of it"),
+        ("DATA_MASK", CHECK, [7, 9], "own", "", [], "images 7, 9 in the data set, or leave them out"),
+        ("DATA_BOX", CHECK, [7], "own", "", [NAMED], NAMED["fix"]),
+        ("DATA_LABEL", CHECK, [], "own", "", [NAMED], "correct the data"),
+        ("DATA_BOX", CHECK, [7], "own", "", [NAMED | {"severity": "info"}], "correct image 7"),
+        ("DATA_PIXEL", "divide the pixels by 255", [7], "own", "", [NAMED], "divide the pixels by 255"),
+        ("LR_TOO_HIGH", "--lr 0.001", [], "own", "", [NAMED], "--lr 0.001"),
     ],
 )  # fmt: skip
-def test_what_to_do_is_something_the_caller_can_do(cause, fix, images, way, settings, findings, said):
-    assert said in data_fix(cause, fix, images, way=way, config=settings, findings=findings)
+def test_what_to_do_is_something_the_caller_can_do(cause, fix, images, way, flags, findings, said):
+    assert said in data_fix(cause, fix, images, way=way, flags=flags, findings=findings)
 
 
 class Whole(OwnData):

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from maskrcnn_coco.data.audit.catalogue import fix_of
 from maskrcnn_coco.data.audit.checks import audit
 from maskrcnn_coco.data.audit.pixels import file_state
 from maskrcnn_coco.data.coco.table import CocoTable
@@ -81,6 +82,8 @@ def _kept(
     path = Path(folder or cache_folder("checks")) / f"{key}.json"
     kept = _read(path)
     if kept is not None:
+        for finding in kept:  # the same data may be named in another way now
+            finding.fix = fix_of(finding.code, table)
         return kept
     depth = "all" if len(table) <= DECODE_LIMIT else "headers"
     findings = audit(table, images=depth, other=other, workers=workers)

@@ -11,10 +11,10 @@ from maskrcnn_coco.data.coco.entries import Problem
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.tiff import SPLIT
 from maskrcnn_coco.records import DataFinding
-from maskrcnn_coco.wording import clean
+from maskrcnn_coco.wording import clean, named
 
 Severity = Literal["error", "warning", "info"]
-REPAIR = "check --fix OUT.json writes a copy"
+REPAIR = "maskrcnn-coco check --data PATH --fix OUT.json writes a copy"
 
 
 _READ = f"{REPAIR} in COCO's form"
@@ -99,12 +99,12 @@ CATALOGUE: dict[str, Kind] = {
     "READINGS_TIE": Kind(
         "warning",
         "boxes and masks disagree, and it cannot be told which are right",
-        "look at check --html OUT.html, then correct the exporter; --fix leaves them alone",
+        "look at maskrcnn-coco check --data PATH --html OUT.html, then correct the exporter; --fix leaves them alone",
     ),
     "MASK_BOX_UNRELATED": Kind(
         "warning",
         "most boxes and masks disagree, under every known reading",
-        "look at check --html OUT.html, then correct the exporter; --fix leaves them alone",
+        "look at maskrcnn-coco check --data PATH --html OUT.html, then correct the exporter; --fix leaves them alone",
     ),
     "MASK_INSIDE_BOX": Kind(
         "info", "boxes far larger than their masks", "nothing to do where boxes are drawn around what is hidden too"
@@ -241,6 +241,11 @@ CATALOGUE: dict[str, Kind] = {
 }
 
 
+def fix_of(code: str, table: CocoTable) -> str:
+    """What to do about ``code`` in ``table``, with a command that can be pasted."""
+    return named(CATALOGUE[code].fix, table.flags)
+
+
 class Reporter:
     """Collects findings about one table and writes their messages, which name file, image and annotation."""
 
@@ -312,5 +317,7 @@ class Reporter:
                 parts.append(f"annotations[{row}]")
         message = clean(f"{', '.join(parts)}: {text}")
         self.findings.append(
-            DataFinding(code, severity or kind.severity, image_id, given, name, message, kind.fix, row, count)
+            DataFinding(
+                code, severity or kind.severity, image_id, given, name, message, fix_of(code, self.table), row, count
+            )
         )

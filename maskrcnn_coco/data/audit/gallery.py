@@ -13,7 +13,6 @@ import numpy as np
 from jinja2 import Environment
 from PIL import Image, ImageDraw
 
-from maskrcnn_coco.data.audit.catalogue import CATALOGUE
 from maskrcnn_coco.data.audit.checks import summary
 from maskrcnn_coco.data.audit.quarantine import annotation_of
 from maskrcnn_coco.data.coco.table import CocoTable
@@ -106,7 +105,15 @@ def write_gallery(table: CocoTable, findings: list[DataFinding], path: str | Pat
     for f in findings:
         by_kind[f.severity, f.code].append(f)
     kinds = [
-        _Kind(severity, code, count, title, CATALOGUE[code].fix, _pictures(table, by_kind[severity, code]), texts)
+        _Kind(
+            severity,
+            code,
+            count,
+            title,
+            by_kind[severity, code][0].fix,
+            _pictures(table, by_kind[severity, code]),
+            texts,
+        )
         for severity, code, count, title in summary(findings)
         for texts in [[clean(f.message) for f in by_kind[severity, code][:LISTED]]]
     ]

@@ -8,6 +8,7 @@ from maskrcnn_coco.data.audit.targets import count_targets
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.records import DataFinding
+from maskrcnn_coco.wording import named
 
 _WHOLE_SET = ("NO_MASKS", "NO_ANNOTATIONS", "CROWD_ALL")
 
@@ -39,10 +40,11 @@ def require_usable(table: CocoTable, findings: list[DataFinding], *, min_size: i
     images, annotations = to_quarantine(findings)
     errors = [f for f in findings if f.severity == "error"]
     first = next((f.message for f in errors), None)
-    lists = "maskrcnn-coco check --data … lists why"
+    lists = named("maskrcnn-coco check --data PATH lists why", table.flags)
     if errors:  # what to do about the fault that most have
         most = Counter(f.code for f in errors).most_common(1)[0][0]
-        lists = f"{next(f.fix for f in errors if f.code == most)}; {lists}"
+        fix = next(f.fix for f in errors if f.code == most)
+        lists = fix if "maskrcnn-coco check" in fix else f"{fix}; {lists}"
         first = next(f.message for f in errors if f.code == most)
     if set(table.image_ids.tolist()) <= images:
         raise DataError(f"no image of {table.json_path} can be used", got=first, fix=lists)

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from maskrcnn_coco.data.audit.catalogue import CATALOGUE
 from maskrcnn_coco.data.audit.checks import summary
 from maskrcnn_coco.data.audit.overview import Overview, overview_lines
 from maskrcnn_coco.data.coco.table import CocoTable
@@ -80,4 +79,4 @@ def _places(console: Console, findings: Sequence[DataFinding]) -> None:
         listed = len(by_kind[severity, code])
         if listed > PER_KIND:
             console.print(Text(f"  … and {listed - PER_KIND} more (--json lists all)", "dim"))
-        console.print(Text(f"  what to do: {CATALOGUE[code].fix}", "dim"), soft_wrap=True)
+        console.print(Text(f"  what to do: {by_kind[severity, code][0].fix}", "dim"), soft_wrap=True)

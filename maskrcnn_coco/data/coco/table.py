@@ -25,7 +25,7 @@ from maskrcnn_coco.data.coco.parse import parse
 from maskrcnn_coco.data.coco.shared_arrays import SharedArrays, Texts
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.system.garbage import without_garbage_collection
-from maskrcnn_coco.wording import clean
+from maskrcnn_coco.wording import clean, data_flags
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class CocoTable:
         category_ids: int64 (A,), as the file says. categories: sorted by id; label n is categories[n - 1].
         bit_range: the values that become black and white in images of more than 8 bits; None: none is known to be.
         as_stored: images are not turned as their EXIF tags say: `data.orientation` found that they are annotated so.
+        given: how the caller named it, as flags of ``check``; "" where he did not: see `flags`.
         problems: what did not fit while reading. origin: stands for the file's content; None where it was just read.
     """
 
@@ -76,9 +77,15 @@ class CocoTable:
     origin: str | None = None
     bit_range: BitRange | None = None
     as_stored: bool = False
+    given: str = ""
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    @property
+    def flags(self) -> str:
+        """What ``check`` is called with for this set, quoted for the shell."""
+        return self.given or data_flags(self.json_path, self.image_root)
 
     @property
     def class_names(self) -> tuple[str, ...]:

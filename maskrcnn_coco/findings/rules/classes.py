@@ -51,7 +51,8 @@ def _labels(labels: Labels, way: Way) -> list[RunFinding]:
             f"category ids of the annotations are one too {way_off}: {labels.unknown} objects have an id that is "
             "not in `categories` and are left out, and all others have the name of their neighbour"
         )
-        fix = f"category_id {labels.shift:+d} in every annotation: check --fix OUT.json writes a copy with that"
+        command = "maskrcnn-coco check --data PATH --fix OUT.json"
+        fix = f"category_id {labels.shift:+d} in every annotation: {command} writes a copy with that"
         proof = [("ids of annotations against `categories`", f"all are known after {labels.shift:+d}, not before")]
         found.append(finding(CODE, "shifted", "warning", message, fix, proof, shift=labels.shift))
     if labels.untaught:

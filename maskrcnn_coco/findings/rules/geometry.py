@@ -92,7 +92,8 @@ TURNED = frozenset(
 """Readings of `Content` that are no scale."""
 CONTENT: dict[str, dict[str, str]] = {
     "turned": {
-        "command": "export boxes and masks as the pictures are stored; check --data PATH --html OUT.html draws both",
+        "command": "export boxes and masks as the pictures are stored; "
+        "maskrcnn-coco check --data PATH --html OUT.html draws both",
         "own": "flip boxes and masks with the image, in one branch: torchvision.transforms.v2 does, given tv_tensors",
     },
     "scaled": {
