@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,11 @@ from maskrcnn_coco.data.images import read_image
 from maskrcnn_coco.data.masks import decode_mask
 from maskrcnn_coco.data.user_data import UserData
 from maskrcnn_coco.errors import DataError
-from maskrcnn_coco.evaluation.draw import Shape, beside, colour_of, draw, encoded
+from maskrcnn_coco.evaluation.draw import ALARM, Shape, beside, colour_of, draw, encoded
+from maskrcnn_coco.evaluation.evaluate import EvalResult
+from maskrcnn_coco.evaluation.ground_truth import as_eval_set
+from maskrcnn_coco.evaluation.pictures import pixels_of
+from maskrcnn_coco.evaluation.readings import mates_of, readings_of
 from maskrcnn_coco.findings.content import TURNS
 from maskrcnn_coco.findings.extents import BOXES
 from maskrcnn_coco.records import RunFinding
@@ -30,7 +34,7 @@ SHOWN, OBJECTS = 3, 12
 """Images of a finding, and objects of an image: more of either hide what they are about."""
 LOOKED = 64
 """Items of a data set of the caller's own that are opened to find the named ones."""
-DRAWN = frozenset({"GEOMETRY", "PIXELS", "CLASSES", "NO_TARGETS"})
+DRAWN = frozenset({"GEOMETRY", "PIXELS", "CLASSES", "NO_TARGETS", "MASKS_ELSEWHERE"})
 """Findings of which a picture shows more than the sentence."""
 _LONGEST = 420
 MASKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -43,11 +47,23 @@ MASKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @dataclass
 class Sight:
-    """One image, uint8 (H, W, 3), with boxes xyxy (N, 4) in its pixels and masks bool (N, H, W) or None each."""
+    """One image, uint8 (H, W, 3), with boxes xyxy (N, 4) in its pixels and masks bool (N, H, W) or None each.
+
+    ``annotated``: the masks of the same objects as annotated, where the others were predicted: drawn in red.
+    """
 
     pixels: np.ndarray
     boxes: np.ndarray
     masks: list[np.ndarray | None]
+    annotated: list[np.ndarray] = field(default_factory=list)
+
+
+@dataclass
+class Evaluated:
+    """An evaluation and the data that it was of: what a finding about predictions is drawn from."""
+
+    source: Any
+    result: EvalResult
 
 
 def save_finding_images(logdir: str | Path, number: int, finding: RunFinding, source: Any) -> list[dict[str, str]]:
@@ -55,14 +71,15 @@ def save_finding_images(logdir: str | Path, number: int, finding: RunFinding, so
 
     Args:
         number: of the finding in its run; the files' names begin with it.
-        source: a `CocoTable` as the file has it, or `UserData`.
+        source: a `CocoTable` as the file has it, `UserData`, or `Evaluated`.
 
     Raises:
         OSError: the folder cannot be written.
     """
     if finding.code not in DRAWN:
         return []
-    sights = _of_table(finding, source) if isinstance(source, CocoTable) else _of_items(finding, source)
+    looked = {CocoTable: _of_table, Evaluated: _of_evaluation}.get(type(source), _of_items)
+    sights = looked(finding, source)
     drawn = []
     for named, as_is, read, reading in sights:
         picture = beside([_pane(s) for s in (as_is, read) if s is not None])
@@ -85,6 +102,10 @@ def _pane(sight: Sight) -> Image.Image:
         y0, y1 = (float(v) for v in np.clip(np.sort(box[[1, 3]]), 0, height - 1))
         # A box of no width, or off the picture, is a line or a point where it should be a box: that is to be seen.
         shapes.append(Shape((x0, y0, max(x1 - x0, 1.0), max(y1 - y0, 1.0)), mask, "", colour_of(n)))
+    for mask in sight.annotated:
+        ys, xs = np.nonzero(mask)
+        x, y = (float(v.min()) for v in (xs, ys))
+        shapes.append(Shape((x, y, float(xs.max()) + 1 - x, float(ys.max()) + 1 - y), mask, "", ALARM))
     return draw(sight.pixels, shapes, longest=_LONGEST)
 
 
@@ -147,6 +168,37 @@ def _of_items(finding: RunFinding, source: UserData) -> Iterator[Pair]:
         except (DataError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, IndexError):
             continue  # an odd item of a stranger's: the finding's sentence has named it
         yield named, as_is, read, f"with {reading}" if reading.startswith(("boxes", "masks", "x and")) else reading
+
+
+def _of_evaluation(finding: RunFinding, evaluated: Evaluated) -> Iterator[Pair]:
+    """Predicted masks beside the annotated ones of the same objects, and as the finding's reading puts them there."""
+    name, result = str(finding.detail.get("reading", "")), evaluated.result
+    reading, data = readings_of(result).get(name), as_eval_set(evaluated.source)
+    mates: dict[int, list[tuple[Any, Any]]] = {}
+    for found, meant in mates_of(result) if reading is not None else ():
+        if found.get("segmentation") and meant.get("segmentation"):
+            mates.setdefault(meant["image_id"], []).append((found, meant))
+    for row, pairs in mates.items():
+        try:
+            example = data.load(row)
+            size = (example.height, example.width)
+            masks = [[decode_mask(o["segmentation"], *size) for o in pair] for pair in pairs[:OBJECTS]]
+        except DataError:
+            continue
+        assert reading is not None
+        read = [np.ascontiguousarray(reading(m)) for m, _ in masks]
+        if not any(_iou(r, t) >= 0.5 > _iou(m, t) for r, (m, t) in zip(read, masks, strict=True)):
+            continue
+        boxes = np.array([p["bbox"] for p, _ in pairs[:OBJECTS]], np.float64)
+        boxes[:, 2:] += boxes[:, :2]
+        truth = [t != 0 for _, t in masks if t.any()]
+        as_is = Sight(pixels_of(example.image), boxes, [m != 0 for m, _ in masks], truth)
+        named = f"the predicted masks {name}; red: as annotated"
+        yield example.image_id, as_is, replace(as_is, masks=[m != 0 for m in read]), named
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / max(int((a | b).sum()), 1))
 
 
 def _item(image: Any, target: Any) -> Sight:

@@ -48,7 +48,7 @@ def _ap50(truth: GroundTruth, results: list[dict[str, Any]], max_dets: int) -> f
     return coco_metrics(truth, results, "bbox", max_dets).metrics["AP50"]
 
 
-def _pairs(result: EvalResult) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def mates_of(result: EvalResult) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """(prediction, object) of boxes that overlap by half or more, each object with its best-scored prediction."""
     truth: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
     for a in result.truth.annotations:
@@ -78,7 +78,7 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _votes(result: EvalResult) -> dict[tuple[int, int], int]:
     votes: defaultdict[tuple[int, int], int] = defaultdict(int)
-    for r, a in _pairs(result):
+    for r, a in mates_of(result):
         votes[r["category_id"], a["category_id"]] += 1
     return votes
 
@@ -107,7 +107,7 @@ def mask_readings(result: EvalResult) -> MaskReadings | None:
     results = _best(result.found, set(images))
     found = MaskReadings(boxes, masks, objects=len(truth.annotations))
     solid = [decode_mask(r["segmentation"], *r["segmentation"]["size"]) for r in results]
-    for name, reading in _readings(result).items():
+    for name, reading in readings_of(result).items():
         given = [
             {**{k: r[k] for k in ("image_id", "category_id", "score")}, "segmentation": encode_rle(reading(m))}
             for r, m in zip(results, solid, strict=True)
@@ -134,14 +134,14 @@ def _best(results: list[dict[str, Any]], images: set[int]) -> list[dict[str, Any
 Reading = Callable[[np.ndarray], np.ndarray]
 
 
-def _readings(result: EvalResult) -> dict[str, Reading]:
+def readings_of(result: EvalResult) -> dict[str, Reading]:
     """Name → what it makes of a mask (H, W); of moved and rescaled ones the numbers are the pairs' medians."""
     found: dict[str, Reading] = {
         "transposed": lambda m: _fitted(m.T, m.shape),
         "mirrored left to right": lambda m: m[:, ::-1],
         "mirrored top to bottom": lambda m: m[::-1],
     }
-    extents = [(e, t) for r, a in _pairs(result) if (e := _extent(r)) is not None and (t := _extent(a)) is not None]
+    extents = [(e, t) for r, a in mates_of(result) if (e := _extent(r)) is not None and (t := _extent(a)) is not None]
     if len(extents) >= FEW:
         mine, theirs = (np.array(v) for v in zip(*extents, strict=True))
         centres = [(v[:, :2] + v[:, 2:]) / 2 for v in (mine, theirs)]

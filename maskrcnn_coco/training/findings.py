@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.evaluation.finding_pictures import Evaluated
 from maskrcnn_coco.findings.facts import Facts, Way
 from maskrcnn_coco.findings.judge import finding_key, judge
 from maskrcnn_coco.findings.parameters import decay_of, norms_in_eval
+from maskrcnn_coco.findings.rules import masks_elsewhere
 from maskrcnn_coco.findings.watch import Watch
 from maskrcnn_coco.records import RunFinding, plain, record_from
 from maskrcnn_coco.training.before_training import look_before, rates_of
@@ -99,6 +101,8 @@ def tell_all(session: Session, found: list[RunFinding]) -> None:
 def keep(session: Session, finding: RunFinding) -> None:
     """Say one finding, everywhere."""
     source = _source(session, finding.detail.get("of") == VALIDATION)
+    if finding.code == masks_elsewhere.CODE and session.evaluation is not None:
+        source = Evaluated(session.val_source, session.evaluation)
     session.log.finding(with_command(session, finding), session.progress, source)
 
 

@@ -10,12 +10,15 @@ import pytest
 import torch
 from PIL import Image
 from runs import OwnData, config, small_model
+from silent.scene import Scene
+from silent.ways import Oracle
 
 from maskrcnn_coco import train
 from maskrcnn_coco.data.coco.table import load_coco
 from maskrcnn_coco.data.user_data import UserData
 from maskrcnn_coco.evaluation import finding_pictures
-from maskrcnn_coco.evaluation.finding_pictures import SHOWN, reread_sight, save_finding_images
+from maskrcnn_coco.evaluation.evaluate import evaluate_model
+from maskrcnn_coco.evaluation.finding_pictures import SHOWN, Evaluated, reread_sight, save_finding_images
 from maskrcnn_coco.findings.extents import agree
 from maskrcnn_coco.findings.rules.common import finding
 from maskrcnn_coco.report.page import render
@@ -140,6 +143,49 @@ def test_a_finding_of_the_validation_data_shows_their_images(tiny_shapes, corner
     assert said["detail"]["of"] == "validation data"
     captions = [p["caption"] for p in said["detail"]["pictures"]]
     assert captions and all("right with [x1, y1, x2, y2]" in c for c in captions)
+
+
+def mask_iou(a, b):
+    return (a & b).sum() / (a | b).sum()
+
+
+class Known(torch.nn.Module):
+    """Gives the truth of a scene, and has a weight to train."""
+
+    def __init__(self, scene):
+        super().__init__()
+        self.oracle = Oracle(scene)
+
+    def forward(self, images, targets=None):
+        return self.oracle(images, targets)
+
+
+def test_predicted_masks_that_lie_elsewhere_are_drawn_there_and_where_they_agree(tmp_path):
+    """In a whole run: predictions are right, and the masks of the validation data alone are mirrored."""
+    scene = Scene(6, 3)
+    spoiled = Scene(6, 3, change=lambda i, t: (i, t | {"masks": t["masks"].flip(-1)}))
+    settings = config(None, tmp_path, epochs=1, num_classes=3)
+    train(settings, model=Known(scene), train_data=scene, val_data=spoiled, quiet=True)
+    said = [f for f in json.loads((tmp_path / "run" / "findings.json").read_text()) if f["code"] == "MASKS_ELSEWHERE"]
+    assert len(said) == 1 and said[0]["detail"]["reading"] == "mirrored left to right"
+    drawn = said[0]["detail"]["pictures"]
+    assert len(drawn) == SHOWN and all((tmp_path / "run" / p["file"]).is_file() for p in drawn)
+    assert render(read_run(tmp_path / "run")).count("red: as annotated</figcaption>") == SHOWN
+
+
+def test_of_predicted_masks_those_are_shown_that_the_reading_brings_to_the_annotated_ones():
+    scene = Scene(6, 3)
+    spoiled = Scene(6, 3, change=lambda i, t: (i, t | {"masks": t["masks"].flip(-2)}))
+    result = evaluate_model(Known(scene).eval(), spoiled, device="cpu", class_names=scene.class_names)
+    said = finding("MASKS_ELSEWHERE", "x", "warning", "m", "f", [], reading="mirrored top to bottom")
+    sights = list(finding_pictures._of_evaluation(said, Evaluated(spoiled, result)))
+    assert len(sights) >= SHOWN
+    for _, as_is, read, _ in sights:
+        assert all(mask_iou(r, t) > 0.9 for r, t in zip(read.masks, as_is.annotated, strict=True))
+        assert any(mask_iou(m, t) < 0.5 for m, t in zip(as_is.masks, as_is.annotated, strict=True))
+        assert agree(as_is.boxes, extents(as_is)).all()  # predicted boxes fit the predicted masks
+    other = finding("MASKS_ELSEWHERE", "x", "warning", "m", "f", [], reading="transposed")
+    assert list(finding_pictures._of_evaluation(other, Evaluated(spoiled, result))) == []
 
 
 def test_a_picture_that_fails_is_said_and_costs_nothing(tmp_path, monkeypatch, capsys):
