@@ -23,9 +23,6 @@ from maskrcnn_coco.findings.judge import judge
 from maskrcnn_coco.records import DataFinding, RunFinding
 from maskrcnn_coco.wording import finding_lines, named
 
-UNTOLD = frozenset({"READINGS_TIE", "MASK_BOX_UNRELATED"})
-"""Findings that boxes and masks of most objects disagree, which no copy mends: pictures show in what way."""
-
 
 @dataclass
 class Checked:
@@ -80,6 +77,8 @@ def check_set(args: Any) -> Checked:
     for finding in whole:
         finding.fix = named(finding.fix, found.train.flags)
     usable = args.fix is not None or _usable(found, findings, low, high)
+    if _look_first([*findings, *whole]) and args.fix is None:
+        usable = usable and args.html is None
     return Checked(found, known, findings, changes, _next(args, found, [*findings, *whole], usable), whole, usable)
 
 
@@ -103,12 +102,17 @@ def _next(args: Any, found: DataSource, findings: Sequence[DataFinding | RunFind
     if args.fix is not None:
         return _command("train", [("--data", args.fix), ("--images", found.train.image_root), *val])
     data = [("--data", args.data), ("--images", args.images)]
+    if _look_first(findings):
+        return _command("check", [*data, ("--html", "OUT.html" if args.html is None else None)])
     if any(f.severity != "info" and "--fix OUT.json writes a copy" in f.fix for f in findings):
         name = found.train.json_path.name.removesuffix(".gz").removesuffix(".json")
         return _command("check", [*data, ("--fix", f"{name}.fixed.json")])
-    if args.html is None and any(f.code in UNTOLD for f in findings):
-        return _command("check", [*data, ("--html", "OUT.html")])
     return _command("train" if usable else "check", [*data, *val])
+
+
+def _look_first(findings: Sequence[DataFinding | RunFinding]) -> bool:
+    """Boxes and masks are in the wrong place throughout, which no copy mends: pictures show in what way."""
+    return any(f.severity != "info" and "--html OUT.html" in f.fix for f in findings)
 
 
 def _command(verb: str, flags: Sequence[tuple[str, object]]) -> str:

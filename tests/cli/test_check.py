@@ -7,8 +7,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+from silent.scene import Scene, write_coco
 
 from maskrcnn_coco.cli.command_line import main
+from maskrcnn_coco.data.masks import decode_mask, encode_rle
 from tests.helpers.odd_sets import OddSet
 
 
@@ -76,7 +78,26 @@ def test_boxes_and_masks_that_no_reading_mends_are_looked_at_before_training(tmp
     verb, *flags = follow(text)
     assert verb == "check" and flags[-2:] == ["--html", "OUT.html"]
     text = run(capsys, *flags)[1]
-    assert (tmp_path / "OUT.html").is_file() and follow(text)[0] == "train"
+    assert (tmp_path / "OUT.html").is_file()
+    assert text.splitlines()[-1].startswith("next, when the errors are mended: maskrcnn-coco check --data")
+
+
+def test_what_lies_beside_its_pictures_is_not_cut_off_at_their_borders(tmp_path: Path, capsys, monkeypatch):
+    """A copy with what is left inside would be smaller, and as wrong."""
+    monkeypatch.chdir(tmp_path)
+
+    def doubled(coco: dict) -> None:
+        for ann in coco["annotations"]:
+            ann["bbox"] = [2 * v for v in ann["bbox"]]
+            height, width = ann["segmentation"]["size"]
+            solid = decode_mask(ann["segmentation"], height, width)
+            big = solid.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
+            ann["segmentation"] = encode_rle(big)
+
+    path = write_coco(tmp_path / "set", Scene(16), doubled)
+    code, text = run(capsys, "--data", path, "--images", path.parent)
+    assert code == 3 and "scaled by about 0.5" in text and "BOX_OUTSIDE" in text
+    assert follow(text)[-2:] == ["--html", "OUT.html"]
 
 
 def one_too_low(data: OddSet) -> None:

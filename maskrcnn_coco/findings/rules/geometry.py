@@ -90,18 +90,19 @@ TURNED = frozenset(
     }
 )
 """Readings of `Content` that are no scale."""
+DRAWS = "maskrcnn-coco check --data PATH --html OUT.html draws"
 CONTENT: dict[str, dict[str, str]] = {
     "turned": {
-        "command": "export boxes and masks as the pictures are stored; "
-        "maskrcnn-coco check --data PATH --html OUT.html draws both",
+        "command": f"export boxes and masks as the pictures are stored; {DRAWS} both",
         "own": "flip boxes and masks with the image, in one branch: torchvision.transforms.v2 does, given tv_tensors",
     },
     "scaled": {
-        "command": "export boxes and masks in the pixels of the pictures as stored, or the pictures at their size",
+        "command": f"export boxes and masks in the pixels of the pictures as stored; {DRAWS} both",
         "own": "scale boxes and masks with the image: torchvision.transforms.v2.Resize does, given tv_tensors",
     },
     "elsewhere": {
-        "command": "compare `image_id` of annotations with `id` of images: one of the two counts from 0, or was sorted",
+        "command": "compare `image_id` of annotations with `id` of images: one of the two counts from 0, or was sorted"
+        f"; {DRAWS} both",
         "own": "sort both lists alike: image and annotations of one index have to come from one name",
     },
 }
@@ -190,7 +191,7 @@ def _content(c: Content, way: Way) -> list[RunFinding]:
 
 def _look(way: Way) -> str:
     if way == "command":
-        return "maskrcnn-coco check --data PATH --html OUT.html draws them; --fix OUT.json writes a repaired copy"
+        return f"{DRAWS} them; --fix OUT.json writes a repaired copy"
     return "draw a sample with torchvision.utils.draw_bounding_boxes; boxes are x1, y1, x2, y2 in pixels of that image"
 
 
