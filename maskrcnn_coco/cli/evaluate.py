@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from maskrcnn_coco.cli.evaluation_page import write_page
-from maskrcnn_coco.data.audit.whole_set import category_shift
+from maskrcnn_coco.data.audit.checks import audit
+from maskrcnn_coco.data.audit.whole_set import category_shift, facts_of
 from maskrcnn_coco.data.bit_depth import BitRange
 from maskrcnn_coco.data.bit_range import given_range, saved_range
 from maskrcnn_coco.data.builtin_shapes import write_shapes
@@ -27,6 +28,9 @@ from maskrcnn_coco.evaluation.analysis import ERRORS, Analysis, analyse, plain
 from maskrcnn_coco.evaluation.ceiling import ceiling_of
 from maskrcnn_coco.evaluation.classes import in_labels_of
 from maskrcnn_coco.evaluation.evaluate import EvalResult, evaluate_model
+from maskrcnn_coco.evaluation.readings import mask_readings, matching_of
+from maskrcnn_coco.findings.facts import Facts
+from maskrcnn_coco.findings.judge import judge
 from maskrcnn_coco.inference.checkpoints import checkpoint_card
 from maskrcnn_coco.inference.eval_adapter import EvalAdapter
 from maskrcnn_coco.inference.predictor import Engine, Predictor
@@ -34,12 +38,12 @@ from maskrcnn_coco.inference.tiles import check_overlap, idle_overlap, tile_side
 from maskrcnn_coco.inference.torch_engine import TorchEngine
 from maskrcnn_coco.inference.tta import TtaEngine, parse_ways
 from maskrcnn_coco.model.build import classes_in, load_for_inference
-from maskrcnn_coco.records import to_json
+from maskrcnn_coco.records import RunFinding, to_json
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system.backends import passed_over
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.system.precision import resolve_amp
-from maskrcnn_coco.wording import count
+from maskrcnn_coco.wording import count, named
 
 
 def pick_device(name: str) -> torch.device:
@@ -137,11 +141,13 @@ def evaluate_checkpoint(checkpoint: Path, data: str | None, images: str | None, 
     analysis = analyse(result)
     ceiling = ceiling_of(source)
     best = ceiling.scores if ceiling is not None else {}
+    noticed = _noticed(result, table)
     if options.out is not None:
         write_text(Path(options.out), to_json(result.detections))
     _warn(console, result.left_out)
     if options.json_mode:
-        more = {"ceiling": best, "analysis": plain(analysis), "left_out": result.left_out, "how": how}
+        more = {"findings": noticed, "ceiling": best, "analysis": plain(analysis)}
+        more |= {"left_out": result.left_out, "how": how}
         sys.stdout.write(to_json(_summary(checkpoint, table, result) | more) + "\n")
     else:
         _print(console, table, result)
@@ -150,11 +156,24 @@ def evaluate_checkpoint(checkpoint: Path, data: str | None, images: str | None, 
                 "the truth itself, as predictions, scores " + " · ".join(f"{n} {v:.3f}" for n, v in best.items())
             )
         _explain(console, analysis)
+        for finding in noticed:
+            console.finding(finding)
     if options.html is not None:
         title = f"{checkpoint.name} on {table.json_path}" + (f" ({how})" if how else "")
         write_page(Path(options.html), title, result, analysis, source, best)
         console.note(f"curves, confusions and labels to look at: {options.html}")
     return 0 if result.images == len(source) else 3
+
+
+def _noticed(result: EvalResult, table: CocoTable) -> list[RunFinding]:
+    """Why these figures may say little of the model: permuted classes, masks elsewhere, boxes that are read wrongly."""
+    names = {int(c["id"]): str(c["name"]) for c in result.truth.categories}
+    data = facts_of(table, audit(table, images=False), of="data that are evaluated on")
+    facts = Facts(audited=data.audited, matching=matching_of(result, names), mask_readings=mask_readings(result))
+    found = judge(facts, "epoch")
+    for finding in found:
+        finding.fix = named(finding.fix, table.flags)
+    return found
 
 
 def _check(options: EvaluateOptions) -> None:

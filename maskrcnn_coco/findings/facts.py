@@ -20,6 +20,8 @@ class Stage:
     count: int
     image_ids: list[int] = field(default_factory=list)
     """Some of the images that lost objects here."""
+    fix: str = ""
+    """What to do about most of what was lost here, where that is known."""
 
 
 @dataclass

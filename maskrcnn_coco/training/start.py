@@ -96,7 +96,9 @@ def open_session(
     else:
         train_source.longest = longest_side(model)
     if data.train is not None and config.tile is None:
-        sized_for(model, data.train, data.findings, config.min_size or 800, config.max_size or 1333)
+        for table, found_in in ((data.train, data.findings), (data.val, data.val_findings)):
+            if table is not None:
+                sized_for(model, table, found_in, config.min_size or 800, config.max_size or 1333)
     plan = make_plan(train_source, data, config, ranks)
     log = RunLog(Path(config.logdir), console, writes=ranks.is_main, observers=tuple(observers))
     session = assemble(config, data, device, precision, ranks, model, train_source, val_source, plan, log, small)

@@ -6,12 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from colours import picture
 from PIL import Image
+from silent.scenarios import each
+from silent.scene import Scene, write_coco
 
+from maskrcnn_coco.cli import evaluate
 from maskrcnn_coco.cli.command_line import main
+from maskrcnn_coco.data.masks import decode_mask, encode_rle
+from maskrcnn_coco.evaluation.ceiling import as_predictions, truth_of
+from maskrcnn_coco.evaluation.evaluate import EvalResult
+from maskrcnn_coco.evaluation.metrics import coco_metrics
 from maskrcnn_coco.model.build import build_model
 
 
@@ -74,6 +82,63 @@ def test_bad_flags_are_said_before_the_work(
     caught = capsys.readouterr()
     assert said in caught.err
     assert "bbox/AP" not in caught.out
+
+
+def found_as_annotated(change: Any) -> Any:
+    """In the place of `evaluate_model`: the truth of a table as predictions, each changed by ``change``."""
+
+    def evaluate(model: Any, source: Any, **_: Any) -> EvalResult:
+        truth = truth_of(source)
+        assert truth is not None
+        found = [change(dict(r)) for r in as_predictions(truth)]
+        metrics = {}
+        for kind in ("bbox", "segm"):
+            given = found if kind == "bbox" else [{k: v for k, v in r.items() if k != "bbox"} for r in found]
+            metrics[f"{kind}/AP50"] = coco_metrics(truth, given, kind).metrics["AP50"]
+        return EvalResult(metrics, {}, [], truth, found, images=len(truth.images))
+
+    return evaluate
+
+
+def mirrored(result: dict[str, Any]) -> dict[str, Any]:
+    solid = decode_mask(result["segmentation"], *result["segmentation"]["size"])
+    return result | {"segmentation": encode_rle(np.ascontiguousarray(solid[:, ::-1]))}
+
+
+def other_class(result: dict[str, Any]) -> dict[str, Any]:
+    return result | {"category_id": 3 - result["category_id"]}
+
+
+def corners(annotation: dict[str, Any], *_: Any) -> None:
+    x, y, w, h = annotation["bbox"]
+    annotation["bbox"] = [x, y, x + w, y + h]
+
+
+@pytest.mark.parametrize(
+    ("change", "spoil", "code", "words"),
+    [(mirrored, None, "MASKS_ELSEWHERE", "mirrored left to right"), (other_class, None, "CLASSES", "permuted"),
+     (dict, each(corners), "GEOMETRY", "[x1, y1, x2, y2]"), (dict, None, None, "")],
+)  # fmt: skip
+def test_why_figures_say_little_of_the_model(
+    change: Any, spoil: Any, code: str | None, words: str, checkpoint: Path, tmp_path: Path, capsys: Any,
+    monkeypatch: Any,
+) -> None:  # fmt: skip
+    def named(coco: dict[str, Any]) -> None:
+        coco["categories"] = [{"id": 1, "name": "<b>disc"}, {"id": 2, "name": "bar"}]
+        if spoil is not None:
+            spoil(coco)
+
+    monkeypatch.setattr(evaluate, "evaluate_model", found_as_annotated(change))
+    path = write_coco(tmp_path / "test set", Scene(8, 4), named)
+    argv = ["evaluate", str(checkpoint), "--data", str(path), "--images", str(path.parent), "--device", "cpu"]
+    assert main([*argv, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["findings"]
+    assert [f["code"] for f in found] == ([code] if code else [])
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert ("what to do: " in out) == (code is not None) and words in out and "--data PATH" not in out
+    if code in ("MASKS_ELSEWHERE", "GEOMETRY"):
+        assert f"maskrcnn-coco check --data '{path}' --images '{path.parent}'" in out
 
 
 def test_images_that_cannot_be_read_change_the_exit_code(

@@ -107,4 +107,7 @@ def _targets(table: CocoTable, findings: list[DataFinding], min_size: int, max_s
         lost = left & bad
         left = left & ~bad
         stages.append(Stage(name, int(left.sum()), list(dict.fromkeys(image_of[lost].tolist()))[:20]))
+    kinds = Counter(f.code for f in errors if f.code != "MASK_EMPTY")
+    if kinds:
+        stages[3].fix = next(f.fix for f in errors if f.code == kinds.most_common(1)[0][0])
     return Targets(len(table), stages, of=of)

@@ -11,7 +11,7 @@ How to fix it: correct the masks of the validation data: they are where the read
 
 from __future__ import annotations
 
-from maskrcnn_coco.findings.facts import Facts, MaskReadings
+from maskrcnn_coco.findings.facts import Facts, MaskReadings, Way
 from maskrcnn_coco.findings.rules.common import finding
 from maskrcnn_coco.records import RunFinding
 
@@ -20,10 +20,10 @@ FACTOR, NEAR, LEAST = 3.0, 0.5, 0.1
 
 
 def judge(facts: Facts) -> list[RunFinding]:
-    return _judge(facts.mask_readings) if facts.mask_readings is not None else []
+    return _judge(facts.mask_readings, facts.way) if facts.mask_readings is not None else []
 
 
-def _judge(m: MaskReadings) -> list[RunFinding]:
+def _judge(m: MaskReadings, way: Way) -> list[RunFinding]:
     best = max(m.readings, key=lambda n: m.readings[n], default=None)
     if best is None or m.boxes < LEAST:
         return []
@@ -38,4 +38,6 @@ def _judge(m: MaskReadings) -> list[RunFinding]:
         *((f"AP50 of masks {name}", f"{v:.4f}") for name, v in m.readings.items()),
     ]
     fix = f"correct the masks of the validation data: they are {best} against the images"
-    return [finding(CODE, best, "warning", message, fix, proof, reading=best)]
+    if way == "command":
+        fix += "; maskrcnn-coco check --data PATH --html OUT.html draws them"
+    return [finding(CODE, best, "warning", message, fix, proof, of="validation data", reading=best)]

@@ -94,7 +94,8 @@ def _lost(targets: Targets, way: Way) -> list[RunFinding]:
             fix = "name the annotated json with --val" if way == "command" else "give a validation set with objects"
             return [finding(CODE, f"none annotated {targets.of}", "warning", message, fix, proof)]
         message = f"no image of the {targets.of} has an object: there is nothing to learn"
-        return [finding(CODE, "none annotated", "error", message, OTHER[way], proof)]
+        fix = "name the annotated json with --data" if way == "command" else OTHER[way]
+        return [finding(CODE, "none annotated", "error", message, fix, proof)]
     # Real crowds are no targets on purpose: those that are none are found by what they look like, not by their share.
     pairs = [(a, b) for a, b in pairwise(stages) if b.name != "no crowd" or last == 0]
     before, after = max(pairs, key=lambda pair: pair[0].count - pair[1].count)
@@ -110,7 +111,7 @@ def _lost(targets: Targets, way: Way) -> list[RunFinding]:
         f"{share} {before.count} objects of the {targets.of} never reach the losses: they are not “{after.name}”"
         f"{some(after.image_ids)}"
     )
-    fix = FIXES.get(after.name, OTHER)[way]
+    fix = after.fix or FIXES.get(after.name, OTHER)[way]
     return [
         finding(
             CODE,
