@@ -173,6 +173,10 @@ class Parameters:
     """The share of its weights that weight decay alone takes from a group in each step, at the most."""
     decay_of: tuple[float, float] = (0.0, 0.0)
     """The rate and the weight decay of that group."""
+    unloaded: list[str] = field(default_factory=list)
+    """Parameters that hold one value in all places, though the optimizer's state says that it has moved them."""
+    old_rate: tuple[float, float] | None = None
+    """The rate that the optimizer was built with, and the other one that came with a loaded state."""
     frozen_random: list[str] = field(default_factory=list)
     """Frozen layers, or layers whose group alone has rate 0, with exactly the spread that an initialiser gives."""
     kept_eval: list[str] = field(default_factory=list)
@@ -182,6 +186,19 @@ class Parameters:
     image_side: float = 0.0
     eval_mode: list[str] = field(default_factory=list)
     """Layers that behave otherwise in training, in a model whose every module is in eval mode at a training step."""
+
+
+@dataclass
+class Resumed:
+    """What did not come back with the state of a guard that had taken ``steps`` steps."""
+
+    steps: int
+    weights: list[str] = field(default_factory=list)
+    """Components whose weights are others."""
+    no_state: bool = False
+    """The optimizer had a state then, and has none now."""
+    rates: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Components whose rate had fallen, and is near its highest again: → then and now."""
 
 
 @dataclass
@@ -337,6 +354,7 @@ class Facts:
     matching: Matching | None = None
     pixels: Pixels | None = None
     parameters: Parameters | None = None
+    resumed: Resumed | None = None
     still: Still | None = None
     rates: Rates | None = None
     lengths: Lengths | None = None

@@ -16,6 +16,8 @@ from maskrcnn_coco.findings.facts import Parameters
 LEAST = 1500
 """Numbers that a layer needs to tell its spread."""
 SHARE, LAYERS = 0.9, 2
+MANY = 8
+"""Numbers of a parameter that cannot stay alike by chance."""
 OVERLAP = 0.01
 """Ten times the image's side. Anchors of 512 pixels on images of 64 are common in trials, and harm nobody."""
 
@@ -42,6 +44,7 @@ def parameters_of(
         found.owned = sum(i in mine for i in held)
         found.missing = [name for i, name in trainable.items() if i not in set(held)]
         found.decay, found.decay_of = decay_of(optimizer, rates)
+        found.unloaded, found.old_rate = _unloaded(model, optimizer), _old_rate(optimizer)
         if not found.frozen_random:
             found.frozen_random = _resting_random(model, optimizer, rates)
     return found
@@ -80,6 +83,38 @@ def decay_of(optimizer: torch.optim.Optimizer, rates: Sequence[float] = ()) -> t
         elif kind in ("adamw", "nadamw", "lion"):  # decoupled: torch's Adam scales the decay with the gradient
             found.append((rate * decay, (rate, decay)))
     return max(found)
+
+
+def _unloaded(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Parameters that the optimizer's loaded state has moved, and that are as an initialiser leaves them: one value.
+
+    A step of another size in each place leaves no parameter alike in all of them.
+    """
+    rates = {id(p): float(g.get("lr", 0.0)) for g in optimizer.param_groups for p in g["params"]}
+    found = []
+    for name, p in model.named_parameters():
+        state = optimizer.state.get(p) if rates.get(id(p), 0.0) > 0 and p.numel() >= MANY else None
+        moved = state.get("exp_avg", state.get("momentum_buffer")) if state else None
+        if isinstance(moved, Tensor) and moved.shape == p.shape and len(torch.unique(moved)) > 1:
+            values = p.detach().flatten()
+            if bool((values == values[0]).all()):
+                found.append(name)
+    return found if len(found) >= LAYERS else []
+
+
+def _old_rate(optimizer: torch.optim.Optimizer) -> tuple[float, float] | None:
+    """(the rate given, the one that a loaded state brought), where every group has that one as its schedule's first.
+
+    Without a scheduler's `initial_lr` the caller may set rates by hand; of cycles it is the lowest.
+    """
+    given = float(optimizer.defaults.get("lr", 0.0) or 0.0)
+    firsts = {
+        float(g["initial_lr"]) if "initial_lr" in g and "max_lr" not in g else None for g in optimizer.param_groups
+    }
+    first = firsts.pop() if len(firsts) == 1 else None
+    if not optimizer.state or first is None or not given or abs(first / given - 1) < 0.01:
+        return None
+    return given, first
 
 
 def _resting_random(model: nn.Module, optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> list[str]:

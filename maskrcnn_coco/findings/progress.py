@@ -56,6 +56,11 @@ class Progress:
             self._loss[name] = max(self._loss.get(name, 0.0), abs(value))
 
     @property
+    def highest_rates(self) -> dict[str, float]:
+        """Component → the highest rate so far."""
+        return dict(self._rate)
+
+    @property
     def settled(self) -> bool:
         """Enough steps are seen, and the rates rise no more: an update of now is one of those to come."""
         return self.steps >= STEPS and not self._rising

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from maskrcnn_coco.errors import FindingWarning
-from maskrcnn_coco.findings.facts import Facts, Still, Way
+from maskrcnn_coco.findings.facts import Facts, Resumed, Still, Way
 from maskrcnn_coco.findings.judge import finding_key, judge
 from maskrcnn_coco.findings.parameters import all_in_eval, decay_of, norms_in_eval, parameters_of, train_but
 from maskrcnn_coco.findings.progress import STEPS, Progress
@@ -60,6 +60,15 @@ class Watch:
             self._optimizer = weakref.ref(optimizer)
             self.decays_by(decay_of(optimizer)[0])
             self.tell(Facts(way=self.way, parameters=parameters_of(model, optimizer)), "before")
+
+    def resumed(self, found: Resumed) -> None:
+        """A guard's state was loaded: what came back with it."""
+        self.tell(Facts(way=self.way, resumed=found), "before")
+
+    @property
+    def highest_rates(self) -> dict[str, float]:
+        """Component → the highest learning rate so far."""
+        return self._progress.highest_rates
 
     def clips_at(self, norm: float | None) -> None:
         """Gradients are clipped to this norm; 0 or None: they are not."""

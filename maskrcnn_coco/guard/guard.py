@@ -26,6 +26,7 @@ from maskrcnn_coco.guard.immediate import Act, Immediate, Mode
 from maskrcnn_coco.guard.judgement import Instruments
 from maskrcnn_coco.guard.loss_scale import Scale
 from maskrcnn_coco.guard.norms import Components, Layout
+from maskrcnn_coco.guard.resumed import Comparison, mark_of
 from maskrcnn_coco.guard.sharding import refuse_shards
 from maskrcnn_coco.guard.team import Team
 from maskrcnn_coco.guard.updates import Haste, Stall
@@ -103,6 +104,7 @@ class Guard:
         self._next = 0
         self._deferred = Deferred(self.instruments) if deferred and mode in ("recover", "stop") else None
         self._act: Act | None = None
+        self._resume: Comparison | None = None
         self._watch = watch_of(model) if say and mode != "off" else None
         self.immediate = Immediate(self.instruments, mode)
         self.immediate.team = Team(ranks, averages=True) if ranks is not None and ranks.world > 1 else None
@@ -314,13 +316,16 @@ class Guard:
     def state_dict(self) -> dict[str, Any]:
         """Plain data: what the alarms have learned."""
         parts = self.instruments
-        return {"divergence": parts.divergence.state_dict(), "scale": parts.scale.state_dict(), "taken": parts.taken}
+        state = {"divergence": parts.divergence.state_dict(), "scale": parts.scale.state_dict(), "taken": parts.taken}
+        return state if self._watch is None else state | {"mark": mark_of(parts, self._watch.highest_rates)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.instruments.divergence.load_state_dict(state["divergence"])
         self.instruments.scale.load_state_dict(state["scale"])
         self.instruments.taken = int(state["taken"])
+        if "mark" in state:
+            self._resume = Comparison(state["mark"], self.instruments.taken)
 
     # --- the acts
 
@@ -349,6 +354,9 @@ class Guard:
             for record in self.completed:
                 self._watch.record(record)
             self._watch.optimizer(self.model, self.optimizer)
+            if self._resume is not None:
+                self._watch.resumed(self._resume.look(self.instruments))
+                self._resume = None if self._resume.over else self._resume
             self._watch.batch(self.model, [p for p in map(inputs.detection_pair, batches) if p is not None])
         except FindingWarning:  # the caller made warnings errors
             raise

@@ -3,20 +3,23 @@
 What happens: losses fall to a level and stay; one part of the detector stays as it began.
 Why: the optimizer was built before the head was replaced, or for another model; a part of the model is in no loss;
   anchors far larger than any image; weights were not loaded and are frozen; a model left in eval mode after a
-  validation; weight decay that takes more than steps give.
+  validation; weight decay that takes more than steps give; a resume that brought back weights and not the optimizer,
+  or the reverse, or the schedule's rate from its beginning.
 How it is proved: trainable parameters are looked for in the optimizer's groups, by identity, and named; gradients and
   weights of the first steps are compared; frozen weights have exactly the spread that an initialiser gives, layer for
-  layer, which no trained network has. Weights with requires_grad False are frozen on purpose and no fault.
+  layer, which no trained network has. Weights with requires_grad False are frozen on purpose and no fault. After a
+  resume weights, rates and the optimizer's state are compared with each other, and with those beside which the guard's
+  own state was saved.
 What is done: it warns, once; a norm layer that was handed over in eval mode stays in eval mode, and that is said.
 How to fix it: build the optimizer after the model is complete; load the weights, or thaw what is random; call
-  model.train() before training.
+  model.train() before training; save and load model, optimizer, scheduler and guard together.
 """
 
 from __future__ import annotations
 
 import math
 
-from maskrcnn_coco.findings.facts import Facts, Parameters, Still
+from maskrcnn_coco.findings.facts import Facts, Parameters, Resumed, Still
 from maskrcnn_coco.findings.rules.common import finding
 from maskrcnn_coco.records import RunFinding
 from maskrcnn_coco.wording import listed
@@ -29,6 +32,8 @@ BUILD = "build the optimizer after the model is complete: [p for p in model.para
 
 def judge(facts: Facts) -> list[RunFinding]:
     found = _parameters(facts.parameters) + _anchors(facts.parameters) if facts.parameters is not None else []
+    found += _loaded(facts.parameters) if facts.parameters is not None else []
+    found += _resumed(facts.resumed) if facts.resumed is not None else []
     return found + (_still(facts.still) if facts.still is not None else [])
 
 
@@ -73,6 +78,53 @@ def _parameters(p: Parameters) -> list[RunFinding]:
         proof = [("modes of the modules", "every module is in eval mode at a training step")]
         fix = "call model.train() after each validation"
         found.append(finding(CODE, "eval mode", "warning", message, fix, proof, names=p.eval_mode))
+    return found
+
+
+def _loaded(p: Parameters) -> list[RunFinding]:
+    found = []
+    if p.unloaded:
+        message = (
+            f"the optimizer's state was loaded and the model's was not: {listed(p.unloaded, 4)} hold one value in all "
+            "places, as an initialiser leaves them, though the optimizer has moved them"
+        )
+        proof = [("weights against the optimizer's momentum", f"{len(p.unloaded)} parameters moved, and are constant")]
+        fix = "model.load_state_dict of the same checkpoint, before the first step"
+        found.append(finding(CODE, "weights not loaded", "warning", message, fix, proof, names=p.unloaded))
+    if p.old_rate is not None:
+        given, first = p.old_rate
+        message = (
+            f"the optimizer was built with lr {given:g} and goes on from {first:g}: load_state_dict brings back the "
+            "rate of the checkpoint"
+        )
+        proof = [("rate given against that of the loaded state", f"{given:g}, {first:g}")]
+        fix = (
+            f'after loading, and before the scheduler: for g in optimizer.param_groups: g["lr"] = g["initial_lr"] = '
+            f"{given:g}; nothing to do where the old rate is meant"
+        )
+        found.append(finding(CODE, "old rate", "warning", message, fix, proof, rates=[given, first]))
+    return found
+
+
+def _resumed(r: Resumed) -> list[RunFinding]:
+    found = []
+    after = f"the guard's state is that after {r.steps} steps"
+    if r.weights:
+        message = f"half a resume: {after}, and the weights are not those it had then: {listed(r.weights, 4)}"
+        proof = [("weights against those beside the guard's state", f"others in {listed(r.weights, 4)}")]
+        fix = "model.load_state_dict of the same checkpoint, before the first step"
+        found.append(finding(CODE, "resumed without weights", "warning", message, fix, proof, names=r.weights))
+    if r.no_state:
+        message = f"half a resume: {after}, and the optimizer has no state: its momentum and its counts begin anew"
+        proof = [("the optimizer's state", "there when the guard's was saved, empty now")]
+        fix = "optimizer.load_state_dict of the same checkpoint, before the first step"
+        found.append(finding(CODE, "resumed without optimizer", "warning", message, fix, proof))
+    if r.rates:
+        name, (then, now) = next(iter(r.rates.items()))
+        message = f"half a resume: {after}, when {name} learned at {then:.3g}; the rate is back at {now:.3g}"
+        proof = [("rates against those beside the guard's state", f"{name}: {then:.3g} → {now:.3g}")]
+        fix = "scheduler.load_state_dict of the same checkpoint; nothing to do where the schedule restarts here"
+        found.append(finding(CODE, "resumed schedule", "warning", message, fix, proof, components=list(r.rates)))
     return found
 
 
