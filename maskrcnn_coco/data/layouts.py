@@ -78,11 +78,11 @@ def find_data(
     """
     del seed  # nothing here is random: `split` takes the seed
     path = Path(data)
-    given = data_flags(data, images), "" if val is None else data_flags(val, val_images)
+    given = data, images, val, val_images
     said: list[str] = []
     path, images, val, val_images = _converted(path, images, val, val_images, said)
     train_json = path if _is_file(path, "--data") else _train_json(path)
-    train = replace(_load(train_json, images, "--images", said), given=given[0])
+    train = replace(_load(train_json, images, "--images", said), given=data_flags(*given[:2]))
     notes = [f"training data: {train_json}, {len(train)} images in {train.image_root}", *said]
     train, depth = with_depth(train, bit_range, bit_range_source)
     train, turned = with_orientation(train, known=as_stored)
@@ -97,7 +97,9 @@ def find_data(
     val_json = val_path if _is_file(val_path, "--val") else _val_json(val_path)
     try:
         said = []
-        found = replace(_load(val_json, val_images, "--val-images", said, images), given=given[1])
+        found = _load(val_json, val_images, "--val-images", said, images)
+        if given[2] is not None:  # its images may lie where those of the training data do
+            found = replace(found, given=data_flags(given[2], given[3] or found.image_root))
     except DataError as e:
         if val is not None or val_images is not None:  # asked for: nothing else may take its place in silence
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -231,3 +232,22 @@ def test_entries_of_one_file_stay_on_one_side(tmp_path: Path, fraction: float):
     for seed in range(8):
         train, val = split(data.table(), fraction, seed)
         assert not set(train.names.decoded()) & set(val.names.decoded()) and len(val) >= 3
+
+
+def test_a_set_is_named_as_it_was_given_and_its_validation_part_so_that_it_is_found(tmp_path):
+    pictures = tmp_path / "my pictures"
+    for part in ("one", "two"):
+        write_set(tmp_path / f"{part}.json", pictures)
+    found = find_data(tmp_path / "one.json", images=pictures, val=tmp_path / "two.json")
+    assert found.val is not None
+    for table, name in ((found.train, "one.json"), (found.val, "two.json")):
+        verb, data, images_flag, images = shlex.split(table.flags)
+        assert (verb, data, images_flag, images) == ("--data", str(tmp_path / name), "--images", str(pictures))
+        assert find_data(data, images=images).train.json_path == table.json_path
+    for part in ("train", "val"):
+        write_set(tmp_path / "set" / part / "labels.json", tmp_path / "set" / part / "images")
+    found = find_data(tmp_path / "set")
+    assert found.val is not None and found.train.flags == f"--data {tmp_path / 'set'}"
+    _, data, _, images = shlex.split(found.val.flags)
+    assert find_data(data, images=images).train.json_path == found.val.json_path
+    assert found.train.subset(np.array([0])).flags == found.train.flags, "a part of a set has its name"
