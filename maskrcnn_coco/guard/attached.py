@@ -160,7 +160,8 @@ class Attached(Guard):
         act = self._open(batches, early=True)
         if known:
             found = inputs.verdict_on(batches, self.instruments.expected)
-            if found is not None and (found.fatal or act.suspicion is None):
+            usual = found is not None and found.suspicion and self.instruments.holes
+            if found is not None and not usual and (found.fatal or act.suspicion is None):
                 act.before, act.suspicion = (found, act.suspicion) if found.fatal else (act.before, found)
         if act.before is not None and act.before.fatal and self.mode != "observe":
             self._act = None

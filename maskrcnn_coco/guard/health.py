@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskrcnn_coco.guard.foreign_state import UsualUpdates
 from maskrcnn_coco.guard.norms import Layout, all_finite, float_states, nonfinite_at, norms
 from maskrcnn_coco.guard.outside_changes import Witness
 from maskrcnn_coco.guard.sharding import local
@@ -65,6 +66,9 @@ class Health:
         self._scale: list[float] = []
         self._scaled_for: list[float] | None = None
         self._root_sizes = [math.sqrt(n) for n in layout.sizes]
+        self.foreign: list[str] | None = None
+        """Optimizer states that were not left so by the last step; empty: which, nobody knows; None: there are none."""
+        self.usual = UsualUpdates(optimizer)
 
     @property
     def brisk(self) -> bool:
@@ -83,7 +87,31 @@ class Health:
             return settings
         found = self._held.states()
         changed = self._witness.changed([*self.layout.params, *found[0]])
+        if changed and found[0]:
+            self._note_foreign(found)
         return self._check_states(found, look=whole or changed) or self._check_weights(whole=whole, changed=changed)
+
+    def look_again(self) -> None:
+        """Just before the step: whether somebody wrote into the optimizer's state since `check`."""
+        found = self._held.states()
+        if self.foreign is None and found[0] and self._witness.marked([*self.layout.params, *found[0]]):
+            self._note_foreign(found)
+
+    def _note_foreign(self, found: States) -> None:
+        positions, _, keys = self._changed(), *found[1:]
+        first = len(self.layout.params)
+        names = [f"{keys[i - first]} of {self.layout.names[found[1][i - first]]}" for i in positions if i >= first]
+        if names or not positions:
+            self.foreign = names
+
+    def most(self, group_norms: list[float], coefficient: float) -> dict[str, float]:
+        """Component → ‖update‖ / ‖weights‖ that no step has with a sound optimizer state; see `foreign_state`."""
+        sgd = isinstance(self.optimizer, torch.optim.SGD)
+        sizes = [coefficient * g for g in group_norms] if sgd else self._root_sizes
+        decay = max(float(g.get("weight_decay") or 0.0) for g in self.optimizer.param_groups)
+        shares = [s / w + decay for s, w in zip(sizes, self._component_scale(), strict=True)]
+        sure = sgd or "betas" in self.optimizer.param_groups[0]
+        return self.usual.most(self.lr(), self.layout.by_component(shares), sure=sure)
 
     def leap(self, bound: dict[str, float]) -> Verdict | None:
         """Whether this step could throw weights away though every gradient is finite.
@@ -96,7 +124,15 @@ class Health:
         if bound[worst] <= LEAP:
             return None
         text = f"the update of {worst} may be {bound[worst]:.3g} times its weights"
-        return Verdict("diverged", text, {"update_bound": bound, "component": worst, "lr": self.lr()})
+        return self.by_state(Verdict("diverged", text, {"update_bound": bound, "component": worst, "lr": self.lr()}))
+
+    def by_state(self, found: Verdict) -> Verdict:
+        """``found`` of an update, put down to the optimizer's state where somebody has changed that."""
+        if self.foreign is None:
+            return found
+        said = f"changed between two steps ({listed(self.foreign, 3)})" if self.foreign else "not of a step taken here"
+        text = f"the optimizer's state was {said}, and with it {found.message}"
+        return Verdict("optimizer_nonfinite", text, {**found.measured, "state_changed": self.foreign})
 
     def update_bound(self, group_norms: list[float], coefficient: float) -> dict[str, float]:
         """Component → upper bound of ‖update‖ / ‖weights‖.
@@ -143,7 +179,7 @@ class Health:
     def finished(self, *, due: bool) -> None:
         """After an applied step. ``due``: the weights are measured now, to be compared before the next step."""
         self._due += 1
-        self._after = None
+        self._after = self.foreign = None
         self._exact = False
         self._moments = self._grown or self._moments
         self._witness.note([*self.layout.params, *self._held.states()[0]])
@@ -153,7 +189,7 @@ class Health:
 
     def reset(self) -> None:
         """Everything may have changed (a rollback, a load): look at all of it before the next step."""
-        self._weights = self._after = None
+        self._weights = self._after = self.foreign = None
         self._states = ()
         self._due = 0
         self._witness.forget()

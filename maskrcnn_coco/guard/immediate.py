@@ -224,14 +224,17 @@ class Immediate:
         brisk = parts.stall.watching or parts.haste.watching or parts.health.brisk
         act.due = parts.measures(parts.taken) or brisk
         act.copies = [p.detach().clone() for p in parts.layout.params] if act.due else []
-        act.watched = self.mode != "observe" and self.undo.wanted()
+        parts.health.look_again()
+        # Of several processes all would have to look: a state is then judged by what it may do at most.
+        foreign = parts.health.foreign is not None and self.team is None
+        act.watched = self.mode != "observe" and (foreign or self.undo.wanted())
         if act.watched:
             self.undo.take()
 
     def after_step(self, act: Act) -> None:
         """Look at what the optimizer did, undo it if it must not stand, and learn from it."""
         parts, record, began = self.parts, act.record, time.perf_counter()
-        fault = self.undo.fault() if act.watched else None
+        fault = self._undone(act) if act.watched else None
         if act.watched and parts.shares is not None and self.team is not None:
             fault = self.team.worst(fault)  # each has seen its own share only
         if fault is not None:
@@ -247,6 +250,7 @@ class Immediate:
             record.update_ratio = update_ratio(act.copies, parts.layout, parts.health.weight_norms())
             act.copies = []
             parts.haste.measured(record.step, record.update_ratio)
+            parts.health.usual.add(record.update_ratio, record.lr)
             stalled = parts.stall.judge(record.step, record.update_ratio, record.lr, record.group_grad_norm)
             act.verdict = act.verdict or stalled
         parts.loss_weight.moved = self.undo.moved if act.watched else None
@@ -254,6 +258,15 @@ class Immediate:
         if act.verdict is not None:
             parts.raise_alarm(record, act.verdict)
         parts.seconds += time.perf_counter() - began
+
+    def _undone(self, act: Act) -> Verdict | None:
+        """What must not stand of what the optimizer did; more strictly where its state is not what a step left."""
+        health = self.parts.health
+        if health.foreign is None or self.team is not None:
+            return self.undo.fault()
+        coefficient = optimizer_step.clip_coefficient(act.record.grad_norm, self.parts.max_grad_norm)
+        found = self.undo.fault(health.most(act.groups, coefficient))
+        return None if found is None else health.by_state(found)
 
     def plain(self, forward: Forward, batches: list[Any], record: StepRecord) -> StepRecord:
         """The step of a plain loop, for mode "off"."""

@@ -64,6 +64,10 @@ class Witness:
             return not torch.equal(now, known)
         return not (isinstance(known, bytes) and isinstance(now, bytes) and now == known)
 
+    def marked(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether any lies elsewhere, or was written into, as far as their marks say; cheaper than `changed`."""
+        return len(tensors) == len(self._tensors) and _marks(tensors) != self._marks
+
     def which(self, tensors: Sequence[Tensor]) -> list[int]:
         """Positions of those that are not what they were; empty where it cannot be told. Slower than `changed`."""
         if self._sample is None or len(tensors) != len(self._tensors):

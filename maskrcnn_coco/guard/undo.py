@@ -78,8 +78,8 @@ class Undo:
             settings = [{k: _copied(v) for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
             self._optimizers.append((optimizer, states, settings))
 
-    def fault(self) -> Verdict | None:
-        """The verdict on the state that the step left."""
+    def fault(self, most: dict[str, float] | None = None) -> Verdict | None:
+        """The verdict on the state that the step left; ``most``: as `leap` takes it."""
         layout, optimizer = self.parts.layout, self.parts.optimizer
         values = layout.weight_norms()
         bad = [i for i in nonfinite_at(values) if not all_finite(layout.params[i])]
@@ -101,19 +101,25 @@ class Undo:
         if wrong:
             text = f"{kind} made its own state non-finite: {', '.join(wrong[:3])}; the step is undone"
             return Verdict("optimizer_nonfinite", text, {"optimizer_state": wrong, "by_update": kind})
-        return self.leap()
+        return self.leap(most)
 
-    def leap(self) -> Verdict | None:
-        """An optimizer whose rates nobody knows has no bound beforehand, so what it did is measured."""
+    def leap(self, most: dict[str, float] | None = None) -> Verdict | None:
+        """An optimizer whose rates nobody knows has no bound beforehand, so what it did is measured.
+
+        Args:
+            most: component → the most that it may move by, as a share of its weights.
+        """
         layout, kind = self.parts.layout, type(self.parts.optimizer).__name__
         moved = layout.totals(norms([p.detach() - kept for p, kept in zip(layout.params, self._weights, strict=True)]))
         self.moved = math.hypot(*moved)
         sizes = layout.totals(norms(self._weights))
         for name, far, size, count in zip(layout.components, moved, sizes, layout.sizes, strict=True):
             ratio = far / max(size, SMALLEST_RMS * math.sqrt(count))
-            if ratio > LEAP:
+            limit = min(LEAP, (most or {}).get(name, LEAP))
+            if ratio > limit:
                 text = f"the update of {name} was {ratio:.3g} times its weights; the step is undone"
-                return Verdict("diverged", text, {"update_ratio": {name: ratio}, "component": name, "by_update": kind})
+                measured = {"update_ratio": {name: ratio}, "most": limit, "component": name, "by_update": kind}
+                return Verdict("diverged", text, measured)
         return None
 
     def put_back(self) -> None:
