@@ -88,6 +88,8 @@ def decide(findings: Sequence[Finding], history: History, budgets: Budgets | Non
             return _retry(top, history, budgets)
         case "ANCHORS" if top.confidence >= PROVED:
             return Action("stop", {"why": f"no batch can be trained on with these anchors: {top.fix}"})
+        case "LOSS_MATH" if top.detail.get("weighed"):
+            return Action("skip", {"weighed": top.detail["weighed"]})
         case "LOSS_MATH" if top.detail.get("redefined"):
             return Action("stop", {"why": f"the loss is not the one that this run began with: {top.fix}"})
     if top.detail.get("proved_on_healthy_weights") and top.culprit.image_ids:
@@ -216,6 +218,8 @@ def _restore(top: Finding, history: History, budgets: Budgets) -> Action:
         return Action("stop", {"why": f"the model was built this way: {top.fix}"})
     if top.detail.get("at_load"):
         return Action("reload", {"checkpoint": top.detail.get("file")})
+    if "to_step" in top.detail:  # what was copied since may hold what is wrong
+        return Action("rollback", {"to_step": top.detail["to_step"], "older_only": True})
     return Action("rollback", {"to_step": history.step})
 
 
@@ -255,7 +259,7 @@ def _retry(top: Finding, history: History, budgets: Budgets) -> Action:
 def _skip(top: Finding, history: History, budgets: Budgets) -> Action:
     """Skip; after several skips close together go back once; after that stop."""
     recent = [i for i in history.incidents if i.step > history.step - budgets.skip_window]
-    skips = [i for i in recent if i.action.kind == "skip"]
+    skips = [i for i in recent if i.action.kind == "skip" and "weighed" not in i.action.detail]
     if len(skips) < budgets.skips:
         return Action("skip", {})
     if not _went_back(history, budgets):

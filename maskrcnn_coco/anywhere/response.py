@@ -19,12 +19,13 @@ from torch import nn
 from maskrcnn_coco import recovery
 from maskrcnn_coco.anywhere.fixes import reworded
 from maskrcnn_coco.anywhere.rig import Forwards, Groups, Kept, make_rig, number_divided_by, own_clip
-from maskrcnn_coco.anywhere.samples import Key, Samples, Select, own_ids, size_of
+from maskrcnn_coco.anywhere.samples import Key, Samples, Select, leaves, own_ids, size_of
 from maskrcnn_coco.anywhere.unlike_others import named
 from maskrcnn_coco.diagnosis.investigate import TEAM_STEPS, investigate
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.guard.hooks import Entrances
+from maskrcnn_coco.guard.norms import all_finite, has_fractions
 from maskrcnn_coco.records import Action, Alarm, Evidence, Finding, Incident, StepRecord, incident_of
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.ring import Ring
@@ -40,6 +41,8 @@ LARGE = 512 * 2**20
 """A state above so many bytes is copied half as often, and two copies are kept instead of four."""
 BELOW_HELD = 0.5
 """A schedule's own rate is back in force once it is below this share of the rate that held."""
+HOLES = 5
+"""Last steps whose batches are looked at for NaN."""
 UNCOUNTED = 10**9
 """Samples of a data set whose size nobody told: a share of it is then never too large."""
 
@@ -255,6 +258,7 @@ class AlarmResponder:
             fp32_modules=self.fp32_modules,
             norms_clipped=not self.own_batches,
         )
+        self._note_holes(alarm.step)
         case = Case(
             alarm=alarm,
             now=self._snapshot(alarm.step),
@@ -277,12 +281,23 @@ class AlarmResponder:
                 Finding("UNKNOWN", 0.0, evidence=[Evidence("investigation", f"{type(e).__name__}: {str(e)[:200]}")])
             ]
 
+    def _note_holes(self, step: int) -> None:
+        """Batches with NaN that were trained on soundly: a loop may fill them in before its model sees them."""
+        applied = [r.step for r in self.history[-HOLES:] if r.applied and r.step != step]
+        if any(
+            not all_finite(t) for s in applied for b in self.kept.batches(s) for t in leaves(b.data) if has_fractions(t)
+        ):
+            for batch in self.kept.batches(step):
+                batch.holes = True
+
     def _carry_out(self, action: Action, alarm: Alarm) -> tuple[Action, int | None]:
         """Do what was decided; the action as it was done, and the step that the state is of now (None: as before)."""
         detail = action.detail
         if action.kind == "quarantine" and not self.own_batches:
             return Action("skip", {"why": "the loader is the training's own", **detail}), None
-        if action.kind == "quarantine":
+        if "weighed" in detail:
+            self.guard.new_regime()  # what is healthy is learned anew, in the new measure
+        elif action.kind == "quarantine":
             self.left_out |= set(detail.get("image_ids", []))
         elif action.kind == "precision" and "dtype" in detail:
             for name in detail.get("modules", [detail.get("module")]):
@@ -303,6 +318,8 @@ class AlarmResponder:
                     group["weight_decay"] = min(group["weight_decay"], detail["weight_decay"])
             return action, back
         elif action.kind in ("rollback", "reload"):
+            if detail.get("older_only"):
+                self.ring.drop_after(int(detail["to_step"]))
             back = self.go_back(int(detail.get("to_step") or alarm.step))
             if back is None:
                 return Action("stop", {"why": "the state is bad, and no older one is kept"}), None

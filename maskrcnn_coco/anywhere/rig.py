@@ -176,7 +176,10 @@ def divisor(loss: Any) -> float:
     node: Any = getattr(loss, "grad_fn", None)
     if node is None or node.name() not in ("DivBackward0", "MulBackward0"):
         return 1.0
-    other = getattr(node, "_saved_other", None)
+    try:
+        other = getattr(node, "_saved_other", None)
+    except RuntimeError:
+        return 1.0  # shown after its backward pass, which has freed it
     if not isinstance(other, Tensor) or other.numel() != 1:
         return 1.0
     return float(other) if node.name() == "DivBackward0" else 1.0 / (float(other) or math.inf)

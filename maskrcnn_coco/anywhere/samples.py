@@ -49,7 +49,7 @@ class Samples:
         self, data: Any, ids: Sequence[int], keys: Sequence[Key], *, select: Select | None = None, holes: bool = False
     ) -> None:
         self.data, self.image_ids, self.keys = data, list(ids), list(keys)
-        self._select, self._holes = select, holes
+        self._select, self.holes = select, holes
         self._targets: list[dict[str, Any]] = [{} for _ in self.image_ids]
 
     def __len__(self) -> int:
@@ -70,14 +70,14 @@ class Samples:
         positions = list(positions)
         data = self._select(self.data, positions) if self._select else cut(self.data, positions, len(self))
         ids, keys = [self.image_ids[p] for p in positions], [self.keys[p] for p in positions]
-        return Samples(data, ids, keys, select=self._select, holes=self._holes)
+        return Samples(data, ids, keys, select=self._select, holes=self.holes)
 
     def _row(self, position: int) -> Tensor:
         part = self._select(self.data, [position]) if self._select else cut(self.data, [position], len(self))
         whole = {id(t) for t in leaves(self.data)}  # what is not cut is not this sample's
         mine = [t for t in leaves(part) if t.is_floating_point() and id(t) not in whole]
         row = torch.cat([t.detach().reshape(-1).float().cpu() for t in mine] or [torch.zeros(1)])
-        if self._holes:
+        if self.holes:
             row = torch.nan_to_num(row, 0.0, 0.0, 0.0)
         largest = float(torch.nan_to_num(row.abs(), 0.0, 0.0, 0.0).max())
         return row / largest if largest > 1.0 else row

@@ -17,7 +17,8 @@ from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.resolve import total_steps
 from maskrcnn_coco.config.settings import Config, flag, load_config, validate
 from maskrcnn_coco.data.prepare import read_quarantine
-from maskrcnn_coco.diagnosis.facts import LOSS_FACTOR, NO_HISTORY_LOSS, reference_of
+from maskrcnn_coco.diagnosis.facts import LOSS_FACTOR, NO_HISTORY_LOSS
+from maskrcnn_coco.diagnosis.from_records import reference_of
 from maskrcnn_coco.errors import CheckpointError, ConfigError, DataError
 from maskrcnn_coco.model.optim import Schedule
 from maskrcnn_coco.model.rig import rig_from_settings

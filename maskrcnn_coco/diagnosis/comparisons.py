@@ -8,12 +8,18 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from maskrcnn_coco.components import component_of
-from maskrcnn_coco.diagnosis.facts import Drift
+from maskrcnn_coco.diagnosis.facts import Drift, Facts, Redefined, Reference
 from maskrcnn_coco.records import StepRecord
+from maskrcnn_coco.replay.case import Case
+from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.snapshot import Snapshot
 
 PROPORTION = 30.0
 """Norms of one tensor in two files of a run, some steps apart, never differ by so much."""
+WEIGHED = 1.5
+"""A loss has another weight where it is so many times what was recorded, and its gradients just as much."""
+EXACT, CHANGED = 0.01, 3.0
+"""A replayed loss this close to the recorded one is the same; one so many times another is another formula."""
 
 
 def differences(model: nn.Module, now: Snapshot) -> list[tuple[float, str]]:
@@ -75,3 +81,51 @@ def drift(differing: list[tuple[float, str]], from_step: int) -> Drift | None:
     if worst < 1e-2 or median > 1e-3 or (len(ordered) > 8 and ordered[len(ordered) // 8][0] > worst / 10):
         return None
     return Drift(name, component_of(name), name.rpartition(".")[0] or None, worst, from_step)
+
+
+def weight_now(f: Facts, case: Case, now: Outcome, step: int) -> float | None:
+    """What loss and gradients of recorded step ``step``, replayed, are of what they were then; None: not both alike.
+
+    Not where a loop clips: how long its gradients had been then is not known.
+    """
+    record = next((r for r in case.history if r.applied and r.step == step), None)
+    if record is None or now.error or case.rig.max_grad_norm or not (record.loss and record.grad_norm):
+        return None
+    loss, norm = now.loss / record.loss, now.grad_norm / record.grad_norm
+    if not (math.isfinite(loss) and math.isfinite(norm)) or loss <= 0 or not abs(norm - loss) <= EXACT * loss:
+        return None
+    if not 1 / WEIGHED < loss < WEIGHED and (f.weighed is None or loss > f.weighed):
+        f.weighed = loss
+        known = f.reference
+        f.reference = Reference(
+            loss * max(known.loss, abs(record.loss)),
+            loss * max(known.norm, record.grad_norm),
+            known.count,
+            loss * known.lowest,
+        )
+    return loss
+
+
+def compare_first(f: Facts, case: Case, walk: Outcome) -> None:
+    """The first step of a walk starts from the very state of the run: it must give what was recorded, to the digit.
+
+    Where one loss of several is another, its formula changed since. Where all are, replays do not tell of this run.
+    """
+    records = {r.step: r for r in case.history if r.applied}
+    record = records.get(walk.path[0][0]) if walk.path else None
+    if record is None or walk.error or not walk.terms[0]:
+        return
+    now, then = walk.terms[0], record.losses
+    if set(then) == {"loss"} and "loss" not in now:
+        now = {"loss": walk.path[0][1]}  # a loop of somebody's own shows the sum of what its model returns
+    ratios = {k: now[k] / then[k] for k in now if then.get(k) and math.isfinite(then[k])}
+    off = {k: v for k, v in ratios.items() if not abs(v - 1) <= EXACT}
+    f.faithful = bool(ratios) and not off
+    total = sum(abs(v) for v in then.values() if math.isfinite(v))
+    new = [k for k, v in now.items() if k not in then and not abs(v) <= CHANGED * total]
+    if new and f.faithful:
+        f.redefined = Redefined(new[0], math.inf, first_seen(case.history, new[0], f.step))
+    if len(off) == 1 and len(ratios) > 1:
+        (term, ratio), *_ = off.items()
+        if math.isfinite(ratio) and not 1 / CHANGED < abs(ratio) < CHANGED:
+            f.redefined = Redefined(term, ratio, first_change(case.history, term, ratio, f.step))

@@ -15,10 +15,8 @@ from maskrcnn_coco.diagnosis.facts import (
     NO_HISTORY_LOSS,
     Facts,
     Location,
-    onset_of,
-    reference_of,
 )
-from maskrcnn_coco.diagnosis.from_records import foreign_rates, ratios, record_of, rises
+from maskrcnn_coco.diagnosis.from_records import foreign_rates, onset_of, ratios, record_of, reference_of, rises
 from maskrcnn_coco.diagnosis.guilty_samples import guilty_samples, weights
 from maskrcnn_coco.diagnosis.lr_experiments import WALK, LrExperiments
 from maskrcnn_coco.diagnosis.scan_batch import num_classes, repair, reported, scan_anchors, scan_images, scan_targets
@@ -172,6 +170,7 @@ class Experiments:
         if not case.batches:
             return can
         can |= {"update"} if f.measured.get("by_update") else set()
+        can |= {"update", "state"} if f.state_changed else set()
         can |= {"same", "again", "without", "repaired", "locate", "bisect", "annotations"}
         if case.rig.precision != "fp32":
             can |= {"fp32", "module_fp32"} | ({"rescaled"} if case.rig.precision == "fp16" else set())
@@ -220,6 +219,16 @@ class Experiments:
     def _update(self) -> None:
         f = self.facts
         f.outcomes["update"] = self.replay.update("same batch, same weights, and the optimizer's update", f.lr)
+
+    def _state(self) -> None:
+        """The update with the optimizer's state of some steps before, then with none at all, until one is sound."""
+        f, healthy = self.facts, self.lr.healthy
+        tries = [(f"optimizer state of step {healthy.step}", healthy)] if healthy is not None else []
+        for what, snapshot in [*tries, ("an empty optimizer state", None)]:
+            test = f"same batch, same weights, {what}, and the update"
+            f.outcomes["state"] = self.replay.update(test, f.lr, snapshot, empty=snapshot is None)
+            if f.state_to_blame():
+                return
 
     def _peek(self) -> None:
         """Whether other batches have the same data fault. One that has not shows that it is not the data set."""

@@ -6,11 +6,10 @@ A rule never sees a tensor. It reads `Facts`, which the tests in `experiments.py
 from __future__ import annotations
 
 import math
-import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from maskrcnn_coco.records import Evidence, StepRecord
+from maskrcnn_coco.records import Evidence
 from maskrcnn_coco.replay.outcome import Outcome
 
 LOSS_FACTOR = 5.0
@@ -20,9 +19,11 @@ NO_HISTORY_LOSS = 100.0
 """Where the run has no healthy step yet: every healthy detector measured starts below 20, the broken ones above 400."""
 
 
+BY_STATE, LEAP = 5.0, 1e3
+"""An update so many times another is another; one of so many times the weights is a fault whatever made it."""
 SQUARES_OVERFLOW = 1e18
-FIRST = 5
-"""Steps that make a run's first reference."""
+ROUGHLY = 10.0
+"""Two failures of one step are alike up to this factor."""
 
 
 @dataclass
@@ -216,6 +217,9 @@ class Facts:
     """What is known to be wrong with the packages installed here on the device of the run."""
     drift: Drift | None = None
     redefined: Redefined | None = None
+    weighed: float | None = None
+    """Loss and gradients of a recorded step, replayed, are so many times as large, all alike: the loss has another
+    weight now. ``reference`` is of that weight then."""
     older_file: OlderFile | None = None
     faithful: bool | None = None
     """Whether a recorded healthy step, replayed, gives what was recorded; None where that was not asked."""
@@ -269,10 +273,23 @@ class Facts:
         if self.recorded_loss is None or not math.isfinite(self.recorded_loss):
             return True
         pairs = [(self.recorded_loss, same.loss)]
-        if self.precision != "fp16":  # there the recorded gradients may only have overflowed at the scale of then
+        # In half precision the recorded gradients may only have overflowed at the scale of then.
+        if self.precision != "fp16" and not self.handled():
             pairs.append((self.recorded_norm or 0.0, same.grad_norm))
         # The squares of a norm beyond 1e19 overflow where it is recorded, and not where a replay sums them.
-        return any(far_apart(a, b) if math.isfinite(a) else b < SQUARES_OVERFLOW for a, b in pairs if b)
+        # A replay that is as absurd, if not to the digit, shows the same fault: of a loop that weighs its losses anew.
+        factor = ROUGHLY if self.abnormal(same) else 2.0
+        return any(far_apart(a, b, factor) if math.isfinite(a) else b < SQUARES_OVERFLOW for a, b in pairs if b)
+
+    def handled(self) -> bool:
+        """A loop of somebody's own made the recorded gradients smaller than they come from the backward pass.
+
+        It clips in a way of its own, by tensor or by infinity; what a replay gives is what it had before that.
+        """
+        same = self.outcomes.get("same")
+        if same is None or self.recorded_norm is None or not self.settings.get("own_gradients"):
+            return False
+        return self.recorded_norm < same.grad_norm and far_apart(self.recorded_norm, same.grad_norm)
 
     def unrepeatable(self) -> bool:
         """Two replays of one step, with the same weights, batch and random numbers, are two different steps.
@@ -298,6 +315,19 @@ class Facts:
     def leap(self) -> bool:
         """The guard refused the update itself, by its size, although loss and gradients were sound."""
         return "update_bound" in self.measured
+
+    @property
+    def state_changed(self) -> bool:
+        """The guard undid an update, and the optimizer's state before it was not what the last step had left."""
+        return self.measured.get("state_changed") is not None
+
+    def state_to_blame(self) -> bool:
+        """The update is absurd with the optimizer's state as it was, and is not with another."""
+        own, other = self.outcomes.get("update"), self.outcomes.get("state")
+        if own is None or other is None or other.moved is None or not other.finite or own.error:
+            return False
+        most = float(self.measured.get("most", LEAP))
+        return other.moved <= most and (not own.finite or (own.moved or 0.0) > max(most, BY_STATE * other.moved))
 
     def raises_everywhere(self) -> bool:
         """The step raises an error on other batches too, and on older weights: the code is wrong, or the whole set."""
@@ -347,30 +377,3 @@ def far_apart(a: float, b: float, factor: float = 2.0) -> bool:
     """Whether one is more than ``factor`` times the other in size."""
     a, b = abs(a), abs(b)
     return max(a, b) > factor * min(a, b) + 1e-6
-
-
-def reference_of(history: list[StepRecord], before: int, window: int = 50) -> Reference:
-    """Healthy medians over the last ``window`` applied, finite steps before step ``before``."""
-    kept = [
-        r for r in history if r.applied and r.step < before and math.isfinite(r.loss) and math.isfinite(r.grad_norm)
-    ]
-    if not kept:
-        return Reference()
-    # A long divergence must not pass for health: where the run was quieter at its start, that is the measure.
-    both = [kept[-window:], kept[:FIRST]]
-    loss = min(statistics.median(abs(r.loss) for r in part) for part in both if len(part) >= min(FIRST, len(kept)))
-    norm = statistics.median(r.grad_norm for r in both[0])
-    return Reference(loss, norm, len(both[0]), min(0.0, *(r.loss for r in both[0])))
-
-
-def onset_of(history: list[StepRecord], step: int) -> int:
-    """The first step of the unbroken run-up to ``step``: losses or norms well above the run's median."""
-    before = [r for r in history if r.applied and r.step < step]
-    reference = reference_of(before, step)
-    onset = step
-    for r in reversed(before if reference.count > 2 else []):
-        # A likelihood that falls below zero is no run-up, however far; its gradient would tell.
-        if r.loss <= 2 * reference.loss and r.grad_norm <= 4 * reference.norm:
-            break
-        onset = r.step
-    return onset

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
+from maskrcnn_coco.diagnosis.facts import Reference
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.replay.case import Case
 
@@ -14,6 +15,10 @@ USUAL = 8
 """Steps before the onset whose rates are the usual ones; more would reach into a warm-up."""
 RATIOS = 20
 """Most measured steps that go into a mean update-to-weight ratio."""
+SMALLEST = 1e-2
+"""A healthy loss counts as at least this, as the guard has it: some are around zero by construction (PPO, GRPO)."""
+FIRST = 5
+"""Steps that make a run's first reference."""
 
 
 def ratios(before: list[StepRecord], onset: int) -> dict[str, float]:
@@ -53,3 +58,30 @@ def rises(records: list[StepRecord], onset: int) -> dict[str, float]:
 
 def record_of(case: Case, step: int) -> StepRecord | None:
     return next((r for r in reversed(case.history) if r.step == step), None)
+
+
+def reference_of(history: list[StepRecord], before: int, window: int = 50) -> Reference:
+    """Healthy medians over the last ``window`` applied, finite steps before step ``before``."""
+    kept = [
+        r for r in history if r.applied and r.step < before and math.isfinite(r.loss) and math.isfinite(r.grad_norm)
+    ]
+    if not kept:
+        return Reference()
+    # A long divergence must not pass for health: where the run was quieter at its start, that is the measure.
+    both = [kept[-window:], kept[:FIRST]]
+    loss = min(statistics.median(abs(r.loss) for r in part) for part in both if len(part) >= min(FIRST, len(kept)))
+    norm = statistics.median(r.grad_norm for r in both[0])
+    return Reference(max(loss, SMALLEST), norm, len(both[0]), min(0.0, *(r.loss for r in both[0])))
+
+
+def onset_of(history: list[StepRecord], step: int) -> int:
+    """The first step of the unbroken run-up to ``step``: losses or norms well above the run's median."""
+    before = [r for r in history if r.applied and r.step < step]
+    reference = reference_of(before, step)
+    onset = step
+    for r in reversed(before if reference.count > 2 else []):
+        # A likelihood that falls below zero is no run-up, however far; its gradient would tell.
+        if r.loss <= 2 * reference.loss and r.grad_norm <= 4 * reference.norm:
+            break
+        onset = r.step
+    return onset

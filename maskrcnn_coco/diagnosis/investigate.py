@@ -72,7 +72,7 @@ def next_test(facts: Facts) -> str | None:
 def wanted(f: Facts) -> Iterator[str]:
     """The tests in the order that costs least, given what is known so far."""
     yield from _confirm(f)
-    if f.lethal() or _state_proved(f):
+    if f.lethal() or _state_proved(f) or f.state_to_blame():
         return
     if not f.suspects():
         # Soon after a load the file is asked before anything else is blamed.
@@ -124,6 +124,8 @@ def wanted(f: Facts) -> Iterator[str]:
 
 def _confirm(f: Facts) -> Iterator[str]:
     """Cheap replays that turn what a scan found into a proof."""
+    if f.state_changed:
+        yield from ("update", "state")
     if f.lethal() or (f.suspects() and f.symptom == "input_nonfinite"):
         yield from ("peek", "without")
     elif (any(s.where == "norm" for s in f.state) and not _state_proved(f)) or f.anchors:

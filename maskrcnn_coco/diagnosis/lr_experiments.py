@@ -11,8 +11,16 @@ from itertools import cycle, islice
 from torch import nn
 
 from maskrcnn_coco.components import component_of
-from maskrcnn_coco.diagnosis.comparisons import differences, drift, first_change, first_seen, out_of_proportion
-from maskrcnn_coco.diagnosis.facts import NO_HISTORY_LOSS, Facts, LrTrial, LrVerdict, OlderFile, Redefined
+from maskrcnn_coco.diagnosis.comparisons import compare_first, differences, drift, out_of_proportion, weight_now
+from maskrcnn_coco.diagnosis.facts import (
+    LOSS_FACTOR,
+    NO_HISTORY_LOSS,
+    NORM_FACTOR,
+    Facts,
+    LrTrial,
+    LrVerdict,
+    OlderFile,
+)
 from maskrcnn_coco.diagnosis.search import factors_for, lr_search
 from maskrcnn_coco.replay.case import Case, dict_of
 from maskrcnn_coco.replay.outcome import Outcome
@@ -36,10 +44,10 @@ FURTHER = 0.01
 """What the component that moved most is lowered by before one that hardly moved is named."""
 LEAST = 0.01
 """No rate is tried much below this share of itself."""
-EXACT, CHANGED = 0.01, 3.0
-"""A replayed loss this close to the recorded one is the same; one so many times another is another formula."""
 AFTER_LOAD, MARGIN, FILES = 25, 6, 2
 """Steps after a load within which the file itself is in doubt; steps more that an older file must stand; most files."""
+USUAL = 0.7
+"""Bounds may rise to what the last healthy steps had, and to this share of what the run reached at most."""
 LR_GAP = 15.0
 """The same for learning rates; heads at ten times the backbone's rate are usual."""
 
@@ -79,31 +87,27 @@ class LrExperiments:
         outcome = self.replay.walk(test, start, visit=compare)
         f.outcomes["retrace"] = outcome
         f.drift = drift(differing, start.step)
-        self._compare(outcome)
+        compare_first(f, self.case, outcome)
+        if f.faithful is False and "own_gradients" in f.settings:
+            self._weight(start)
 
-    def _compare(self, walk: Outcome) -> None:
-        """The first step of a walk starts from the very state of the run: it must give what was recorded, to the digit.
-
-        Where one loss of several is another, its formula changed since. Where all are, replays do not tell of this run.
-        """
-        f, records = self.facts, {r.step: r for r in self.case.history if r.applied}
-        record = records.get(walk.path[0][0]) if walk.path else None
-        if record is None or walk.error or not walk.terms[0]:
-            return
-        now, then = walk.terms[0], record.losses
-        if set(then) == {"loss"} and "loss" not in now:
-            now = {"loss": walk.path[0][1]}  # a loop of somebody's own shows the sum of what its model returns
-        ratios = {k: now[k] / then[k] for k in now if then.get(k) and math.isfinite(then[k])}
-        off = {k: v for k, v in ratios.items() if not abs(v - 1) <= EXACT}
-        f.faithful = bool(ratios) and not off
-        total = sum(abs(v) for v in then.values() if math.isfinite(v))
-        new = [k for k, v in now.items() if k not in then and not abs(v) <= CHANGED * total]
-        if new and f.faithful:
-            f.redefined = Redefined(new[0], math.inf, first_seen(self.case.history, new[0], f.step))
-        if len(off) == 1 and len(ratios) > 1:
-            (term, ratio), *_ = off.items()
-            if math.isfinite(ratio) and not 1 / CHANGED < abs(ratio) < CHANGED:
-                f.redefined = Redefined(term, ratio, first_change(self.case.history, term, ratio, f.step))
+    def _weight(self, newest: Snapshot) -> None:
+        """Whether the loss has another weight now than at recorded steps, nothing else: it may have risen for long."""
+        usual = self.facts.reference
+        for snapshot in [newest, *(s for s in self.walkable() if s.step < newest.step)]:
+            entry = next((e for e in self.replay.entries(snapshot.step) if e.step == snapshot.step), None)
+            if entry is None:
+                continue
+            test = f"step {snapshot.step} taken again, learning rate 0"
+            batches = self.replay.batches_of(entry)
+            found = self.replay.run(test, snapshot=snapshot, batches=batches, step=entry.step)
+            before, self.facts.reference = self.facts.reference, usual
+            known = self.facts.weighed
+            if weight_now(self.facts, self.case, found, entry.step) is None:
+                self.facts.reference = before
+                return
+            if self.facts.weighed == known:
+                self.facts.reference = before
 
     def after_load(self) -> bool:
         """Whether the run was taken up from a file a few steps ago, and there are older ones."""
@@ -356,9 +360,16 @@ class LrExperiments:
         loudest_loss = max([abs(r.loss) / loss for r in loud if math.isfinite(r.loss)] or [0.0])
         loudest_norm = max([r.grad_norm / norm for r in loud if math.isfinite(r.grad_norm)] or [0.0])
         bound = between(norm, peak_norm, max(8.0, loudest_norm))
+        bound_loss = between(loss, peak_loss, max(4.0, loudest_loss))
+        # What the last healthy steps had is not too far, unless the run itself went hardly further.
+        for r in loud[-WALK:]:
+            bound_loss = max(bound_loss, min(abs(r.loss), USUAL * peak_loss)) if math.isfinite(r.loss) else bound_loss
+            bound = max(bound, min(r.grad_norm, USUAL * peak_norm)) if math.isfinite(r.grad_norm) else bound
+        if base is not None and peak_norm <= NORM_FACTOR * norm and peak_loss > LOSS_FACTOR * loss:
+            bound = math.inf  # the run's own gradients stayed usual: what went too far is its loss
         if self.case.rig.norms_clipped and self.case.rig.max_grad_norm:
             bound = math.inf  # a norm that is cut off at the top says nothing of how far it went
-        return between(loss, peak_loss, max(4.0, loudest_loss)), bound
+        return bound_loss, bound
 
     def _order(self) -> list[str]:
         ratio, lr = self.facts.update_ratio, self.facts.lr

@@ -30,6 +30,8 @@ class Outcome:
     phase: str = "forward"
     digest: str | None = None
     steps: float = 1.0
+    moved: float | None = None
+    """Where an update was taken: ‖update‖ / ‖weights‖ of the component that it moved furthest."""
     path: list[tuple[int, float, float]] = field(default_factory=list)
     """(step, loss, grad_norm) of each step of a walk over the tape."""
     terms: list[dict[str, float]] = field(default_factory=list)
@@ -49,5 +51,7 @@ class Outcome:
             return f"loss {self.loss:.4g} finite, {self.bad_grad_count} gradients non-finite"
         if self.grad_norm == 0.0 and self.loss:
             return f"finite, loss {self.loss:.4g}"
+        if self.moved is not None:
+            return f"finite, loss {self.loss:.4g}, weights moved by {self.moved:.3g} times their norm"
         at = "" if self.loss_scale is None else f" at loss scale {self.loss_scale:g}"
         return f"finite, loss {self.loss:.4g}, gradient norm {self.grad_norm:.4g}{at}"

@@ -17,12 +17,13 @@ from torch import nn
 
 from maskrcnn_coco.guard import forward_backward, optimizer_step
 from maskrcnn_coco.guard.buffers import LEAP
+from maskrcnn_coco.guard.health import SMALLEST_RMS
 from maskrcnn_coco.guard.norms import Layout, norms
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.gradients import gradient_digest, read_norms
 from maskrcnn_coco.replay.isolation import Counted, FixedScale, forked_random, kept_fp32, own
 from maskrcnn_coco.replay.locate import Located, located_run
-from maskrcnn_coco.replay.optimizer import lower_weight_decay
+from maskrcnn_coco.replay.optimizer import lower_weight_decay, restore_optimizer
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.private_copy import PrivateCopy, private_copy
 from maskrcnn_coco.replay.snapshot import Snapshot, restore
@@ -202,16 +203,27 @@ class Replay:
         outcome.path, outcome.terms, outcome.steps = path, terms, float(len(path))
         return outcome
 
-    def update(self, test: str, lr: dict[str, float]) -> Outcome:
-        """The failing step with its update, on the copy: weights and optimizer state that are not finite are named."""
+    def update(self, test: str, lr: dict[str, float], state: Snapshot | None = None, *, empty: bool = False) -> Outcome:
+        """The failing step with its update, on the copy: weights and optimizer state that are not finite are named.
+
+        Args:
+            state: whose optimizer state to use; None: the failing step's own, or none at all with ``empty``.
+        """
         with self.away(1.0):
             model, optimizer = self.model, self.optimizer
             model.train()
             restore(self.case.now, model, optimizer, rng=False)
+            if state is not None:
+                restore_optimizer(optimizer, state.optimizer)
+            elif empty:
+                optimizer.state.clear()
             batches = list(self.case.batches or [])
             outcome = self._measure(model, test, batches, self.case.alarm.step, None, self._scale(None, None))
             if outcome.finite and not outcome.error:
+                layout = self._layout_of(model)
+                before = [p.detach().clone() for p in layout.params]
                 self._update(outcome, lr, {})
+                outcome.moved = furthest(before, layout)
                 outcome.bad_grads = nonfinite_names(state_tensors(model))
                 states = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
                 sound = all(bool(v.isfinite().all()) for v in states if v.is_floating_point() or v.is_complex())
@@ -360,6 +372,14 @@ class Replay:
             raise
         finally:
             self.spent += time.monotonic() - began
+
+
+def furthest(before: list[torch.Tensor], layout: Layout) -> float:
+    """‖update‖ / ‖weights‖ of the component that moved furthest, small weights counting as the guard has it."""
+    sizes = layout.totals(norms(before))
+    moved = layout.totals(norms([p.detach() - old for p, old in zip(layout.params, before, strict=True)]))
+    least = [SMALLEST_RMS * math.sqrt(count) for count in layout.sizes]
+    return max((far / max(size, low) for far, size, low in zip(moved, sizes, least, strict=True)), default=0.0)
 
 
 def _share(batches: Sequence[Any], whole: Sequence[Any] | None) -> float:

@@ -6,7 +6,8 @@ Why: a mean over nothing (0/0) when a batch has no objects, the derivative of sq
   whose unused branch still sends NaN backwards, log(0), a class weight of 1/0 for an absent class.
 How it is proved: targets, images and state are sound; the step fails again in float32 and on other weights;
   autograd's anomaly mode names the op and the line. Where the formula of a loss changes under way, a recorded step
-  is taken again from its own weights: one term is another now, the others are what they were.
+  is taken again from its own weights: one term is another now, the others are what they were. Where the whole loss and
+  its gradients are one factor of what they were, the loss has another weight, and the step is healthy in that measure.
 What the guard does: skips the step; stops where the formula itself changed. A lower learning rate does not help.
 How to fix it: `max(count, 1)`; mask the input of the op, not its output; add an epsilon inside the root; floor
   the class counts.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import math
 
-from maskrcnn_coco.diagnosis.facts import Facts, Redefined
+from maskrcnn_coco.diagnosis.facts import LOSS_FACTOR, Facts, Redefined
 from maskrcnn_coco.diagnosis.rules.common import healthy, nonfinite
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
@@ -27,6 +28,8 @@ PRODUCTS = ("addmm", "mm ", "bmm", "linear", "conv", "matmul", "_scaled", "thnn"
 def judge(facts: Facts) -> Finding | None:
     if facts.redefined is not None:
         return _redefined(facts, facts.redefined)
+    if facts.weighed is not None and facts.good("same"):
+        return _weighed(facts, facts.weighed)
     same = facts.outcomes.get("same")
     if same is None or same.finite or same.error or not nonfinite(facts):
         return None
@@ -43,7 +46,8 @@ def judge(facts: Facts) -> Finding | None:
     earlier = facts.outcomes.get("earlier")
     everywhere = earlier is not None and not earlier.finite
     everywhere = everywhere or (not facts.earlier_steps and (_nonfinite(facts, "other") or bool(facts.empty_images)))
-    normal_loss = gradient_only and not facts.growing and located
+    usual = not facts.reference.count or abs(same.loss) <= LOSS_FACTOR * facts.reference.loss
+    normal_loss = gradient_only and usual and not facts.growing and located
     confidence = 0.93 if located and (everywhere or normal_loss) else 0.6 if everywhere or located else 0.3
     if not gradient_only and not one_term and "reference" not in facts.outcomes:
         confidence = min(confidence, 0.85)  # the model's own outermost ops look the same, and a kernel may be wrong
@@ -80,6 +84,14 @@ def _redefined(facts: Facts, changed: Redefined) -> Finding:
     fix = f"look at what changes {changed.term} from step {changed.step} on"
     detail = {"term": changed.term, "redefined": changed.ratio}
     return Finding(CODE, 0.95, Culprit(), evidence, changed.step, fix, detail)
+
+
+def _weighed(facts: Facts, factor: float) -> Finding:
+    """Nothing is wrong with this step but its loss's weight."""
+    what = f"loss and gradients are {factor:.4g} times what was recorded then, both alike"
+    evidence = [Evidence("replay: a recorded step, its own weights and batch", what, CODE), *facts.says(CODE, "=same")]
+    fix = "if the loss was weighed anew on purpose, say guard.new_regime() there; else look at what multiplies it"
+    return Finding(CODE, 0.95, Culprit(), evidence, facts.step, fix, {"weighed": factor})
 
 
 def _nonfinite(facts: Facts, name: str) -> bool:

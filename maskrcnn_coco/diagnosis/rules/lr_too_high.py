@@ -126,6 +126,8 @@ def unhurried(factor: float, components: list[str], facts: Facts) -> float:
 def _confidence(verdict: LrVerdict, facts: Facts) -> float:
     if facts.faithful is False or facts.missing or facts.unrepeatable():
         return 0.7  # the replays are not the run's own steps to the digit
+    if facts.handled():
+        return 0.85  # what the loop does to its gradients is not part of the walks
     return 0.75 if not verdict.necessary else 0.8 if verdict.doubtful else 0.97
 
 

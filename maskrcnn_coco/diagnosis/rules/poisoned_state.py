@@ -9,7 +9,8 @@ Why: a checkpoint that was written after the damage, an optimizer state saved in
 How it is proved: weights, buffers, optimizer state, learning rates and loss scale are scanned, at load and
   after every roll-back. A file may also be finite and wrong (tensors scaled, momentum from elsewhere): where a
   run diverges within the first steps after a load, an older file is trained on over the same planned steps; it
-  stays healthy where the loaded one did not.
+  stays healthy where the loaded one did not. Where the guard saw the optimizer's state change between two steps and
+  undid an update of absurd size, the update is made again with an older state and with none: it is sound there.
 What the guard does: goes back to the newest verified state, in memory first, then on disk, and says what was
   lost.
 How to fix it: `--resume auto` takes the newest intact checkpoint; never save state in half precision.
@@ -26,6 +27,8 @@ CODE = "POISONED_STATE"
 def judge(facts: Facts) -> Finding | None:
     if facts.older_file is not None and facts.older_file.trains:
         return _by_file(facts, facts.older_file)
+    if facts.state_to_blame():
+        return _by_update(facts)
     hits = [s for s in facts.state if s.where in ("parameter", "buffer", "optimizer", "lr", "scaler")]
     certain = [s for s in hits if s.certain]
     if not hits or (not certain and all(s.where == "scaler" for s in hits)):
@@ -41,6 +44,19 @@ def judge(facts: Facts) -> Finding | None:
         fix = f"correct the schedule: {first.what}"
     detail = {"entries": [f"{s.where} {s.name}" for s in hits[:50]], "at_load": not facts.earlier_steps}
     return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)
+
+
+def _by_update(facts: Facts) -> Finding:
+    """Finite, and wrong: an update that is absurd with this state alone."""
+    names = facts.measured.get("state_changed") or []
+    what = ", ".join(map(str, names[:3])) or "which, is not known: no step was taken with it yet"
+    test = "guard: optimizer state between two steps" if names else "guard: the first step with this optimizer state"
+    evidence = [Evidence(test, f"changed: {what}" if names else what, CODE)]
+    evidence += [facts.say("update", CODE), facts.say("state", CODE)]
+    culprit = Culprit(component=facts.measured.get("component"), checkpoint=facts.settings.get("resume_path"))
+    fix = "look for what writes into optimizer.state between steps" if names else "load optimizer state that fits"
+    detail = {"entries": [f"optimizer {n}" for n in names[:50]], "at_load": False, "to_step": facts.step - 1}
+    return Finding(CODE, 0.97, culprit, evidence, facts.step, fix, detail)
 
 
 def _by_file(facts: Facts, older: OlderFile) -> Finding:

@@ -36,15 +36,18 @@ def judge(facts: Facts) -> Finding | None:
     drift = facts.drift
     # Where those steps diverge by themselves, what the weights are off by decided nothing: a chaos amplifies the last
     # digit, and a loop's own clip may not survive a norm that overflows.
-    if drift is not None and not facts.unrepeatable() and not facts.bad("retrace"):
+    proof = not facts.bad("retrace") and facts.weighed is None
+    if drift is not None and proof and not facts.unrepeatable():
         what = f"{drift.name} differs by {drift.relative:.3g} of its norm from what steps {drift.from_step}.. lead to"
         evidence = [Evidence(f"replay: steps {drift.from_step} to {facts.step - 1} taken again", what, CODE)]
         culprit = Culprit(component=drift.component, module=drift.module)
         return Finding(
             CODE, 0.95, culprit, evidence + facts.says(CODE, "retrace"), facts.step, FIX, {"changed": drift.name}
         )
-    if facts.symptom in ("input_nonfinite", "scale_collapse", "stalled") or facts.redefined is not None:
+    if facts.symptom in ("scale_collapse", "stalled") or facts.redefined is not None:
         return None
+    if facts.symptom == "input_nonfinite" and facts.suspects():
+        return None  # without suspects the model is meant to be given such numbers, and the replay took them
     if facts.certain_state() or facts.lethal() or facts.bad("live"):
         return None
     if facts.unrepeatable() or by_the_loop(facts):
@@ -55,6 +58,8 @@ def judge(facts: Facts) -> Finding | None:
         return None  # what failed is the update, and that was not shown to be sound the second time
     if facts.healthy_retrace() and not nonfinite(facts):
         return _retraced(facts)
+    if isinstance(facts.measured.get("moved"), dict):
+        return None  # weights that a row of steps threw about, whatever its last loss is
     if not facts.good("same") and not _finite_now(facts):
         return None
     return _once(facts)

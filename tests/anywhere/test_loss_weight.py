@@ -1,0 +1,94 @@
+"""A loss with another weight, and loops that handle their gradients themselves: what replays say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from maskrcnn_coco import attach
+
+
+def mlp() -> list[nn.Module]:
+    return [nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8)]
+
+
+class Loop:
+    """A small run with a guard that finds causes; ``weight`` of the step multiplies the loss."""
+
+    def __init__(self, make: Callable[[Any], Any], weight: Callable[[int], float] = lambda step: 1.0) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(*mlp())
+        self.optimizer, self.weight, self.step = make(self.model.parameters()), weight, 0
+        self.guard: Any = attach(self.model, self.optimizer, diagnose=True, forward=self.loss, logdir=None, say=False)
+
+    def loss(self, model: nn.Module, given: Any) -> torch.Tensor:
+        return self.weight(self.step) * nn.functional.cross_entropy(model(given[0]), given[1])
+
+    def run(self, steps: int, handle: Callable[[], None] = lambda: None, *, late: bool = False) -> list[str]:
+        for self.step in range(steps):
+            x = torch.randn(16, 12)
+            given = self.guard.batch((x, x[:, :8].argmax(1)))
+            self.optimizer.zero_grad()
+            loss = self.loss(self.model, given)
+            if not late:
+                self.guard.see(loss)
+            loss.backward()
+            if late:
+                self.guard.see(loss)
+            handle()
+            self.optimizer.step()
+        return [i.cause for i in self.guard.incidents]
+
+
+@pytest.mark.parametrize("weight", [lambda s: 30.0 if s >= 50 else 1.0, lambda s: 1.06**s])
+def test_another_weight_is_told_from_a_divergence_and_stops_nobody(weight: Callable[[int], float]) -> None:
+    loop = Loop(lambda p: torch.optim.Adagrad(p, 0.05), weight)
+    causes = loop.run(80)
+    assert 1 <= len(causes) <= 2 and set(causes) == {"LOSS_MATH"}
+    first = loop.guard.incidents[0]
+    assert first.action.kind == "skip" and first.detail["weighed"] > 1.5 and not loop.guard.instruments.factors
+
+
+def test_a_weight_that_the_rate_does_not_stand_is_a_rate_too_high() -> None:
+    causes = Loop(lambda p: torch.optim.SGD(p, 0.1, 0.9), lambda s: 1000.0 if s >= 30 else 1.0).run(34)
+    assert causes and causes[0] in ("LR_TOO_HIGH", "LOSS_MATH") and "TRANSIENT" not in causes
+
+
+def test_a_loop_that_clips_each_tensor_has_a_rate_too_high() -> None:
+    loop = Loop(lambda p: torch.optim.SGD(p, 0.1, 0.9, nesterov=True))
+
+    def handle() -> None:
+        for p in loop.model.parameters():
+            assert p.grad is not None
+            p.grad.mul_((0.04 * p.detach().norm().clamp(min=1e-3) / p.grad.norm().clamp(min=1e-6)).clamp(max=1.0))
+        loop.optimizer.param_groups[0]["lr"] = 100.0 if loop.step >= 30 else 0.1
+
+    loop.run(34, handle)
+    assert loop.guard.incidents[0].cause == "LR_TOO_HIGH" and loop.guard.incidents[0].confidence < 0.9
+
+
+def test_a_loss_may_be_shown_after_its_backward_pass() -> None:
+    assert Loop(lambda p: torch.optim.Adam(p, 2e-3)).run(5, late=True) == []
+
+
+def test_a_glitch_where_holes_are_meant_is_one() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(8, 3)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+
+    def loss_of(m: nn.Module, given: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(m(given[0].nan_to_num()), given[1])
+
+    guard: Any = attach(model, optimizer, diagnose=True, forward=loss_of, logdir=None, say=False)
+    for step in range(15):
+        x = torch.randn(16, 8)
+        y = x[:, :3].argmax(1)
+        given = guard.batch((torch.where(torch.rand(16, 8) < 0.1, torch.nan, x), y))
+        optimizer.zero_grad()
+        guard.see(loss_of(model, given) * (torch.nan if step == 12 else 1.0)).backward()
+        optimizer.step()
+    assert [(i.step, i.cause) for i in guard.incidents] == [(12, "TRANSIENT")]
