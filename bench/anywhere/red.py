@@ -1,8 +1,8 @@
 """Two hundred loops as people write them, one at a time: what the guard does in each.
 
-    OMP_NUM_THREADS=1 python bench/anywhere/red.py [--only NAME] [--round 4] [--steps 200] [--seed 0]
+    OMP_NUM_THREADS=1 python bench/anywhere/red.py [--only NAME] [--round 5] [--steps 200] [--seed 0]
 
-Round 1 was written by whoever mended the guard after it, rounds 2 to 4 later without a look at it. Of each loop: a
+Round 1 was written by whoever mended the guard after it, rounds 2 to 5 later without a look at it. Of each loop: a
 clean run (nothing refused, and the same bits as without the guard); NaN in one sample, a NaN gradient, a NaN loss, NaN
 in the optimizer's state at one step (weights and state finite afterwards, a refused step leaves all bit for bit as it
 was); learning rates a thousand times too large, one sample a hundred thousand times too large (an alarm, where the
@@ -27,6 +27,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
+from anywhere.loops.fifth import FIFTH  # noqa: E402
 from anywhere.loops.fourth import FOURTH  # noqa: E402
 from anywhere.loops.harness import AT, FAULTS, Run, same, state_of  # noqa: E402
 from anywhere.loops.kinds import KINDS  # noqa: E402
@@ -34,8 +35,8 @@ from anywhere.loops.mechanics import MECHANICS  # noqa: E402
 from anywhere.loops.recipes import RECIPES  # noqa: E402
 from anywhere.loops.third import THIRD  # noqa: E402
 
-ROUNDS: dict[int, dict[str, Any]] = {1: KINDS | MECHANICS, 2: RECIPES, 3: THIRD, 4: FOURTH}
-LOOPS: dict[str, Any] = ROUNDS[1] | ROUNDS[2] | ROUNDS[3] | ROUNDS[4]
+ROUNDS: dict[int, dict[str, Any]] = {1: KINDS | MECHANICS, 2: RECIPES, 3: THIRD, 4: FOURTH, 5: FIFTH}
+LOOPS: dict[str, Any] = ROUNDS[1] | ROUNDS[2] | ROUNDS[3] | ROUNDS[4] | ROUNDS[5]
 OWN_SKIP = ("scaled", "scaled_in_parts", "scaled_unseen", "half_scaled")
 """Loops whose scaler skips a step with a gradient that is not finite before the guard is asked."""
 
@@ -78,7 +79,7 @@ def tried(name: str, steps: int, seed: int) -> dict[str, str]:
             clean, _ = taken(loop, fault, "plain", steps, seed)
             alike = all(same(state_of(*a), state_of(*b)) for a, b in zip(run.models, clean.models, strict=True))
             text = f"refused {refused[:4]}" if refused else "" if alike else "other bits than without the guard"
-        elif fault in ("fast", "huge_sample"):
+        elif fault in ("fast", "huge_sample", "wild_state"):
             plain, plain_error = taken(loop, fault, "plain", AT + 40, seed)
             bad = harmed(plain, plain_error, clean)
             text = "" if refused or not bad else f"no alarm; losses {[f'{v:.3g}' for v in run.losses[AT - 1 : AT + 6]]}"
@@ -86,6 +87,9 @@ def tried(name: str, steps: int, seed: int) -> dict[str, str]:
             text = f"refused {early[:3]} before the fault" if early else text
             text = text or (f"touched at {touched[:3]}" if touched else "")
             text = text or ("" if run.finite else "something is not finite")
+            first = run.watched[-1].turn(AT) if run.watched else AT
+            if not text and fault == "wild_state" and bad and not any(s == first for s, _ in refused):
+                text = f"applied, and refused at {refused[:2]}"
         elif not run.poisoned:  # whole numbers hold no NaN; gradients made by hand pass no hook
             text = ""
         else:
@@ -103,7 +107,8 @@ def tried(name: str, steps: int, seed: int) -> dict[str, str]:
     return (
         wrong
         | named
-        | state(loop, seed)
+        | state(loop, seed, "nan_state")
+        | state(loop, seed, "wild_state")
         | caused(loop, seed, "nan_loss", "TRANSIENT")
         | caused(loop, seed, "fast", "LR_TOO_HIGH")
     )
@@ -120,17 +125,19 @@ def caused(loop: Any, seed: int, fault: str, cause: str) -> dict[str, str]:
     return {f"diagnose {fault}": text} if text else {}
 
 
-def state(loop: Any, seed: int) -> dict[str, str]:
+def state(loop: Any, seed: int, fault: str) -> dict[str, str]:
     """Whether ``diagnose`` says that the state was broken, and goes back to a sound one."""
-    run, error = taken(loop, "nan_state", "diagnose", AT + 5, seed)
+    run, error = taken(loop, fault, "diagnose", AT + 5, seed)
     found = [i for w in run.watched for i in getattr(w.guard, "incidents", [])]
+    what = "diagnose state" if fault == "nan_state" else "diagnose wild state"
     if not run.poisoned or not any(hasattr(w.guard, "incidents") for w in run.watched):
-        return {"diagnose state": error} if error else {}
+        return {what: error} if error else {}
     run.fault = ""  # now the state counts too
     causes = [i.cause for i in found]
-    text = error or ("" if causes == ["POISONED_STATE"] else f"causes {causes}")
+    calm = fault == "wild_state" and not found  # scaled alike, moments and squares may give a sound update
+    text = error or ("" if causes == ["POISONED_STATE"] or calm else f"causes {causes}")
     text = text or ("" if run.finite else "the state is still not finite")
-    return {"diagnose state": text} if text else {}
+    return {what: text} if text else {}
 
 
 def culprit(loop: Any, seed: int, fault: str) -> dict[str, str]:
@@ -169,7 +176,7 @@ def main() -> None:
             continue
         began = time.perf_counter()
         rows[name] = wrong = tried(name, args.steps, args.seed)
-        checks += len(FAULTS) + 5
+        checks += len(FAULTS) + 6
         told = "; ".join(f"{k}: {v}" for k, v in wrong.items())
         print(f"{name:20s} {time.perf_counter() - began:5.1f} s  {told}", flush=True)
     bad = sum(len(w) for w in rows.values())

@@ -21,7 +21,9 @@ FASTER = 1000.0
 """Times the learning rates, from `AT` on, for a divergence."""
 HUGE = 1e5
 """Times the values of the bad sample, all of them finite."""
-FAULTS = ("none", "nan_sample", "huge_sample", "nan_gradient", "nan_loss", "fast", "nan_state")
+WILD = 1e6
+"""Times all of the optimizer's state."""
+FAULTS = ("none", "nan_sample", "huge_sample", "nan_gradient", "nan_loss", "fast", "nan_state", "wild_state")
 
 
 @dataclass
@@ -124,6 +126,10 @@ class Run:
             held = [v for _, optimizers in self.models[-1:] for v in _states(optimizers) if v.ndim and v.numel() > 1]
             for v in held[:1]:
                 v.view(-1)[0], self.poisoned = math.nan, True
+        if self.step == AT and self.fault == "wild_state":
+            for v in (v for _, os in self.models[-1:] for v in _states(os) if v.is_floating_point() and v.numel() > 1):
+                v.mul_(WILD)
+                self.poisoned = True
         for each in self.watched:
             each.turns.append(len(each.guard.records))
             each.before = state_of(each.model, each.optimizers) if self.step >= AT or self.fault == "none" else []
