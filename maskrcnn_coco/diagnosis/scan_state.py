@@ -154,6 +154,11 @@ def lost_eps(snapshot: Snapshot) -> list[StateFault]:
     return [StateFault("lr", f"eps of {c}", why.format(e), c) for c, e in lost.items()]
 
 
+def misfits(refused: dict[str, str], owner: Callable[[str], str]) -> list[StateFault]:
+    """Optimizer state that has not the shape of its weight: name of the weight → what the guard saw of it."""
+    return [_fault("optimizer", name, what, owner) for name, what in refused.items()]
+
+
 def overwritten(names: Sequence[str], known: set[str], now: Snapshot, before: Snapshot | None) -> list[StateFault]:
     """Buffers that leapt between two steps, where no forward pass was."""
     found = []

@@ -78,7 +78,8 @@ class Deferred:
         self.collect(wait=len(self.pending) >= DEPTH)
         problem = verdict_on(batches, parts.expected)
         suspicion = problem if problem is not None and problem.suspicion else None
-        problem = parts.health.check_lr() if problem is None or suspicion is not None else problem
+        if problem is None or suspicion is not None:
+            problem = parts.health.check_lr() or parts.health.check_fit()
         if problem is not None:
             parts.completed.append(self._refuse(record, problem, began, ran=False))
             return record

@@ -30,6 +30,8 @@ SMALLEST_RMS = 0.1
 OUTSIDE = 3.0
 """Growth of a component's weight norm between two steps that is an incident; other changes are only counted."""
 _SETTINGS = ("lr", "momentum", "weight_decay", "eps")
+LIKE_WEIGHTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "grad_avg")
+"""State that torch's own optimizers keep in the shape of the weight it belongs to."""
 ZEROED = 0.01
 """Share of Adam's entries with a first but no second moment that no healthy run has; a trip through fp16: 80 %."""
 
@@ -86,6 +88,8 @@ class Health:
         if settings is not None:
             return settings
         found = self._held.states()
+        if self._held.misfits:
+            return self._misfit(found)
         changed = self._witness.changed([*self.layout.params, *found[0]])
         if changed and found[0]:
             self._note_foreign(found)
@@ -219,6 +223,25 @@ class Health:
         said = ", ".join(f"{k} = {v:g}" for k, v in list(bad.items())[:3])
         text = f"the optimizer cannot work with {said}"
         return Verdict("optimizer_nonfinite", text, {"settings": bad, "lr": self.lr()})
+
+    def check_fit(self) -> Verdict | None:
+        """The same of the state's shapes alone: one that is not its weight's raises in a step, or ends the process.
+
+        torch's `load_state_dict` compares the number of parameters, not their shapes or order.
+        """
+        found = self._held.states()
+        return self._misfit(found) if self._held.misfits else None
+
+    def _misfit(self, found: States) -> Verdict:
+        tensors, where, keys = found
+        layout, said = self.layout, {}
+        for i in self._held.misfits:
+            name, like = layout.names[where[i]], layout.params[where[i]]
+            said.setdefault(name, f"{keys[i]} has the shape {tuple(tensors[i].shape)}, the weight {tuple(like.shape)}")
+        name, what = next(iter(said.items()))
+        text = f"optimizer state of {len(said)} weights is of other ones ({name}: {what}): saved in another order?"
+        component = layout.components[layout.component[where[self._held.misfits[0]]]]
+        return Verdict("optimizer_nonfinite", text, {"misfits": said, "component": component})
 
     def _check_states(self, found: States, *, look: bool) -> Verdict | None:
         if not look and self._due % self.every:
@@ -360,6 +383,9 @@ class _Held:
         self._homes: list[dict[str, Any]] = []
         self.seconds: list[Tensor] = []
         """Adam's second moments among them."""
+        self.misfits: list[int] = []
+        """Positions of those that cannot belong to their weight."""
+        self._plain = all(type(o).__module__.startswith("torch.optim") for o in self.optimizers)
 
     def states(self) -> States:
         """What `float_states` gives."""
@@ -378,6 +404,8 @@ class _Held:
         self._found = tensors, where, keys = float_states(self.optimizer, self.layout)
         self._homes = [state[params[i]] for i in where]
         self.seconds = [t for t, k in zip(tensors, keys, strict=True) if k == "exp_avg_sq"]
+        shapes = ((i, t.shape, params[w].shape) for i, (t, w) in enumerate(zip(tensors, where, strict=True)))
+        self.misfits = [i for i, own, like in shapes if self._plain and keys[i] in LIKE_WEIGHTS and own != like]
         self._entries, self._sizes = entries, list(map(len, entries))
 
 

@@ -95,3 +95,33 @@ def test_the_ratio_of_an_update_is_that_of_the_norms() -> None:
     weights = [float(torch.cat([b.flatten() for b in before]).norm())]
     (found,) = update_ratio([b.clone() for b in before], layout, weights).values()
     assert found == pytest.approx(0.1, rel=1e-4) or len(layout.components) > 1
+
+
+def test_state_of_another_weight_is_refused_before_it_raises() -> None:
+    """torch loads optimizer state by position and does not compare shapes: the next step would raise half way."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 5))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    model(torch.ones(4, 3)).square().mean().backward()
+    optimizer.step()
+    health = Health(Layout(model, optimizer, None), optimizer, every=1)
+    assert health.check() is None
+    saved = optimizer.state_dict()
+    saved["state"] = {i: saved["state"][(i + 2) % 4] for i in range(4)}
+    optimizer.load_state_dict(saved)
+    verdict = health.check()
+    assert verdict is not None and verdict.symptom == "optimizer_nonfinite"
+    assert set(verdict.measured["misfits"]) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert "exp_avg has the shape (5, 2), the weight (2, 3)" in verdict.message
+
+
+def test_state_of_another_shape_by_design_is_no_misfit() -> None:
+    """A class of somebody else's may keep its moments in a smaller space, or factored."""
+
+    class Projected(torch.optim.Adam):
+        pass
+
+    model = nn.Linear(3, 2)
+    optimizer = Projected(model.parameters())
+    optimizer.state[model.weight] = {"exp_avg": torch.zeros(1, 3)}
+    assert Health(Layout(model, optimizer, None), optimizer, every=1).check_fit() is None

@@ -5,7 +5,8 @@ What happens: the state that the step starts from holds a NaN, an infinity or an
   after the next update; Adam's second moments that went through fp16 are zeros, and the first updates are
   enormous but finite.
 Why: a checkpoint that was written after the damage, an optimizer state saved in half precision, a scheduler
-  that returned NaN.
+  that returned NaN, an optimizer state saved for parameters in another order (torch loads it by position and
+  compares no shapes; a fused optimizer then writes past the end of a tensor).
 How it is proved: weights, buffers, optimizer state, learning rates and loss scale are scanned, at load and
   after every roll-back. A file may also be finite and wrong (tensors scaled, momentum from elsewhere): where a
   run diverges within the first steps after a load, an older file is trained on over the same planned steps; it
