@@ -30,6 +30,15 @@ def component_of(name: str) -> str:
     return parts[0] or "model"
 
 
+def class_count(model: nn.Module) -> int | None:
+    """Classes of a torchvision detector, background included: labels are below it. None: not known of this model."""
+    inner = getattr(model, "module", model)
+    score = getattr(getattr(getattr(inner, "roi_heads", None), "box_predictor", None), "cls_score", None)
+    dense = getattr(getattr(inner, "head", None), "classification_head", None)
+    found = [getattr(score, "out_features", None), *(getattr(dense, k, None) for k in ("num_classes", "num_columns"))]
+    return next((n for n in found if isinstance(n, int)), None)
+
+
 def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     """Component → (parameter name → parameter): an exact partition of the trainable parameters.
 

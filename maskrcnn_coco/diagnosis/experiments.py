@@ -19,7 +19,15 @@ from maskrcnn_coco.diagnosis.facts import (
 from maskrcnn_coco.diagnosis.from_records import foreign_rates, onset_of, ratios, record_of, reference_of, rises
 from maskrcnn_coco.diagnosis.guilty_samples import guilty_samples, weights
 from maskrcnn_coco.diagnosis.lr_experiments import WALK, LrExperiments
-from maskrcnn_coco.diagnosis.scan_batch import num_classes, repair, reported, scan_anchors, scan_images, scan_targets
+from maskrcnn_coco.diagnosis.scan_batch import (
+    flat_images,
+    num_classes,
+    repair,
+    reported,
+    scan_anchors,
+    scan_images,
+    scan_targets,
+)
 from maskrcnn_coco.diagnosis.scan_forms import scan_forms
 from maskrcnn_coco.diagnosis.search import smallest_culprits
 from maskrcnn_coco.records import Evidence
@@ -94,6 +102,7 @@ class Experiments:
             f.state = [s for s in f.state if not s.enormous]
         if f.measured.get("by_update"):
             f.state += scan_state.lost_eps(case.now)
+        f.state += scan_state.misfits(f.measured.get("misfits") or {}, component_of)
         if f.measured.get("between"):
             # Sound after the last step and not before this one: the names are the guard's.
             known = {s.name for s in f.state}
@@ -336,7 +345,24 @@ class Experiments:
         return Location(outcome.first_bad_module) if outcome.first_bad_module else None
 
     def _bisect(self) -> None:
-        self.facts.guilty_images = guilty_samples(self.case, self.replay, self.facts, self._keep, self.lr.healthy)
+        f = self.facts
+        f.guilty_images = guilty_samples(self.case, self.replay, f, self._keep, self.lr.healthy)
+        # Samples that fail each by itself may have one thing in common: what was drawn at random for this step.
+        if len(f.guilty_images) > max(1, len(f.image_ids) // 2) or f.guilty_images == f.image_ids:
+            self._reseeded()
+        found = [i for b in self.case.batches or [] for i in flat_images(b)] if f.guilty_images else []
+        f.flat_images = [i for i in f.guilty_images if i in found]
+
+    def _reseeded(self) -> None:
+        """The batch with the random numbers of two other steps. A bad sample is bad whatever is drawn."""
+        f, snapshot = self.facts, self.lr.healthy
+        for later in (1, 2):
+            test = f"same batch, random numbers of another step{weights(snapshot)}"
+            other = f.outcomes["reseeded"] = self.replay.run(test, snapshot=snapshot, step=f.step + later)
+            # Of a step that was not finite, a finite one is another: on older weights it may well be loud.
+            if f.good("reseeded") or (other.finite and not other.error and not f.outcomes["same"].finite):
+                f.by_chance, f.guilty_images = True, []
+                return
 
     def _annotations(self) -> None:
         f = self.facts

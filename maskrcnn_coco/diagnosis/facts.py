@@ -205,6 +205,10 @@ class Facts:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     guilty_images: list[int] | None = None
     guilty_annotations: list[int] = field(default_factory=list)
+    flat_images: list[int] = field(default_factory=list)
+    """Guilty images of one colour all over: a norm over their pixels divides by a deviation of 0."""
+    by_chance: bool = False
+    """With other random numbers the same batch, on the same weights, is a normal step."""
     location: Location | None = None
     fp32_modules: list[str] = field(default_factory=list)
     eager_modules: list[str] = field(default_factory=list)

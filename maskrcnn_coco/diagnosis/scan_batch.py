@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_coco.components import class_count
 from maskrcnn_coco.diagnosis.facts import AnchorFault, Facts, InputFault, TargetFault
 
 
@@ -48,11 +49,9 @@ def reported(
 
 
 def num_classes(model: nn.Module, settings: dict[str, Any]) -> int | None:
-    predictor = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
-    score = getattr(predictor, "cls_score", None)
-    found = getattr(score, "out_features", None)
+    """Classes with background: of the model's own head, or as the settings say."""
     given = settings.get("num_classes") or len(settings.get("classes") or []) or None
-    return int(found) if isinstance(found, int) else given
+    return class_count(model) or given
 
 
 HUGE_BOX = 1e6
@@ -166,6 +165,13 @@ def scan_images(batch: Any, transform: nn.Module | None) -> list[InputFault]:
         if after is not None and not bool(torch.isfinite(after).all()):
             faults.append(InputFault(image_id, _why_not_finite(transform), "after", True))
     return faults
+
+
+def flat_images(batch: Any) -> list[int]:
+    """Ids of the images all of whose pixels are one colour: nothing to see, and sound for most models."""
+    pairs = zip(batch.images, batch.image_ids, strict=True)
+    dense = [(i, n) for i, n in pairs if isinstance(i, Tensor) and i.ndim == 3 and i.numel() and i.isreal().all()]
+    return [n for i, n in dense if bool((i == i[:, :1, :1]).all())]
 
 
 def _transformed(pixels: Tensor, transform: nn.Module | None) -> Tensor | None:

@@ -164,3 +164,67 @@ def test_a_glitch_that_comes_back_is_less_and_less_one(before_it: list[int], sur
     assert top.cause == "TRANSIENT"
     assert (top.confidence >= 0.9) is sure
     assert any("no glitch comes so often" in e.outcome for e in top.evidence) is not sure
+
+
+def misordered(run: TinyRun) -> None:
+    saved = run.optimizer.state_dict()
+    keys = sorted(saved["state"])
+    saved["state"] = {k: saved["state"][keys[(i + 3) % len(keys)]] for i, k in enumerate(keys)}
+    run.optimizer.load_state_dict(saved)
+
+
+def test_optimizer_state_of_another_order_is_named_and_put_back():
+    """A fused AdamW walks past the end of the shorter tensor: the process dies, with no traceback."""
+    run = TinyRun(kind="adamw", before_step=before(6, misordered))
+    case = run.until_alarm()
+    top = investigate(case)[0]
+    assert (top.cause, top.confidence >= 0.9) == ("POISONED_STATE", True), (top, top.evidence)
+    assert "another order" in case.alarm.message or "other ones" in case.alarm.message
+    assert decide([top], History(step=case.alarm.step)).kind == "rollback"
+
+
+class Paths(nn.Module):
+    """The mean of the paths that were kept; with the random numbers in ``lost`` none was."""
+
+    def __init__(self, lost: list[int]) -> None:
+        super().__init__()
+        self.lost = lost
+
+    def forward(self, x: Any) -> Any:
+        keep = torch.tensor(0.0 if torch.initial_seed() in self.lost else 1.0)
+        return x * keep / keep
+
+
+def test_what_chance_has_drawn_is_no_samples_fault():
+    """Each sample alone fails with the same random numbers: three of four images were left out, and the run stopped."""
+    model, seeds, lost = tiny_model(), [], []
+    model.roi_heads.box_head = nn.Sequential(model.roi_heads.box_head, Paths(lost))
+
+    def seventh(m: nn.Module, args: Any) -> None:
+        seeds.append(torch.initial_seed())
+        lost.extend(seeds[6:7])
+
+    model.register_forward_pre_hook(seventh)
+    case = TinyRun(model=model).until_alarm()
+    assert case.alarm.step == 6
+    findings = investigate(case)
+    assert not findings[0].culprit.image_ids and decide(findings, History(step=6)).kind == "skip"
+    assert "drawn at random" in next(f for f in findings if f.cause == "UNKNOWN").fix
+
+
+def test_an_image_of_one_colour_is_named_where_a_norm_divides_by_its_contrast():
+    class Contrast(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x / x.std((2, 3), keepdim=True)
+
+    def spoil(step: int, batch: Any) -> None:
+        for image, key in zip(batch.images, batch.keys, strict=True):
+            if key.image_id == 9:
+                image.fill_(0.5)
+
+    model = tiny_model()
+    body: Any = model.backbone.body
+    body["layer1"] = nn.Sequential(Contrast(), body["layer1"])
+    top = investigate(TinyRun(model=model, spoil=spoil).until_alarm())[0]
+    assert (top.cause, top.culprit.image_ids) == ("DATA_PIXEL", [9]), (top, top.evidence)
+    assert top.confidence >= 0.9 and decide([top], History(images=100)).kind == "quarantine"

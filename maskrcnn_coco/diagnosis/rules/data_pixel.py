@@ -2,7 +2,8 @@
 
 What happens: a NaN or infinite pixel makes every loss NaN at once; 0..255 or 16-bit values where 0..1 is
   expected make the first loss a hundred to a hundred thousand times too large; a constant image divided by its
-  own range, or an image_std of 0, is finite before the model's transform and NaN after it.
+  own range, or an image_std of 0, is finite before the model's transform and NaN after it. An image of one
+  colour has no contrast for a norm without an eps to divide by.
 Why: a data set that forgets `/ 255`, a division by max - min of a black frame, a missing value in a float TIFF.
 How it is proved: images are scanned before and after the transform. The rest of the batch, or the same batch
   with the pixels divided by their range, replays normal on the same weights.
@@ -14,13 +15,15 @@ How to fix it: scale to 0..1 in the data set; correct or delete the files that `
 from __future__ import annotations
 
 from maskrcnn_coco.diagnosis.facts import Facts
-from maskrcnn_coco.diagnosis.rules.common import data_finding
-from maskrcnn_coco.records import Finding
+from maskrcnn_coco.diagnosis.rules.common import data_finding, healthy
+from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "DATA_PIXEL"
 
 
 def judge(facts: Facts) -> Finding | None:
+    if facts.flat_images and not facts.inputs and not facts.targets:
+        return _flat(facts)
     after = [i for i in facts.inputs if i.when == "after"]
     scaled = [i for i in facts.inputs if i.scale]
     fix = "maskrcnn-coco check --data PATH"
@@ -33,3 +36,19 @@ def judge(facts: Facts) -> Finding | None:
         found.culprit.module = "transform"
         found.detail["widespread"] = True
     return found
+
+
+def _flat(facts: Facts) -> Finding | None:
+    """Replays name an image, and it is of one colour: what divides by its contrast divides by 0."""
+    known = facts.outcomes.get(healthy(facts))
+    if known is None or known.finite or known.error or facts.flat_images != facts.guilty_images:
+        return None
+    what = "every pixel has the same colour: its deviation is 0"
+    evidence = [Evidence(f"scan: images, image {i}", what, CODE) for i in facts.flat_images]
+    evidence += facts.says(CODE, f"!{healthy(facts)}", "other", "alone", "others")
+    culprit = Culprit(image_ids=list(facts.flat_images))
+    if facts.location is not None:
+        culprit.module, culprit.component = facts.location.module, facts.location.component
+    detail = {"widespread": False, "proved_on_healthy_weights": True}
+    fix = "an eps in the norm that divides by it, or leave the image out"
+    return Finding(CODE, 0.92, culprit, evidence, facts.step, fix, detail)

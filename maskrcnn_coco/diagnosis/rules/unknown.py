@@ -2,7 +2,8 @@
 
 What happens: a step was refused, and neither the scans nor the replays separate one cause from the others.
 Why: the evidence was not there (no older weights kept, the batch could not be made again, the time budget was
-  spent), or the cause is one that this program does not know.
+  spent), or the cause is one that this program does not know: or it is chance, and the same batch is sound with
+  other random numbers (a path dropped, nothing kept).
 How it is proved: it is not, and the incident says so: it lists every scan and replay that was made and what
   came out.
 What the guard does: skips the step; goes back where another batch fails on these weights too and older weights
@@ -29,6 +30,9 @@ def judge(facts: Facts) -> Finding | None:
         what = "weights, batch and random numbers were the same, and it was another step each time"
         evidence.insert(0, Evidence("the two replays of the step", what, CODE))
         fix = "look for what changes from one forward pass to the next: hooks registered again, counters of your own"
+    elif facts.by_chance:
+        where = (facts.location.module if facts.location is not None else None) or "the forward pass"
+        fix = f"look at what is drawn at random in {where}: with other draws the same batch is sound"
     elif by_the_loop(facts) and facts.good("same"):
         fix = "the loss is as recorded and its gradients are sound: look at what the loop does to them before it steps"
     culprit = Culprit()
