@@ -51,6 +51,9 @@ def _needed(model: nn.Module, raised: str) -> set[str]:
 def _image(image: Any, channels: int | None) -> str | None:
     if not isinstance(image, Tensor):
         return f"the image is a {type(image).__name__}, expected a tensor float32 (3, H, W) in 0..1"
+    if image.layout != torch.strided or image.is_meta:
+        kind = "meta tensor, without data" if image.is_meta else f"tensor of layout {_name(image.layout)}"
+        return f"the image is a {kind}, expected a dense one, float32 (3, H, W) in 0..1"
     if image.ndim != 3:
         return f"the image has shape {tuple(image.shape)}, expected (3, H, W)"
     if not image.numel():
@@ -112,5 +115,5 @@ def _together(image: Any, target: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def _name(dtype: torch.dtype) -> str:
+def _name(dtype: torch.dtype | torch.layout) -> str:
     return str(dtype).removeprefix("torch.")

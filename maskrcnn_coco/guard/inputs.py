@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_coco.components import class_count
 from maskrcnn_coco.guard.verdict import Verdict
 
 MAX_COORDINATE = 1e6
@@ -36,11 +37,10 @@ class Expected:
     def of(cls, model: nn.Module) -> Expected:
         """Read from a torchvision detector; the defaults for other models."""
         inner = getattr(model, "module", model)
-        score = getattr(getattr(getattr(inner, "roi_heads", None), "box_predictor", None), "cls_score", None)
         transform = getattr(inner, "transform", None)
         mean, std = getattr(transform, "image_mean", None) or [0.45], getattr(transform, "image_std", None) or [0.225]
         # A zero std is the transform's own fault (NORM_STATE, DATA_PIXEL), found after the forward pass.
-        return cls(getattr(score, "out_features", None), float(sum(mean) / len(mean)), float(max(std)) or 0.225)
+        return cls(class_count(inner), float(sum(mean) / len(mean)), float(max(std)) or 0.225)
 
 
 @dataclass
@@ -144,6 +144,8 @@ def _good_labels(labels: Tensor, expected: Expected) -> Tensor:
 def _image_ok(image: Tensor, expected: Expected) -> bool:
     if not isinstance(image, Tensor) or not _host(image) or not image.is_floating_point():
         return True
+    if image.layout != torch.strided:
+        return True  # the model takes it, or raises
     if image.numel() == 0:
         return image.ndim != 3  # a picture without pixels; of other shapes only the model knows
     low, high = (v.item() for v in torch.aminmax(image))
@@ -170,6 +172,8 @@ def _shapes_ok(image: Tensor, target: Mapping[str, Any]) -> bool:
 
 def _masks_ok(masks: Tensor | None) -> bool:
     if masks is None or masks.numel() == 0 or masks.dtype == torch.bool or not _host(masks):
+        return True
+    if masks.layout != torch.strided:
         return True
     low, high = torch.aminmax(masks)
     # Not 0 <= low: a NaN must fail.

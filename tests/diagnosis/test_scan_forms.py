@@ -95,3 +95,11 @@ def test_the_generators_own_words_name_the_anchors():
     said = "AssertionError: Anchors should be Tuple[Tuple[int]] because each feature map could potentially …"
     assert "2 tuples of sizes" in scan_anchors(MODEL, said)[0].what
     assert scan_anchors(MODEL, "RuntimeError: something else") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "what"), [(torch.Tensor.to_sparse, "layout sparse_coo"), (lambda v: v.to("meta"), "without data")]
+)
+def test_an_image_that_is_no_dense_tensor(change: Any, what: str) -> None:
+    _, inputs = scan_forms(batch_with(1, lambda i, t: (change(i), t)), MODEL, refused=False, raised="")
+    assert [i.image_id for i in inputs] == [101] and what in inputs[0].what

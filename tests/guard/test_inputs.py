@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from nanbench.tiny import tiny_detector
 
 from maskrcnn_coco.guard.inputs import Expected, check, image_ids
 
@@ -132,3 +133,15 @@ def test_an_image_without_pixels_is_the_image_s_fault_and_not_its_masks() -> Non
     found = check([([images[0][:, :0], images[1]], targets)], LIMITS)
     assert [(p.kind, p.image_id) for p in found] == [("pixel", 70)]
     assert "no pixels" in found[0].message
+
+
+@pytest.mark.parametrize("kind", ["mask", "retina", "fcos", "ssd"])
+def test_the_classes_of_every_torchvision_detector_are_known(kind: str) -> None:
+    """A label that wrapped around to 253 is then refused before the loss indexes with it."""
+    assert Expected.of(tiny_detector(kind, 0)).num_classes == 4
+
+
+def test_a_sparse_image_is_the_models_business() -> None:
+    images, targets = batch()
+    images[0] = images[0].to_sparse()
+    assert check([(images, targets)], LIMITS) == []
