@@ -39,6 +39,11 @@ Healthy detectors start below 20; a run that is wild from its first update must 
 """
 WILD_MOVED = 3.0
 """Weights that may have moved by this many times their norm since the start make a loss wild whatever its size."""
+THROWN, AFTERWARDS, STAYS = 100.0, 6, 5.0
+"""A loss this many times healthy after which so many steps in a row stay above that: it does not fall back by itself.
+
+Clipped gradients move nothing any more from where one step at an absurd rate has thrown the weights.
+"""
 SMALLEST = 1e-2
 """The reference counts as at least this: a loss that starts at zero by construction (PPO) may leave it."""
 SUDDEN = 1e4
@@ -273,6 +278,10 @@ class Divergence:
         for count, factor in STREAKS:
             if len(last) >= count and all(r > factor for _, _, r, _ in last[-count:]):
                 return f"{count} steps in a row above {factor:g} times"
+        thrown = next((i for i in range(len(last) - 1, -1, -1) if last[i][2] > THROWN), len(last))
+        after = last[thrown + 1 :]
+        if len(after) >= AFTERWARDS and all(r > STAYS for _, _, r, _ in after):
+            return f"{len(after)} steps in a row above {STAYS:g} times, since step {last[thrown][0]}"
         ramp = last[-RAMP_STEPS:]
         if len(ramp) == RAMP_STEPS and all(r > RAMP_LOSS and g > RAMP_NORM for _, _, r, g in ramp):
             return f"loss and gradient norm high for {RAMP_STEPS} steps in a row"

@@ -355,3 +355,18 @@ def test_components_that_come_while_weights_are_thrown_about() -> None:
         if found is not None:
             break
     assert found is not None and found.measured["component"] in ("0", "1") and step <= 8
+
+
+def thrown(stays: float) -> list[float]:
+    """An absurd rate for two steps, gradients clipped, as measured on a small SSD: 9 → 6970, and then 108 for good."""
+    return [22.6, 28.6, 22.1, 18, 18.5, 13.1, 11, 9.6, 9.3, 8.9, 6970, *([stays] * 12)]
+
+
+def test_a_run_that_was_thrown_and_stays_there_is_no_spike() -> None:
+    """Six times healthy is below every streak, and the gradient is quiet: nothing moves any more."""
+    found = play(thrown(108.0), [50.0] * 10 + [1.7e5] + [1.2] * 12)
+    assert found is not None and found[0] == 16 and "since step 10" in found[1].message
+
+
+def test_a_spike_that_falls_back_is_none_however_high() -> None:
+    assert play(thrown(18.0), [50.0] * 10 + [1.7e5] + [10.0] * 12) is None
