@@ -171,10 +171,12 @@ def _maths_sign(f: Facts) -> bool:
 def rank(facts: Facts) -> list[Finding]:
     """All findings, most certain first. A RANK_LOCAL or SCALE_COLLAPSE leads, with its inner cause right after it."""
     findings = sorted(judge(facts), key=lambda f: -f.confidence)
-    if facts.raises_everywhere():
+    if facts.raises_everywhere() or facts.measured.get("every_batch"):
         # No image to leave out, no state to go back to: what is raised is raised by every batch.
         findings[0].detail["every_batch"] = True
-        findings[0].fix = findings[0].fix or f"look at {facts.outcomes['same'].error}"
+        same = facts.outcomes.get("same")
+        said = same.error if same is not None else facts.measured.get("error")
+        findings[0].fix = findings[0].fix or f"look at {said}"
     inner = next((f for f in findings if f.cause not in OUTER and f.cause != "UNKNOWN"), None)
     top = next((f for f in findings if f.cause == "RANK_LOCAL"), None)
     if top is None:

@@ -20,6 +20,11 @@ Losses = Any
 """A loss in any of the forms that `as_terms` takes."""
 Forward = Callable[[Any], Losses]
 
+
+class LossForm(ConfigError):
+    """What a forward pass returned is no loss."""
+
+
 FAULTS = (Exception,)
 """What a bad batch, a broken state or a mistake in code makes a forward pass raise: the class does not tell which."""
 
@@ -59,16 +64,20 @@ def run(
     *,
     catch: bool = True,
     before_last: Callable[[], None] | None = None,
+    first: bool = False,
 ) -> Pass:
     """Forward and backward of every micro-batch, each loss divided by their number; gradients add up.
 
     It stops at the first micro-batch with a non-finite loss: what comes after cannot change the verdict.
-    ``before_last`` is called before the last backward pass: gradients that it makes are final.
+    ``before_last`` is called before the last backward pass: gradients that it makes are final. ``first``: no step was
+    taken yet, and what is no loss is a mistake in the call, raised as it is; later it is a fault like any other.
     """
     out = Pass()
     for position, batch in enumerate(batches):
         try:
             terms = as_terms(forward(batch))
+            if not any(t.requires_grad for t in terms.values()) and layout.frozen:
+                raise RuntimeError("every parameter is frozen (requires_grad=False): no loss has a gradient")
             values = read(terms)
             for name, value in values.items():
                 out.losses[name] = out.losses.get(name, 0.0) + value / len(batches)
@@ -81,7 +90,7 @@ def run(
                 before_last()
             backward([t for n, t in terms.items() if n not in without_gradient], len(batches), scaler)
         except FAULTS as error:
-            if not catch or is_fatal(error):
+            if not catch or (is_fatal(error) and (first or not isinstance(error, LossForm))):
                 raise
             out.error = in_words(error)
             out.micro_batch = position
@@ -141,13 +150,25 @@ def as_terms(losses: Any) -> dict[str, Tensor]:
     """
     found = _named(losses)
     if found is None:
-        raise ConfigError(
+        odd = _odd_terms(losses)
+        raise LossForm(
             "forward(batch) must return a loss",
-            got=_kind(losses),
+            got=odd or _kind(losses),
             expected="a scalar tensor, a dict of scalar tensors, an output with .loss, or a tuple that begins with it",
-            fix="call model.train() first; torchvision detectors return losses only in train mode",
+            fix="reduce it to one number with .mean() or .sum()"
+            if odd
+            else "call model.train() first; torchvision detectors return losses only in train mode",
         )
     return found
+
+
+def _odd_terms(losses: Any) -> str:
+    """The terms of a dict that are no scalar tensors, where others are."""
+    if not isinstance(losses, Mapping):
+        return ""
+    terms = {str(n): t for n, t in losses.items() if t is not None}
+    odd = [f"{n} is {_kind(t)}" for n, t in terms.items() if not (isinstance(t, Tensor) and t.numel() == 1)]
+    return ", ".join(odd[:3]) if len(odd) < len(terms) else ""
 
 
 def _named(losses: Any) -> dict[str, Tensor] | None:

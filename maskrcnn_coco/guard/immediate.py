@@ -84,7 +84,8 @@ class Immediate:
         """Forward and backward; in a team each process learns of a fault in another before gradients are averaged."""
         parts, team, catch = self.parts, self.team, self.mode != "observe"
         if team is None:
-            return forward_backward.run(forward, batches, parts.scale.scaler, parts.layout, catch=catch)
+            scaler, first = parts.scale.scaler, parts.taken == 0
+            return forward_backward.run(forward, batches, scaler, parts.layout, catch=catch, first=first)
         done, act.shared = team.run(forward, batches, parts, catch=catch)
         act.own_loss = done.own_loss
         return done

@@ -101,7 +101,10 @@ class Instruments:
         return step % self.measure_every == 0 or step == EARLY
 
     def lay_out(self) -> None:
-        """Look at the optimizer's parameters anew."""
+        """Look at the optimizer's parameters anew. That all were frozen under way is for the step to say."""
+        known = getattr(self, "layout", None) is not None
+        if known and not any(p.requires_grad for g in self.optimizer.param_groups for p in g["params"]):
+            return
         self.layout = Layout(self.model, self.optimizer, self._components)
         self.layout.shares = self.shares
         self.health = Health(self.layout, self.optimizer, every=self.check_every)
@@ -269,7 +272,10 @@ class Instruments:
                 f"the forward or backward pass failed {self.crashes} times in a row: {error}",
                 fix="this is more than one bad batch: run the step once outside the guard and read the traceback",
             )
-        return Verdict("crash", error, measured | {"error": error})
+        # Nothing of a batch: no parameter to train, or a detector that was left in evaluation mode.
+        evaluating = error.startswith("LossForm") and not self.model.training
+        everywhere = {"every_batch": True} if self.layout.frozen or evaluating else {}
+        return Verdict("crash", error, measured | {"error": error} | everywhere)
 
     def refuse(self, record: StepRecord, verdict: Verdict | None, began: float, *, ran: bool = True) -> StepRecord:
         """Put everything back. ``ran``: the forward pass was begun. ``verdict`` None: no incident."""

@@ -85,6 +85,11 @@ class Layout:
             return False
         return self._ids != [id(p) for p in held if p.requires_grad]
 
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing is trainable any more."""
+        return not any(map(_GROWS, self.params))
+
     def zero_grad(self) -> None:
         """Drop the gradients of the optimizer's parameters."""
         for p in self.params:

@@ -56,7 +56,8 @@ class Team:
         """
         scaler, layout = parts.scale.scaler, parts.layout
         if not self.averages:
-            done = forward_backward.run(forward, batches, scaler, layout, catch=catch)
+            first = parts.taken == 0
+            done = forward_backward.run(forward, batches, scaler, layout, catch=catch, first=first)
             done.own_loss = done.loss
             return done, self.worst(own_fault(done, scaler is not None or _finite(layout)), done.loss)
         turn = self.ranks.averaging.turn(layout.in_model_order, measure=scaler is None)
@@ -94,7 +95,13 @@ class Team:
         try:
             with ddp:
                 return forward_backward.run(
-                    forward, batches, parts.scale.scaler, parts.layout, catch=catch, before_last=turn.watch
+                    forward,
+                    batches,
+                    parts.scale.scaler,
+                    parts.layout,
+                    catch=catch,
+                    before_last=turn.watch,
+                    first=parts.taken == 0,
                 )
         finally:
             turn.unwatch()

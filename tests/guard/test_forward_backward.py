@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard.forward_backward import Pass, as_terms, run, sum_terms
 from maskrcnn_coco.guard.norms import Layout
 
@@ -74,3 +75,29 @@ def test_losses_come_in_many_forms(given: Any) -> None:
 
 def test_an_empty_pass_has_no_loss() -> None:
     assert math.isnan(Pass().loss)
+
+
+def per_image(batch: Any) -> dict[str, Tensor]:
+    weight = torch.ones((), requires_grad=True)
+    return {"a": weight * 1.0, "aux": weight * torch.ones(4)}
+
+
+def test_a_loss_that_nobody_averaged_is_named_and_under_way_a_fault_like_any_other() -> None:
+    _, layout = model_and_layout()
+    with pytest.raises(ConfigError, match=r"aux is a tensor of shape \(4,\)") as raised:
+        run(per_image, [0], None, layout, first=True)
+    assert ".mean()" in str(raised.value)
+    done = run(per_image, [0], None, layout)
+    assert done.error is not None and done.micro_batch == 0
+
+
+def test_a_model_whose_parameters_are_all_frozen_says_so() -> None:
+    model, layout = model_and_layout()
+    model.requires_grad_(False)
+    done = run(lambda b: model(torch.ones(1, 2)).sum(), [0], None, layout)
+    assert done.error is not None and "every parameter is frozen" in done.error
+
+
+def test_a_batch_without_a_gradient_is_no_fault_where_others_have_one() -> None:
+    _, layout = model_and_layout()
+    assert run(lambda b: torch.zeros(()), [0], None, layout).error is None

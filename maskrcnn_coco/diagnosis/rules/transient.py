@@ -48,7 +48,7 @@ def judge(facts: Facts) -> Finding | None:
         return None
     if facts.symptom == "input_nonfinite" and facts.suspects():
         return None  # without suspects the model is meant to be given such numbers, and the replay took them
-    if facts.certain_state() or facts.lethal() or facts.bad("live"):
+    if facts.certain_state() or facts.lethal() or facts.bad("live") or facts.measured.get("every_batch"):
         return None
     if facts.unrepeatable() or by_the_loop(facts):
         return None
