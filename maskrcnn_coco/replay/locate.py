@@ -41,7 +41,11 @@ class _Ops(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.bad: list[str] = []
-        self.count = 0
+        self.depth = 0
+        """Modules under way."""
+        self.outside: str | None = None
+        """The first of ``bad`` outside all of them, in code that is not torchvision's either. Those may make infinities
+        and leave them out of what they give: the boxes that an empty image is matched with."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.split("::")[-1]
@@ -49,13 +53,16 @@ class _Ops(TorchDispatchMode):
         clean = len(self.bad) < 32 and name not in _UNWRITTEN and _any_float(args) and _finite(args)
         result = func(*args, **(kwargs or {}))
         if clean and not _finite(result):
-            self.bad.append(f"{name}{_where()}")
+            where, theirs = _where()
+            self.bad.append(f"{name}{where}")
+            if self.depth == 0 and self.outside is None and not theirs:
+                self.outside = self.bad[-1]
         return result
 
 
 @dataclass
 class Located:
-    """A pass and where it went wrong first; ``phase`` is forward or backward."""
+    """A pass and where it went wrong first; ``phase`` is forward, loss (outside all modules) or backward."""
 
     taken: Pass
     module: str | None
@@ -85,6 +92,8 @@ def located_run(forward: Forward, batches: Sequence[Any], scaler: Any, layout: L
         return Located(taken, watched.module, op, watched.largest.get(watched.module), "forward", watched.largest)
     if found and not _bad(taken):
         return Located(taken, None, found.group(1) + _line_in("\n".join(log)), None, "backward", watched.largest)
+    if ops.outside is not None and _bad(taken):
+        return Located(taken, None, ops.outside, None, "loss", watched.largest)
     return Located(taken, None, ops.bad[0] if ops.bad and _bad(taken) else None, None, "forward", watched.largest)
 
 
@@ -103,9 +112,11 @@ def hooks(model: nn.Module, seen: Watch, ops: _Ops) -> Iterator[None]:
 
         def before(_m: nn.Module, _args: Any, name: str = name) -> None:
             began.setdefault(name, []).append(len(ops.bad))
+            ops.depth += 1
 
         def after(_m: nn.Module, args: Any, output: Any, name: str = name) -> None:
             start = began[name].pop() if began.get(name) else 0
+            ops.depth -= 1
             if seen.module is None and not _finite(output) and _finite(args):
                 seen.module, seen.start = name, start
             seen.largest[name] = max(seen.largest.get(name, 0.0), largest((args, output)))
@@ -162,13 +173,13 @@ def _any_float(value: Any) -> bool:
     return any(t.is_floating_point() and t.numel() for t in _tensors(value))
 
 
-def _where() -> str:
-    """The innermost line outside torch and this file, as " (file.py:12, function)"."""
+def _where() -> tuple[str, bool]:
+    """The innermost line outside torch and this file, as " (file.py:12, function)"; whether it is torchvision's."""
     for frame in reversed(traceback.extract_stack(limit=60)):
         name = frame.filename.replace("\\", "/")
         if "/torch/" not in name and not name.endswith("maskrcnn_coco/replay/locate.py"):
-            return f" ({name.rsplit('/', 1)[-1]}:{frame.lineno}, {frame.name})"
-    return ""
+            return f" ({name.rsplit('/', 1)[-1]}:{frame.lineno}, {frame.name})", "/torchvision/" in name
+    return "", False
 
 
 def _line_in(text: str) -> str:

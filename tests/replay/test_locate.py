@@ -75,3 +75,23 @@ def test_hooks_are_gone_afterwards(net: Net) -> None:
 def test_largest_of_anything_nested() -> None:
     assert largest({"a": [torch.tensor([-7.0]), (torch.ones(2),)], "b": SimpleNamespace()}) == 7.0
     assert not math.isnan(largest([]))
+
+
+def test_infinities_that_a_module_keeps_to_itself_are_not_blamed() -> None:
+    """An image without objects is matched with boxes of no size inside the heads, and their logarithms are not used."""
+
+    class Matching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            unused = (x * 0).log()
+            return torch.where(unused.isfinite(), unused, x)
+
+    class Divided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.matching = nn.Linear(2, 2), Matching()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.matching(self.first(x)) / torch.zeros(())
+
+    found = located(Divided(), torch.ones(1, 2))
+    assert found.module is None and found.op.startswith("div")

@@ -23,6 +23,8 @@ from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "LOSS_MATH"
 PRODUCTS = ("addmm", "mm ", "bmm", "linear", "conv", "matmul", "_scaled", "thnn", "mkldnn", "cudnn")
+QUOTIENTS = ("div", "log", "sqrt", "rsqrt", "reciprocal", "pow", "acos", "asin", "atanh")
+"""Ops that make what is not finite of finite numbers, however small those are."""
 
 
 def judge(facts: Facts) -> Finding | None:
@@ -68,10 +70,14 @@ def judge(facts: Facts) -> Finding | None:
 
 
 def _behind_the_model(facts: Facts) -> bool:
-    """Whether the first op that is not finite is the loss's own: the only term there is, made outside all modules."""
+    """Whether the first op that is not finite is the losses' own, outside all modules.
+
+    Of a single term any op counts; of several only one that divides: a product may be of a number that was infinite.
+    """
     place = facts.location
-    outside = place is not None and place.op is not None and place.phase == "forward" and place.module is None
-    return outside and len(facts.outcomes["same"].losses) == 1
+    if place is None or place.op is None or place.phase == "backward" or place.module is not None:
+        return False
+    return len(facts.outcomes["same"].losses) == 1 or (place.phase == "loss" and place.op.startswith(QUOTIENTS))
 
 
 def _redefined(facts: Facts, changed: Redefined) -> Finding:
