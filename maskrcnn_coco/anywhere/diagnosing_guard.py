@@ -12,6 +12,7 @@ from torch import nn
 from maskrcnn_coco.anywhere.rig import divisor
 from maskrcnn_coco.anywhere.samples import Select
 from maskrcnn_coco.anywhere.with_responder import WithResponder, answer, make_responder
+from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.guard.attached import Attached
 from maskrcnn_coco.guard.immediate import Act, Mode
 from maskrcnn_coco.guard.norms import Components
@@ -73,12 +74,26 @@ class Diagnosing(WithResponder, Attached):
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._busy:
             return
-        super()._before_forward(module, args, kwargs)
+        try:
+            super()._before_forward(module, args, kwargs)
+        except DataError:
+            self._explain((args, kwargs))
+            raise
         if self.responder is not None and self._shown_forward is None and self._act is not None:
             self.responder.saw(self._act.record.step, (args, kwargs))
 
+    def _explain(self, data: Any) -> None:
+        """The forward pass was refused: the verdict, before the error ends the loop."""
+        (record,) = self.completed[-1:]
+        if self.responder is not None and self._shown_forward is None:
+            self.responder.saw(record.step, data)
+        self._answered(record)
+
     def _keep(self, record: StepRecord) -> None:
         super()._keep(record)
+        self._answered(record)
+
+    def _answered(self, record: StepRecord) -> None:
         if self.responder is None:
             return
         self.responder.after(record)

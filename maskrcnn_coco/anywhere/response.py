@@ -43,6 +43,8 @@ BELOW_HELD = 0.5
 """A schedule's own rate is back in force once it is below this share of the rate that held."""
 HOLES = 5
 """Last steps whose batches are looked at for NaN."""
+NORMAL_SCALE = 2.0**12
+"""What takes the place of a loss scale that no search would reach."""
 UNCOUNTED = 10**9
 """Samples of a data set whose size nobody told: a share of it is then never too large."""
 
@@ -259,9 +261,12 @@ class AlarmResponder:
             norms_clipped=not self.own_batches,
         )
         self._note_holes(alarm.step)
+        now = self._snapshot(alarm.step)
+        if "loss_scale" in alarm.measured:
+            now.scaler = {"scale": guard.instruments.scale.value}
         case = Case(
             alarm=alarm,
-            now=self._snapshot(alarm.step),
+            now=now,
             earlier=[s for s in self.ring.items if s.step <= alarm.step],
             tape=[replace(e, record=_times(e.record, scale)) for e in self.tape],
             batches=list(self.kept.batches(alarm.step)) or None,
@@ -324,6 +329,8 @@ class AlarmResponder:
             if back is None:
                 return Action("stop", {"why": "the state is bad, and no older one is kept"}), None
             return Action("rollback", {**detail, "to_step": back}), back
+        elif action.kind == "precision" and "loss_scale" in detail:
+            self.guard.instruments.scale.set(float(detail["loss_scale"]))
         elif action.kind == "precision":
             return Action("skip", {"why": "only the training itself can change this"}), None
         return action, None
@@ -338,6 +345,8 @@ class AlarmResponder:
         restore(snapshot, self.model, guard.optimizer, guard=guard, rng=False)
         for group, rate in zip(guard.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate  # the schedule is the training's own and goes on
+        if guard.instruments.scale.check() is not None:
+            guard.instruments.scale.set(NORMAL_SCALE)
         guard.reset(at)  # so does its count of steps
         self.ring.drop_after(snapshot.step)
         self.tape.drop_from(snapshot.step)

@@ -39,6 +39,18 @@ class Scale:
         """The present scale; None without a scaler. A host read, free on the CPU."""
         return None if self.scaler is None else float(self.scaler.get_scale())
 
+    def set(self, value: float) -> None:
+        """Put ``value`` in the place of a scale that cannot work; whoever updates it goes on from there."""
+        owner = self.owner
+        if owner is not None and owner._scale is not None:
+            # Not update(): that one forgets whose gradients were unscaled, which its owner may be about to ask.
+            owner._scale.fill_(value)
+
+    @property
+    def owner(self) -> Any:
+        """The scaler; None without one."""
+        return self.scaler
+
     def check(self) -> Verdict | None:
         """Before the step: a scale that cannot work."""
         value = self.value
@@ -113,6 +125,11 @@ class OthersScale(Scale):
     def __init__(self, scaler: Any) -> None:
         super().__init__(None)
         self.watched = scaler if scaler is not None and scaler.is_enabled() else None
+
+    @property
+    def owner(self) -> Any:
+        """The scaler that somebody else unscales with."""
+        return self.watched
 
     @property
     def value(self) -> float | None:

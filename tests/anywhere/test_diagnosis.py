@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from nanbench.tiny import sample, tiny_detector
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskrcnn_coco import Guard, attach
-from maskrcnn_coco.errors import ConfigError, GuardWarning
+from maskrcnn_coco.errors import ConfigError, DataError, GuardStop, GuardWarning
 from maskrcnn_coco.records import Incident
 from maskrcnn_coco.replay.state import digest
 from maskrcnn_coco.system.backends import use_fused_attention
@@ -641,3 +642,56 @@ def test_a_typing_error_in_the_peak_of_a_schedule_is_named_whatever_its_size(pea
     assert "look at what sets it" in first.fix and "times that of the steps before" in first.evidence[0].outcome
     assert not any("LR_TOO_LOW" in str(w.message) for w in said)
     assert loss.item() < 1.2
+
+
+def test_a_loss_scale_beyond_any_search_is_named_and_replaced():
+    """It was a glitch, proved: replays of a loop's step did not know its scale; and nothing put it right."""
+    model = Net()
+    optimizer = optimizer_of(model)
+    scaler = torch.amp.GradScaler("cpu")
+    guard = Guard(model, optimizer, forward=classify, diagnose=True, scaler=scaler)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GuardWarning)
+        for step in range(16):
+            if step == 8:
+                scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**90})
+            guard.step(data(step))
+    assert [(i.step, i.cause) for i in guard.incidents] == [(8, "POISONED_STATE")]
+    assert guard.completed[-1].applied and scaler.get_scale() <= 2.0**16
+
+
+def test_a_batch_that_would_kill_the_process_leaves_a_verdict_behind_an_attached_guard():
+    """Nothing but an error keeps a loop's own forward pass from running: what it was must be written all the same."""
+    model = tiny_detector("faster", 0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    guard = attach(model, optimizer, diagnose=True, say=False)
+    pairs = [sample(n) for n in range(2)]
+    for change in (lambda b: b, lambda b: b[:, [2, 3, 0, 1]]):
+        pairs[1][1]["boxes"] = change(pairs[1][1]["boxes"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GuardWarning)
+            try:
+                losses = model([i for i, _ in pairs], [t for _, t in pairs])
+            except DataError as e:
+                raised = str(e)
+                break
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+    assert "image 1, annotation 10" in raised
+    assert [(i.cause, i.confidence >= 0.9) for i in guard.incidents] == [("DATA_BOX", True)]
+    assert guard.incidents[0].culprit.image_ids == [1]
+
+
+def test_a_detector_left_in_evaluation_mode_is_no_glitch() -> None:
+    """Replays train their copy, and found the step sound; the run's own model gives detections at every batch."""
+    model = tiny_detector("faster", 0)
+    model.train()
+    guard = Guard(model, torch.optim.SGD(model.parameters(), lr=0.01), forward=lambda m, b: m(*b), diagnose=True)
+    image, target = sample(1)
+    batch = [image], [target]
+    guard.step(batch)
+    model.eval()
+    with pytest.raises(GuardStop, match=r"model\.train"):
+        guard.step(batch)
+    assert [(i.cause, i.action.kind) for i in guard.incidents] == [("UNKNOWN", "stop")]
