@@ -5,6 +5,7 @@ from __future__ import annotations
 from nanbench.decoys import DECOYS
 from nanbench.decoys_fresh import FRESH_DECOYS
 from nanbench.decoys_own import OWN_DECOYS
+from nanbench.decoys_third import THIRD_DECOYS
 from nanbench.decoys_wild import WILD_DECOYS
 from nanbench.faults_code import CODE
 from nanbench.faults_data import DATA
@@ -15,6 +16,8 @@ from nanbench.faults_lr import ACCUMULATION, HALF, LR
 from nanbench.faults_once import ONCE_AND_FINITE
 from nanbench.faults_small import SMALL
 from nanbench.faults_state import STATE
+from nanbench.faults_third import THIRD
+from nanbench.faults_third_data import THIRD_DATA
 from nanbench.faults_wild import WILD
 from nanbench.faults_wild_data import WILD_DATA
 from nanbench.faults_wild_state import WILD_STATE
@@ -40,6 +43,9 @@ SCENARIOS: tuple[Scenario, ...] = (
     *FRESH_DATA,
     *FRESH,
     *FRESH_DECOYS,
+    *THIRD_DATA,
+    *THIRD,
+    *THIRD_DECOYS,
 )
 BY_ID = {s.id: s for s in SCENARIOS}
 
