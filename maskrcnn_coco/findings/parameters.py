@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -105,9 +106,12 @@ def _unloaded(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
 def _old_rate(optimizer: torch.optim.Optimizer) -> tuple[float, float] | None:
     """(the rate given, the one that a loaded state brought), where every group has that one as its schedule's first.
 
-    Without a scheduler's `initial_lr` the caller may set rates by hand; of cycles it is the lowest.
+    Without a scheduler's `initial_lr` the caller may set rates by hand; of cycles it is the lowest. The optimizer's own
+    default was given by nobody: groups that bring their rates leave it there.
     """
-    given = float(optimizer.defaults.get("lr", 0.0) or 0.0)
+    given = optimizer.defaults.get("lr")
+    default = inspect.signature(type(optimizer)).parameters.get("lr")
+    given = 0.0 if default is not None and default.default == given else float(given or 0.0)
     firsts = {
         float(g["initial_lr"]) if "initial_lr" in g and "max_lr" not in g else None for g in optimizer.param_groups
     }

@@ -155,6 +155,19 @@ def test_rates_of_its_own_for_each_group_are_no_old_rate():
         del MAKERS["grouped"]
 
 
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_groups_that_bring_their_rate_leave_the_optimizers_default_to_nobody(kind: Any):
+    def grouped(params: Any, lr: float) -> torch.optim.Optimizer:
+        first, *rest = list(params)
+        return kind([{"params": [first], "lr": 3 * lr}, {"params": rest, "lr": 3 * lr, "weight_decay": 0.0}])
+
+    MAKERS["grouped"] = grouped
+    try:
+        assert resume("grouped", checkpoint("grouped"), ALL) == []
+    finally:
+        del MAKERS["grouped"]
+
+
 def test_weights_in_half_precision_are_the_same_weights():
     saved = checkpoint("adamw")
     saved["model"] = {n: v.half().float() for n, v in saved["model"].items()}
