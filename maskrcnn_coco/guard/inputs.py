@@ -211,7 +211,8 @@ def _rows(target: Mapping[str, Any], expected: Expected) -> Iterator[tuple[str, 
         known = "" if expected.num_classes is None else f"..{expected.num_classes - 1}"
         flat = labels.reshape(-1)
         for row in (~_good_labels(flat, expected)).nonzero().flatten().tolist():
-            yield "label", row, f"label {int(flat[row])}, expected 1{known}"
+            start = "; 0 is the background, labels start at 1" if int(flat[row]) == 0 else ""
+            yield "label", row, f"label {int(flat[row])}, expected 1{known}{start}"
     if masks is not None and not _masks_ok(masks):
         for row, mask in enumerate(masks):
             if not _masks_ok(mask):

@@ -63,6 +63,7 @@ def test_a_bad_label_is_named(label: int) -> None:
     targets[0]["labels"][1] = label
     (problem,) = check([(images, targets)], LIMITS)
     assert (problem.kind, problem.image_id, problem.annotation_id) == ("label", 70, 800)
+    assert ("labels start at 1" in problem.message) == (label == 0)
     assert bool(check([(images, targets)], Expected(None))) == (label < 1)
 
 
