@@ -72,7 +72,9 @@ class Located:
     largest: dict[str, float]
 
 
-def located_run(forward: Forward, batches: Sequence[Any], scaler: Any, layout: Layout) -> Located:
+def located_run(
+    forward: Forward, batches: Sequence[Any], scaler: Any, layout: Layout, *, first: bool = False
+) -> Located:
     """`step.run` with every module and op watched. ``forward.model`` is the model whose modules are named."""
     watched = Watch()
     ops = _Ops()
@@ -82,7 +84,7 @@ def located_run(forward: Forward, batches: Sequence[Any], scaler: Any, layout: L
             return forward(batch)
 
     with _anomaly() as log:
-        taken = forward_backward.run(seen, batches, scaler, layout)
+        taken = forward_backward.run(seen, batches, scaler, layout, first=first)
     found = re.search(r"Function '(\w+)' returned nan", taken.error or "")
     if found:
         # Anomaly mode stops at the first NaN gradient: what it raised is a finding, not an error of the model.

@@ -294,8 +294,10 @@ class Replay:
         outcome = Outcome(test, True)
         forward = Counted(self.rig, model, step, precision, reference=model is not self._model)
         run = located_run if locate else forward_backward.run
+        # What is no loss is a fault of the step where the run met it; else the replay does not know how it is made.
+        met = forward_backward.LossForm.__name__ in str(self.case.alarm.measured.get("error", ""))
         try:
-            out = run(forward, batches, FixedScale(scale), layout)
+            out = run(forward, batches, FixedScale(scale), layout, first=not met)
         except forward_backward.FAULTS as e:
             # The guard's own step lets through what it is pointless to go on after; a replay is then no evidence.
             raise ReplayImpossible(f"{test}: {type(e).__name__}: {e}") from e
