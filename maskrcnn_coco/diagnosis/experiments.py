@@ -11,11 +11,7 @@ from torch import nn
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis import scan_state
 from maskrcnn_coco.diagnosis.backend_experiments import BackendExperiments
-from maskrcnn_coco.diagnosis.facts import (
-    NO_HISTORY_LOSS,
-    Facts,
-    Location,
-)
+from maskrcnn_coco.diagnosis.facts import NO_HISTORY_LOSS, Facts, Location
 from maskrcnn_coco.diagnosis.from_records import foreign_rates, onset_of, ratios, record_of, reference_of, rises
 from maskrcnn_coco.diagnosis.guilty_samples import guilty_samples, weights
 from maskrcnn_coco.diagnosis.lr_experiments import WALK, LrExperiments

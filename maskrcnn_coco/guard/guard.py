@@ -314,10 +314,14 @@ class Guard:
         return self.instruments.inspect()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data: what the alarms have learned."""
+        """Plain data: what the alarms have learned, and a mark of the training that they belong to."""
+        state = self.learned()
+        return state if self._watch is None else state | {"mark": mark_of(self.instruments, self._watch.highest_rates)}
+
+    def learned(self) -> dict[str, Any]:
+        """Of `state_dict` what an older state in memory goes back to: nothing that has to be read from a device."""
         parts = self.instruments
-        state = {"divergence": parts.divergence.state_dict(), "scale": parts.scale.state_dict(), "taken": parts.taken}
-        return state if self._watch is None else state | {"mark": mark_of(parts, self._watch.highest_rates)}
+        return {"divergence": parts.divergence.state_dict(), "scale": parts.scale.state_dict(), "taken": parts.taken}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""

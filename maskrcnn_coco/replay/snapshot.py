@@ -68,7 +68,7 @@ def take(
         model={name: _clone(t, memo, to) for name, t in state_tensors(model).items()},
         optimizer=_clone(optimizer.state_dict(), memo, to),
         scaler=scaler.state_dict() if scaler is not None and scaler.is_enabled() else None,
-        guard=copy.deepcopy(guard.state_dict()) if guard is not None else {},
+        guard=copy.deepcopy(guard.learned()) if guard is not None else {},
         extra=copy.deepcopy(extra) if extra else {},
         rng=rng_state(),
     )

@@ -1,0 +1,57 @@
+"""An optimizer's floating states, found again at each step for next to nothing."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskrcnn_coco.guard.norms import Layout, float_states
+
+LIKE_WEIGHTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "grad_avg")
+"""State that torch's own optimizers keep in the shape of the weight it belongs to."""
+States = tuple[list[Tensor], list[int], list[str]]
+"""What `float_states` gives."""
+
+
+class HeldStates:
+    """The optimizer's floating states, looked up anew only where its entries are not what they were.
+
+    Nothing is looked up by parameter in between: the hash of a tensor costs more than all comparisons here.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, layout: Layout) -> None:
+        self.optimizers: list[Any] = getattr(optimizer, "optimizers", None) or [optimizer]
+        self.optimizer, self.layout = optimizer, layout
+        self._found: States = ([], [], [])
+        self._entries: list[Any] = []
+        self._sizes: list[int] = []
+        self._homes: list[dict[str, Any]] = []
+        self.seconds: list[Tensor] = []
+        """Adam's second moments among them."""
+        self.misfits: list[int] = []
+        """Positions of those that cannot belong to their weight."""
+        self._plain = all(type(o).__module__.startswith("torch.optim") for o in self.optimizers)
+
+    def states(self) -> States:
+        """What `float_states` gives."""
+        entries = [e for o in self.optimizers for e in o.state.values()]
+        if (
+            len(entries) != len(self._entries)
+            or any(map(operator.is_not, entries, self._entries))
+            or list(map(len, entries)) != self._sizes
+            or any(map(operator.is_not, map(dict.get, self._homes, self._found[2]), self._found[0]))
+        ):
+            self._look(entries)
+        return self._found
+
+    def _look(self, entries: list[Any]) -> None:
+        state, params = self.optimizer.state, self.layout.params
+        self._found = tensors, where, keys = float_states(self.optimizer, self.layout)
+        self._homes = [state[params[i]] for i in where]
+        self.seconds = [t for t, k in zip(tensors, keys, strict=True) if k == "exp_avg_sq"]
+        shapes = ((i, t.shape, params[w].shape) for i, (t, w) in enumerate(zip(tensors, where, strict=True)))
+        self.misfits = [i for i, own, like in shapes if self._plain and keys[i] in LIKE_WEIGHTS and own != like]
+        self._entries, self._sizes = entries, list(map(len, entries))
