@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from maskrcnn_coco.records import RATE_SETTINGS, Action, Incident, RunFinding
@@ -85,7 +85,11 @@ def finding_markdown(finding: RunFinding) -> str:
 
 def data_flags(data: object, images: object = None) -> str:
     """``--data`` and, where it is given, ``--images``, quoted for the shell."""
-    pairs = (("--data", data), ("--images", images))
+    return flags_of([("--data", data), ("--images", images)])
+
+
+def flags_of(pairs: Iterable[tuple[str, object]]) -> str:
+    """Flags with their values, quoted for the shell; without those that are None."""
     return " ".join(f"{flag} {shlex.quote(str(value))}" for flag, value in pairs if value is not None)
 
 

@@ -22,6 +22,7 @@ from maskrcnn_coco.anywhere.rig import Forwards, Groups, Kept, make_rig, number_
 from maskrcnn_coco.anywhere.samples import Key, Samples, Select, leaves, own_ids, size_of
 from maskrcnn_coco.anywhere.unlike_others import named
 from maskrcnn_coco.diagnosis.investigate import TEAM_STEPS, investigate
+from maskrcnn_coco.diagnosis.rules.scale_collapse import NORMAL_SCALE
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.guard.hooks import Entrances
@@ -43,8 +44,6 @@ BELOW_HELD = 0.5
 """A schedule's own rate is back in force once it is below this share of the rate that held."""
 HOLES = 5
 """Last steps whose batches are looked at for NaN."""
-NORMAL_SCALE = 2.0**12
-"""What takes the place of a loss scale that no search would reach."""
 UNCOUNTED = 10**9
 """Samples of a data set whose size nobody told: a share of it is then never too large."""
 

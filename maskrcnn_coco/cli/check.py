@@ -21,7 +21,7 @@ from maskrcnn_coco.data.layouts import DataSource, find_data
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.findings.judge import judge
 from maskrcnn_coco.records import DataFinding, RunFinding
-from maskrcnn_coco.wording import finding_lines, named
+from maskrcnn_coco.wording import finding_lines, flags_of, named
 
 
 @dataclass
@@ -116,8 +116,7 @@ def _look_first(findings: Sequence[DataFinding | RunFinding]) -> bool:
 
 
 def _command(verb: str, flags: Sequence[tuple[str, object]]) -> str:
-    given = [f"{flag} {shlex.quote(str(value))}" for flag, value in flags if value is not None]
-    return " ".join(["maskrcnn-coco", verb, *given])
+    return f"maskrcnn-coco {verb} {flags_of(flags)}"
 
 
 def print_checked(checked: Checked, args: Any) -> None:

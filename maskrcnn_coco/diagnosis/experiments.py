@@ -15,6 +15,7 @@ from maskrcnn_coco.diagnosis.facts import NO_HISTORY_LOSS, Facts, Location
 from maskrcnn_coco.diagnosis.from_records import foreign_rates, onset_of, ratios, record_of, reference_of, rises
 from maskrcnn_coco.diagnosis.guilty_samples import guilty_samples, weights
 from maskrcnn_coco.diagnosis.lr_experiments import WALK, LrExperiments
+from maskrcnn_coco.diagnosis.rules.scale_collapse import NORMAL_SCALE
 from maskrcnn_coco.diagnosis.scan_batch import (
     flat_images,
     num_classes,
@@ -32,7 +33,6 @@ from maskrcnn_coco.replay.optimizer import optimizer_names
 from maskrcnn_coco.replay.replay import Replay, ReplayImpossible
 from maskrcnn_coco.replay.tape import TapeEntry
 
-NORMAL_SCALE = 2.0**12
 OTHERS = 3
 """Most other batches that are asked whether they fail too."""
 OLDER = 3

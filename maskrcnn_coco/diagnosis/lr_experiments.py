@@ -32,6 +32,8 @@ WALK = 20
 """Most steps of a walk over the tape."""
 GAP = 3.0
 """A component whose update-to-weight ratio is this many times another's is the more likely culprit of the two."""
+LR_GAP = 15.0
+"""The same for learning rates; heads at ten times the backbone's rate are usual."""
 SHRINKS = 0.5
 """Learning rate times weight decay above which weight decay itself is suspected: weights halve in every step."""
 DECAY = 1e-4
@@ -48,8 +50,6 @@ AFTER_LOAD, MARGIN, FILES = 25, 6, 2
 """Steps after a load within which the file itself is in doubt; steps more that an older file must stand; most files."""
 USUAL = 0.7
 """Bounds may rise to what the last healthy steps had, and to this share of what the run reached at most."""
-LR_GAP = 15.0
-"""The same for learning rates; heads at ten times the backbone's rate are usual."""
 
 
 def level(outcome: Outcome, last: int) -> float:

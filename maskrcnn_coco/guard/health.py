@@ -368,3 +368,12 @@ def update_ratio(before: list[Tensor], layout: Layout, weights: list[float]) -> 
         torch._foreach_sub_(before, [p.detach() for p in layout.params])  # pyright: ignore[reportPrivateImportUsage]
     update = layout.totals(norms(before))
     return layout.by_component([u / max(w, 1e-30) for u, w in zip(update, weights, strict=True)])
+
+
+def moved_by(before: list[Tensor], layout: Layout) -> tuple[list[float], list[float]]:
+    """‖update‖ per component since the copy ``before`` of its weights, and as a share of them; small ones count as
+    at least `SMALLEST_RMS`."""
+    moved = layout.totals(norms([p.detach() - old for p, old in zip(layout.params, before, strict=True)]))
+    least = [SMALLEST_RMS * math.sqrt(count) for count in layout.sizes]
+    sizes = map(max, layout.totals(norms(before)), least)
+    return moved, [far / size for far, size in zip(moved, sizes, strict=True)]

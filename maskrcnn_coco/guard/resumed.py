@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from maskrcnn_coco.findings.facts import Resumed
 from maskrcnn_coco.guard.judgement import Instruments
 from maskrcnn_coco.guard.norms import Layout
@@ -56,13 +58,9 @@ class Comparison:
 
 def _values(layout: Layout) -> dict[str, list[float]]:
     """A few values of each component's largest parameter."""
-    largest = {c: max((p for p, o in zip(layout.params, layout.component, strict=True) if o == n), key=_size)
+    largest = {c: max((p for p, o in zip(layout.params, layout.component, strict=True) if o == n), key=Tensor.numel)
                for n, c in enumerate(layout.components)}  # fmt: skip
     return {c: p.detach().flatten()[:: max(1, p.numel() // SAMPLES)][:SAMPLES].tolist() for c, p in largest.items()}
-
-
-def _size(parameter: Any) -> int:
-    return parameter.numel()
 
 
 def _other(before: list[float], now: list[float]) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from maskrcnn_coco.guard.health import LEAP, SMALLEST_RMS
+from maskrcnn_coco.guard.health import LEAP, moved_by
 from maskrcnn_coco.guard.norms import all_finite, has_fractions, nonfinite_at, norms
 from maskrcnn_coco.guard.verdict import Verdict
 
@@ -110,11 +110,9 @@ class Undo:
             most: component → the most that it may move by, as a share of its weights.
         """
         layout, kind = self.parts.layout, type(self.parts.optimizer).__name__
-        moved = layout.totals(norms([p.detach() - kept for p, kept in zip(layout.params, self._weights, strict=True)]))
+        moved, ratios = moved_by(self._weights, layout)
         self.moved = math.hypot(*moved)
-        sizes = layout.totals(norms(self._weights))
-        for name, far, size, count in zip(layout.components, moved, sizes, layout.sizes, strict=True):
-            ratio = far / max(size, SMALLEST_RMS * math.sqrt(count))
+        for name, ratio in zip(layout.components, ratios, strict=True):
             limit = min(LEAP, (most or {}).get(name, LEAP))
             if ratio > limit:
                 text = f"the update of {name} was {ratio:.3g} times its weights; the step is undone"

@@ -17,7 +17,7 @@ from torch import nn
 
 from maskrcnn_coco.guard import forward_backward, optimizer_step
 from maskrcnn_coco.guard.buffers import LEAP
-from maskrcnn_coco.guard.health import SMALLEST_RMS
+from maskrcnn_coco.guard.health import moved_by
 from maskrcnn_coco.guard.norms import Layout, norms
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.gradients import gradient_digest, read_norms
@@ -223,7 +223,7 @@ class Replay:
                 layout = self._layout_of(model)
                 before = [p.detach().clone() for p in layout.params]
                 self._update(outcome, lr, {})
-                outcome.moved = furthest(before, layout)
+                outcome.moved = max(moved_by(before, layout)[1], default=0.0)
                 outcome.bad_grads = nonfinite_names(state_tensors(model))
                 states = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
                 sound = all(bool(v.isfinite().all()) for v in states if v.is_floating_point() or v.is_complex())
@@ -374,14 +374,6 @@ class Replay:
             raise
         finally:
             self.spent += time.monotonic() - began
-
-
-def furthest(before: list[torch.Tensor], layout: Layout) -> float:
-    """‖update‖ / ‖weights‖ of the component that moved furthest, small weights counting as the guard has it."""
-    sizes = layout.totals(norms(before))
-    moved = layout.totals(norms([p.detach() - old for p, old in zip(layout.params, before, strict=True)]))
-    least = [SMALLEST_RMS * math.sqrt(count) for count in layout.sizes]
-    return max((far / max(size, low) for far, size, low in zip(moved, sizes, least, strict=True)), default=0.0)
 
 
 def _share(batches: Sequence[Any], whole: Sequence[Any] | None) -> float:

@@ -45,9 +45,8 @@ def judge(facts: Facts) -> Finding | None:
         culprit.image_ids, culprit.annotation_ids = facts.guilty_images, facts.guilty_annotations
         detail["proved_on_healthy_weights"] = True
     if facts.growing and facts.bad("other") and facts.good("earlier"):
-        detail["ruined"] = (
-            True  # no batch is normal on these weights, and the older ones are sound: not this step's doing
-        )
+        # Another batch fails on these weights too, and older ones are sound: it is not this step's doing.
+        detail["ruined"] = True
     return Finding(
         CODE, 0.5 if detail.get("proved_on_healthy_weights") else 0.1, culprit, evidence, facts.onset_step, fix, detail
     )
