@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nanbench.decoys import DECOYS
+from nanbench.decoys_fourth import FOURTH_DECOYS
 from nanbench.decoys_fresh import FRESH_DECOYS
 from nanbench.decoys_own import OWN_DECOYS
 from nanbench.decoys_third import THIRD_DECOYS
@@ -10,6 +11,9 @@ from nanbench.decoys_wild import WILD_DECOYS
 from nanbench.faults_code import CODE
 from nanbench.faults_data import DATA
 from nanbench.faults_forms import FORMS
+from nanbench.faults_fourth import FOURTH
+from nanbench.faults_fourth_data import FOURTH_DATA
+from nanbench.faults_fourth_state import FOURTH_STATE
 from nanbench.faults_fresh import FRESH
 from nanbench.faults_fresh_data import FRESH_DATA
 from nanbench.faults_lr import ACCUMULATION, HALF, LR
@@ -46,6 +50,10 @@ SCENARIOS: tuple[Scenario, ...] = (
     *THIRD_DATA,
     *THIRD,
     *THIRD_DECOYS,
+    *FOURTH_DATA,
+    *FOURTH,
+    *FOURTH_STATE,
+    *FOURTH_DECOYS,
 )
 BY_ID = {s.id: s for s in SCENARIOS}
 

@@ -20,6 +20,7 @@ BATCH = 4
 STEPS = 24
 RATES = {
     "adamw": (3e-3, 0.01),
+    "adam": (3e-3, 0.0),
     "nadam": (3e-3, 0.0),
     "adagrad": (0.01, 0.0),
     "rmsprop": (1e-3, 0.0),
@@ -225,6 +226,7 @@ def make_optimizer(scene: Scene, groups: list[dict[str, Any]]) -> torch.optim.Op
     kinds: dict[str, Any] = {
         "sgd": torch.optim.SGD,
         "adamw": torch.optim.AdamW,
+        "adam": torch.optim.Adam,
         "nadam": torch.optim.NAdam,
         "adagrad": torch.optim.Adagrad,
         "rmsprop": torch.optim.RMSprop,

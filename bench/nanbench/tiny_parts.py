@@ -18,6 +18,7 @@ CLASSES = 4
 NORM_KINDS: dict[str, Callable[[int], nn.Module]] = {
     "frozen": FrozenBatchNorm2d,
     "batch": nn.BatchNorm2d,
+    "layer": lambda channels: nn.GroupNorm(1, channels),
     "group": lambda channels: nn.GroupNorm(4, channels),
 }
 
