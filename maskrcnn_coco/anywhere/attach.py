@@ -28,7 +28,6 @@ from maskrcnn_coco.errors import ConfigError, GuardWarning
 from maskrcnn_coco.guard.attached import Attached
 from maskrcnn_coco.guard.immediate import Mode
 from maskrcnn_coco.guard.norms import Components
-from maskrcnn_coco.guard.undo import nested
 from maskrcnn_coco.records import Alarm
 from maskrcnn_coco.system.backends import faults_under
 
@@ -76,8 +75,7 @@ def attach(
         warnings.warn(sentence, GuardWarning, stacklevel=2)
     if not diagnose:
         return Attached(model, found, scaler=scaler, components=components, mode=mode, on_alarm=on_alarm, say=say)
-    if len(found) > 1 or nested(found[0]):
-        raise ConfigError("diagnose=True needs one optimizer", got=str(len(found)), fix="attach a guard to each")
+    _refuse_several(found)
     from maskrcnn_coco.anywhere.diagnosing_guard import Diagnosing
 
     return Diagnosing(
@@ -92,6 +90,18 @@ def attach(
         on_alarm=on_alarm,
         say=say,
     )
+
+
+def _refuse_several(found: list[torch.optim.Optimizer]) -> None:
+    """A replay takes the step of one optimizer, whose state it knows."""
+    if len(found) > 1:
+        raise ConfigError("diagnose=True needs one optimizer", got=str(len(found)), fix="attach a guard to each")
+    outer = found[0]
+    inner = next((name for name, held in vars(outer).items() if isinstance(held, torch.optim.Optimizer)), None)
+    if inner is not None:
+        kinds = f"{type(outer).__name__} around {type(getattr(outer, inner)).__name__}"
+        fix = f"attach(model, optimizer.{inner}, diagnose=True): what the outer one does beside its steps is let be"
+        raise ConfigError("diagnose=True needs an optimizer that takes its steps itself", got=kinds, fix=fix)
 
 
 def _optimizers(given: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:
