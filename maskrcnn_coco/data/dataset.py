@@ -190,7 +190,16 @@ class CocoDataset(Dataset):
     def _pixels(self, row: int) -> np.ndarray:
         table = self.table
         size, name = table.size_of(row), table.file_name(row)
-        return read_image(table.image_root, name, table.bit_range, size, as_stored=table.as_stored)
+        pixels = read_image(table.image_root, name, table.bit_range, size, as_stored=table.as_stored)
+        if self.train and min(size) > 0 and pixels.shape[:2] != size:
+            # The audit lets no such image through: the file is another one since.
+            raise DataError(
+                f"{name} has another size than its entry, and its boxes and masks are no longer where they were",
+                got=f"{pixels.shape[1]}×{pixels.shape[0]} pixels",
+                expected=f"{size[1]}×{size[0]}",
+                fix="put the picture back that was annotated; a file must not be changed while it is trained on",
+            )
+        return pixels
 
     def _target(
         self, index: int, whole: tuple[int, int], tile: Rectangle | None, recipe: Recipe, *, packed: bool

@@ -167,6 +167,21 @@ def test_a_missing_image_is_named(tmp_path: Path):
         CocoDataset(table, train=True).sample(0, 0)
 
 
+def test_a_picture_that_was_exchanged_since_the_audit_is_named(dataset: CocoDataset, tiny_table):
+    """Its boxes speak of another picture; training refuses it, whatever its size is now."""
+    path = Path(tiny_table.image_root) / tiny_table.file_name(0)
+    before = path.read_bytes()
+    with Image.open(path) as image:
+        half = image.resize((image.width // 2, image.height // 2))
+        turned = image.rotate(90, expand=True) if image.width != image.height else half
+    for other in (half, turned):
+        other.save(path)
+        with pytest.raises(DataError, match=f"{path.name} has another size than its entry"):
+            dataset[0]
+    path.write_bytes(before)
+    dataset[0]
+
+
 def test_your_own_transform_is_seeded_too(tiny_table):
     def noise(image, target):
         shift = torch.randint(0, 9, ()).item() + int(np.random.randint(9)) + random.randrange(9)
