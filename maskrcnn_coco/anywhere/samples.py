@@ -17,6 +17,10 @@ from torch import Tensor
 
 from maskrcnn_coco.guard.inputs import image_ids
 
+CHANNELS = (1, 3, 4)
+"""Of a picture, the first dimension of its tensor."""
+OF_OBJECTS = {"boxes", "labels", "masks", "bbox", "bboxes", "segmentation", "category_id"}
+"""Keys one of which every target of a detector has, in torchvision's words or COCO's."""
 Select = Callable[[Any, list[int]], Any]
 """(batch, positions) → the batch with these samples only."""
 
@@ -32,6 +36,15 @@ class Key:
     image_id: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Detection:
+    """Images and targets of a micro-batch, in whatever form they came, and the id of each."""
+
+    images: list[Any]
+    targets: list[Any]
+    image_ids: list[int]
+
+
 class Samples:
     """One micro-batch as diagnosis wants it: ids, keys, rows to scan, and parts of itself.
 
@@ -42,8 +55,6 @@ class Samples:
     """
 
     resized = False
-    plain = True
-    """No images and targets of a detector, whose forms could be checked."""
 
     def __init__(
         self, data: Any, ids: Sequence[int], keys: Sequence[Key], *, select: Select | None = None, holes: bool = False
@@ -64,6 +75,20 @@ class Samples:
     def images(self) -> list[Tensor]:
         """All floating values of each sample, float32 (n,), scaled to 1 at most: only whether they are finite."""
         return [self._row(i) for i in range(len(self))]
+
+    @property
+    def detection(self) -> Detection | None:
+        """The batch as a detector has it, where it is one of images and targets; else None."""
+        data = self.data
+        if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], tuple) and isinstance(data[1], dict):
+            data = data[0]  # the arguments of a forward pass
+        if not isinstance(data, (tuple, list)) or len(data) != 2:
+            return None
+        images, targets = data
+        if not all(isinstance(v, (list, tuple)) and len(v) == len(self) for v in (images, targets)):
+            return None
+        known = any(isinstance(t, Mapping) and not OF_OBJECTS.isdisjoint(t) for t in targets)
+        return Detection(list(images), list(targets), self.image_ids) if known else None
 
     def subset(self, positions: Sequence[int]) -> Samples:
         """The batch with the samples at ``positions`` only."""
@@ -154,10 +179,17 @@ def cut(value: Any, positions: list[int], size: int) -> Any:
 
 
 def _fields(value: list[Any]) -> bool:
-    """Whether a list stands for the fields of a batch ([inputs, labels], as torch collates), not for its samples."""
-    kinds = {(t.dtype, t.ndim) for t in value if isinstance(t, Tensor)}
-    alike = len(kinds) == 1 and all(isinstance(t, Tensor) for t in value)
-    return bool(kinds) and not alike
+    """Whether a list stands for the fields of a batch ([inputs, labels], as torch collates), not for its samples.
+
+    Pictures are samples, also where one of them came in another form: other bits, a matrix, no tensor at all.
+    """
+    tensors = [t for t in value if isinstance(t, Tensor)]
+    kinds = {(t.dtype, t.ndim) for t in tensors}
+    if not kinds or (len(kinds) == 1 and len(tensors) == len(value)):
+        return False
+    pictures = sum(t.ndim == 3 and t.shape[0] in CHANNELS for t in tensors)
+    nested = any(isinstance(v, (list, tuple, Mapping)) for v in value)
+    return nested or not (2 * pictures > len(value) or pictures == len(tensors))
 
 
 def _same_kind(value: Mapping[Any, Any], made: dict[Any, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -46,7 +46,16 @@ def named(finding: Finding, alarm: Alarm, kept: Kept) -> Finding:
 
 
 def _out_of_scale(bad: list[Samples], good: list[Samples]) -> str | None:
-    """One floating input of the guilty sample is far larger than the same input of any other."""
+    """One floating input of the guilty sample is far larger than the same input of any other.
+
+    Of a detector's batch its pictures: the places of boxes and masks in the nest are others for each number of images.
+    """
+    pictures, usual = _pictures(bad), _pictures(good)
+    if pictures and usual:
+        mine, others = max(pictures), max(usual)
+        return (
+            None if mine <= FAR * max(others, 1e-12) else f"pixels reach {mine:.3g}, those of the others {others:.3g}"
+        )
     for position, (mine, others) in enumerate(zip(_largest(bad), _largest(good), strict=False)):
         if not mine <= FAR * max(others, 1e-12):
             return f"values of input {position} reach {mine:.3g}, those of the others {others:.3g}"
@@ -54,7 +63,11 @@ def _out_of_scale(bad: list[Samples], good: list[Samples]) -> str | None:
 
 
 def _out_of_range(bad: list[Samples], good: list[Samples]) -> str | None:
-    """One whole-number input lies outside of what all other samples hold."""
+    """One whole-number input lies outside of what all other samples hold; of a detector's batch its labels."""
+    mine, others = _labels(bad), _labels(good)
+    if mine and others:
+        odd = [v for v in mine if not min(others) <= v <= max(others)]
+        return f"label {odd[0]}, those of the others are {min(others)}..{max(others)}" if odd else None
     names = _all_different([*bad, *good])
     for position, (mine, others) in enumerate(zip(_whole(bad), _whole(good), strict=False)):
         if position in names:
@@ -66,13 +79,28 @@ def _out_of_range(bad: list[Samples], good: list[Samples]) -> str | None:
     return None
 
 
+def _pictures(batches: list[Samples]) -> list[float]:
+    """The largest value of each floating picture of a detector's batches."""
+    images = [i for b in batches if b.detection is not None for i in b.detection.images]
+    floats = [i.detach() for i in images if isinstance(i, Tensor) and i.is_floating_point() and i.numel()]
+    return [float(i.abs().max()) for i in floats]
+
+
+def _labels(batches: list[Samples]) -> list[int]:
+    """Every whole-number label of the targets; none where these are no detector's batches."""
+    targets = [t for b in batches if b.detection is not None for t in b.detection.targets if isinstance(t, Mapping)]
+    labels = [t.get("labels") for t in targets]
+    return [v for t in labels if isinstance(t, Tensor) and _is_whole(t) for v in t.flatten().tolist()]
+
+
 def _largest(batches: list[Samples]) -> list[float]:
     return [max(v) for v in _over(batches, lambda t: t.is_floating_point(), lambda t: float(t.detach().abs().max()))]
 
 
 def _whole(batches: list[Samples]) -> list[tuple[int, int]]:
-    low = _over(batches, _is_whole, lambda t: float(t.min()))
-    high = _over(batches, _is_whole, lambda t: float(t.max()))
+    # As int64: torch has no minimum of unsigned integers of more than 8 bits.
+    low = _over(batches, _is_whole, lambda t: float(t.long().min()))
+    high = _over(batches, _is_whole, lambda t: float(t.long().max()))
     return [(int(min(a)), int(max(b))) for a, b in zip(low, high, strict=True)]
 
 

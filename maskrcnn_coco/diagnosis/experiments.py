@@ -24,6 +24,7 @@ from maskrcnn_coco.diagnosis.scan_batch import (
     scan_anchors,
     scan_images,
     scan_targets,
+    scan_transformed,
 )
 from maskrcnn_coco.diagnosis.scan_forms import scan_forms
 from maskrcnn_coco.diagnosis.search import smallest_culprits
@@ -110,11 +111,12 @@ class Experiments:
     def _scan_batch(self, model: nn.Module, batch: Any) -> None:
         f = self.facts
         raised = str(f.measured.get("error", ""))
-        if (raised or f.symptom == "input_nonfinite") and not getattr(batch, "plain", False):
+        if raised or f.symptom == "input_nonfinite":
             targets, inputs = scan_forms(batch, model, refused=f.symptom == "input_nonfinite", raised=raised)
             f.targets, f.inputs = f.targets + targets, f.inputs + inputs
         f.targets += scan_targets(batch, num_classes(model, f.settings))
         f.inputs += scan_images(batch, getattr(model, "transform", None))
+        f.inputs += [] if f.inputs else scan_transformed(batch, getattr(model, "transform", None))
         pairs = zip(batch.image_ids, batch.targets, strict=True)
         f.empty_images += [i for i, t in pairs if isinstance(t, dict) and "boxes" in t and not len(t["boxes"])]
 
@@ -244,7 +246,7 @@ class Experiments:
         for entry in self._other_entries():
             for batch in self.replay.batches_of(entry):
                 targets, inputs = scan_targets(batch, classes), scan_images(batch, getattr(model, "transform", None))
-                if forms and not getattr(batch, "plain", False):
+                if forms:
                     more = scan_forms(batch, model, refused=False, raised=str(mine.measured.get("error", "")))
                     targets, inputs = [*targets, *more[0]], [*inputs, *more[1]]
                 looked.append(bool(mine.inputs and inputs) or bool(codes & {t.code for t in targets}))

@@ -167,6 +167,15 @@ def scan_images(batch: Any, transform: nn.Module | None) -> list[InputFault]:
     return faults
 
 
+def scan_transformed(batch: Any, transform: nn.Module | None) -> list[InputFault]:
+    """Of a loop of somebody's own, pictures that its model's transform makes non-finite.
+
+    What range it gives them is its own business.
+    """
+    pictures = getattr(batch, "detection", None)
+    return [] if pictures is None else [i for i in scan_images(pictures, transform) if i.when == "after"]
+
+
 def flat_images(batch: Any) -> list[int]:
     """Ids of the images all of whose pixels are one colour: nothing to see, and sound for most models."""
     pairs = zip(batch.images, batch.image_ids, strict=True)

@@ -29,10 +29,13 @@ def scan_forms(
     """
     targets: list[TargetFault] = []
     inputs: list[InputFault] = []
+    batch = getattr(batch, "detection", batch)  # of a loop of somebody's own: None where it is no detector's
+    if batch is None:
+        return targets, inputs
     channels = len(getattr(getattr(model, "transform", None), "image_mean", None) or ()) or None
     needed = _needed(model, raised)
     for image, target, image_id in zip(batch.images, batch.targets, batch.image_ids, strict=True):
-        what = _image(image, channels)
+        what = _image(image, channels, whole="floating type" not in raised)
         if what is not None:
             inputs.append(InputFault(image_id, what, "before", refused, form=True))
         for key, fault in _target(image, target, needed):
@@ -48,7 +51,8 @@ def _needed(model: nn.Module, raised: str) -> set[str]:
     return found | {k for k in CODES if raised.startswith(f"KeyError: '{k}'")}
 
 
-def _image(image: Any, channels: int | None) -> str | None:
+def _image(image: Any, channels: int | None, *, whole: bool) -> str | None:
+    """What is wrong with one image. ``whole``: bytes of 0..255 are fine, as they are scaled before the model."""
     if not isinstance(image, Tensor):
         return f"the image is a {type(image).__name__}, expected a tensor float32 (3, H, W) in 0..1"
     if image.layout != torch.strided or image.is_meta:
@@ -60,7 +64,7 @@ def _image(image: Any, channels: int | None) -> str | None:
         return f"the image has no pixels: its shape is {tuple(image.shape)}"
     if channels is not None and image.shape[0] != channels:
         return f"the image has {image.shape[0]} channels, the model expects {channels}"
-    if image.dtype not in (torch.float32, torch.uint8):
+    if image.dtype is not torch.float32 and not (whole and image.dtype is torch.uint8):
         return f"the image is {_name(image.dtype)}, expected float32 in 0..1"
     return None
 

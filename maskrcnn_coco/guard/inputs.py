@@ -163,6 +163,8 @@ def _shapes_ok(image: Tensor, target: Mapping[str, Any]) -> bool:
     labels, masks, outlines = _tensor(target, "labels"), _tensor(target, "masks"), target.get("outlines")
     if labels is not None and (labels.ndim < 1 or len(labels) != count or labels.is_floating_point()):
         return False
+    if not isinstance(image, Tensor):
+        return masks is None or (masks.ndim >= 1 and len(masks) == count)  # the model takes it, or raises
     if outlines is not None and (len(outlines) != count or tuple(outlines.size) != tuple(image.shape[-2:])):
         return False
     return masks is None or (

@@ -54,6 +54,26 @@ def test_every_form_is_cut(batch: Any) -> None:
     assert any(torch.equal(t, X[[2, 0]]) or torch.equal(t, X[2]) for t in leaves(part))
 
 
+@pytest.mark.parametrize("odd", [torch.zeros(3, 8, 8, dtype=torch.uint16), torch.zeros(8, 8), None, "a.jpg"])
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_list_of_pictures_is_cut_also_where_one_has_another_form(odd: Any, count: int) -> None:
+    if count == 2 and isinstance(odd, Tensor) and odd.ndim == 2:
+        return  # as torch collates inputs and a table of labels: cannot be told
+    images = [odd, *(torch.zeros(3, 8, 8) for _ in range(count - 1))]
+    targets = [{"boxes": torch.zeros(2, 4)} for _ in range(count)]
+    batch = Samples((images, targets), list(range(count)), [Key(0, 0, i, i, i) for i in range(count)])
+    assert size_of(batch.data) == count
+    part = batch.subset([1])
+    assert len(part.data[0]) == len(part.data[1]) == 1 and part.data[0][0].shape == (3, 8, 8)
+    assert part.detection is not None and part.detection.image_ids == [1]
+
+
+def test_fields_of_a_batch_are_no_samples() -> None:
+    x, y = torch.zeros(2, 5, 7), torch.zeros(2, dtype=torch.int64)
+    assert [tuple(v.shape) for v in cut([x, y], [1], 2)] == [(1, 5, 7), (1,)]
+    assert Samples([x, y], [0, 1], []).detection is None
+
+
 def test_what_is_not_per_sample_stays() -> None:
     mask = torch.zeros(3, 3)
     part = cut({"x": X, "mask": mask, "t": 0.1}, [1], 4)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from nanbench.tiny import sample, tiny_model
 
+from maskrcnn_coco.anywhere.samples import Key, Samples
 from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.plan import SampleKey
-from maskrcnn_coco.diagnosis.scan_batch import scan_anchors, scan_images, scan_targets
+from maskrcnn_coco.diagnosis.scan_batch import scan_anchors, scan_images, scan_targets, scan_transformed
 from maskrcnn_coco.diagnosis.scan_forms import scan_forms
 
 MODEL = tiny_model()
@@ -103,3 +104,32 @@ def test_the_generators_own_words_name_the_anchors():
 def test_an_image_that_is_no_dense_tensor(change: Any, what: str) -> None:
     _, inputs = scan_forms(batch_with(1, lambda i, t: (change(i), t)), MODEL, refused=False, raised="")
     assert [i.image_id for i in inputs] == [101] and what in inputs[0].what
+
+
+def own_loop(index: int, change: Any) -> Samples:
+    """The same batch as a loop of somebody's own hands it to the guard."""
+    made = batch_with(index, change)
+    keys = [Key(0, 0, i, i, i) for i in range(3)]
+    return Samples((list(made.images), list(made.targets)), [100, 101, 102], keys)
+
+
+@pytest.mark.parametrize(("change", "code", "words"), TARGETS, ids=lambda v: v if isinstance(v, str) else "")
+def test_targets_in_a_loop_of_ones_own(change: Any, code: str, words: str):
+    targets, _ = scan_forms(own_loop(1, change), MODEL, refused=False, raised="KeyError: 'boxes'")
+    assert [(t.code, t.image_id) for t in targets] == [(code, 101)] and words in targets[0].what
+
+
+def test_bytes_are_a_form_only_where_the_model_says_so():
+    batch = own_loop(1, lambda image, target: ((image * 255).to(torch.uint8), target))
+    assert scan_forms(batch, MODEL, refused=False, raised="RuntimeError: shapes")[1] == []
+    _, (fault,) = scan_forms(batch, MODEL, refused=False, raised="TypeError: images to be of floating type (in range")
+    assert fault.image_id == 101
+
+
+def test_only_what_the_transform_makes_of_pictures_counts_in_a_loop_of_ones_own():
+    model = tiny_model()
+    assert scan_transformed(own_loop(0, lambda image, target: (image * 200, target)), model.transform) == []
+    model.transform.image_std = [0.0, 0.2, 0.2]
+    found = scan_transformed(own_loop(0, lambda image, target: (image, target)), model.transform)
+    assert [f.image_id for f in found] == [100, 101, 102] and "image_std" in found[0].what
+    assert scan_transformed(Samples(torch.zeros(3, 2), [0, 1, 2], []), model.transform) == []

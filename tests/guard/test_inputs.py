@@ -146,3 +146,8 @@ def test_a_sparse_image_is_the_models_business() -> None:
     images, targets = batch()
     images[0] = images[0].to_sparse()
     assert check([(images, targets)], LIMITS) == []
+
+
+def test_an_image_that_is_no_tensor_is_left_to_the_model():
+    target = {"boxes": torch.tensor([[1.0, 1.0, 5.0, 5.0]]), "masks": torch.zeros(1, 8, 8, dtype=torch.uint8)}
+    assert check([([None, torch.zeros(3, 8, 8)], [target, target])], Expected()) == []

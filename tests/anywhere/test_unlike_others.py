@@ -1,0 +1,56 @@
+"""What of a guilty sample is unlike every other one, in whatever dtype it comes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from maskrcnn_coco.anywhere.rig import Kept
+from maskrcnn_coco.anywhere.samples import Key, Samples
+from maskrcnn_coco.anywhere.unlike_others import named
+from maskrcnn_coco.records import Alarm, Culprit, Finding
+
+
+def kept(values: Tensor) -> Kept:
+    """One batch at step 5 with one number a sample, and the ids 0, 1, ..."""
+    count = len(values)
+    keys = [Key(5, 0, i, i, i) for i in range(count)]
+    found = Kept()
+    found.add(5, Samples((values,), list(range(count)), keys), torch.get_rng_state(), None)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.int64])
+def test_a_number_out_of_range_is_named_in_every_dtype_of_whole_numbers(dtype: torch.dtype) -> None:
+    batch = kept(torch.tensor([3, 3, 200, 5]).to(dtype))
+    guilty = Finding("UNKNOWN", 0.5, Culprit(image_ids=[2]), [], 5, "", {"proved_on_healthy_weights": True})
+    found = named(guilty, Alarm("crash", 5, 0, 5, "it raises", {}), batch)
+    assert (found.cause, found.confidence) == ("DATA_LABEL", 0.92)
+
+
+def test_a_label_past_those_of_all_other_images_is_named_in_a_detectors_batch() -> None:
+    images = [torch.zeros(3, 8, 8) for _ in range(4)]
+    counts, labels = (2, 0, 1, 3), ([1, 2], [], [9], [1, 1, 3])
+    targets = [
+        {"boxes": torch.ones(n, 4), "labels": torch.tensor(v, dtype=torch.int64)}
+        for n, v in zip(counts, labels, strict=True)
+    ]
+    batch = Kept()
+    keys = [Key(5, 0, i, i, i) for i in range(4)]
+    batch.add(5, Samples((images, targets), list(range(4)), keys), torch.get_rng_state(), None)
+    guilty = Finding("UNKNOWN", 0.5, Culprit(image_ids=[2]), [], 5, "", {"proved_on_healthy_weights": True})
+    found = named(guilty, Alarm("crash", 5, 0, 5, "IndexError", {}), batch)
+    assert found.cause == "DATA_LABEL" and "label 9" in found.evidence[0].outcome
+
+
+def test_boxes_are_not_taken_for_pixels() -> None:
+    images = [torch.rand(3, 8, 8) for _ in range(4)]
+    targets = [{"boxes": torch.full((2, 4), 800.0), "labels": torch.ones(2, dtype=torch.int64)} for _ in range(4)]
+    batch = Kept()
+    keys = [Key(5, 0, i, i, i) for i in range(4)]
+    batch.add(5, Samples((images, targets), list(range(4)), keys), torch.get_rng_state(), None)
+    guilty = Finding("LOSS_MATH", 0.6, Culprit(image_ids=[2]), [], 5, "", {"proved_on_healthy_weights": True})
+    assert named(guilty, Alarm("loss_nonfinite", 5, 0, 5, "", {}), batch).cause == "LOSS_MATH"
+    images[2] *= 1e5
+    assert named(guilty, Alarm("loss_nonfinite", 5, 0, 5, "", {}), batch).cause == "DATA_PIXEL"
