@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from maskrcnn_coco.anywhere.rig import divisor
 from maskrcnn_coco.anywhere.samples import Select
 from maskrcnn_coco.anywhere.with_responder import WithResponder, answer, make_responder
 from maskrcnn_coco.errors import DataError
+from maskrcnn_coco.guard import forward_backward
 from maskrcnn_coco.guard.attached import Attached
 from maskrcnn_coco.guard.immediate import Act, Mode
 from maskrcnn_coco.guard.norms import Components
 from maskrcnn_coco.guard.sharding import refuse_shards
+from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.records import Alarm, StepRecord
 
 
@@ -44,6 +47,10 @@ class Diagnosing(WithResponder, Attached):
         self._shown: tuple[Any, Sequence[int] | None] | None = None
         self.responder = make_responder(self, forward, select, logdir, own_batches=False)
         self._busy = False
+        self._handled: BaseException | None = None
+        """What was being handled already as the forward pass began."""
+        self._explained: set[str] = set()
+        """What forward passes raised so far, first lines."""
 
     def batch(self, batch: Any, ids: Sequence[int] | None = None) -> Any:
         """Show the batch that the coming forward pass is of, where ``forward`` takes it; returns it unchanged.
@@ -74,6 +81,7 @@ class Diagnosing(WithResponder, Attached):
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._busy:
             return
+        self._handled = sys.exc_info()[1]
         try:
             super()._before_forward(module, args, kwargs)
         except DataError:
@@ -81,6 +89,28 @@ class Diagnosing(WithResponder, Attached):
             raise
         if self.responder is not None and self._shown_forward is None and self._act is not None:
             self.responder.saw(self._act.record.step, (args, kwargs))
+
+    def _after_forward(self, _: nn.Module, out: Any) -> None:
+        error, handled = sys.exc_info()[1], self._handled
+        self._handled = None  # an error holds the frames that it went through
+        if isinstance(error, Exception) and error is not handled and not self._busy:
+            self._raised(error)
+        else:
+            super()._after_forward(_, out)
+
+    def _raised(self, error: Exception) -> None:
+        """The model's own forward pass raised, which is for the loop to answer: each such error is explained once."""
+        words = forward_backward.in_words(error)
+        act, line = self._act, words.splitlines()[0]
+        if self.responder is None or act is None or self.mode == "off" or line in self._explained:
+            return
+        if forward_backward.is_fatal(error):
+            return
+        self._explained.add(line)
+        self._act = None
+        measured = {"error": words, "losses": {}, "group_grad_norm": {}}
+        self.instruments.raise_alarm(act.record, Verdict("crash", words, measured))
+        self._answered(act.record)
 
     def _explain(self, data: Any) -> None:
         """The forward pass was refused: the verdict, before the error ends the loop."""

@@ -243,6 +243,9 @@ class AlarmResponder:
         if action.kind == "stop" and "weighed_anew" in alarm.measured and findings[0].detail.get("redefined"):
             # The same loss with another weight: the guard takes it for that when it comes again.
             action = Action("skip", {"why": f"the loss counts {alarm.measured['weighed_anew']:.2g} times as much"})
+        if alarm.symptom == "crash" and not self.own_batches:
+            # What a loop's own forward pass raises is for the loop to answer: nothing was done yet, nothing is undone.
+            action = Action("skip", {"why": "the error goes on to the loop"})
         if findings[0].cause == "ACCUMULATION" and alarm.symptom == "diverged" and action.kind == "skip" and count > 1:
             # The sum of so many gradients is a rate so many times as high; the weights that it threw away come back.
             onset = findings[0].onset_step

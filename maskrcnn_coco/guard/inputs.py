@@ -99,13 +99,21 @@ def image_ids(batches: Sequence[Any]) -> list[int]:
     found: list[int] = []
     for batch in batches:
         own = getattr(batch, "image_ids", None)
-        pair = detection_pair(batch)
         if own is not None:
             found += [int(i) for i in own]
-        elif pair is not None:
-            ids = [_scalar(t.get("image_id")) for t in pair[1]]
+        else:
+            ids = [_scalar(t.get("image_id")) for t in _targets(batch)]
             found += [i for i in ids if i is not None]
     return found
+
+
+def _targets(batch: Any) -> Sequence[Mapping[str, Any]]:
+    """The targets of a detection batch, in whatever form its boxes are; none of another batch."""
+    targets = getattr(batch, "targets", None)
+    if targets is None and isinstance(batch, (tuple, list)) and len(batch) == 2:
+        targets = batch[1]
+    given = isinstance(targets, (list, tuple))
+    return targets if given and all(isinstance(t, Mapping) for t in targets) else ()  # type: ignore[return-value]
 
 
 def _sound(images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]], expected: Expected) -> bool:

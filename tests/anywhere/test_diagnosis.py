@@ -683,6 +683,43 @@ def test_a_batch_that_would_kill_the_process_leaves_a_verdict_behind_an_attached
     assert guard.incidents[0].culprit.image_ids == [1]
 
 
+def test_what_a_model_raises_in_an_attached_loop_leaves_a_verdict_and_goes_on_to_the_loop():
+    """Nobody but the loop can answer it; a loop that catches it and goes on is not rolled back for it."""
+    model = tiny_detector("faster", 0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    guard = attach(model, optimizer, diagnose=True, say=False)
+    raised = []
+    for step in range(8):
+        pairs = [sample(10 * step + n) for n in range(3)]
+        if step in (2, 4, 5, 6):
+            pairs[1][1]["boxes"] = pairs[1][1]["boxes"].tolist()
+        before = digest(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GuardWarning)
+            try:
+                losses = model([i for i, _ in pairs], [t for _, t in pairs])
+            except AssertionError as e:
+                raised.append(e)
+                assert digest(model) == before
+                continue
+            optimizer.zero_grad()
+            torch.stack(list(losses.values())).sum().backward()
+            optimizer.step()
+    assert len(raised) == 4, "the model's own error, each time"
+    (incident,) = guard.incidents
+    assert (incident.cause, incident.action.kind, incident.culprit.image_ids) == ("DATA_BOX", "skip", [21])
+    assert incident.confidence >= 0.9 and not guard.refused
+
+
+def test_memory_that_ran_out_is_no_case_for_a_diagnosis():
+    net = OwnLoss()
+    guard = attach(net, torch.optim.SGD(net.parameters(), lr=0.1), diagnose=True, say=False)
+    net.head.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("4 GiB")))
+    with pytest.raises(torch.OutOfMemoryError):
+        net(*data(0))
+    assert guard.incidents == []
+
+
 def test_a_detector_left_in_evaluation_mode_is_no_glitch() -> None:
     """Replays train their copy, and found the step sound; the run's own model gives detections at every batch."""
     model = tiny_detector("faster", 0)
