@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 from nanbench.decoys import nothing
 from nanbench.decoys_own import every
 from nanbench.faults_code import Losses, losses
-from nanbench.faults_forms import entry, picture
+from nanbench.faults_forms import entry, handed_out, picture
 from nanbench.faults_lr import rates
 from nanbench.faults_state import between
 from nanbench.scenario import Scenario
@@ -157,6 +157,7 @@ WILD_DECOYS = tuple(
         ("wave", losses(wave), Setup()),
         ("words", every(words), Setup()),
         ("normalised", every(picture(normalised)), Setup()),
+        ("image-double", handed_out(picture(Tensor.double)), Setup(batch=1)),
         ("lists", as_list, BATCH),
         ("masks-float", every(entry("masks", Tensor.float)), Setup()),
         ("boxes-double", every(entry("boxes", Tensor.double)), Setup()),

@@ -77,7 +77,6 @@ ROWS: tuple[tuple[str, str, str, Change, Setup], ...] = (
     ("labels-list", LABEL, "pytorch/vision#2196", entry("labels", Tensor.tolist), SGD),
     ("boxes-scored", BOX, "pytorch/vision#2720", entry("boxes", scored), SGD),
     ("boxes-scored-retina", BOX, "pytorch/vision#2720", entry("boxes", scored), RETINA),
-    ("image-double", PIXEL, "pytorch/vision#1925", picture(Tensor.double), ONCE),
     ("boxes-missing", BOX, "pytorch/vision#1872", without("boxes"), TWO),
     ("boxes-missing-faster", BOX, "pytorch/vision#1872", without("boxes"), FASTER),
     ("boxes-list", BOX, "pytorch/vision#2196", entry("boxes", Tensor.tolist), ADAM),
