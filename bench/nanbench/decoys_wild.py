@@ -158,6 +158,7 @@ WILD_DECOYS = tuple(
         ("words", every(words), Setup()),
         ("normalised", every(picture(normalised)), Setup()),
         ("image-double", handed_out(picture(Tensor.double)), Setup(batch=1)),
+        ("image-half", handed_out(picture(Tensor.half)), Setup(model="faster")),
         ("lists", as_list, BATCH),
         ("masks-float", every(entry("masks", Tensor.float)), Setup()),
         ("boxes-double", every(entry("boxes", Tensor.double)), Setup()),

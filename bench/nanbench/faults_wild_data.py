@@ -87,7 +87,6 @@ FORMS = (
     ("target-renamed-label", LABEL, renamed("labels", "label"), FASTER),
     ("target-renamed-bbox", BOX, renamed("boxes", "bboxes"), RETINA),
     ("image-int64", PIXEL, picture(lambda v: (v * 255).long()), SGD),
-    ("image-half", PIXEL, picture(Tensor.half), FASTER),
     ("image-numpy", PIXEL, picture(lambda v: v.permute(1, 2, 0).numpy()), SGD),
     ("image-batched", PIXEL, picture(lambda v: v[None]), GROUP),
     ("image-inf-channel", PIXEL, picture(lambda v: torch.cat([v[:2], torch.full_like(v[:1], INF)])), BF16),
