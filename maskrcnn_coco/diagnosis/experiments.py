@@ -187,8 +187,7 @@ class Experiments:
             can.add("other")
         if self.lr.healthy is not None:
             can.add("earlier")
-            if self.lr.walkable():
-                can |= {"retrace", "lr"}
+            can |= self.lr.walks()
         can |= {"lr"} if f.leap else set()
         can.add("reference")
         if self.lr.after_load():
@@ -311,7 +310,7 @@ class Experiments:
 
     def _locate(self) -> None:
         outcome = self.replay.run("every module and op watched", locate=True)
-        module, op = outcome.first_bad_module, outcome.first_bad_op
+        module, op, self.facts.inside = outcome.first_bad_module, outcome.first_bad_op, outcome.inside
         if module is None and op is None and not outcome.bad_grads:
             return
         name = module or (outcome.bad_grads[0].rpartition(".")[0] if outcome.bad_grads else None)

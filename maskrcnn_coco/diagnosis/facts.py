@@ -210,6 +210,8 @@ class Facts:
     by_chance: bool = False
     """With other random numbers the same batch, on the same weights, is a normal step."""
     location: Location | None = None
+    inside: float | None = None
+    """The largest number that any module took or gave in the failing step, losses apart; None: not asked."""
     fp32_modules: list[str] = field(default_factory=list)
     eager_modules: list[str] = field(default_factory=list)
     """Compiled modules without whose compiled code the step is finite."""

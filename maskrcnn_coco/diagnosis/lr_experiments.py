@@ -381,6 +381,11 @@ class LrExperiments:
         latest = self.facts.onset_step if self.healthy is None else min(self.healthy.step, self.facts.onset_step)
         return next((s for s in walkable if s.step <= latest), walkable[-1] if walkable else None)
 
+    def walks(self) -> set[str]:
+        """The tests that walk over the tape, as far as there is one. A rate is asked only where steps were taken."""
+        taken = [bool(self.replay.entries(s.step)) for s in self.walkable()]
+        return ({"retrace"} if taken else set()) | ({"lr"} if any(taken) else set())
+
     def walkable(self) -> list[Snapshot]:
         older = [s for s in self.case.earlier if s.step < self.facts.step]
         return [s for s in older if self.facts.step - s.step <= WALK and self.replay.covers(s.step)]

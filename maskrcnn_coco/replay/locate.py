@@ -35,6 +35,8 @@ class Watch:
         self.module: str | None = None
         self.start = 0
         self.largest: dict[str, float] = {}
+        self.inside = 0.0
+        """The largest finite magnitude that any module took or gave, losses (scalars) apart."""
 
 
 class _Ops(TorchDispatchMode):
@@ -70,6 +72,7 @@ class Located:
     max_abs: float | None
     phase: str
     largest: dict[str, float]
+    inside: float = 0.0
 
 
 def located_run(
@@ -77,6 +80,14 @@ def located_run(
 ) -> Located:
     """`step.run` with every module and op watched. ``forward.model`` is the model whose modules are named."""
     watched = Watch()
+    found = _located(forward, batches, scaler, layout, watched, first=first)
+    found.inside = watched.inside
+    return found
+
+
+def _located(
+    forward: Forward, batches: Sequence[Any], scaler: Any, layout: Layout, watched: Watch, *, first: bool
+) -> Located:
     ops = _Ops()
 
     def seen(batch: Any) -> Any:
@@ -122,6 +133,7 @@ def hooks(model: nn.Module, seen: Watch, ops: _Ops) -> Iterator[None]:
             if seen.module is None and not _finite(output) and _finite(args):
                 seen.module, seen.start = name, start
             seen.largest[name] = max(seen.largest.get(name, 0.0), largest((args, output)))
+            seen.inside = max(seen.inside, largest([t for t in _tensors((args, output)) if t.ndim]))
 
         handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:

@@ -27,6 +27,8 @@ class Outcome:
     first_bad_module: str | None = None
     first_bad_op: str | None = None
     max_abs: float | None = None
+    inside: float | None = None
+    """Of a watched replay: the largest finite magnitude that any module took or gave, losses apart."""
     phase: str = "forward"
     digest: str | None = None
     steps: float = 1.0

@@ -128,3 +128,37 @@ def test_of_an_unknown_fault_it_is_said_whether_the_weights_are_ruined(other: fl
         facts.outcomes[name] = Outcome(name, True, loss=loss, grad_norm=8.0)
     found = unknown.judge(facts)
     assert found is not None and bool(found.detail.get("ruined")) is ruined
+
+
+def enormous(norm: float, inside: float) -> Facts:
+    """The first step of a run: its loss is 5e30 at every batch, and so it is when replayed."""
+    facts = Facts("grad_nonfinite", 0, 0, 0, recorded_loss=5e30, recorded_norm=float("inf"), inside=inside)
+    for name in ("same", "other", "again", "reference"):
+        facts.outcomes[name] = Outcome(name, True, {"a": 4e30, "b": 1e30}, 5e30, norm, digest="1")
+    facts.done |= set(facts.outcomes)
+    return facts
+
+
+@pytest.mark.parametrize("inside", [60.0, 1e14])
+def test_a_loss_as_enormous_again_is_no_glitch_though_its_norm_overflowed_where_it_was_recorded(inside: float):
+    found = investigate.rank(enormous(5e30, inside))[0]
+    assert (found.cause, found.confidence) == (("LOSS_MATH", 0.92) if inside < 1e3 else ("UNKNOWN", 0.1))
+
+
+def test_a_norm_that_was_nan_and_is_a_number_now_is_a_glitch_at_a_loud_batch():
+    assert investigate.rank(enormous(5e3, 1e14))[0].cause == "TRANSIENT"
+
+
+@pytest.mark.parametrize(
+    ("loss", "faithful", "cause"), [(2.5, True, "TRANSIENT"), (2.5, False, None), (2.5, None, None), (90.0, True, None)]
+)
+def test_a_step_that_was_a_billion_times_as_loud_is_a_glitch_though_its_gradients_are_not_calm(
+    loss: float, faithful: bool | None, cause: str | None
+):
+    """A spike of the run's own just before it: gradients of a hundred where one is usual, both when it is replayed."""
+    facts = Facts("diverged", 8, 0, 7, reference=Reference(1.8, 0.7, 7), recorded_loss=2.4e10, recorded_norm=2.8e11)
+    facts.faithful, facts.growing = faithful, True
+    for name in ("same", "again", "retrace"):
+        facts.outcomes[name] = Outcome(name, True, loss=loss, grad_norm=115.0, digest="1")
+    found = transient.judge(facts)
+    assert (found and found.cause) == cause

@@ -61,6 +61,11 @@ WILD: dict[str, tuple[Any, str, float]] = {
         0.9,
     ),
     "a term that was not there": (lambda: TinyRun(before_step=before(6, new_term)), "LOSS_MATH", 0.9),
+    "every loss times 1e30 from the start": (
+        lambda: TinyRun(model=WithLosses(lambda m, losses, targets: {k: v * 1e30 for k, v in losses.items()})),
+        "LOSS_MATH",
+        0.9,
+    ),
     "eps 0": (lambda: TinyRun(kind="adamw", before_step=before(0, every_group("eps", 0.0))), "POISONED_STATE", 0.9),
     "betas of 1": (
         lambda: TinyRun(kind="adamw", before_step=before(4, every_group("betas", (1.0, 1.0)))),

@@ -8,6 +8,7 @@ How it is proved: targets, images and state are sound; the step fails again in f
   autograd's anomaly mode names the op and the line. Where the formula of a loss changes under way, a recorded step
   is taken again from its own weights: one term is another now, the others are what they were. Where the whole loss and
   its gradients are one factor of what they were, the loss has another weight, and the step is healthy in that measure.
+  Where the loss is enormous from the first step on, the largest number inside the model says whose doing it is.
 What the guard does: skips the step; stops where the formula itself changed. A lower learning rate does not help.
 How to fix it: `max(count, 1)`; mask the input of the op, not its output; add an epsilon inside the root; floor
   the class counts.
@@ -20,11 +21,14 @@ import math
 from maskrcnn_coco.diagnosis.facts import LOSS_FACTOR, Facts, Redefined
 from maskrcnn_coco.diagnosis.rules.common import healthy, nonfinite
 from maskrcnn_coco.records import Culprit, Evidence, Finding
+from maskrcnn_coco.replay.outcome import Outcome
 
 CODE = "LOSS_MATH"
 PRODUCTS = ("addmm", "mm ", "bmm", "linear", "conv", "matmul", "_scaled", "thnn", "mkldnn", "cudnn")
 QUOTIENTS = ("div", "log", "sqrt", "rsqrt", "reciprocal", "pow", "acos", "asin", "atanh")
 """Ops that make what is not finite of finite numbers, however small those are."""
+
+FROM_NOTHING = 1e6
 
 
 def judge(facts: Facts) -> Finding | None:
@@ -33,6 +37,8 @@ def judge(facts: Facts) -> Finding | None:
     if facts.weighed is not None and facts.good("same"):
         return _weighed(facts, facts.weighed)
     same = facts.outcomes.get("same")
+    if same is not None and _out_of_scale(facts, same):
+        return _enormous(facts, same)
     if same is None or same.finite or same.error or not nonfinite(facts):
         return None
     if facts.certain_state() or facts.lethal() or facts.anchors or facts.good("fp32") or facts.good("reference"):
@@ -67,6 +73,26 @@ def judge(facts: Facts) -> Finding | None:
     detail["proved_on_healthy_weights"] = bool(facts.guilty_images) and facts.bad(healthy(facts))
     fix = f"look at {facts.location.op}" if located and facts.location else f"look at the maths of {term or 'the loss'}"
     return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)
+
+
+def _out_of_scale(facts: Facts, same: Outcome) -> bool:
+    """Whether every batch's loss, before any step, is beyond what a loss could make of the model's own numbers.
+
+    Of those a square is the most that a loss takes; what is a million times as much the loss has put in by itself.
+    """
+    if facts.reference.count or facts.inside is None or not same.finite or same.error or not facts.bad("other"):
+        return False
+    if facts.state or facts.anchors or facts.suspects():
+        return False
+    return abs(same.loss) > FROM_NOTHING * (1.0 + facts.inside) ** 2
+
+
+def _enormous(facts: Facts, same: Outcome) -> Finding:
+    what = f"no module takes or gives a number above {facts.inside:.4g}; the loss is {same.loss:.4g}"
+    evidence = [Evidence("locate: every module watched", what, CODE), *facts.says(CODE, "!same", "!other", "!earlier")]
+    term = max(same.losses, key=lambda k: abs(same.losses[k]), default=None)
+    fix = f"look at what multiplies or divides {term or 'the loss'}: a weight, an exponent, a count"
+    return Finding(CODE, 0.92, Culprit(), evidence, facts.step, fix, {"term": term})
 
 
 def _behind_the_model(facts: Facts) -> bool:

@@ -14,12 +14,15 @@ How to fix it: if it comes back, test the device (memory test, another card, low
 
 from __future__ import annotations
 
+import math
+
 from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.rules.common import by_the_loop, nonfinite
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "TRANSIENT"
 FIX = "maskrcnn-coco doctor"
+LOUDER = 1e3
 OFTEN = 50
 """Steps within which a third failure that a replay does not show is no chance: something is not replayed."""
 
@@ -60,16 +63,32 @@ def judge(facts: Facts) -> Finding | None:
         return _retraced(facts)
     if isinstance(facts.measured.get("moved"), dict):
         return None  # weights that a row of steps threw about, whatever its last loss is
-    if not facts.good("same") and not _finite_now(facts):
+    if not facts.good("same") and not _finite_now(facts) and not _far_calmer(facts):
         return None
     return _once(facts)
 
 
 def _finite_now(facts: Facts) -> bool:
-    """Whether what was NaN is a number in the replay, if a loud one: data with heavy tails have such batches."""
-    same = facts.outcomes.get("same")
+    """Whether what was NaN is a number in the replay, if a loud one: data with heavy tails have such batches.
+
+    Not where it is as enormous as the step was: a norm beyond 1e19 overflows where it is recorded alone.
+    """
     nan = facts.symptom in ("loss_nonfinite", "grad_nonfinite") and not facts.growing
-    return nan and same is not None and same.finite and not same.error and not facts.refused_before
+    return nan and facts.not_repeated() and not facts.refused_before
+
+
+def _far_calmer(facts: Facts) -> bool:
+    """Whether the step is sound as far as losses go, and was thousands of times as loud when the run took it.
+
+    Its gradients may be above the usual all the same: a loud step of the run's own came just before.
+    """
+    same, again = facts.outcomes.get("same"), facts.outcomes.get("again")
+    if same is None or again is None or not facts.reference.count or not facts.not_repeated() or facts.handled():
+        return False
+    sound = 0.0 <= same.loss <= facts.limits()[0] and again.finite and bool(facts.faithful)
+    recorded = facts.recorded_loss
+    louder = recorded is not None and math.isfinite(recorded) and recorded > LOUDER * same.loss
+    return sound and louder and facts.drift is None
 
 
 def _once(facts: Facts) -> Finding:
