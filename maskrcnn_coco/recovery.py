@@ -78,7 +78,7 @@ def decide(findings: Sequence[Finding], history: History, budgets: Budgets | Non
             return _by_plan(top, history, budgets) if top.detail.get("foreign_rates") else _lower(top, history)
         case "POISONED_STATE" | "NORM_STATE":
             return _restore(top, history, budgets)
-        case "FP16_OVERFLOW" if top.confidence >= PROVED:
+        case "FP16_OVERFLOW" if top.confidence >= PROVED and not top.detail.get("proved_on_healthy_weights"):
             return _precision(top, history, budgets)
         case "SCALE_COLLAPSE":
             return _hold_scale(top, history, budgets)

@@ -21,6 +21,7 @@ from maskrcnn_coco.guard import forward_backward
 from maskrcnn_coco.guard.forward_backward import Forward, Pass
 from maskrcnn_coco.guard.norms import Layout
 
+IN_HALF = "in float16"
 # Their outputs are memory not yet written, not results.
 _UNWRITTEN = ("empty", "new_empty", "empty_like", "empty_strided", "resize_", "set_", "set_data")
 
@@ -56,7 +57,7 @@ class _Ops(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if clean and not _finite(result):
             where, theirs = _where()
-            self.bad.append(f"{name}{where}")
+            self.bad.append(f"{name}{_half(result)}{where}")
             if self.depth == 0 and self.outside is None and not theirs:
                 self.outside = self.bad[-1]
         return result
@@ -185,6 +186,12 @@ def _finite(value: Any) -> bool:
 
 def _any_float(value: Any) -> bool:
     return any(t.is_floating_point() and t.numel() for t in _tensors(value))
+
+
+def _half(result: Any) -> str:
+    """Said of an op whose result is not finite in float16: no other type ends at 65504."""
+    bad = (t for t in _tensors(result) if t.is_floating_point() and not bool(torch.isfinite(t).all()))
+    return f" {IN_HALF}" if any(t.dtype is torch.float16 for t in bad) else ""
 
 
 def _where() -> tuple[str, bool]:

@@ -364,7 +364,9 @@ class Replay:
         self.count += 1
         self.steps += steps
         try:
-            with forked_random(torch.device(self.rig.device).type == "cuda"), torch.enable_grad():
+            random = forked_random(torch.device(self.rig.device).type == "cuda")
+            # A loop's own check of gradients raises before there is anything to measure.
+            with random, torch.enable_grad(), torch.autograd.set_detect_anomaly(False):
                 yield
         except Exception as e:
             if self._model is not None:

@@ -12,7 +12,7 @@ import pytest
 
 from maskrcnn_coco.diagnosis import investigate
 from maskrcnn_coco.diagnosis.explain import RULES, codes
-from maskrcnn_coco.diagnosis.facts import Drift, Facts, Reference, TargetFault
+from maskrcnn_coco.diagnosis.facts import Drift, Facts, Location, Reference, TargetFault
 from maskrcnn_coco.diagnosis.rules import transient, unknown
 from maskrcnn_coco.records import CAUSES
 from maskrcnn_coco.replay.outcome import Outcome
@@ -162,3 +162,24 @@ def test_a_step_that_was_a_billion_times_as_loud_is_a_glitch_though_its_gradient
         facts.outcomes[name] = Outcome(name, True, loss=loss, grad_norm=115.0, digest="1")
     found = transient.judge(facts)
     assert (found and found.cause) == cause
+
+
+@pytest.mark.parametrize(
+    ("op", "precision", "cause"),
+    [
+        ("_to_copy in float16 (own.py:3, forward)", "fp32", "FP16_OVERFLOW"),
+        ("mul in float16 (own.py:3, forward)", "bf16", "FP16_OVERFLOW"),
+        ("div in float16 (own.py:3, forward)", "fp32", "LOSS_MATH"),
+        ("_to_copy (own.py:3, forward)", "fp32", "LOSS_MATH"),
+    ],
+)
+def test_a_block_that_computes_in_half_precision_by_itself_overflows_in_float32_runs_too(
+    op: str, precision: str, cause: str
+):
+    facts = Facts("loss_nonfinite", 8, 0, 8, reference=Reference(1.8, 0.7, 7), precision=precision)
+    facts.location = Location("neck.1", "neck", "forward", op)
+    for name in ("same", "other", "earlier", "fp32"):
+        facts.outcomes[name] = Outcome(name, False, {"a": float("nan"), "b": 1.0}, float("nan"), bad_losses=["a"])
+    top = investigate.rank(facts)[0]
+    assert (top.cause, top.confidence) == (cause, 0.93)
+    assert cause != "FP16_OVERFLOW" or top.culprit.module == "neck.1"

@@ -95,3 +95,15 @@ def test_infinities_that_a_module_keeps_to_itself_are_not_blamed() -> None:
 
     found = located(Divided(), torch.ones(1, 2))
     assert found.module is None and found.op.startswith("div")
+
+
+def test_an_op_that_overflows_in_half_precision_says_so(net: Net) -> None:
+    class Half(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * 1e5).half().float()
+
+    net.last = nn.Sequential(Half(), net.last)
+    found = located(net, torch.tensor([[4.0, 900.0]]))
+    assert found.module == "last.0" and found.op.startswith("_to_copy in float16 (")
+    net.last[0] = nn.Identity()
+    assert " in float16" not in located(net, torch.tensor([[1.0, -1.0]])).op

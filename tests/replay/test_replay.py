@@ -175,3 +175,15 @@ def test_cost_is_counted_in_steps():
     replay.run("all", batches=[case.batches[0].subset([0, 2, 3, 0])])
     assert replay.count == 2 and replay.steps == pytest.approx(1.25) and replay.spent > 0
     assert BAD in case.batches[0].image_ids
+
+
+def test_a_loop_s_own_check_of_gradients_does_not_stop_a_replay():
+    """Autograd's anomaly mode raises at the first NaN: the run met an error, a replay measures what it was."""
+    from tiny_faults import WithLosses, sqrt_at_zero
+
+    with torch.autograd.set_detect_anomaly(True):
+        case = TinyRun(model=WithLosses(sqrt_at_zero)).until_alarm()
+        outcome = Replay(case).run("same")
+        assert case.alarm.symptom == "crash" and "returned nan" in case.alarm.measured["error"]
+        assert outcome.error is None and outcome.bad_grad_count and not outcome.bad_losses
+        assert torch.is_anomaly_enabled()

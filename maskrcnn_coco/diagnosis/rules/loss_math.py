@@ -19,14 +19,13 @@ from __future__ import annotations
 import math
 
 from maskrcnn_coco.diagnosis.facts import LOSS_FACTOR, Facts, Redefined
-from maskrcnn_coco.diagnosis.rules.common import healthy, nonfinite
+from maskrcnn_coco.diagnosis.rules.common import QUOTIENTS, healthy, nonfinite
+from maskrcnn_coco.diagnosis.rules.fp16_overflow import overflows_by_itself
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 from maskrcnn_coco.replay.outcome import Outcome
 
 CODE = "LOSS_MATH"
 PRODUCTS = ("addmm", "mm ", "bmm", "linear", "conv", "matmul", "_scaled", "thnn", "mkldnn", "cudnn")
-QUOTIENTS = ("div", "log", "sqrt", "rsqrt", "reciprocal", "pow", "acos", "asin", "atanh")
-"""Ops that make what is not finite of finite numbers, however small those are."""
 
 FROM_NOTHING = 1e6
 
@@ -42,6 +41,8 @@ def judge(facts: Facts) -> Finding | None:
     if same is None or same.finite or same.error or not nonfinite(facts):
         return None
     if facts.certain_state() or facts.lethal() or facts.anchors or facts.good("fp32") or facts.good("reference"):
+        return None
+    if overflows_by_itself(facts):
         return None
     gradient_only = not same.bad_losses and same.bad_grad_count > 0
     one_term = len(same.bad_losses) == 1 and len(same.losses) > 1
