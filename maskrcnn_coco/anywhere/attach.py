@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from maskrcnn_coco.errors import ConfigError, GuardWarning
+from maskrcnn_coco.guard import optimizer_step
 from maskrcnn_coco.guard.attached import Attached
 from maskrcnn_coco.guard.immediate import Mode
 from maskrcnn_coco.guard.norms import Components
@@ -68,14 +69,15 @@ def attach(
         ``rollback()``.
 
     Raises:
-        ConfigError: no optimizer, no trainable parameters, or parameters that are shards.
+        ConfigError: no optimizer, no trainable parameters, or parameters that are shards; with ``diagnose`` also an
+            optimizer that needs a closure (LBFGS) or steps another one, as no step of it can be taken again.
     """
     found = _optimizers(optimizer)
     for sentence in faults_under(model) if say and mode != "off" else []:
         warnings.warn(sentence, GuardWarning, stacklevel=2)
     if not diagnose:
         return Attached(model, found, scaler=scaler, components=components, mode=mode, on_alarm=on_alarm, say=say)
-    _refuse_several(found)
+    _refuse_what_cannot_be_replayed(found)
     from maskrcnn_coco.anywhere.diagnosing_guard import Diagnosing
 
     return Diagnosing(
@@ -92,8 +94,8 @@ def attach(
     )
 
 
-def _refuse_several(found: list[torch.optim.Optimizer]) -> None:
-    """A replay takes the step of one optimizer, whose state it knows."""
+def _refuse_what_cannot_be_replayed(found: list[torch.optim.Optimizer]) -> None:
+    """A replay takes the step of one optimizer, whose state it knows, from gradients alone."""
     if len(found) > 1:
         raise ConfigError("diagnose=True needs one optimizer", got=str(len(found)), fix="attach a guard to each")
     outer = found[0]
@@ -102,6 +104,10 @@ def _refuse_several(found: list[torch.optim.Optimizer]) -> None:
         kinds = f"{type(outer).__name__} around {type(getattr(outer, inner)).__name__}"
         fix = f"attach(model, optimizer.{inner}, diagnose=True): what the outer one does beside its steps is let be"
         raise ConfigError("diagnose=True needs an optimizer that takes its steps itself", got=kinds, fix=fix)
+    if optimizer_step.needs_closure(outer):
+        text = f"diagnose=True cannot take a step of {type(outer).__name__} again: it evaluates the loss several times"
+        fix = "attach(model, optimizer) without diagnose: it refuses bad steps all the same"
+        raise ConfigError(text, expected="an optimizer whose step() needs no closure", fix=fix)
 
 
 def _optimizers(given: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:

@@ -129,7 +129,7 @@ class Experiments:
         """Make the test ``name``; what it found is in ``facts`` afterwards. A test that cannot be made is noted."""
         self.facts.done.add(name)
         try:
-            if name in ("retrace", "lr", "file"):
+            if name in ("retrace", "lr", "file", "weight"):
                 getattr(self.lr, name)()
             elif name in ("reference", "live"):
                 getattr(self.backend, name)()
@@ -186,8 +186,7 @@ class Experiments:
         elif len(f.image_ids) > 1:
             can.add("other")
         if self.lr.healthy is not None:
-            can.add("earlier")
-            can |= self.lr.walks()
+            can |= {"earlier", "weight"} | self.lr.walks()
         can |= {"lr"} if f.leap else set()
         can.add("reference")
         if self.lr.after_load():

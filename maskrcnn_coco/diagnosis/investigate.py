@@ -79,6 +79,8 @@ def wanted(f: Facts) -> Iterator[str]:
         yield "file"
         if f.older_file is not None and f.older_file.trains:
             return
+    if f.symptom == "diverged" and "own_gradients" in f.settings:
+        yield "weight"
     yield "same"
     if f.good("same") or (f.not_repeated() and not f.suspects()):
         yield from _not_repeated(f)

@@ -88,26 +88,24 @@ class LrExperiments:
         f.outcomes["retrace"] = outcome
         f.drift = drift(differing, start.step)
         compare_first(f, self.case, outcome)
-        if f.faithful is False and "own_gradients" in f.settings:
-            self._weight(start)
 
-    def _weight(self, newest: Snapshot) -> None:
-        """Whether the loss has another weight now than at recorded steps, nothing else: it may have risen for long."""
-        usual = self.facts.reference
-        for snapshot in [newest, *(s for s in self.walkable() if s.step < newest.step)]:
+    def weight(self) -> None:
+        """Whether the loss has another weight now than at recorded steps, the oldest first: it may rise for long.
+
+        One step each, not the way from there: a batch that is still kept is enough.
+        """
+        for snapshot in reversed(self.case.earlier):
             entry = next((e for e in self.replay.entries(snapshot.step) if e.step == snapshot.step), None)
             if entry is None:
                 continue
             test = f"step {snapshot.step} taken again, learning rate 0"
-            batches = self.replay.batches_of(entry)
+            try:
+                batches = self.replay.batches_of(entry)
+            except ReplayImpossible:
+                continue  # older than the batches that are kept
             found = self.replay.run(test, snapshot=snapshot, batches=batches, step=entry.step)
-            before, self.facts.reference = self.facts.reference, usual
-            known = self.facts.weighed
-            if weight_now(self.facts, self.case, found, entry.step) is None:
-                self.facts.reference = before
+            if weight_now(self.facts, self.case, found, entry.step) is not None:
                 return
-            if self.facts.weighed == known:
-                self.facts.reference = before
 
     def after_load(self) -> bool:
         """Whether the run was taken up from a file a few steps ago, and there are older ones."""

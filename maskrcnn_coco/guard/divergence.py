@@ -95,10 +95,19 @@ class Window:
 
 
 class Divergence:
-    """Judges each finite step against the median of the last healthy ones."""
+    """Judges each finite step against the median of the last healthy ones.
 
-    def __init__(self, absurd: float = ABSURD) -> None:
-        self.absurd = absurd
+    ``once``: a row of losses is refused once. Whoever only refuses can do no more about a run that stays where it is,
+    and would refuse one step in six, for ever, of a loss that counts more from some step on. Rows are measured from
+    where the last one was refused until losses are calm again; a run that stays there for `WINDOW` steps lives there.
+    """
+
+    def __init__(self, absurd: float = ABSURD, *, once: bool = False) -> None:
+        self.absurd, self.once = absurd, once
+        self._level = 1.0
+        """Times the reference: where a row was refused."""
+        self._stays = self._calm = 0
+        """Applied steps since then that were not calm, and calm ones in a row."""
         self._moved = 0.0
         self._losses, self._norms = Window(), Window()
         self._groups: dict[str, deque[float]] = {}
@@ -145,9 +154,11 @@ class Divergence:
         """The verdict on a step whose loss and norms are finite. Remembers the step; `accept` makes it a lesson."""
         r_loss, r_norm = self._ratios(loss, norm)
         self._recent.append((step, loss, r_loss, r_norm))
-        why = self._why(loss, r_loss, r_norm) or self._component(norm, groups)
-        if why is None:
+        why = self._single(loss, r_loss, r_norm) or self._component(norm, groups)
+        row = None if why or self._usual(loss, r_loss) else self._row(r_loss, r_norm)
+        if why is None and row is None:
             return None
+        why = why or row
         onset = self._onset()
         measured = {
             "loss": loss,
@@ -160,6 +171,8 @@ class Divergence:
         if not self._first:
             return Verdict("diverged", f"the first loss is {loss:.4g}: {why}", measured, onset)
         text = f"loss {loss:.4g}, {r_loss:.3g} times the healthy {self.reference:.3g}; {why}; it began at step {onset}"
+        if row is not None and self.once:
+            self._level, self._stays = max(self._level, median([r for _, _, r, _ in self._recent][-STREAKS[0][0] :])), 0
         self._recent.clear()
         return Verdict("diverged", text, measured, onset)
 
@@ -184,10 +197,13 @@ class Divergence:
         self._taken += 1
         if r_loss > CALM if known else r_loss > WILD_RATIO and (size > WILD_LOSS or wild):
             self._peak = max(self._peak, size)
+            self._stay(groups)
             return
         if self._peak:
             self._falls_back.append((self._taken, self._peak))
         self._survived, self._peak = max(self._survived, self._peak), 0.0
+        self._calm += 1
+        self._level = self._level if self._calm < CALIBRATION else 1.0
         if not known:
             self._first.append(size)
             self._first_norms.append(norm)
@@ -201,6 +217,13 @@ class Divergence:
             known_of.append(value)
         if len(self._losses) >= 2 * CALIBRATION:
             self._best = min(self._best, self._losses.median)
+
+    def _stay(self, groups: dict[str, float]) -> None:
+        """One more applied step that is not calm; as many as `WINDOW` after a refused row are what is healthy now."""
+        self._calm, self._stays = 0, self._stays + 1
+        if self._level > 1.0 and self._stays >= WINDOW and self._recent:
+            factor, louder = (median(v) for v in list(zip(*self._recent, strict=True))[2:])
+            self.weighed_anew(factor, louder * self.norm_reference, groups)
 
     def is_calm(self, loss: float, norm: float) -> bool:
         """Whether this loss is among the healthy ones; until some are known every one is."""
@@ -220,7 +243,7 @@ class Divergence:
         self._best *= factor
         self._survived *= factor
         self._falls_back.clear()
-        self._peak = 0.0
+        self._peak, self._level = 0.0, 1.0
         self._start = self._known = (0, 0.0)
         self._reference = self._norm_reference = -1.0
         self._recent.clear()
@@ -228,6 +251,7 @@ class Divergence:
     def reset(self) -> None:
         """Forget the run-up, after a rollback or a repair; what is healthy stays known."""
         self._recent.clear()
+        self._level = 1.0
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -264,17 +288,21 @@ class Divergence:
         # A likelihood may fall far below zero in good health; going down is a fault only if the gradient explodes too.
         return (r_loss if loss >= 0 or r_norm > STREAKS[0][1] else min(r_loss, 1.0)), r_norm
 
-    def _why(self, loss: float, r_loss: float, r_norm: float) -> str | None:
-        if r_loss <= CALM and self._first:
-            return None  # every rule below asks for more of this step
+    def _usual(self, loss: float, r_loss: float) -> bool:
+        """Whether no row can end with this loss: it is calm, or one of a size that comes and goes."""
+        return (r_loss <= CALM and bool(self._first)) or self._habit(abs(loss))
+
+    def _single(self, loss: float, r_loss: float, r_norm: float) -> str | None:
+        """What is wrong with this step by itself."""
         sudden = (r_loss > SUDDEN and r_norm > CALM) or (r_loss > SUDDEN_BOTH and r_norm > SUDDEN_BOTH)
         if sudden and abs(loss) > SURVIVED * self._survived:
             return f"gradient norm {r_norm:.3g} times the healthy one"
-        last = list(self._recent)
-        if not self._first and abs(last[-1][1]) > self.absurd:
-            return "no training starts there"
-        if self._habit(abs(loss)):
-            return None
+        return "no training starts there" if not self._first and abs(loss) > self.absurd else None
+
+    def _row(self, r_loss: float, r_norm: float) -> str | None:
+        """What is wrong with the last steps together."""
+        last = [(step, loss, r / self._level, g) for step, loss, r, g in self._recent]
+        r_loss /= self._level
         for count, factor in STREAKS:
             if len(last) >= count and all(r > factor for _, _, r, _ in last[-count:]):
                 return f"{count} steps in a row above {factor:g} times"

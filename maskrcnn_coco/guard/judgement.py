@@ -78,6 +78,8 @@ class Instruments:
         self.scale = Scale(scaler)
         self.buffers = Buffers(model)
         self.expected = Expected.of(model)
+        self.only_refuses = False
+        """Nobody goes back, lowers a rate or stops after an alarm."""
         self.new_regime()
         self.alarm: Alarm | None = None
         self.on_alarm: Callable[[Alarm], Any] | None = None
@@ -141,12 +143,13 @@ class Instruments:
         self._components = components
         self.shares: Shares | None = None
         self.lay_out()
-        self.say = False
+        self.say = self.only_refuses = False
+        self.new_regime()
 
     def new_regime(self) -> None:
         """Forget what is healthy: the loss means something else from here on."""
         absurd = ABSURD_ANY if self.expected.num_classes is None else ABSURD
-        self.divergence, self.stall, self.haste = Divergence(absurd), Stall(), Haste()
+        self.divergence, self.stall, self.haste = Divergence(absurd, once=self.only_refuses), Stall(), Haste()
         self.loss_weight = LossWeight()
 
     def reset(self) -> None:

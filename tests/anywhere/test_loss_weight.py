@@ -53,6 +53,37 @@ def test_another_weight_is_told_from_a_divergence_and_stops_nobody(weight: Calla
     assert first.action.kind == "skip" and first.detail["weighed"] > 1.5 and not loop.guard.instruments.factors
 
 
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "rmsprop": lambda p: torch.optim.RMSprop(p, 1e-3, momentum=0.9),
+    "centered": lambda p: torch.optim.RMSprop(p, 1e-3, centered=True),
+    "nadam": lambda p: torch.optim.NAdam(p, 2e-3),
+    "adadelta": lambda p: torch.optim.Adadelta(p),
+    "adagrad": lambda p: torch.optim.Adagrad(p, 0.05),
+    "asgd": lambda p: torch.optim.ASGD(p, 0.01),
+}
+
+
+@pytest.mark.parametrize("over", [1, 20, 100])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_weight_that_rises_thirtyfold_is_refused_once_at_most_and_named(kind: str, over: int) -> None:
+    def weight(step: int) -> float:
+        return 1.0 + 29.0 * min(1.0, max(0, step - 59) / over)
+
+    loop = Loop(OPTIMIZERS[kind], weight)
+    causes = loop.run(200)
+    assert causes in ([], ["LOSS_MATH"]) and loop.guard.refused_steps <= 1 and not loop.guard.instruments.factors
+    torch.manual_seed(0)
+    model = nn.Sequential(*mlp())
+    optimizer = OPTIMIZERS[kind](model.parameters())
+    guard = attach(model, optimizer, say=False)
+    for step in range(200):
+        x = torch.randn(16, 12)
+        optimizer.zero_grad()
+        guard.see(weight(step) * nn.functional.cross_entropy(model(x), x[:, :8].argmax(1))).backward()
+        optimizer.step()
+    assert guard.refused_steps <= 1
+
+
 def test_a_weight_that_the_rate_does_not_stand_is_a_rate_too_high() -> None:
     causes = Loop(lambda p: torch.optim.SGD(p, 0.1, 0.9), lambda s: 1000.0 if s >= 30 else 1.0).run(34)
     assert causes and causes[0] in ("LR_TOO_HIGH", "LOSS_MATH") and "TRANSIENT" not in causes

@@ -370,3 +370,30 @@ def test_a_run_that_was_thrown_and_stays_there_is_no_spike() -> None:
 
 def test_a_spike_that_falls_back_is_none_however_high() -> None:
     assert play(thrown(18.0), [50.0] * 10 + [1.7e5] + [10.0] * 12) is None
+
+
+def judged(d: Divergence, losses: list[float], first: int = 0) -> list[int]:
+    """Steps whose loss was an alarm; all others were applied."""
+    found = []
+    for step, loss in enumerate(losses, first):
+        if d.judge(step, loss, loss, {"a": loss}) is None:
+            d.accept(loss, loss, {"a": loss})
+        else:
+            found.append(step)
+    return found
+
+
+def test_who_only_refuses_refuses_a_level_once() -> None:
+    once, always = Divergence(once=True), Divergence()
+    level = [1.0] * 20 + [12.0] * 100
+    assert judged(once, level) == [25]
+    assert len(judged(always, level)) > 10
+    # After so many steps this is what is healthy; what rises far above it is another alarm.
+    assert once.reference == pytest.approx(12.0)
+    assert judged(once, [150.0] * 8, 120) == [125]
+
+
+def test_a_level_that_rises_further_is_refused_again_and_is_forgotten_in_the_calm() -> None:
+    d = Divergence(once=True)
+    assert judged(d, [1.0] * 20 + [10.0] * 8 + [200.0] * 8) == [25, 33]
+    assert judged(d, [1.0] * 10 + [10.0] * 8, 36) == [51]
