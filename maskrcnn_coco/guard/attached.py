@@ -73,8 +73,7 @@ class Attached(Guard):
             say=say,
         )
         self.instruments.shares = self.instruments.layout.shares = self._shares
-        self.instruments.weights_may_change = self.instruments.only_refuses = True
-        self.instruments.new_regime()
+        self.instruments.serve_any_loop()
         self.alarms: deque[Alarm] = deque(maxlen=KEPT)
         self.records: deque[StepRecord] = deque(maxlen=KEPT)
         self.refused = False

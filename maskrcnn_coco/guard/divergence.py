@@ -171,6 +171,8 @@ class Divergence:
         if not self._first:
             return Verdict("diverged", f"the first loss is {loss:.4g}: {why}", measured, onset)
         text = f"loss {loss:.4g}, {r_loss:.3g} times the healthy {self.reference:.3g}; {why}; it began at step {onset}"
+        if row is not None:
+            measured["row"] = row
         if row is not None and self.once:
             self._level, self._stays = max(self._level, median([r for _, _, r, _ in self._recent][-STREAKS[0][0] :])), 0
         self._recent.clear()

@@ -169,6 +169,7 @@ class Immediate:
                 act.suspicion,
                 where=act.where,
                 norms=act.norms,
+                gradients=act.gradients,
                 buffers=buffers,
                 parameters=parameters,
             )
@@ -223,7 +224,7 @@ class Immediate:
         """Copy what is compared with afterwards, or put back."""
         parts = self.parts
         brisk = parts.stall.watching or parts.haste.watching or parts.health.brisk
-        act.due = parts.measures(parts.taken) or brisk
+        act.due = parts.measures(parts.taken) or brisk or parts.loss_weight.under_way
         act.copies = [p.detach().clone() for p in parts.layout.params] if act.due else []
         parts.health.look_again()
         # Of several processes all would have to look: a state is then judged by what it may do at most.
@@ -249,13 +250,14 @@ class Immediate:
         parts.health.finished(due=act.due)
         if act.due:
             record.update_ratio = update_ratio(act.copies, parts.layout, parts.health.weight_norms())
-            act.copies = []
+            parts.loss_weight.back, act.copies = act.copies, []
             parts.haste.measured(record.step, record.update_ratio)
             parts.health.usual.add(record.update_ratio, record.lr)
             stalled = parts.stall.judge(record.step, record.update_ratio, record.lr, record.group_grad_norm)
             act.verdict = act.verdict or stalled
         parts.loss_weight.moved = self.undo.moved if act.watched else None
         parts.learn(record, record.grad_norm, act.where, act.norms, parts.health.moved)
+        parts.loss_weight.back = parts.loss_weight.back if act.due and parts.loss_weight.under_way else []
         if act.verdict is not None:
             parts.raise_alarm(record, act.verdict)
         parts.seconds += time.perf_counter() - began

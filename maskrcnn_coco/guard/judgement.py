@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from maskrcnn_coco.errors import GuardStop, GuardWarning
 from maskrcnn_coco.guard.buffers import Buffers
@@ -50,6 +50,7 @@ class Measured:
     states: bool = False
     where: Sequence[int] = ()
     norms: list[float] = field(default_factory=list)
+    gradients: Sequence[Tensor] = ()
     buffers: Callable[[], list[str]] = list
     parameters: Callable[[], tuple[list[str], int]] = lambda: ([], 0)
 
@@ -135,6 +136,11 @@ class Instruments:
         rates = self.health.lr()
         return {n: rate * self.factors.get(n, 1.0) for n, rate in rates.items()} if self.factors else rates
 
+    def serve_any_loop(self) -> None:
+        """The loss is somebody else's and may mean another thing from some step on; nobody goes back after an alarm."""
+        self.weights_may_change = self.only_refuses = True
+        self.new_regime()
+
     def by_groups(self, components: Components) -> None:
         """Take the optimizer's groups for components: what is diagnosed is what a learning rate belongs to.
 
@@ -191,18 +197,28 @@ class Instruments:
         leap = self.health.leap(seen.bound)
         if leap is not None or math.isnan(record.loss):
             return leap  # a loss that nobody showed us, or of nothing at all, cannot be compared with others
-        found = self.compared(record, record.grad_norm, seen.where, seen.norms)
+        found = self.compared(record, record.grad_norm, seen.where, seen.norms, seen.gradients)
         # What is not clipped shows in the loss, which is the better witness. Adam and kin take steps of the same size
         # whatever the gradient: theirs are as good as clipped.
         bound = seen.bound if seen.clipped or "betas" in self.optimizer.param_groups[0] else {}
         return found or self.haste.judge(record.step, record.loss, self.divergence.first_loss, bound)
 
-    def compared(self, record: StepRecord, norm: float, where: Sequence[int], norms: list[float]) -> Verdict | None:
+    def compared(
+        self,
+        record: StepRecord,
+        norm: float,
+        where: Sequence[int],
+        norms: list[float],
+        gradients: Sequence[Tensor] = (),
+    ) -> Verdict | None:
         """The verdict on the sizes of a finite loss and gradient, beside those of the run's healthy steps."""
         if norms and self.weights_may_change and not self.divergence.is_calm(record.loss, norm):
-            self.loss_weight.wild(record.loss, where, norms, self._last_length)
+            self.loss_weight.wild(record.loss, where, norms, self._last_length, gradients)
         found = self.divergence.judge(record.step, record.loss, norm, record.group_grad_norm)
         if found is None:
+            return None
+        if "row" in found.measured and self.loss_weight.follows():
+            self._runs_after(record, norm)
             return None
         weighed = self.loss_weight.found(self.layout)
         far = too_far(self.optimizer, record.loss, min(norm, self.max_grad_norm or norm))
@@ -247,6 +263,20 @@ class Instruments:
                 f"step {record.step}: the loss is about {found[0]:.2g} times what it was, and so are gradients, though "
                 "the weights moved too little for it: taken for a new weight of the loss, or of one term of it; "
                 "nothing is refused for it. If nothing was changed on purpose, look at what makes the loss"
+            )
+            warnings.warn(text, GuardWarning, stacklevel=3)
+
+    def _runs_after(self, record: StepRecord, norm: float) -> None:
+        """Targets that grow (the values of a policy that gets better): what is healthy follows them."""
+        factor = abs(record.loss) / self.divergence.reference
+        self.divergence.weighed_anew(factor, norm, record.group_grad_norm)
+        self.loss_weight = LossWeight()
+        self.regimes.append({"step": record.step, "factor": factor})
+        if self.warns and "creeps" not in self._said:
+            self._said.add("creeps")
+            text = (
+                f"step {record.step}: the loss crept up to {factor:.2g} times what it was, though every step goes "
+                "downhill: taken for targets or data that change; nothing is refused for it. Said once"
             )
             warnings.warn(text, GuardWarning, stacklevel=3)
 

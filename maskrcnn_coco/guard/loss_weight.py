@@ -52,6 +52,11 @@ SAME_LENGTH = 1e-3
 """Gradients of several steps that are as alike in length, relatively, were clipped."""
 FURTHEST = 2.0
 """Next update times gradient, as a share of the loss: beyond it the learning rate does not stand the new weight."""
+DOWNHILL, LED, STEPS = -0.1, 0.5, 4
+"""Where a loss creeps up and the weights' steps are not the reason: the median cosine between a step and the gradient
+after it, which is above 0 in every divergence, as a step that goes too far ends where the slope leads back; or the sum
+of step times gradient after it, as a share of the rise. It is no less than the rise where the steps lead there. Of at
+least so many steps."""
 LEVEL = math.log(3)
 """A run may rise by so much above its first step."""
 LARGEST = math.log(1e7)
@@ -84,6 +89,19 @@ class _Run:
     losses: list[float] = field(default_factory=list)
     gradients: list[dict[int, float]] = field(default_factory=list)
     lengths: list[float] = field(default_factory=list)
+    crept: bool = False
+    """It did not begin with a jump; after one it takes longer until the steps tell."""
+    cosines: list[float] = field(default_factory=list)
+    led: float = 0.0
+    """The sum of step times gradient after it."""
+
+    def follows(self) -> bool:
+        """Whether the loss crept up although the steps do not lead there: what it is to fit runs away from it."""
+        if len(self.cosines) < (STEPS if self.crept else LATEST):
+            return False
+        rise = self.usual * (math.exp(min(self.losses[-1], LARGEST)) - math.exp(min(self.losses[0], LARGEST)))
+        apart = rise > 0 and abs(self.led) < LED * rise and not _clipped(self.lengths)
+        return apart or median(self.cosines[-LOOKED_AT:]) < DOWNHILL
 
     def reach(self, factor: float) -> float:
         """Share of the rise to ``factor`` (as a logarithm) that the weights' moves may be the reason of."""
@@ -115,22 +133,37 @@ class LossWeight:
         """Whether the weights were moved since the last step was looked at."""
         self.gradient: dict[int, float] = {}
         """Position of a tensor → norm of the gradient that the last update was made of."""
+        self.back: list[Tensor] = []
+        """The weights before the last update less those after it; empty: it was not measured."""
+
+    @property
+    def under_way(self) -> bool:
+        """Whether losses are not healthy, so that the coming update is to be measured."""
+        return self._run is not None
 
     def reset(self) -> None:
         """Forget the run-up, after a rollback or a repair."""
-        self._run, self.moved = None, None
+        self._run, self.moved, self.back = None, None, []
 
     def calm(self, loss: float, where: Sequence[int], values: list[float]) -> None:
         """An applied step with a healthy loss: ``values`` are the gradient norms of the tensors at ``where``."""
         self._losses.append(abs(loss))
         self._norms.append((where, values))
-        self._last, self._run = abs(loss), None
+        self._last, self._run, self.back = abs(loss), None, []
 
-    def wild(self, loss: float, where: Sequence[int], values: list[float], length: Callable[[], float]) -> None:
+    def wild(
+        self,
+        loss: float,
+        where: Sequence[int],
+        values: list[float],
+        length: Callable[[], float],
+        gradients: Sequence[Tensor] = (),
+    ) -> None:
         """A step whose loss is not healthy, applied or not.
 
         Args:
             length: at most how far the last update moved all weights.
+            gradients: of the tensors at ``where``.
         """
         size, before, self._last = abs(loss), self._last, abs(loss)
         usual = median(self._losses) if len(self._losses) >= NEEDED else 0.0
@@ -139,7 +172,11 @@ class LossWeight:
             return
         factor, run = math.log(size / usual), self._run
         if run is None or factor - max(run.losses, default=0.0) > JUMP:
-            run = self._run = _Run(usual, max(before, usual))
+            run = self._run = _Run(usual, max(before, usual), crept=size < math.exp(JUMP) * max(before, usual))
+        if self.stepped and self.back and gradients:
+            along, cosine = _along(gradients, [self.back[i] for i in where])
+            run.cosines.append(cosine)
+            run.led += along
         if self.stepped:
             calm = median(math.hypot(*held) for _, held in self._norms)
             gradient = max(math.hypot(*values), calm * size / usual)
@@ -163,6 +200,10 @@ class LossWeight:
             for place, value in zip(where, values, strict=True)
             if usual.get(place, 0.0) > least
         }
+
+    def follows(self) -> bool:
+        """Whether what the loss is to fit runs away from it, though the steps do what they should."""
+        return self._run is not None and self._run.follows()
 
     def found(self, layout: Layout, *, steps: int = AGAIN) -> Found | None:
         """The factors, where a new weight of the loss is what happened.
@@ -210,7 +251,7 @@ def _found_in(run: _Run, window: slice, layout: Layout) -> Found | None:
 def _of_all(loss: float, reach: float, off: list[float], lengths: list[float]) -> bool:
     """Whether every gradient has the loss's own factor; ``off`` it by so much, as logarithms."""
     by, spread = median(off), _spread(off)
-    if len(lengths) > 1 and max(lengths) - min(lengths) <= SAME_LENGTH * max(lengths):
+    if _clipped(lengths):
         return by <= ALIKE and spread <= SPREAD_CLIPPED and reach < REACH_CLIPPED
     if reach >= REACH:
         return len(off) >= AGAIN and abs(by) <= CRISP / 2 and spread <= CRISP
@@ -229,6 +270,19 @@ def _of_a_term(loss: float, gradients: dict[int, float], layout: Layout) -> bool
     reached = [v for v in layers.values() if len(v) > 1 and median(v) >= loss - ALIKE]
     whole = all(max(v) - min(v) <= max(OF_A_LAYER, 0.2 * loss) for v in layers.values())
     return bool(reached) and whole and min(gradients.values()) >= SMALLER
+
+
+def _along(gradients: Sequence[Tensor], back: Sequence[Tensor]) -> tuple[float, float]:
+    """A step, given as the way back, times the gradient after it; and the cosine between them (0: there is none)."""
+    with torch.no_grad():
+        dot = -sum(float((g * b).sum()) for g, b in zip(gradients, back, strict=True))
+    size = math.hypot(*norms(list(gradients))) * math.hypot(*norms(list(back)))
+    return (dot, dot / size) if size > 0 and math.isfinite(size) and math.isfinite(dot) else (0.0, 0.0)
+
+
+def _clipped(lengths: list[float]) -> bool:
+    """Whether gradients of several steps are all of one length."""
+    return len(lengths) > 1 and max(lengths) - min(lengths) <= SAME_LENGTH * max(lengths)
 
 
 def _spread(values: list[float]) -> float:
