@@ -74,7 +74,7 @@ class Deferred:
         """Take the step; its record is filled in when the numbers arrive (see ``guard.completed``)."""
         parts, began = self.parts, time.perf_counter()
         parts.completed = []
-        parts.health.reset()  # what it knows of the weights is of a step that was read at once
+        parts.health.forget_weights()  # what it knows of them is of a step that was read at once
         self.collect(wait=len(self.pending) >= DEPTH)
         problem = verdict_on(batches, parts.expected)
         suspicion = problem if problem is not None and problem.suspicion else None
@@ -149,6 +149,7 @@ class Deferred:
         copies = [p.detach().clone() for p in parts.layout.params] if due else []
         if gradients:
             self._step(~sound, total)
+            parts.health.note_marks()
             self._scale(~losses.isfinite().all())
         parts.buffers.restore_where(~sound)
         head = torch.stack([(~sound).float(), states.float(), buffers.float(), scale, total.float()])
@@ -281,6 +282,7 @@ class Deferred:
             parts.scale.streak, parts.scale.found = 0, True
             if record.update_ratio:
                 parts.haste.measured(record.step, record.update_ratio)
+                parts.health.usual.add(record.update_ratio, record.lr)
                 found = found or parts.stall.judge(record.step, record.update_ratio, record.lr, record.group_grad_norm)
             return found
         if found is None and parts.scale.scaler is not None and not math.isfinite(record.grad_norm):

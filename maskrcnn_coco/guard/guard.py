@@ -232,6 +232,8 @@ class Guard:
             GuardStop: the same crash came ``max_crashes`` times in a row: the code is wrong, not a batch.
         """
         batches = list(batch) if micro_batches else [batch]
+        if self.late and self.health.state_marked():
+            return self._judge_state(forward, batches, ids, step, epoch)
         record = self._record(batches, ids, step, epoch)
         if self._deferred is not None and record.step >= self.at_once_until:
             return self._deferred.step(forward, batches, record)
@@ -244,6 +246,26 @@ class Guard:
         record = self.immediate.apply(act, None)
         if act.done is not None and not record.applied:
             self.instruments.layout.zero_grad()
+        return record
+
+    def _judge_state(
+        self,
+        forward: forward_backward.Forward,
+        batches: list[Any],
+        ids: Sequence[int] | None,
+        step: int | None,
+        epoch: int,
+    ) -> StepRecord:
+        """A late guard's step with an optimizer state that somebody changed: read at once, as it may have to be undone.
+
+        What was under way is completed first; of several alarms the first counts, as ever.
+        """
+        self.flush()
+        before, alarm = self.completed, self.alarm
+        self.at_once_until = (self._next if step is None else step) + 1
+        record = self.step(forward, batches, ids, step=step, epoch=epoch, micro_batches=True)
+        self.instruments.completed = [*before, *self.completed]
+        self.instruments.alarm = alarm or self.alarm
         return record
 
     def begin(self, batch: Any = None, *, ids: Sequence[int] | None = None, epoch: int = 0) -> bool:

@@ -91,9 +91,17 @@ class Health:
 
     def look_again(self) -> None:
         """Just before the step: whether somebody wrote into the optimizer's state since `check`."""
-        found = self._held.states()
-        if self.foreign is None and found[0] and self._witness.marked([*self.layout.params, *found[0]]):
-            self._note_foreign(found)
+        if self.foreign is None and self.state_marked():
+            self._note_foreign(self._held.states())
+
+    def state_marked(self) -> bool:
+        """Whether somebody wrote into the optimizer's state, or replaced it, since it was noted; reads nothing."""
+        states = self._held.states()[0]
+        return bool(states) and self._witness.marked(states, len(self.layout.params))
+
+    def note_marks(self) -> None:
+        """After a step whose numbers come late: who writes into the state is seen by its marks alone."""
+        self._witness.note_marks([*self.layout.params, *self._held.states()[0]])
 
     def _note_foreign(self, found: States) -> None:
         positions, _, keys = self._changed(), *found[1:]
@@ -187,10 +195,14 @@ class Health:
 
     def reset(self) -> None:
         """Everything may have changed (a rollback, a load): look at all of it before the next step."""
+        self.forget_weights()
+        self._witness.forget()
+
+    def forget_weights(self) -> None:
+        """What is known of the weights is of a step long ago."""
         self._weights = self._after = self.foreign = None
         self._states = ()
         self._due = 0
-        self._witness.forget()
 
     def check_lr(self) -> Verdict | None:
         """The optimizer's settings: learning rate, momentum, weight decay, eps, betas.

@@ -49,6 +49,8 @@ class Act:
         self.copies: list[torch.Tensor] = []
         self.due = self.watched = False
         self.over = self.overflow = False
+        self.foreign_state = False
+        """Somebody changed the optimizer's state since the last step, here or in another process."""
 
 
 class Immediate:
@@ -180,7 +182,12 @@ class Immediate:
         assert self.team is not None
         if act.shared is None:
             # Gradients are averaged by now, each process's own loss may still tell who brought what is too large.
-            return self.team.worst(act.verdict, act.own_loss)
+            health = self.parts.health
+            health.look_again()
+            verdict, act.foreign_state = self.team.worst_of(
+                act.verdict, act.own_loss, foreign=health.foreign is not None
+            )
+            return verdict
         if act.verdict is not None and act.shared.measured["rank"] == self.team.ranks.rank:
             act.verdict.measured |= {k: act.shared.measured[k] for k in ("rank", "per_rank_flags")}
             return act.verdict  # the full account; the others know the sentence
@@ -224,12 +231,14 @@ class Immediate:
         """Copy what is compared with afterwards, or put back."""
         parts = self.parts
         brisk = parts.stall.watching or parts.haste.watching or parts.health.brisk
-        act.due = parts.measures(parts.taken) or brisk or parts.loss_weight.under_way
+        # Processes that hold shares measure together or not at all, and each has a loss of its own.
+        creeping = parts.loss_weight.under_way and parts.shares is None
+        act.due = parts.measures(parts.taken) or brisk or creeping
         act.copies = [p.detach().clone() for p in parts.layout.params] if act.due else []
-        parts.health.look_again()
-        # Of several processes all would have to look: a state is then judged by what it may do at most.
-        foreign = parts.health.foreign is not None and self.team is None
-        act.watched = self.mode != "observe" and (foreign or self.undo.wanted())
+        if self.team is None:  # of several processes all have to look: they have agreed on it
+            parts.health.look_again()
+            act.foreign_state = parts.health.foreign is not None
+        act.watched = self.mode != "observe" and (act.foreign_state or self.undo.wanted())
         if act.watched:
             self.undo.take()
 
@@ -237,8 +246,8 @@ class Immediate:
         """Look at what the optimizer did, undo it if it must not stand, and learn from it."""
         parts, record, began = self.parts, act.record, time.perf_counter()
         fault = self._undone(act) if act.watched else None
-        if act.watched and parts.shares is not None and self.team is not None:
-            fault = self.team.worst(fault)  # each has seen its own share only
+        if act.watched and self.team is not None and (parts.shares is not None or act.foreign_state):
+            fault = self.team.worst(fault)  # each has seen its own share, or its own optimizer's state, only
         if fault is not None:
             self.undo.put_back()
             parts.refuse(record, fault, began)
@@ -257,7 +266,7 @@ class Immediate:
             act.verdict = act.verdict or stalled
         parts.loss_weight.moved = self.undo.moved if act.watched else None
         parts.learn(record, record.grad_norm, act.where, act.norms, parts.health.moved)
-        parts.loss_weight.back = parts.loss_weight.back if act.due and parts.loss_weight.under_way else []
+        parts.loss_weight.back = parts.loss_weight.back if act.due and parts.shares is None else []
         if act.verdict is not None:
             parts.raise_alarm(record, act.verdict)
         parts.seconds += time.perf_counter() - began
@@ -265,7 +274,7 @@ class Immediate:
     def _undone(self, act: Act) -> Verdict | None:
         """What must not stand of what the optimizer did; more strictly where its state is not what a step left."""
         health = self.parts.health
-        if health.foreign is None or self.team is not None:
+        if not act.foreign_state:
             return self.undo.fault()
         coefficient = optimizer_step.clip_coefficient(act.record.grad_norm, self.parts.max_grad_norm)
         found = self.undo.fault(health.most(act.groups, coefficient))

@@ -49,6 +49,10 @@ class Witness:
             self._arrange()
         self._marks, self._sample = marks, self._look()
 
+    def note_marks(self, tensors: Sequence[Tensor]) -> None:
+        """The same without a look at what they hold, which on a device is one more kernel."""
+        self._tensors, self._views, self._marks, self._sample = list(tensors), [], _marks(tensors), None
+
     def changed(self, tensors: Sequence[Tensor]) -> bool:
         """Whether any of them is not what it was at `note`; True also where others have come."""
         known = self._sample
@@ -64,16 +68,24 @@ class Witness:
             return not torch.equal(now, known)
         return not (isinstance(known, bytes) and isinstance(now, bytes) and now == known)
 
-    def marked(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether any lies elsewhere, or was written into, as far as their marks say; cheaper than `changed`."""
-        return len(tensors) == len(self._tensors) and _marks(tensors) != self._marks
+    def marked(self, tensors: Sequence[Tensor], first: int) -> bool:
+        """Whether any from position ``first`` on lies elsewhere, or was written into, as far as their marks say.
+
+        Cheaper than `changed`. ``tensors``: those from there on. False where nothing was noted.
+        """
+        if not self._tensors or len(tensors) != len(self._tensors) - first:
+            return bool(self._tensors)
+        places, versions = _marks(tensors)
+        return places != self._marks[0][first:] or versions != self._marks[1][first:]
 
     def which(self, tensors: Sequence[Tensor]) -> list[int]:
         """Positions of those that are not what they were; empty where it cannot be told. Slower than `changed`."""
-        if self._sample is None or len(tensors) != len(self._tensors):
+        if len(tensors) != len(self._tensors):
             return []
         now, then = (list(zip(*m, strict=True)) for m in (_marks(tensors), self._marks))
         marks = [i for i, t in enumerate(tensors) if t is not self._tensors[i] or now[i] != then[i]]
+        if self._sample is None:
+            return marks
         ends = torch.tensor([v.numel() for v in self._views]).cumsum(0).tolist()
         differs = (_bytes(self._look()) != _bytes(self._sample)).reshape(ends[-1], -1).any(1).cpu()
         starts = [0, *ends]

@@ -106,6 +106,14 @@ class Team:
         finally:
             turn.unwatch()
 
+    def worst_of(self, mine: Verdict | None, loss: float, *, foreign: bool) -> tuple[Verdict | None, bool]:
+        """As `worst`; and whether the optimizer's state was changed from outside on any process (``foreign``: here).
+
+        All then look at the coming step, and all of them undo it where one has to.
+        """
+        rows = self.ranks.all_flags(_blame(mine, loss) | {"foreign": float(foreign)})
+        return self._blamed(mine, rows), any(r["foreign"] for r in rows)
+
     def worst(self, mine: Verdict | None, loss: float = 0.0) -> Verdict | None:
         """The verdict of the process that is to blame, on every process; None if none has one.
 

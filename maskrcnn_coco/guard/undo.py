@@ -17,6 +17,7 @@ from torch import Tensor
 
 from maskrcnn_coco.guard.health import LEAP, moved_by
 from maskrcnn_coco.guard.norms import all_finite, has_fractions, nonfinite_at, norms
+from maskrcnn_coco.guard.sharding import local
 from maskrcnn_coco.guard.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ class Undo:
         live = [p.detach() for p in self.parts.layout.params]
         if len(live) == len(self._weights) and all(map(_fits, self._weights, live)):
             with torch.no_grad():
-                torch._foreach_copy_(self._weights, live)  # pyright: ignore[reportPrivateImportUsage]
+                # Of shards each process copies its own: torch knows no such copy of several at once.
+                torch._foreach_copy_(list(map(local, self._weights)), list(map(local, live)))  # pyright: ignore[reportPrivateImportUsage]
         else:
             self._weights = [t.clone() for t in live]
         self._optimizers = []

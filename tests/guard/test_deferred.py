@@ -98,13 +98,55 @@ def test_poisoned_momentum_is_refused_on_the_device() -> None:
     optimizer = OPTIMIZERS["sgd"](model)
     guard = Guard(model, optimizer, deferred=True)
     guard.step(lambda b: F.cross_entropy(model(b[0]), b[1]), data(0))
-    optimizer.state[model[3].weight]["momentum_buffer"][0, 0] = math.nan
+    optimizer.state[model[3].weight]["momentum_buffer"].data[0, 0] = math.nan  # past its version: unseen by its marks
     before = digest(model, optimizer)
     guard.step(lambda b: F.cross_entropy(model(b[0]), b[1]), data(1))
     guard.flush()
     assert digest(model, optimizer) == before
     assert guard.alarm is not None
     assert guard.alarm.symptom == "optimizer_nonfinite"
+
+
+@pytest.mark.parametrize(("kind", "key"), [("sgd", "momentum_buffer"), ("adamw", "exp_avg")])
+@pytest.mark.parametrize("by", [1e3, 1e6])
+def test_a_state_that_somebody_changed_is_judged_as_by_a_guard_that_reads_at_once(
+    kind: str, key: str, by: float
+) -> None:
+    model = net()
+    optimizer = OPTIMIZERS[kind](model)
+    guard = Guard(model, optimizer, deferred=True, max_grad_norm=None, say=False)
+    forward = lambda b: F.cross_entropy(model(b[0]), b[1])  # noqa: E731
+    records: list[StepRecord] = []
+
+    def step(i: int) -> str | None:
+        guard.step(forward, data(i))
+        records.extend(guard.completed)
+        return None if guard.alarm is None else guard.alarm.symptom
+
+    assert [step(i) for i in range(25)] == [None] * 25
+    kept = optimizer.state_dict()["state"]
+    for entry in optimizer.state.values():
+        entry[key].mul_(by)
+    before = digest(model, optimizer)
+    assert step(25) == "optimizer_nonfinite" and digest(model, optimizer) == before
+    assert [r.step for r in records] == list(range(26)) and [r.applied for r in records] == [True] * 25 + [False]
+    # What is put back, damped or cleared is taken, and the guard is late again afterwards.
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": kept})
+    for entry in optimizer.state.values():
+        entry[key].mul_(0.5 / by)
+    assert [step(i) for i in range(26, 32)] == [None] * 6 and guard.late
+    guard.flush()
+    assert guard.alarm is None and all(r.applied for r in [*records[26:], *guard.completed])
+
+
+def test_weights_that_are_clamped_keep_no_guard_from_being_late() -> None:
+    model = net()
+    guard = Guard(model, OPTIMIZERS["adamw"](model), deferred=True)
+    for i in range(6):
+        guard.step(lambda b: F.cross_entropy(model(b[0]), b[1]), data(i))
+        with torch.no_grad():
+            model[0].weight.clamp_(-0.3, 0.3)
+    assert guard.at_once_until == -1
 
 
 def test_clipping_matches() -> None:

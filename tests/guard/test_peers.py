@@ -33,16 +33,17 @@ def test_both_take_the_same_branch(both: list[dict[str, Any]], case: tuple[str, 
     if fault == "none":
         assert a["applied"] == [True] * 7
         return
-    assert a["applied"] == [i != 5 for i in range(7)]
+    bad = [5, 6] if fault == "momentum" else [5]  # a state stays as it is until somebody mends it
+    assert a["applied"] == [i not in bad for i in range(7)]
     assert a["digests"][4] == a["digests"][5]
-    symptoms = {"far": "diverged", "crash": "crash", "buffer": "buffer_nonfinite"}
+    symptoms = {"far": "diverged", "crash": "crash", "buffer": "buffer_nonfinite", "momentum": "optimizer_nonfinite"}
     assert b["alarms"][5][0] == symptoms.get(fault, "loss_nonfinite")
-    if way == "step" or fault in ("far", "buffer"):
+    if way == "step" or fault in ("far", "buffer", "momentum"):
         assert a["alarms"][5][1] == b["alarms"][5][1] == 1, "process 1 is named on both"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["none", "nan", "far", "state"])
+@pytest.mark.parametrize("fault", ["none", "nan", "far", "state", "scaled"])
 def test_processes_that_hold_shares_of_the_weights_take_the_same_branch(both: list[dict[str, Any]], fault: str) -> None:
     a, b = (found[f"fsdp-{fault}"] for found in both)
     assert a["digests"] == b["digests"]
@@ -51,10 +52,15 @@ def test_processes_that_hold_shares_of_the_weights_take_the_same_branch(both: li
     if fault == "none":
         assert a["applied"] == [True] * 7
         return
-    bad = [5, 6] if fault == "state" else [5]  # a state stays as it is until somebody mends it
+    bad = [5, 6] if fault in ("state", "scaled") else [5]  # a state stays as it is until somebody mends it
     assert a["applied"] == [i not in bad for i in range(7)]
     assert a["digests"][4] == a["digests"][5]
-    symptom = {"nan": "loss_nonfinite", "far": "diverged", "state": "optimizer_nonfinite"}[fault]
+    symptom = {
+        "nan": "loss_nonfinite",
+        "far": "diverged",
+        "state": "optimizer_nonfinite",
+        "scaled": "optimizer_nonfinite",
+    }[fault]
     assert a["alarms"][5] == b["alarms"][5] == [symptom, 1]
 
 

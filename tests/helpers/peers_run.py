@@ -55,6 +55,8 @@ def run(way: str, fault: str, wrapped: bool) -> dict[str, Any]:
         x, y = data(i)
         if here and fault == "crash":
             y = y + 9
+        if here and fault == "momentum":
+            optimizer.state[model[0].weight]["momentum_buffer"].mul_(1e3)
 
         def forward(batch: Any, factor: float = factor, spoil: bool = here and fault == "buffer") -> Tensor:
             loss = F.cross_entropy(ddp(batch[0]), batch[1]) * factor
@@ -116,6 +118,8 @@ def fsdp(fault: str) -> dict[str, Any]:
         x, y = data(i)
         if here and fault == "state":
             optimizer.state[model[0].weight]["exp_avg"].to_local().view(-1)[0] = math.nan
+        if here and fault == "scaled":
+            optimizer.state[model[0].weight]["exp_avg"].to_local().mul_(1e4)
         optimizer.zero_grad()
         guard.see(F.cross_entropy(model(x), y) * (BAD.get(fault, 1.0) if here else 1.0)).backward()
         total = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).full_tensor().item()
@@ -197,7 +201,7 @@ def main(out: str) -> None:
     found: dict[str, Any] = {}
     for way, fault, wrapped in CASES:
         found[f"{way}-{fault}-{'ddp' if wrapped else 'own'}"] = run(way, fault, wrapped)
-    for fault in ("none", "nan", "far", "state"):
+    for fault in ("none", "nan", "far", "state", "scaled"):
         found[f"fsdp-{fault}"] = fsdp(fault)
     found["shards"] = shards()
     for fault in ("sample", "state"):
@@ -215,6 +219,8 @@ CASES = [
     ("attach", "buffer", True),
     ("attach", "nan", False),
     ("attach", "far", False),
+    ("attach", "momentum", True),
+    ("step", "momentum", True),
     ("step", "none", True),
     ("step", "nan", True),
     ("step", "far", True),
