@@ -177,7 +177,7 @@ def rank(facts: Facts) -> list[Finding]:
         # No image to leave out, no state to go back to: what is raised is raised by every batch.
         findings[0].detail["every_batch"] = True
         same = facts.outcomes.get("same")
-        said = same.error if same is not None else facts.measured.get("error")
+        said = (same.error if same is not None else None) or facts.measured.get("error")
         findings[0].fix = findings[0].fix or f"look at {said}"
     inner = next((f for f in findings if f.cause not in OUTER and f.cause != "UNKNOWN"), None)
     top = next((f for f in findings if f.cause == "RANK_LOCAL"), None)

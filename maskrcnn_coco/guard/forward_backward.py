@@ -29,6 +29,10 @@ FAULTS = (Exception,)
 """What a bad batch, a broken state or a mistake in code makes a forward pass raise: the class does not tell which."""
 
 
+SWITCHED_OFF = "autograd is switched off (torch.set_grad_enabled(False), no_grad): no loss has a gradient"
+DETACHED = "no loss has had a gradient for {} steps: it was made without one (detach(), .item(), no_grad)"
+
+
 @dataclass
 class Pass:
     """What forward and backward of one step gave. ``losses`` are means over the micro-batches.
@@ -46,6 +50,8 @@ class Pass:
     micro_batch: int | None = None
     certain: bool = True
     later: float = math.nan
+    graph: bool = False
+    """Whether any loss has a gradient."""
     own_loss: float = math.nan
     """This process's own total, where ``losses`` are averaged over several."""
 
@@ -76,8 +82,10 @@ def run(
     for position, batch in enumerate(batches):
         try:
             terms = as_terms(forward(batch))
-            if not any(t.requires_grad for t in terms.values()) and layout.frozen:
-                raise RuntimeError("every parameter is frozen (requires_grad=False): no loss has a gradient")
+            out.graph = out.graph or any(t.requires_grad for t in terms.values())
+            if not out.graph and (layout.frozen or not torch.is_grad_enabled()):
+                frozen = "every parameter is frozen (requires_grad=False): no loss has a gradient"
+                raise RuntimeError(frozen if layout.frozen else SWITCHED_OFF)
             values = read(terms)
             for name, value in values.items():
                 out.losses[name] = out.losses.get(name, 0.0) + value / len(batches)

@@ -28,6 +28,10 @@ from maskrcnn_coco.records import StepRecord
 Mode = Literal["recover", "stop", "observe", "off"]
 
 
+WITHOUT_GRAPH = 3
+"""Steps in a row whose losses have no gradient, and are not 0, after which that is a fault."""
+
+
 class Act:
     """One step on its way through the acts."""
 
@@ -62,6 +66,7 @@ class Immediate:
         self.undo = Undo(parts)
         self.team: Team | None = None
         self.agree_at_once = True
+        self._without_graph = 0
         self.grad_scale: torch.Tensor | None = None
 
     def begin(self, batches: list[Any], record: StepRecord, *, save: bool = True) -> Act:
@@ -87,9 +92,22 @@ class Immediate:
         parts, team, catch = self.parts, self.team, self.mode != "observe"
         if team is None:
             scaler, first = parts.scale.scaler, parts.taken == 0
-            return forward_backward.run(forward, batches, scaler, parts.layout, catch=catch, first=first)
+            done = forward_backward.run(forward, batches, scaler, parts.layout, catch=catch, first=first)
+            return self._trained(done) if catch else done
         done, act.shared = team.run(forward, batches, parts, catch=catch)
         act.own_loss = done.own_loss
+        return done
+
+    def _trained(self, done: Pass) -> Pass:
+        """``done``, as a fault where losses go on coming without any gradient: nothing is trained any more.
+
+        A batch of nothing has a loss of 0 without one, now and then or often; a number that is none is another thing.
+        """
+        none = done.error is None and not done.graph and any(done.losses.values())
+        none = none and all(p.grad is None for p in self.parts.layout.params)
+        self._without_graph = self._without_graph + 1 if none else 0
+        if self._without_graph >= WITHOUT_GRAPH:
+            done.error, done.micro_batch = forward_backward.DETACHED.format(self._without_graph), 0
         return done
 
     def _before(self, batches: list[Any]) -> Verdict | None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from maskrcnn_coco.errors import GuardStop, GuardWarning
 from maskrcnn_coco.guard.buffers import Buffers
 from maskrcnn_coco.guard.divergence import ABSURD, ABSURD_ANY, Divergence
+from maskrcnn_coco.guard.forward_backward import DETACHED, SWITCHED_OFF
 from maskrcnn_coco.guard.health import Health
 from maskrcnn_coco.guard.inputs import Expected
 from maskrcnn_coco.guard.loss_scale import Scale
@@ -307,7 +308,8 @@ class Instruments:
             )
         # Nothing of a batch: no parameter to train, or a detector that was left in evaluation mode.
         evaluating = error.startswith("LossForm") and not self.model.training
-        everywhere = {"every_batch": True} if self.layout.frozen or evaluating else {}
+        untrained = self.layout.frozen or any(w in error for w in NOTHING_TRAINED)
+        everywhere = {"every_batch": True} if untrained or evaluating else {}
         return Verdict("crash", error, measured | {"error": error} | everywhere)
 
     def refuse(self, record: StepRecord, verdict: Verdict | None, began: float, *, ran: bool = True) -> StepRecord:
@@ -336,6 +338,7 @@ class Instruments:
             warnings.warn(text, GuardWarning, stacklevel=3)
 
 
+NOTHING_TRAINED = (SWITCHED_OFF, DETACHED.split("{}")[0])
 EARLY = 20
 """Step whose update is measured besides: a run of a hundred steps has no other after its warm-up."""
 REGIME = ". If the loss was changed on purpose: guard.new_regime()"

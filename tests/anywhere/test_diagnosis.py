@@ -741,3 +741,47 @@ def test_a_step_that_evaluates_the_loss_several_times_is_refused_before_the_firs
     with pytest.raises(ConfigError, match="LBFGS again: it evaluates the loss several times"):
         attach(model, optimizer, diagnose=True)
     attach(model, optimizer).detach()
+
+
+def quiet(guard: Guard, batch: Any, **more: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GuardWarning)
+        return guard.step(batch, **more)
+
+
+@pytest.mark.parametrize("way", ["detached", "switched off"])
+def test_losses_without_any_gradient_are_no_training(way: str) -> None:
+    """A run went on to its end after `detach()`, or a library's `set_grad_enabled(False)`, and learned nothing."""
+    net, late = Net(), [False]
+
+    def forward(model: nn.Module, batch: Any) -> Tensor:
+        loss = F.cross_entropy(model(batch[0]), batch[1])
+        return loss.detach() if late[0] and way == "detached" else loss
+
+    guard = Guard(net, torch.optim.SGD(net.parameters(), lr=0.1), forward=forward, diagnose=True)
+    for step in range(4):
+        quiet(guard, data(step))
+    late[0] = True
+    words = "no loss has had a gradient for 3 steps" if way == "detached" else "autograd is switched off"
+    with torch.set_grad_enabled(way == "detached"), pytest.raises(GuardStop, match=words):
+        for step in range(4, 12):
+            quiet(guard, data(step))
+    (incident,) = guard.incidents
+    assert (incident.cause, incident.action.kind) == ("UNKNOWN", "stop") and "None" not in incident.fix
+
+
+@pytest.mark.parametrize("kind", ["nothing", "own backward"])
+def test_a_loss_of_nothing_and_a_backward_pass_of_the_forwards_own_are_trained(kind: str) -> None:
+    net = Net()
+
+    def forward(model: nn.Module, batch: Any) -> Tensor:
+        if kind == "nothing":
+            return torch.zeros(())  # batches without anything to find, twelve in a row
+        loss = F.cross_entropy(model(batch[0]), batch[1])
+        loss.backward()
+        return loss.detach()
+
+    guard = Guard(net, torch.optim.SGD(net.parameters(), lr=0.1), forward=forward, diagnose=True)
+    for step in range(12):
+        quiet(guard, data(step))
+    assert guard.incidents == []

@@ -101,3 +101,10 @@ def test_a_model_whose_parameters_are_all_frozen_says_so() -> None:
 def test_a_batch_without_a_gradient_is_no_fault_where_others_have_one() -> None:
     _, layout = model_and_layout()
     assert run(lambda b: torch.zeros(()), [0], None, layout).error is None
+
+
+def test_autograd_that_somebody_left_switched_off_is_said() -> None:
+    model, layout = model_and_layout()
+    with torch.no_grad():
+        done = run(lambda b: model(torch.ones(1, 2)).sum(), [0], None, layout)
+    assert done.error is not None and "autograd is switched off" in done.error
