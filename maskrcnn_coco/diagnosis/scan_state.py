@@ -86,6 +86,10 @@ def _norm_faults(snapshot: Snapshot, model: nn.Module, owner: Callable[[str], st
         if "Norm" in type(module).__name__ and isinstance(given, (int, float)) and not given >= 0:
             faults.append(_fault("norm", f"{name}.eps", f"eps is {given:g}: the root of a number below zero", owner))
             continue
+        momentum = getattr(module, "momentum", None)
+        if _is_norm(module) and isinstance(momentum, (int, float)) and not 0 <= momentum <= 1:
+            what = f"momentum is {momentum:g}, expected 0 to 1: statistics swing beyond those of any batch"
+            faults.append(_fault("norm", f"{name}.momentum", what, owner, certain=False))
         variance = snapshot.model.get(f"{name}.running_var")
         if variance is None or not bool(torch.isfinite(variance).all()):
             continue

@@ -149,8 +149,7 @@ class Buffers:
         floats = self._floats(self._watched if whole else sorted(self._changing.union(self._active)))
         sizes = norms([t for _, t in floats])
         bad = set(nonfinite_at(sizes))
-        if whole:
-            bad |= self._negative(floats)
+        bad |= self._negative(floats)
         for j, (i, t) in enumerate(floats):
             if i in self._by_design:
                 bad.discard(j)
@@ -179,7 +178,10 @@ class Buffers:
         return bool((now.isnan() & ~before.isnan()).any() or (now.isinf() & before.isfinite()).any())
 
     def _negative(self, floats: list[tuple[int, Tensor]]) -> set[int]:
-        """Positions of variances below zero: training does not read them, but evaluation takes their root."""
+        """Positions of variances below zero: training does not read them, but evaluation takes their root.
+
+        Somebody wrote them, or a momentum above 1 has the statistics swing, below zero every other step.
+        """
         found = [(j, t) for j, (i, t) in enumerate(floats) if self._slots[i][1] == "running_var" and not t.is_meta]
         if not found:
             return set()

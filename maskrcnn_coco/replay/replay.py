@@ -336,7 +336,7 @@ class Replay:
                 continue  # a counter; `Buffers.wrong` has the same rule
             least = 1e-3 * math.sqrt(buffer.numel())
             # What is not finite before the step either (a causal mask of -inf) was not thrown by it.
-            if math.isfinite(old) and not size <= LEAP * max(old, least):
+            if math.isfinite(old) and (not size <= LEAP * max(old, least) or _below_zero(name, buffer)):
                 bad.append(name)
         return bad
 
@@ -376,6 +376,10 @@ class Replay:
             raise
         finally:
             self.spent += time.monotonic() - began
+
+
+def _below_zero(name: str, buffer: torch.Tensor) -> bool:
+    return name.endswith("running_var") and not buffer.is_meta and float(buffer.min()) < 0
 
 
 def _share(batches: Sequence[Any], whole: Sequence[Any] | None) -> float:

@@ -43,6 +43,14 @@ def grouped(eps: float) -> nn.Module:
     return model
 
 
+def swinging(momentum: float) -> nn.Module:
+    model = tiny_model(norm=nn.BatchNorm2d)
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.momentum = momentum
+    return model
+
+
 def new_term(run: TinyRun) -> None:
     def hook(model: nn.Module, args: Any, output: Any) -> Any:
         return {**output, "own": 1e8 * model.roi_heads.box_head.fc6.weight.square().mean()} if model.training else None
@@ -83,6 +91,7 @@ WILD: dict[str, tuple[Any, str, float]] = {
         0.9,
     ),
     "a group norm's eps below zero": (lambda: TinyRun(model=grouped(-1e3)), "NORM_STATE", 0.9),
+    "statistics that swing": (lambda: TinyRun(model=swinging(3.0)), "NORM_STATE", 0.9),
     "a scale beyond any search": (
         lambda: TinyRun(precision="fp16", before_step=before(5, lambda run: run.scaler.update(1e38))),
         "POISONED_STATE",

@@ -77,3 +77,14 @@ def test_put_back_on_the_device_only_where_the_step_is_bad(bad: bool) -> None:
     buffers.changed()
     buffers.restore_where(torch.tensor(bad))
     assert torch.equal(model.norm.running_mean, before if bad else after)
+
+
+def test_a_variance_that_a_forward_pass_makes_negative_is_found_at_once() -> None:
+    """A momentum above 1 has it swing, and a look at every tenth step alone met the good half of the swings."""
+    model = Masked().train()
+    model.norm.momentum = 3.0
+    buffers = Buffers(model)
+    buffers.save()
+    model.norm(torch.randn(4, 3) * 0.1)
+    buffers.changed()
+    assert buffers.wrong() == ["norm.running_var"]

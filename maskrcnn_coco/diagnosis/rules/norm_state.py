@@ -4,7 +4,8 @@ What happens: every batch gives NaN or a huge loss from the first step on, whate
   training looks healthy and the evaluation finds nothing, because running statistics are NaN.
 Why: a FrozenBatchNorm with eps 0 and a variance of 0 (or slightly below) divides by zero; a deep network
   without loaded weights whose frozen norm layers do nothing lets activations grow from layer to layer;
-  trainable BatchNorm takes NaN into its buffers in the forward pass, although the update was skipped.
+  trainable BatchNorm takes NaN into its buffers in the forward pass, although the update was skipped; a momentum
+  above 1 has running statistics swing until a variance is below zero.
 How it is proved: buffers are scanned for sign, eps and finiteness, and other batches fail at learning rate 0,
   on the weights from before the onset too: on weights that a divergence has ruined everything fails.
 What the guard does: puts the buffers of the newest verified state back; where the model was built this way it
@@ -39,5 +40,7 @@ def judge(facts: Facts) -> Finding | None:
     evidence += facts.says(CODE, "!same", "!other", "!earlier")
     culprit = Culprit(component=first.component, module=first.module, checkpoint=facts.settings.get("resume_path"))
     fix = "--weights coco" if first.name == "identity" else "restore real norm statistics, or set eps to 1e-5"
+    if first.name.endswith(".momentum"):
+        fix = "give the norm layers a momentum between 0 and 1"
     detail = {"entries": [s.name for s in hits[:50]], "at_load": not facts.earlier_steps}
     return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)
