@@ -215,22 +215,22 @@ def interrupted_and_resumed(scene: Scene, watch: Watch, folder: Path) -> Any:
     watch.interrupt_at = RESUME_AT
     train(config(scene, folder), model=scene.model, train_data=scene.data(), observers=[watch])
     watch.interrupt_at = None
-    change_checkpoint(folder / "checkpoints", scene.on_resume)
+    change_checkpoint(folder / "checkpoints", scene.on_resume, backups_too=scene.backups_too)
     scene.model.load_state_dict(fresh)
     last = str(folder / "checkpoints" / "last.pth")
     return train(config(scene, folder, resume=last), model=scene.model, train_data=scene.data(), observers=[watch])
 
 
-def change_checkpoint(folder: Path, change: Any) -> None:
+def change_checkpoint(folder: Path, change: Any, *, backups_too: bool = False) -> None:
     """Rewrite every file of the newest step, as another program would: sound as a file, with other values in it."""
-    newest = load(folder / "last.pth")
-    serial, step = peek(folder / "last.pth").serial, newest["loop"]["step"]
-    change(newest)
+    newest = load(folder / "last.pth")["loop"]["step"]
     with mock.patch.object(content, "nonfinite", lambda state: []):
         for path in sorted(folder.glob("*.pth")):
-            if load(path)["loop"]["step"] == step:
+            state, serial = load(path), peek(path).serial
+            if backups_too or state["loop"]["step"] == newest:
+                change(state)
                 path.unlink()
-                save(path, newest, serial=serial)
+                save(path, state, serial=serial)
 
 
 def all_finite(live: Live | None, scene: Scene) -> bool:

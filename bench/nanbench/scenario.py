@@ -38,6 +38,7 @@ class Scenario:
     Attributes:
         fault: changes a clean scene into the broken one; draws nothing at random but from the scene's seed.
         cause: the code that is right; ``also`` lists others that are right too, with the reason in the comment there.
+        together: several things are wrong in one run: each of these codes has to be named.
         onset: first planned step at which anything is wrong; None where it depends on the order of the images.
         decoy: nothing is wrong: any action is a false one.
         verdict: no healthy state exists to go on from (a wrong model, a wrong data set): the right end is a stop with
@@ -53,6 +54,7 @@ class Scenario:
     setup: Setup = PLAIN
     culprit: Culprit = NOBODY
     also: tuple[str, ...] = ()
+    together: tuple[str, ...] = ()
     onset: int | None = None
     decoy: bool = False
     verdict: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nanbench.decoys import DECOYS
+from nanbench.decoys_fifth import FIFTH_DECOYS
 from nanbench.decoys_fourth import FOURTH_DECOYS
 from nanbench.decoys_fresh import FRESH_DECOYS
 from nanbench.decoys_own import OWN_DECOYS
@@ -10,6 +11,8 @@ from nanbench.decoys_third import THIRD_DECOYS
 from nanbench.decoys_wild import WILD_DECOYS
 from nanbench.faults_code import CODE
 from nanbench.faults_data import DATA
+from nanbench.faults_fifth import FIFTH
+from nanbench.faults_fifth_data import FIFTH_DATA
 from nanbench.faults_forms import FORMS
 from nanbench.faults_fourth import FOURTH
 from nanbench.faults_fourth_data import FOURTH_DATA
@@ -54,6 +57,9 @@ SCENARIOS: tuple[Scenario, ...] = (
     *FOURTH,
     *FOURTH_STATE,
     *FOURTH_DECOYS,
+    *FIFTH_DATA,
+    *FIFTH,
+    *FIFTH_DECOYS,
 )
 BY_ID = {s.id: s for s in SCENARIOS}
 

@@ -115,6 +115,8 @@ class Scene:
     before: dict[int, list[Callable[[Live], None]]] = field(default_factory=dict)
     on_resume: Callable[[dict[str, Any]], None] | None = None
     """Changes the checkpoint of step 12 (``model``, ``optimizer``, ``scaler``) that the run is resumed from."""
+    backups_too: bool = False
+    """`on_resume` changes the older checkpoints as well."""
     undivided: Callable[[int], bool] | None = None
     """Steps at which the loop forgets to divide the micro-batches' losses by their number."""
     loop: set[str] = field(default_factory=set)

@@ -97,8 +97,9 @@ def score(entry: Line, clean: Clean) -> Line:
     if scenario is None or scenario.decoy:
         return line | {"false_actions": len(incidents), "kept": line["survived"]}
     line["onset_step"] = scenario.onset if scenario.onset is not None else outcome.get("first_bad")
-    right = (scenario.cause, *scenario.also)
+    right = (scenario.cause, *scenario.also, *scenario.together)
     line["cause_ok"] = bool(incidents) and all(i.get("cause") in right for i in incidents)
+    line["cause_ok"] &= set(scenario.together) <= {i.get("cause") for i in incidents}
     line["first_cause_ok"] = bool(incidents) and first.get("cause") in right
     line["culprit_ok"] = culprit_ok(scenario, first, outcome.get("bad_id", -1), outcome.get("bad_ids"))
     named, bad = (first.get("culprit") or {}).get("image_ids") or [], outcome.get("bad_ids") or [outcome.get("bad_id")]
@@ -115,6 +116,8 @@ def score(entry: Line, clean: Clean) -> Line:
         if scenario.family == "data" and str(outcome.get("stopped")).startswith(("DataError", "SampleError")):
             # Said of the whole set, most before the first step: better still. The sentence is the verdict.
             ended = line["cause_ok"] = line["first_cause_ok"] = True
+        if scenario.cause == "POISONED_STATE" and "holds non-finite values" in str(outcome.get("stopped")):
+            ended = line["cause_ok"] = line["first_cause_ok"] = line["culprit_ok"] = True  # no file of it can be used
         line |= {"survived": None, "kept": None, "harm": None, "stopped_right": ended}
     if scenario.open_end:
         line |= {"survived": None, "kept": None, "harm": None}
