@@ -70,8 +70,15 @@ class Kept:
     @property
     def nbytes(self) -> int:
         """Bytes of the batches held; a tensor that several share counts once."""
-        seen = {t.data_ptr(): t.nbytes for held in self._steps.values() for s, _, _ in held for t in leaves(s.data)}
-        return sum(seen.values())
+        tensors = (t for held in self._steps.values() for s, _, _ in held for t in leaves(s.data))
+        return sum(dict(map(_memory, tensors)).values())
+
+
+def _memory(t: Tensor) -> tuple[int, int]:
+    """(where it lies, bytes). A sparse tensor and one without data lie nowhere: they count by themselves, whole."""
+    if t.layout != torch.strided or t.is_meta:
+        return id(t), t.numel() * t.element_size()
+    return t.data_ptr(), t.nbytes
 
 
 def group_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:

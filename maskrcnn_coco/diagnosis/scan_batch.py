@@ -178,7 +178,7 @@ def scan_transformed(batch: Any, transform: nn.Module | None) -> list[InputFault
 
 def flat_images(batch: Any) -> list[int]:
     """Ids of the images all of whose pixels are one colour: nothing to see, and sound for most models."""
-    pairs = zip(batch.images, batch.image_ids, strict=True)
+    pairs = zip((getattr(batch, "detection", None) or batch).images, batch.image_ids, strict=True)
     dense = [(i, n) for i, n in pairs if isinstance(i, Tensor) and i.ndim == 3 and i.numel() and i.isreal().all()]
     return [n for i, n in dense if bool((i == i[:, :1, :1]).all())]
 

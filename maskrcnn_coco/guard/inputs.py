@@ -139,7 +139,11 @@ def _tensor(target: Mapping[str, Any], key: str) -> Tensor | None:
 
 
 def _good_boxes(boxes: Tensor) -> Tensor:
-    """bool (N,): finite, bounded, and of positive width and height. A NaN fails every comparison."""
+    """bool (N,): finite, bounded, and of positive width and height. A NaN fails every comparison.
+
+    As float32, in which detectors compute: what is thinner than that can tell is empty there.
+    """
+    boxes = boxes.float() if boxes.dtype is torch.float64 else boxes
     bounded = (boxes.abs() <= MAX_COORDINATE).all(1)
     return bounded & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
 

@@ -112,3 +112,11 @@ def test_the_largest_number_of_an_image_is_no_label_out_of_range() -> None:
         kept.add(step, Samples(detection(4 * step), ids, keys), torch.get_rng_state(), None)
     finding = Finding("UNKNOWN", 0.5, Culprit(image_ids=[15]), detail={"proved_on_healthy_weights": True})
     assert named(finding, Alarm("loss_nonfinite", 3, 0, 3, "loss"), kept).cause == "UNKNOWN"
+
+
+def test_sparse_tensors_and_those_without_data_are_kept_like_others() -> None:
+    """Their bytes cannot be counted by where they lie: asking raised at every step that followed."""
+    odd = [torch.eye(4).to_sparse(), torch.zeros(4, 2, device="meta"), torch.zeros(4)]
+    kept = Kept()
+    kept.add(0, Samples(odd, [0, 1, 2, 3], []), torch.get_rng_state(), None)
+    assert kept.nbytes >= 16 + 32

@@ -11,7 +11,7 @@ from nanbench.tiny import sample, tiny_model
 from maskrcnn_coco.anywhere.samples import Key, Samples
 from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.plan import SampleKey
-from maskrcnn_coco.diagnosis.scan_batch import scan_anchors, scan_images, scan_targets, scan_transformed
+from maskrcnn_coco.diagnosis.scan_batch import flat_images, scan_anchors, scan_images, scan_targets, scan_transformed
 from maskrcnn_coco.diagnosis.scan_forms import scan_forms
 
 MODEL = tiny_model()
@@ -133,3 +133,7 @@ def test_only_what_the_transform_makes_of_pictures_counts_in_a_loop_of_ones_own(
     found = scan_transformed(own_loop(0, lambda image, target: (image, target)), model.transform)
     assert [f.image_id for f in found] == [100, 101, 102] and "image_std" in found[0].what
     assert scan_transformed(Samples(torch.zeros(3, 2), [0, 1, 2], []), model.transform) == []
+
+
+def test_an_image_of_one_colour_is_seen_in_a_loop_of_ones_own():
+    assert flat_images(own_loop(1, lambda image, target: (torch.full_like(image, 0.45), target))) == [101]

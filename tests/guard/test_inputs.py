@@ -151,3 +151,11 @@ def test_a_sparse_image_is_the_models_business() -> None:
 def test_an_image_that_is_no_tensor_is_left_to_the_model():
     target = {"boxes": torch.tensor([[1.0, 1.0, 5.0, 5.0]]), "masks": torch.zeros(1, 8, 8, dtype=torch.uint8)}
     assert check([([None, torch.zeros(3, 8, 8)], [target, target])], Expected()) == []
+
+
+def test_a_box_thinner_than_float32_can_tell_is_empty():
+    boxes = torch.tensor([[40.0, 8.0, 40.0 + 1e-9, 30.0]], dtype=torch.float64)
+    (problem,) = check([([torch.zeros(3, 64, 64)], [{"boxes": boxes}])], Expected())
+    assert problem.kind == "box"
+    boxes[0, 2] = 40.001
+    assert check([([torch.zeros(3, 64, 64)], [{"boxes": boxes}])], Expected()) == []
