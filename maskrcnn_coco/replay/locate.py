@@ -52,6 +52,8 @@ class _Ops(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.split("::")[-1]
+        if name == "_local_scalar_dense" and not isinstance(args[0], Tensor):
+            return args[0]  # a number of Python's that was saved for the backward pass comes unwrapped to a mode
         # In-place ops overwrite their inputs: look before.
         clean = len(self.bad) < 32 and name not in _UNWRITTEN and _any_float(args) and _finite(args)
         result = func(*args, **(kwargs or {}))

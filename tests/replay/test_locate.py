@@ -107,3 +107,19 @@ def test_an_op_that_overflows_in_half_precision_says_so(net: Net) -> None:
     assert found.module == "last.0" and found.op.startswith("_to_copy in float16 (")
     net.last[0] = nn.Identity()
     assert " in float16" not in located(net, torch.tensor([[1.0, -1.0]])).op
+
+
+def test_a_forward_that_reads_what_its_loss_was_multiplied_by_is_watched_too(net: Net) -> None:
+    """A rig asks by which number a loop divided its loss; inside the watch that number is no tensor."""
+    read = []
+
+    def forward(b: Tensor) -> dict[str, Tensor]:
+        term = 0.5 * (net(b).sum() / torch.zeros(()))
+        read.append(float(term.grad_fn._saved_other))  # type: ignore[union-attr]
+        return {"loss": term, "other": net(b).sum()}
+
+    carried = type("F", (), {"model": net, "__call__": lambda self, b: forward(b)})()
+    layout = Layout(net, torch.optim.SGD(net.parameters(), 0.1), None)
+    found = located_run(carried, [torch.tensor([[4.0, 9.0]])], None, layout)
+    assert read == [0.5] and found.taken.error is None
+    assert found.phase == "loss" and found.op.startswith("div")
