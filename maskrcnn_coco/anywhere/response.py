@@ -30,6 +30,7 @@ from maskrcnn_coco.guard.hooks import Entrances
 from maskrcnn_coco.guard.norms import all_finite, has_fractions
 from maskrcnn_coco.records import Action, Alarm, Evidence, Finding, Incident, StepRecord, incident_of
 from maskrcnn_coco.replay.case import Case
+from maskrcnn_coco.replay.optimizer import settings_of
 from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.replay.snapshot import Snapshot, restore, state_bytes, take
 from maskrcnn_coco.replay.tape import Tape, TapeEntry
@@ -131,10 +132,9 @@ class AlarmResponder:
         self._entrances.step_taken()
         batches = self.kept.batches(record.step)
         record.image_ids = record.image_ids or [i for b in batches for i in b.image_ids]
+        keys, settings = [b.keys for b in batches], settings_of(self.guard.optimizer.param_groups)
         self.tape.add(
-            TapeEntry(
-                record.step, record.epoch, [b.keys for b in batches], dict(record.lr), None, record.applied, record
-            )
+            TapeEntry(record.step, record.epoch, keys, dict(record.lr), None, record.applied, record, settings)
         )
         self._raise_again(record.step)
         self.history.append(record)

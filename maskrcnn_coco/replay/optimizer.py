@@ -17,6 +17,26 @@ def optimizer_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
     return [names.get(id(p), "?") for group in optimizer.param_groups for p in group["params"]]
 
 
+SETTINGS = ("momentum", "dampening", "nesterov", "weight_decay", "betas", "eps", "alpha", "rho", "momentum_decay")
+"""What schedules and hooks change beside the rate. Not all of a group: some optimizers count their steps in it."""
+
+
+def settings_of(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The settings of each parameter group that a step depends on, plain numbers alone, without the learning rate."""
+    return [{k: group[k] for k in SETTINGS if _is_plain(group.get(k))} for group in groups]
+
+
+def _is_plain(value: Any) -> bool:
+    return all(isinstance(v, (int, float)) for v in (value if isinstance(value, tuple) else (value,)))
+
+
+def set_again(optimizer: torch.optim.Optimizer, settings: Sequence[dict[str, Any]] | None) -> None:
+    """Put what `settings_of` gave in place; None, or settings of other groups: nothing."""
+    if settings is not None and len(settings) == len(optimizer.param_groups):
+        for group, kept in zip(optimizer.param_groups, settings, strict=True):
+            group.update({k: v for k, v in kept.items() if k in group})
+
+
 def lower_weight_decay(optimizer: torch.optim.Optimizer, most: float) -> None:
     """Set the weight decay of every group that has more to ``most``."""
     for group in optimizer.param_groups:

@@ -23,7 +23,7 @@ from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.gradients import gradient_digest, read_norms
 from maskrcnn_coco.replay.isolation import Counted, FixedScale, forked_random, kept_fp32, own
 from maskrcnn_coco.replay.locate import Located, located_run
-from maskrcnn_coco.replay.optimizer import lower_weight_decay, restore_optimizer
+from maskrcnn_coco.replay.optimizer import lower_weight_decay, restore_optimizer, set_again, settings_of
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.private_copy import PrivateCopy, private_copy
 from maskrcnn_coco.replay.snapshot import Snapshot, restore
@@ -183,7 +183,7 @@ class Replay:
             restore(snapshot, model, optimizer, rng=False)
             if weight_decay is not None:
                 lower_weight_decay(optimizer, weight_decay)
-            outcome = Outcome(test, True)
+            outcome, current = Outcome(test, True), settings_of(self.case.now.optimizer.get("param_groups", []))
             steps = [*self.entries(snapshot.step), None, *beyond] if instead is None else list(instead)
             for entry in steps:
                 step = self.case.alarm.step if entry is None else entry.step
@@ -198,6 +198,10 @@ class Replay:
                 if outcome.error or not outcome.finite or (stop and stop(outcome)):
                     break
                 if entry is not None or beyond:
+                    # The failing step itself has the settings of now, and so have those that are still to come.
+                    set_again(optimizer, current if entry is None else entry.settings)
+                    if weight_decay is not None:
+                        lower_weight_decay(optimizer, weight_decay)
                     self._update(outcome, (entry or beyond[0]).lr, factors)
             model.zero_grad(set_to_none=True)
         outcome.path, outcome.terms, outcome.steps = path, terms, float(len(path))

@@ -22,6 +22,8 @@ class TapeEntry:
     loss_scale: float | None
     applied: bool
     record: StepRecord | None = None
+    settings: list[dict[str, Any]] | None = None
+    """Of each parameter group, see `optimizer.settings_of`; None where nobody wrote them down."""
 
 
 class Tape:
@@ -32,6 +34,9 @@ class Tape:
 
     def add(self, entry: TapeEntry) -> None:
         """Append one planned step."""
+        last = self._entries[-1].settings if self._entries else None
+        if entry.settings == last:
+            entry.settings = last  # held once, as long as nobody changes them
         self._entries.append(entry)
 
     def complete(self, record: StepRecord) -> None:

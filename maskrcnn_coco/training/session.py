@@ -30,6 +30,7 @@ from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import Schedule, apply_lr
 from maskrcnn_coco.records import Alarm, Incident, StepRecord
 from maskrcnn_coco.recovery import Budgets
+from maskrcnn_coco.replay.optimizer import settings_of
 from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.replay.snapshot import Snapshot
 from maskrcnn_coco.replay.tape import Tape, TapeEntry
@@ -184,9 +185,11 @@ class Session:
         record = self.guard.step(forward, batches, ids, step=step, epoch=epoch, micro_batches=True)
         if not self.guard.late:
             record.lr = self.guard.instruments.rates()  # as the step had them: a hook may have set others than the plan
-        keys = [batch.keys for batch in batches]
+        keys, settings = [batch.keys for batch in batches], settings_of(self.optimizer.param_groups)
         self.tape.add(
-            TapeEntry(step, record.epoch, keys, {**lr, **record.lr}, record.loss_scale, record.applied, record)
+            TapeEntry(
+                step, record.epoch, keys, {**lr, **record.lr}, record.loss_scale, record.applied, record, settings
+            )
         )
         self.progress.count_batches(len(ids), *objects_in(batches), seconds=time.monotonic() - began)
         return record

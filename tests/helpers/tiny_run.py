@@ -20,6 +20,7 @@ from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import build_optimizer
 from maskrcnn_coco.records import Alarm, StepRecord
 from maskrcnn_coco.replay.case import Case, Rig
+from maskrcnn_coco.replay.optimizer import settings_of
 from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.replay.snapshot import take
 from maskrcnn_coco.replay.tape import Tape, TapeEntry
@@ -107,7 +108,8 @@ class TinyRun:
         batches = self.batches(step)
         record = self.guard.step(self.forward.begin(step), batches, step=step, micro_batches=True)
         keys = [b.keys for b in batches]
-        self.tape.add(TapeEntry(step, 0, keys, rates, record.loss_scale, record.applied, record))
+        settings = settings_of(self.optimizer.param_groups)
+        self.tape.add(TapeEntry(step, 0, keys, rates, record.loss_scale, record.applied, record, settings))
         self.history.append(record)
         return self.guard.alarm, batches
 

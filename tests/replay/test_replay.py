@@ -44,9 +44,21 @@ def test_a_replay_gives_what_the_run_then_gets(healthy):
     assert replayed.group_grad_norm == taken.group_grad_norm
 
 
+def moved_settings(run: TinyRun, step: int) -> None:
+    """A schedule of momentum and weight decay, as one-cycle's and others' are."""
+    for group in run.optimizer.param_groups:
+        group["weight_decay"] = 1e-4 * step
+        if "momentum" in group:
+            group["momentum"] = 0.5 + 0.05 * step
+        else:
+            group["betas"] = (0.5 + 0.05 * step, 0.99)
+
+
+@pytest.mark.parametrize("scheduled", [None, moved_settings])
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_a_walk_over_the_tape_ends_in_the_run_s_own_weights(kind: str):
-    run = TinyRun(kind=kind, lr=dict.fromkeys(rates(), 1e-3), max_grad_norm=5.0, accumulate=2, batch_size=2)
+def test_a_walk_over_the_tape_ends_in_the_run_s_own_weights(kind: str, scheduled):
+    slow = dict.fromkeys(rates(), 1e-3)
+    run = TinyRun(kind=kind, lr=slow, max_grad_norm=5.0, accumulate=2, batch_size=2, before_step=scheduled)
     for step in range(7):
         run.step(step)
     case = run.case(Alarm("diverged", 7, 0, 7, "made up"), run.batches(7))
