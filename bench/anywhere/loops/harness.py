@@ -125,7 +125,7 @@ class Run:
         if self.step == AT and self.fault == "nan_state":
             held = [v for _, optimizers in self.models[-1:] for v in _states(optimizers) if v.ndim and v.numel() > 1]
             for v in held[:1]:
-                v.view(-1)[0], self.poisoned = math.nan, True
+                v[(0,) * v.ndim], self.poisoned = math.nan, True
         if self.step == AT and self.fault == "wild_state":
             for v in (v for _, os in self.models[-1:] for v in _states(os) if v.is_floating_point() and v.numel() > 1):
                 v.mul_(WILD)
