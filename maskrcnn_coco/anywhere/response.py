@@ -236,7 +236,7 @@ class AlarmResponder:
     def _examined(self, alarm: Alarm) -> tuple[list[Finding], Action]:
         found = self._investigate(alarm)
         with contextlib.suppress(Exception):  # a last look at strangers' data: without it they stand
-            found = [named(f, alarm, self.kept) for f in found]
+            found = [named(f, alarm, self.kept, first=i == 0) for i, f in enumerate(found)]
         findings = [reworded(f, self.groups.names) for f in found]
         history = recovery.History(self.incidents, alarm.step, images=UNCOUNTED)
         action, count = recovery.decide(findings, history), len(self.kept.batches(alarm.step))

@@ -4,30 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
 from maskrcnn_coco.anywhere.rig import Kept
 from maskrcnn_coco.anywhere.samples import Samples, leaves
-from maskrcnn_coco.records import Alarm, Evidence, Finding
+from maskrcnn_coco.records import Alarm, Culprit, Evidence, Finding
 
 FAR = 100.0
 """A sample whose largest value is this many times that of every other one kept is out of scale."""
+
+UNPROVED = 0.85
+"""How sure that alone makes it, without a replay that fails for the sake of that sample."""
 
 NAMES = 4096
 """Most numbers of one tensor that may be names of samples or objects."""
 
 
-def named(finding: Finding, alarm: Alarm, kept: Kept) -> Finding:
+def named(finding: Finding, alarm: Alarm, kept: Kept, *, first: bool = True) -> Finding:
     """``finding``, with a cause where it had none but a proved culprit among the samples.
 
     A loss's maths that overflows (exp, a square) for one sample alone, far out of scale, is that sample's fault.
+
+    Args:
+        first: it is the best one; such a sample is then looked for also where no replay has named any.
     """
-    open_ = finding.cause in ("UNKNOWN", "LOSS_MATH")
-    proved = open_ and finding.culprit.image_ids and finding.detail.get("proved_on_healthy_weights")
     batches = kept.batches(alarm.step)
-    if not proved or not batches:
+    if not batches or finding.cause not in ("UNKNOWN", "LOSS_MATH", "FP16_OVERFLOW"):
         return finding
+    if not finding.culprit.image_ids:
+        alone = first and finding.cause != "LOSS_MATH" and alarm.symptom not in ("optimizer_nonfinite", "stalled")
+        return _lone(finding, batches, kept.others(alarm.step)) if alone else finding
+    if finding.cause == "FP16_OVERFLOW" or not finding.detail.get("proved_on_healthy_weights"):
+        return finding
+    if guilty := _far(batches, kept.others(alarm.step), set(finding.culprit.image_ids)):
+        # A loss over a whole batch (variances) may fail on any sample alone: of those found, they are the ones.
+        finding.culprit.image_ids = guilty
     guilty = set(finding.culprit.image_ids)
     bad = [b.subset([p for p, i in enumerate(b.image_ids) if i in guilty]) for b in batches]
     good = [b.subset([p for p, i in enumerate(b.image_ids) if i not in guilty]) for b in batches]
@@ -43,6 +56,44 @@ def named(finding: Finding, alarm: Alarm, kept: Kept) -> Finding:
             finding.evidence.insert(0, Evidence("scan: this sample beside all others kept", what, cause))
             return finding
     return finding
+
+
+def _lone(finding: Finding, batches: list[Samples], others: list[Samples]) -> Finding:
+    """``finding`` without a culprit: the one sample that is far out of scale, where there is one.
+
+    What overflows half precision, or a loss's exp, for its sake is no fault of theirs.
+    """
+    far = _far(batches, others, {i for b in batches for i in b.image_ids})
+    if len(far) != 1:
+        return finding
+    bad = [b.subset([p for p, i in enumerate(b.image_ids) if i in far]) for b in batches if set(far) & set(b.image_ids)]
+    what = _out_of_scale(bad, others)
+    if what is None:
+        return finding
+    detail = {k: v for k, v in finding.detail.items() if k not in ("fp32_modules", "largest")}
+    test = "scan: this sample beside all others kept"
+    evidence = [Evidence(test, what, "DATA_PIXEL"), *finding.evidence]
+    return replace(
+        finding,
+        cause="DATA_PIXEL",
+        confidence=UNPROVED,
+        culprit=Culprit(image_ids=far),
+        evidence=evidence,
+        detail=detail,
+    )
+
+
+def _far(batches: list[Samples], others: list[Samples], among: set[int]) -> list[int]:
+    """Ids, of those ``among``, with an input far larger than that of any sample of the other steps."""
+    if not others:
+        return []
+    usual, found = _largest(others), []
+    for batch in batches:
+        for position, name in enumerate(batch.image_ids):
+            mine = _largest([batch.subset([position])]) if name in among else []
+            if any(not a <= FAR * max(b, 1e-12) for a, b in zip(mine, usual, strict=False)):
+                found.append(name)
+    return found
 
 
 def _out_of_scale(bad: list[Samples], good: list[Samples]) -> str | None:

@@ -327,7 +327,7 @@ class Waved(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Pooled, Linked, Waved])
-def test_a_huge_sample_is_named_or_nobody_is(kind: type[nn.Module]) -> None:
+def test_a_huge_sample_is_named(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model = kind()
     optimizer = torch.optim.SGD(model.parameters(), 0.3 if kind is Waved else 0.05, momentum=0.9)
@@ -345,9 +345,8 @@ def test_a_huge_sample_is_named_or_nobody_is(kind: type[nn.Module]) -> None:
         guard.see(loss_of(model, (shown,))).backward()
         optimizer.step()
     assert [i.step for i in guard.incidents] == [40]
-    named = guard.finding.culprit.image_ids
-    assert named == ([] if kind is Linked else [ids(40)[5]])
-    assert kind is Linked or guard.finding.cause == "DATA_PIXEL"
+    assert guard.finding.culprit.image_ids == [ids(40)[5]] and guard.finding.cause == "DATA_PIXEL"
+    assert kind is not Linked or guard.finding.confidence < 0.9, "by its scale alone: no replay can prove it"
 
 
 def test_a_broken_complex_state_is_found_and_put_back() -> None:

@@ -120,3 +120,39 @@ def test_sparse_tensors_and_those_without_data_are_kept_like_others() -> None:
     kept = Kept()
     kept.add(0, Samples(odd, [0, 1, 2, 3], []), torch.get_rng_state(), None)
     assert kept.nbytes >= 16 + 32
+
+
+def steps(kept: Kept, *, far: tuple[int, ...]) -> Alarm:
+    """Three steps of eight samples, of the last of which those at ``far`` are far out of scale."""
+    for step in range(3):
+        x = torch.randn(8, 4)
+        if step == 2:
+            x[list(far)] *= 1e4
+        ids = list(range(10 * step, 10 * step + 8))
+        keys = [Key(step, 0, p, i, i) for p, i in enumerate(ids)]
+        kept.add(step, Samples((x, torch.arange(8)), ids, keys), torch.get_rng_state(), None)
+    return Alarm("loss_nonfinite", 2, 0, 2, "not finite")
+
+
+@pytest.mark.parametrize("cause", ["UNKNOWN", "FP16_OVERFLOW"])
+def test_one_sample_far_out_of_scale_is_named_where_no_replay_names_any(cause: str) -> None:
+    kept = Kept()
+    found = named(Finding(cause, 0.97), steps(kept, far=(5,)), kept)
+    assert (found.cause, found.culprit.image_ids) == ("DATA_PIXEL", [25]) and found.confidence < 0.9
+    assert named(Finding(cause, 0.97), steps(Kept(), far=(5,)), kept, first=False).cause == cause
+
+
+@pytest.mark.parametrize("far", [(), (1, 5)])
+def test_none_or_several_out_of_scale_are_no_culprit(far: tuple[int, ...]) -> None:
+    kept = Kept()
+    found = named(Finding("UNKNOWN", 0.1), steps(kept, far=far), kept)
+    assert (found.cause, found.culprit.image_ids, found.confidence) == ("UNKNOWN", [], 0.1)
+
+
+def test_of_several_samples_found_guilty_those_out_of_scale_are_meant() -> None:
+    """A loss of variances fails on any sample alone."""
+    kept = Kept()
+    alarm = steps(kept, far=(5,))
+    finding = Finding("UNKNOWN", 0.5, Culprit(image_ids=[24, 25]), detail={"proved_on_healthy_weights": True})
+    found = named(finding, alarm, kept)
+    assert (found.cause, found.culprit.image_ids) == ("DATA_PIXEL", [25])
