@@ -29,9 +29,12 @@ RAMP_STEPS, RAMP_LOSS, RAMP_NORM = 10, 5.0, 5.0
 DOUBLINGS, DOUBLED = 3, 10.0
 """Doublings in a row that end above this many times the reference: exponential growth, the signature of divergence."""
 ABSURD = 1e6
-"""A detector's first loss above this is no start; nothing healthy is known yet to compare it with."""
+"""A detector's first loss above this is no start; nothing healthy is known yet to compare it with.
+
+Nor are losses that go on from one that was taken for the low rate it came at, once the rate is not low any more.
+"""
 ABSURD_ANY = 1e12
-"""The same of any model: losses that are summed over pixels and batch start at millions."""
+"""The same of any model: losses that are summed over pixels and batch start at millions. Whatever the rate."""
 WILD_RATIO, WILD_LOSS = 8.0, 100.0
 """Losses above both, times the reference and as they are, teach nothing, not even in a run's first steps.
 
@@ -109,6 +112,8 @@ class Divergence:
         self._stays = self._calm = 0
         """Applied steps since then that were not calm, and calm ones in a row."""
         self._moved = 0.0
+        self._enormous = False
+        """Every loss so far was beyond `absurd`, and was taken for the low rate it came at."""
         self._losses, self._norms = Window(), Window()
         self._groups: dict[str, deque[float]] = {}
         self._first: list[float] = []
@@ -150,11 +155,16 @@ class Divergence:
             self._norm_reference = max(self._norms.median, 0.1 * first) if self._first_norms else 0.0
         return self._norm_reference
 
-    def judge(self, step: int, loss: float, norm: float, groups: dict[str, float]) -> Verdict | None:
-        """The verdict on a step whose loss and norms are finite. Remembers the step; `accept` makes it a lesson."""
+    def judge(
+        self, step: int, loss: float, norm: float, groups: dict[str, float], *, fits: bool = False
+    ) -> Verdict | None:
+        """The verdict on a step whose loss and norms are finite. Remembers the step; `accept` makes it a lesson.
+
+        ``fits``: the learning rate is one for losses of this size, however large they are.
+        """
         r_loss, r_norm = self._ratios(loss, norm)
         self._recent.append((step, loss, r_loss, r_norm))
-        why = self._single(loss, r_loss, r_norm) or self._component(norm, groups)
+        why = self._single(loss, r_loss, r_norm, fits) or self._component(norm, groups)
         row = None if why or self._usual(loss, r_loss) else self._row(r_loss, r_norm)
         if why is None and row is None:
             return None
@@ -196,6 +206,7 @@ class Divergence:
         if not (math.isfinite(loss) and math.isfinite(norm)) or loss == 0 or norm == 0:
             return
         size = abs(loss)
+        self._enormous = size > self.absurd and (self._enormous or not self._first)
         self._taken += 1
         if r_loss > CALM if known else r_loss > WILD_RATIO and (size > WILD_LOSS or wild):
             self._peak = max(self._peak, size)
@@ -245,7 +256,7 @@ class Divergence:
         self._best *= factor
         self._survived *= factor
         self._falls_back.clear()
-        self._peak, self._level = 0.0, 1.0
+        self._peak, self._level, self._enormous = 0.0, 1.0, False
         self._start = self._known = (0, 0.0)
         self._reference = self._norm_reference = -1.0
         self._recent.clear()
@@ -266,6 +277,7 @@ class Divergence:
             "best": self._best if math.isfinite(self._best) else None,
             "recent": [list(r) for r in self._recent],
             "survived": self._survived,
+            "enormous": self._enormous,
             "falls_back": [[self._taken - at, peak] for at, peak in self._falls_back],
         }
 
@@ -280,6 +292,7 @@ class Divergence:
         self._best = math.inf if state["best"] is None else state["best"]
         self._recent = deque([(int(r[0]), r[1], r[2], r[3]) for r in state["recent"]], WINDOW)
         self._peak, self._survived = 0.0, state.get("survived", 0.0)
+        self._enormous = state.get("enormous", False)
         self._taken = 0
         self._falls_back = deque([(-int(ago), peak) for ago, peak in state.get("falls_back", [])], WINDOW)
 
@@ -294,12 +307,14 @@ class Divergence:
         """Whether no row can end with this loss: it is calm, or one of a size that comes and goes."""
         return (r_loss <= CALM and bool(self._first)) or self._habit(abs(loss))
 
-    def _single(self, loss: float, r_loss: float, r_norm: float) -> str | None:
+    def _single(self, loss: float, r_loss: float, r_norm: float, fits: bool) -> str | None:
         """What is wrong with this step by itself."""
         sudden = (r_loss > SUDDEN and r_norm > CALM) or (r_loss > SUDDEN_BOTH and r_norm > SUDDEN_BOTH)
         if sudden and abs(loss) > SURVIVED * self._survived:
             return f"gradient norm {r_norm:.3g} times the healthy one"
-        return "no training starts there" if not self._first and abs(loss) > self.absurd else None
+        most = max(self.absurd, ABSURD_ANY) if fits else self.absurd
+        start = not self._first or self._enormous
+        return "no training starts there" if start and abs(loss) > most else None
 
     def _row(self, r_loss: float, r_norm: float) -> str | None:
         """What is wrong with the last steps together."""

@@ -215,14 +215,16 @@ class Instruments:
         """The verdict on the sizes of a finite loss and gradient, beside those of the run's healthy steps."""
         if norms and self.weights_may_change and not self.divergence.is_calm(record.loss, norm):
             self.loss_weight.wild(record.loss, where, norms, self._last_length, gradients)
-        found = self.divergence.judge(record.step, record.loss, norm, record.group_grad_norm)
+        taken = min(norm, self.max_grad_norm or norm)
+        fits = fits_losses(self.optimizer, record.loss, taken)
+        found = self.divergence.judge(record.step, record.loss, norm, record.group_grad_norm, fits=fits)
         if found is None:
             return None
         if "row" in found.measured and self.loss_weight.follows():
             self._runs_after(record, norm)
             return None
         weighed = self.loss_weight.found(self.layout)
-        far = too_far(self.optimizer, record.loss, min(norm, self.max_grad_norm or norm))
+        far = too_far(self.optimizer, record.loss, taken)
         if weighed is not None and not far:
             self._weighed_anew(record, norm, weighed)
             return None
@@ -338,6 +340,20 @@ class Instruments:
             warnings.warn(text, GuardWarning, stacklevel=3)
 
 
+def fits_losses(optimizer: torch.optim.Optimizer, loss: float, gradient: float) -> bool:
+    """Whether SGD's rates are so low that a loss of this size is meant: a sum over a whole set, say.
+
+    The gradient counts as at least the loss: a model that is broken has one as large, before a loop clips it. Adam's
+    steps have one size whatever the loss, and tell nothing.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return False
+    size = max(abs(loss), gradient)
+    return max(float(g["lr"]) for g in optimizer.param_groups) * size * size <= FITS * abs(loss)
+
+
+FITS = 2.0
+"""Rate times gradient squared, as a share of the loss: what one step along it takes away. 0.7 in runs that learn."""
 NOTHING_TRAINED = (SWITCHED_OFF, DETACHED.split("{}")[0])
 EARLY = 20
 """Step whose update is measured besides: a run of a hundred steps has no other after its warm-up."""

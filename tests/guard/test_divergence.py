@@ -70,6 +70,17 @@ def test_a_first_loss_that_no_training_starts_from_is_an_alarm():
     assert learned.judge(1, 2e6, 1e5, {}) is None, "from then on the run's own losses count"
 
 
+def test_an_enormous_first_loss_is_a_start_at_a_rate_that_fits_it_and_only_there():
+    """Losses summed over a whole set, at a rate as many times lower; a broken model in its first warm-up step."""
+    honest = Divergence()
+    for step, loss in enumerate([4.5e6, 5.8e6, 4.5e6, 3.9e6, 3.1e6, 2.8e6]):
+        assert honest.judge(step, loss, 1e7, {}, fits=True) is None
+        honest.accept(loss, 1e7, {})
+    assert honest.judge(6, 2e6, 1e7, {}) is not None, "a rate that fits no more"
+    assert honest.judge(7, 9e5, 1e7, {}) is None, "it has come down: a loss as others have"
+    assert Divergence().judge(0, 1e17, 1e18, {}, fits=True) is not None, "whatever the rate"
+
+
 def test_a_run_that_is_wild_from_its_first_update_does_not_teach_that_this_is_healthy():
     wild = [2.9, 5e3, 4e3, 6e3, 5e3, 4e3, 5e3]
     found = play(wild, [20.0] * 7)

@@ -76,3 +76,16 @@ def test_crashes_in_a_row_end_the_run_and_a_sound_step_between_begins_the_count_
         parts.judge(seen(error="KeyError: 'boxes'"))
     with pytest.raises(GuardStop, match="boxes"):
         parts.judge(seen(error="KeyError: 'boxes'"))
+
+
+@pytest.mark.parametrize(("lr", "fits"), [(3e-8, True), (3e-5, False)])
+def test_sgd_at_a_rate_for_losses_of_millions_may_start_there(lr: float, fits: bool) -> None:
+    """As measured on a detector whose losses are sums; the second rate is that of a first warm-up step."""
+    given = instruments()
+    given.divergence.absurd = 1e6
+    given.optimizer.param_groups[0]["lr"] = lr
+    for step in range(3):
+        # A loop of somebody's own may have clipped the gradients before they are seen.
+        for norm in (1e7, 10.0):
+            found = given.judge(seen(step, loss=4.5e6, norm=norm))
+            assert (found is None) == fits, found
