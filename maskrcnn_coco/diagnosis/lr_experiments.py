@@ -199,7 +199,7 @@ class LrExperiments:
         start = self._start() or case.now
         walk = self._walker(start, again)
         if not walk((), 1.0)[0]:
-            f.lr_verdict = lr_search(walk, self._order(), start.step)
+            f.lr_verdict = lr_search(walk, self._order(), start.step, factors=self._factors())
 
     def _shrinks(self, start: Snapshot) -> bool:
         """Whether weight decay alone is to blame: no component's rate has to be lowered without it."""
@@ -299,13 +299,17 @@ class LrExperiments:
             return ok, outcome
 
         try:
-            factors = factors_for(max(self.facts.rises.values(), default=1.0))
-            return lr_search(kept, order, start.step, quick=quick, beside=self._beside(order[:1]), factors=factors)
+            beside = self._beside(order[:1])
+            return lr_search(kept, order, start.step, quick=quick, beside=beside, factors=self._factors())
         except ReplayImpossible:
             helped = next((t for t in trials if t.bounded), None)
             components = list(helped.lowered) if helped else []
             factor = helped.factor if helped else 0.1
             return LrVerdict(components, start.step, factor, helped is not None, False, True, trials)
+
+    def _factors(self) -> Sequence[float]:
+        """What rates are lowered by, in turn."""
+        return factors_for(max(self.facts.rises.values(), default=1.0))
 
     def _better(self, older: LrVerdict, known: LrVerdict, order: Sequence[str]) -> bool:
         """Two doubtful answers: the one that the prior expects, if one of them is."""

@@ -643,6 +643,23 @@ def test_a_typing_error_in_the_peak_of_a_schedule_is_named_whatever_its_size(pea
     assert loss.item() < 1.2
 
 
+@pytest.mark.parametrize("times", [1e6, 1e9])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_rate_that_leaps_for_one_step_is_named_though_its_update_was_refused(times: float, accumulate: int) -> None:
+    """A tenth or a ten-thousandth of it throws the weights away as well; nothing was wrong with the steps before."""
+    net = Net()
+    optimizer = optimizer_of(net)
+    guard = Guard(net, optimizer, forward=classify, diagnose=True, logdir=None, say=False, max_grad_norm=None)
+    for step in range(30):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * (times if step == AT else 1.0)
+        parts = [data(accumulate * step + i) for i in range(accumulate)]
+        guard.step(parts if accumulate > 1 else parts[0], micro_batches=accumulate > 1)
+    (incident,) = guard.incidents
+    assert (incident.step, incident.cause, incident.action.kind) == (AT, "LR_TOO_HIGH", "lower_lr")
+    assert incident.confidence >= 0.9 and "times that of the steps before" in incident.evidence[0].outcome
+
+
 def test_a_loss_scale_beyond_any_search_is_named_and_replaced():
     """It was a glitch, proved: replays of a loop's step did not know its scale; and nothing put it right."""
     model = Net()
