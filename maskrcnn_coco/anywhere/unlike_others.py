@@ -49,7 +49,8 @@ def named(finding: Finding, alarm: Alarm, kept: Kept, *, first: bool = True) -> 
     if not good or not bad:
         return finding
     looks = (("DATA_PIXEL", _out_of_scale), ("DATA_LABEL", _out_of_range))
-    for cause, look in looks if finding.cause == "UNKNOWN" else looks[:1]:
+    finite = finding.cause == "UNKNOWN" or "inside" in finding.detail  # else the maths itself has failed
+    for cause, look in looks if finite else looks[:1]:
         what = look(bad, good)
         if what is not None:
             finding.cause, finding.confidence = cause, 0.92

@@ -145,6 +145,21 @@ def test_a_loss_as_enormous_again_is_no_glitch_though_its_norm_overflowed_where_
     assert (found.cause, found.confidence) == (("LOSS_MATH", 0.92) if inside < 1e3 else ("UNKNOWN", 0.1))
 
 
+@pytest.mark.parametrize(("inside", "earlier", "cause"), [(71.0, 1e18, "LOSS_MATH"), (1e14, 1e18, "UNKNOWN")])
+def test_one_sample_s_loss_beyond_all_that_the_model_made_is_the_loss_s_own(inside: float, earlier: float, cause: str):
+    """A division by the area of one object, as measured: finite, on healthy weights too, and of that image alone."""
+    facts = Facts("diverged", 8, 1, 8, image_ids=[3, 4], guilty_images=[4], inside=inside)
+    facts.reference = Reference(5.5, 19.0, 8)
+    for name, loss in (("same", 1e18), ("earlier", earlier), ("other", 5.5), ("alone", 1e18)):
+        facts.outcomes[name] = Outcome(name, True, {"a": 5.0, "own": loss - 5.0}, loss, loss)
+    facts.done |= set(facts.outcomes)
+    found = investigate.rank(facts)[0]
+    assert (found.cause, found.culprit.image_ids) == (cause, [4])
+    assert found.confidence < 0.9, "a number of the sample's own may be wrong instead"
+    assert found.detail["proved_on_healthy_weights"]
+    assert "own" in found.fix or cause == "UNKNOWN"
+
+
 def test_a_norm_that_was_nan_and_is_a_number_now_is_a_glitch_at_a_loud_batch():
     assert investigate.rank(enormous(5e3, 1e14))[0].cause == "TRANSIENT"
 

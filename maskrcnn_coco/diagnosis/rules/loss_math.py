@@ -8,7 +8,8 @@ How it is proved: targets, images and state are sound; the step fails again in f
   autograd's anomaly mode names the op and the line. Where the formula of a loss changes under way, a recorded step
   is taken again from its own weights: one term is another now, the others are what they were. Where the whole loss and
   its gradients are one factor of what they were, the loss has another weight, and the step is healthy in that measure.
-  Where the loss is enormous from the first step on, the largest number inside the model says whose doing it is.
+  Where the loss is enormous from the first step on, or with one image alone, the largest number inside the model says
+  whose doing it is.
 What the guard does: skips the step; stops where the formula itself changed. A lower learning rate does not help.
 How to fix it: `max(count, 1)`; mask the input of the op, not its output; add an epsilon inside the root; floor
   the class counts.
@@ -37,7 +38,7 @@ def judge(facts: Facts) -> Finding | None:
         return _weighed(facts, facts.weighed)
     same = facts.outcomes.get("same")
     if same is not None and _out_of_scale(facts, same):
-        return _enormous(facts, same)
+        return _enormous(facts, same) if facts.bad("other") else _of_one_sample(facts, same)
     if same is None or same.finite or same.error or not nonfinite(facts):
         return None
     if facts.certain_state() or facts.lethal() or facts.anchors or facts.good("fp32") or facts.good("reference"):
@@ -77,15 +78,16 @@ def judge(facts: Facts) -> Finding | None:
 
 
 def _out_of_scale(facts: Facts, same: Outcome) -> bool:
-    """Whether every batch's loss, before any step, is beyond what a loss could make of the model's own numbers.
+    """Whether the loss is beyond what a loss could make of the model's own numbers.
 
-    Of those a square is the most that a loss takes; what is a million times as much the loss has put in by itself.
+    Of those a square is the most that a loss takes; what is a million times as much the loss has put in by itself: for
+    every batch before any step, or for samples that bring it about on healthy weights too.
     """
-    if facts.reference.count or facts.inside is None or not same.finite or same.error or not facts.bad("other"):
+    if facts.inside is None or not same.finite or same.error or facts.state or facts.anchors or facts.suspects():
         return False
-    if facts.state or facts.anchors or facts.suspects():
-        return False
-    return abs(same.loss) > FROM_NOTHING * (1.0 + facts.inside) ** 2
+    everywhere = not facts.reference.count and facts.bad("other")
+    of_some = bool(facts.guilty_images) and facts.good("other") and facts.bad(healthy(facts))
+    return (everywhere or of_some) and abs(same.loss) > FROM_NOTHING * (1.0 + facts.inside) ** 2
 
 
 def _enormous(facts: Facts, same: Outcome) -> Finding:
@@ -94,6 +96,22 @@ def _enormous(facts: Facts, same: Outcome) -> Finding:
     term = max(same.losses, key=lambda k: abs(same.losses[k]), default=None)
     fix = f"look at what multiplies or divides {term or 'the loss'}: a weight, an exponent, a count"
     return Finding(CODE, 0.92, Culprit(), evidence, facts.step, fix, {"term": term})
+
+
+def _of_one_sample(facts: Facts, same: Outcome) -> Finding:
+    """Not sure: the formula may stand, and a number of the sample's that no scan knows be wrong."""
+    term = max(same.losses, key=lambda k: abs(same.losses[k]), default=None)
+    what = (
+        f"no module takes or gives a number above {facts.inside:.4g}; {term or 'the loss'} makes {same.loss:.4g} of it"
+    )
+    evidence = [Evidence("locate: every module watched", what, CODE)]
+    evidence += facts.says(CODE, "!same", "!earlier", "=other", "alone", "others")
+    culprit = Culprit(image_ids=facts.guilty_images or [], annotation_ids=facts.guilty_annotations)
+    fix = (
+        f"look at what divides {term or 'the loss'}, or stands in its exponent: a size, an area, a count of this sample"
+    )
+    detail = {"term": term, "inside": facts.inside, "proved_on_healthy_weights": True}
+    return Finding(CODE, 0.85, culprit, evidence, facts.step, fix, detail)
 
 
 def _behind_the_model(facts: Facts) -> bool:
