@@ -327,7 +327,7 @@ RATES = (
     Scenario("fourth-lr-batch-1", LR, "facebookresearch/maskrcnn-benchmark#721", rates(2.0, warmup=0),
              Setup(model="faster", batch=1, way="attach"), onset=0),
     Scenario("fourth-lr-rmsprop", LR, "qfgaohao/pytorch-ssd#22", rates(1.0, warmup=0),
-             Setup("rmsprop", model="retina", way="guard"), onset=0),
+             Setup("rmsprop", model="faster", way="guard"), onset=0),
     Scenario("fourth-lr-nadam-layer", LR, "yhenon/pytorch-retinanet#42", rates(30.0, warmup=0),
              Setup("nadam", norm="layer", model="own", way="guard"), onset=0),
     Scenario("fourth-lr-adamw-batch-2", LR, "facebookresearch/Detectron#676", rates(30.0, warmup=0, clip=10.0),

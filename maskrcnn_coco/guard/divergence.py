@@ -47,6 +47,10 @@ THROWN, AFTERWARDS, STAYS = 100.0, 6, 5.0
 
 Clipped gradients move nothing any more from where one step at an absurd rate has thrown the weights.
 """
+HURLED = 0.3
+"""A step that moved a component's weights by this share of their norm; healthy ones stay below 0.12. After it
+so many steps above `CALM` as after a loss that was thrown are no noise: a rate was absurd for a step or two, and the
+small ones after it lead nowhere."""
 SMALLEST = 1e-2
 """The reference counts as at least this: a loss that starts at zero by construction (PPO) may leave it."""
 SUDDEN = 1e4
@@ -114,6 +118,8 @@ class Divergence:
         self._moved = 0.0
         self._enormous = False
         """Every loss so far was beyond `absurd`, and was taken for the low rate it came at."""
+        self._hurled: tuple[int, float] | None = None
+        """The last step that moved weights by more than `HURLED` and by how much, until losses are calm after it."""
         self._losses, self._norms = Window(), Window()
         self._groups: dict[str, deque[float]] = {}
         self._first: list[float] = []
@@ -197,11 +203,21 @@ class Divergence:
         text = f"loss {loss:.4g}, healthy is {self.reference:.3g}; its gradient overflows; it began at step {onset}"
         return Verdict("diverged", text, {"loss": loss, "loss_reference": self.reference}, onset)
 
-    def accept(self, loss: float, norm: float, groups: dict[str, float], moved: float = 0.0) -> None:
-        """Learn from an applied step, if it was calm. ``moved``: ‖update‖ / ‖weights‖ that it may have had at most."""
+    def accept(
+        self, loss: float, norm: float, groups: dict[str, float], moved: float = 0.0, far: float | None = None
+    ) -> None:
+        """Learn from an applied step, if it was calm.
+
+        Args:
+            moved: ‖update‖ / ‖weights‖ of a component that it may have had at most.
+            far: the same as measured, where it was.
+        """
+        far = moved if far is None else far
         r_loss, _ = self._ratios(loss, norm)
         wild, self._moved = self._moved > WILD_MOVED, self._moved + (moved if math.isfinite(moved) else 0.0)
         known = len(self._first) >= CALIBRATION
+        if known and far > HURLED and self._recent:
+            self._hurled = self._recent[-1][0], far
         # A step without loss or gradient (an empty batch) says nothing about healthy ones.
         if not (math.isfinite(loss) and math.isfinite(norm)) or loss == 0 or norm == 0:
             return
@@ -212,6 +228,8 @@ class Divergence:
             self._peak = max(self._peak, size)
             self._stay(groups)
             return
+        if far <= HURLED:
+            self._hurled = None
         if self._peak:
             self._falls_back.append((self._taken, self._peak))
         self._survived, self._peak = max(self._survived, self._peak), 0.0
@@ -264,7 +282,7 @@ class Divergence:
     def reset(self) -> None:
         """Forget the run-up, after a rollback or a repair; what is healthy stays known."""
         self._recent.clear()
-        self._level = 1.0
+        self._level, self._hurled = 1.0, None
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -327,6 +345,12 @@ class Divergence:
         after = last[thrown + 1 :]
         if len(after) >= AFTERWARDS and all(r > STAYS for _, _, r, _ in after):
             return f"{len(after)} steps in a row above {STAYS:g} times, since step {last[thrown][0]}"
+        if self._hurled is not None:
+            since, moved = self._hurled
+            after = [r for step, _, r, _ in last if step > since]
+            if len(after) >= AFTERWARDS and all(r > CALM for r in after):
+                far = f"since step {since} moved weights by {moved:.2g} times their norm"
+                return f"{len(after)} steps in a row above {CALM:g} times, {far}"
         ramp = last[-RAMP_STEPS:]
         if len(ramp) == RAMP_STEPS and all(r > RAMP_LOSS and g > RAMP_NORM for _, _, r, g in ramp):
             return f"loss and gradient norm high for {RAMP_STEPS} steps in a row"

@@ -247,7 +247,8 @@ class Instruments:
                     sizes = zip(record.update_ratio.values(), self.health.weight_norms(), strict=True)
                     length = math.hypot(*(share * size for share, size in sizes))
                     self.loss_weight.measured = length, max(float(r or 0.0) for r in self.loss_weight.rates)
-        self.divergence.accept(record.loss, norm, record.group_grad_norm, moved)
+        far = max(record.update_ratio.values(), default=moved) if record.update_ratio else moved
+        self.divergence.accept(record.loss, norm, record.group_grad_norm, moved, far)
 
     def _last_length(self) -> float:
         known = self.loss_weight

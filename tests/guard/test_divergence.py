@@ -408,3 +408,27 @@ def test_a_level_that_rises_further_is_refused_again_and_is_forgotten_in_the_cal
     d = Divergence(once=True)
     assert judged(d, [1.0] * 20 + [10.0] * 8 + [200.0] * 8) == [25, 33]
     assert judged(d, [1.0] * 10 + [10.0] * 8, 36) == [51]
+
+
+def hurled(after: list[float], moved: float, *, steps: int = 12) -> Verdict | None:
+    """Calm steps, one update that ``moved`` weights, and these losses ``after`` it under small steps."""
+    alarm = Divergence()
+    found = None
+    for step, loss in enumerate([10.0] * steps + after):
+        found = found or alarm.judge(step, loss, 1.0, {"a": 1.0})
+        alarm.accept(loss, 1.0, {"a": 1.0}, moved if step == steps - 1 else 0.003)
+    return found
+
+
+def test_a_loss_that_stays_up_after_weights_were_moved_by_their_own_size_is_an_alarm() -> None:
+    """A rate that is absurd for one step: seven times the loss, gradients like any, and no step leads back."""
+    found = hurled([36.0, 72, 59, 77, 66, 67, 72], 1.0)
+    assert found is not None and "since step 11 moved weights by 1 times their norm" in found.message
+    assert found.onset_step == 12
+
+
+def test_a_high_loss_alone_or_a_far_step_alone_is_no_alarm() -> None:
+    """A harder part of the data; weights made anew on purpose, after which losses fall."""
+    assert hurled([36.0, 72, 59, 77, 66, 67, 72], 0.1) is None
+    assert hurled([70.0, 60, 45, 35, 20, 12, 11, 10], 1.0) is None
+    assert hurled([12.0] + [40.0] * 10, 1.0) is None, "what came after a calm loss is not of that step"
