@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.snapshot import Snapshot
+
+FAR, ALIKE = 100.0, 1.5
+"""What the run reached is far beyond weights that stand still; steps this many times as loud as those are alike."""
 
 PROPORTION = 30.0
 """Norms of one tensor in two files of a run, some steps apart, never differ by so much."""
@@ -129,3 +133,37 @@ def compare_first(f: Facts, case: Case, walk: Outcome) -> None:
         (term, ratio), *_ = off.items()
         if math.isfinite(ratio) and not 1 / CHANGED < abs(ratio) < CHANGED:
             f.redefined = Redefined(term, ratio, first_change(case.history, term, ratio, f.step))
+
+
+def level(outcome: Outcome, last: int) -> float:
+    """Mean size of the losses of a walk's ``last`` steps."""
+    return statistics.fmean(abs(loss) for _, loss, _ in outcome.path[-last:])
+
+
+def climbing(outcome: Outcome, last: int) -> bool:
+    """Whether a walk that stayed within bounds ends far above its own last steps: it only diverges more slowly.
+
+    The same factors as for the onset of a divergence in the run.
+    """
+    losses, norms = ([abs(step[i]) for step in outcome.path[-last:]] for i in (1, 2))
+    return losses[-1] > 2 * statistics.median(losses) or norms[-1] > 4 * statistics.median(norms)
+
+
+def between(low: float, high: float, most: float) -> float:
+    """``low`` times the square root of high / low, at most ``most`` times."""
+    return low * min(most, math.sqrt(max(high / low, 1.0))) if low > 0 and math.isfinite(low) else math.inf
+
+
+def louder(still: Outcome, bounds: tuple[float, float], reached: Outcome | None) -> tuple[float, float]:
+    """(loss, norm) that count as bounded where weights that stand still are louder than ``bounds``; zeros: not so.
+
+    Batches differ. Only where ``reached``, the steps as the run took them, went far beyond both.
+    """
+    if not still.finite or still.error or reached is None:
+        return 0.0, 0.0
+    most = [max((abs(step[i]) for step in still.path), default=0.0) for i in (1, 2)]
+    far = [max((abs(step[i]) for step in reached.path), default=0.0) if reached.finite else math.inf for i in (1, 2)]
+    quiet = all(mine <= bound for mine, bound in zip(most, bounds, strict=True))
+    if quiet or any(FAR * mine > run for mine, run in zip(most, far, strict=True)):
+        return 0.0, 0.0
+    return ALIKE * most[0], ALIKE * most[1]

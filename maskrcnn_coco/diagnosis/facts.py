@@ -323,6 +323,11 @@ class Facts:
         return "update_bound" in self.measured
 
     @property
+    def own_leap(self) -> bool:
+        """The same where nothing was wrong before: the step's own rate or state is to blame, not those of others."""
+        return self.leap and not self.growing and not self.bad("same")
+
+    @property
     def state_changed(self) -> bool:
         """The guard undid an update, and the optimizer's state before it was not what the last step had left."""
         return self.measured.get("state_changed") is not None

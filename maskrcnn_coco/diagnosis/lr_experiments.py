@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 
 from torch import nn
 
 from maskrcnn_coco.components import component_of
-from maskrcnn_coco.diagnosis.comparisons import compare_first, differences, drift, out_of_proportion, weight_now
+from maskrcnn_coco.diagnosis.comparisons import (
+    between,
+    climbing,
+    compare_first,
+    differences,
+    drift,
+    level,
+    louder,
+    out_of_proportion,
+    weight_now,
+)
 from maskrcnn_coco.diagnosis.facts import (
     LOSS_FACTOR,
     NO_HISTORY_LOSS,
@@ -52,26 +61,13 @@ USUAL = 0.7
 """Bounds may rise to what the last healthy steps had, and to this share of what the run reached at most."""
 
 
-def level(outcome: Outcome, last: int) -> float:
-    """Mean size of the losses of a walk's ``last`` steps."""
-    return statistics.fmean(abs(loss) for _, loss, _ in outcome.path[-last:])
-
-
-def climbing(outcome: Outcome, last: int) -> bool:
-    """Whether a walk that stayed within bounds ends far above its own last steps: it only diverges more slowly.
-
-    The same factors as for the onset of a divergence in the run.
-    """
-    losses, norms = ([abs(step[i]) for step in outcome.path[-last:]] for i in (1, 2))
-    return losses[-1] > 2 * statistics.median(losses) or norms[-1] > 4 * statistics.median(norms)
-
-
 class LrExperiments:
     """LrExperiments over the tape of one case. ``healthy``: the newest state on which the failing batch is normal."""
 
     def __init__(self, case: Case, replay: Replay, facts: Facts) -> None:
         self.case, self.replay, self.facts = case, replay, facts
         self.healthy: Snapshot | None = None
+        self._still = (0.0, 0.0)
 
     def retrace(self) -> None:
         f = self.facts
@@ -168,7 +164,7 @@ class LrExperiments:
         older = [s for s in self.walkable() if first and s.step <= first.step]
         if older and self._shrinks(older[0]):
             return
-        if (f.leap and not f.growing) or not self.walkable():
+        if f.own_leap or not self.walkable():
             self._refused_update()
             return
         # Where in doubt, from as far back as the tape goes: there the state is surely not part of the trouble.
@@ -300,7 +296,9 @@ class LrExperiments:
 
         try:
             beside = self._beside(order[:1])
-            return lr_search(kept, order, start.step, quick=quick, beside=beside, factors=self._factors())
+            found = lr_search(kept, order, start.step, quick=quick, beside=beside, factors=self._factors())
+            again = not found.sufficient and self._louder(start)
+            return self._search(start, order, quick=quick) if again else found
         except ReplayImpossible:
             helped = next((t for t in trials if t.bounded), None)
             components = list(helped.lowered) if helped else []
@@ -353,7 +351,7 @@ class LrExperiments:
         else:
             loss, norm = f.reference.loss, f.reference.norm
         base = f.outcomes.get("retrace")
-        if base is not None and (f.healthy_retrace() or (f.leap and not f.growing)):
+        if base is not None and (f.healthy_retrace() or f.own_leap):
             base = None  # what the run reached was not these steps' doing: it says nothing about what is too far
         peak_loss = max([abs(v) for _, v, _ in base.path] or [math.inf]) if base and base.finite else math.inf
         peak_norm = max([v for _, _, v in base.path] or [math.inf]) if base and base.finite else math.inf
@@ -371,7 +369,16 @@ class LrExperiments:
             bound = math.inf  # the run's own gradients stayed usual: what went too far is its loss
         if self.case.rig.norms_clipped and self.case.rig.max_grad_norm:
             bound = math.inf  # a norm that is cut off at the top says nothing of how far it went
-        return bound_loss, bound
+        return max(bound_loss, self._still[0]), max(bound, self._still[1])
+
+    def _louder(self, start: Snapshot) -> bool:
+        """Whether healthy weights that stand still are louder than the bounds allow; raises those, once."""
+        if any(self._still):
+            return False
+        test = f"steps {start.step} to {self.facts.step}, learning rate 0"
+        outcome = self.replay.walk(test, start, lr_factor=dict.fromkeys(self._order(), 0.0))
+        self._still = louder(outcome, self._bounds(), self.facts.outcomes.get("retrace"))
+        return any(self._still)
 
     def _order(self) -> list[str]:
         ratio, lr = self.facts.update_ratio, self.facts.lr
@@ -391,8 +398,3 @@ class LrExperiments:
     def walkable(self) -> list[Snapshot]:
         older = [s for s in self.case.earlier if s.step < self.facts.step]
         return [s for s in older if self.facts.step - s.step <= WALK and self.replay.covers(s.step)]
-
-
-def between(low: float, high: float, most: float) -> float:
-    """``low`` times the square root of high / low, at most ``most`` times."""
-    return low * min(most, math.sqrt(max(high / low, 1.0))) if low > 0 and math.isfinite(low) else math.inf

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from maskrcnn_coco.diagnosis.comparisons import climbing
 from maskrcnn_coco.diagnosis.facts import LrVerdict
-from maskrcnn_coco.diagnosis.lr_experiments import LrExperiments, climbing
+from maskrcnn_coco.diagnosis.lr_experiments import LrExperiments
 from maskrcnn_coco.diagnosis.search import FACTORS, factors_for, lr_search, smallest_culprits, smallest_cure
 from maskrcnn_coco.replay.outcome import Outcome
 

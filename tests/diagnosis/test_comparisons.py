@@ -1,0 +1,39 @@
+"""What a replay is compared with."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from maskrcnn_coco.diagnosis.comparisons import louder
+from maskrcnn_coco.diagnosis.facts import Facts, Reference
+from maskrcnn_coco.replay.outcome import Outcome
+
+
+def walk(*losses: float) -> Outcome:
+    return Outcome("walk", True, path=[(i, v, 10.0 * v) for i, v in enumerate(losses)])
+
+
+@pytest.mark.parametrize(
+    ("still", "reached", "wanted"),
+    [
+        # A batch louder than any the run had there, and a run that went to 1e15 from it, as measured.
+        (walk(4.0, 5.5, 2.0), walk(2.0, 1.8, 3.7e15), (8.25, 82.5)),
+        (walk(4.0, 5.5, 2.0), Outcome("walk", False, path=[(0, 2.0, 20.0)]), (8.25, 82.5)),
+        (walk(4.0, 5.0, 2.0), walk(2.0, 1.8, 3.7e15), (0.0, 0.0)),
+        (walk(4.0, 5.5, 2.0), walk(2.0, 1.8, 90.0), (0.0, 0.0)),
+        (walk(4.0, 5.5, 2.0), None, (0.0, 0.0)),
+        (Outcome("walk", False, path=[(0, math.nan, math.nan)]), walk(2.0, 1e15), (0.0, 0.0)),
+    ],
+)
+def test_bounds_that_weights_at_rest_do_not_keep_are_raised(still: Outcome, reached: Outcome | None, wanted) -> None:
+    assert louder(still, (9.0, 53.0), reached) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(("loss", "own"), [(2.0, True), (3.7e15, False)])
+def test_a_refused_update_is_the_step_s_own_doing_only_where_its_loss_was_sound(loss: float, own: bool) -> None:
+    """A rate that leapt one step before has thrown the weights away already, although no loss before this one rose."""
+    facts = Facts("diverged", 15, 2, 15, measured={"update_bound": {"a": 8e13}}, reference=Reference(2.4, 6.5, 15))
+    facts.outcomes["same"] = Outcome("same", True, {"a": loss}, loss, 8.0)
+    assert facts.leap and facts.own_leap is own
