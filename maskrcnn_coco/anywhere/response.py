@@ -38,8 +38,8 @@ from maskrcnn_coco.report.incident_files import write_incident
 from maskrcnn_coco.system.backends import use_fused_attention
 from maskrcnn_coco.system.precision import keep_fp32
 
-EVERY = 10
-"""Steps between two copies of the state."""
+EVERY, EARLY = 10, (4, 8)
+"""Steps between two copies of the state; and two early ones: a way back to the beginning costs all that was learned."""
 LARGE = 512 * 2**20
 """A state above so many bytes is copied half as often, and two copies are kept instead of four."""
 BELOW_HELD = 0.5
@@ -102,8 +102,9 @@ class AlarmResponder:
         """At the start of planned step ``step``: a copy of the state, when one is due."""
         if self.groups.outdated:
             self._regroup()
-        if step - self._copied >= self.every or not self.ring.items:
-            self._copied = step
+        due = step - self._copied >= self.every or not self.ring.items
+        if due or (step in EARLY and self.ring.items[0].step < step):
+            self._copied = step if due else self._copied
             self.ring.add(self._snapshot(step))
 
     def _regroup(self) -> None:

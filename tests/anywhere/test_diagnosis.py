@@ -801,3 +801,20 @@ def test_a_loss_of_nothing_and_a_backward_pass_of_the_forwards_own_are_trained(k
     for step in range(12):
         quiet(guard, data(step))
     assert guard.incidents == []
+
+
+def test_the_first_copies_of_the_state_lie_close_together() -> None:
+    """Most runs diverge early, and must not begin anew for it."""
+    net = Net()
+    optimizer = optimizer_of(net)
+    guard: Any = attach(net, optimizer, diagnose=True, forward=classify, logdir=None)
+    kept = {}
+    for step in range(24):
+        batch = guard.batch(data(step))
+        optimizer.zero_grad()
+        guard.see(classify(net, batch)).backward()
+        optimizer.step()
+        kept[step] = [s.step for s in guard.responder.ring.items]
+    assert (kept[3], kept[9], kept[10]) == ([0], [8, 4, 0], [10, 8, 4, 0])
+    assert kept[23][0] == 20
+    assert guard.rollback() == 20
