@@ -84,6 +84,7 @@ def _torchvision(of: BenchSet, epoch: int) -> dict[str, Any]:
     return {
         "lr": 0.00125 * of.batch_size,
         "head_lr_multiplier": 1.0,
+        "rpn_lr_multiplier": 1.0,
         "schedule": "step",
         "warmup_steps": max(1, min(1000, epoch - 1)),
         "max_grad_norm": 0.0,
@@ -95,6 +96,7 @@ def _detectron2(of: BenchSet, epoch: int) -> dict[str, Any]:
     return {
         "lr": 0.1 / 64 * of.batch_size,
         "head_lr_multiplier": 1.0,
+        "rpn_lr_multiplier": 1.0,
         "schedule": "step",
         "warmup_steps": max(1, min(500, epoch - 1)),
         "weight_decay": 4e-5,
