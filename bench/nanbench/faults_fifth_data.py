@@ -11,8 +11,9 @@ from nanbench.faults_forms import Change, entry, picture
 from nanbench.faults_fourth import replaced
 from nanbench.faults_lr import rates
 from nanbench.faults_state import FC6, between, weight
+from nanbench.faults_wild import set_by_hook, times
 from nanbench.scenario import Culprit, Scenario
-from nanbench.scene import Live, Scene, Setup
+from nanbench.scene import Scene, Setup
 from nanbench.tiny import CLASSES
 
 NAN, INF = float("nan"), float("inf")
@@ -98,16 +99,7 @@ def nan_masks(masks: Tensor) -> Tensor:
 
 def steep(start: int, stop: int, factor: float) -> Fault:
     """The rates of every group are ``factor`` times as high, for some steps."""
-
-    def change(live: Live) -> None:
-        for group in live.optimizer.param_groups:
-            group["lr"] = group["lr"] * factor
-
-    def fault(scene: Scene) -> None:
-        for step in range(start, stop):
-            scene.at(step, change)
-
-    return fault
+    return set_by_hook(start, stop, times(factor))
 
 
 def wrong_flip(scene: Scene) -> None:

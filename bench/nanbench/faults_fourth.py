@@ -14,6 +14,7 @@ from nanbench.faults_lr import rates
 from nanbench.faults_once import levels
 from nanbench.faults_state import STAGE3, between, weight
 from nanbench.faults_third import moving
+from nanbench.faults_wild import set_by_hook, times
 from nanbench.scenario import Culprit, Scenario
 from nanbench.scene import Live, Scene, Setup
 from nanbench.tiny import sample
@@ -204,17 +205,7 @@ def growing(factor: float, start: int) -> Callable[[Scene], None]:
 
 def one_group(component: str, factor: float, start: int, stop: int) -> Callable[[Scene], None]:
     """The rate of one group has a typing error in the second stage of the schedule."""
-
-    def change(live: Live) -> None:
-        for group in live.optimizer.param_groups:
-            if group["component"] == component:
-                group["lr"] = group["lr"] * factor
-
-    def fault(scene: Scene) -> None:
-        for step in range(start, stop):
-            scene.at(step, change)
-
-    return fault
+    return set_by_hook(start, stop, times(factor, (component,)))
 
 
 def hook_scales(scene: Scene) -> None:

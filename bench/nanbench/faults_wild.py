@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -103,14 +103,19 @@ def set_by_hook(start: int, stop: int, change: Callable[[dict[str, Any]], None])
     return fault
 
 
-def heads(factor: float) -> Callable[[dict[str, Any]], None]:
-    """The heads' rate, times ``factor``."""
+def times(factor: float, components: Sequence[str] | None = None) -> Callable[[dict[str, Any]], None]:
+    """The rate of these components, or of all, times ``factor``."""
 
     def change(group: dict[str, Any]) -> None:
-        if group.get("component") in HEADS:
+        if components is None or group.get("component") in components:
             group["lr"] = group["lr"] * factor
 
     return change
+
+
+def heads(factor: float) -> Callable[[dict[str, Any]], None]:
+    """The heads' rate, times ``factor``."""
+    return times(factor, HEADS)
 
 
 def setting(key: str, value: Any) -> Callable[[dict[str, Any]], None]:

@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from maskrcnn_coco.guard import forward_backward
 from maskrcnn_coco.guard.forward_backward import Forward, Pass
 from maskrcnn_coco.guard.norms import Layout
+from maskrcnn_coco.replay.outcome import IN_HALF
 
-IN_HALF = "in float16"
 # Their outputs are memory not yet written, not results.
 _UNWRITTEN = ("empty", "new_empty", "empty_like", "empty_strided", "resize_", "set_", "set_data")
 
@@ -193,7 +193,7 @@ def _any_float(value: Any) -> bool:
 def _half(result: Any) -> str:
     """Said of an op whose result is not finite in float16: no other type ends at 65504."""
     bad = (t for t in _tensors(result) if t.is_floating_point() and not bool(torch.isfinite(t).all()))
-    return f" {IN_HALF}" if any(t.dtype is torch.float16 for t in bad) else ""
+    return IN_HALF if any(t.dtype is torch.float16 for t in bad) else ""
 
 
 def _where() -> tuple[str, bool]:

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+SETTINGS = ("momentum", "dampening", "nesterov", "weight_decay", "betas", "eps", "alpha", "rho", "momentum_decay")
+"""What schedules and hooks change beside the rate. Not all of a group: some optimizers count their steps in it."""
+
+
 def optimizer_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     names = {id(p): n for n, p in model.named_parameters()}
     return [names.get(id(p), "?") for group in optimizer.param_groups for p in group["params"]]
-
-
-SETTINGS = ("momentum", "dampening", "nesterov", "weight_decay", "betas", "eps", "alpha", "rho", "momentum_decay")
-"""What schedules and hooks change beside the rate. Not all of a group: some optimizers count their steps in it."""
 
 
 def settings_of(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+IN_HALF = " in float16"
+"""In the name of an op whose result overflowed there, as a watched replay gives it."""
+
 
 @dataclass
 class Outcome:

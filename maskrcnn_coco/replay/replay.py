@@ -181,8 +181,6 @@ class Replay:
             model, optimizer = self.model, self.optimizer
             model.train()
             restore(snapshot, model, optimizer, rng=False)
-            if weight_decay is not None:
-                lower_weight_decay(optimizer, weight_decay)
             outcome, current = Outcome(test, True), settings_of(self.case.now.optimizer.get("param_groups", []))
             steps = [*self.entries(snapshot.step), None, *beyond] if instead is None else list(instead)
             for entry in steps:

@@ -22,11 +22,10 @@ from typing import Any
 from maskrcnn_coco.diagnosis.facts import Facts, Location
 from maskrcnn_coco.diagnosis.rules.common import QUOTIENTS, healthy, nonfinite
 from maskrcnn_coco.records import Culprit, Evidence, Finding
+from maskrcnn_coco.replay.outcome import IN_HALF
 
 CODE = "FP16_OVERFLOW"
 LARGEST = 65504.0
-IN_HALF = " in float16"
-"""In the name of an op whose result overflowed there, as `replay.locate` writes it."""
 
 
 def judge(facts: Facts) -> Finding | None:

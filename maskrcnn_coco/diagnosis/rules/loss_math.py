@@ -90,17 +90,21 @@ def _out_of_scale(facts: Facts, same: Outcome) -> bool:
     return (everywhere or of_some) and abs(same.loss) > FROM_NOTHING * (1.0 + facts.inside) ** 2
 
 
+def _largest_term(same: Outcome) -> str | None:
+    return max(same.losses, key=lambda k: abs(same.losses[k]), default=None)
+
+
 def _enormous(facts: Facts, same: Outcome) -> Finding:
     what = f"no module takes or gives a number above {facts.inside:.4g}; the loss is {same.loss:.4g}"
     evidence = [Evidence("locate: every module watched", what, CODE), *facts.says(CODE, "!same", "!other", "!earlier")]
-    term = max(same.losses, key=lambda k: abs(same.losses[k]), default=None)
+    term = _largest_term(same)
     fix = f"look at what multiplies or divides {term or 'the loss'}: a weight, an exponent, a count"
     return Finding(CODE, 0.92, Culprit(), evidence, facts.step, fix, {"term": term})
 
 
 def _of_one_sample(facts: Facts, same: Outcome) -> Finding:
     """Not sure: the formula may stand, and a number of the sample's that no scan knows be wrong."""
-    term = max(same.losses, key=lambda k: abs(same.losses[k]), default=None)
+    term = _largest_term(same)
     what = (
         f"no module takes or gives a number above {facts.inside:.4g}; {term or 'the loss'} makes {same.loss:.4g} of it"
     )
