@@ -7,6 +7,7 @@ from nanbench.decoys_fifth import FIFTH_DECOYS
 from nanbench.decoys_fourth import FOURTH_DECOYS
 from nanbench.decoys_fresh import FRESH_DECOYS
 from nanbench.decoys_own import OWN_DECOYS
+from nanbench.decoys_sixth import SIXTH_DECOYS
 from nanbench.decoys_third import THIRD_DECOYS
 from nanbench.decoys_wild import WILD_DECOYS
 from nanbench.faults_code import CODE
@@ -21,6 +22,8 @@ from nanbench.faults_fresh import FRESH
 from nanbench.faults_fresh_data import FRESH_DATA
 from nanbench.faults_lr import ACCUMULATION, HALF, LR
 from nanbench.faults_once import ONCE_AND_FINITE
+from nanbench.faults_sixth import SIXTH
+from nanbench.faults_sixth_data import SIXTH_DATA
 from nanbench.faults_small import SMALL
 from nanbench.faults_state import STATE
 from nanbench.faults_third import THIRD
@@ -60,6 +63,9 @@ SCENARIOS: tuple[Scenario, ...] = (
     *FIFTH_DATA,
     *FIFTH,
     *FIFTH_DECOYS,
+    *SIXTH_DATA,
+    *SIXTH,
+    *SIXTH_DECOYS,
 )
 BY_ID = {s.id: s for s in SCENARIOS}
 
