@@ -16,6 +16,8 @@ from nanbench.scene import Live, Scene, Setup
 
 LR, ACC = "LR_TOO_HIGH", "ACCUMULATION"
 BACKBONE, RPN, BOX = Culprit(("backbone",)), Culprit(("rpn",)), Culprit(("box_head",))
+THAWED = Culprit(("backbone", "fresh"))
+"""The group that a loop added goes by the name that the loop gave it."""
 
 
 def by_step(share: Callable[[int, float], float], clip: float | None = None) -> Fault:
@@ -216,9 +218,9 @@ RULES = (
     Scenario("sixth-depth-upside-down", LR, "https://github.com/huggingface/pytorch-image-models/pull/2532",
              upside_down, Setup(batch=2), BACKBONE, onset=1),
     Scenario("sixth-thawed-afresh", LR, "https://github.com/Lightning-AI/pytorch-lightning/pull/5744",
-             thaw(1e4, 8), Setup(norm="group", way="guard"), BACKBONE, onset=8),
+             thaw(1e4, 8), Setup(norm="group", way="guard"), THAWED, onset=8),
     Scenario("sixth-thawed-adam", LR, "https://github.com/luxonis/luxonis-train/pull/234", thaw(3e3, 11),
-             Setup("adamw", way="attach"), BACKBONE, onset=11),
+             Setup("adamw", way="attach"), THAWED, onset=11),
     Scenario("sixth-points-heads", LR, "https://github.com/TannerGilbert/Tensorflow-Object-Detection-API-train-custom-"
              "Mask-R-CNN-model/issues/13", rates(heads=500), Setup(model="keypoint", batch=2, warmup=10), BOX, onset=1),
     Scenario("sixth-norm-batch-rate", LR, "https://github.com/facebookresearch/detectron2/issues/5080",
@@ -232,7 +234,8 @@ OPTIMIZERS = (
     Scenario("sixth-betas-swapped", LR, "https://github.com/wandb/senpai/pull/3128", swapped_betas,
              Setup("adam", batch=2, way="attach"), onset=0),
     Scenario("sixth-rmsprop-centred", LR, "https://github.com/ibab/tensorflow-wavenet/issues/149",
-             options(alpha=0.0, centered=True), Setup("rmsprop", way="guard"), onset=0, also=("POISONED_STATE",)),
+             options(alpha=0.0, centered=True), Setup("rmsprop", way="guard"), onset=0, also=("POISONED_STATE",),
+             verdict=True),
     Scenario("sixth-biases-fast", LR, "https://github.com/facebookresearch/detectron2/issues/1128", biases_fast,
              Setup(way="guard"), RPN, onset=1, also=("LOSS_MATH", "UNKNOWN")),
     Scenario("sixth-keeps-from-8", ACC, "https://github.com/Lightning-AI/pytorch-lightning/issues/149",
@@ -240,7 +243,7 @@ OPTIMIZERS = (
     Scenario("sixth-undivided-retina", ACC, "https://github.com/Lightning-AI/pytorch-lightning/issues/12894",
              undivided(1.0), Setup(accumulate=4, model="retina", way="attach"), onset=0, also=(LR,), open_end=True),
     Scenario("sixth-heads-and-decay", LR, "https://github.com/ivanvovk/WaveGrad/issues/3",
-             together(rates(heads=100, clip=1.0, weight_decay=0.5), options(nesterov=True)),
+             together(rates(heads=100, weight_decay=0.5), options(nesterov=True)),
              Setup(accumulate=2, norm="group"), Culprit(HEADS), onset=1),
 )  # fmt: skip
 SIXTH: tuple[Scenario, ...] = (*SCHEDULES, *RULES, *OPTIMIZERS)
