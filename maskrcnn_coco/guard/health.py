@@ -15,7 +15,7 @@ from torch import Tensor
 from maskrcnn_coco.guard.foreign_state import UsualUpdates
 from maskrcnn_coco.guard.held_states import HeldStates, States
 from maskrcnn_coco.guard.norms import Layout, all_finite, nonfinite_at, norms
-from maskrcnn_coco.guard.outside_changes import Witness
+from maskrcnn_coco.guard.outside_changes import Witness, zeroed
 from maskrcnn_coco.guard.sharding import local
 from maskrcnn_coco.guard.updates import HASTY
 from maskrcnn_coco.guard.verdict import Verdict
@@ -76,8 +76,9 @@ class Health:
         """The most that the last step judged may have moved a component by, times its weights."""
         return max(self.bound.values(), default=0.0)
 
-    def check(self, *, whole: bool = False) -> Verdict | None:
-        """Before the step: settings and optimizer state each time, the weights when due, or all with ``whole``."""
+    def check(self, *, whole: bool = False, aside: bool = False) -> Verdict | None:
+        """Before the step: settings and optimizer state each time, the weights when due, or all with ``whole``; with
+        ``aside`` somebody else wants to know, and what is found is still the next step's to be refused for."""
         settings = self.check_lr()
         if settings is not None:
             return settings
@@ -87,7 +88,9 @@ class Health:
         changed = self._witness.changed([*self.layout.params, *found[0]])
         if changed and found[0]:
             self._note_foreign(found)
-        return self._check_states(found, look=whole or changed) or self._check_weights(whole=whole, changed=changed)
+        return self._check_states(found, look=whole or changed) or self._check_weights(
+            whole=whole, changed=changed, aside=aside
+        )
 
     def look_again(self) -> None:
         """Just before the step: whether somebody wrote into the optimizer's state since `check`."""
@@ -301,7 +304,7 @@ class Health:
         text = f"second moments are zero where first moments are not: {listed(list(zeroed), 3)}"
         return Verdict("optimizer_nonfinite", text, {"zeroed_moments": zeroed})
 
-    def _check_weights(self, *, whole: bool, changed: bool) -> Verdict | None:
+    def _check_weights(self, *, whole: bool, changed: bool, aside: bool) -> Verdict | None:
         layout = self.layout
         untouched = self._weights is not None and not (changed and self._weights_among(self._changed()))
         if untouched and self._after is None and not whole:
@@ -318,7 +321,12 @@ class Health:
         before = values if recent is None or (untouched and self._after is None) else recent
         huge = any(v == math.inf for v in values)
         if before != values or huge:
-            return self._outside(before, values, exact=self._after is not None, first=recent is None)
+            found = self._outside(before, values, exact=self._after is not None, first=recent is None)
+            if found is None or not (aside or "enormous" in found.measured):
+                # Said once: a loop that goes on regardless is not refused for ever.
+                self._weights, self._after = values, values
+                self._witness.note([*layout.params, *self._held.states()[0]])
+            return found
         self._weights = values
         return None
 
@@ -344,8 +352,8 @@ class Health:
         """Weights that are not what the last step left.
 
         Clamping them, loading them, making a head anew are habits of some and only counted; weights that became many
-        times what they were are a fault. ``exact``: ``before`` is of the last step, not of one up to `every` ago;
-        ``first``: they were not measured since the last load.
+        times what they were, or nothing, are a fault. ``exact``: ``before`` is of the last step, not of one up to
+        `every` ago; ``first``: they were not measured since the last load.
         """
         layout = self.layout
         names = [n for n, a, b in zip(layout.names, before, now, strict=True) if a != b or b == math.inf]
@@ -361,15 +369,15 @@ class Health:
             where = layout.components[layout.component[layout.names.index(huge[0])]]
             text = f"weights are finite but enormous: {listed(huge, 3)}"
             return Verdict("param_nonfinite", text, {"parameters": huge, "component": where, "enormous": True})
-        # Said once: a loop that goes on regardless is not refused for ever.
-        self._weights, self._after = now, now
-        self._witness.note([*layout.params, *self._held.states()[0]])
+        gone = zeroed(before, now, layout.params, self.optimizer.state)
+        names, cleared = ([layout.names[i] for i in gone], {layout.component[i] for i in gone}) if gone else (names, ())
         limit = OUTSIDE if exact else 10 * OUTSIDE
-        for component, a, b, count in zip(layout.components, old, new, layout.sizes, strict=True):
+        for c, (component, a, b, count) in enumerate(zip(layout.components, old, new, layout.sizes, strict=True)):
             # Huge but finite weights have an infinite norm.
-            if b == math.inf or b > limit * max(a, SMALLEST_RMS * math.sqrt(count)):
+            if c in cleared or b == math.inf or b > limit * max(a, SMALLEST_RMS * math.sqrt(count)):
                 measured = {"changed_outside": names, "component": component, "norm_before": a, "norm": b}
-                text = f"weights changed outside the step: {listed(names, 3)}; norm of {component} {a:.4g} -> {b:.4g}"
+                did = "became zero" if gone else "changed"
+                text = f"weights {did} outside the step: {listed(names, 3)}; norm of {component} {a:.4g} -> {b:.4g}"
                 return Verdict("diverged", text, measured)
         return None
 

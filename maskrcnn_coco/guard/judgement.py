@@ -168,7 +168,7 @@ class Instruments:
 
     def inspect(self) -> Verdict | None:
         """Look at the whole state now, between steps; None: it is sound."""
-        return self.scale.check() or self.health.check(whole=True) or self.buffers.verdict(whole=True)
+        return self.scale.check() or self.health.check(whole=True, aside=True) or self.buffers.verdict(whole=True)
 
     def judge(self, seen: Measured) -> Verdict | None:
         """The verdict on one pass; None for a sound one, for an overflow of scaled gradients, for a loss of nothing.

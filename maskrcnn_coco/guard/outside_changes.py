@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import numpy
 import torch
@@ -114,6 +115,25 @@ class Witness:
             # Of mixed precision the widest holds all; float8 has no wider kin of its own.
             views = [v.float() if v.element_size() < 2 else v for v in views]
         return torch.cat(views).view(torch.uint8)
+
+
+def zeroed(before: list[float], now: list[float], params: Sequence[Tensor], state: Any) -> list[int]:
+    """Positions of kernels that are all zero and were not, while the optimizer still remembers how they were trained.
+
+    A shard that was not gathered, a buffer cleared too early. Who starts an adapter again from zero on purpose (ReLoRA)
+    clears most of its optimizer state with it.
+
+    Args:
+        before: norms of the weights as the last step left them; ``now``: before this one.
+        state: the optimizer's, by parameter.
+    """
+    found = []
+    for i, (was, norm, p) in enumerate(zip(before, now, params, strict=True)):
+        if norm == 0.0 < was and p.ndim > 1:
+            kept = [local(v) for v in (state.get(p) or {}).values() if isinstance(v, Tensor) and v.shape == p.shape]
+            if any(2 * int(torch.count_nonzero(v)) > v.numel() for v in kept):
+                found.append(i)
+    return found
 
 
 def _bytes(sample: bytes | Tensor) -> Tensor:

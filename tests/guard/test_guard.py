@@ -422,6 +422,48 @@ def test_weights_changed_between_steps_are_seen() -> None:
     assert digest(model, guard.optimizer) == before
 
 
+@pytest.mark.parametrize("how", ["kernel", "kernel and state", "bias", "from the start"])
+def test_a_layer_that_became_zero_between_steps_is_seen(how: str) -> None:
+    """Finite and silent: a shard that was not gathered. Who starts anew on purpose forgets the momentum with it."""
+    torch.manual_seed(0)
+    model = mlp()
+    if how == "from the start":
+        nn.init.zeros_(model[3].weight)
+    optimizer = sgd(model)
+    guard = Guard(model, optimizer)
+    for i in range(7):
+        assert guard.step(loss_of(model), data(i)).applied
+        if i == 4 and how.startswith("kernel"):
+            model[3].weight.data.zero_()
+        if i == 4 and how == "bias":
+            model[3].bias.data.zero_()
+        if i == 4 and how == "kernel and state":
+            optimizer.state.pop(model[3].weight)
+        if i == 4 and how == "kernel":
+            break
+    if how == "kernel":
+        before = digest(model, optimizer)
+        assert not guard.step(loss_of(model), data(5)).applied
+        assert guard.alarm is not None and guard.alarm.measured["changed_outside"] == ["3.weight"]
+        assert digest(model, optimizer) == before
+
+
+@pytest.mark.parametrize("change", [lambda w: w.zero_(), lambda w: w.mul_(1e6)])
+def test_a_look_aside_takes_no_alarm_from_the_step(change: Any) -> None:
+    """Copies of the state are made now and then, of a sound one only: what that look found, no step was refused for."""
+    torch.manual_seed(0)
+    model = mlp()
+    guard = Guard(model, sgd(model))
+    for i in range(4):
+        assert guard.step(loss_of(model), data(i)).applied and guard.inspect() is None
+    change(model[3].weight.data)
+    for _ in range(2):
+        found = guard.inspect()
+        assert found is not None and found.measured["changed_outside"] == ["3.weight"]
+    assert not guard.step(loss_of(model), data(5)).applied
+    assert guard.alarm is not None and guard.alarm.measured["changed_outside"] == ["3.weight"]
+
+
 def test_a_poisoned_norm_buffer_is_put_back_with_a_finite_loss() -> None:
     torch.manual_seed(0)
     model = mlp()
