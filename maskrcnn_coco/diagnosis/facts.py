@@ -68,10 +68,11 @@ class InputFault:
 
 @dataclass
 class AnchorFault:
-    """An anchor of no size, or anchors that do not fit the feature maps."""
+    """An anchor of no size, or anchors that do not fit the feature maps; ``module`` makes them."""
 
     what: str
     fix: str
+    module: str = "rpn.anchor_generator"
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -208,10 +209,12 @@ def scan_anchors(model: nn.Module, raised: str = "") -> list[AnchorFault]:
     Args:
         raised: what the model raised, if it did: the generator's own assertion is proof.
     """
-    generator = next((m for m in model.modules() if hasattr(m, "cell_anchors") and hasattr(m, "aspect_ratios")), None)
+    name, generator = next(((n, m) for n, m in model.named_modules() if _makes_anchors(m)), ("", None))
     if generator is None:
         return []
-    faults = []
+    if not hasattr(generator, "cell_anchors"):
+        return _default_boxes(name, generator)
+    faults: list[AnchorFault] = []
     sizes: Any = getattr(generator, "sizes", ())
     if any(words in raised for words in ASSERTED):
         what = f"{len(sizes)} tuples of sizes, and the feature pyramid has another number of levels: {raised[:120]}"
@@ -228,6 +231,22 @@ def scan_anchors(model: nn.Module, raised: str = "") -> list[AnchorFault]:
     out = _outputs_a_place(model)
     if out is not None and (len(counts) > 1 or out not in counts):
         faults.append(AnchorFault(f"{sorted(counts)} anchors a place, but the head has outputs for {out}", "one count"))
+    return [dataclasses.replace(f, module=name) for f in faults]
+
+
+def _makes_anchors(module: nn.Module) -> bool:
+    return hasattr(module, "aspect_ratios") and (hasattr(module, "cell_anchors") or hasattr(module, "_wh_pairs"))
+
+
+def _default_boxes(name: str, generator: nn.Module) -> list[AnchorFault]:
+    """Of an SSD: default boxes of no width or height, as shares of the picture."""
+    faults = []
+    for level, pairs in enumerate(generator._wh_pairs):  # type: ignore[union-attr, arg-type]
+        # The encoding of a box divides by the sides; a clipped one is as large as the picture at most.
+        if pairs.numel() and not bool(((pairs > 0) & pairs.isfinite()).all()):
+            scale = getattr(generator, "scales", ())
+            what = f"level {level}, scales {scale}: a default box is {float(pairs.min()):g} of the picture wide or high"
+            faults.append(AnchorFault(what, "scales above 0, aspect ratios above 0, on every level", name))
     return faults
 
 

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
-from nanbench.tiny import sample, tiny_model
+from nanbench.tiny import sample, tiny_detector, tiny_model
 from nanbench.tiny_parts import CLASSES, SIZE
 from tiny_run import TinyRun
 from torch import nn
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.data.batch import Batch
@@ -115,6 +116,16 @@ def test_anchors():
     assert len(scan_anchors(tiny_model(anchors=((1,), (32,))))) == 1
     assert scan_anchors(tiny_model(anchors=((2,), (32,)))) == []
     assert scan_anchors(nn.Linear(2, 2)) == []
+
+
+@pytest.mark.parametrize(
+    ("scales", "found"), [([0.25, 0.5, 0.75], 0), ([0.0, 0.0, 0.0], 2), ([0.25, 0.5, math.nan], 1)]
+)
+def test_default_boxes_of_an_ssd(scales: list[float], found: int):
+    """They were in no scan, and a division by their sides was said to be the loss's own fault."""
+    model = tiny_detector("ssd", 0, anchors=DefaultBoxGenerator([[2], [2]], scales=scales))
+    faults = scan_anchors(model)
+    assert len(faults) == found and {f.module for f in faults} <= {"anchor_generator"}
 
 
 def test_norm_statistics_by_sign_and_eps():

@@ -107,7 +107,14 @@ def _once(facts: Facts) -> Finding:
     evidence.append(
         Evidence("the two replays", "equal bit for bit" if exact else "equal to a thousandth" if close else "differ")
     )
-    return _sure(Finding(CODE, confidence, Culprit(), evidence, facts.step, FIX), facts)
+    return _sure(Finding(CODE, confidence, _of_state(facts), evidence, facts.step, FIX), facts)
+
+
+def _of_state(facts: Facts) -> Culprit:
+    """Whose the optimizer's state is that the guard found bad, and the replay does not: its name is the guard's."""
+    names = [str(n).rpartition(" of ")[2] for n in facts.measured.get("optimizer_state") or ()]
+    modules = {n.rpartition(".")[0] for n in names}
+    return Culprit(component=facts.measured.get("component"), module=modules.pop()) if len(modules) == 1 else Culprit()
 
 
 def _retraced(facts: Facts) -> Finding:
