@@ -15,6 +15,7 @@ from maskrcnn_coco.diagnosis.facts import NO_HISTORY_LOSS, Facts, Location
 from maskrcnn_coco.diagnosis.from_records import foreign_rates, onset_of, ratios, record_of, reference_of, rises
 from maskrcnn_coco.diagnosis.guilty_samples import guilty_samples, weights
 from maskrcnn_coco.diagnosis.lr_experiments import WALK, LrExperiments
+from maskrcnn_coco.diagnosis.optimizer_experiments import OptimizerExperiments
 from maskrcnn_coco.diagnosis.rules.scale_collapse import NORMAL_SCALE
 from maskrcnn_coco.diagnosis.scan_batch import (
     flat_images,
@@ -51,6 +52,7 @@ class Experiments:
         self.facts = Facts(case.alarm.symptom, case.alarm.step, case.alarm.epoch, case.alarm.onset_step)
         self.lr = LrExperiments(case, self.replay, self.facts)
         self.backend = BackendExperiments(case, self.replay, self.facts)
+        self.by_optimizer = OptimizerExperiments(self.replay, self.facts)
 
     @property
     def steps(self) -> float:
@@ -133,6 +135,8 @@ class Experiments:
                 getattr(self.lr, name)()
             elif name in ("reference", "live"):
                 getattr(self.backend, name)()
+            elif name in ("update", "settings"):
+                getattr(self.by_optimizer, name)()
             else:
                 getattr(self, f"_{name}")()
         except ReplayImpossible as e:
@@ -176,7 +180,7 @@ class Experiments:
         can: set[str] = set()
         if not case.batches:
             return can
-        can |= {"update"} if f.measured.get("by_update") else set()
+        can |= {"update", "settings"} if f.measured.get("by_update") else set()
         can |= {"update", "state"} if f.state_changed else set()
         can |= {"same", "again", "without", "repaired", "locate", "bisect", "annotations"}
         if case.rig.precision != "fp32":
@@ -221,19 +225,8 @@ class Experiments:
     def _again(self) -> None:
         self.facts.outcomes["again"] = self.replay.run("the same once more", digest=True)
 
-    def _update(self) -> None:
-        f = self.facts
-        f.outcomes["update"] = self.replay.update("same batch, same weights, and the optimizer's update", f.lr)
-
     def _state(self) -> None:
-        """The update with the optimizer's state of some steps before, then with none at all, until one is sound."""
-        f, healthy = self.facts, self.lr.healthy
-        tries = [(f"optimizer state of step {healthy.step}", healthy)] if healthy is not None else []
-        for what, snapshot in [*tries, ("an empty optimizer state", None)]:
-            test = f"same batch, same weights, {what}, and the update"
-            f.outcomes["state"] = self.replay.update(test, f.lr, snapshot, empty=snapshot is None)
-            if f.state_to_blame():
-                return
+        self.by_optimizer.state(self.lr.healthy)
 
     def _peek(self) -> None:
         """Whether other batches have the same data fault. One that has not shows that it is not the data set."""

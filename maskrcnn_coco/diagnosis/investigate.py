@@ -149,6 +149,8 @@ def _not_repeated(f: Facts) -> Iterator[str]:
     """The replay is normal: look at what differs from the run."""
     yield "update"
     if f.bad("update"):
+        if not f.outcomes["update"].finite:
+            yield "settings"
         return
     yield "live"
     if f.symptom == "scale_collapse" or any(s.where == "scaler" for s in f.state):

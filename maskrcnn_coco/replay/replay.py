@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -205,11 +205,20 @@ class Replay:
         outcome.path, outcome.terms, outcome.steps = path, terms, float(len(path))
         return outcome
 
-    def update(self, test: str, lr: dict[str, float], state: Snapshot | None = None, *, empty: bool = False) -> Outcome:
+    def update(
+        self,
+        test: str,
+        lr: dict[str, float],
+        state: Snapshot | None = None,
+        *,
+        empty: bool = False,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Outcome:
         """The failing step with its update, on the copy: weights and optimizer state that are not finite are named.
 
         Args:
             state: whose optimizer state to use; None: the failing step's own, or none at all with ``empty``.
+            settings: of every group, in place of the run's.
         """
         with self.away(1.0):
             model, optimizer = self.model, self.optimizer
@@ -219,6 +228,7 @@ class Replay:
                 restore_optimizer(optimizer, state.optimizer)
             elif empty:
                 optimizer.state.clear()
+            set_again(optimizer, [dict(settings or {})] * len(optimizer.param_groups))
             batches = list(self.case.batches or [])
             outcome = self._measure(model, test, batches, self.case.alarm.step, None, self._scale(None, None))
             if outcome.finite and not outcome.error:

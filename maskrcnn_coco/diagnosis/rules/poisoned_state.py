@@ -11,7 +11,8 @@ How it is proved: weights, buffers, optimizer state, learning rates and loss sca
   after every roll-back. A file may also be finite and wrong (tensors scaled, momentum from elsewhere): where a
   run diverges within the first steps after a load, an older file is trained on over the same planned steps; it
   stays healthy where the loaded one did not. Where the guard saw the optimizer's state change between two steps and
-  undid an update of absurd size, the update is made again with an older state and with none: it is sound there.
+  undid an update of absurd size, the update is made again with an older state and with none: it is sound there. An
+  optimizer that makes something non-finite of finite numbers takes its step again with each setting at its default.
 What the guard does: goes back to the newest verified state, in memory first, then on disk, and says what was
   lost.
 How to fix it: `--resume auto` takes the newest intact checkpoint; never save state in half precision.
@@ -39,10 +40,11 @@ def judge(facts: Facts) -> Finding | None:
     evidence = [
         Evidence(f"scan: state before the step, {s.where} {s.name}", s.what, CODE) for s in (certain or hits)[:8]
     ]
+    evidence += facts.says(CODE, "=settings")
     culprit = Culprit(component=first.component, module=first.module, checkpoint=facts.settings.get("resume_path"))
     fix = "--resume auto" if facts.settings.get("resume_path") else "go back to a verified checkpoint: --resume auto"
     if first.where == "lr":
-        fix = f"correct the schedule: {first.what}"
+        fix = f"correct the {'schedule' if first.name.startswith('lr ') else 'optimizer'}: {first.what}"
     detail = {"entries": [f"{s.where} {s.name}" for s in hits[:50]], "at_load": not facts.earlier_steps}
     return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)
 

@@ -1,0 +1,62 @@
+"""The tests of what the optimizer makes of sound gradients: its update, with another state, with usual settings."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from maskrcnn_coco.diagnosis.facts import LEAP, Facts, StateFault
+from maskrcnn_coco.replay.replay import Replay
+from maskrcnn_coco.replay.snapshot import Snapshot
+
+SETTINGS = 6
+"""Most settings that are tried, one after the other."""
+OF_NO_MATTER = {"lr", "foreach", "fused", "maximize", "capturable", "differentiable"}
+"""Settings that have no usual value, or say how an update is computed, not what it is."""
+
+
+class OptimizerExperiments:
+    """Tests of one case."""
+
+    def __init__(self, replay: Replay, facts: Facts) -> None:
+        self.replay, self.facts = replay, facts
+
+    def update(self) -> None:
+        """The failing step with its update."""
+        f = self.facts
+        f.outcomes["update"] = self.replay.update("same batch, same weights, and the optimizer's update", f.lr)
+
+    def state(self, healthy: Snapshot | None) -> None:
+        """The update with the optimizer's state of some steps before, then with none at all, until one is sound."""
+        f = self.facts
+        tries = [(f"optimizer state of step {healthy.step}", healthy)] if healthy is not None else []
+        for what, snapshot in [*tries, ("an empty optimizer state", None)]:
+            test = f"same batch, same weights, {what}, and the update"
+            f.outcomes["state"] = self.replay.update(test, f.lr, snapshot, empty=snapshot is None)
+            if f.state_to_blame():
+                return
+
+    def settings(self) -> None:
+        """An update of finite numbers that was not finite, with each setting as its class has it by itself."""
+        f, optimizer = self.facts, self.replay.optimizer
+        kind = type(optimizer).__name__
+        for key, (given, usual) in list(_unusual(optimizer).items())[:SETTINGS]:
+            test = f"same batch, same weights, {key} {usual} in place of {given}, and the update"
+            outcome = self.replay.update(test, f.lr, settings={key: usual})
+            if outcome.finite and not outcome.error and (outcome.moved or 0.0) <= LEAP:
+                f.outcomes["settings"] = outcome
+                what = f"{key} is {given}: the update is not finite, and with {usual}, as usual, it is"
+                f.state.append(StateFault("lr", f"{key} of {kind}", what))
+                return
+
+
+def _unusual(optimizer: Any) -> dict[str, tuple[Any, Any]]:
+    """Setting → (as the first group that has its own has it, as the class has it)."""
+    usual = {k: p.default for k, p in inspect.signature(type(optimizer)).parameters.items()}
+    found: dict[str, tuple[Any, Any]] = {}
+    for group in optimizer.param_groups:
+        for key in usual.keys() & group.keys() - OF_NO_MATTER:
+            given = tuple(group[key]) if isinstance(group[key], list) else group[key]
+            if isinstance(given, (int, float, tuple)) and usual[key] is not inspect.Parameter.empty:
+                found.update({key: (given, usual[key])} if given != usual[key] else {})
+    return dict(sorted(found.items()))
