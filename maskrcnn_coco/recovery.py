@@ -149,8 +149,9 @@ def _acting(findings: Sequence[Finding]) -> Finding | None:
 
 
 def _spent(top: Finding, history: History, budgets: Budgets) -> str | None:
-    if len(history.incidents) >= budgets.max_incidents:
-        return f"{len(history.incidents)} incidents in one run: it cannot be kept healthy"
+    new = [i for i in history.incidents if "again" not in i.action.detail]
+    if len(new) >= budgets.max_incidents:
+        return f"{len(new)} incidents in one run: it cannot be kept healthy"
     back = sum(1 for i in history.incidents if i.lost_steps > 0)
     needs = top.cause in ("LR_TOO_HIGH", "POISONED_STATE", "NORM_STATE", "TRANSIENT")
     if needs and back >= budgets.max_rollbacks:
@@ -162,14 +163,25 @@ def _quarantine(top: Finding, history: History, budgets: Budgets) -> Action:
     gone = {i for incident in history.incidents for i in incident.action.detail.get("image_ids", [])}
     images = [i for i in top.culprit.image_ids if i not in gone]
     if not images:
-        # Left out already and met again: the data set hands it out under another key.
-        return _skip(top, history, budgets)
+        return _met_again(top, history, budgets)
     if top.detail.get("widespread"):
         return Action("stop", {"why": f"every batch has the fault {top.cause}: it is the data set, not one image"})
     share = (len(gone) + len(images)) / max(history.images, 1)
     if share > budgets.max_quarantine_share:
-        return Action("stop", {"why": f"{share:.0%} of the images would be left out: repair the data set first"})
+        first = "repair the data set first" if top.cause in DATA else top.fix
+        return Action("stop", {"why": f"{share:.0%} of the images would be left out: {first}"})
     return Action("quarantine", {"image_ids": images, "annotation_ids": list(top.culprit.annotation_ids)})
+
+
+def _met_again(top: Finding, history: History, budgets: Budgets) -> Action:
+    """An image that was named already comes again: under another key, or from a loader that only its loop can change.
+
+    Its batch is all that it costs: nothing to go back for, or to stop for, unless most steps are lost to such.
+    """
+    met = [i for i in history.incidents if i.step > history.step - budgets.skip_window and "again" in i.action.detail]
+    if len(met) > budgets.skip_window // 2:
+        return Action("stop", {"why": f"{len(met)} of the last {budgets.skip_window} steps were lost to known images"})
+    return Action("skip", {"again": list(top.culprit.image_ids)})
 
 
 def _lower(top: Finding, history: History) -> Action:
@@ -259,7 +271,8 @@ def _retry(top: Finding, history: History, budgets: Budgets) -> Action:
 def _skip(top: Finding, history: History, budgets: Budgets) -> Action:
     """Skip; after several skips close together go back once; after that stop."""
     recent = [i for i in history.incidents if i.step > history.step - budgets.skip_window]
-    skips = [i for i in recent if i.action.kind == "skip" and "weighed" not in i.action.detail]
+    known = ("weighed", "again", "image_ids")  # what they were skipped for is known, and no skip too many
+    skips = [i for i in recent if i.action.kind == "skip" and not any(k in i.action.detail for k in known)]
     if len(skips) < budgets.skips:
         return Action("skip", {})
     if not _went_back(history, budgets):

@@ -165,13 +165,14 @@ def action_words(action: Action) -> str:
         times = f" to {figure(factor)} of it" if isinstance(factor, float | int) else ""
         return f"went back{to}, lowered the learning rate of {names}{times}"
     if action.kind == "precision":
-        return _precision_words(d)
+        return precision_words(d)
     if action.kind == "reload":
         return f"weights loaded from {clean(d.get('checkpoint') or 'the newest verified state')}"
     return f"stopped: {clean(d.get('why', 'nothing healthy is left'))}"
 
 
-def _precision_words(detail: Mapping[str, Any]) -> str:
+def precision_words(detail: Mapping[str, Any]) -> str:
+    """What was changed about how something is computed."""
     if "loss_scale" in detail:
         return f"held the loss scale at {figure(detail['loss_scale'])}"
     if "eager_modules" in detail:

@@ -93,6 +93,20 @@ def test_an_image_that_is_left_out_already_is_not_left_out_twice():
     assert decide([BOX], History(gone, step=50, images=1000)).kind == "skip"
 
 
+@pytest.mark.parametrize("found", [BOX, finding("LOSS_MATH", 0.93, culprit=Culprit(image_ids=[17]),
+                                                 detail={"proved_on_healthy_weights": True})])  # fmt: skip
+def test_an_image_that_a_loop_hands_out_again_costs_its_step_and_no_more(found: Finding):
+    """Once an epoch of six steps: it was gone back for at the fourth time, and stopped for at the fifth."""
+    past = [incident(0, 2, found.cause, Action("skip", {"why": "the loader is the loop's", "image_ids": [17]}))]
+    for step in range(8, 600, 6):
+        action = decide([found], History(past, step=step, images=10**9))
+        assert (action.kind, action.detail) == ("skip", {"again": [17]})
+        past.append(incident(step, step, found.cause, action))
+    assert decide([UNKNOWN], History(past, step=601)) == Action("skip", {}), "and others are counted by themselves"
+    often = [incident(s, s, found.cause, Action("skip", {"again": [17]})) for s in range(600, 630)]
+    assert decide([found], History(past + often, step=630, images=10**9)).kind == "stop"
+
+
 def test_half_proved_data_is_not_left_out():
     assert (
         decide([finding("DATA_MASK", 0.6, culprit=Culprit(image_ids=[17]))], History(step=9, images=100)).kind == "skip"

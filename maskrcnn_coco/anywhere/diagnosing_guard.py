@@ -17,6 +17,7 @@ from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.guard import forward_backward
 from maskrcnn_coco.guard.attached import Attached
 from maskrcnn_coco.guard.immediate import Act, Mode
+from maskrcnn_coco.guard.inputs import image_ids
 from maskrcnn_coco.guard.norms import Components
 from maskrcnn_coco.guard.sharding import refuse_shards
 from maskrcnn_coco.guard.verdict import Verdict
@@ -78,17 +79,29 @@ class Diagnosing(WithResponder, Attached):
             self.responder.before(self.next_step)
         return super()._open(batches, early=early)
 
-    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._busy:
-            return
+            return None
         self._handled = sys.exc_info()[1]
+        given = self._without_known(args)
         try:
-            super()._before_forward(module, args, kwargs)
+            instead = super()._before_forward(module, given, kwargs)
         except DataError:
             self._explain((args, kwargs))
             raise
         if self.responder is not None and self._shown_forward is None and self._act is not None:
-            self.responder.saw(self._act.record.step, (args, kwargs))
+            self.responder.saw(self._act.record.step, (given, kwargs))
+        return instead if instead is not None or given is args else (given, kwargs)
+
+    def _without_known(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """``args``, where a sample that was found to be bad comes again with a sound one in its place.
+
+        Its image id alone leaves nothing out, as nobody promised that ids tell images apart: it has to be bad now.
+        """
+        known = self.responder.left_out if self.responder is not None else set()
+        if not known or self.mode != "recover" or known.isdisjoint(image_ids([args])):
+            return args
+        return self._stand_ins.instead(args, self.instruments.expected, known) or args
 
     def _after_forward(self, _: nn.Module, out: Any) -> None:
         error, handled = sys.exc_info()[1], self._handled

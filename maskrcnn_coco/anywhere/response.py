@@ -35,7 +35,7 @@ from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.replay.snapshot import Snapshot, restore, state_bytes, take
 from maskrcnn_coco.replay.tape import Tape, TapeEntry
 from maskrcnn_coco.report.incident_files import write_incident
-from maskrcnn_coco.system.backends import use_fused_attention
+from maskrcnn_coco.system.backends import run_eagerly, use_fused_attention, use_libraries
 from maskrcnn_coco.system.precision import keep_fp32
 
 EVERY, EARLY = 10, (4, 8)
@@ -87,8 +87,9 @@ class AlarmResponder:
         self.divisor = 1.0
         """What the loss that was shown last had been divided by."""
         self.fp32_modules: list[str] = []
-        self.attention = True
-        """False: fused attention is off in this process, because one of its kernels was wrong."""
+        self.attention = self.libraries = True
+        """False: fused attention, or the vendors' kernels, are off in this process, because one of them was wrong."""
+        self.eager_modules: list[str] = []
         # A forward pass may open autocast by itself: seen from inside the modules, in the first steps.
         self._entrances = Entrances(model, self._notice_precision, lambda *_: None)
         self.held: dict[str, float] = {}
@@ -171,6 +172,8 @@ class AlarmResponder:
         return {
             "fp32_modules": list(self.fp32_modules),
             "attention": self.attention,
+            "libraries": self.libraries,
+            "eager_modules": list(self.eager_modules),
             "factors": dict(self.guard.instruments.factors),
             "held": dict(self.held),
             "left_out": sorted(self.left_out),
@@ -185,6 +188,11 @@ class AlarmResponder:
         if not decided["attention"]:
             self.attention = False
             use_fused_attention(False)
+        if not decided.get("libraries", True):
+            self.libraries = False
+            use_libraries(False)
+        self.eager_modules += [n for n in decided.get("eager_modules", ()) if n not in self.eager_modules]
+        run_eagerly(self.model, self.eager_modules)
         self.guard.instruments.factors.update(decided["factors"])
         self.held.update(decided["held"])
         self.left_out |= set(decided["left_out"])
@@ -305,6 +313,8 @@ class AlarmResponder:
         """Do what was decided; the action as it was done, and the step that the state is of now (None: as before)."""
         detail = action.detail
         if action.kind == "quarantine" and not self.own_batches:
+            # Where the model is given a batch that can be taken apart, a sound sample stands in for it from now on.
+            self.left_out |= set(detail.get("image_ids", []))
             return Action("skip", {"why": "the loader is the training's own", **detail}), None
         if "weighed" in detail:
             self.guard.new_regime()  # what is healthy is learned anew, in the new measure
@@ -317,6 +327,12 @@ class AlarmResponder:
         elif action.kind == "precision" and "attention" in detail:
             self.attention = False
             use_fused_attention(False)  # of this process; slower, and the same numbers as far as rounding goes
+        elif action.kind == "precision" and "eager_modules" in detail:
+            run_eagerly(self.model, detail["eager_modules"])
+            self.eager_modules += detail["eager_modules"]
+        elif action.kind == "precision" and detail.get("libraries") is False:
+            self.libraries = False
+            use_libraries(False)
         elif action.kind == "lower_lr":
             back = self.go_back(int(detail.get("to_step", alarm.step)))
             factors = self.guard.instruments.factors
@@ -373,28 +389,3 @@ def _times(record: Any, factor: float) -> Any:
     if record is None or factor == 1.0:
         return record
     return replace(record, loss=record.loss * factor, losses={k: v * factor for k, v in record.losses.items()})
-
-
-def told(incident: Incident) -> str:
-    """One incident in a few lines, for people who read logs."""
-    who = []
-    culprit = incident.culprit
-    if culprit.image_ids:
-        who.append(f"sample {', '.join(map(str, culprit.image_ids[:5]))}")
-    if culprit.rank is not None:
-        who.append(f"process {culprit.rank}")
-    who += [f"{what} {value}" for what, value in (("group", culprit.component), ("module", culprit.module)) if value]
-    named = f" ({', '.join(who)})" if who else ""
-    detail = incident.action.detail
-    done = {
-        "skip": "the step is skipped",
-        "quarantine": "the sample is left out from now on",
-        "rollback": f"back to the state of step {detail.get('to_step')}",
-        "lower_lr": f"back to the state of step {detail.get('to_step')}, rate times {detail.get('factor', 1.0):.2g}",
-        "precision": f"{detail.get('module')} runs in float32 from now on",
-        "reload": "an older state is loaded",
-        "stop": f"stopped: {detail.get('why')}",
-    }[incident.action.kind]
-    proof = "; ".join(f"{e.test}: {e.outcome}" for e in incident.evidence[:2])
-    fix = f"; to fix it for good: {incident.fix}" if incident.fix else ""
-    return f"step {incident.step}: {incident.cause}{named}, confidence {incident.confidence:.2f}; {done}{fix}. {proof}"

@@ -26,6 +26,7 @@ from maskrcnn_coco.guard.loss_scale import OthersScale
 from maskrcnn_coco.guard.norms import Components
 from maskrcnn_coco.guard.own_gradients import OwnGradients
 from maskrcnn_coco.guard.sharding import shares_of
+from maskrcnn_coco.guard.stand_ins import StandIns
 from maskrcnn_coco.guard.undo import nested
 from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.records import Alarm, StepRecord
@@ -41,11 +42,8 @@ BLIND = (
 
 
 class Attached(Guard):
-    """A guard that a training does not call; made by `maskrcnn_coco.attach`.
-
-    ``alarm`` is the verdict on the last step, ``refused`` whether it was refused, ``alarms`` and ``records`` the last
-    of each.
-    """
+    """A guard that a training does not call; made by `maskrcnn_coco.attach`. ``alarm`` is the verdict on the last step,
+    ``refused`` whether it was refused, ``alarms`` and ``records`` the last of each."""
 
     def __init__(
         self,
@@ -86,6 +84,7 @@ class Attached(Guard):
         self._through = False
         self._result: Any = None
         self.instruments.buffers.save()  # a compiled model has no hooks that would do it in time
+        self._stand_ins = StandIns()
         self._entrances = Entrances(model, self._before_forward, self._after_forward)
         self._loaded = model.register_load_state_dict_post_hook(Hook(self._after_load))
         self._inner: list[tuple[torch.optim.Optimizer, bool, Callable[..., Any]]] = []
@@ -152,9 +151,9 @@ class Attached(Guard):
             self.instruments.buffers.save()  # the forward pass runs all the same
         return act
 
-    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.mode == "off" or self._result is not None:
-            return
+            return None
         batches = [args, kwargs] if kwargs else [args]
         known = self._act is not None and self._act.done is None
         act = self._open(batches, early=True)
@@ -163,15 +162,18 @@ class Attached(Guard):
             usual = found is not None and found.suspicion and self.instruments.holes
             if found is not None and not usual and (found.fatal or act.suspicion is None):
                 act.before, act.suspicion = (found, act.suspicion) if found.fatal else (act.before, found)
-        if act.before is not None and act.before.fatal and self.mode != "observe":
-            self._act = None
-            self.instruments.raise_alarm(act.record, act.before)
-            # Nothing can keep the caller's forward pass from running but an error; native code may kill the process.
-            raise DataError(
-                act.before.message,
-                expected="targets that the model can take",
-                fix="leave this sample out; with guard.step(forward, batch) the step is refused and training goes on",
-            )
+        if act.before is None or not act.before.fatal or self.mode == "observe":
+            if act.before is None and len(args) == 2:  # images and targets, perhaps
+                self._stand_ins.learn(args)
+            return None
+        instead = self._stand_ins.instead(args, self.instruments.expected)
+        if instead is not None:
+            return instead, kwargs
+        self._act = None
+        self.instruments.raise_alarm(act.record, act.before)
+        # Nothing else can keep the caller's forward pass from running; native code may kill the process.
+        fix = "leave this sample out; with guard.step(forward, batch) the step is refused and training goes on"
+        raise DataError(act.before.message, expected="targets that the model can take", fix=fix)
 
     def _after_forward(self, _: nn.Module, out: Any) -> None:
         act = self._act
@@ -268,11 +270,9 @@ class Attached(Guard):
         if math.isfinite(mean):
             return forward_backward.Pass({"loss": mean}, certain=act.certain)
         bad = [i for i, v in enumerate(values) if not math.isfinite(v)]
-        rest = values[bad[-1] + 1 :] if bad else []
+        rest, first = (values[bad[-1] + 1 :], bad[0]) if bad else ([], None)
         later = sum(rest) / len(rest) if rest else math.nan
-        return forward_backward.Pass(
-            {"loss": mean}, micro_batch=bad[0] if bad else None, certain=act.certain, later=later
-        )
+        return forward_backward.Pass({"loss": mean}, micro_batch=first, certain=act.certain, later=later)
 
     @property
     def _optimizers(self) -> list[torch.optim.Optimizer]:

@@ -30,13 +30,12 @@ class Hook:
     def __init__(self, call: Callable[..., Any]) -> None:
         self._call = weakref.WeakMethod(call)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See the module that this hook is on."""
         if torch.compiler.is_compiling() or _of_no_interest():
-            return
+            return None
         call = self._call()
-        if call is not None:
-            call(*args, **kwargs)
+        return None if call is None else call(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Inert:
         return Inert()
@@ -81,12 +80,13 @@ class Entrances:
         leave = module.register_forward_hook(Hook(self._leave), always_call=True)
         self._handles[id(module)] = [enter, leave]
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the module is given instead, (args, kwargs), or None: as it was called."""
         if self._inside is not None or not (module.training and torch.is_grad_enabled()):
-            return
+            return None
         self._inside = module
         self._seen.add(id(module))
-        self._before(module, args, kwargs)
+        return self._before(module, args, kwargs)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         if self._inside is module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskrcnn_coco import Guard, attach
+from maskrcnn_coco.anywhere.fixes import told
 from maskrcnn_coco.errors import ConfigError, DataError, GuardStop, GuardWarning
 from maskrcnn_coco.records import Incident
 from maskrcnn_coco.replay.state import digest
@@ -585,6 +587,63 @@ def test_a_fused_attention_kernel_is_named_and_turned_off() -> None:
         use_fused_attention(True)
 
 
+@pytest.mark.parametrize(("settings", "key"), [
+    ({"alpha": 0.0, "centered": True}, "alpha"),
+    ({"alpha": 0.0, "centered": True, "eps": 1e-7, "momentum": 0.5}, "alpha"),
+])  # fmt: skip
+def test_a_setting_with_which_an_optimizer_makes_nan_of_sound_gradients_is_named(settings: Any, key: str) -> None:
+    """A variance of one value is 0, or below it by rounding: the root of that. No replay of a loss shows it."""
+    model = Net()
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3, **settings)
+    guard = Guard(model, optimizer, forward=classify, diagnose=True, logdir=None, say=False)
+    with contextlib.suppress(GuardStop):
+        for step in range(6):
+            guard.step(data(step))
+    incident = guard.incidents[0]
+    assert incident.cause == "POISONED_STATE" and incident.confidence >= 0.9, incident.evidence
+    assert incident.fix.startswith("correct the optimizer") and f"{key} is" in incident.fix
+
+
+class Kernel:
+    """A compiler whose code is wrong from some step on."""
+
+    def __init__(self) -> None:
+        self.wrong = False
+
+    def __call__(self, graph: Any, _: Any) -> Callable[..., Any]:
+        return lambda *args: tuple(o * NAN for o in graph.forward(*args)) if self.wrong else graph.forward(*args)
+
+
+@pytest.mark.parametrize("own_loop", [False, True])
+def test_a_compiled_module_whose_code_is_wrong_runs_as_plain_code_in_any_loop(own_loop: bool) -> None:
+    """It was named, and every step from there on was refused: only `train` knew how to go without it."""
+    model, kernel = Net(), Kernel()
+    model.body.compile(backend=kernel, dynamic=False)
+    optimizer = optimizer_of(model)
+    guard: Any = (
+        attach(model, optimizer, diagnose=True, forward=classify, logdir=None, say=False)
+        if own_loop
+        else Guard(model, optimizer, forward=classify, diagnose=True, logdir=None, say=False)
+    )
+    applied = []
+    for step in range(AT + 10):
+        kernel.wrong = step >= AT
+        if own_loop:
+            batch = guard.batch(data(step), ids(step))
+            optimizer.zero_grad()
+            guard.see(classify(model, batch)).backward()
+            optimizer.step()
+            applied.append(not guard.refused)
+        else:
+            applied.append(guard.step(data(step), ids(step)).applied)
+    (incident,) = guard.incidents
+    assert (incident.step, incident.cause, incident.action.kind) == (AT, "BACKEND", "precision")
+    assert incident.culprit.module == "body" and [i for i, a in enumerate(applied) if not a] == [AT]
+    assert "body runs as eager code" in told(incident)
+    saved = json.loads(json.dumps(guard.state_dict()))
+    assert saved["decisions"]["eager_modules"] == ["body"]
+
+
 def test_what_was_decided_goes_into_a_checkpoint_of_the_training_s_own() -> None:
     """A rate that was lowered, a module in float32, a sample left out; an older state that comes back undoes none."""
     model = Net()
@@ -677,26 +736,39 @@ def test_a_loss_scale_beyond_any_search_is_named_and_replaced():
 
 
 def test_a_batch_that_would_kill_the_process_leaves_a_verdict_behind_an_attached_guard():
-    """Nothing but an error keeps a loop's own forward pass from running: what it was must be written all the same."""
+    """Where no sound sample is known yet, nothing but an error keeps a loop's own forward pass from running."""
     model = tiny_detector("faster", 0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    guard = attach(model, optimizer, diagnose=True, say=False)
-    pairs = [sample(n) for n in range(2)]
-    for change in (lambda b: b, lambda b: b[:, [2, 3, 0, 1]]):
-        pairs[1][1]["boxes"] = change(pairs[1][1]["boxes"])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", GuardWarning)
-            try:
-                losses = model([i for i, _ in pairs], [t for _, t in pairs])
-            except DataError as e:
-                raised = str(e)
-                break
-        optimizer.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
-        optimizer.step()
-    assert "image 1, annotation 10" in raised
+    guard = attach(model, torch.optim.SGD(model.parameters(), lr=0.01), diagnose=True, say=False)
+    pairs = [sample(1)]
+    pairs[0][1]["boxes"] = pairs[0][1]["boxes"][:, [2, 3, 0, 1]]
+    with warnings.catch_warnings(), pytest.raises(DataError, match="image 1, annotation 10"):
+        warnings.simplefilter("ignore", GuardWarning)
+        model([i for i, _ in pairs], [t for _, t in pairs])
     assert [(i.cause, i.confidence >= 0.9) for i in guard.incidents] == [("DATA_BOX", True)]
     assert guard.incidents[0].culprit.image_ids == [1]
+
+
+@pytest.mark.parametrize(("key", "change", "cause"), [
+    ("boxes", lambda b: b[:, [2, 3, 0, 1]], "DATA_BOX"),
+    ("labels", lambda v: v + 7, "DATA_LABEL"),
+    ("masks", lambda m: m * 255, "DATA_MASK"),
+])  # fmt: skip
+def test_a_bad_sample_of_an_attached_loop_is_named_once_and_gives_way_from_then_on(key, change, cause):
+    """Its batch was refused whenever it came, until the budget of incidents was spent, or the loop was ended."""
+    model = tiny_detector("mask", 0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    guard = attach(model, optimizer, diagnose=True, say=False, logdir=None)
+    pairs = [sample(n) for n in range(6)]
+    pairs[3][1][key] = change(pairs[3][1][key])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GuardWarning)
+        for step in range(12):
+            mine = pairs[step % 3 * 2 :][:2]
+            optimizer.zero_grad()
+            torch.stack(list(model([i for i, _ in mine], [t for _, t in mine]).values())).sum().backward()
+            optimizer.step()
+    assert [(i.step, i.cause, i.culprit.image_ids, i.action.kind) for i in guard.incidents] == [(1, cause, [3], "skip")]
+    assert [r.step for r in guard.records if not r.applied] == [1]
 
 
 def test_what_a_model_raises_in_an_attached_loop_leaves_a_verdict_and_goes_on_to_the_loop():

@@ -433,6 +433,47 @@ def test_boxes_that_would_kill_the_interpreter_are_an_error() -> None:
     assert guard.records[-1].applied
 
 
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_sample_that_would_kill_the_interpreter_gives_way_to_a_sound_one(stacked: bool) -> None:
+    """An error was all that kept the loop's own forward pass from running, and it ended loops that could go on."""
+    seen: list[list[Tensor]] = []
+
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(1))
+
+        def forward(self, images: Any, targets: Any) -> dict[str, Tensor]:
+            seen.append([t["boxes"] for t in targets])
+            return {
+                "loss": (self.w * sum(t["boxes"].mean() + i.mean() for i, t in zip(images, targets, strict=True))).sum()
+            }
+
+    def batch(*boxes: float) -> tuple[Any, list[dict[str, Any]]]:
+        images = [torch.rand(3, 8, 8) for _ in boxes]
+        targets = [
+            {"boxes": torch.tensor([[0.0, 0.0, b, 4.0]]), "labels": torch.tensor([1]), "image_id": i}
+            for i, b in enumerate(boxes)
+        ]
+        return (torch.stack(images) if stacked else images), targets
+
+    model = Detector()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    guard = attach(model, optimizer, say=False)
+    steps = [batch(4.0, 5.0), batch(4.0, INF), batch(INF), batch(6.0, 7.0)]
+    for images, targets in steps:
+        before = model.w.detach().clone()
+        optimizer.zero_grad()
+        model(images, targets)["loss"].backward()
+        optimizer.step()
+        assert torch.equal(before, model.w) == guard.refused
+    assert [r.applied for r in guard.records] == [True, False, False, True]
+    assert [a.symptom for a in guard.alarms] == ["input_nonfinite"] * 2
+    assert [len(boxes) for boxes in seen] == [2, 2, 1, 2], "as many samples as the loop gave"
+    assert all(bool(b.isfinite().all()) for boxes in seen for b in boxes)
+    assert steps[1][1][1]["boxes"][0, 2] == INF, "the loop's own batch is as it was"
+
+
 @pytest.mark.parametrize(("shown", "told"), [(False, 1), (True, 0)])
 def test_a_loss_that_is_not_seen_is_asked_for_once(shown: bool, told: int) -> None:
     model = net()
