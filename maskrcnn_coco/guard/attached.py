@@ -154,24 +154,24 @@ class Attached(Guard):
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.mode == "off" or self._result is not None:
             return None
-        batches = [args, kwargs] if kwargs else [args]
-        known = self._act is not None and self._act.done is None
+        batches, known = [args, kwargs] if kwargs else [args], self._act is not None and self._act.done is None
         act = self._open(batches, early=True)
         if known:
             found = inputs.verdict_on(batches, self.instruments.expected)
-            usual = found is not None and found.suspicion and self.instruments.holes
-            if found is not None and not usual and (found.fatal or act.suspicion is None):
-                act.before, act.suspicion = (found, act.suspicion) if found.fatal else (act.before, found)
+            if found is not None and not found.suspicion:
+                act.before = found if found.fatal else act.before or found
+            elif not self.instruments.holes:
+                act.suspicion = act.suspicion or found
+        if act.before is None and len(args) == 2:  # images and targets, perhaps
+            self._stand_ins.learn(args)
         if act.before is None or not act.before.fatal or self.mode == "observe":
-            if act.before is None and len(args) == 2:  # images and targets, perhaps
-                self._stand_ins.learn(args)
             return None
         instead = self._stand_ins.instead(args, self.instruments.expected)
         if instead is not None:
             return instead, kwargs
         self._act = None
         self.instruments.raise_alarm(act.record, act.before)
-        # Nothing else can keep the caller's forward pass from running; native code may kill the process.
+        # Nothing else keeps the caller's forward pass from running; native code may kill the process.
         fix = "leave this sample out; with guard.step(forward, batch) the step is refused and training goes on"
         raise DataError(act.before.message, expected="targets that the model can take", fix=fix)
 

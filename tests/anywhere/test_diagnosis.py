@@ -771,6 +771,30 @@ def test_a_bad_sample_of_an_attached_loop_is_named_once_and_gives_way_from_then_
     assert [r.step for r in guard.records if not r.applied] == [1]
 
 
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize(("key", "change", "cause"), [
+    ("masks", lambda m: m * 255, "DATA_MASK"),
+    ("image", lambda i: i * 255, "DATA_PIXEL"),
+])  # fmt: skip
+def test_a_bad_sample_is_named_in_whichever_micro_batch_of_an_attached_loop(place, key, change, cause):
+    """In all but the first it was a suspicion only, of a loss that is not finite: masks of 255 were trained on."""
+    model = tiny_detector("mask", 0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    guard = attach(model, optimizer, diagnose=True, say=False, logdir=None)
+    for step in range(4):
+        pairs = [sample(4 * step + n) for n in range(4)]
+        if step == 2:
+            image, target = pairs[place]
+            pairs[place] = (change(image), target) if key == "image" else (image, {**target, key: change(target[key])})
+        optimizer.zero_grad()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GuardWarning)
+            for image, target in pairs:
+                (torch.stack(list(model([image], [target]).values())).sum() / 4).backward()
+            optimizer.step()
+    assert [(i.step, i.cause, i.culprit.image_ids) for i in guard.incidents] == [(2, cause, [8 + place])]
+
+
 def test_what_a_model_raises_in_an_attached_loop_leaves_a_verdict_and_goes_on_to_the_loop():
     """Nobody but the loop can answer it; a loop that catches it and goes on is not rolled back for it."""
     model = tiny_detector("faster", 0)
