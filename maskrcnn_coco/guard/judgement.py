@@ -199,9 +199,9 @@ class Instruments:
         if leap is not None or math.isnan(record.loss):
             return leap  # a loss that nobody showed us, or of nothing at all, cannot be compared with others
         found = self.compared(record, record.grad_norm, seen.where, seen.norms, seen.gradients)
-        # What is not clipped shows in the loss, which is the better witness. Adam and kin take steps of the same size
-        # whatever the gradient: theirs are as good as clipped.
-        bound = seen.bound if seen.clipped or "betas" in self.optimizer.param_groups[0] else {}
+        # Of SGD, Adam and kin it is known how far a step may go; Adafactor's are a share of the weights by design.
+        sized = "betas" in self.optimizer.param_groups[0] or isinstance(self.optimizer, torch.optim.SGD)
+        bound = seen.bound if seen.clipped or sized else {}
         return found or self.haste.judge(record.step, record.loss, self.divergence.first_loss, bound)
 
     def compared(

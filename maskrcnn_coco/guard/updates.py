@@ -60,19 +60,20 @@ class Stall:
         self._count.clear()
 
 
-HASTE_STEPS, HASTE, HASTY = 5, 1.5, 0.1
+HASTE_STEPS, HASTE, HASTY = 5, 1.0, 0.1
 """(steps in a row, times its own norm in all that they moved a component's weights) that nothing learns at.
 
-A step that cannot move any component by the third of its norm ends the row.
+Healthy steps stay below 0.12 each. A step that cannot move any component by a tenth of its norm ends the row.
 """
 DIPS = 1
 """Losses below the start among as many as that are no sign of learning: a batch of one object may always be easy."""
 
 
 class Haste:
-    """Clipped updates that keep throwing a component's weights about.
+    """Updates that keep throwing a component's weights about.
 
-    Clipping keeps the loss from exploding, so that no loss is ever extreme; but few fall below where the run began.
+    Clipping keeps the loss from exploding, and so do losses that saturate and units that die: no loss is ever extreme;
+    but few fall below where the run began.
     What counts is a row of such steps: a loss from before it was earned by other updates,
     and the run's first, which is the start itself, is no sign of learning either.
     """

@@ -422,6 +422,22 @@ def test_weights_changed_between_steps_are_seen() -> None:
     assert digest(model, guard.optimizer) == before
 
 
+def test_unclipped_steps_that_throw_weights_about_are_seen_where_the_loss_saturates() -> None:
+    """A warm-up without an end: the loss creeps above its start, and no alarm of sizes knows that from noise."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    guard = Guard(model, optimizer, measure_every=10**6, say=False)
+    refused = None
+    for step in range(60):
+        optimizer.param_groups[0]["lr"] = 0.5 * (step + 1)
+        x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
+        record = guard.step(lambda b: torch.tanh(model(b[0]) - b[0][:, :2] * b[0][:, 2:4]).square().mean(), (x,))
+        assert not math.isfinite(record.loss) or record.loss < 3.0, "the loss saturates"
+        refused = refused or (guard.alarm if not record.applied else None)
+    assert refused is not None and refused.symptom == "diverged" and "moved" in refused.measured
+
+
 @pytest.mark.parametrize("how", ["kernel", "kernel and state", "bias", "from the start"])
 def test_a_layer_that_became_zero_between_steps_is_seen(how: str) -> None:
     """Finite and silent: a shard that was not gathered. Who starts anew on purpose forgets the momentum with it."""
