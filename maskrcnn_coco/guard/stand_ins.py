@@ -26,11 +26,11 @@ class StandIns:
         self._known: Sample | None = None
 
     def learn(self, args: tuple[Any, ...]) -> None:
-        """A sound batch: one sample with objects is kept, for a batch that has no sound one itself."""
-        pair = inputs.detection_pair(args)
-        if pair is not None and len(pair[0]):
-            images, targets = pair
-            self._known = next(((i, t) for i, t in zip(images, targets, strict=False) if len(t["boxes"])), self._known)
+        """A sound batch: a copy of the first sample with objects is kept, for a batch that has no sound one itself."""
+        pair = inputs.detection_pair(args) if self._known is None else None
+        if pair is not None:
+            first = next(((i, t) for i, t in zip(*pair, strict=False) if len(t["boxes"])), None)
+            self._known = None if first is None else _copy(first)
 
     def instead(
         self, args: tuple[Any, ...], expected: Expected, ids: Collection[int] | None = None
@@ -72,7 +72,8 @@ def _alone(sample: Sample) -> tuple[list[Any], list[Any]]:
 
 def _copy(sample: Sample) -> Sample:
     image, target = sample
-    return image.clone(), {k: v.clone() if isinstance(v, Tensor) else v for k, v in target.items()}
+    clone = lambda v: v.clone() if isinstance(v, Tensor) else v  # noqa: E731
+    return clone(image), {k: clone(v) for k, v in target.items()}
 
 
 def _like(made: list[Any], given: Any) -> Any:
