@@ -204,9 +204,11 @@ class Finding:
 class Action:
     """What recovery decided. ``detail`` is, per kind:
 
-    skip: {} · quarantine: {"image_ids": [...]} · rollback: {"to_step": int} ·
-    lower_lr: {"component": str, "components": [...], "factor": float, "to_step": int}, and "weight_decay": float where
-    only that is lowered · precision: {"module": str, "dtype": "fp32"} or
+    skip: {} · quarantine: {"image_ids": [...]} · rollback: {"to_step": int}, and "by_plan": True
+    where the plan's learning rates are held to from then on ·
+    lower_lr: {"component": str, "components": [...], "factor": float, "to_step": int}, and "weight_decay" or
+    "momentum": float where only that is lowered, "most": {component: float} where rates that leapt are held to what
+    they were in a loop with a schedule of its own · precision: {"module": str, "dtype": "fp32"} or
     {"loss_scale": float} · reload: {"checkpoint": str | None} · stop: {"why": str}.
     """
 

@@ -31,6 +31,10 @@ Between the two may lie what stays finite and learns worse: no alarm would take 
 """
 
 
+SETTINGS = ("weight_decay", "momentum")
+"""Settings of an optimizer that are lowered in place of a rate, where they alone are to blame."""
+
+
 @dataclass(frozen=True)
 class Budgets:
     """Budgets of one run. Beyond them it stops with its verdict instead of going in circles."""
@@ -186,7 +190,7 @@ def _met_again(top: Finding, history: History, budgets: Budgets) -> Action:
 
 def _lower(top: Finding, history: History) -> Action:
     components = list(top.detail.get("components") or ([top.culprit.component] if top.culprit.component else []))
-    to_step = history.step if top.onset_step is None else top.onset_step
+    to_step = top.detail.get("back_to", history.step if top.onset_step is None else top.onset_step)
     if not components:
         # Divergence without a proved component: back to health, with every rate lowered once.
         components = list(top.detail.get("lr", {}))
@@ -204,12 +208,13 @@ def _lower(top: Finding, history: History) -> Action:
         kept = sorted(s for s in top.detail.get("snapshots", [to_step]) if s <= to_step)
         to_step = kept[max(0, len(kept) - 1 - before)] if kept else to_step
     detail: dict[str, Any] = {"component": components[0], "components": components}
-    if "weight_decay" in top.detail:
-        # The rates are right: only the weight decay is lowered.
-        return Action(
-            "lower_lr", {**detail, "factor": 1.0, "to_step": to_step, "weight_decay": top.detail["weight_decay"]}
-        )
+    settings = {k: top.detail[k] for k in SETTINGS if k in top.detail}
+    if settings:
+        # The rates are right: only this setting of the optimizer is lowered.
+        return Action("lower_lr", {**detail, "factor": 1.0, "to_step": to_step, **settings})
     detail |= {"factor": factor, "to_step": to_step}
+    if "most" in top.detail:
+        detail["most"] = top.detail["most"]
     return Action("lower_lr", detail)
 
 
@@ -219,7 +224,8 @@ def _by_plan(top: Finding, history: History, budgets: Budgets) -> Action:
     again = [i for i in recent if i.detail.get("foreign_rates")]
     if len(again) >= budgets.max_retries:
         return Action("stop", {"why": f"somebody sets learning rates that are not the plan's: {top.fix}"})
-    return Action("rollback", {"to_step": history.step if top.onset_step is None else top.onset_step})
+    to_step = history.step if top.onset_step is None else top.onset_step
+    return Action("rollback", {"to_step": to_step, "by_plan": True})
 
 
 def _restore(top: Finding, history: History, budgets: Budgets) -> Action:

@@ -156,10 +156,11 @@ def action_words(action: Action) -> str:
         ids, annotations = d.get("image_ids") or [], d.get("annotation_ids") or []
         return f"left out for good: image {listed(ids)}" + (f", {annotation_words(annotations)}" if annotations else "")
     if action.kind == "rollback":
-        return f"went back{to}"
+        return f"went back{to}" + (", and on at the plan's learning rates" if d.get("by_plan") else "")
     if action.kind == "lower_lr":
-        if "weight_decay" in d:
-            return f"went back{to}, lowered the weight decay to {figure(d['weight_decay'])}"
+        for name in ("weight_decay", "momentum"):
+            if name in d:
+                return f"went back{to}, lowered the {name.replace('_', ' ')} to {figure(d[name])}"
         factor = d.get("factor")
         names = ", ".join(clean(c) for c in d.get("components") or [d.get("component")])
         times = f" to {figure(factor)} of it" if isinstance(factor, float | int) else ""

@@ -48,7 +48,7 @@ def test_one_component_is_lowered_and_the_run_goes_back_before_the_onset():
 
 def test_rates_that_are_not_the_plans_are_put_back_and_not_lowered_and_a_third_time_stops():
     found = finding("LR_TOO_HIGH", onset_step=30, detail={**LR.detail, "foreign_rates": {"box_head": [31, 0.01, 20.0]}})
-    assert decide([found], History(step=41)) == Action("rollback", {"to_step": 30})
+    assert decide([found], History(step=41)) == Action("rollback", {"to_step": 30, "by_plan": True})
     past = [incident(n, 35 + n, "LR_TOO_HIGH", Action("rollback", {"to_step": 30}), lost=5) for n in range(2)]
     for i in past:
         i.detail["foreign_rates"] = {"box_head": [31, 0.01, 20.0]}

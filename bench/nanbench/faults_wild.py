@@ -178,7 +178,6 @@ RATES = (
         set_by_hook(12, 24, setting("lr", 20.0)),
         SGD,
         onset=12,
-        verdict=True,
     ),
     Scenario(
         "wild-lr-negative",

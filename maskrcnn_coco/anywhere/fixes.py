@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from maskrcnn_coco.records import Finding, Incident
-from maskrcnn_coco.wording import precision_words
+from maskrcnn_coco.records import Finding
+from maskrcnn_coco.recovery import SETTINGS
 
 DATA = ("DATA_BOX", "DATA_LABEL", "DATA_PIXEL", "DATA_MASK")
 
@@ -73,8 +73,9 @@ def _fix(finding: Finding, groups: list[str]) -> str:
 def _rate(finding: Finding, groups: list[str]) -> str:
     components = finding.detail.get("components") or ([finding.culprit.component] if finding.culprit.component else [])
     rates, factor = finding.detail.get("lr") or {}, finding.detail.get("factor")
-    if "weight_decay" in finding.detail:
-        return f"weight_decay={finding.detail['weight_decay']:g} in the optimizer"
+    for name in SETTINGS:
+        if name in finding.detail:
+            return f"{name}={finding.detail[name]:g} in the optimizer"
     if not components:
         return "a lower learning rate, or a warm-up"
     parts = []
@@ -89,28 +90,3 @@ def _rate(finding: Finding, groups: list[str]) -> str:
         times = max(leapt.values())
         parts.append(f"look at what sets it: the rate rose to {times:.2g} times that of the steps before")
     return "; ".join(parts)
-
-
-def told(incident: Incident) -> str:
-    """One incident in a few lines, for people who read logs."""
-    who = []
-    culprit = incident.culprit
-    if culprit.image_ids:
-        who.append(f"sample {', '.join(map(str, culprit.image_ids[:5]))}")
-    if culprit.rank is not None:
-        who.append(f"process {culprit.rank}")
-    who += [f"{what} {value}" for what, value in (("group", culprit.component), ("module", culprit.module)) if value]
-    named = f" ({', '.join(who)})" if who else ""
-    detail = incident.action.detail
-    done = {
-        "skip": "the step is skipped",
-        "quarantine": "the sample is left out from now on",
-        "rollback": f"back to the state of step {detail.get('to_step')}",
-        "lower_lr": f"back to the state of step {detail.get('to_step')}, rate times {detail.get('factor', 1.0):.2g}",
-        "precision": precision_words({**detail, "dtype": "float32"}),
-        "reload": "an older state is loaded",
-        "stop": f"stopped: {detail.get('why')}",
-    }[incident.action.kind]
-    proof = "; ".join(f"{e.test}: {e.outcome}" for e in incident.evidence[:2])
-    fix = f"; to fix it for good: {incident.fix}" if incident.fix else ""
-    return f"step {incident.step}: {incident.cause}{named}, confidence {incident.confidence:.2f}; {done}{fix}. {proof}"

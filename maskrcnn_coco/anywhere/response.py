@@ -19,6 +19,7 @@ from torch import nn
 
 from maskrcnn_coco import recovery
 from maskrcnn_coco.anywhere.fixes import reworded
+from maskrcnn_coco.anywhere.lowering import lower, rates_back
 from maskrcnn_coco.anywhere.rig import Forwards, Groups, Kept, make_rig, number_divided_by, own_clip
 from maskrcnn_coco.anywhere.samples import Key, Samples, Select, leaves, own_ids, size_of
 from maskrcnn_coco.anywhere.unlike_others import named
@@ -42,8 +43,6 @@ EVERY, EARLY = 10, (4, 8)
 """Steps between two copies of the state; and two early ones: a way back to the beginning costs all that was learned."""
 LARGE = 512 * 2**20
 """A state above so many bytes is copied half as often, and two copies are kept instead of four."""
-BELOW_HELD = 0.5
-"""A schedule's own rate is back in force once it is below this share of the rate that held."""
 HOLES = 5
 """Last steps whose batches are looked at for NaN."""
 UNCOUNTED = 10**9
@@ -93,7 +92,8 @@ class AlarmResponder:
         # A forward pass may open autocast by itself: seen from inside the modules, in the first steps.
         self._entrances = Entrances(model, self._notice_precision, lambda *_: None)
         self.held: dict[str, float] = {}
-        """Group → the highest rate of the steps over which its lowered rate was shown to hold."""
+        """Group → the highest rate of the steps over which its lowered rate was shown to hold, and no more than twice
+        what it was in the sound steps before; 0: there were none."""
         self._counted = 0
         self._copied = -EVERY
 
@@ -134,25 +134,22 @@ class AlarmResponder:
         self._entrances.step_taken()
         batches = self.kept.batches(record.step)
         record.image_ids = record.image_ids or [i for b in batches for i in b.image_ids]
-        keys, settings = [b.keys for b in batches], settings_of(self.guard.optimizer.param_groups)
+        keys = [b.keys for b in batches]
+        with self.guard.instruments.lowered_rates():  # as the step had them
+            settings = settings_of(self.guard.optimizer.param_groups)
         self.tape.add(
             TapeEntry(record.step, record.epoch, keys, dict(record.lr), None, record.applied, record, settings)
         )
-        self._raise_again(record.step)
+        back = rates_back(self.guard.instruments.lowered, self._now(), self.held)
+        for name in back if self.incidents else []:
+            self.incidents[-1].detail.setdefault("rates_back", {})[name] = record.step
         self.history.append(record)
         del self.history[:-300]
 
-    def _raise_again(self, step: int) -> None:
-        """A rate that the schedule itself has brought well below what held needs no lowering any more.
-
-        What was too high is an absolute rate; as a factor on all that comes it would cost the rest of the training.
-        """
-        factors = self.guard.instruments.factors
-        for name, group in zip(self.groups.names, self.guard.optimizer.param_groups, strict=True):
-            if name in factors and float(group.get("lr") or 0.0) <= BELOW_HELD * self.held.get(name, 0.0):
-                del factors[name]
-                for incident in self.incidents[-1:]:
-                    incident.detail.setdefault("rates_back", {})[name] = step
+    def _now(self) -> dict[str, float]:
+        """The learning rates that the loop's own schedule has set."""
+        groups = self.guard.optimizer.param_groups
+        return {name: float(g.get("lr") or 0.0) for name, g in zip(self.groups.names, groups, strict=True)}
 
     def _notice_precision(self, *_: Any) -> None:
         device = next((p.device.type for p in self.model.parameters()), "cpu")
@@ -174,7 +171,8 @@ class AlarmResponder:
             "attention": self.attention,
             "libraries": self.libraries,
             "eager_modules": list(self.eager_modules),
-            "factors": dict(self.guard.instruments.factors),
+            "factors": dict(self.guard.instruments.lowered.factors),
+            "limits": {name: dict(most) for name, most in self.guard.instruments.lowered.limits.items()},
             "held": dict(self.held),
             "left_out": sorted(self.left_out),
         }
@@ -193,7 +191,10 @@ class AlarmResponder:
             use_libraries(False)
         self.eager_modules += [n for n in decided.get("eager_modules", ()) if n not in self.eager_modules]
         run_eagerly(self.model, self.eager_modules)
-        self.guard.instruments.factors.update(decided["factors"])
+        self.guard.instruments.lowered.factors.update(decided["factors"])
+        for name, most in decided.get("limits", {}).items():
+            for setting, value in most.items():
+                self.guard.instruments.lowered.limit(name, setting, value)
         self.held.update(decided["held"])
         self.left_out |= set(decided["left_out"])
 
@@ -208,7 +209,7 @@ class AlarmResponder:
         began = time.monotonic()
         findings, action = self._agreed(alarm)
         self.findings = findings
-        number, factors = len(self.incidents) + 1, self.guard.instruments.factors
+        number, factors = len(self.incidents) + 1, self.guard.instruments.lowered.factors
         incident = incident_of(number, alarm, findings, action, history=self.history, lr_factors=factors)
         incident.detail["seconds"] = time.monotonic() - began
         incident.action, back = self._carry_out(action, alarm)
@@ -335,14 +336,8 @@ class AlarmResponder:
             use_libraries(False)
         elif action.kind == "lower_lr":
             back = self.go_back(int(detail.get("to_step", alarm.step)))
-            factors = self.guard.instruments.factors
-            for name in detail.get("components", []):
-                factors[name] = factors.get(name, 1.0) * float(detail["factor"])
-                walked = [r.lr.get(name, 0.0) for r in self.history if r.step >= int(detail.get("to_step", alarm.step))]
-                self.held[name] = max(walked, default=0.0) * float(detail["factor"])
-            if "weight_decay" in detail:
-                for group in self.guard.optimizer.param_groups:
-                    group["weight_decay"] = min(group["weight_decay"], detail["weight_decay"])
+            since = int(detail.get("to_step", alarm.step))
+            lower(self.guard.instruments.lowered, detail, self.groups.names, self.history, self.held, since)
             return action, back
         elif action.kind in ("rollback", "reload"):
             if detail.get("older_only"):

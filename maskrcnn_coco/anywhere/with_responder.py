@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from maskrcnn_coco.anywhere.fixes import told
 from maskrcnn_coco.anywhere.response import AlarmResponder
 from maskrcnn_coco.anywhere.samples import Select
+from maskrcnn_coco.anywhere.told import told
 from maskrcnn_coco.errors import ConfigError, GuardWarning
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.records import Alarm, Finding, Incident

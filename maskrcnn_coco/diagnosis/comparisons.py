@@ -136,8 +136,11 @@ def compare_first(f: Facts, case: Case, walk: Outcome) -> None:
 
 
 def level(outcome: Outcome, last: int) -> float:
-    """Mean size of the losses of a walk's ``last`` steps."""
-    return statistics.fmean(abs(loss) for _, loss, _ in outcome.path[-last:])
+    """Mean size of the losses in the second half of a walk's ``last`` steps: where it leads, not how it begins.
+
+    A lower rate always has the quieter beginning.
+    """
+    return statistics.fmean(abs(loss) for _, loss, _ in outcome.path[-max(1, last // 2) :])
 
 
 def climbing(outcome: Outcome, last: int) -> bool:

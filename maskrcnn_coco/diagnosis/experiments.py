@@ -9,24 +9,14 @@ from typing import Any
 from torch import nn
 
 from maskrcnn_coco.components import component_of
-from maskrcnn_coco.diagnosis import scan_state
+from maskrcnn_coco.diagnosis import from_records, scan_batch, scan_state
 from maskrcnn_coco.diagnosis.backend_experiments import BackendExperiments
-from maskrcnn_coco.diagnosis.facts import NO_HISTORY_LOSS, Facts, Location
-from maskrcnn_coco.diagnosis.from_records import foreign_rates, onset_of, ratios, record_of, reference_of, rises
+from maskrcnn_coco.diagnosis.facts import NO_HISTORY_LOSS, Facts, Location, Reference
+from maskrcnn_coco.diagnosis.file_experiments import FileExperiments
 from maskrcnn_coco.diagnosis.guilty_samples import guilty_samples, weights
 from maskrcnn_coco.diagnosis.lr_experiments import WALK, LrExperiments
 from maskrcnn_coco.diagnosis.optimizer_experiments import OptimizerExperiments
 from maskrcnn_coco.diagnosis.rules.scale_collapse import NORMAL_SCALE
-from maskrcnn_coco.diagnosis.scan_batch import (
-    flat_images,
-    num_classes,
-    repair,
-    reported,
-    scan_anchors,
-    scan_images,
-    scan_targets,
-    scan_transformed,
-)
 from maskrcnn_coco.diagnosis.scan_forms import scan_forms
 from maskrcnn_coco.diagnosis.search import smallest_culprits
 from maskrcnn_coco.records import Evidence
@@ -51,6 +41,7 @@ class Experiments:
         self.replay = Replay(case, most_steps=most_steps)
         self.facts = Facts(case.alarm.symptom, case.alarm.step, case.alarm.epoch, case.alarm.onset_step)
         self.lr = LrExperiments(case, self.replay, self.facts)
+        self.files = FileExperiments(case, self.replay, self.facts)
         self.backend = BackendExperiments(case, self.replay, self.facts)
         self.by_optimizer = OptimizerExperiments(self.replay, self.facts)
 
@@ -73,7 +64,9 @@ class Experiments:
         f.missing = list(self.replay.missing)
         self._from_records(model)
         self._try("scan: state", lambda: self._scan_state(model, names))
-        self._try("scan: anchors", lambda: f.anchors.extend(scan_anchors(model, str(f.measured.get("error", "")))))
+        self._try(
+            "scan: anchors", lambda: f.anchors.extend(scan_batch.scan_anchors(model, str(f.measured.get("error", ""))))
+        )
         for batch in case.batches or []:
             f.image_ids += list(batch.image_ids)
         for batch in case.batches or []:
@@ -116,23 +109,25 @@ class Experiments:
         if raised or f.symptom == "input_nonfinite":
             targets, inputs = scan_forms(batch, model, refused=f.symptom == "input_nonfinite", raised=raised)
             f.targets, f.inputs = f.targets + targets, f.inputs + inputs
-        f.targets += scan_targets(batch, num_classes(model, f.settings))
-        f.inputs += scan_images(batch, getattr(model, "transform", None))
-        f.inputs += [] if f.inputs else scan_transformed(batch, getattr(model, "transform", None))
+        f.targets += scan_batch.scan_targets(batch, scan_batch.num_classes(model, f.settings))
+        f.inputs += scan_batch.scan_images(batch, getattr(model, "transform", None))
+        f.inputs += [] if f.inputs else scan_batch.scan_transformed(batch, getattr(model, "transform", None))
         pairs = zip(batch.image_ids, batch.targets, strict=True)
         f.empty_images += [i for i, t in pairs if isinstance(t, dict) and "boxes" in t and not len(t["boxes"])]
 
     def _take_reported(self) -> None:
         f = self.facts
-        targets, inputs = reported(f.measured.get("problems") or [], f.targets, f.inputs)
+        targets, inputs = scan_batch.reported(f.measured.get("problems") or [], f.targets, f.inputs)
         f.targets, f.inputs = f.targets + targets, f.inputs + inputs
 
     def run(self, name: str) -> None:
         """Make the test ``name``; what it found is in ``facts`` afterwards. A test that cannot be made is noted."""
         self.facts.done.add(name)
         try:
-            if name in ("retrace", "lr", "file", "weight"):
+            if name in ("retrace", "lr", "weight"):
                 getattr(self.lr, name)()
+            elif name == "file":
+                self.files.file()
             elif name in ("reference", "live"):
                 getattr(self.backend, name)()
             elif name in ("update", "settings"):
@@ -154,23 +149,24 @@ class Experiments:
         f.accumulate = max(1, len(case.batches or []))
         f.components = list(case.rig.components(model))
         before = [r for r in case.history if r.step < f.step]
-        onset = min(f.onset_step, onset_of(before, f.step))
-        f.reference = reference_of(case.history, onset)
-        if f.reference.count == 0:
-            f.reference = reference_of(case.history, f.onset_step)
+        onset = min(f.onset_step, from_records.onset_of(before, f.step))
+        known_at = (from_records.reference_of(case.history, at) for at in (onset, f.onset_step))
+        f.reference = next((r for r in known_at if r.count), Reference())
         f.growing = onset < f.step
         f.onset_step = onset
-        failing = record_of(case, f.step)
+        failing = from_records.record_of(case, f.step)
         if failing is not None:
             f.recorded_loss, f.recorded_norm, f.loss_scale = failing.loss, failing.grad_norm, failing.loss_scale
             f.lr = dict(failing.lr)
-        f.rises = rises([*before, *([failing] if failing else [])], onset)
-        f.foreign_rates = foreign_rates(case, [*before[-WALK:], *([failing] if failing else [])])
+        known = before if failing is None else [*before, failing]
+        f.usual_lr = from_records.usual_lr(known, onset)
+        f.rises = from_records.rises(known, onset, f.usual_lr)
+        f.foreign_rates = from_records.foreign_rates(case, known[-WALK - 1 :])
         f.below_zero = {k for r in before if r.applied for k, v in r.losses.items() if v < -1e-3}
         first = case.history[0] if case.history else None
         f.began_wild = first is not None and first.step == 0 and abs(first.loss) > NO_HISTORY_LOSS
         f.refused_before = bool(before) and not before[-1].applied
-        f.update_ratio = ratios(before, onset)
+        f.update_ratio = from_records.ratios(before, onset)
         older = [s for s in case.earlier if s.step < f.step]
         f.earlier_steps = [s.step for s in older]
         self.lr.healthy = next((s for s in older if s.step <= onset), older[-1] if older else None)
@@ -193,7 +189,7 @@ class Experiments:
             can |= {"earlier", "weight"} | self.lr.walks()
         can |= {"lr"} if f.leap else set()
         can.add("reference")
-        if self.lr.after_load():
+        if self.files.after_load():
             can.add("file")
         if self.backend.compiled:
             can.add("live")
@@ -231,12 +227,15 @@ class Experiments:
     def _peek(self) -> None:
         """Whether other batches have the same data fault. One that has not shows that it is not the data set."""
         model, mine = self.replay.model, self.facts
-        codes, classes = {t.code for t in mine.targets}, num_classes(model, mine.settings)
+        codes, classes = {t.code for t in mine.targets}, scan_batch.num_classes(model, mine.settings)
         forms = any(t.form for t in mine.targets) or any(i.form for i in mine.inputs)
         looked = []
         for entry in self._other_entries():
             for batch in self.replay.batches_of(entry):
-                targets, inputs = scan_targets(batch, classes), scan_images(batch, getattr(model, "transform", None))
+                targets, inputs = (
+                    scan_batch.scan_targets(batch, classes),
+                    scan_batch.scan_images(batch, getattr(model, "transform", None)),
+                )
                 if forms:
                     more = scan_forms(batch, model, refused=False, raised=str(mine.measured.get("error", "")))
                     targets, inputs = [*targets, *more[0]], [*inputs, *more[1]]
@@ -295,7 +294,7 @@ class Experiments:
         self.facts.outcomes["without"] = self.replay.run(test, batches=kept, snapshot=snapshot)
 
     def _repaired(self) -> None:
-        repaired = [repair(b, self.facts) for b in self.case.batches or []]
+        repaired = [scan_batch.repair(b, self.facts) for b in self.case.batches or []]
         snapshot = self.lr.healthy
         test = f"same batch with pixels scaled and masks binary{weights(snapshot)}"
         self.facts.outcomes["repaired"] = self.replay.run(test, batches=repaired, snapshot=snapshot)
@@ -339,7 +338,7 @@ class Experiments:
         # Samples that fail each by itself may have one thing in common: what was drawn at random for this step.
         if len(f.guilty_images) > max(1, len(f.image_ids) // 2) or f.guilty_images == f.image_ids:
             self._reseeded()
-        found = [i for b in self.case.batches or [] for i in flat_images(b)] if f.guilty_images else []
+        found = [i for b in self.case.batches or [] for i in scan_batch.flat_images(b)] if f.guilty_images else []
         f.flat_images = [i for i in f.guilty_images if i in found]
 
     def _reseeded(self) -> None:

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from maskrcnn_coco.diagnosis.lr_verdict import LrVerdict
 from maskrcnn_coco.records import Evidence
 from maskrcnn_coco.replay.outcome import Outcome
 
@@ -73,38 +74,6 @@ class AnchorFault:
     what: str
     fix: str
     module: str = "rpn.anchor_generator"
-
-
-@dataclass
-class LrTrial:
-    """A walk over the tape with the learning rate of some components multiplied by ``factor``."""
-
-    lowered: tuple[str, ...]
-    factor: float
-    bounded: bool
-    outcome: Outcome
-    beyond: int = 0
-    """So many steps past the failing one, on the recorded batches over again."""
-
-
-@dataclass
-class LrVerdict:
-    """What the walks proved: the components to lower, and whether each is needed and enough."""
-
-    components: list[str]
-    from_step: int
-    factor: float
-    sufficient: bool
-    necessary: bool
-    doubtful: bool = False
-    """Another component moved much more than the one the walks name."""
-    trials: list[LrTrial] = field(default_factory=list)
-    also: list[str] = field(default_factory=list)
-    """Components that have to be lowered along for training to hold past the failing step."""
-    holds: float | None = None
-    """The largest factor tried at which it holds; None where that was not tried."""
-    weight_decay: float | None = None
-    """The rates are right: it is this weight decay that holds."""
 
 
 @dataclass
@@ -185,6 +154,8 @@ class Facts:
     lr: dict[str, float] = field(default_factory=dict)
     foreign_rates: dict[str, list[float]] = field(default_factory=dict)
     """Component → [step, rate of the plan, rate that the optimizer had], where somebody set a much higher one."""
+    usual_lr: dict[str, float] = field(default_factory=dict)
+    """Component → its learning rate in the last steps before the onset."""
     rises: dict[str, float] = field(default_factory=dict)
     """Component → its highest rate since the onset over its usual one before."""
     recorded_loss: float | None = None

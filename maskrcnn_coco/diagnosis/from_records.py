@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from maskrcnn_coco.diagnosis.facts import Reference
 from maskrcnn_coco.records import StepRecord
@@ -17,6 +19,10 @@ RATIOS = 20
 """Most measured steps that go into a mean update-to-weight ratio."""
 SMALLEST = 1e-2
 """A healthy loss counts as at least this, as the guard has it: some are around zero by construction (PPO, GRPO)."""
+SHRINKS = 0.5
+"""Learning rate times weight decay above which weight decay itself is suspected: weights halve in every step."""
+SOUND = {"weight_decay": 1e-4, "momentum": 0.9}
+"""What detectors are trained with. A momentum of 1 or more forgets nothing, and grows."""
 FIRST = 5
 """Steps that make a run's first reference."""
 
@@ -46,14 +52,36 @@ def foreign_rates(case: Case, records: list[StepRecord]) -> dict[str, list[float
     return found
 
 
-def rises(records: list[StepRecord], onset: int) -> dict[str, float]:
-    """Component → how many times its usual rate the highest since the onset is: 1 where either is not known."""
+def usual_lr(records: list[StepRecord], onset: int) -> dict[str, float]:
+    """Component → its usual rate in the steps before the onset; empty where fewer than three are known."""
     early = [r.lr for r in records if r.applied and r.step < onset][-USUAL:]
+    names = records[-1].lr if records and len(early) >= 3 else {}
+    return {c: statistics.median(lr.get(c, 0.0) for lr in early) for c in names}
+
+
+def rises(records: list[StepRecord], onset: int, usual: dict[str, float]) -> dict[str, float]:
+    """Component → how many times its ``usual`` rate the highest since the onset is: 1 where either is not known."""
     since = [r.lr for r in records if r.step >= onset]
-    if len(early) < 3 or not since:
-        return {}
-    usual = {c: statistics.median(lr.get(c, 0.0) for lr in early) for c in since[-1]}
-    return {c: max(lr.get(c, 0.0) for lr in since) / v if v > 0 else 1.0 for c, v in usual.items()}
+    return {c: max(lr.get(c, 0.0) for lr in since) / v if v > 0 else 1.0 for c, v in usual.items() if since}
+
+
+def beyond_sense(
+    name: str, steps: Iterable[tuple[dict[str, float], Sequence[dict[str, Any]]]], groups: Sequence[str]
+) -> set[str]:
+    """The components for which setting ``name`` of the optimizer was so high that nothing learns.
+
+    Args:
+        name: a key of `SOUND`.
+        steps: (learning rate per component, the settings of each parameter group) of every step in question.
+        groups: the component of each parameter group.
+    """
+    found: set[str] = set()
+    for lr, settings in steps:
+        for component, kept in zip(groups, settings, strict=False):
+            value = float(kept.get(name) or 0.0)
+            if value >= 1.0 if name == "momentum" else lr.get(component, 0.0) * value > SHRINKS:
+                found.add(component)
+    return found
 
 
 def record_of(case: Case, step: int) -> StepRecord | None:

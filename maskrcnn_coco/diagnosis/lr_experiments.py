@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 
 from torch import nn
 
-from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis.comparisons import (
     between,
-    climbing,
     compare_first,
     differences,
     drift,
-    level,
     louder,
-    out_of_proportion,
     weight_now,
 )
-from maskrcnn_coco.diagnosis.facts import (
-    LOSS_FACTOR,
-    NO_HISTORY_LOSS,
-    NORM_FACTOR,
-    Facts,
-    LrTrial,
-    LrVerdict,
-    OlderFile,
-)
-from maskrcnn_coco.diagnosis.search import factors_for, lr_search
+from maskrcnn_coco.diagnosis.endurance import Endurance
+from maskrcnn_coco.diagnosis.facts import LOSS_FACTOR, NORM_FACTOR, Facts
+from maskrcnn_coco.diagnosis.from_records import SOUND, beyond_sense
+from maskrcnn_coco.diagnosis.lr_verdict import LrTrial, LrVerdict
+from maskrcnn_coco.diagnosis.search import Walk, factors_for, lr_search
 from maskrcnn_coco.replay.case import Case, dict_of
+from maskrcnn_coco.replay.optimizer import settings_of
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.replay import Replay, ReplayImpossible
 from maskrcnn_coco.replay.snapshot import Snapshot
@@ -43,20 +35,10 @@ GAP = 3.0
 """A component whose update-to-weight ratio is this many times another's is the more likely culprit of the two."""
 LR_GAP = 15.0
 """The same for learning rates; heads at ten times the backbone's rate are usual."""
-SHRINKS = 0.5
-"""Learning rate times weight decay above which weight decay itself is suspected: weights halve in every step."""
-DECAY = 1e-4
-"""The weight decay that detectors are trained with."""
 LAP = 8
 """Steps that a repaired walk is taken past the failing one."""
-LOWER, BETTER = 1 / 3, 0.95
-"""A rate that holds gives way to one lower by this much where the losses past the failing step come down so far."""
 FURTHER = 0.01
 """What the component that moved most is lowered by before one that hardly moved is named."""
-LEAST = 0.01
-"""No rate is tried much below this share of itself."""
-AFTER_LOAD, MARGIN, FILES = 25, 6, 2
-"""Steps after a load within which the file itself is in doubt; steps more that an older file must stand; most files."""
 USUAL = 0.7
 """Bounds may rise to what the last healthy steps had, and to this share of what the run reached at most."""
 
@@ -103,74 +85,21 @@ class LrExperiments:
             if weight_now(self.facts, self.case, found, entry.step) is not None:
                 return
 
-    def after_load(self) -> bool:
-        """Whether the run was taken up from a file a few steps ago, and there are older ones."""
-        case = self.case
-        if case.files is None or case.planned is None or case.loaded_step is None:
-            return False
-        return 0 <= case.alarm.step - case.loaded_step <= AFTER_LOAD
-
-    def file(self) -> None:
-        """Older files, trained on over the planned steps, for as long as the loaded one took to diverge and longer."""
-        f, case = self.facts, self.case
-        assert case.files is not None and case.planned is not None and case.loaded_step is not None
-        count = case.alarm.step - case.loaded_step + MARGIN
-        for path, state in islice(case.files(), FILES):
-            entries = [e for s in range(state.step, state.step + count) if (e := case.planned(s)) is not None]
-            test = f"{path}, trained on for {len(entries)} steps"
-            outcome = self.replay.walk(test, state, instead=entries)
-            loaded = next((s for s in case.earlier if s.step == case.loaded_step), case.now)
-            differing = out_of_proportion(loaded, state)
-            trains = (
-                bool(entries) and outcome.finite and not self._over_reference(outcome) and self._does_as_well(state)
-            )
-            names = [n for n, _ in differing]
-            modules = {n.rpartition(".")[0] for n in names}
-            owners = {component_of(n) for n in names}
-            f.older_file = OlderFile(path, state.step, trains, outcome, differing)
-            f.older_file.component = owners.pop() if len(owners) == 1 else None
-            f.older_file.module = (modules.pop() or None) if len(modules) == 1 else None
-            if trains:
-                return
-
-    def _does_as_well(self, older: Snapshot) -> bool:
-        """Where only the first losses after the load are in doubt: the batch of the first, on the older weights."""
-        jump, case = self.facts.measured.get("after_load"), self.case
-        if jump is None or case.planned is None:
-            return True
-        first = case.planned(case.loaded_step or 0)
-        if first is None:
-            return False
-        test = f"batch of step {first.step}, weights of step {older.step}, learning rate 0"
-        batches = self.replay.batches_of(first)
-        outcome = self.replay.run(test, batches=batches, snapshot=older, step=first.step)
-        self.facts.outcomes["earlier"] = outcome
-        return outcome.finite and abs(outcome.loss) <= math.sqrt(jump[0] * jump[1])
-
-    def _over_reference(self, outcome: Outcome) -> bool:
-        jump = self.facts.measured.get("after_load")
-        if jump:
-            # The loaded file trains, only far worse than before: the older one has to do as well as the run did.
-            return any(abs(v) > math.sqrt(jump[0] * jump[1]) for _, v, _ in outcome.path)
-        loss, norm = self.facts.limits()
-        if not self.facts.reference.count:
-            return abs(outcome.loss) > NO_HISTORY_LOSS
-        return any(abs(v) > loss or not n <= norm for _, v, n in outcome.path)
-
     def lr(self) -> None:
         """From the newest healthy state; from an older one too where the answer is none, or doubtful."""
         f = self.facts
         first = self._start()
         older = [s for s in self.walkable() if first and s.step <= first.step]
-        if older and self._shrinks(older[0]):
+        if any(self._by_a_setting(state) for state in older):
             return
         if f.own_leap or not self.walkable():
             self._refused_update()
             return
         # Where in doubt, from as far back as the tape goes: there the state is surely not part of the trouble.
-        for start in dict.fromkeys([older[0].step, older[-1].step]) if older else []:
-            start = next(s for s in older if s.step == start)
+        for i, start in enumerate(older):
             order, known = self._order(), f.lr_verdict
+            if 0 < i < len(older) - 1 and not (known is not None and self._between(start, order, known)):
+                continue
             verdict = self._search(start, order, quick=known is not None)
             verdict.doubtful = self._doubtful(verdict)
             if verdict.sufficient and verdict.doubtful and order[0] not in verdict.components:
@@ -180,7 +109,18 @@ class LrExperiments:
             if f.lr_verdict is not None and f.lr_verdict.sufficient and not f.lr_verdict.doubtful:
                 break
         if f.lr_verdict is not None and f.lr_verdict.sufficient:
-            self._endure(f.lr_verdict, next(s for s in older if s.step == f.lr_verdict.from_step))
+            endurance = Endurance(f, self._past, self._beside, lambda: self.replay.out_of_steps)
+            endurance.endure(f.lr_verdict, next(s for s in older if s.step == f.lr_verdict.from_step))
+            endurance.nearer(f.lr_verdict, older)
+
+    def _past(self, start: Snapshot, most: dict[str, float], settings: dict[str, float]) -> tuple[Walk, int]:
+        beyond = self._beyond(start)
+        return self._walker(start, beyond, lr_most=most, settings_most=settings), len(beyond)
+
+    def _between(self, start: Snapshot, order: Sequence[str], known: LrVerdict) -> bool:
+        """Whether to search from a state that is neither the newest nor the oldest: none of the newer ones could be
+        kept from diverging, and this one can, whatever has to be lowered."""
+        return not known.sufficient and self._walker(start)(order, self._factors()[-1])[0]
 
     def _refused_update(self) -> None:
         """The refused step is applied on the copy, and its batch seen again, at lower and lower rates.
@@ -197,19 +137,24 @@ class LrExperiments:
         if not walk((), 1.0)[0]:
             f.lr_verdict = lr_search(walk, self._order(), start.step, factors=self._factors())
 
-    def _shrinks(self, start: Snapshot) -> bool:
-        """Whether weight decay alone is to blame: no component's rate has to be lowered without it."""
-        f = self.facts
-        decay = f.settings.get("weight_decay")
-        named = [c for c in self._order() if f.lr.get(c, 0.0) * float(decay or 0.0) > SHRINKS]
-        if not named:
-            return False
-        beyond = self._beyond(start)
-        ok, outcome = self._walker(start, beyond, weight_decay=DECAY)((), 1.0)
-        if ok:
-            trials = [LrTrial((), 1.0, ok, outcome, len(beyond))]
-            f.lr_verdict = LrVerdict(named, start.step, 1.0, True, True, trials=trials, holds=1.0, weight_decay=DECAY)
-        return ok
+    def _by_a_setting(self, start: Snapshot) -> bool:
+        """Whether one setting of the optimizer alone is to blame: no rate has to be lowered without it."""
+        f, beyond = self.facts, self._beyond(start)
+        groups = [str(g.get("component", "")) for g in self.replay.optimizer.param_groups]
+        now = settings_of(self.case.now.optimizer.get("param_groups", []))
+        steps = [(e.lr, e.settings) for e in self.replay.entries(start.step) if e.settings is not None]
+        for name, most in SOUND.items():
+            absurd = beyond_sense(name, [*steps, (f.lr, now)], groups)
+            named = [c for c in self._order() if c in absurd]
+            if not named:
+                continue
+            ok, outcome = self._walker(start, beyond, settings_most={name: most})((), 1.0)
+            if ok:
+                trial = LrTrial((), 1.0, ok, outcome, len(beyond), what=f"{name.replace('_', ' ')} {most:g}")
+                f.lr_verdict = LrVerdict(named, start.step, 1.0, True, True, trials=[trial], holds=1.0)
+                f.lr_verdict.settings = {name: most}
+                return True
+        return False
 
     def _expected(self, start: Snapshot, order: Sequence[str], verdict: LrVerdict) -> LrVerdict:
         """The component that moved most, lowered further, before one that hardly moved is named."""
@@ -220,48 +165,6 @@ class LrExperiments:
             if ok != wanted:
                 return verdict
         return LrVerdict([order[0]], start.step, factor, True, True, trials=verdict.trials)
-
-    def _endure(self, verdict: LrVerdict, start: Snapshot) -> None:
-        """How much has to be lowered for training to hold past the failing step, not only up to it.
-
-        What is proved first, by itself; then with the components beside it that learn as fast, or faster. Of what
-        holds, more is lowered where more is learned so: a walk may stay bounded and be a wild one all the same.
-        """
-        beyond = self._beyond(start)
-        if not beyond or self.replay.out_of_steps:
-            return
-        walk, named, last = self._walker(start, beyond), verdict.components, len(beyond)
-
-        def reached(also: Sequence[str], factor: float) -> float:
-            ok, outcome = walk([*named, *also], factor)
-            ok = ok and not climbing(outcome, last)
-            verdict.trials.append(LrTrial((*named, *also), factor, ok, outcome, last))
-            return level(outcome, last) if ok else math.inf
-
-        beside = self._beside(named)
-        steps = [3 * verdict.factor, verdict.factor]
-        tries = [([], s) for s in steps] + ([(beside, s) for s in steps] if beside else [])
-        tries.append((beside, verdict.factor * LOWER))
-        for verdict.also, verdict.holds in tries:
-            best = reached(verdict.also, verdict.holds)
-            if best < math.inf:
-                self._settle(verdict, beside, best, reached)
-                return
-
-    def _settle(
-        self, verdict: LrVerdict, beside: list[str], best: float, reached: Callable[[Sequence[str], float], float]
-    ) -> None:
-        """From what holds to what learns more: the components beside it along, then lower rates, while it pays."""
-        assert verdict.holds is not None
-        if beside and not verdict.also and not self.replay.out_of_steps:
-            lost = reached(beside, verdict.holds)
-            if lost < BETTER * best:
-                verdict.also, best = beside, lost
-        while verdict.holds > LEAST and not self.replay.out_of_steps:
-            lost = reached(verdict.also, verdict.holds * LOWER)
-            if lost >= BETTER * best:
-                return
-            verdict.holds, best = verdict.holds * LOWER, lost
 
     def _beside(self, named: Sequence[str]) -> list[str]:
         lr = self.facts.lr
@@ -324,8 +227,12 @@ class LrExperiments:
         return not verdict.necessary
 
     def _walker(
-        self, start: Snapshot, beyond: Sequence[TapeEntry] = (), weight_decay: float | None = None
-    ) -> Callable[[Sequence[str], float], tuple[bool, Outcome]]:
+        self,
+        start: Snapshot,
+        beyond: Sequence[TapeEntry] = (),
+        lr_most: Mapping[str, float] | None = None,
+        settings_most: Mapping[str, float] | None = None,
+    ) -> Walk:
         f = self.facts
         loss, norm = self._bounds()
 
@@ -334,9 +241,14 @@ class LrExperiments:
 
         def walk(lowered: Sequence[str], factor: float) -> tuple[bool, Outcome]:
             test = f"steps {start.step} to {f.step}, lr of {', '.join(lowered)} × {factor:g}"
-            factors = dict.fromkeys(lowered, factor)
             outcome = self.replay.walk(
-                test, start, lr_factor=factors, stop=over, beyond=beyond, weight_decay=weight_decay
+                test,
+                start,
+                lr_factor=dict.fromkeys(lowered, factor),
+                stop=over,
+                beyond=beyond,
+                lr_most=lr_most,
+                settings_most=settings_most,
             )
             return not over(outcome), outcome
 

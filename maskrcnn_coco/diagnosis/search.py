@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from maskrcnn_coco.diagnosis.facts import LrTrial, LrVerdict
+from maskrcnn_coco.diagnosis.lr_verdict import LrTrial, LrVerdict
 from maskrcnn_coco.replay.outcome import Outcome
 
 Walk = Callable[[Sequence[str], float], tuple[bool, Outcome]]

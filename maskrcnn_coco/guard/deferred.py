@@ -19,10 +19,10 @@ from torch import Tensor
 
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard import forward_backward, optimizer_step
-from maskrcnn_coco.guard.health import LEAP, SMALLEST_RMS
+from maskrcnn_coco.guard.health import LEAP
 from maskrcnn_coco.guard.inputs import verdict_on
 from maskrcnn_coco.guard.judgement import Instruments, Measured
-from maskrcnn_coco.guard.norms import float_states, stacked_norms
+from maskrcnn_coco.guard.norms import SMALLEST_RMS, float_states, stacked_norms
 from maskrcnn_coco.guard.undo import may_fault
 from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.records import StepRecord
@@ -140,7 +140,8 @@ class Deferred:
         kept = self._totals(moments, owners, only=momentum)
         parts.buffers.changed()
         buffers = self._sum(parts.buffers.active_floats(), losses.device)
-        bound = self._bound(groups, total, kept, record)
+        with parts.lowered_rates():  # the step will be taken at these
+            bound = self._bound(groups, total, kept, record)
         sound = total.isfinite() & losses.isfinite().all() & states.isfinite() & buffers.isfinite()
         # A NaN among the bounds is one of the faults above; of finite ones none may leap.
         sound = sound & ~(bound > LEAP).any()
@@ -148,7 +149,8 @@ class Deferred:
         due = parts.measures(record.step) or watching
         copies = [p.detach().clone() for p in parts.layout.params] if due else []
         if gradients:
-            self._step(~sound, total)
+            with parts.lowered_rates():
+                self._step(~sound, total)
             parts.health.note_marks()
             self._scale(~losses.isfinite().all())
         parts.buffers.restore_where(~sound)
@@ -159,8 +161,8 @@ class Deferred:
         """What `Health.update_bound` gives, float32 (components,), without asking the host."""
         parts, optimizer = self.parts, self.parts.optimizer
         layout = parts.layout
-        counts = self._on(groups.device, layout.sizes).sqrt()
-        rates = self._on(groups.device, [record.lr.get(c, 0.0) for c in layout.components])
+        counts, rates_now = self._on(groups.device, layout.sizes).sqrt(), parts.health.lr()
+        rates = self._on(groups.device, [rates_now.get(c, 0.0) for c in layout.components])
         if isinstance(optimizer, torch.optim.SGD):
             limit = parts.max_grad_norm
             clip = (limit / (total.float() + 1e-6)).clamp(max=1.0) if limit else torch.ones_like(total.float())
@@ -272,7 +274,9 @@ class Deferred:
         if verdict is not None and parts.alarm is None:
             parts.raise_alarm(record, verdict)  # of several the first: what follows stands on it
         elif record.applied:
-            parts.divergence.accept(record.loss, record.grad_norm, record.group_grad_norm, parts.health.moved)
+            parts.divergence.accept(
+                record.loss, record.grad_norm, record.group_grad_norm, parts.health.moved, rates=record.lr
+            )
         parts.completed.append(record)
 
     def _verdict(self, record: StepRecord, seen: Measured) -> Verdict | None:

@@ -6,18 +6,15 @@ A rule needs either an extreme value, or several steps in a row: a spike that fa
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
 from statistics import median
 from typing import Any
 
 from maskrcnn_coco.guard.verdict import Verdict
+from maskrcnn_coco.guard.window import WINDOW, Window
 
-WINDOW = 50
-"""Healthy steps that the running medians are of: long enough to be calm, short enough to follow a loss that falls."""
 CALIBRATION = 5
 """Healthy steps that make the first reference."""
 CALM = 3.0
@@ -51,6 +48,9 @@ HURLED = 0.3
 """A step that moved a component's weights by this share of their norm; healthy ones stay below 0.12. After it
 so many steps above `CALM` as after a loss that was thrown are no noise: a rate was absurd for a step or two, and the
 small ones after it lead nowhere."""
+LEAPT, RATES = 10.0, 8
+"""A rate so many times the median of the last few steps'. Where such a step hurled the weights and the very next loss
+is above `STAYS`, there is nothing to wait for: each further step at that rate takes them further away."""
 SMALLEST = 1e-2
 """The reference counts as at least this: a loss that starts at zero by construction (PPO) may leave it."""
 SUDDEN = 1e4
@@ -69,36 +69,6 @@ HABIT = 3
 are rare, a task that comes now and then. By chance several come in a row."""
 FLOOR = 0.3
 """The reference never falls below this share of the first losses: a model that fits its data may spike back to them."""
-
-
-class Window:
-    """The last `WINDOW` numbers, in order and sorted: their median costs nothing."""
-
-    def __init__(self, values: Iterable[float] = ()) -> None:
-        self._values: deque[float] = deque()
-        self._sorted: list[float] = []
-        for value in values:
-            self.append(value)
-
-    def append(self, value: float) -> None:
-        """One more; the oldest goes."""
-        if len(self._values) == WINDOW:
-            del self._sorted[bisect.bisect_left(self._sorted, self._values.popleft())]
-        self._values.append(value)
-        bisect.insort(self._sorted, value)
-
-    @property
-    def median(self) -> float:
-        """As `statistics.median`."""
-        count = len(self._sorted)
-        middle = self._sorted[count // 2]
-        return middle if count % 2 else (self._sorted[count // 2 - 1] + middle) / 2
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __iter__(self) -> Iterator[float]:
-        return iter(self._values)
 
 
 class Divergence:
@@ -120,6 +90,9 @@ class Divergence:
         """Every loss so far was beyond `absurd`, and was taken for the low rate it came at."""
         self._hurled: tuple[int, float] | None = None
         """The last step that moved weights by more than `HURLED` and by how much, until losses are calm after it."""
+        self._rates: deque[dict[str, float]] = deque(maxlen=RATES)
+        self._leapt = 0.0
+        """How many times its usual size the rate was of the step that hurled the weights; 0: it had not risen."""
         self._losses, self._norms = Window(), Window()
         self._groups: dict[str, deque[float]] = {}
         self._first: list[float] = []
@@ -204,20 +177,28 @@ class Divergence:
         return Verdict("diverged", text, {"loss": loss, "loss_reference": self.reference}, onset)
 
     def accept(
-        self, loss: float, norm: float, groups: dict[str, float], moved: float = 0.0, far: float | None = None
+        self,
+        loss: float,
+        norm: float,
+        groups: dict[str, float],
+        moved: float = 0.0,
+        far: float | None = None,
+        rates: dict[str, float] | None = None,
     ) -> None:
         """Learn from an applied step, if it was calm.
 
         Args:
             moved: ‖update‖ / ‖weights‖ of a component that it may have had at most.
             far: the same as measured, where it was.
+            rates: the learning rates that it was taken at.
         """
         far = moved if far is None else far
         r_loss, _ = self._ratios(loss, norm)
         wild, self._moved = self._moved > WILD_MOVED, self._moved + (moved if math.isfinite(moved) else 0.0)
         known = len(self._first) >= CALIBRATION
         if known and far > HURLED and self._recent:
-            self._hurled = self._recent[-1][0], far
+            self._hurled, self._leapt = (self._recent[-1][0], far), max(self._rise(rates or {}), self._leapt)
+        self._rates.append(rates or {})
         # A step without loss or gradient (an empty batch) says nothing about healthy ones.
         if not (math.isfinite(loss) and math.isfinite(norm)) or loss == 0 or norm == 0:
             return
@@ -229,7 +210,7 @@ class Divergence:
             self._stay(groups)
             return
         if far <= HURLED:
-            self._hurled = None
+            self._hurled, self._leapt = None, 0.0
         if self._peak:
             self._falls_back.append((self._taken, self._peak))
         self._survived, self._peak = max(self._survived, self._peak), 0.0
@@ -248,6 +229,12 @@ class Divergence:
             known_of.append(value)
         if len(self._losses) >= 2 * CALIBRATION:
             self._best = min(self._best, self._losses.median)
+
+    def _rise(self, rates: dict[str, float]) -> float:
+        """How many times its usual one the largest of ``rates`` is; 0: too few are known."""
+        known = list(self._rates) if len(self._rates) >= CALIBRATION else []
+        usual = {c: median(r.get(c, 0.0) for r in known) for c in rates} if known else {}
+        return max((rates[c] / v for c, v in usual.items() if v > 0), default=0.0)
 
     def _stay(self, groups: dict[str, float]) -> None:
         """One more applied step that is not calm; as many as `WINDOW` after a refused row are what is healthy now."""
@@ -282,7 +269,7 @@ class Divergence:
     def reset(self) -> None:
         """Forget the run-up, after a rollback or a repair; what is healthy stays known."""
         self._recent.clear()
-        self._level, self._hurled = 1.0, None
+        self._level, self._hurled, self._leapt = 1.0, None, 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -330,6 +317,11 @@ class Divergence:
         sudden = (r_loss > SUDDEN and r_norm > CALM) or (r_loss > SUDDEN_BOTH and r_norm > SUDDEN_BOTH)
         if sudden and abs(loss) > SURVIVED * self._survived:
             return f"gradient norm {r_norm:.3g} times the healthy one"
+        if self._hurled is not None and self._leapt > LEAPT and r_loss > STAYS:
+            since, moved = self._hurled
+            return (
+                f"step {since}, at {self._leapt:.2g} times the usual rate, moved weights by {moved:.2g} of their norm"
+            )
         most = max(self.absurd, ABSURD_ANY) if fits else self.absurd
         start = not self._first or self._enormous
         return "no training starts there" if start and abs(loss) > most else None

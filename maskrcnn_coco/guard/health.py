@@ -7,6 +7,7 @@ spread or kept by the step; so it is looked for before the step.
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from maskrcnn_coco.guard.foreign_state import UsualUpdates
 from maskrcnn_coco.guard.held_states import HeldStates, States
-from maskrcnn_coco.guard.norms import Layout, all_finite, nonfinite_at, norms
+from maskrcnn_coco.guard.norms import SMALLEST_RMS, Layout, all_finite, nonfinite_at, norms
 from maskrcnn_coco.guard.outside_changes import Witness, zeroed
 from maskrcnn_coco.guard.sharding import local
 from maskrcnn_coco.guard.updates import HASTY
@@ -25,13 +26,13 @@ LEAP = 1e3
 """A step that may move a component's weights by this many times their norm is a divergence, whatever the loss says."""
 BRISK = 0.2
 """A bound above this is worth an exact measurement: an early warning may come of it. Healthy runs stay below 0.12."""
-SMALLEST_RMS = 0.1
-"""Weights that start at zero must be able to leave it: their norm counts as at least this root mean square."""
 OUTSIDE = 3.0
 """Growth of a component's weight norm between two steps that is an incident; other changes are only counted."""
 _SETTINGS = ("lr", "momentum", "weight_decay", "eps")
 ZEROED = 0.01
 """Share of Adam's entries with a first but no second moment that no healthy run has; a trip through fp16: 80 %."""
+
+_VERSION = operator.attrgetter("_version")
 
 
 class Health:
@@ -284,7 +285,12 @@ class Health:
     def _marks(self) -> tuple[int, ...]:
         """Differs after Adam's state was replaced, or changed by in-place operations."""
         self._held.states()
-        return tuple(v for t in self._held.seconds for v in (id(t), 0 if t.is_inference() else t._version))
+        seconds = self._held.seconds
+        try:
+            versions = tuple(map(_VERSION, seconds))
+        except RuntimeError:  # those made in inference mode count nothing
+            versions = tuple(0 if t.is_inference() else t._version for t in seconds)
+        return (*map(id, seconds), *versions)
 
     def _check_moments(self) -> Verdict | None:
         """Adam's second moments, zeroed by a trip through half precision, make the next update enormous but finite."""
@@ -388,12 +394,3 @@ def update_ratio(before: list[Tensor], layout: Layout, weights: list[float]) -> 
         torch._foreach_sub_(before, [p.detach() for p in layout.params])  # pyright: ignore[reportPrivateImportUsage]
     update = layout.totals(norms(before))
     return layout.by_component([u / max(w, 1e-30) for u, w in zip(update, weights, strict=True)])
-
-
-def moved_by(before: list[Tensor], layout: Layout) -> tuple[list[float], list[float]]:
-    """‖update‖ per component since the copy ``before`` of its weights, and as a share of them; small ones count as
-    at least `SMALLEST_RMS`."""
-    moved = layout.totals(norms([p.detach() - old for p, old in zip(layout.params, before, strict=True)]))
-    least = [SMALLEST_RMS * math.sqrt(count) for count in layout.sizes]
-    sizes = map(max, layout.totals(norms(before)), least)
-    return moved, [far / size for far, size in zip(moved, sizes, strict=True)]

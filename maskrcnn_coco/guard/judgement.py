@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from maskrcnn_coco.guard.health import Health
 from maskrcnn_coco.guard.inputs import Expected
 from maskrcnn_coco.guard.loss_scale import Scale
 from maskrcnn_coco.guard.loss_weight import Found, LossWeight, last_length, too_far
+from maskrcnn_coco.guard.lowered import Lowered
 from maskrcnn_coco.guard.norms import Components, Layout
 from maskrcnn_coco.guard.sharding import Shares
 from maskrcnn_coco.guard.updates import Haste, Stall
@@ -95,8 +96,8 @@ class Instruments:
         """Where the loss was weighed anew without a word, and was taken for that: step and factor."""
         self.holes = False
         """Inputs with NaN or infinities were trained on soundly: from then on they are no suspicion."""
-        self.factors: dict[str, float] = {}
-        """Parameter group (by the names in ``groups``) → what its learning rate is multiplied by at each step."""
+        self.lowered = Lowered()
+        """What recovery lowered, by the names in ``groups``."""
         self.groups: list[str] = []
         self.warns = say
 
@@ -115,27 +116,22 @@ class Instruments:
 
     def lowered_rates(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the optimizer has the learning rates that were decided on; the training's schedule never sees it."""
-        return self._lowered() if self.factors else contextlib.nullcontext()
+        known = self.lowered
+        if known.factors or known.limits:
+            return known.in_force(self.optimizer, self.groups)
+        return NOTHING
 
-    @contextlib.contextmanager
-    def _lowered(self) -> Iterator[None]:
-        changed = [
-            (group, group["lr"], self.factors[name])
-            for group, name in zip(self.optimizer.param_groups, self.groups, strict=False)
-            if name in self.factors and group.get("lr") is not None
-        ]
-        for group, rate, factor in changed:
-            group["lr"] = rate * factor
-        try:
-            yield
-        finally:
-            for group, rate, _ in changed:
-                group["lr"] = rate
+    def hold_rates(self, lr: Mapping[str, float]) -> None:
+        """Let no parameter group learn faster than ``lr`` has it for its "component", until this is called again."""
+        self.groups = [str(group["component"]) for group in self.optimizer.param_groups]
+        self.lowered.limits = {name: {"lr": rate} for name, rate in lr.items()}
 
     def rates(self) -> dict[str, float]:
         """Learning rate per component, as the next step has it."""
-        rates = self.health.lr()
-        return {n: rate * self.factors.get(n, 1.0) for n, rate in rates.items()} if self.factors else rates
+        if not (self.lowered.factors or self.lowered.limits):
+            return self.health.lr()
+        with self.lowered_rates():
+            return self.health.lr()
 
     def serve_any_loop(self) -> None:
         """The loss is somebody else's and may mean another thing from some step on; nobody goes back after an alarm."""
@@ -248,7 +244,7 @@ class Instruments:
                     length = math.hypot(*(share * size for share, size in sizes))
                     self.loss_weight.measured = length, max(float(r or 0.0) for r in self.loss_weight.rates)
         far = max(record.update_ratio.values(), default=moved) if record.update_ratio else moved
-        self.divergence.accept(record.loss, norm, record.group_grad_norm, moved, far)
+        self.divergence.accept(record.loss, norm, record.group_grad_norm, moved, far, record.lr)
 
     def _last_length(self) -> float:
         known = self.loss_weight
@@ -355,6 +351,7 @@ def fits_losses(optimizer: torch.optim.Optimizer, loss: float, gradient: float) 
 
 FITS = 2.0
 """Rate times gradient squared, as a share of the loss: what one step along it takes away. 0.7 in runs that learn."""
+NOTHING: contextlib.nullcontext[None] = contextlib.nullcontext()
 NOTHING_TRAINED = (SWITCHED_OFF, DETACHED.split("{}")[0])
 EARLY = 20
 """Step whose update is measured besides: a run of a hundred steps has no other after its warm-up."""

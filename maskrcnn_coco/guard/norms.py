@@ -16,6 +16,9 @@ from maskrcnn_coco.guard.sharding import Shares, local
 
 Components = Mapping[str, "Mapping[str, nn.Parameter] | Iterable[nn.Parameter]"]
 
+SMALLEST_RMS = 0.1
+"""Weights that start at zero must be able to leave it: their norm counts as at least this root mean square."""
+
 _GRADIENT, _SPARSE, _GROWS = map(operator.attrgetter, ("grad", "is_sparse", "requires_grad"))
 
 
@@ -243,3 +246,15 @@ def _trainable(params: Iterable[nn.Parameter]) -> list[nn.Parameter]:
 
 def _values(group: Mapping[str, nn.Parameter] | Iterable[nn.Parameter]) -> Iterable[nn.Parameter]:
     return group.values() if isinstance(group, Mapping) else group
+
+
+def moved_by(before: list[Tensor], layout: Layout, sizes: list[float] | None = None) -> tuple[list[float], list[float]]:
+    """‖update‖ per component since the copy ``before`` of its weights, and as a share of ``sizes``, or of theirs."""
+    moved = layout.totals(norms([p.detach() - old for p, old in zip(layout.params, before, strict=True)]))
+    return moved, [far / size for far, size in zip(moved, sizes or sizes_of(before, layout), strict=True)]
+
+
+def sizes_of(weights: list[Tensor], layout: Layout) -> list[float]:
+    """‖weights‖ per component; small ones count as at least `SMALLEST_RMS`."""
+    least = [SMALLEST_RMS * math.sqrt(count) for count in layout.sizes]
+    return list(map(max, layout.totals(norms(weights)), least))

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from maskrcnn_coco.guard.health import LEAP, moved_by
-from maskrcnn_coco.guard.norms import all_finite, has_fractions, nonfinite_at, norms
+from maskrcnn_coco.guard.health import LEAP
+from maskrcnn_coco.guard.norms import all_finite, has_fractions, moved_by, nonfinite_at, norms
 from maskrcnn_coco.guard.sharding import local
 from maskrcnn_coco.guard.verdict import Verdict
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
-from maskrcnn_coco.guard.divergence import WINDOW
 from maskrcnn_coco.guard.verdict import Verdict
+from maskrcnn_coco.guard.window import WINDOW
 
 STILL = 1e-9
 

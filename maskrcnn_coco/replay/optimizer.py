@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 SETTINGS = ("momentum", "dampening", "nesterov", "weight_decay", "betas", "eps", "alpha", "rho", "momentum_decay")
@@ -37,10 +37,10 @@ def set_again(optimizer: torch.optim.Optimizer, settings: Sequence[dict[str, Any
             group.update({k: v for k, v in kept.items() if k in group})
 
 
-def lower_weight_decay(optimizer: torch.optim.Optimizer, most: float) -> None:
-    """Set the weight decay of every group that has more to ``most``."""
+def lower_settings(optimizer: torch.optim.Optimizer, most: Mapping[str, float]) -> None:
+    """Set each named setting of every group that has more of it to its value in ``most``."""
     for group in optimizer.param_groups:
-        group["weight_decay"] = min(group["weight_decay"], most)
+        group.update({k: min(group[k], v) for k, v in most.items() if group.get(k) is not None})
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
@@ -61,7 +61,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
         for key in [k for k in group if k not in kept and k != "component"]:
             del group[key]
         for key, value in kept.items():
-            if key != "params":
+            # A loop may name several of its groups alike, or by something else.
+            if key != "params" and not (key == "component" and key in group):
                 group[key] = _put(group.get(key), value)
         for parameter, index in zip(group["params"], kept["params"], strict=True):
             entry = saved["state"].get(index)

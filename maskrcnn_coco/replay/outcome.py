@@ -37,6 +37,8 @@ class Outcome:
     steps: float = 1.0
     moved: float | None = None
     """Where an update was taken: ‖update‖ / ‖weights‖ of the component that it moved furthest."""
+    moved_last: dict[str, float] = field(default_factory=dict)
+    """Component → ‖update‖ of the last step of a walk that goes past the failing one / ‖weights‖ before the first."""
     path: list[tuple[int, float, float]] = field(default_factory=list)
     """(step, loss, grad_norm) of each step of a walk over the tape."""
     terms: list[dict[str, float]] = field(default_factory=list)

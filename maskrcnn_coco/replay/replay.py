@@ -16,23 +16,21 @@ import torch
 from torch import nn
 
 from maskrcnn_coco.guard import forward_backward, optimizer_step
-from maskrcnn_coco.guard.buffers import LEAP
-from maskrcnn_coco.guard.health import moved_by
-from maskrcnn_coco.guard.norms import Layout, norms
+from maskrcnn_coco.guard.norms import Layout, moved_by, sizes_of
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.gradients import gradient_digest, read_norms
 from maskrcnn_coco.replay.isolation import Counted, FixedScale, forked_random, kept_fp32, own
 from maskrcnn_coco.replay.locate import Located, located_run
-from maskrcnn_coco.replay.optimizer import lower_weight_decay, restore_optimizer, set_again, settings_of
+from maskrcnn_coco.replay.optimizer import lower_settings, restore_optimizer, set_again, settings_of
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.private_copy import PrivateCopy, private_copy
 from maskrcnn_coco.replay.snapshot import Snapshot, restore
 from maskrcnn_coco.replay.state import nonfinite_names, state_tensors
 from maskrcnn_coco.replay.tape import TapeEntry
+from maskrcnn_coco.replay.thrown import thrown
 from maskrcnn_coco.system.backends import own_kernels, plain_attention
 from maskrcnn_coco.system.memory import ran_out
 
-STATISTICS = ("running_mean", "running_var")
 CALMER = 16.0
 """A loss scale at which only the gradients overflow is divided by this, down to 1."""
 
@@ -164,25 +162,29 @@ class Replay:
         stop: Callable[[Outcome], bool] | None = None,
         visit: Callable[[nn.Module], None] | None = None,
         beyond: Sequence[TapeEntry] = (),
-        weight_decay: float | None = None,
+        lr_most: Mapping[str, float] | None = None,
+        settings_most: Mapping[str, float] | None = None,
         instead: Sequence[TapeEntry] | None = None,
     ) -> Outcome:
         """Train again from ``snapshot`` over the tape to the failing step, which is evaluated and not applied.
 
-        Each step uses its recorded batches, random numbers and learning rates, times ``lr_factor`` per component.
+        Each step uses its recorded batches, random numbers and learning rates, times ``lr_factor`` per component, and
+        no more than ``lr_most``.
         ``stop`` ends the walk early; ``visit`` sees the private model before the failing step. With ``beyond`` the
-        failing step is applied too, at the rates of the first of those steps, and they follow. ``weight_decay`` takes
-        the place of the recorded one. ``instead``: these steps and no others, the failing one neither.
+        failing step is applied too, at the rates of the first of those steps, and they follow. No setting of the
+        optimizer is above its value in ``settings_most``. ``instead``: these steps and no others, the failing one
+        neither.
         """
         factors = lr_factor or {}
         path: list[tuple[int, float, float]] = []
         terms: list[dict[str, float]] = []
         with self.away(0):
-            model, optimizer = self.model, self.optimizer
+            model, optimizer, layout = self.model, self.optimizer, self._layout_of(self.model)
             model.train()
             restore(snapshot, model, optimizer, rng=False)
             outcome, current = Outcome(test, True), settings_of(self.case.now.optimizer.get("param_groups", []))
             steps = [*self.entries(snapshot.step), None, *beyond] if instead is None else list(instead)
+            sizes = sizes_of([*layout.params], layout) if beyond else []
             for entry in steps:
                 step = self.case.alarm.step if entry is None else entry.step
                 batches = self.batches_of(entry) if entry else list(self.case.batches or [])
@@ -198,9 +200,12 @@ class Replay:
                 if entry is not None or beyond:
                     # The failing step itself has the settings of now, and so have those that are still to come.
                     set_again(optimizer, current if entry is None else entry.settings)
-                    if weight_decay is not None:
-                        lower_weight_decay(optimizer, weight_decay)
-                    self._update(outcome, (entry or beyond[0]).lr, factors)
+                    lower_settings(optimizer, settings_most or {})
+                    before = [p.detach().clone() for p in layout.params] if beyond and entry is steps[-1] else []
+                    self._update(outcome, (entry or beyond[0]).lr, factors, lr_most or {})
+                    if before:
+                        far = moved_by(before, layout, sizes)[1]
+                        outcome.moved_last = dict(zip(layout.components, far, strict=True))
             model.zero_grad(set_to_none=True)
         outcome.path, outcome.terms, outcome.steps = path, terms, float(len(path))
         return outcome
@@ -234,7 +239,7 @@ class Replay:
             if outcome.finite and not outcome.error:
                 layout = self._layout_of(model)
                 before = [p.detach().clone() for p in layout.params]
-                self._update(outcome, lr, {})
+                self._update(outcome, lr, {}, {})
                 outcome.moved = max(moved_by(before, layout)[1], default=0.0)
                 outcome.bad_grads = nonfinite_names(state_tensors(model))
                 states = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
@@ -324,7 +329,7 @@ class Replay:
             outcome.error = out.error.splitlines()[0][:160]
             outcome.finite = False
         outcome.losses, outcome.loss = out.losses, out.loss
-        outcome.bad_buffers = self._thrown(model)
+        outcome.bad_buffers = thrown(model, self.case.now.model)
         outcome.finite = outcome.finite and not outcome.bad_buffers
         outcome.bad_losses = sorted(
             k for k, v in out.losses.items() if not math.isfinite(v) and k not in out.without_gradient
@@ -335,27 +340,13 @@ class Replay:
             outcome.grad_norm = min(outcome.grad_norm, self.rig.max_grad_norm)
         return outcome
 
-    def _thrown(self, model: nn.Module) -> list[str]:
-        """Floating buffers that are not finite now, or leapt from what they are before the failing step."""
-        before = self.case.now.model
-        found = [(n, b) for n, b in model.named_buffers() if b.is_floating_point() and b.numel()]
-        pairs = [(n, b, before.get(n.replace("_orig_mod.", ""))) for n, b in found]
-        known = [(n, b, k) for n, b, k in pairs if k is not None and k.shape == b.shape]
-        now, was = norms([b for _, b, _ in known]), norms([k for _, _, k in known])
-        bad = []
-        for (name, buffer, _), size, old in zip(known, now, was, strict=True):
-            if buffer.numel() == 1 and not name.endswith(STATISTICS):
-                continue  # a counter; `Buffers.wrong` has the same rule
-            least = 1e-3 * math.sqrt(buffer.numel())
-            # What is not finite before the step either (a causal mask of -inf) was not thrown by it.
-            if math.isfinite(old) and (not size <= LEAP * max(old, least) or _below_zero(name, buffer)):
-                bad.append(name)
-        return bad
-
-    def _update(self, outcome: Outcome, lr: dict[str, float], factors: dict[str, float]) -> None:
+    def _update(
+        self, outcome: Outcome, lr: dict[str, float], factors: Mapping[str, float], most: Mapping[str, float]
+    ) -> None:
         for group in self.optimizer.param_groups:
             component = group.get("component", "")
-            group["lr"] = float(lr.get(component, group["lr"]) or 0.0) * factors.get(component, 1.0)
+            rate = float(lr.get(component, group["lr"]) or 0.0) * factors.get(component, 1.0)
+            group["lr"] = min(rate, most.get(component, math.inf))
         gradients, _ = self._layout_of(self.model).gradients()
         coefficient = optimizer_step.clip_coefficient(outcome.unclipped, self.rig.max_grad_norm)
         optimizer_step.apply(self.optimizer, gradients, coefficient)
@@ -388,10 +379,6 @@ class Replay:
             raise
         finally:
             self.spent += time.monotonic() - began
-
-
-def _below_zero(name: str, buffer: torch.Tensor) -> bool:
-    return name.endswith("running_var") and not buffer.is_meta and float(buffer.min()) < 0
 
 
 def _share(batches: Sequence[Any], whole: Sequence[Any] | None) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 from maskrcnn_coco.records import StepRecord
 
 DECISIONS = (
-    *("incidents", "quarantine", "quarantine_annotations", "lr_factors", "weight_decay"),
+    *("incidents", "quarantine", "quarantine_annotations", "lr_factors", "weight_decay", "momentum", "by_plan"),
     *("fp32_modules", "eager_modules", "libraries", "attention", "findings"),
 )
 """What stays in force when an older state is loaded."""
@@ -35,6 +35,10 @@ class Progress:
     lr_factors: dict[str, float] = field(default_factory=dict)
     weight_decay: float | None = None
     """What recovery lowered the weight decay to."""
+    momentum: float | None = None
+    """The same for SGD's momentum."""
+    by_plan: bool = False
+    """Whether steps are taken at the plan's learning rates, whatever somebody sets between steps."""
     fp32_modules: list[str] = field(default_factory=list)
     eager_modules: list[str] = field(default_factory=list)
     libraries: bool = True
@@ -72,6 +76,12 @@ class Progress:
         self.images_seen += images
         self.objects_shown += shown
         self.objects_vanished += vanished
+
+    @property
+    def settings_most(self) -> dict[str, float]:
+        """Setting of the optimizer → the most that recovery left of it."""
+        lowered = {"weight_decay": self.weight_decay, "momentum": self.momentum}
+        return {name: most for name, most in lowered.items() if most is not None}
 
     def plain(self) -> dict[str, Any]:
         """A private copy as plain data."""

@@ -14,7 +14,7 @@ from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import GuardStop, MaskRCNNError
 from maskrcnn_coco.records import PROVED, Action, Alarm, Evidence, Finding, Incident, plain, record_from
 from maskrcnn_coco.replay.case import Case
-from maskrcnn_coco.replay.optimizer import lower_weight_decay
+from maskrcnn_coco.replay.optimizer import lower_settings
 from maskrcnn_coco.system.backends import run_eagerly, use_fused_attention, use_libraries
 from maskrcnn_coco.system.precision import keep_fp32
 from maskrcnn_coco.training.augmentation_counts import pasted_evidence
@@ -150,12 +150,14 @@ def act(session: Session, alarm: Alarm, action: Action, incident: Incident) -> i
         case "rollback" if incident.cause == "POISONED_STATE":
             return reload(session, alarm)  # states kept since may hold what was found
         case "rollback":
+            session.progress.by_plan |= bool(detail.get("by_plan"))
             return go_back(session, detail["to_step"])
         case "lower_lr":
             step = go_back(session, detail["to_step"])
-            if "weight_decay" in detail:
-                session.progress.weight_decay = detail["weight_decay"]
-                lower_weight_decay(session.optimizer, detail["weight_decay"])
+            for name in recovery.SETTINGS:
+                if name in detail:
+                    setattr(session.progress, name, detail[name])
+            lower_settings(session.optimizer, session.progress.settings_most)
             for component in detail.get("components") or [detail["component"]]:
                 session.progress.lr_factors[component] = (
                     session.progress.lr_factors.get(component, 1.0) * detail["factor"]

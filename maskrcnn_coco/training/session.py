@@ -142,6 +142,8 @@ class Session:
         """Write the learning rates of ``step`` into the optimizer and return them."""
         lr = self.schedule.at(step, self.progress.lr_factors)
         apply_lr(self.optimizer, lr)
+        if self.progress.by_plan:
+            self.guard.instruments.hold_rates(lr)
         return lr
 
     def batches(self, epoch: int) -> Iterator[list[Batch]]:

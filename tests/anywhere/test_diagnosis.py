@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskrcnn_coco import Guard, attach
-from maskrcnn_coco.anywhere.fixes import told
+from maskrcnn_coco.anywhere.told import told
 from maskrcnn_coco.errors import ConfigError, DataError, GuardStop, GuardWarning
 from maskrcnn_coco.records import Incident
 from maskrcnn_coco.replay.state import digest
@@ -525,11 +525,11 @@ def test_a_lowered_rate_counts_in_what_an_update_may_do():
     optimizer = optimizer_of(model)
     guard = Guard(model, optimizer, forward=classify, diagnose=True, logdir=None, say=False)
     guard.step(data(0), ids(0))
-    guard.instruments.factors = dict.fromkeys(("body", "head"), 1e-9)
+    guard.instruments.lowered.factors = dict.fromkeys(("body", "head"), 1e-9)
     for group in optimizer.param_groups:
         group["lr"] = 1e7
     assert guard.step(data(1), ids(1)).applied
-    guard.instruments.factors = {}
+    guard.instruments.lowered.factors = {}
     assert not guard.step(data(2), ids(2)).applied
 
 
@@ -539,9 +539,60 @@ def test_a_rate_comes_back_once_the_spike_of_the_schedule_is_over(over: bool):
     spike = range(20, 24 if over else 36)
     guard = habitual("", steps=36, lr=lambda step: 400.0 if step in spike else 0.02, clip=0.5)
     assert guard.incidents and {i.cause for i in guard.incidents} == {"LR_TOO_HIGH"}
-    assert bool(guard.instruments.factors) is not over
-    last = guard.records[-1].lr["body"]
-    assert last == pytest.approx(0.02) if over else last < 40
+    assert guard.records[-1].lr["body"] == pytest.approx(0.02), "for as long as it lasts, what the rate was before"
+    assert guard.optimizer.param_groups[0]["lr"] == (0.02 if over else 400.0), "the schedule's own is never touched"
+
+
+def through(setting: str, value: float, steps: range, *, only: int | None = None, optimizer: Any = None) -> Any:
+    """An attached loop in which somebody sets one setting of the optimizer at these steps; its guard afterwards."""
+    model = OwnLoss()
+    optimizer = optimizer or torch.optim.SGD
+    groups = [{"params": model.body.parameters(), "lr": 0.02}, {"params": model.head.parameters(), "lr": 0.02}]
+    made = optimizer(groups, weight_decay=1e-4, **({"momentum": 0.9} if optimizer is torch.optim.SGD else {}))
+    usual = made.param_groups[0][setting]
+    guard = attach(model, made, diagnose=True, logdir=None, say=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for step in range(40):
+            for i, group in enumerate(made.param_groups):
+                group[setting] = value if step in steps and only in (None, i) else usual
+            made.zero_grad()
+            x, y = data(step, 16)
+            model(x, labels=y)["loss"].backward()
+            made.step()
+    return guard
+
+
+def learns(guard: Any) -> bool:
+    """Whether the last losses are about those of a run in which nobody set anything."""
+    last, usual = ([r.loss for r in list(g.records)[-8:]] for g in (guard, through("momentum", 0.9, range(0))))
+    return sum(last) < 1.2 * sum(usual)
+
+
+@pytest.mark.parametrize("value", [2.0, 3.0])
+def test_a_momentum_that_forgets_nothing_is_what_is_lowered(value: float) -> None:
+    """No rate is too high: with the momentum that everybody trains with the same steps hold."""
+    guard = through("momentum", value, range(15, 40))
+    (incident,) = guard.incidents
+    assert incident.cause == "LR_TOO_HIGH" and incident.confidence >= 0.9
+    assert incident.action.detail["momentum"] == 0.9 and incident.fix == "momentum=0.9 in the optimizer"
+    assert "momentum 0.9: stays bounded" in f"{incident.evidence[0].test}: {incident.evidence[0].outcome}"
+    assert not guard.instruments.lowered.factors
+    assert guard.records[-1].lr["body"] == pytest.approx(0.02) and learns(guard)
+
+
+@pytest.mark.parametrize("only", [None, 1])
+def test_a_weight_decay_set_by_a_hook_is_kept_low_for_as_long_as_it_is_set(only: int | None) -> None:
+    guard = through("weight_decay", 300.0, range(15, 40), only=only)
+    (incident,) = guard.incidents
+    assert incident.cause == "LR_TOO_HIGH" and incident.action.detail["weight_decay"] == 1e-4
+    assert incident.culprit.component == ("head" if only else None)
+    assert not guard.instruments.lowered.factors and learns(guard)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("momentum", 0.99), ("weight_decay", 0.5)])
+def test_high_but_usual_settings_are_nobody_s_fault(setting: str, value: float) -> None:
+    assert not through(setting, value, range(15, 40)).incidents
 
 
 class Attends(nn.Module):
@@ -656,6 +707,7 @@ def test_what_was_decided_goes_into_a_checkpoint_of_the_training_s_own() -> None
             "fp32_modules": ["body.0"],
             "attention": True,
             "factors": {"head": 0.1},
+            "limits": {"body": {"momentum": 0.9}},
             "held": {"head": 1e-3},
             "left_out": [7],
         }
@@ -666,7 +718,7 @@ def test_what_was_decided_goes_into_a_checkpoint_of_the_training_s_own() -> None
     again = Guard(other, optimizer_of(other), forward=classify, diagnose=True, logdir=None, say=False)
     again.load_state_dict(saved)
     for each, net in ((guard, model), (again, other)):
-        assert each.instruments.factors == {"head": 0.1} and each.responder.left_out == {7}  # type: ignore[union-attr]
+        assert each.instruments.lowered.factors == {"head": 0.1} and each.responder.left_out == {7}  # type: ignore[union-attr]
         assert each.responder.decisions() == saved["decisions"]  # type: ignore[union-attr]
         assert net.body[0]._kept_fp32
     plain = Guard(Net(), optimizer_of(Net()), forward=classify, say=False)

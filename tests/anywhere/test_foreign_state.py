@@ -46,4 +46,4 @@ def test_it_is_the_state_and_no_rate(make: Callable[[Any], Any], key: str, by: f
     (incident,) = guard.incidents
     assert (incident.step, incident.cause, incident.action.kind) == (at, "POISONED_STATE", "rollback")
     assert incident.confidence >= 0.9 and incident.lost_steps > 0
-    assert any(key in e.outcome for e in incident.evidence) and not guard.instruments.factors
+    assert any(key in e.outcome for e in incident.evidence) and not guard.instruments.lowered.factors

@@ -50,7 +50,7 @@ def test_another_weight_is_told_from_a_divergence_and_stops_nobody(weight: Calla
     causes = loop.run(80)
     assert 1 <= len(causes) <= 2 and set(causes) == {"LOSS_MATH"}
     first = loop.guard.incidents[0]
-    assert first.action.kind == "skip" and first.detail["weighed"] > 1.5 and not loop.guard.instruments.factors
+    assert first.action.kind == "skip" and first.detail["weighed"] > 1.5 and not loop.guard.instruments.lowered.factors
 
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -71,7 +71,9 @@ def test_a_weight_that_rises_thirtyfold_is_refused_once_at_most_and_named(kind: 
 
     loop = Loop(OPTIMIZERS[kind], weight)
     causes = loop.run(200)
-    assert causes in ([], ["LOSS_MATH"]) and loop.guard.refused_steps <= 1 and not loop.guard.instruments.factors
+    assert (
+        causes in ([], ["LOSS_MATH"]) and loop.guard.refused_steps <= 1 and not loop.guard.instruments.lowered.factors
+    )
     torch.manual_seed(0)
     model = nn.Sequential(*mlp())
     optimizer = OPTIMIZERS[kind](model.parameters())

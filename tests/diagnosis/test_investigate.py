@@ -177,6 +177,15 @@ def test_a_weight_decay_that_shrinks_every_weight_is_lowered_and_no_rate_is():
     assert (action.kind, action.detail["factor"], action.detail["weight_decay"]) == ("lower_lr", 1.0, 1e-4)
 
 
+def test_a_momentum_above_1_is_lowered_from_before_it_took_hold_and_no_rate_is():
+    """By the alarm the newest states are full of it: an older one is asked, and the same steps hold from there."""
+    case = TinyRun(momentum=1.25, lr=dict.fromkeys(rates(), 0.02)).until_alarm()
+    top = investigate(case)[0]
+    assert (top.cause, top.fix, top.culprit.component) == ("LR_TOO_HIGH", "--momentum 0.9", None)
+    action = decide([top], History(step=case.alarm.step, images=24))
+    assert (action.kind, action.detail["factor"], action.detail["momentum"]) == ("lower_lr", 1.0, 0.9)
+
+
 def test_what_only_the_guard_s_input_check_saw_is_named_too():
     def lose_a_mask(step, batch):
         for position, key in enumerate(batch.keys):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from maskrcnn_coco.diagnosis.comparisons import climbing
-from maskrcnn_coco.diagnosis.facts import LrVerdict
+from maskrcnn_coco.diagnosis.endurance import Endurance
+from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.lr_experiments import LrExperiments
+from maskrcnn_coco.diagnosis.lr_verdict import LrVerdict
 from maskrcnn_coco.diagnosis.search import FACTORS, factors_for, lr_search, smallest_culprits, smallest_cure
 from maskrcnn_coco.replay.outcome import Outcome
 
@@ -136,19 +139,50 @@ def test_a_walk_that_ends_far_above_its_own_last_steps_diverges_more_slowly():
     [
         ({(0, 0.3): 2.0, (1, 0.3): 2.1, (0, 0.1): 1.95}, [], 0.3),
         ({(0, 0.3): 2.0, (1, 0.3): 1.5, (1, 0.1): 1.45}, ["mask_head"], 0.3),
-        ({(0, 0.3): 2.0, (1, 0.3): math.inf, (0, 0.1): 1.5, (0, 0.033): 1.2, (0, 0.011): 1.3}, [], 0.033),
+        ({(0, 0.3): 2.0, (0, 0.1): 1.5, (0, 0.033): 1.2, (0, 0.011): 1.3}, [], 0.033),
+        # Those beside hold only where the rate is lower still; then they come along.
+        ({(0, 0.3): 2.0, (0, 0.1): 1.8, (1, 0.1): 1.5, (1, 0.033): 1.6}, ["mask_head"], 0.1),
     ],
 )
 def test_of_what_holds_the_rates_are_taken_at_which_most_is_learned(losses: dict, also: list[str], holds: float):
-    walks = LrExperiments.__new__(LrExperiments)
-    walks.replay = SimpleNamespace(out_of_steps=False)
     verdict = LrVerdict(["box_head"], 0, 0.1, True, True, holds=0.3)
 
     def reached(lowered: list[str], factor: float) -> float:
-        return losses[(len(lowered), float(f"{factor:.2g}"))]
+        return losses.get((len(lowered), float(f"{factor:.2g}")), math.inf)
 
-    walks._settle(verdict, ["mask_head"], losses[(0, 0.3)], reached)
+    settle(verdict, ["mask_head"], losses[(0, 0.3)], reached)
     assert verdict.also == also and verdict.holds == pytest.approx(holds, rel=0.02)
+
+
+def settle(verdict: LrVerdict, beside: list[str], best: float, reached: Any) -> None:
+    """`Endurance._settle`, with all the steps that it likes."""
+    walker: Any = None
+    Endurance(Facts("diverged", 0, 0, 0), walker, lambda named: beside, lambda: False)._settle(
+        verdict, beside, best, reached
+    )
+
+
+@pytest.mark.parametrize(("holds", "also"), [(0.3, []), (0.003, ["mask_head"])])
+def test_what_was_given_a_mistyped_rate_too_comes_down_with_it(holds: float, also: list[str]):
+    """A thousandth is no plan's: a component with the same rate is lowered along where that loses nothing."""
+    verdict = LrVerdict(["box_head"], 0, holds, True, True, holds=holds)
+    settle(verdict, ["mask_head"], 2.0, lambda lowered, factor: 1.99 if lowered and factor == holds else 2.5)
+    assert verdict.also == also and verdict.holds == holds
+
+
+@pytest.mark.parametrize("moves", [0.05, 5.0])
+def test_a_walk_that_stays_bounded_and_throws_weights_about_is_lowered_further(moves: float):
+    """At a rate a thousand times too high the few batches of a walk may be fitted all the same."""
+    facts = Facts("diverged", 4, 0, 0)
+    verdict = LrVerdict(["rpn"], 0, 0.1, True, True)
+
+    def walk(lowered: Sequence[str], factor: float) -> tuple[bool, Outcome]:
+        path = [(s, 2.0, 1.0) for s in range(8)]
+        return True, Outcome("", True, path=path, moved_last={"rpn": moves * factor / 0.1, "backbone": 9.0})
+
+    state: Any = None
+    Endurance(facts, lambda *_: (walk, 8), lambda named: [], lambda: False).endure(verdict, state)
+    assert verdict.holds == pytest.approx(0.3 if moves == 0.05 else 0.1 / 27)
 
 
 @pytest.mark.parametrize("times", [3e3, 1e5, 3e8])

@@ -195,3 +195,26 @@ def test_no_host_read_in_a_step_on_cuda() -> None:
         guard.step(forward, batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+@pytest.mark.parametrize("kind", list(OPTIMIZERS))
+def test_rates_that_are_held_are_those_of_the_step_and_of_no_other_place(kind: str, deferred: bool) -> None:
+    """A hook sets an absurd rate before each step; with the plan's held, the weights are those of a run without it."""
+
+    def run(hook: float | None) -> tuple[str, list[float]]:
+        model = net()
+        optimizer = OPTIMIZERS[kind](model)
+        optimizer.param_groups[0]["component"] = "all"
+        guard = Guard(model, optimizer, max_grad_norm=1.0, deferred=deferred)
+        records: list[StepRecord] = []
+        for i in range(6):
+            guard.instruments.hold_rates({"all": 0.01})
+            optimizer.param_groups[0]["lr"] = hook or 0.01
+            guard.step(lambda b: {"a": F.cross_entropy(model(b[0]), b[1])}, data(i))
+            records += guard.completed
+            assert optimizer.param_groups[0]["lr"] == (hook or 0.01)
+        guard.flush()
+        return digest(model), [r.loss for r in [*records, *(guard.completed if deferred else [])]]
+
+    assert run(300.0) == run(None)

@@ -432,3 +432,35 @@ def test_a_high_loss_alone_or_a_far_step_alone_is_no_alarm() -> None:
     assert hurled([36.0, 72, 59, 77, 66, 67, 72], 0.1) is None
     assert hurled([70.0, 60, 45, 35, 20, 12, 11, 10], 1.0) is None
     assert hurled([12.0] + [40.0] * 10, 1.0) is None, "what came after a calm loss is not of that step"
+
+
+def leaps(rate: float, moved: float, after: float, *, rates: int = 12) -> int | None:
+    """Calm steps at a rate of 1, one at ``rate`` that ``moved`` weights, then losses of ``after``; the refused step."""
+    alarm = Divergence()
+    for step, loss in enumerate([10.0] * rates + [after] * 4):
+        if alarm.judge(step, loss, 1.0, {"a": 1.0}) is not None:
+            return step
+        last = step == rates - 1
+        alarm.accept(loss, 1.0, {"a": 1.0}, moved if last else 0.003, rates={"a": rate if last else 1.0})
+    return None
+
+
+def test_a_step_at_an_absurd_rate_that_hurled_the_weights_is_told_by_the_next_loss() -> None:
+    assert leaps(1e4, 0.47, 60.0) == 12
+
+
+@pytest.mark.parametrize(
+    ("rate", "moved", "after"),
+    [(1e4, 0.1, 60.0), (5.0, 0.47, 60.0), (1e4, 0.47, 40.0)],
+    ids=["weights hardly moved", "the rate is a usual one", "the loss hardly rose"],
+)
+def test_one_sign_of_three_is_waited_for(rate: float, moved: float, after: float) -> None:
+    assert leaps(rate, moved, after) is None
+
+
+def test_a_warm_up_rises_by_far_more_and_is_no_leap() -> None:
+    alarm = Divergence()
+    for step, rate in enumerate([1e-6, 1e-3, 2e-3, 3e-3, 4e-3, 5e-3]):
+        assert alarm.judge(step, 10.0, 1.0, {"a": 1.0}) is None
+        alarm.accept(10.0, 1.0, {"a": 1.0}, 0.5, rates={"a": rate})
+    assert alarm.judge(6, 60.0, 1.0, {"a": 1.0}) is None

@@ -63,6 +63,16 @@ def test_what_was_decided_is_in_force_and_twice_is_once() -> None:
         seen.clear()
 
 
+def test_a_lowered_momentum_outlives_a_roll_back_and_a_checkpoint() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=1.25)
+    nothing: Any = SimpleNamespace(quarantine=lambda ids: None, quarantine_at=lambda i: None)
+    later, earlier = Progress(momentum=0.9), Progress()
+    earlier.keep_decisions(Progress(**later.plain()))
+    rollback.put_in_force(earlier, live(True, model=model, optimizer=optimizer), nothing, nothing)
+    assert optimizer.param_groups[0]["momentum"] == 0.9
+
+
 def test_a_lower_decay_of_the_optimizer_s_own_is_not_raised() -> None:
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, weight_decay=1e-4)

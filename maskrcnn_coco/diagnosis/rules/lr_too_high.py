@@ -23,16 +23,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from maskrcnn_coco.diagnosis.facts import Facts, LrTrial, LrVerdict
+from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.lr_verdict import LEAPT, LrTrial, LrVerdict
 from maskrcnn_coco.records import Culprit, Evidence, Finding, StepRecord
 
 CODE = "LR_TOO_HIGH"
 CALM, SLOWEST = 0.1, 1e-3
 """Share of their own norm that weights may move by in five steps once they are no longer thrown about; least factor."""
-LEAP = 10.0
-"""A rate that rises so far above those of the steps before is a schedule's peak, or a slip of somebody's."""
-STEP_DOWN = 0.3
-"""The lasting fix multiplies by this: above it, most divergences measured came back."""
 
 
 def judge(facts: Facts) -> Finding | None:
@@ -54,7 +51,7 @@ def judge(facts: Facts) -> Finding | None:
     evidence += [_evidence(t, verdict, facts.step) for t in trials[len(deciding) :]]
     detail: dict[str, Any] = {
         "components": [*verdict.components, *verdict.also],
-        "factor": unhurried(step_down(verdict), [*verdict.components, *verdict.also], facts),
+        "factor": unhurried(verdict.step_down, [*verdict.components, *verdict.also], facts),
         "update_ratio": facts.update_ratio,
         "lr": facts.lr,
         "snapshots": facts.earlier_steps,
@@ -63,7 +60,7 @@ def judge(facts: Facts) -> Finding | None:
     foreign = {c: v for c, v in facts.foreign_rates.items() if c in detail["components"]}
     evidence = [_foreign(c, *v) for c, v in foreign.items()] + evidence
     fix = fix_of(facts, verdict)
-    leapt = {c: v for c in detail["components"] if LEAP < (v := facts.rises.get(c, 1.0)) < math.inf}
+    leapt = {c: v for c in detail["components"] if LEAPT < (v := facts.rises.get(c, 1.0)) < math.inf}
     if leapt and not foreign:
         evidence = [_leapt(c, v, facts) for c, v in leapt.items()][:1] + evidence
         detail["leapt"] = leapt
@@ -71,8 +68,11 @@ def judge(facts: Facts) -> Finding | None:
         # The plan was never tried: it is what the run goes back to.
         detail["foreign_rates"] = foreign
         fix = "look for what sets the learning rate between steps: optimizer.param_groups[...]['lr']"
-    if verdict.weight_decay is not None:
-        detail["weight_decay"] = verdict.weight_decay
+    detail |= verdict.settings
+    if verdict.most:
+        detail["most"] = verdict.most
+    if verdict.back_to is not None:
+        detail["back_to"] = verdict.back_to
     return Finding(CODE, _confidence(verdict, facts), culprit, evidence, verdict.from_step, fix, detail)
 
 
@@ -90,6 +90,8 @@ def _rank(trial: LrTrial, verdict: LrVerdict) -> int:
     """0: the named ones lowered alone; 1: all the others lowered; 2: the rest."""
     named, lowered = set(verdict.components), set(trial.lowered)
     everything = {c for t in verdict.trials for c in t.lowered}
+    if trial.what:
+        return 0 if trial.bounded else 2
     if trial.beyond:
         return 1 if trial.bounded else 2
     if trial.factor != verdict.factor:
@@ -99,21 +101,14 @@ def _rank(trial: LrTrial, verdict: LrVerdict) -> int:
 
 def _evidence(trial: LrTrial, verdict: LrVerdict, step: int) -> Evidence:
     last = f"{step}" if not trial.beyond else f"{step} and {trial.beyond} more"
-    if not trial.lowered:
-        outcome = f"{'stays bounded' if trial.bounded else 'diverges'}: {trial.outcome.describe()}"
-        return Evidence(
-            f"replay: steps {verdict.from_step} to {last}, weight decay {verdict.weight_decay}", outcome, CODE
-        )
-    test = f"replay: steps {verdict.from_step} to {last}, lr of {', '.join(trial.lowered)} × {trial.factor:.2g}"
+    what = trial.what or f"lr of {', '.join(trial.lowered)} × {trial.factor:.2g}"
+    test = f"replay: steps {verdict.from_step} to {last}, {what}"
     outcome = f"{'stays bounded' if trial.bounded else 'diverges'}: {trial.outcome.describe()}"
+    if trial.what:
+        return Evidence(test, outcome, CODE if trial.bounded else None)
     # What speaks for the named ones: with them lowered it holds, without them it does not.
     named = set(verdict.components) <= set(trial.lowered)
     return Evidence(test, outcome, CODE if named == trial.bounded else None)
-
-
-def step_down(verdict: LrVerdict) -> float:
-    """What the named rates are multiplied by: the largest factor that held past the failing step."""
-    return STEP_DOWN * verdict.factor / 0.1 if verdict.holds is None else verdict.holds
 
 
 def unhurried(factor: float, components: list[str], facts: Facts) -> float:
@@ -136,7 +131,7 @@ def fix_of(facts: Facts, verdict: LrVerdict) -> str:
     s = facts.settings
     # What recovery took away before is part of the rate that diverged now.
     lowered = s.get("lr_factors") or {}
-    factor = step_down(verdict) * min([1.0, *(float(lowered.get(c, 1.0)) for c in verdict.components)])
+    factor = verdict.step_down * min([1.0, *(float(lowered.get(c, 1.0)) for c in verdict.components)])
     lr, head, rpn = (_value(s, k, d) for k, d in (("lr", 0.0), ("head_lr_multiplier", 1.0), ("rpn_lr_multiplier", 1.0)))
     if _value(s, "momentum", 0.9) >= 0.98:
         return "--momentum 0.9"

@@ -1,0 +1,60 @@
+"""Lower rates in a loop whose schedule is its own, for as long as that schedule asks for more than what held."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from maskrcnn_coco import recovery
+from maskrcnn_coco.guard.lowered import Lowered
+from maskrcnn_coco.records import StepRecord
+
+BELOW_HELD = 0.5
+"""A schedule's own rate is back in force once it is below this share of the rate that held."""
+USUAL, KNOWN = 8, 3
+"""Last steps before a divergence whose rates are the usual ones; at least so many, or none is known."""
+
+
+def lower(
+    lowered: Lowered,
+    detail: Mapping[str, Any],
+    groups: Sequence[str],
+    history: Sequence[StepRecord],
+    held: dict[str, float],
+    since: int,
+) -> None:
+    """Put what a "lower_lr" action decided in force.
+
+    Args:
+        detail: of the action.
+        groups: names of all parameter groups: a setting of the optimizer is lowered in each.
+        held: group → the highest rate at which its lowered rate was shown to hold, and no more than twice what it was
+            in the sound steps before (0: there were none); written here.
+        since: the first step over which it was shown.
+    """
+    most = detail.get("most") or {}
+    settings = {name: float(detail[name]) for name in recovery.SETTINGS if name in detail}
+    for name in groups:
+        for setting, value in settings.items():
+            lowered.limit(name, setting, value)
+    for name, rate in most.items():
+        lowered.limit(name, "lr", float(rate))
+    for name in detail.get("components", []) if not settings and not most else []:
+        lowered.factors[name] = lowered.factors.get(name, 1.0) * float(detail["factor"])
+        walked = [r.lr.get(name, 0.0) for r in history if r.step >= since]
+        sound = [r.lr.get(name, 0.0) for r in history if r.applied and r.step < since][-USUAL:]
+        # A schedule that anneals passes below what held by itself: lowered as it is, it goes on annealing.
+        usual = statistics.median(sound) if len(sound) >= KNOWN else 0.0
+        held[name] = min(usual / BELOW_HELD, max(walked, default=0.0) * float(detail["factor"]))
+
+
+def rates_back(lowered: Lowered, rates: Mapping[str, float], held: Mapping[str, float]) -> list[str]:
+    """Take back the factors of groups whose own ``rates`` the schedule has brought well below what ``held``; which.
+
+    What was too high is an absolute rate; as a factor on all that comes it would cost the rest of the training.
+    """
+    back = [name for name in lowered.factors if rates.get(name, 0.0) <= BELOW_HELD * held.get(name, 0.0) > 0]
+    for name in back:
+        del lowered.factors[name]
+    return back

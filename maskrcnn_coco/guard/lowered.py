@@ -1,0 +1,44 @@
+"""What recovery lowered where the schedule is the loop's own: in force during a step alone, never seen by it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+
+class Lowered:
+    """Rates and settings of an optimizer's parameter groups that were decided on, by the groups' names.
+
+    Attributes:
+        factors: group → what its learning rate is multiplied by at each step.
+        limits: group → setting ("lr", "weight_decay", "momentum") → the most that it may be, after the factor.
+    """
+
+    def __init__(self) -> None:
+        self.factors: dict[str, float] = {}
+        self.limits: dict[str, dict[str, float]] = {}
+
+    def limit(self, name: str, setting: str, most: float) -> None:
+        """Let ``setting`` of group ``name`` be at most ``most`` from here on, or less where it was limited to less."""
+        known = self.limits.setdefault(name, {})
+        known[setting] = min(most, known.get(setting, most))
+
+    @contextlib.contextmanager
+    def in_force(self, optimizer: torch.optim.Optimizer, names: list[str]) -> Iterator[None]:
+        """Inside, the groups of ``optimizer``, named ``names`` in order, have what was decided on."""
+        changed: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        for group, name in zip(optimizer.param_groups, names, strict=False):
+            before = {k: group[k] for k in ("lr", *self.limits.get(name, {})) if group.get(k) is not None}
+            now = {**before, "lr": before["lr"] * self.factors.get(name, 1.0)} if "lr" in before else before
+            now = {k: min(v, self.limits.get(name, {}).get(k, v)) for k, v in now.items()}
+            if now != before:
+                changed.append((group, before))
+                group.update(now)
+        try:
+            yield
+        finally:
+            for group, before in changed:
+                group.update(before)
