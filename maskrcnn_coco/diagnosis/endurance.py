@@ -96,21 +96,21 @@ class Endurance:
             verdict.holds, best = verdict.holds * LOWER, lost
 
     def _as_before(self, verdict: LrVerdict, start: Snapshot) -> bool:
-        """Whether rates that leapt need only be no higher than before: then nothing else is lowered, nor for longer."""
-        f, named = self.facts, verdict.components
+        """Whether rates that leapt need only be no higher than before: then nothing else is lowered, nor for longer.
+
+        All that leapt: what a slip of the schedule raised along with those to blame may do its harm later.
+        """
+        f = self.facts
         leapt = {c: v for c, v in f.usual_lr.items() if LEAPT < f.rises.get(c, 1.0) < math.inf}
-        if not set(named) <= set(leapt):
+        if not set(verdict.components) <= set(leapt):
             return False
-        # Those that are to blame; all that leapt, where they go on rising together.
-        for most in ({c: leapt[c] for c in named}, leapt) if len(leapt) > len(named) else (leapt,):
-            walk, last = self.walker(start, most, {})
-            ok, outcome = walk((), 1.0)
-            what = f"lr of {', '.join(most)} no higher than {max(most.values()):.2g}"
-            verdict.trials.append(LrTrial((), 1.0, ok, outcome, last, what=what))
-            if ok and not climbing(outcome, last):
-                verdict.most = most
-                return True
-        return False
+        walk, last = self.walker(start, leapt, {})
+        ok, outcome = walk((), 1.0)
+        what = f"lr of {', '.join(leapt)} no higher than {max(leapt.values()):.2g}"
+        verdict.trials.append(LrTrial((), 1.0, ok, outcome, last, what=what))
+        if ok and not climbing(outcome, last):
+            verdict.most = leapt
+        return bool(verdict.most)
 
     def nearer(self, verdict: LrVerdict, older: Sequence[Snapshot]) -> None:
         """The newest state from which what was proved from an older one holds, and loses no more than from that one."""

@@ -121,10 +121,16 @@ class Instruments:
             return known.in_force(self.optimizer, self.groups)
         return NOTHING
 
-    def hold_rates(self, lr: Mapping[str, float]) -> None:
-        """Let no parameter group learn faster than ``lr`` has it for its "component", until this is called again."""
+    def hold(self, lr: Mapping[str, float], settings: Mapping[str, float]) -> None:
+        """Let no parameter group have more than this within a step, until this is called again.
+
+        Args:
+            lr: most learning rate by the groups' "component".
+            settings: setting of the optimizer → the most of it in any group.
+        """
         self.groups = [str(group["component"]) for group in self.optimizer.param_groups]
-        self.lowered.limits = {name: {"lr": rate} for name, rate in lr.items()}
+        names = dict.fromkeys(self.groups)
+        self.lowered.limits = {n: {**settings, **({"lr": lr[n]} if n in lr else {})} for n in names}
 
     def rates(self) -> dict[str, float]:
         """Learning rate per component, as the next step has it."""

@@ -142,8 +142,10 @@ class Session:
         """Write the learning rates of ``step`` into the optimizer and return them."""
         lr = self.schedule.at(step, self.progress.lr_factors)
         apply_lr(self.optimizer, lr)
-        if self.progress.by_plan:
-            self.guard.instruments.hold_rates(lr)
+        settings = self.progress.settings_most
+        if self.progress.by_plan or settings:
+            # Within the step, too: what somebody sets before every step was met again otherwise.
+            self.guard.instruments.hold(lr if self.progress.by_plan else {}, settings)
         return lr
 
     def batches(self, epoch: int) -> Iterator[list[Batch]]:

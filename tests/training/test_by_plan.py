@@ -32,3 +32,19 @@ def test_rates_of_a_hook_are_overruled_by_the_plan_s_from_the_first_incident_on(
         assert s["lr"] == pytest.approx(scene.rates(s["step"])), "those of the steps that were taken back are gone"
     assert steps[-1]["loss"] < steps[0]["loss"]
     assert torch.load(tmp_path / "checkpoints" / "last.pth", weights_only=True)["loop"]["by_plan"] is True
+
+
+def test_a_momentum_that_a_hook_sets_before_every_step_is_kept_low_within_each(tmp_path: Path) -> None:
+    """A cycle of momentum with a slip of the decimal point: put right once, it is wrong again at the next step."""
+    scene = clean_scene(Setup(), 0)
+    scene.max_grad_norm = 0.0
+    for step in range(8, STEPS):
+        scene.at(step, lambda live: [g.update(momentum=9.5) for g in live.optimizer.param_groups] and None)
+    outcome = ours.run(scene, tmp_path)
+    assert outcome.finished and outcome.finite
+    assert [(i["cause"], i["action"]) for i in outcome.incidents] == [("LR_TOO_HIGH", "lower_lr")]
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [r["loss"] for r in records if r["kind"] == "step"]
+    assert losses[-1] < losses[0]
+    loop = torch.load(tmp_path / "checkpoints" / "last.pth", weights_only=True)["loop"]
+    assert (loop["momentum"], loop["lr_factors"]) == (0.9, dict.fromkeys(loop["lr_factors"], 1.0))
