@@ -202,9 +202,10 @@ class Instruments:
             return leap  # a loss that nobody showed us, or of nothing at all, cannot be compared with others
         found = self.compared(record, record.grad_norm, seen.where, seen.norms, seen.gradients)
         # Of SGD, Adam and kin it is known how far a step may go; Adafactor's are a share of the weights by design.
-        sized = "betas" in self.optimizer.param_groups[0] or isinstance(self.optimizer, torch.optim.SGD)
-        bound = seen.bound if seen.clipped or sized else {}
-        return found or self.haste.judge(record.step, record.loss, self.divergence.first_loss, bound)
+        bounded = seen.clipped or "betas" in self.optimizer.param_groups[0]
+        bound = seen.bound if bounded or isinstance(self.optimizer, torch.optim.SGD) else {}
+        first = self.divergence.first_loss
+        return found or self.haste.judge(record.step, record.loss, first, bound, bounded=bounded)
 
     def compared(
         self,

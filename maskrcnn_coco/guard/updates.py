@@ -65,6 +65,8 @@ HASTE_STEPS, HASTE, HASTY = 5, 1.0, 0.1
 
 Healthy steps stay below 0.12 each. A step that cannot move any component by a tenth of its norm ends the row.
 """
+ABOVE = 2.0
+"""The median loss of such a row over the first, where an update is as large as the gradient makes it."""
 DIPS = 1
 """Losses below the start among as many as that are no sign of learning: a batch of one object may always be easy."""
 
@@ -84,8 +86,16 @@ class Haste:
         self._bound: dict[str, float] = {}
         self.watching = False
 
-    def judge(self, step: int, loss: float, first_loss: float, bound: dict[str, float]) -> Verdict | None:
-        """The verdict on a step; ``bound``: component → most that it can move by, empty where nothing is clipped."""
+    def judge(
+        self, step: int, loss: float, first_loss: float, bound: dict[str, float], *, bounded: bool = True
+    ) -> Verdict | None:
+        """The verdict on a step.
+
+        Args:
+            bound: component → most that it can move by, empty where that says nothing.
+            bounded: steps are of a size whatever the gradient. Where not, noise around an optimum throws small weights
+                about too, and losses have to be well above the start.
+        """
         self._bound = bound
         self._losses.append(loss)
         dips = sum(v <= first_loss for v in self._losses)
@@ -94,6 +104,8 @@ class Haste:
         if not self.watching:
             self.reset()
         if len(self._moved) < HASTE_STEPS or loss <= first_loss:
+            return None
+        if not bounded and median(self._losses) <= ABOVE * first_loss:
             return None
         # Components may have come or gone since: a group was added.
         total = {name: sum(ratio.get(name, 0.0) for _, ratio in self._moved) for name in self._moved[-1][1]}
