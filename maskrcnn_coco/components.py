@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from maskrcnn_coco.records import COMPONENTS
 
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Path parts that DistributedDataParallel, torch.compile and others add to a parameter's name."""
+
+FPN = "backbone.fpn."
+"""How the parameters of a torchvision detector's feature pyramid begin: a part of the backbone."""
+TIMES = "component_times"
+"""Key of a parameter group whose rate is that many times its component's; a group without it has the component's."""
 
 
 def plain_name(name: str) -> str:
@@ -37,6 +45,11 @@ def class_count(model: nn.Module) -> int | None:
     dense = getattr(getattr(inner, "head", None), "classification_head", None)
     found = [getattr(score, "out_features", None), *(getattr(dense, k, None) for k in ("num_classes", "num_columns"))]
     return next((n for n in found if isinstance(n, int)), None)
+
+
+def times_of(group: Mapping[str, Any]) -> float:
+    """The rate of a parameter group, over that of its component."""
+    return float(group.get(TIMES, 1.0))
 
 
 def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:

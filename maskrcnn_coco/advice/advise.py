@@ -192,7 +192,9 @@ def assemble(setup: Setup, limits: dict[str, Limit], best: Tried, seen: list[str
         memory_bytes=used,
         limits=limits,
     )
-    advice.command = command_line(advice, given)
+    # What was measured is how far the backbone and its FPN go together.
+    fpn = {} if config.fpn_lr_multiplier in (None, 1.0) else {"fpn_lr_multiplier": config.fpn_lr_multiplier}
+    advice.command = command_line(advice, {**fpn, **given})
     return advice
 
 

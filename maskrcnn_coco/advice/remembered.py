@@ -26,6 +26,7 @@ KEPT_WIDTH = 4.0
 MATTERS = (
     *("model", "weights", "backbone_weights", "optimizer", "momentum", "weight_decay", "batch_size", "accumulate"),
     *("max_grad_norm", "min_size", "max_size", "freeze_stages", "box_batch_size_per_image", "seed"),
+    "fpn_lr_multiplier",
 )
 """Settings that change a limit."""
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_coco.components import times_of
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.replay.snapshot import Snapshot, restore, take
@@ -115,7 +116,7 @@ class Trials:
     def set_lr(self, lr: Mapping[str, float], factor: float = 1.0) -> None:
         """Write learning rates by component into the optimizer."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr[group["component"]] * factor
+            group["lr"] = lr[group["component"]] * factor * times_of(group)
 
     def batch(self, step: int) -> Any:
         """The batch of planned step ``step``."""

@@ -122,6 +122,8 @@ class VerifyArgs(PathArgs, frozen=True, kw_only=True):
     """New head multiplier."""
     rpn_lr_multiplier: float | None = None
     """New rpn multiplier."""
+    fpn_lr_multiplier: float | None = None
+    """New FPN multiplier."""
     max_grad_norm: float | None = None
     """New clipping norm."""
     warmup_steps: int | None = None

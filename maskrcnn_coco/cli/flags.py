@@ -13,8 +13,9 @@ import msgspec
 from maskrcnn_coco.errors import ConfigError
 
 FROM_RECIPE = {
-    "lr", "head_lr_multiplier", "rpn_lr_multiplier", "epochs", "batch_size", "weight_decay", "warmup_steps",
-    "model", "weights", "min_size", "max_size", "workers", "box_batch_size_per_image", "box_detections_per_image",
+    "lr", "head_lr_multiplier", "rpn_lr_multiplier", "fpn_lr_multiplier", "epochs", "batch_size", "weight_decay",
+    "warmup_steps", "model", "weights", "min_size", "max_size", "workers", "box_batch_size_per_image",
+    "box_detections_per_image",
 }  # fmt: skip
 """Fields of Config that `recipes.resolve` fills when they are not given."""
 

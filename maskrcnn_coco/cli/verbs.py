@@ -161,7 +161,8 @@ def verify(args: Any, words: Sequence[str]) -> int:
     with without_garbage_collection():
         from maskrcnn_coco.cli.verify import verify_run
 
-    names = ("lr", "head_lr_multiplier", "rpn_lr_multiplier", "max_grad_norm", "warmup_steps", "amp")
+    rates = ("lr", "head_lr_multiplier", "rpn_lr_multiplier", "fpn_lr_multiplier")
+    names = (*rates, "max_grad_norm", "warmup_steps", "amp")
     changes = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
     return verify_run(run_dir, changes=changes, steps=args.steps, json_mode=args.json)
 

@@ -20,7 +20,7 @@ from maskrcnn_coco.data.prepare import read_quarantine
 from maskrcnn_coco.diagnosis.facts import LOSS_FACTOR, NO_HISTORY_LOSS
 from maskrcnn_coco.diagnosis.from_records import reference_of
 from maskrcnn_coco.errors import CheckpointError, ConfigError, DataError
-from maskrcnn_coco.model.optim import Schedule
+from maskrcnn_coco.model.optim import Schedule, with_fpn_times
 from maskrcnn_coco.model.rig import rig_from_settings
 from maskrcnn_coco.records import Incident, Result, RunFinding, StepRecord, to_json
 from maskrcnn_coco.recovery import DATA
@@ -61,7 +61,8 @@ def verify_run(
         raise DataError(
             f"{run_dir} is not the folder of a run", expected="config.yaml in it", fix="name the run's logdir"
         )
-    config = msgspec.structs.replace(load_config(run_dir / "config.yaml"), resume="none", **changes)
+    begun = recipes.of_older_run(load_config(run_dir / "config.yaml"))
+    config = msgspec.structs.replace(begun, resume="none", **changes)
     validate(config)
     shown = ", ".join(f"{flag(k)} {v}" for k, v in changes.items()) or "the settings as they are"
     if train_data is None and "train" not in read_run(run_dir).info.get("data", {"train": ""}):
@@ -108,6 +109,8 @@ def replay_incident(incident: Incident, run_dir: Path, config: Config, changed: 
         return Check(name, None, f"cannot be replayed: {e.what}")
     state.update(case.now.model)
     case.rig.max_grad_norm = config.max_grad_norm
+    build = case.rig.build_optimizer
+    case.rig.build_optimizer = lambda model: with_fpn_times(build(model), config.fpn_lr_multiplier or 1.0)
     if incident.cause in DATA:
         outcome = _without_images(case, set(incident.culprit.image_ids))
     else:

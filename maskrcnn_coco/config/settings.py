@@ -87,6 +87,8 @@ class Config(msgspec.Struct, metaclass=_Remembers, frozen=True, kw_only=True, fo
     """Box and mask head learn at --lr times this."""
     rpn_lr_multiplier: float | None = None
     """The region proposal network learns at --lr times this (default 1; more where only the backbone is pretrained)."""
+    fpn_lr_multiplier: float | None = None
+    """The FPN learns at --lr times this (default 1; more where only the backbone is pretrained)."""
     lr_scaling: Literal["none", "linear"] = "none"
     """linear: multiply --lr by the number of processes, and say so."""
     warmup_steps: int | None = None
@@ -229,7 +231,7 @@ LEAST = {
 
 
 def _problems(c: Config):
-    positive = ("lr", "head_lr_multiplier", "rpn_lr_multiplier")
+    positive = ("lr", "head_lr_multiplier", "rpn_lr_multiplier", "fpn_lr_multiplier")
     for name in positive:
         value = getattr(c, name)
         if value is not None and value != "auto" and not (math.isfinite(value) and value > 0):

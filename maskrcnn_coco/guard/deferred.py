@@ -161,8 +161,8 @@ class Deferred:
         """What `Health.update_bound` gives, float32 (components,), without asking the host."""
         parts, optimizer = self.parts, self.parts.optimizer
         layout = parts.layout
-        counts, rates_now = self._on(groups.device, layout.sizes).sqrt(), parts.health.lr()
-        rates = self._on(groups.device, [rates_now.get(c, 0.0) for c in layout.components])
+        counts = self._on(groups.device, layout.sizes).sqrt()
+        rates = self._on(groups.device, layout.largest(parts.health.lr()))
         if isinstance(optimizer, torch.optim.SGD):
             limit = parts.max_grad_norm
             clip = (limit / (total.float() + 1e-6)).clamp(max=1.0) if limit else torch.ones_like(total.float())

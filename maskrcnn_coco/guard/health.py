@@ -120,6 +120,7 @@ class Health:
         sizes = [coefficient * g for g in group_norms] if sgd else self._root_sizes
         decay = max(float(g.get("weight_decay") or 0.0) for g in self.optimizer.param_groups)
         shares = [s / w + decay for s, w in zip(sizes, self._component_scale(), strict=True)]
+        shares = self.layout.largest(self.layout.by_component(shares))
         sure = sgd or "betas" in self.optimizer.param_groups[0]
         return self.usual.most(self.lr(), self.layout.by_component(shares), sure=sure)
 
@@ -150,9 +151,8 @@ class Health:
         SGD: lr x (momentum ‖buffer‖ + ‖clipped gradient‖). Others (Adam and kin): lr for every weight. A rate that the
         optimizer keeps to itself bounds nothing and counts as 0.
         """
-        layout, known = self.layout, self.lr()
-        all_known = len(known) == len(layout.components)
-        rates = list(known.values()) if all_known else [known.get(name, 0.0) for name in layout.components]
+        layout = self.layout
+        rates = layout.largest(self.lr())
         if "adafactor" in type(self.optimizer).__name__.lower():
             # Its rate is a share of the weights themselves, and never more than all of them.
             return {name: min(rate, 1.0) for name, rate in zip(layout.components, rates, strict=True)}

@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 
+from maskrcnn_coco.components import times_of
+
 
 class Lowered:
     """Rates and settings of an optimizer's parameter groups that were decided on, by the groups' names.
 
     Attributes:
         factors: group → what its learning rate is multiplied by at each step.
-        limits: group → setting ("lr", "weight_decay", "momentum") → the most that it may be, after the factor.
+        limits: group → setting ("lr", "weight_decay", "momentum") → the most that it may be, after the factor; of a
+            group that has a multiple of its component's rate, that multiple of it.
     """
 
     def __init__(self) -> None:
@@ -33,7 +36,9 @@ class Lowered:
         for group, name in zip(optimizer.param_groups, names, strict=False):
             before = {k: group[k] for k in ("lr", *self.limits.get(name, {})) if group.get(k) is not None}
             now = {**before, "lr": before["lr"] * self.factors.get(name, 1.0)} if "lr" in before else before
-            now = {k: min(v, self.limits.get(name, {}).get(k, v)) for k, v in now.items()}
+            share = {"lr": times_of(group)}
+            limits = {k: most * share.get(k, 1.0) for k, most in self.limits.get(name, {}).items()}
+            now = {k: min(v, limits.get(k, v)) for k, v in now.items()}
             if now != before:
                 changed.append((group, before))
                 group.update(now)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.components import components as default_components
+from maskrcnn_coco.components import times_of
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard.sharding import Shares, local
 
@@ -56,6 +57,9 @@ class Layout:
         """Positions of weights that were not finite when they were first seen; no fault where nothing uses them."""
         self.sizes = self.totals([p.numel() for p in self.params], squared=False)
         self._pairs = list(dict.fromkeys(zip(self.component, self.groups, strict=True)))
+        self._times = [times_of(group) for group in optimizer.param_groups]
+        times = [max(self._times[g] for c, g in self._pairs if c == i) for i in range(len(order))]
+        self._most_times = times if set(times) != {1.0} else None
         inside = {id(p) for p in self.params}
         place = {i: n for n, i in enumerate(names)}
         self.in_model_order = sorted(self.params, key=lambda p: place.get(id(p), len(place)))
@@ -64,7 +68,10 @@ class Layout:
         self.outside = [p for p in model.parameters() if id(p) not in inside]
 
     def lr(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-        """Learning rate per component, in their order; the largest, where its groups differ. Absent: not given."""
+        """Learning rate per component, in their order; the largest, where its groups differ. Absent: not given.
+
+        A group that has a multiple of its component's rate counts with the component's.
+        """
         rates = [group.get("lr") for group in optimizer.param_groups]
         if rates == self._rates:
             return dict(self._lr)
@@ -75,11 +82,23 @@ class Layout:
             name, rate = self.components[c], float(rates[g])  # type: ignore[arg-type]
             # A NaN must not lose against a number, so the order of arguments is no detail: keep whichever is NaN.
             known = found.get(name, rate)
+            if self._times[g] != 1.0:
+                rate = _component_rate(rate, self._times[g], known)
+                known = found.get(name, rate)
             found[name] = rate if rate > known or rate != rate else known
         found = {name: found[name] for name in self.components if name in found}
         # A tensor may have another value tomorrow and still be the same.
         self._rates, self._lr = (rates if set(map(type, rates)) <= {float, int} else []), found
         return dict(found)
+
+    def largest(self, lr: Mapping[str, float]) -> list[float]:
+        """The largest rate that a group of each component has, where the components' are ``lr``; 0 where not given.
+
+        So with all that grows with the rate.
+        """
+        known: list[Any] = list(map(lr.get, self.components))
+        rates = known if None not in known else [r or 0.0 for r in known]
+        return rates if self._most_times is None else [r * t for r, t in zip(rates, self._most_times, strict=True)]
 
     def outdated(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether parameters were added to the optimizer, frozen or thawed since: by identity, not by their number."""
@@ -146,6 +165,13 @@ class Layout:
     def used_spares(self) -> list[int]:
         """Those of `spare` that this step's backward pass reached."""
         return [i for i in self.spare if self.params[i].grad is not None]
+
+
+def _component_rate(rate: float, times: float, known: float) -> float:
+    """What gave ``rate`` when multiplied by ``times``, to the bit: ``known``, if it does."""
+    near = rate / times
+    guesses = (known, near, math.nextafter(near, 0.0), math.nextafter(near, math.inf))
+    return next((guess for guess in guesses if guess * times == rate), near)
 
 
 def norms(tensors: Sequence[Tensor]) -> list[float]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from maskrcnn_coco.components import components
+from maskrcnn_coco.components import FPN, TIMES, components, plain_name, times_of
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.errors import ConfigError
 
@@ -33,12 +33,28 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return groups
 
 
+def fpn_apart(groups: list[dict], model: nn.Module, times: float) -> list[dict]:
+    """``groups`` with those of the FPN split off, which learn at ``times`` the rate of the backbone they belong to.
+
+    At 1, or without an FPN, they are as they were: runs that were saved so go on.
+    """
+    own = {id(p) for name, p in model.named_parameters() if plain_name(name).startswith(FPN)}
+    if times == 1.0 or not own:
+        return groups
+    backbone = [g for g in groups if g["component"] == "backbone"]
+    body = [{**g, "params": [p for p in g["params"] if id(p) not in own]} for g in backbone]
+    fpn = [{**g, "params": [p for p in g["params"] if id(p) in own], TIMES: times} for g in backbone]
+    others = [g for g in groups if g["component"] != "backbone"]
+    return [g for g in (*body, *fpn, *others) if g["params"]]
+
+
 def build_optimizer(
     model: nn.Module,
     *,
     kind: str = "sgd",
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
+    fpn_times: float = 1.0,
     fused: bool | None = None,
 ) -> Optimizer:
     """SGD or AdamW over the trainable parameters; every group has "component" and "decay".
@@ -48,12 +64,13 @@ def build_optimizer(
 
     Args:
         momentum: SGD's momentum; AdamW's beta1.
+        fpn_times: the FPN's rate over the backbone's; see `fpn_apart`.
         fused: one kernel for all tensors; None: where the device has it.
 
     Raises:
         ConfigError: nothing to train, or an unknown ``kind``.
     """
-    groups = parameter_groups(model, weight_decay)
+    groups = fpn_apart(parameter_groups(model, weight_decay), model, fpn_times)
     if not groups:
         raise ConfigError("the model has no trainable parameters", fix="lower --freeze-stages")
     params = [p for g in groups for p in g["params"]]
@@ -70,9 +87,30 @@ def build_optimizer(
 
 
 def optimizer_for(model: nn.Module, config: Config) -> Optimizer:
-    """The optimizer that ``config`` names, of ``model``; every learning rate is still 0."""
-    decay = config.weight_decay or 0.0
-    return build_optimizer(model, kind=config.optimizer, momentum=config.momentum, weight_decay=decay)
+    """The optimizer that ``config`` names, of ``model``; every learning rate is still 0.
+
+    Settings of a run that knew no rate of the FPN's own have none: there it is the backbone's.
+    """
+    return build_optimizer(
+        model,
+        kind=config.optimizer,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay or 0.0,
+        fpn_times=config.fpn_lr_multiplier or 1.0,
+    )
+
+
+def with_fpn_times(optimizer: Optimizer, times: float) -> Optimizer:
+    """``optimizer``, its FPN's groups at ``times`` the backbone's rate; where they are not apart, as it is."""
+    for group in optimizer.param_groups:
+        if TIMES in group:
+            group[TIMES] = times
+    return optimizer
+
+
+def has_fpn(model: nn.Module) -> bool:
+    """Whether ``model`` has trainable weights that a rate of the FPN's own is for."""
+    return any(p.requires_grad and plain_name(name).startswith(FPN) for name, p in model.named_parameters())
 
 
 def zero_state(optimizer: Optimizer) -> None:
@@ -143,4 +181,4 @@ def apply_lr(optimizer: Optimizer, lr_by_component: Mapping[str, float]) -> None
         if rate is None:
             known = ", ".join(lr_by_component)
             raise ConfigError(f"no learning rate for {group['component']}", got=known, expected="its name, or backbone")
-        group["lr"] = rate
+        group["lr"] = rate * times_of(group)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from maskrcnn_coco.components import TIMES, times_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,6 +40,16 @@ def set_again(optimizer: torch.optim.Optimizer, settings: Sequence[dict[str, Any
             group.update({k: v for k, v in kept.items() if k in group})
 
 
+def set_rates(
+    optimizer: torch.optim.Optimizer, lr: Mapping[str, float], factors: Mapping[str, float], most: Mapping[str, float]
+) -> None:
+    """Learning rates by component, times ``factors``, and no more than ``most``; where ``lr`` has none: as they are."""
+    for group in optimizer.param_groups:
+        component, times = group.get("component", ""), times_of(group)
+        rate = float(lr[component] or 0.0) * times if component in lr else float(group["lr"] or 0.0)
+        group["lr"] = min(rate * factors.get(component, 1.0), most.get(component, math.inf) * times)
+
+
 def lower_settings(optimizer: torch.optim.Optimizer, most: Mapping[str, float]) -> None:
     """Set each named setting of every group that has more of it to its value in ``most``."""
     for group in optimizer.param_groups:
@@ -57,12 +70,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
     if [len(g["params"]) for g in groups] != [len(g["params"]) for g in optimizer.param_groups]:
         raise KeyError("not the optimizer of this snapshot: its parameter groups differ")
     for group, kept in zip(optimizer.param_groups, groups, strict=True):
-        # A private optimizer's groups are named, whether or not those of the run are.
-        for key in [k for k in group if k not in kept and k != "component"]:
+        # A private optimizer's groups are named, whether or not those of the run are; and what a group's rate is of its
+        # component's is a setting of now, not of then.
+        for key in [k for k in group if k not in kept and k not in ("component", TIMES)]:
             del group[key]
         for key, value in kept.items():
             # A loop may name several of its groups alike, or by something else.
-            if key != "params" and not (key == "component" and key in group):
+            if key not in ("params", TIMES) and not (key == "component" and key in group):
                 group[key] = _put(group.get(key), value)
         for parameter, index in zip(group["params"], kept["params"], strict=True):
             entry = saved["state"].get(index)

@@ -21,7 +21,7 @@ from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.gradients import gradient_digest, read_norms
 from maskrcnn_coco.replay.isolation import Counted, FixedScale, forked_random, kept_fp32, own
 from maskrcnn_coco.replay.locate import Located, located_run
-from maskrcnn_coco.replay.optimizer import lower_settings, restore_optimizer, set_again, settings_of
+from maskrcnn_coco.replay.optimizer import lower_settings, restore_optimizer, set_again, set_rates, settings_of
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.private_copy import PrivateCopy, private_copy
 from maskrcnn_coco.replay.snapshot import Snapshot, restore
@@ -343,10 +343,7 @@ class Replay:
     def _update(
         self, outcome: Outcome, lr: dict[str, float], factors: Mapping[str, float], most: Mapping[str, float]
     ) -> None:
-        for group in self.optimizer.param_groups:
-            component = group.get("component", "")
-            rate = float(lr.get(component, group["lr"]) or 0.0) * factors.get(component, 1.0)
-            group["lr"] = min(rate, most.get(component, math.inf))
+        set_rates(self.optimizer, lr, factors, most)
         gradients, _ = self._layout_of(self.model).gradients()
         coefficient = optimizer_step.clip_coefficient(outcome.unclipped, self.rig.max_grad_norm)
         optimizer_step.apply(self.optimizer, gradients, coefficient)

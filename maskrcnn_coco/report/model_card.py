@@ -18,7 +18,8 @@ FILL = "_to be filled in_"
 """What the files do not say."""
 _SHOWN = ("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50")
 _SETTINGS = (
-    *("model", "weights", "lr", "head_lr_multiplier", "rpn_lr_multiplier", "warmup_steps", "schedule", "epochs"),
+    *("model", "weights", "lr", "head_lr_multiplier", "rpn_lr_multiplier", "fpn_lr_multiplier", "warmup_steps"),
+    *("schedule", "epochs"),
     *("batch_size", "accumulate", "optimizer", "weight_decay", "max_grad_norm", "amp", "augment", "flip", "ema"),
     *("min_size", "max_size", "freeze_stages", "seed"),
 )

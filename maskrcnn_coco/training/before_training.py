@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from maskrcnn_coco.components import times_of
 from maskrcnn_coco.data.audit.boxes import check_sizes
 from maskrcnn_coco.data.audit.catalogue import Reporter
 from maskrcnn_coco.data.audit.content import content_of_table
@@ -91,7 +92,8 @@ def _parameters(session: Session) -> Parameters:
 def rates_of(session: Session) -> list[float]:
     """The rate of each group of the optimizer after the warm-up."""
     lr = session.schedule.lr
-    return [lr.get(g.get("component", ""), lr.get("backbone", 0.0)) for g in session.optimizer.param_groups]
+    groups = session.optimizer.param_groups
+    return [lr.get(g.get("component", ""), lr.get("backbone", 0.0)) * times_of(g) for g in groups]
 
 
 def _lengths(session: Session) -> Lengths:

@@ -37,6 +37,15 @@ def require_same_run(state: dict[str, Any], path: Path | None, config: Config, c
             expected=kind,
             fix=f"leave --optimizer away, or begin a new run from its weights: --weights {path}",
         )
+    was, is_now = state["config"].get("fpn_lr_multiplier") or 1.0, config.fpn_lr_multiplier or 1.0
+    if (was == 1.0) != (is_now == 1.0):
+        raise CheckpointError(
+            f"{path} holds the state of an optimizer in which the FPN "
+            + ("learns at the backbone's rate" if was == 1.0 else "has a rate of its own"),
+            got=f"--fpn-lr-multiplier {is_now:g}",
+            expected="1" if was == 1.0 else f"another number than 1, as {was:g}",
+            fix=f"leave --fpn-lr-multiplier away, or begin a new run from its weights: --weights {path}",
+        )
 
 
 _PLACES = ("resume", "checkpoint_dir", "logdir", "workers", "device", "track")

@@ -14,6 +14,7 @@ from maskrcnn_coco.checkpoint.branches import take_over
 from maskrcnn_coco.checkpoint.content import BEST
 from maskrcnn_coco.checkpoint.digests import changed_since_saved
 from maskrcnn_coco.checkpoint.store import load, load_as_saved, load_newest
+from maskrcnn_coco.config.recipes import of_older_run
 from maskrcnn_coco.config.settings import Config, given
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import CheckpointError
@@ -163,7 +164,7 @@ def with_saved_settings(config: Config, found: Found) -> Config:
     if found.state is None or found.path is None:
         return config
     try:
-        saved = msgspec.convert(found.state["config"], type=Config, strict=False)
+        saved = of_older_run(msgspec.convert(found.state["config"], type=Config, strict=False))
     except msgspec.ValidationError as e:
         raise CheckpointError(f"the settings in the checkpoint are not readable: {e}", fix="use --weights PATH") from e
     now = {n: getattr(config, n) for n in given(config)}

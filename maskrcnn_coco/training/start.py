@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -35,7 +36,7 @@ from maskrcnn_coco.model.build import make_model
 from maskrcnn_coco.model.ema import Ema, decay_for
 from maskrcnn_coco.model.fast.accelerate import takes_outlines
 from maskrcnn_coco.model.forward import Forward
-from maskrcnn_coco.model.optim import Schedule, every_component, optimizer_for
+from maskrcnn_coco.model.optim import Schedule, every_component, has_fpn, optimizer_for
 from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.report.tracking_servers import require_installed
@@ -90,6 +91,7 @@ def open_session(
     own_model = model is not None
     if model is None:
         model = make_model(config, data.classes, small=small)
+    config = fpn_settled(config, model, resolved.reasons)
     model.to(device)
     if isinstance(train_source, CocoDataset):
         train_source.outlines = takes_outlines(model, device)
@@ -190,6 +192,14 @@ def settle(
     if config.batch_size == "auto" and say is not None:
         resolved = settle_batch(resolved, data, ranks, say)
     return settle_lr(resolved, data)
+
+
+def fpn_settled(config: Config, model: nn.Module, reasons: dict[str, str]) -> Config:
+    """``config``, at whose default a model without an FPN has the backbone's rate alone; ``reasons`` say so."""
+    if config.fpn_lr_multiplier == 1.0 or reasons.get("fpn_lr_multiplier") == "given" or has_fpn(model):
+        return config
+    reasons["fpn_lr_multiplier"] = "the model has no backbone.fpn that is trained"
+    return msgspec.structs.replace(config, fpn_lr_multiplier=1.0)
 
 
 def assemble(

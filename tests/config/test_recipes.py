@@ -2,7 +2,7 @@
 
 import pytest
 
-from maskrcnn_coco.config.recipes import component_lrs, resolve
+from maskrcnn_coco.config.recipes import component_lrs, of_older_run, resolve
 from maskrcnn_coco.config.settings import Config
 
 
@@ -110,6 +110,7 @@ def test_our_own_recipe_is_not_warned_of_and_what_was_given_is():
         ({"weights": "imagenet", "lr": 0.02}, 10, 1.0),
         ({"weights": "imagenet", "lr": "auto"}, 10, 1.0),
         ({"weights": "imagenet", "rpn_lr_multiplier": 2.0}, 10, 2.0),
+        ({"weights": "imagenet", "lr": 3e-4}, 10, 16.66),
         ({"weights": "none"}, 10, 1.0),
         ({}, 10, 1.0),
     ],
@@ -121,3 +122,50 @@ def test_proposals_that_start_from_nothing_beside_a_trained_backbone_learn_at_th
     assert resolved.config.rpn_lr_multiplier == times
     assert ("random weights" in resolved.reasons.get("rpn_lr_multiplier", "")) is (times > 2.0)
     assert not any(w.startswith("rpn") for w in resolved.warnings if given.get("lr") != 0.02)
+
+
+FRESH = "it starts from random weights: 0.005 is the highest rate that is safe for it"
+
+
+@pytest.mark.parametrize(
+    ("given", "builtin", "times", "reason"),
+    [
+        ({}, False, 1.0, "default: as the backbone"),
+        ({"weights": "coco"}, False, 1.0, "default: as the backbone"),
+        ({"weights": "none"}, False, 1.0, "default: as the backbone"),
+        ({"weights": "run/best.pth"}, False, 1.0, "default: as the backbone"),
+        ({"weights": "imagenet"}, False, 5.0, FRESH),
+        ({"model": "maskrcnn_swin_t_fpn"}, False, 5.0, FRESH),
+        ({"backbone_weights": "b.pth"}, False, 5.0, FRESH),
+        ({"weights": "imagenet", "lr": 2e-3}, False, 2.5, FRESH),
+        ({"weights": "imagenet", "lr": "auto"}, False, 1.0, "default: as the backbone"),
+        ({"weights": "imagenet", "rpn_lr_multiplier": 1.0}, False, 5.0, FRESH),
+        ({"weights": "imagenet", "fpn_lr_multiplier": 1.0}, False, 1.0, "given"),
+        ({"fpn_lr_multiplier": 3.0}, False, 3.0, "given"),
+        ({}, True, 1.0, "default: as the backbone"),
+        ({"backbone_weights": "b.pth"}, True, 1.0, "default: as the backbone"),
+    ],
+)
+def test_an_fpn_that_starts_from_nothing_learns_as_fast_as_such_proposals(given, builtin, times, reason):
+    resolved = resolve(Config(**({} if builtin else {"data": "x"}), **given), num_images=10, builtin=builtin)
+    assert (resolved.config.fpn_lr_multiplier, resolved.reasons["fpn_lr_multiplier"]) == (times, reason)
+    assert not any(w.startswith(("fpn", "rpn")) for w in resolved.warnings)
+
+
+@pytest.mark.parametrize("lr", [1e-5, 3e-4, 7e-4, 1.5e-3, 4.9e-3, 5e-3, 6e-3])
+def test_the_default_rate_of_what_starts_from_nothing_is_never_above_the_safe_ones(lr):
+    c = resolve(Config(data="x", weights="imagenet", lr=lr), num_images=10).config
+    assert c.fpn_lr_multiplier == c.rpn_lr_multiplier
+    assert lr * c.fpn_lr_multiplier <= max(lr, 5e-3 * (1 + 1e-9))
+    assert lr * c.fpn_lr_multiplier >= 0.99 * 5e-3
+
+
+def test_a_rate_of_the_fpn_s_own_that_is_too_high_is_warned_of():
+    warned = resolve(Config(data="x", weights="imagenet", fpn_lr_multiplier=50.0), num_images=10).warnings
+    assert [w for w in warned if w.startswith("fpn")] == [
+        "fpn: learning rate 0.05 is past the aggressive range 0.005 to 0.02 "
+        "(safe for random weights: 0.0005 to 0.005; --fpn-lr-multiplier)"
+    ]
+    assert of_older_run(Config()).fpn_lr_multiplier == 1.0 and of_older_run(Config(fpn_lr_multiplier=3.0)) == Config(
+        fpn_lr_multiplier=3.0
+    )

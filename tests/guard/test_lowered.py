@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from maskrcnn_coco.anywhere.lowering import lower, rates_back
+from maskrcnn_coco.components import TIMES
 from maskrcnn_coco.guard.lowered import Lowered
 from maskrcnn_coco.records import StepRecord
 
@@ -40,6 +41,15 @@ def test_a_factor_counts_before_the_limit() -> None:
     lowered.limit("head", "lr", 0.07)
     with lowered.in_force(optimizer, ["body", "head"]):
         assert [g["lr"] for g in optimizer.param_groups] == [1.0, 0.05]
+
+
+def test_a_group_at_a_multiple_of_its_component_s_rate_may_have_that_multiple_of_the_limit() -> None:
+    optimizer, lowered = two_groups(), Lowered()
+    optimizer.param_groups[1] |= {"lr": 0.1 * 3.7, TIMES: 3.7}
+    for limit in (0.1, 0.05):
+        lowered.limit("backbone", "lr", limit)
+        with lowered.in_force(optimizer, ["backbone", "backbone"]):
+            assert [g["lr"] for g in optimizer.param_groups] == [limit, limit * 3.7]
 
 
 def test_settings_come_back_when_the_step_raises() -> None:

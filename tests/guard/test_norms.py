@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
 from torch import nn
 
+from maskrcnn_coco.components import TIMES
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard.norms import Layout, all_finite, nonfinite_at, norms
 
@@ -50,6 +52,27 @@ def test_rates_by_component_keep_the_largest_and_a_nan() -> None:
     assert layout.lr(optimizer) == {"backbone": 0.1, "rpn": 0.2}
     optimizer.param_groups[1]["lr"] = math.nan
     assert math.isnan(layout.lr(optimizer)["rpn"])
+
+
+@pytest.mark.parametrize("body", [True, False])
+def test_a_group_with_a_multiple_of_its_component_s_rate_counts_with_the_component_s_to_the_bit(body: bool) -> None:
+    model, rng = Two(), random.Random(0)
+    for _ in range(400):
+        rate, times = 10 ** rng.uniform(-9, 0), rng.choice((0.3, 2.5, 5.0, 16.66, rng.uniform(0.1, 30)))
+        optimizer = optimizer_of(model, backbone=rate, rpn=0.2)
+        held = optimizer.param_groups[0]["params"]
+        optimizer.param_groups[0] |= {"params": held[:1], **({} if body else {TIMES: times, "lr": rate * times})}
+        optimizer.add_param_group({"params": held[1:], "lr": rate * times, TIMES: times})
+        layout = Layout(model, optimizer, None)
+        found = layout.lr(optimizer)
+        assert found["rpn"] == 0.2 and found["backbone"] * times == rate * times
+        assert found["backbone"] == rate or not body
+        assert layout.largest(found) == [max(rate, rate * times) if body else rate * times, 0.2]
+        optimizer.param_groups[2]["lr"] *= 1000
+        assert layout.lr(optimizer)["backbone"] == pytest.approx(1000 * rate)
+        assert layout.largest(layout.lr(optimizer))[0] >= optimizer.param_groups[2]["lr"] * (1 - 1e-12)
+        optimizer.param_groups[2]["lr"] = math.nan
+        assert math.isnan(layout.largest(layout.lr(optimizer))[0])
 
 
 def test_a_layout_is_outdated_by_freezing_and_by_new_parameters() -> None:

@@ -12,7 +12,7 @@ import torch
 from nanbench.tiny import sample, tiny_model
 from torch import nn
 
-from maskrcnn_coco.components import components
+from maskrcnn_coco.components import components, times_of
 from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.plan import SampleKey
 from maskrcnn_coco.guard.guard import Guard
@@ -38,6 +38,7 @@ class TinyRun:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     max_grad_norm: float = 10.0
+    fpn_times: float = 1.0
     precision: str = "fp32"
     batch_size: int = 4
     accumulate: int = 1
@@ -53,9 +54,7 @@ class TinyRun:
 
     def __post_init__(self) -> None:
         self.model.train()
-        self.optimizer = build_optimizer(
-            self.model, kind=self.kind, momentum=self.momentum, weight_decay=self.weight_decay
-        )
+        self.optimizer = self.make_optimizer(self.model)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=self.scale) if self.precision == "fp16" else None
         self.guard = Guard(
             self.model, self.optimizer, scaler=self.scaler, max_grad_norm=self.max_grad_norm, measure_every=2
@@ -64,6 +63,10 @@ class TinyRun:
         self.history: list[StepRecord] = []
         device = torch.device("cpu")
         self.forward = Forward(self.model, device=device, precision=self.precision, seed=0)
+
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        given: dict[str, Any] = {"momentum": self.momentum, "weight_decay": self.weight_decay}
+        return build_optimizer(model, kind=self.kind, fpn_times=self.fpn_times, **given)
 
     def make_batch(self, keys: list[SampleKey]) -> Batch:
         pairs = [sample(k.image_id) for k in keys]
@@ -102,7 +105,7 @@ class TinyRun:
             self.ring.add(take(self.model, self.optimizer, self.scaler, step=step, epoch=0, guard=self.guard))
         rates = self.rates(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rates[group["component"]]
+            group["lr"] = rates[group["component"]] * times_of(group)
         if self.before_step:
             self.before_step(self, step)
         batches = self.batches(step)
@@ -124,9 +127,7 @@ class TinyRun:
     def rig(self) -> Rig:
         return Rig(
             model=self.model,
-            build_optimizer=lambda m: build_optimizer(
-                m, kind=self.kind, momentum=self.momentum, weight_decay=self.weight_decay
-            ),
+            build_optimizer=self.make_optimizer,
             forward=Forward(nn.Identity(), device=torch.device("cpu"), precision=self.precision, seed=0).losses,
             components=components,
             make_batch=self.make_batch,

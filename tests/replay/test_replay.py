@@ -73,6 +73,40 @@ def test_a_walk_over_the_tape_ends_in_the_run_s_own_weights(kind: str, scheduled
     assert [p[1] for p in outcome.path[:7]] == [r.loss for r in run.history]
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_walk_of_a_run_whose_fpn_has_a_rate_of_its_own_ends_in_its_weights_too(kind: str):
+    def at(step: int, **other: float) -> dict[str, float]:
+        return dict.fromkeys(rates(), 1e-3 * (0.3 + 0.1 * step))
+
+    run = TinyRun(kind=kind, lr_at=at, max_grad_norm=5.0, fpn_times=3.7)
+    for step in range(7):
+        run.step(step)
+    assert all(r.lr == at(r.step) for r in run.history), "the records say the component's rate"
+    case = run.case(Alarm("diverged", 7, 0, 7, "made up"), run.batches(7))
+    replay, start, ends = Replay(case), next(s for s in case.earlier if s.step == 0), {}
+
+    def visit(model):
+        ends.update({n: torch.equal(p, case.now.model[n]) for n, p in model.named_parameters()})
+
+    outcome = replay.walk("again", start, visit=visit)
+    assert all(ends.values()) and [p[1] for p in outcome.path[:7]] == [r.loss for r in run.history]
+    ends.clear()
+    replay.walk("no more than it had", start, lr_most={"backbone": at(6)["backbone"]}, visit=visit)
+    assert ends and all(ends.values())
+    run.step(7)
+    assert replay.run("the step itself").losses == run.history[7].losses
+    replay.walk("a frozen backbone", start, lr_factor={"backbone": 0.0}, visit=visit)
+    assert not any(ends.values())
+    moved = {n for n, p in run.model.named_parameters() if not torch.equal(p, start.model[n])}
+    replay.walk(
+        "nothing moves the backbone",
+        start,
+        lr_factor={"backbone": 0.0},
+        visit=lambda m: ends.update({n: torch.equal(p, start.model[n]) for n, p in m.named_parameters()}),
+    )
+    assert {n for n in moved if ends[n]} == {n for n in moved if n.startswith("backbone.")} != set()
+
+
 def test_lowering_one_component_changes_only_what_it_should(healthy):
     _, case = healthy
     start = next(s for s in case.earlier if s.step == 8)
