@@ -40,8 +40,9 @@ validation images, mean ± standard deviation over the seeds that ran. Short run
 (`--times 3`): what is compared is who gets anywhere in the time, not where long runs end.
 
 "default" is the default as it was when these ran: every component but the heads at the backbone's rate. Since then the
-region proposal network of a detector whose backbone alone is pretrained starts at the top of its safe range, which with
-fewer than 500 images is "rpn x5".
+FPN and the region proposal network of a detector whose backbone alone is pretrained start at the top of the proposals'
+safe range, which with fewer than 500 images is "fpn x5" (its runs are of a bench that set the rate from outside; the
+groups are the same). "rpn x5" was the default in between.
 
 {platform.machine()}, {os.cpu_count()} cores, shared; one thread; torch {torch.__version__}.
 """

@@ -155,7 +155,7 @@ ARMS = {
         Arm(
             "default",
             "the reference: backbone and FPN at 1e-3, heads at 5e-3 (shapes: 5e-3 and 2.5e-2), cosine, light",
-            # As it was: today's default is "rpn x5" where the backbone alone is pretrained.
+            # As it was: today's default is "fpn x5" where the backbone alone is pretrained.
             lambda *_: {"rpn_lr_multiplier": 1.0},
         ),
         Arm(
@@ -211,7 +211,7 @@ ARMS = {
             lambda *_: {"class_balance": "repeat"},
             only=("cars",),
         ),
-        # All that follow stand beside "rpn x5", which has been the default since.
+        # All that follow stand beside "rpn x5", which was the default between the first and "fpn x5".
         Arm(
             "group norm",
             "above rpn x5 by a tenth where steps are few: random layers begin at a known scale; a step costs 1.05",
@@ -248,6 +248,18 @@ ARMS = {
             starts_from="cars",
             predictors=5.0,
             only=("dsb2018",),
+        ),
+        Arm(
+            "fpn x5",
+            "a tenth above rpn x5 on both: a random FPN at the body's rate feeds everything behind it",
+            lambda *_: {"rpn_lr_multiplier": 5.0, "fpn_lr_multiplier": 5.0},
+            only=("dsb2018", "cars"),
+        ),
+        Arm(
+            "rates 2.5x, rpn x5",
+            "above rpn x5 on cars, whose 750 steps learn little, and below fpn x5 on nuclei: the body forgets",
+            lambda *_: {"lr": 2.5e-3, "rpn_lr_multiplier": 5.0},
+            only=("dsb2018", "cars"),
         ),
         Arm(
             "20 images",

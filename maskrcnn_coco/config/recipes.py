@@ -153,8 +153,7 @@ def _default_fresh(c: Config, recipe_lr: float, *, builtin: bool) -> tuple[float
     Proposals from random weights that learn at a fine-tuning rate are poor for hundreds of steps, and the heads see
     nothing else. bench/results/recipes.md, segm/AP in equal time, 3 seeds, ImageNet backbone, rate of the backbone ·
     5 times it · torchvision's recipe: nuclei 0.181 · 0.232 · 0.214 (a third of the time: 0.014 · 0.110 · 0.037), cars
-    0.077 · 0.085 · 0.068. The FPN feeds all of them: as fast as the proposals, cars have 0.0916 and 0.0934 (seeds 0
-    and 1; 0.0689 and 0.0961 at the backbone's rate), nuclei 0.252 (seed 0; 0.240).
+    0.077 · 0.085 · 0.068. The FPN feeds all of them: as fast as the proposals, nuclei have 0.248 and cars 0.096.
     """
     lr = recipe_lr if c.lr is None else c.lr
     weights = c.weights or _default_weights(c, builtin=builtin)[0]
