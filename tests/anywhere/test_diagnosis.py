@@ -481,7 +481,7 @@ def habitual(
     model = OwnLoss()
     optimizer = optimizer_of(model, 0.02, 0.02)
     guard = attach(model, optimizer, diagnose=True, logdir=None, say=False)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.suppress(GuardStop):
         warnings.simplefilter("ignore")
         for step in range(steps):
             x, y = data(step, batch)
