@@ -216,6 +216,11 @@ class Action:
     detail: dict[str, Any] = field(default_factory=dict)
 
 
+def lowered_settings(detail: Mapping[str, Any]) -> dict[str, float]:
+    """Of a finding's or an action's ``detail``: settings of the optimizer that are lowered in place of a rate."""
+    return {name: float(detail[name]) for name in ("weight_decay", "momentum") if name in detail}
+
+
 @dataclass
 class Alarm:
     """The guard's verdict on one step: what it saw, never why."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from maskrcnn_coco.records import PROVED, Action, Finding, Incident
+from maskrcnn_coco.records import PROVED, Action, Finding, Incident, lowered_settings
 
 DATA = ("DATA_BOX", "DATA_LABEL", "DATA_PIXEL", "DATA_MASK")
 MIN_FACTOR, MAX_FACTOR = 1e-4, 0.5
@@ -29,10 +29,6 @@ ABOVE_HELD, BELOW_DIVERGED = 3.0, 0.7
 
 Between the two may lie what stays finite and learns worse: no alarm would take it back.
 """
-
-
-SETTINGS = ("weight_decay", "momentum")
-"""Settings of an optimizer that are lowered in place of a rate, where they alone are to blame."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +204,7 @@ def _lower(top: Finding, history: History) -> Action:
         kept = sorted(s for s in top.detail.get("snapshots", [to_step]) if s <= to_step)
         to_step = kept[max(0, len(kept) - 1 - before)] if kept else to_step
     detail: dict[str, Any] = {"component": components[0], "components": components}
-    settings = {k: top.detail[k] for k in SETTINGS if k in top.detail}
+    settings = lowered_settings(top.detail)
     if settings:
         # The rates are right: only this setting of the optimizer is lowered.
         return Action("lower_lr", {**detail, "factor": 1.0, "to_step": to_step, **settings})

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from maskrcnn_coco.records import RATE_SETTINGS, Action, Incident, RunFinding
+from maskrcnn_coco.records import RATE_SETTINGS, Action, Incident, RunFinding, lowered_settings
 
 
 def figure(value: float) -> str:
@@ -158,9 +158,8 @@ def action_words(action: Action) -> str:
     if action.kind == "rollback":
         return f"went back{to}" + (", and on at the plan's learning rates" if d.get("by_plan") else "")
     if action.kind == "lower_lr":
-        for name in ("weight_decay", "momentum"):
-            if name in d:
-                return f"went back{to}, lowered the {name.replace('_', ' ')} to {figure(d[name])}"
+        for name, most in lowered_settings(d).items():
+            return f"went back{to}, lowered the {name.replace('_', ' ')} to {figure(most)}"
         factor = d.get("factor")
         names = ", ".join(clean(c) for c in d.get("components") or [d.get("component")])
         times = f" to {figure(factor)} of it" if isinstance(factor, float | int) else ""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from maskrcnn_coco.records import Finding
-from maskrcnn_coco.recovery import SETTINGS
+from maskrcnn_coco.records import Finding, lowered_settings
 
 DATA = ("DATA_BOX", "DATA_LABEL", "DATA_PIXEL", "DATA_MASK")
 
@@ -73,9 +72,8 @@ def _fix(finding: Finding, groups: list[str]) -> str:
 def _rate(finding: Finding, groups: list[str]) -> str:
     components = finding.detail.get("components") or ([finding.culprit.component] if finding.culprit.component else [])
     rates, factor = finding.detail.get("lr") or {}, finding.detail.get("factor")
-    for name in SETTINGS:
-        if name in finding.detail:
-            return f"{name}={finding.detail[name]:g} in the optimizer"
+    for name, most in lowered_settings(finding.detail).items():
+        return f"{name}={most:g} in the optimizer"
     if not components:
         return "a lower learning rate, or a warm-up"
     parts = []

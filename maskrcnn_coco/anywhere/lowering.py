@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from maskrcnn_coco import recovery
+from maskrcnn_coco.diagnosis.from_records import usual_lr
 from maskrcnn_coco.guard.lowered import Lowered
-from maskrcnn_coco.records import StepRecord
+from maskrcnn_coco.records import StepRecord, lowered_settings
 
 BELOW_HELD = 0.5
 """A schedule's own rate is back in force once it is below this share of the rate that held."""
-USUAL, KNOWN = 8, 3
-"""Last steps before a divergence whose rates are the usual ones; at least so many, or none is known."""
 
 
 def lower(
@@ -33,8 +30,8 @@ def lower(
             in the sound steps before (0: there were none); written here.
         since: the first step over which it was shown.
     """
-    most = detail.get("most") or {}
-    settings = {name: float(detail[name]) for name in recovery.SETTINGS if name in detail}
+    most, usual = detail.get("most") or {}, usual_lr(history, since)
+    settings = lowered_settings(detail)
     for name in groups:
         for setting, value in settings.items():
             lowered.limit(name, setting, value)
@@ -43,10 +40,8 @@ def lower(
     for name in detail.get("components", []) if not settings and not most else []:
         lowered.factors[name] = lowered.factors.get(name, 1.0) * float(detail["factor"])
         walked = [r.lr.get(name, 0.0) for r in history if r.step >= since]
-        sound = [r.lr.get(name, 0.0) for r in history if r.applied and r.step < since][-USUAL:]
         # A schedule that anneals passes below what held by itself: lowered as it is, it goes on annealing.
-        usual = statistics.median(sound) if len(sound) >= KNOWN else 0.0
-        held[name] = min(usual / BELOW_HELD, max(walked, default=0.0) * float(detail["factor"]))
+        held[name] = min(usual.get(name, 0.0) / BELOW_HELD, max(walked, default=0.0) * float(detail["factor"]))
 
 
 def rates_back(lowered: Lowered, rates: Mapping[str, float], held: Mapping[str, float]) -> list[str]:

@@ -140,9 +140,10 @@ class AlarmResponder:
         self.tape.add(
             TapeEntry(record.step, record.epoch, keys, dict(record.lr), None, record.applied, record, settings)
         )
-        back = rates_back(self.guard.instruments.lowered, self._now(), self.held)
-        for name in back if self.incidents else []:
-            self.incidents[-1].detail.setdefault("rates_back", {})[name] = record.step
+        if self.guard.instruments.lowered.factors:
+            back = rates_back(self.guard.instruments.lowered, self._now(), self.held)
+            for name in back if self.incidents else []:
+                self.incidents[-1].detail.setdefault("rates_back", {})[name] = record.step
         self.history.append(record)
         del self.history[:-300]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from maskrcnn_coco.records import Incident
-from maskrcnn_coco.recovery import SETTINGS
+from maskrcnn_coco.records import Incident, lowered_settings
 from maskrcnn_coco.wording import precision_words
 
 
@@ -21,8 +20,8 @@ def told(incident: Incident) -> str:
     lowered = f"rate times {detail.get('factor', 1.0):.2g}"
     if "most" in detail:
         lowered = f"rate no higher than {max(detail['most'].values()):.2g}"
-    for name in SETTINGS:
-        lowered = f"{name.replace('_', ' ')} {detail[name]:g}" if name in detail else lowered
+    for name, most in lowered_settings(detail).items():
+        lowered = f"{name.replace('_', ' ')} {most:g}"
     done = {
         "skip": "the step is skipped",
         "quarantine": "the sample is left out from now on",

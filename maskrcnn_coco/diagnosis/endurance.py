@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from maskrcnn_coco.diagnosis.comparisons import climbing, level
 from maskrcnn_coco.diagnosis.facts import Facts
-from maskrcnn_coco.diagnosis.lr_verdict import LEAPT, LrTrial, LrVerdict
+from maskrcnn_coco.diagnosis.lr_verdict import LrTrial, LrVerdict
 from maskrcnn_coco.diagnosis.search import Walk
 from maskrcnn_coco.replay.snapshot import Snapshot
 
@@ -101,7 +101,7 @@ class Endurance:
         All that leapt: what a slip of the schedule raised along with those to blame may do its harm later.
         """
         f = self.facts
-        leapt = {c: v for c, v in f.usual_lr.items() if LEAPT < f.rises.get(c, 1.0) < math.inf}
+        leapt = {c: f.usual_lr[c] for c in f.leapt}
         if not set(verdict.components) <= set(leapt):
             return False
         walk, last = self.walker(start, leapt, {})

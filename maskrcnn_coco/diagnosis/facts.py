@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from maskrcnn_coco.diagnosis.lr_verdict import LrVerdict
+from maskrcnn_coco.diagnosis.lr_verdict import LEAPT, LrVerdict
 from maskrcnn_coco.records import Evidence
 from maskrcnn_coco.replay.outcome import Outcome
 
@@ -230,6 +230,11 @@ class Facts:
         # Every loss of a detector is a mean of non-negative terms: below zero is a fault (masks not 0/1).
         named = (k for k, v in outcome.losses.items() if v < -1e-3 and k.startswith("loss_"))
         return any(k not in self.below_zero for k in named)
+
+    @property
+    def leapt(self) -> dict[str, float]:
+        """Component → how many times its usual one its rate was, where that is a schedule's peak or somebody's slip."""
+        return {c: v for c, v in self.rises.items() if LEAPT < v < math.inf}
 
     def limits(self) -> tuple[float, float]:
         """(loss, gradient norm) above which a replay counts as diverged."""

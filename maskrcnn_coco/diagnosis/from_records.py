@@ -52,7 +52,7 @@ def foreign_rates(case: Case, records: list[StepRecord]) -> dict[str, list[float
     return found
 
 
-def usual_lr(records: list[StepRecord], onset: int) -> dict[str, float]:
+def usual_lr(records: Sequence[StepRecord], onset: int) -> dict[str, float]:
     """Component → its usual rate in the steps before the onset; empty where fewer than three are known."""
     early = [r.lr for r in records if r.applied and r.step < onset][-USUAL:]
     names = records[-1].lr if records and len(early) >= 3 else {}

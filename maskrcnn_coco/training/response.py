@@ -12,7 +12,17 @@ from maskrcnn_coco import recovery
 from maskrcnn_coco.diagnosis.investigate import BUDGET_STEPS, TEAM_STEPS, investigate
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import GuardStop, MaskRCNNError
-from maskrcnn_coco.records import PROVED, Action, Alarm, Evidence, Finding, Incident, plain, record_from
+from maskrcnn_coco.records import (
+    PROVED,
+    Action,
+    Alarm,
+    Evidence,
+    Finding,
+    Incident,
+    lowered_settings,
+    plain,
+    record_from,
+)
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.optimizer import lower_settings
 from maskrcnn_coco.system.backends import run_eagerly, use_fused_attention, use_libraries
@@ -154,9 +164,8 @@ def act(session: Session, alarm: Alarm, action: Action, incident: Incident) -> i
             return go_back(session, detail["to_step"])
         case "lower_lr":
             step = go_back(session, detail["to_step"])
-            for name in recovery.SETTINGS:
-                if name in detail:
-                    setattr(session.progress, name, detail[name])
+            for name, most in lowered_settings(detail).items():
+                setattr(session.progress, name, most)
             lower_settings(session.optimizer, session.progress.settings_most)
             for component in detail.get("components") or [detail["component"]]:
                 session.progress.lr_factors[component] = (

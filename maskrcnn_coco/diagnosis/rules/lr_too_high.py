@@ -24,7 +24,7 @@ import math
 from typing import Any
 
 from maskrcnn_coco.diagnosis.facts import Facts
-from maskrcnn_coco.diagnosis.lr_verdict import LEAPT, LrTrial, LrVerdict
+from maskrcnn_coco.diagnosis.lr_verdict import LrTrial, LrVerdict
 from maskrcnn_coco.records import Culprit, Evidence, Finding, StepRecord
 
 CODE = "LR_TOO_HIGH"
@@ -60,7 +60,7 @@ def judge(facts: Facts) -> Finding | None:
     foreign = {c: v for c, v in facts.foreign_rates.items() if c in detail["components"]}
     evidence = [_foreign(c, *v) for c, v in foreign.items()] + evidence
     fix = fix_of(facts, verdict)
-    leapt = {c: v for c in detail["components"] if LEAPT < (v := facts.rises.get(c, 1.0)) < math.inf}
+    leapt = {c: facts.leapt[c] for c in detail["components"] if c in facts.leapt}
     if leapt and not foreign:
         evidence = [_leapt(c, v, facts) for c, v in leapt.items()][:1] + evidence
         detail["leapt"] = leapt
