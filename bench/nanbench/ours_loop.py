@@ -18,6 +18,7 @@ from maskrcnn_coco.records import plain
 from nanbench.ours import all_finite
 from nanbench.scenario import Outcome
 from nanbench.scene import STEPS, Live, Scene, groups_of, make_optimizer
+from nanbench.tiny import collated
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -59,11 +60,11 @@ class Loop:
             return model(*batch)
 
     def batch(self, positions: list[int], step: int) -> tuple[Any, list[int]]:
-        """(images, targets) and their ids."""
+        """What the model is called with, and the images' ids."""
         if self.scene.culprit in positions and self.first_bad is None:
             self.first_bad = step
         pairs = [self.data[i] for i in positions]
-        return ([i for i, _ in pairs], [t for _, t in pairs]), [self.scene.ids[p] for p in positions]
+        return collated(self.model, pairs), [self.scene.ids[p] for p in positions]
 
     def take(self, step: int) -> None:
         """One planned step."""

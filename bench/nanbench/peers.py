@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nanbench.scenario import NotApplicable, Outcome
 from nanbench.scene import STEPS, Live, Scene, groups_of, make_optimizer
+from nanbench.tiny import collated
 
 RESUME_AT = 12
 CLIP = 10.0
@@ -54,12 +55,12 @@ class Parts:
             self.optimizer.load_state_dict(state["optimizer"])
         scene.fire(Live(scene.model, self.optimizer, self.scaler if self.scaler.is_enabled() else None, step))
 
-    def batch(self, positions: list[int], step: int) -> tuple[list[Tensor], list[dict[str, Any]]]:
-        """Images and targets of one micro-batch."""
+    def batch(self, positions: list[int], step: int) -> tuple[Any, Any]:
+        """Images and targets of one micro-batch, as the model takes them."""
         if self.scene.culprit in positions and self.first_bad is None:
             self.first_bad = step
         pairs = [self.data[i] for i in positions]
-        return [i for i, _ in pairs], [t for _, t in pairs]
+        return collated(self.scene.model, pairs)
 
     def losses(self, positions: list[int], step: int) -> Tensor:
         """The sum of the model's losses under the scene's autocast."""

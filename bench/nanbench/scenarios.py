@@ -7,6 +7,7 @@ from nanbench.decoys_fifth import FIFTH_DECOYS
 from nanbench.decoys_fourth import FOURTH_DECOYS
 from nanbench.decoys_fresh import FRESH_DECOYS
 from nanbench.decoys_own import OWN_DECOYS
+from nanbench.decoys_seventh_data import SEVENTH_DATA_DECOYS
 from nanbench.decoys_sixth import SIXTH_DECOYS
 from nanbench.decoys_third import THIRD_DECOYS
 from nanbench.decoys_wild import WILD_DECOYS
@@ -22,6 +23,8 @@ from nanbench.faults_fresh import FRESH
 from nanbench.faults_fresh_data import FRESH_DATA
 from nanbench.faults_lr import ACCUMULATION, HALF, LR
 from nanbench.faults_once import ONCE_AND_FINITE
+from nanbench.faults_seventh_code import SEVENTH_CODE
+from nanbench.faults_seventh_data import SEVENTH_DATA
 from nanbench.faults_sixth import SIXTH
 from nanbench.faults_sixth_data import SIXTH_DATA
 from nanbench.faults_small import SMALL
@@ -66,6 +69,9 @@ SCENARIOS: tuple[Scenario, ...] = (
     *SIXTH_DATA,
     *SIXTH,
     *SIXTH_DECOYS,
+    *SEVENTH_DATA,
+    *SEVENTH_CODE,
+    *SEVENTH_DATA_DECOYS,
 )
 BY_ID = {s.id: s for s in SCENARIOS}
 

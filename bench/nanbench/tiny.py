@@ -90,6 +90,12 @@ def component_of(name: str) -> str:
     return "rpn" if name.startswith("rpn") else "backbone"
 
 
+def collated(model: nn.Module, pairs: list[Any]) -> tuple[Any, Any]:
+    """What the model is called with: a list of images and one of targets, or as its own ``collate`` makes it."""
+    own = getattr(model, "collate", None)
+    return own(pairs) if own is not None else ([i for i, _ in pairs], [t for _, t in pairs])
+
+
 @torch.no_grad()
 def evaluation_loss(model: nn.Module, samples: list[Sample]) -> float:
     """Mean total loss on held-out pictures in float32, norms with their running statistics; inf where not finite."""
@@ -101,6 +107,6 @@ def evaluation_loss(model: nn.Module, samples: list[Sample]) -> float:
     for start in range(0, len(samples), 4):
         torch.manual_seed(start)
         part = samples[start : start + 4]
-        losses = model([i for i, _ in part], [t for _, t in part])
+        losses = model(*collated(model, part))
         total += float(sum(losses.values())) / (len(samples) / 4)
     return total if total == total else float("inf")

@@ -13,6 +13,7 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, Keypoi
 from torchvision.models.detection.ssd import SSD
 
 from nanbench.tiny_parts import CLASSES, SIZE, two_stage
+from nanbench.tiny_tasks import KINDS
 
 POINTS = 3
 """Keypoints of an object."""
@@ -86,7 +87,9 @@ class GridDetector(nn.Module):
 
 
 def other_detector(kind: str, stem: Any, anchors: Any, ratios: Any) -> nn.Module:
-    """``kind``: "fcos", "ssd", "keypoint" or "own"."""
+    """``kind``: "fcos", "ssd", "keypoint", "own", or one of `tiny_tasks.TASKS`."""
+    if kind in KINDS:
+        return KINDS[kind](stem)
     if kind == "own":
         return GridDetector(stem, SIZE, CLASSES)
     if kind == "fcos":
