@@ -97,6 +97,8 @@ class Loop:
             self.optimizer.step()
             self.scaler.update(self.scaler.get_scale())
             return
+        if "clips scaled" in scene.loop:
+            nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
         self.scaler.unscale_(self.optimizer)
         if scene.after_backward is not None:
             scene.after_backward(self.live)

@@ -7,6 +7,7 @@ from nanbench.decoys_fifth import FIFTH_DECOYS
 from nanbench.decoys_fourth import FOURTH_DECOYS
 from nanbench.decoys_fresh import FRESH_DECOYS
 from nanbench.decoys_own import OWN_DECOYS
+from nanbench.decoys_seventh import SEVENTH_DECOYS
 from nanbench.decoys_seventh_data import SEVENTH_DATA_DECOYS
 from nanbench.decoys_sixth import SIXTH_DECOYS
 from nanbench.decoys_third import THIRD_DECOYS
@@ -23,8 +24,10 @@ from nanbench.faults_fresh import FRESH
 from nanbench.faults_fresh_data import FRESH_DATA
 from nanbench.faults_lr import ACCUMULATION, HALF, LR
 from nanbench.faults_once import ONCE_AND_FINITE
+from nanbench.faults_seventh import SEVENTH
 from nanbench.faults_seventh_code import SEVENTH_CODE
 from nanbench.faults_seventh_data import SEVENTH_DATA
+from nanbench.faults_seventh_state import SEVENTH_STATE
 from nanbench.faults_sixth import SIXTH
 from nanbench.faults_sixth_data import SIXTH_DATA
 from nanbench.faults_small import SMALL
@@ -72,6 +75,9 @@ SCENARIOS: tuple[Scenario, ...] = (
     *SEVENTH_DATA,
     *SEVENTH_CODE,
     *SEVENTH_DATA_DECOYS,
+    *SEVENTH,
+    *SEVENTH_STATE,
+    *SEVENTH_DECOYS,
 )
 BY_ID = {s.id: s for s in SCENARIOS}
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from nanbench.tiny import COMPONENTS, Sample, component_of, sample, tiny_detector
+from nanbench.tiny_optimizers import OWN_OPTIMIZERS
 from nanbench.tiny_others import with_keypoints
 
 IMAGES, HELD_OUT = 24, 8
@@ -26,6 +27,12 @@ RATES = {
     "rmsprop": (1e-3, 0.0),
     "adafactor": (0.02, 0.0),
     "rprop": (1e-3, 0.0),
+    "adamax": (5e-3, 0.0),
+    "radam": (0.01, 0.0),
+    "lion": (1e-3, 0.0),
+    "muon": (0.03, 0.0),
+    "lars": (0.01, 0.0),
+    "distance": (1.0, 0.0),
 }
 """Learning rate and weight decay at which each optimizer but SGD learns here."""
 """Planned steps: four epochs of six with a batch of 4."""
@@ -120,7 +127,7 @@ class Scene:
     undivided: Callable[[int], bool] | None = None
     """Steps at which the loop forgets to divide the micro-batches' losses by their number."""
     loop: set[str] = field(default_factory=set)
-    """What a caller's own loop gets wrong: "keeps gradients", "steps scaled", "undivided"."""
+    """What a caller's own loop gets wrong: "keeps gradients", "steps scaled", "undivided", "clips scaled"."""
     after_backward: Callable[[Live], None] | None = None
     """What a caller's own loop does with the gradients before it steps."""
     around_step: Callable[[Live, Callable[[], Any]], None] | None = None
@@ -234,6 +241,9 @@ def make_optimizer(scene: Scene, groups: list[dict[str, Any]]) -> torch.optim.Op
         "rmsprop": torch.optim.RMSprop,
         "adafactor": torch.optim.Adafactor,
         "rprop": torch.optim.Rprop,
+        "adamax": torch.optim.Adamax,
+        "radam": torch.optim.RAdam,
+        **OWN_OPTIMIZERS,
     }
     kind = scene.setup.optimizer
     if kind == "rprop":
