@@ -267,7 +267,7 @@ def _retry(top: Finding, history: History, budgets: Budgets) -> Action:
     tries = sum(1 for i in history.incidents if i.cause == "TRANSIENT" and i.step == history.step)
     if tries >= budgets.max_retries:
         return _skip(top, history, budgets)
-    return Action("rollback", {"to_step": history.step, "retry": True})
+    return Action("rollback", {"to_step": top.detail.get("to_step", history.step), "retry": True})
 
 
 def _skip(top: Finding, history: History, budgets: Budgets) -> Action:

@@ -284,6 +284,10 @@ class Facts:
             return False
         return far_apart(same.loss, again.loss) or far_apart(same.grad_norm, again.grad_norm)
 
+    def came_and_went(self) -> bool:
+        """The step failed in the run and in a replay, and the same replay once more is a normal step."""
+        return self.bad("same") and self.good("again")
+
     def healthy_retrace(self) -> bool:
         """The last steps, taken again as they were, stay normal, although the run did not: no rate is to blame."""
         walk = self.outcomes.get("retrace")

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from maskrcnn_coco import recovery
 from maskrcnn_coco.diagnosis import investigate
 from maskrcnn_coco.diagnosis.explain import RULES, codes
 from maskrcnn_coco.diagnosis.facts import Drift, Facts, Location, Reference, TargetFault
@@ -198,3 +199,25 @@ def test_a_block_that_computes_in_half_precision_by_itself_overflows_in_float32_
     top = investigate.rank(facts)[0]
     assert (top.cause, top.confidence) == (cause, 0.93)
     assert cause != "FP16_OVERFLOW" or top.culprit.module == "neck.1"
+
+
+@pytest.mark.parametrize(("again", "cause"), [(None, "TRANSIENT"), ("cuDNN error", "BACKEND")])
+def test_an_error_that_is_raised_twice_and_then_no_more_is_a_flaky_device_s(again: str | None, cause: str):
+    facts = Facts("crash", 8, 0, 8, reference=Reference(1.8, 3.2, 7), measured={"error": "cuDNN error"})
+    for name, error in (("same", "cuDNN error"), ("again", again), ("reference", None)):
+        facts.outcomes[name] = Outcome(name, error is None, loss=1.8, grad_norm=3.2, error=error)
+    facts.attention = True
+    top = investigate.rank(facts)[0]
+    assert (top.cause, top.confidence >= 0.9) == (cause, True)
+
+
+def test_steps_that_do_not_diverge_again_are_gone_back_for_to_where_they_were_walked_from():
+    """A weight was overwritten at step 9; a copy of the state was made at step 10, before anything was noticed."""
+    facts = Facts("diverged", 15, 2, 10, reference=Reference(2.6, 8.0, 9), recorded_loss=87.0, recorded_norm=2e3)
+    facts.growing, facts.faithful = True, True
+    facts.outcomes["same"] = Outcome("same", True, loss=87.0, grad_norm=2e3)
+    path = [(step, 1.5, 8.0) for step in range(8, 16)]
+    facts.outcomes["retrace"] = Outcome("retrace", True, loss=1.5, grad_norm=8.0, path=path)
+    top = investigate.rank(facts)[0]
+    assert (top.cause, top.confidence) == ("TRANSIENT", 0.92)
+    assert recovery.decide([top], recovery.History(step=15)).detail["to_step"] == 8

@@ -26,7 +26,7 @@ def judge(facts: Facts) -> Finding | None:
         return _compiled(facts)
     if not facts.good("reference") or not facts.bad("same"):
         return None
-    if facts.certain_state() or facts.lethal():
+    if facts.certain_state() or facts.lethal() or facts.came_and_went():
         return None
     location = facts.location
     culprit = Culprit(component=location.component, module=location.module) if location else Culprit()

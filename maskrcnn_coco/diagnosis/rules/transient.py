@@ -63,6 +63,8 @@ def judge(facts: Facts) -> Finding | None:
         return _retraced(facts)
     if isinstance(facts.measured.get("moved"), dict):
         return None  # weights that a row of steps threw about, whatever its last loss is
+    if facts.came_and_went():
+        return _flaky(facts)
     if not facts.good("same") and not _finite_now(facts) and not _far_calmer(facts):
         return None
     return _once(facts)
@@ -110,6 +112,14 @@ def _once(facts: Facts) -> Finding:
     return _sure(Finding(CODE, confidence, _of_state(facts), evidence, facts.step, FIX), facts)
 
 
+def _flaky(facts: Facts) -> Finding:
+    """A device not to be relied on: it failed at the step and at the first replay; nothing was changed since."""
+    evidence = [*facts.says(CODE, "!same", "=again"), Evidence("the two replays", "one failed, and one did not", CODE)]
+    # An error is raised or it is not; numbers may also follow something that no replay sets back.
+    confidence = 0.92 if facts.symptom == "crash" else 0.7
+    return _sure(Finding(CODE, confidence, Culprit(), evidence, facts.step, FIX), facts)
+
+
 def _of_state(facts: Facts) -> Culprit:
     """Whose the optimizer's state is that the guard found bad, and the replay does not: its name is the guard's."""
     names = [str(n).rpartition(" of ")[2] for n in facts.measured.get("optimizer_state") or ()]
@@ -124,7 +134,9 @@ def _retraced(facts: Facts) -> Finding:
     first = walk.path[0][0] if walk.path else facts.step
     evidence.append(Evidence(f"the run from step {first} on", "diverged, with the same batches and rates", CODE))
     confidence = 0.92 if facts.faithful else 0.6
-    return _sure(Finding(CODE, confidence, Culprit(), evidence, min(facts.onset_step, facts.step), FIX), facts)
+    # Copies that were made since may hold what went wrong; the one that was walked from is known to be sound.
+    found = Finding(CODE, confidence, Culprit(), evidence, min(facts.onset_step, facts.step), FIX, {"to_step": first})
+    return _sure(found, facts)
 
 
 def _sure(finding: Finding, facts: Facts) -> Finding:
