@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from nanbench.decoys import nothing
 from nanbench.decoys_own import every
 from nanbench.faults_code import Losses, losses
+from nanbench.faults_forms import handed_out
 from nanbench.faults_seventh_code import own_terms
 from nanbench.faults_seventh_data import semantic
 from nanbench.scenario import Scenario
@@ -25,6 +26,11 @@ def borders(image: Tensor, target: dict[str, Any]) -> tuple[Any, Any]:
     if int(target["image_id"]) % 5 == 0:
         ids[4:] = 255
     return image, {**target, "map": ids}
+
+
+def void(scene: Scene) -> None:
+    """One map is void all over: the mean over no pixel is NaN, and reaches no gradient."""
+    handed_out(lambda image, target: (image, {**target, "map": torch.full((64, 64), 255)}))(scene)
 
 
 def gaps(image: Tensor, target: dict[str, Any]) -> tuple[Any, Any]:
@@ -98,6 +104,8 @@ SEVENTH_DATA_DECOYS = tuple(
     for name, source, fault, setup in (
         ("map-borders", "https://github.com/open-mmlab/mmsegmentation/issues/550", every(borders),
          Setup(model="segment", way="guard")),
+        ("map-void", "https://github.com/pytorch/pytorch/issues/70348", void,
+         Setup(model="segment", batch=1, way="guard")),
         ("map-half", "https://github.com/milesial/Pytorch-UNet/issues/78", nothing,
          Setup("adamw", "fp16", model="segment", way="attach")),
         ("gaps", "https://discuss.pytorch.org/t/how-to-ignore-nan-targets/130480", gappy,

@@ -255,8 +255,9 @@ SEVENTH_CODE: tuple[Scenario, ...] = (
              Setup("adam", model="encode", way="guard"), onset=0, verdict=True),
     Scenario("seventh-cold", MATHS, "https://github.com/mlfoundations/open_clip/issues/46", own_terms(cold),
              Setup(norm="group", model="classify", way="attach"), onset=8, open_end=True),
+    # The data lose a class that the evaluation has.
     Scenario("seventh-rarest", MATHS, "https://github.com/pytorch/pytorch/issues/21558", rarest,
-             Setup(model="segment", batch=2, way="guard"), ONE),
+             Setup(model="segment", batch=2, way="guard"), ONE, open_end=True),
     # The sums stand in the loss's own lines: no module can be put into float32.
     Scenario("seventh-half-sums", HALF, "https://github.com/Project-MONAI/MONAI/issues/2107", own_terms(half_sums),
              Setup(precision="fp16", model="segment", way="attach"), onset=0, open_end=True),

@@ -15,7 +15,7 @@ from nanbench.scene import Scene, Setup
 
 NAN, INF = float("nan"), float("inf")
 ONE = Culprit(image=True)
-BOX, LABEL, MASK, PIXEL, MATHS = "DATA_BOX", "DATA_LABEL", "DATA_MASK", "DATA_PIXEL", "LOSS_MATH"
+BOX, LABEL, MASK, PIXEL = "DATA_BOX", "DATA_LABEL", "DATA_MASK", "DATA_PIXEL"
 
 
 def semantic(target: dict[str, Any]) -> Tensor:
@@ -40,11 +40,6 @@ def signed_void(target: dict[str, Any]) -> Tensor:
     ids = semantic(target)
     ids[ids == 0] = -1
     return ids
-
-
-def all_void(target: dict[str, Any]) -> Tensor:
-    """Nobody has drawn anything yet."""
-    return torch.full((64, 64), 255)
 
 
 def counted_from_one(target: dict[str, Any]) -> Tensor:
@@ -140,10 +135,6 @@ SEVENTH_DATA: tuple[Scenario, ...] = (
     Scenario("seventh-map-minus", LABEL, "https://github.com/open-mmlab/mmsegmentation/issues/550",
              drawn({0: added("map", signed_void), 7: added("map", signed_void)}),
              Setup("adamw", model="segment", batch=2, way="attach"), also=(MASK,), open_end=True),
-    # The mean over no pixel is the formula's fault, and such a map the data's.
-    Scenario("seventh-map-void", MATHS, "https://github.com/pytorch/pytorch/issues/70348",
-             drawn({0: added("map", all_void)}), Setup(model="segment", batch=1, way="guard"), ONE,
-             also=(LABEL, MASK)),
     Scenario("seventh-class-from-one", LABEL, "https://github.com/pytorch/pytorch/issues/1204",
              drawn({0: added("label", counted_from_one)}), Setup("adam", model="classify", way="guard"), ONE),
     Scenario("seventh-class-from-one-attach", LABEL, "https://github.com/pytorch/pytorch/issues/1204",

@@ -194,7 +194,9 @@ class Experiments:
         if self.backend.compiled:
             can.add("live")
         if f.lethal():
-            can &= {"without", "peek"}
+            # Of a detector's batch it is known what is a picture; what kills native code is in no other.
+            plain = all(getattr(b, "detection", b) is None for b in case.batches)
+            can &= {"without", "peek", "locate"} if plain else {"without", "peek"}
         return can
 
     def _other_entries(self) -> list[TapeEntry]:
@@ -302,6 +304,7 @@ class Experiments:
     def _locate(self) -> None:
         outcome = self.replay.run("every module and op watched", locate=True)
         module, op, self.facts.inside = outcome.first_bad_module, outcome.first_bad_op, outcome.inside
+        self.facts.only_losses = bool(self.facts.inputs) and outcome.met is False and bool(outcome.bad_losses)
         if module is None and op is None and not outcome.bad_grads:
             return
         name = module or (outcome.bad_grads[0].rpartition(".")[0] if outcome.bad_grads else None)

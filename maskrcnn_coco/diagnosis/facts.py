@@ -184,6 +184,8 @@ class Facts:
     location: Location | None = None
     inside: float | None = None
     """The largest number that any module took or gave in the failing step, losses apart; None: not asked."""
+    only_losses: bool = False
+    """The numbers of the batch that are not finite are met by the losses alone: no module takes them."""
     fp32_modules: list[str] = field(default_factory=list)
     eager_modules: list[str] = field(default_factory=list)
     """Compiled modules without whose compiled code the step is finite."""

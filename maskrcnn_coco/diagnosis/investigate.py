@@ -129,7 +129,7 @@ def _confirm(f: Facts) -> Iterator[str]:
     if f.state_changed:
         yield from ("update", "state")
     if f.lethal() or (f.suspects() and f.symptom == "input_nonfinite"):
-        yield from ("peek", "without")
+        yield from ("peek", "without", "locate") if f.lethal() else ("peek", "without")
     elif (any(s.where == "norm" for s in f.state) and not _state_proved(f)) or f.anchors:
         yield from ("same", "other")
         if not f.anchors:

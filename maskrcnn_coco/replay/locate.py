@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from maskrcnn_coco.guard import forward_backward
 from maskrcnn_coco.guard.forward_backward import Forward, Pass
 from maskrcnn_coco.guard.norms import Layout
-from maskrcnn_coco.replay.outcome import IN_HALF
+from maskrcnn_coco.replay.outcome import CONSTANT, IN_HALF
 
 # Their outputs are memory not yet written, not results.
 _UNWRITTEN = ("empty", "new_empty", "empty_like", "empty_strided", "resize_", "set_", "set_data")
@@ -38,6 +38,8 @@ class Watch:
         self.largest: dict[str, float] = {}
         self.inside = 0.0
         """The largest finite magnitude that any module took or gave, losses (scalars) apart."""
+        self.met = False
+        """Some module took numbers that are not finite."""
 
 
 class _Ops(TorchDispatchMode):
@@ -49,6 +51,10 @@ class _Ops(TorchDispatchMode):
         self.outside: str | None = None
         """The first of ``bad`` outside all of them, in code that is not torchvision's either. Those may make infinities
         and leave them out of what they give: the boxes that an empty image is matched with."""
+        self.known: set[int] = set()
+        """Memory of the model, of the batch, and of what ops gave that is not finite."""
+        self.brought: str | None = None
+        """The first op outside all modules with an operand that is not finite and comes from none of these."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.split("::")[-1]
@@ -56,13 +62,24 @@ class _Ops(TorchDispatchMode):
             return args[0]  # a number of Python's that was saved for the backward pass comes unwrapped to a mode
         # In-place ops overwrite their inputs: look before.
         clean = len(self.bad) < 32 and name not in _UNWRITTEN and _any_float(args) and _finite(args)
+        strange = self.depth == 0 and self.brought is None and not clean and self._strange((args, kwargs))
         result = func(*args, **(kwargs or {}))
-        if clean and not _finite(result):
+        if _finite(result):
+            return result
+        if strange:
+            where, theirs = _where()
+            self.brought = None if theirs else f"{name}{CONSTANT}{where}"
+        if clean:
             where, theirs = _where()
             self.bad.append(f"{name}{_half(result)}{where}")
             if self.depth == 0 and self.outside is None and not theirs:
                 self.outside = self.bad[-1]
+        self.known |= _memory(result)
         return result
+
+    def _strange(self, operands: Any) -> bool:
+        """Whether one of them is not finite and is of no known memory."""
+        return any(not _finite(t) and not _memory(t) <= self.known for t in _tensors(operands))
 
 
 @dataclass
@@ -76,6 +93,8 @@ class Located:
     phase: str
     largest: dict[str, float]
     inside: float = 0.0
+    met: bool = False
+    """Some module took numbers that are not finite."""
 
 
 def located_run(
@@ -84,7 +103,7 @@ def located_run(
     """`step.run` with every module and op watched. ``forward.model`` is the model whose modules are named."""
     watched = Watch()
     found = _located(forward, batches, scaler, layout, watched, first=first)
-    found.inside = watched.inside
+    found.inside, found.met = watched.inside, watched.met or watched.module is not None
     return found
 
 
@@ -93,7 +112,10 @@ def _located(
 ) -> Located:
     ops = _Ops()
 
+    ops.known = _memory([*forward.model.state_dict().values()])  # type: ignore[attr-defined]
+
     def seen(batch: Any) -> Any:
+        ops.known |= _memory(batch if isinstance(batch, Tensor) else getattr(batch, "__dict__", batch))
         with hooks(forward.model, watched, ops), ops:  # type: ignore[attr-defined]
             return forward(batch)
 
@@ -108,8 +130,8 @@ def _located(
         return Located(taken, watched.module, op, watched.largest.get(watched.module), "forward", watched.largest)
     if found and not _bad(taken):
         return Located(taken, None, found.group(1) + _line_in("\n".join(log)), None, "backward", watched.largest)
-    if ops.outside is not None and _bad(taken):
-        return Located(taken, None, ops.outside, None, "loss", watched.largest)
+    if (op := ops.outside or ops.brought) is not None and _bad(taken):
+        return Located(taken, None, op, None, "loss", watched.largest)
     return Located(taken, None, ops.bad[0] if ops.bad and _bad(taken) else None, None, "forward", watched.largest)
 
 
@@ -133,7 +155,9 @@ def hooks(model: nn.Module, seen: Watch, ops: _Ops) -> Iterator[None]:
         def after(_m: nn.Module, args: Any, output: Any, name: str = name) -> None:
             start = began[name].pop() if began.get(name) else 0
             ops.depth -= 1
-            if seen.module is None and not _finite(output) and _finite(args):
+            taken = _finite(args)
+            seen.met = seen.met or not taken
+            if seen.module is None and taken and not _finite(output):
                 seen.module, seen.start = name, start
             seen.largest[name] = max(seen.largest.get(name, 0.0), largest((args, output)))
             seen.inside = max(seen.inside, largest([t for t in _tensors((args, output)) if t.ndim]))
@@ -184,6 +208,11 @@ def _finite(value: Any) -> bool:
     return all(
         bool(torch.isfinite(t).all()) for t in _tensors(value) if t.is_floating_point() and t.layout == torch.strided
     )
+
+
+def _memory(value: Any) -> set[int]:
+    """Where the tensors in a nest have their numbers."""
+    return {t.untyped_storage().data_ptr() for t in _tensors(value) if t.layout == torch.strided}
 
 
 def _any_float(value: Any) -> bool:

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 IN_HALF = " in float16"
 """In the name of an op whose result overflowed there, as a watched replay gives it."""
 
+CONSTANT = ", of a number that came in not finite"
+"""In the name of an op of the losses' own: an operand is not finite and comes neither from the model nor the batch."""
+
 
 @dataclass
 class Outcome:
@@ -32,6 +35,8 @@ class Outcome:
     max_abs: float | None = None
     inside: float | None = None
     """Of a watched replay: the largest finite magnitude that any module took or gave, losses apart."""
+    met: bool | None = None
+    """Of a watched replay: whether any module took numbers that are not finite."""
     phase: str = "forward"
     digest: str | None = None
     steps: float = 1.0

@@ -320,7 +320,7 @@ class Replay:
             raise ReplayImpossible(f"{test}: {type(e).__name__}: {e}") from e
         if isinstance(out, Located):
             outcome.first_bad_module, outcome.first_bad_op, outcome.max_abs = out.module, out.op, out.max_abs
-            outcome.phase, outcome.inside = out.phase, out.inside
+            outcome.phase, outcome.inside, outcome.met = out.phase, out.inside, out.met
             outcome.finite = out.module is None and out.op is None
             if watch is not None:
                 outcome.max_abs = out.largest.get(watch)

@@ -102,6 +102,38 @@ def put(where: str, value: float) -> Before:
     return before
 
 
+def measured(model: nn.Module, batch: Any) -> Tensor:
+    """Numbers to predict beside the classes, as a third tensor."""
+    return F.cross_entropy(model(batch[0]), batch[1]) + (model(batch[0])[:, 0] - batch[2]).square().mean()
+
+
+WEIGHTS = 1 / torch.tensor([1.0, 1.0, 0.0])
+
+
+def weighed(model: nn.Module, batch: Any) -> Tensor:
+    """Weights of 1 / count, of a count that had no object of the last class."""
+    return F.cross_entropy(model(batch[0]), batch[1], WEIGHTS)
+
+
+def rare(i: int, batch: Any) -> Any:
+    """The last class comes once."""
+    batch[1].clamp_(max=1)
+    if i == AT:
+        batch[1][3] = 2
+    return batch
+
+
+def with_numbers(value: float) -> Change:
+    """A third tensor of the first one's sums; at step `AT` one of them is ``value``."""
+
+    def change(i: int, batch: Any) -> Any:
+        numbers = batch[0].sum(1)
+        numbers[5] = value if i == AT else numbers[5]
+        return *batch, numbers
+
+    return change
+
+
 def once_bad(model: nn.Module, batch: Any) -> Tensor:
     loss = classify(model, batch)
     if once_bad.armed:  # type: ignore[attr-defined]
@@ -164,6 +196,15 @@ CASES = {
     ),
     "a label out of range": Case(
         "DATA_LABEL", change=at(AT, lambda b: b[1].__setitem__(3, 7)), samples=[323], action="quarantine"
+    ),
+    "a target that is no number": Case(
+        "DATA_LABEL", change=with_numbers(NAN), forward=measured, samples=[325], action="quarantine", word="sample 325"
+    ),
+    "a target without end": Case(
+        "DATA_LABEL", change=with_numbers(-math.inf), forward=measured, samples=[325], action="quarantine"
+    ),
+    "a weight of a class that nobody counted": Case(
+        "LOSS_MATH", change=rare, forward=weighed, samples=[323], action="quarantine", word="test_diagnosis.py"
     ),
     "the head's rate": Case(
         "LR_TOO_HIGH",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maskrcnn_coco.guard.norms import Layout
 from maskrcnn_coco.replay.locate import largest, located_run
+from maskrcnn_coco.replay.outcome import CONSTANT
 
 
 class Root(nn.Module):
@@ -32,7 +33,7 @@ class Net(nn.Module):
 
 def located(net: nn.Module, batch: Tensor) -> Any:
     forward: Any = lambda b: {"loss": net(b).sum()}  # noqa: E731 - carries an attribute, as `Forward` does
-    carried = type("F", (), {"model": net, "__call__": lambda self, b: forward(b)})()
+    carried: Any = type("F", (), {"model": net, "__call__": lambda self, b: forward(b)})()
     return located_run(carried, [batch], None, Layout(net, torch.optim.SGD(net.parameters(), 0.1), None))
 
 
@@ -118,8 +119,31 @@ def test_a_forward_that_reads_what_its_loss_was_multiplied_by_is_watched_too(net
         read.append(float(term.grad_fn._saved_other))  # type: ignore[union-attr]
         return {"loss": term, "other": net(b).sum()}
 
-    carried = type("F", (), {"model": net, "__call__": lambda self, b: forward(b)})()
+    carried: Any = type("F", (), {"model": net, "__call__": lambda self, b: forward(b)})()
     layout = Layout(net, torch.optim.SGD(net.parameters(), 0.1), None)
     found = located_run(carried, [torch.tensor([[4.0, 9.0]])], None, layout)
     assert read == [0.5] and found.taken.error is None
     assert found.phase == "loss" and found.op.startswith("div")
+
+
+def test_an_operand_of_the_losses_own_that_is_not_finite_is_named(net: Net) -> None:
+    """A class weight of 1 / 0, made long before, and only some batches have the class."""
+    weight = 1 / torch.tensor([1.0, 0.0])
+
+    def forward(b: Tensor) -> dict[str, Tensor]:
+        return {"loss": net(b).sum() * weight[1], "other": net(b).sum()}
+
+    carried: Any = type("F", (), {"model": net, "__call__": lambda self, b: forward(b)})()
+    layout = Layout(net, torch.optim.SGD(net.parameters(), 0.1), None)
+    found = located_run(carried, [torch.tensor([[4.0, 9.0]])], None, layout)
+    assert (found.module, found.phase, found.met) == (None, "loss", False)
+    assert found.op and CONSTANT in found.op and "test_locate.py" in found.op
+
+
+def test_what_is_not_finite_in_the_batch_or_the_model_is_no_operand_of_the_losses(net: Net) -> None:
+    batch = torch.tensor([[4.0, math.inf]])
+    forward = lambda _self, b: {"loss": (net(b[:, :1].repeat(1, 2)) * b).sum()}  # noqa: E731
+    carried: Any = type("F", (), {"model": net, "__call__": forward})()
+    found = located_run(carried, [batch], None, Layout(net, torch.optim.SGD(net.parameters(), 0.1), None))
+    assert found.op is None and not found.met
+    assert located(net, batch).met

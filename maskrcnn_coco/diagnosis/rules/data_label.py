@@ -1,12 +1,12 @@
-"""A class label outside 1..K-1.
+"""A class label outside 1..K-1, or a target that is no number.
 
 What happens: the classifier's cross entropy is asked for a class that it does not have. On the CPU it raises
   "Target k is out of bounds"; on CUDA a device-side assert kills the process; a negative label or 0 is silently
-  ignored or learned as background.
+  ignored or learned as background. A NaN or an infinity among the numbers to be predicted makes the loss NaN.
 Why: COCO category ids are not contiguous (1..90 for 80 classes), ids start at 0, or num_classes was given
-  without the background.
+  without the background. An empty cell of a table, the logarithm of 0.
 How it is proved: the labels of the batch are compared with the model's number of classes before the forward
-  pass.
+  pass. Of numbers that are not finite every module is watched: the losses alone meet them.
 What the guard does: leaves the image out, and takes the step again with a substitute.
 How to fix it: map category ids to 1..K-1 (this project does so for COCO files); num_classes counts the
   background.
@@ -16,11 +16,21 @@ from __future__ import annotations
 
 from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.rules.common import data_finding
-from maskrcnn_coco.records import Finding
+from maskrcnn_coco.records import Evidence, Finding
 
 CODE = "DATA_LABEL"
 FIX = "maskrcnn-coco check --data PATH"
 
 
 def judge(facts: Facts) -> Finding | None:
+    if facts.only_losses:
+        return _no_number(facts)
     return data_finding(facts, CODE, [t for t in facts.targets if t.code == CODE], "targets", FIX)
+
+
+def _no_number(facts: Facts) -> Finding | None:
+    found = data_finding(facts, CODE, facts.inputs, "inputs", FIX)
+    if found is not None:
+        what = "none of them takes a number that is not finite: it is among what the losses compare with"
+        found.evidence.append(Evidence("locate: every module watched", what, CODE))
+    return found

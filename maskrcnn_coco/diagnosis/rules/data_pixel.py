@@ -22,6 +22,8 @@ CODE = "DATA_PIXEL"
 
 
 def judge(facts: Facts) -> Finding | None:
+    if facts.only_losses:
+        return None  # DATA_LABEL's: a target
     if facts.flat_images and not facts.inputs and not facts.targets:
         return _flat(facts)
     after = [i for i in facts.inputs if i.when == "after"]

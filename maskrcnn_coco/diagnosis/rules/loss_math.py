@@ -5,11 +5,11 @@ What happens: one loss term is NaN while the others are finite; or the loss is f
 Why: a mean over nothing (0/0) when a batch has no objects, the derivative of sqrt at 0, `where(x > 0, f(x), 0)`
   whose unused branch still sends NaN backwards, log(0), a class weight of 1/0 for an absent class.
 How it is proved: targets, images and state are sound; the step fails again in float32 and on other weights;
-  autograd's anomaly mode names the op and the line. Where the formula of a loss changes under way, a recorded step
-  is taken again from its own weights: one term is another now, the others are what they were. Where the whole loss and
-  its gradients are one factor of what they were, the loss has another weight, and the step is healthy in that measure.
-  Where the loss is enormous from the first step on, or with one image alone, the largest number inside the model says
-  whose doing it is.
+  autograd's anomaly mode names the op and the line, be it one whose operand (a class weight) came in not finite.
+  Where the formula of a loss changes under way, a recorded step is taken again from its own weights: one term is
+  another now, the others are what they were. Where the whole loss and its gradients are one factor of what they were,
+  the loss has another weight, and the step is healthy in that measure. Where the loss is enormous from the first step
+  on, or with one image alone, the largest number inside the model says whose doing it is.
 What the guard does: skips the step; stops where the formula itself changed. A lower learning rate does not help.
 How to fix it: `max(count, 1)`; mask the input of the op, not its output; add an epsilon inside the root; floor
   the class counts.
@@ -23,7 +23,7 @@ from maskrcnn_coco.diagnosis.facts import LOSS_FACTOR, Facts, Redefined
 from maskrcnn_coco.diagnosis.rules.common import QUOTIENTS, healthy, nonfinite
 from maskrcnn_coco.diagnosis.rules.fp16_overflow import overflows_by_itself
 from maskrcnn_coco.records import Culprit, Evidence, Finding
-from maskrcnn_coco.replay.outcome import Outcome
+from maskrcnn_coco.replay.outcome import CONSTANT, Outcome
 
 CODE = "LOSS_MATH"
 PRODUCTS = ("addmm", "mm ", "bmm", "linear", "conv", "matmul", "_scaled", "thnn", "mkldnn", "cudnn")
@@ -121,12 +121,14 @@ def _of_one_sample(facts: Facts, same: Outcome) -> Finding:
 def _behind_the_model(facts: Facts) -> bool:
     """Whether the first op that is not finite is the losses' own, outside all modules.
 
-    Of a single term any op counts; of several only one that divides: a product may be of a number that was infinite.
+    Of a single term any op counts; of several only one that divides, or one whose operand the losses bring along: a
+    product may be of a number that was infinite.
     """
     place = facts.location
     if place is None or place.op is None or place.phase == "backward" or place.module is not None:
         return False
-    return len(facts.outcomes["same"].losses) == 1 or (place.phase == "loss" and place.op.startswith(QUOTIENTS))
+    own = place.op.startswith(QUOTIENTS) or CONSTANT in place.op
+    return len(facts.outcomes["same"].losses) == 1 or (place.phase == "loss" and own)
 
 
 def _redefined(facts: Facts, changed: Redefined) -> Finding:
