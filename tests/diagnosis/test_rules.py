@@ -14,7 +14,7 @@ from maskrcnn_coco import recovery
 from maskrcnn_coco.diagnosis import investigate
 from maskrcnn_coco.diagnosis.explain import RULES, codes
 from maskrcnn_coco.diagnosis.facts import Drift, Facts, Location, Reference, TargetFault
-from maskrcnn_coco.diagnosis.rules import transient, unknown
+from maskrcnn_coco.diagnosis.rules import lr_too_high, transient, unknown
 from maskrcnn_coco.records import CAUSES
 from maskrcnn_coco.replay.outcome import Outcome
 
@@ -221,3 +221,27 @@ def test_steps_that_do_not_diverge_again_are_gone_back_for_to_where_they_were_wa
     top = investigate.rank(facts)[0]
     assert (top.cause, top.confidence) == ("TRANSIENT", 0.92)
     assert recovery.decide([top], recovery.History(step=15)).detail["to_step"] == 8
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        (["backbone"], {"--lr 0.001", "--fpn-lr-multiplier 25", "--rpn-lr-multiplier 250"}),
+        (
+            ["backbone", "rpn", "box_head", "mask_head"],
+            {"--lr 0.001", "--fpn-lr-multiplier 25", "--rpn-lr-multiplier 25"},
+        ),
+        (["rpn"], {"--rpn-lr-multiplier 2.5"}),
+        (["box_head"], set()),
+    ],
+)
+def test_multipliers_whose_default_follows_lr_are_said_with_a_lower_lr(named: list[str], expected: set[str]):
+    """A backbone alone that is pretrained: its FPN and RPN have what --lr leaves to the top of the safe range."""
+    facts = load_facts("LR_TOO_HIGH")
+    facts.settings |= {"fpn_lr_multiplier": 25.0, "rpn_lr_multiplier": 25.0}
+    assert facts.lr_verdict is not None
+    facts.lr_verdict.components, facts.lr_verdict.also = named, []
+    facts.lr_verdict.holds = 0.1
+    flags = lr_too_high.fix_of(facts, facts.lr_verdict)
+    assert expected <= {f"--{f.strip()}" for f in flags.split("--") if f}
+    assert ("--fpn-lr-multiplier" in flags) == ("backbone" in named)

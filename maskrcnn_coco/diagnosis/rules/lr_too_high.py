@@ -132,7 +132,8 @@ def fix_of(facts: Facts, verdict: LrVerdict) -> str:
     # What recovery took away before is part of the rate that diverged now.
     lowered = s.get("lr_factors") or {}
     factor = verdict.step_down * min([1.0, *(float(lowered.get(c, 1.0)) for c in verdict.components)])
-    lr, head, rpn = (_value(s, k, d) for k, d in (("lr", 0.0), ("head_lr_multiplier", 1.0), ("rpn_lr_multiplier", 1.0)))
+    lr = _value(s, "lr", 0.0)
+    head, rpn, fpn = (_value(s, f"{name}_lr_multiplier", 1.0) for name in ("head", "rpn", "fpn"))
     if _value(s, "momentum", 0.9) >= 0.98:
         return "--momentum 0.9"
     decay = _value(s, "weight_decay", 0.0)
@@ -147,6 +148,9 @@ def fix_of(facts: Facts, verdict: LrVerdict) -> str:
             flags.append(f"--head-lr-multiplier {head / factor:.3g}")
         if "backbone" in named and "rpn" not in named and "rpn" in facts.components:
             flags.append(f"--rpn-lr-multiplier {rpn / factor:.3g}")
+        # By default these two follow --lr, upwards where it is lowered: said, they stay what they are of it.
+        flags += [f"--rpn-lr-multiplier {rpn:.3g}"] if "rpn" in named and rpn > 1 else []
+        flags += [f"--fpn-lr-multiplier {fpn:.3g}"] if "backbone" in named and fpn > 1 else []
     else:
         if named & {"box_head", "mask_head"}:
             flags.append(f"--head-lr-multiplier {max(head * factor, 0.01):.3g}")
