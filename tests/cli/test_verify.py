@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import OwnData, config, incidents, run, small_model
+from runs import OwnData, config, incidents, loadable_model, run
 
 from maskrcnn_coco import train
 from maskrcnn_coco.cli.diagnose import diagnose_checkpoint, diagnose_path, replay_case
@@ -20,7 +20,16 @@ from maskrcnn_coco.errors import CheckpointError, ConfigError, DataError
 def diverged(tiny_shapes, tmp_path_factory) -> Path:
     """A run whose heads learn fifty times too fast, unclipped, and which the guard brought to its end."""
     out = tmp_path_factory.mktemp("diverged")
-    result = run(tiny_shapes.root, out, epochs=2, lr=5e-3, head_lr_multiplier=20.0, max_grad_norm=0.0, warmup_steps=0)
+    result = run(
+        tiny_shapes.root,
+        out,
+        model=loadable_model(),
+        epochs=2,
+        lr=5e-3,
+        head_lr_multiplier=20.0,
+        max_grad_norm=0.0,
+        warmup_steps=0,
+    )
     assert (result.status, result.finite) == ("finished", True)
     return out
 
@@ -44,7 +53,7 @@ def test_the_case_replays_from_its_file_alone(diverged):
 @pytest.mark.slow
 def test_a_fix_that_cures_it_holds(diverged, capsys):
     changes = {"lr": 2e-3, "head_lr_multiplier": 1.0, "max_grad_norm": 10.0, "warmup_steps": 2}
-    assert verify_run(diverged / "run", changes=changes, steps=12, json_mode=True, model=small_model) == 0
+    assert verify_run(diverged / "run", changes=changes, steps=12, json_mode=True, model=loadable_model) == 0
     out = json.loads(capsys.readouterr().out)
     assert out["holds"] is True
     assert {c["name"] for c in out["checks"]} >= {"all values finite", "losses falling", "no spikes", "weights move"}
@@ -52,7 +61,7 @@ def test_a_fix_that_cures_it_holds(diverged, capsys):
 
 @pytest.mark.slow
 def test_no_fix_does_not_hold(diverged, capsys):
-    assert verify_run(diverged / "run", changes={}, steps=6, json_mode=True, model=small_model) == 4
+    assert verify_run(diverged / "run", changes={}, steps=6, json_mode=True, model=loadable_model) == 4
     out = json.loads(capsys.readouterr().out)
     assert any(c["name"].startswith("incident 0001") and not c["ok"] for c in out["checks"])
 
@@ -89,7 +98,7 @@ def failed(
 ) -> set[str]:
     """Names of the checks that do not pass."""
     capsys.readouterr()
-    assert verify_run(out / "run", changes=changes, steps=steps, json_mode=True, model=small_model) == code
+    assert verify_run(out / "run", changes=changes, steps=steps, json_mode=True, model=loadable_model) == code
     return {c["name"] for c in json.loads(capsys.readouterr().out)["checks"] if not c["ok"]}
 
 
@@ -119,7 +128,7 @@ def test_diagnose_prints_json_for_a_run_and_finds_a_healthy_checkpoint_healthy(d
 def test_a_poisoned_checkpoint_is_named(tmp_path):
     import torch
 
-    state = small_model().state_dict()
+    state = loadable_model().state_dict()
     state["roi_heads.box_predictor.bbox_pred.weight"][0, 0] = float("nan")
     torch.save(state, tmp_path / "poisoned.pth")
     (finding,) = diagnose_checkpoint(tmp_path / "poisoned.pth")[:1]
@@ -144,9 +153,9 @@ def test_a_file_that_is_no_checkpoint_is_not_called_poisoned(tmp_path):
 
 def test_a_run_on_data_of_the_callers_own_needs_them_again(tmp_path, capsys):
     settings = config(None, tmp_path, lr=1e-3)
-    train(settings, model=small_model(classes=2), train_data=OwnData(12), quiet=True)
+    train(settings, model=loadable_model(classes=2), train_data=OwnData(12), quiet=True)
     with pytest.raises(DataError, match="a data set of its caller's own") as caught:
         verify_run(tmp_path / "run", changes={}, steps=2)
     assert "train_data=" in str(caught.value.fix)
-    verify_run(tmp_path / "run", changes={}, steps=2, model=lambda: small_model(classes=2), train_data=OwnData(12))
+    verify_run(tmp_path / "run", changes={}, steps=2, model=lambda: loadable_model(classes=2), train_data=OwnData(12))
     assert "all values finite" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from runs import small_model
+from runs import loadable_model
 from tiny_faults import pixels, put
 from tiny_run import TinyRun
 
@@ -72,7 +72,7 @@ def test_they_survive_a_worker_and_lose_annotations_with_their_rows(tiny_table):
 
 
 def test_losses_are_those_of_full_size_masks_and_gradients_close(tiny_table):
-    model = small_model().train()
+    model = loadable_model().train()
     forward = Forward(model, device=torch.device("cpu"), precision="fp32", seed=0)
     found = []
     for outlines in (False, True):
@@ -90,7 +90,7 @@ def test_losses_are_those_of_full_size_masks_and_gradients_close(tiny_table):
 
 def test_who_takes_them():
     cpu = torch.device("cpu")
-    assert takes_outlines(small_model(), cpu) and not takes_outlines(small_model(), torch.device("cuda"))
+    assert takes_outlines(loadable_model(), cpu) and not takes_outlines(loadable_model(), torch.device("cuda"))
     slow = build_model("maskrcnn_resnet18_fpn", 4, small=True, min_size=64, max_size=64, fast=False)
     assert not takes_outlines(slow, cpu) and not takes_outlines(torch.nn.Linear(2, 2), cpu)
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from runs import config, small_model
+from runs import config, loadable_model
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -89,11 +89,11 @@ def test_the_horizon_fits_the_run(setting, steps, decay):
 def test_a_resumed_run_has_the_average_of_the_straight_one(tiny_shapes, tmp_path):
     def one(name: str, **more) -> dict:
         settings = config(tiny_shapes.root, tmp_path / name, epochs=2, ema=0.8, **more)
-        train(settings, model=small_model(), quiet=True)
+        train(settings, model=loadable_model(), quiet=True)
         return load(tmp_path / name / "checkpoints" / "last.pth")
 
     straight = one("a")
-    train(config(tiny_shapes.root, tmp_path / "b", epochs=2, ema=0.8), model=small_model(), quiet=True, stop_after=7)
+    train(config(tiny_shapes.root, tmp_path / "b", epochs=2, ema=0.8), model=loadable_model(), quiet=True, stop_after=7)
     resumed = one("b", resume="auto")
     assert straight["ema"]["updates"] == resumed["ema"]["updates"] == 12
     assert bits(straight["ema"]["weights"]) == bits(resumed["ema"]["weights"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import yaml
-from runs import OwnData, config, lines, small_model, weights
+from runs import OwnData, config, lines, loadable_model, small_model, weights
 
 from maskrcnn_coco import train
 from maskrcnn_coco.checkpoint.store import load, save
@@ -94,7 +94,7 @@ def test_a_multiplier_given_now_is_in_force_in_a_resumed_run(tmp_path):
 
 def test_a_case_of_such_a_run_replays_to_the_digit_and_what_looks_at_rates_sees_the_fpn_s(tmp_path):
     settings = config(None, tmp_path, epochs=3, batch_size=2, warmup_steps=4, fpn_lr_multiplier=TIMES_FASTER)
-    with open_session(settings, model=small_model(classes=2), train_data=OwnData(4), quiet=True) as session:
+    with open_session(settings, model=loadable_model(classes=2), train_data=OwnData(4), quiet=True) as session:
         rates = component_lrs(session.config)
         assert {r for r, g in zip(rates_of(session), session.optimizer.param_groups, strict=True) if TIMES in g} == {
             rates["backbone"] * TIMES_FASTER
