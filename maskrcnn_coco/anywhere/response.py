@@ -217,6 +217,7 @@ class AlarmResponder:
         incident.lost_steps = max(0, alarm.step - back) if back is not None else 0
         incident.outcome = "stopped" if incident.action.kind == "stop" else "recovered"
         self.incidents.append(incident)
+        self.kept.blamed |= set(incident.culprit.image_ids)
         team = self.guard.immediate.team
         if self.folder is not None and (team is None or team.ranks.is_main):
             write_incident(self.folder, incident)

@@ -33,6 +33,8 @@ class Kept:
 
     def __init__(self) -> None:
         self._steps: OrderedDict[int, list[tuple[Samples, Tensor, Callable[..., Any] | None]]] = OrderedDict()
+        self.blamed: set[int] = set()
+        """Samples that were found guilty of something: no measure of what is usual."""
 
     def add(self, step: int, samples: Samples, random: Tensor, forward: Callable[..., Any] | None) -> None:
         """One micro-batch of planned step ``step``."""
@@ -50,8 +52,10 @@ class Kept:
         return [samples for samples, _, _ in self._steps.get(step, [])]
 
     def others(self, step: int) -> list[Samples]:
-        """The micro-batches of all other steps."""
-        return [samples for s, held in self._steps.items() if s != step for samples, _, _ in held]
+        """The micro-batches of all other steps, without what was blamed."""
+        found = [samples for s, held in self._steps.items() if s != step for samples, _, _ in held]
+        places = [[p for p, i in enumerate(b.image_ids) if i not in self.blamed] for b in found]
+        return [b if len(p) == len(b) else b.subset(p) for b, p in zip(found, places, strict=True) if p]
 
     def of(self, keys: list[Key]) -> Samples:
         """The micro-batch that these keys are of. KeyError where it is gone."""

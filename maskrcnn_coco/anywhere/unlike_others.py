@@ -25,7 +25,8 @@ NAMES = 4096
 def named(finding: Finding, alarm: Alarm, kept: Kept, *, first: bool = True) -> Finding:
     """``finding``, with a cause where it had none but a proved culprit among the samples.
 
-    A loss's maths that overflows (exp, a square) for one sample alone, far out of scale, is that sample's fault.
+    A loss's maths that overflows (exp, a square) for one sample alone, far out of scale, is that sample's fault: of a
+    target where the loss alone meets so large a number.
 
     Args:
         first: it is the best one; such a sample is then looked for also where no replay has named any.
@@ -53,6 +54,9 @@ def named(finding: Finding, alarm: Alarm, kept: Kept, *, first: bool = True) -> 
     for cause, look in looks if finite else looks[:1]:
         what = look(bad, good)
         if what is not None:
+            taken = finding.detail.get("taken")
+            if cause == "DATA_PIXEL" and taken is not None and _largest_of(bad) > FAR * max(taken, 1e-12):
+                cause, what = "DATA_LABEL", f"{what}; no module takes or gives a number above {taken:.3g}"
             finding.cause, finding.confidence = cause, 0.92
             finding.evidence.insert(0, Evidence("scan: this sample beside all others kept", what, cause))
             return finding
@@ -147,6 +151,11 @@ def _labels(batches: list[Samples]) -> list[int]:
 
 def _largest(batches: list[Samples]) -> list[float]:
     return [max(v) for v in _over(batches, lambda t: t.is_floating_point(), lambda t: float(t.detach().abs().max()))]
+
+
+def _largest_of(batches: list[Samples]) -> float:
+    """The largest of what `_out_of_scale` looks at."""
+    return max(_pictures(batches) or _largest(batches), default=0.0)
 
 
 def _whole(batches: list[Samples]) -> list[tuple[int, int]]:

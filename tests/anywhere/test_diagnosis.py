@@ -203,6 +203,12 @@ CASES = {
     "a target without end": Case(
         "DATA_LABEL", change=with_numbers(-math.inf), forward=measured, samples=[325], action="quarantine"
     ),
+    "a target out of scale": Case(
+        "DATA_LABEL", change=with_numbers(1e9), forward=measured, samples=[325], action="quarantine"
+    ),
+    "a target whose square overflows": Case(
+        "DATA_LABEL", change=with_numbers(1e20), forward=measured, samples=[325], action="quarantine"
+    ),
     "a weight of a class that nobody counted": Case(
         "LOSS_MATH", change=rare, forward=weighed, samples=[323], action="quarantine", word="test_diagnosis.py"
     ),
@@ -283,6 +289,20 @@ def test_a_sample_left_out_never_comes_back() -> None:
     assert [r.applied for r in guard.responder.history].count(False) == 1
     assert guard.responder.left_out == {5}
     assert len(guard.responder.history[-3].image_ids) == 15
+
+
+def test_a_second_sample_out_of_scale_is_not_measured_by_the_first() -> None:
+    model = Net()
+    guard = Guard(model, optimizer_of(model, 1e-3, 1e-3), forward=regress, diagnose=True, logdir=None)
+    for i in range(30):
+        x, y = data(i)
+        if i in (15, 22):
+            x[i % 7] *= 1e20
+        guard.step((x, y), ids(i))
+    assert [(n.cause, n.culprit.image_ids) for n in guard.incidents] == [
+        ("DATA_PIXEL", [ids(15)[1]]),
+        ("DATA_PIXEL", [ids(22)[1]]),
+    ]
 
 
 def test_an_attached_guard_diagnoses_a_model_that_returns_its_loss() -> None:

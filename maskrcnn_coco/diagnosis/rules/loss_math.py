@@ -70,7 +70,7 @@ def judge(facts: Facts) -> Finding | None:
         culprit.image_ids = facts.guilty_images
         evidence += facts.says(CODE, "alone", "others")
     term = same.bad_losses[0] if same.bad_losses else None
-    detail = {"term": term, "empty_images": facts.empty_images, "weights": healthy(facts)}
+    detail = {"term": term, "empty_images": facts.empty_images, "weights": healthy(facts), "taken": facts.inside}
     # An image that brings it about on healthy weights too is left out: it would come back every epoch.
     detail["proved_on_healthy_weights"] = bool(facts.guilty_images) and facts.bad(healthy(facts))
     fix = f"look at {facts.location.op}" if located and facts.location else f"look at the maths of {term or 'the loss'}"
@@ -114,7 +114,7 @@ def _of_one_sample(facts: Facts, same: Outcome) -> Finding:
     fix = (
         f"look at what divides {term or 'the loss'}, or stands in its exponent: a size, an area, a count of this sample"
     )
-    detail = {"term": term, "inside": facts.inside, "proved_on_healthy_weights": True}
+    detail = {"term": term, "inside": facts.inside, "taken": facts.inside, "proved_on_healthy_weights": True}
     return Finding(CODE, 0.85, culprit, evidence, facts.step, fix, detail)
 
 
