@@ -138,18 +138,32 @@ class Buffers:
                 self._changing.add(i)
         return sorted(self._changing.union(self._active))
 
-    def wrong(self, *, whole: bool = False) -> list[str]:
+    def written(self) -> list[int]:
+        """Positions of the buffers that somebody wrote to, or replaced, since `save`; reads nothing."""
+        found = []
+        for i in self._watched:
+            (identity, version), live = self._marks[i], self._homes[i].get(self._slots[i][1])
+            if live is None or not identity:
+                continue
+            # As `_mark` has it, without a call for each: there are hundreds of them, and this is every step's.
+            if id(live) != identity or (not live.is_inference() and live._version != version):
+                found.append(i)
+        return found
+
+    def wrong(self, *, whole: bool = False, also: Iterable[int] = ()) -> list[str]:
         """Names of buffers that are not finite now, or leapt by `LEAP` since they were last seen sound.
 
         Args:
             whole: look at every buffer; otherwise at those that forward passes change.
+            also: positions of further ones to look at.
         """
-        if not (whole and self._watched) and not self._changing and not self._active:
+        looked = self._watched if whole else sorted(self._changing.union(self._active, also))
+        if not looked:
             return []
-        floats = self._floats(self._watched if whole else sorted(self._changing.union(self._active)))
+        floats = self._floats(looked)
         sizes = norms([t for _, t in floats])
         bad = set(nonfinite_at(sizes))
-        bad |= self._negative(floats)
+        bad |= self._negative(floats) | self._vanished(floats, sizes)
         for j, (i, t) in enumerate(floats):
             if i in self._by_design:
                 bad.discard(j)
@@ -188,10 +202,23 @@ class Buffers:
         lowest = torch.stack([t.detach().min().float() for _, t in found]).tolist()
         return {j for (j, _), low in zip(found, lowest, strict=True) if low < 0}
 
+    def _vanished(self, floats: list[tuple[int, Tensor]], sizes: list[float]) -> set[int]:
+        """Positions of variances that were numbers and are all 0, in layers that go by them.
+
+        A layer that takes its statistics from the batch soon has others; there it is one way to begin anew.
+        """
+        found = set()
+        for j, (i, _) in enumerate(floats):
+            module, name, _ = self._slots[i]
+            if sizes[j] == 0.0 and name == "running_var" and self._sizes.get(i, 0.0) > 0.0:
+                anew = module.training and isinstance(module, nn.modules.batchnorm._NormBase)
+                found |= set() if anew else {j}
+        return found
+
     def verdict(self, *, whole: bool) -> Verdict | None:
         """The same between steps, as a verdict."""
-        bad = self.wrong(whole=whole)
-        text = f"buffers are not finite, negative variances, or changed outside the step: {', '.join(bad[:3])}"
+        bad = self.wrong(whole=whole, also=() if whole else self.written())
+        text = f"buffers are not finite, lost variances, or changed outside the step: {', '.join(bad[:3])}"
         return Verdict("buffer_nonfinite", text, {"buffers": bad, "between": True}) if bad else None
 
     def active_floats(self) -> list[Tensor]:

@@ -88,3 +88,21 @@ def test_a_variance_that_a_forward_pass_makes_negative_is_found_at_once() -> Non
     model.norm(torch.randn(4, 3) * 0.1)
     buffers.changed()
     assert buffers.wrong() == ["norm.running_var"]
+
+
+@pytest.mark.parametrize(("frozen", "value", "found"), [(True, 0.0, True), (False, 0.0, False), (True, 2.0, False)])
+def test_variances_that_somebody_clears_between_two_steps_are_found_where_they_are_gone_by(
+    frozen: bool, value: float, found: bool
+) -> None:
+    model = Masked().train(not frozen)
+    buffers = Buffers(model)
+    assert buffers.verdict(whole=True) is None
+    buffers.save()
+    model.norm(torch.randn(4, 3))
+    buffers.changed()
+    buffers.save()
+    assert buffers.verdict(whole=False) is None
+    model.norm.get_buffer("running_var").fill_(value)
+    verdict = buffers.verdict(whole=False)
+    assert (verdict is not None) is found
+    assert verdict is None or verdict.measured["buffers"] == ["norm.running_var"]
