@@ -341,6 +341,14 @@ class Health:
         used = self.layout.used_spares() if self.layout.spare else []
         return self._bad_weights(used) if used else None
 
+    def written_during(self) -> Verdict | None:
+        """After a backward pass: weights that somebody wrote into since `check`, and made many times what they were."""
+        if self._weights is None or not self._witness.changed([*self.layout.params, *self._held.states()[0]]):
+            return None
+        values, known = self.layout.weight_norms(), self._after or self._weights
+        bad = [i for i in nonfinite_at(values) if not all_finite(self.layout.params[i])]
+        return self._bad_weights(bad) if bad else self._outside(known, values, exact=False, first=False)
+
     def _bad_weights(self, bad: list[int]) -> Verdict:
         layout = self.layout
         names = [layout.names[i] for i in bad]
@@ -386,11 +394,3 @@ class Health:
                 text = f"weights {did} outside the step: {listed(names, 3)}; norm of {component} {a:.4g} -> {b:.4g}"
                 return Verdict("diverged", text, measured)
         return None
-
-
-def update_ratio(before: list[Tensor], layout: Layout, weights: list[float]) -> dict[str, float]:
-    """‖update‖ / ‖weights‖ per component, exactly, from a copy of the weights before the step (which it uses up)."""
-    with torch.no_grad():
-        torch._foreach_sub_(before, [p.detach() for p in layout.params])  # pyright: ignore[reportPrivateImportUsage]
-    update = layout.totals(norms(before))
-    return layout.by_component([u / max(w, 1e-30) for u, w in zip(update, weights, strict=True)])

@@ -17,11 +17,11 @@ from torch import nn
 
 from maskrcnn_coco.guard import forward_backward, inputs, optimizer_step
 from maskrcnn_coco.guard.forward_backward import Forward, Pass
-from maskrcnn_coco.guard.health import update_ratio
 from maskrcnn_coco.guard.judgement import Instruments, Measured
 from maskrcnn_coco.guard.norms import nonfinite_at
 from maskrcnn_coco.guard.team import Team
 from maskrcnn_coco.guard.undo import Undo
+from maskrcnn_coco.guard.updates import update_ratio
 from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.records import StepRecord
 
@@ -135,7 +135,7 @@ class Immediate:
                 record.losses, record.loss, done.micro_batch = {"loss": done.later}, done.later, None
             elif not done.certain:
                 record.losses, record.loss, done.micro_batch = {}, math.nan, None
-        act.verdict = act.before or parts.health.spares() or self._verdict(act)
+        act.verdict = act.before or parts.health.spares() or parts.health.written_during() or self._verdict(act)
         if self.team is not None and not (self.agree_at_once and act.before is not None):
             act.verdict = self._agreed(act)
         scaled = parts.scale.scaler is not None and not math.isfinite(record.grad_norm)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
+import torch
+from torch import Tensor
+
+from maskrcnn_coco.guard.norms import Layout, norms
 from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.guard.window import WINDOW
 
@@ -131,3 +135,11 @@ class Haste:
         self._moved.clear()
         self._losses.clear()
         self.watching = False
+
+
+def update_ratio(before: list[Tensor], layout: Layout, weights: list[float]) -> dict[str, float]:
+    """‖update‖ / ‖weights‖ per component, exactly, from a copy of the weights before the step (which it uses up)."""
+    with torch.no_grad():
+        torch._foreach_sub_(before, [p.detach() for p in layout.params])  # pyright: ignore[reportPrivateImportUsage]
+    update = layout.totals(norms(before))
+    return layout.by_component([u / max(w, 1e-30) for u, w in zip(update, weights, strict=True)])

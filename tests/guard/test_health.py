@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from maskrcnn_coco.guard.health import Health, update_ratio
+from maskrcnn_coco.guard.health import Health
 from maskrcnn_coco.guard.norms import Layout
+from maskrcnn_coco.guard.updates import update_ratio
 
 
 def make() -> tuple[nn.Linear, torch.optim.Optimizer, Layout, Health]:
@@ -125,3 +126,22 @@ def test_state_of_another_shape_by_design_is_no_misfit() -> None:
     optimizer = Projected(model.parameters())
     optimizer.state[model.weight] = {"exp_avg": torch.zeros(1, 3)}
     assert Health(Layout(model, optimizer, None), optimizer, every=1).check_fit() is None
+
+
+@pytest.mark.parametrize(
+    ("factor", "found"), [(1e4, "diverged"), (1.01, None), (1.0, None), (math.nan, "param_nonfinite")]
+)
+def test_weights_that_somebody_writes_during_the_backward_pass_are_seen_before_the_step(
+    factor: float, found: str | None
+) -> None:
+    """A thread that shares them goes past what autograd counts."""
+    model, optimizer, _, health = make()
+    for _ in range(2):
+        assert health.check() is None and health.written_during() is None
+        optimizer.step()
+        health.finished(due=False)
+    assert health.check() is None
+    model.weight.data.mul_(factor)
+    verdict = health.written_during()
+    assert (verdict and verdict.symptom) == found
+    assert found != "diverged" or (verdict and verdict.measured["changed_outside"]) == ["weight"]
