@@ -80,6 +80,8 @@ def decide(findings: Sequence[Finding], history: History, budgets: Budgets | Non
             return _restore(top, history, budgets)
         case "FP16_OVERFLOW" if top.confidence >= PROVED and not top.detail.get("proved_on_healthy_weights"):
             return _precision(top, history, budgets)
+        case "SCALE_COLLAPSE" if top.detail.get("clipped_scaled"):
+            return Action("skip", {"why": f"the step was taken; only the loop can change this: {top.fix}"})
         case "SCALE_COLLAPSE":
             return _hold_scale(top, history, budgets)
         case "BACKEND" if top.confidence >= PROVED and _fallback(top, history):

@@ -35,7 +35,7 @@ def _fix(finding: Finding, groups: list[str]) -> str:
             modules = finding.detail.get("fp32_modules") or [finding.culprit.module]
             name = ", ".join(str(m) for m in modules if m) or "the module named above"
             return f"run {name} in float32 (torch.autocast(device_type, enabled=False) around it), or use bfloat16"
-        case "SCALE_COLLAPSE" if "still_scaled" in finding.detail:
+        case "SCALE_COLLAPSE" if finding.detail.keys() & {"still_scaled", "clipped_scaled"}:
             return finding.fix
         case "SCALE_COLLAPSE":
             return "find what overflows at every scale (the finding beside this one); unscale before you clip"
@@ -53,7 +53,7 @@ def _fix(finding: Finding, groups: list[str]) -> str:
                 else "bound what goes into the loss's maths"
             )
         case "ACCUMULATION":
-            if "zero_grad" in finding.fix:
+            if "--" not in finding.fix:
                 return finding.fix
             return "divide the loss of each micro-batch by their number, and clear gradients once a step"
         case "TRANSIENT":

@@ -163,6 +163,8 @@ class Facts:
     norm_ratio: float | None = None
     """Recorded gradient norm of the failing step over the replayed one: 1 where both did the same."""
     refused_before: bool = False
+    carried: bool = False
+    """In every component the recorded gradients have the norm that they had at the step before."""
     loss_scale: float | None = None
     earlier_steps: list[int] = field(default_factory=list)
     can: set[str] = field(default_factory=set)
@@ -275,6 +277,13 @@ class Facts:
         if same is None or self.recorded_norm is None or not self.settings.get("own_gradients"):
             return False
         return self.recorded_norm < same.grad_norm and far_apart(self.recorded_norm, same.grad_norm)
+
+    def left_over(self) -> bool:
+        """A loop's own gradients are, but for a trifle, those of the step before: the batch's are lost in them."""
+        same = self.outcomes.get("same")
+        if same is None or not same.finite or self.recorded_norm is None or not self.settings.get("own_gradients"):
+            return False
+        return self.carried and math.isfinite(self.recorded_norm) and self.recorded_norm > NORM_FACTOR * same.grad_norm
 
     def unrepeatable(self) -> bool:
         """Two replays of one step, with the same weights, batch and random numbers, are two different steps.

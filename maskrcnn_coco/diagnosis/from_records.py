@@ -23,6 +23,8 @@ SHRINKS = 0.5
 """Learning rate times weight decay above which weight decay itself is suspected: weights halve in every step."""
 SOUND = {"weight_decay": 1e-4, "momentum": 0.9}
 """What detectors are trained with. A momentum of 1 or more forgets nothing, and grows."""
+ALIKE = 0.01
+"""Share by which the gradients of two batches never agree in every component."""
 FIRST = 5
 """Steps that make a run's first reference."""
 
@@ -82,6 +84,13 @@ def beyond_sense(
             if value >= 1.0 if name == "momentum" else lr.get(component, 0.0) * value > SHRINKS:
                 found.add(component)
     return found
+
+
+def carried(before: StepRecord, now: StepRecord) -> bool:
+    """Whether the gradients of two steps in a row have one norm in every component, to a hundredth."""
+    names = [c for c, v in now.group_grad_norm.items() if v > 0]
+    then = before.group_grad_norm
+    return bool(names) and all(abs(then.get(c, 0.0) / now.group_grad_norm[c] - 1) < ALIKE for c in names)
 
 
 def record_of(case: Case, step: int) -> StepRecord | None:

@@ -270,8 +270,8 @@ class Immediate:
             self.undo.put_back()
             parts.refuse(record, fault, began)
             return
-        parts.scale.applied(bool(act.gradients))
-        record.applied = True
+        clipped = parts.scale.applied(bool(act.gradients), record.grad_norm, record.loss_scale)
+        act.verdict, record.applied = act.verdict or clipped, True
         parts.holes = parts.holes or act.suspicion is not None
         parts.taken += 1
         parts.health.finished(due=act.due)
@@ -322,7 +322,7 @@ class Immediate:
         self.measure(act, where)
         coefficient = optimizer_step.clip_coefficient(record.grad_norm, parts.max_grad_norm)
         optimizer_step.apply(parts.optimizer, act.gradients, coefficient)
-        parts.scale.applied(bool(act.gradients))
+        parts.scale.applied(bool(act.gradients), record.grad_norm, record.loss_scale)
         parts.layout.zero_grad()
         record.applied = True
         return record

@@ -20,6 +20,26 @@ SKIPS = 4
 """Overflows in a row allowed later: growth by 2 after long calm costs one, a changed network two or three."""
 
 
+IN_A_ROW = 6
+"""Steps whose scaled gradients have the same typed norm, after which that is no chance."""
+
+
+def clipped_scaled(norm: float, scale: float) -> float:
+    """The bound that somebody clipped gradients of norm ``norm`` to while they were multiplied by ``scale``, or 0.
+
+    A bound is typed: 10, 1, 0.5. A norm that is such a number by itself was clipped after it was divided.
+    """
+    if not (math.isfinite(norm) and norm > 0 and math.isfinite(scale) and scale > 1):
+        return 0.0
+    bound = norm * scale
+    return float(f"{bound:.2g}") if _typed(bound) and not _typed(norm) else 0.0
+
+
+def _typed(value: float) -> bool:
+    """Whether it has two digits at most; a norm is added up in float32, and torch divides by it and 1e-6 more."""
+    return abs(value / float(f"{value:.2g}") - 1) < 2e-5
+
+
 class Scale:
     """A GradScaler (or none), its floor and its streaks."""
 
@@ -67,11 +87,16 @@ class Scale:
         if self.scaler is not None and layout.gradients()[0]:
             self.scaler.unscale_(optimizer)
 
-    def applied(self, had_gradients: bool) -> None:
-        """After an applied step: let the scale grow when it is time."""
+    def applied(self, had_gradients: bool, norm: float, scale: float | None) -> Verdict | None:
+        """After an applied step: let the scale grow when it is time.
+
+        Args:
+            norm: of the gradients that the optimizer had; ``scale``: the loss scale of this step.
+        """
         if self.scaler is not None and had_gradients:
             self.scaler.update()
         self.streak, self.onset, self.found = 0, None, True
+        return None
 
     def refused(self, value: float | None) -> None:
         """After a refusal that is not the scale's fault: as if the step had not been, for scale and growth counter."""
@@ -125,6 +150,20 @@ class OthersScale(Scale):
     def __init__(self, scaler: Any) -> None:
         super().__init__(None)
         self.watched = scaler if scaler is not None and scaler.is_enabled() else None
+        self._bound, self._bounded = 0.0, 0
+
+    def applied(self, had_gradients: bool, norm: float, scale: float | None) -> Verdict | None:
+        """As above; and whether its owner clips what is still scaled, which leaves next to nothing of it."""
+        super().applied(had_gradients, norm, scale)
+        bound = clipped_scaled(norm, scale or 1.0)
+        self._bounded = self._bounded + 1 if bound and bound == self._bound else int(bound > 0)
+        self._bound = bound
+        if self._bounded != IN_A_ROW:  # said once
+            return None
+        text = (
+            f"gradients are clipped to {bound:g} before they are divided by the loss scale: {norm:.3g} is left of them"
+        )
+        return Verdict("stalled", text, {"clipped_scaled": bound, "loss_scale": scale, "norm": norm})
 
     @property
     def owner(self) -> Any:

@@ -245,3 +245,20 @@ def test_multipliers_whose_default_follows_lr_are_said_with_a_lower_lr(named: li
     flags = lr_too_high.fix_of(facts, facts.lr_verdict)
     assert expected <= {f"--{f.strip()}" for f in flags.split("--") if f}
     assert ("--fpn-lr-multiplier" in flags) == ("backbone" in named)
+
+
+@pytest.mark.parametrize(("carried", "cause"), [(True, "ACCUMULATION"), (False, "TRANSIENT")])
+def test_gradients_that_are_those_of_the_step_before_come_from_a_buffer_that_nobody_clears(carried: bool, cause: str):
+    facts = Facts("diverged", 6, 1, 6, reference=Reference(3.0, 8.0, 5), recorded_loss=3.8, recorded_norm=4.3e6)
+    facts.settings, facts.carried = {"own_gradients": True}, carried
+    for name in ("same", "again"):
+        facts.outcomes[name] = Outcome(name, True, loss=3.8, grad_norm=8.9, digest="1")
+    assert investigate.rank(facts)[0].cause == cause
+
+
+def test_gradients_that_were_clipped_before_they_were_unscaled_are_said_once_and_left_to_the_loop():
+    facts = Facts("stalled", 6, 1, 6, measured={"clipped_scaled": 10.0, "norm": 1.5e-4})
+    top = investigate.rank(facts)[0]
+    assert (top.cause, top.confidence) == ("SCALE_COLLAPSE", 0.95)
+    assert "unscale_" in top.fix
+    assert recovery.decide([top], recovery.History(step=6)).kind == "skip"

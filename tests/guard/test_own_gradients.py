@@ -105,3 +105,24 @@ def test_a_step_past_the_scaler_is_seen(way: str):
         seen.append(guard._gradients.still_scaled)
         scaler.update(scaler.get_scale())
     assert seen == [1024.0 if way == "past" else None] * 2
+
+
+@pytest.mark.parametrize(("bound", "early", "said"), [(0.1, True, 1), (0.1, False, 0), (0.0, False, 0), (1e9, True, 0)])
+def test_gradients_clipped_before_they_are_unscaled_are_said_once(bound: float, early: bool, said: int):
+    model, scaler = net(), torch.amp.GradScaler("cpu", init_scale=2.0**14)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    alarms: list = []
+    guard = attach(model, optimizer, scaler=scaler, on_alarm=alarms.append, say=False)
+    for step in range(20):
+        optimizer.zero_grad()
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        scaler.scale((model(x) - 3.0).square().mean()).backward()
+        if bound and early:
+            nn.utils.clip_grad_norm_(model.parameters(), bound)
+        scaler.unscale_(optimizer)
+        if bound and not early:
+            nn.utils.clip_grad_norm_(model.parameters(), bound)
+        scaler.step(optimizer)
+        scaler.update()
+    guard.detach()
+    assert [(a.symptom, a.measured.get("clipped_scaled")) for a in alarms] == [("stalled", bound)] * said

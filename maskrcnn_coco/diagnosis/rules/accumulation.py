@@ -23,12 +23,18 @@ from maskrcnn_coco.records import Culprit, Evidence, Finding
 CODE = "ACCUMULATION"
 CLEAR = "call optimizer.zero_grad() before each backward pass, whether or not the step before was taken"
 
+BUFFER = "clear the buffer that gradients pass through before the optimizer sees them"
+
 
 def judge(facts: Facts) -> Finding | None:
     k = facts.accumulate
     if facts.measured.get("kept_gradients"):
         what = "still there when those of this step were added to them: they add up over all steps"
         return _finding(0.95, Evidence("gradients of the step before", what, CODE), facts, CLEAR)
+    if facts.left_over():
+        norm, replayed = facts.recorded_norm or 0.0, facts.outcomes["same"].grad_norm
+        what = f"norm {norm:.4g} as at the step before, in every component; the batch's own have {replayed:.4g}"
+        return _finding(0.95, Evidence("gradients at optimizer.step()", what, CODE), facts, BUFFER)
     if k < 2 and not facts.settings.get("own_gradients"):
         return None
     ratio = facts.norm_ratio

@@ -33,7 +33,7 @@ def by_the_loop(facts: Facts) -> bool:
 
     What it does after the backward pass is not replayed, and is the likelier culprit (a division by a norm of 0).
     """
-    if facts.measured.get("kept_gradients") or facts.measured.get("still_scaled"):
+    if facts.measured.get("kept_gradients") or facts.measured.get("still_scaled") or facts.left_over():
         return True
     own = bool(facts.settings.get("own_gradients")) and facts.symptom == "grad_nonfinite"
     same = facts.outcomes.get("same")

@@ -6,8 +6,8 @@ What happens: GradScaler halves the scale at every refused step and has no floor
 Why: something makes every step non-finite whatever the scale (NaN input, overflow in the forward pass), or
   gradients are clipped before they are unscaled. Or the optimizer steps past its scaler: gradients that are still
   multiplied by the scale.
-How it is proved: the scale is below its floor; the same batch and weights at a normal scale give finite, normal
-  gradients.
+How it is proved: the scale is below its floor, and the same batch and weights at a normal scale give finite, normal
+  gradients; or the norm of the gradients, times the scale, is one typed number at step after step.
 What the guard does: puts the scale back to a normal value and holds it above a floor; the inner cause is named
   where there is one.
 How to fix it: `--amp bf16` needs no loss scale.
@@ -22,6 +22,8 @@ CODE = "SCALE_COLLAPSE"
 NORMAL_SCALE = 2.0**12
 STEP = "scaler.step(optimizer) in place of optimizer.step(), or scaler.unscale_(optimizer) before it"
 
+UNSCALE = "scaler.unscale_(optimizer) before clip_grad_norm_"
+
 
 def judge(facts: Facts) -> Finding | None:
     scale = facts.measured.get("still_scaled")
@@ -29,6 +31,11 @@ def judge(facts: Facts) -> Finding | None:
         what = f"not divided by the loss scale: they are {scale:g} times too large for the optimizer"
         evidence = [Evidence("gradients at optimizer.step()", what, CODE)]
         return Finding(CODE, 0.95, Culprit(), evidence, facts.onset_step, STEP, {"still_scaled": scale})
+    bound = facts.measured.get("clipped_scaled")
+    if bound:
+        what = f"{facts.measured.get('norm') or 0.0:.3g} at step after step: {bound:g} divided by the loss scale"
+        evidence = [Evidence("norm of the gradients at optimizer.step()", what, CODE)]
+        return Finding(CODE, 0.95, Culprit(), evidence, facts.onset_step, UNSCALE, {"clipped_scaled": bound})
     hits = [s for s in facts.state if s.where == "scaler"]
     still = facts.symptom == "stalled" and facts.precision == "fp16"
     if facts.symptom != "scale_collapse" and not hits and not still:
