@@ -227,6 +227,8 @@ def _by_plan(top: Finding, history: History, budgets: Budgets) -> Action:
 
 
 def _restore(top: Finding, history: History, budgets: Budgets) -> Action:
+    if usual := _not_yet_usual(top, history):
+        return Action("rollback", {"to_step": history.step, "usual": usual})
     same = [i for i in history.incidents if i.cause == top.cause and i.step >= history.step - budgets.skip_window]
     if len(same) >= budgets.max_retries:
         return Action("stop", {"why": f"the state is bad again after {len(same)} roll-backs: {top.fix}"})
@@ -237,6 +239,12 @@ def _restore(top: Finding, history: History, budgets: Budgets) -> Action:
     if "to_step" in top.detail:  # what was copied since may hold what is wrong
         return Action("rollback", {"to_step": top.detail["to_step"], "older_only": True})
     return Action("rollback", {"to_step": history.step})
+
+
+def _not_yet_usual(top: Finding, history: History) -> dict[str, Any]:
+    """Settings of the optimizer that were proved wrong, with their defaults; those that have them already, not."""
+    done = {name for i in history.incidents for name in i.action.detail.get("usual", {})}
+    return {name: value for name, value in top.detail.get("usual", {}).items() if name not in done}
 
 
 def _precision(top: Finding, history: History, budgets: Budgets) -> Action:

@@ -156,7 +156,8 @@ def action_words(action: Action) -> str:
         ids, annotations = d.get("image_ids") or [], d.get("annotation_ids") or []
         return f"left out for good: image {listed(ids)}" + (f", {annotation_words(annotations)}" if annotations else "")
     if action.kind == "rollback":
-        return f"went back{to}" + (", and on at the plan's learning rates" if d.get("by_plan") else "")
+        with_usual = "".join(f", and on with {name} {value}" for name, value in d.get("usual", {}).items())
+        return f"went back{to}" + (", and on at the plan's learning rates" if d.get("by_plan") else with_usual)
     if action.kind == "lower_lr":
         for name, most in lowered_settings(d).items():
             return f"went back{to}, lowered the {name.replace('_', ' ')} to {figure(most)}"

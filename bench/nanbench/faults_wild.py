@@ -224,7 +224,6 @@ RATES = (
         ADAM,
         onset=0,
         also=("UNKNOWN", "LOSS_MATH"),
-        verdict=True,
     ),
     Scenario(
         "wild-eps-zero-rmsprop",
@@ -234,7 +233,6 @@ RATES = (
         Setup(optimizer="rmsprop"),
         onset=0,
         also=("UNKNOWN", "LOSS_MATH"),
-        verdict=True,
     ),
 )
 

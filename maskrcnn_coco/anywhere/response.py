@@ -31,7 +31,7 @@ from maskrcnn_coco.guard.hooks import Entrances
 from maskrcnn_coco.guard.norms import all_finite, has_fractions
 from maskrcnn_coco.records import Action, Alarm, Evidence, Finding, Incident, StepRecord, incident_of
 from maskrcnn_coco.replay.case import Case
-from maskrcnn_coco.replay.optimizer import settings_of
+from maskrcnn_coco.replay.optimizer import put_usual, settings_of
 from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.replay.snapshot import Snapshot, restore, state_bytes, take
 from maskrcnn_coco.replay.tape import Tape, TapeEntry
@@ -174,6 +174,7 @@ class AlarmResponder:
             "eager_modules": list(self.eager_modules),
             "factors": dict(self.guard.instruments.lowered.factors),
             "limits": {name: dict(most) for name, most in self.guard.instruments.lowered.limits.items()},
+            "usual": dict(self.guard.instruments.lowered.usual),
             "held": dict(self.held),
             "left_out": sorted(self.left_out),
         }
@@ -196,6 +197,7 @@ class AlarmResponder:
         for name, most in decided.get("limits", {}).items():
             for setting, value in most.items():
                 self.guard.instruments.lowered.limit(name, setting, value)
+        self.guard.instruments.lowered.usual.update(decided.get("usual", {}))
         self.held.update(decided["held"])
         self.left_out |= set(decided["left_out"])
 
@@ -279,6 +281,7 @@ class AlarmResponder:
         )
         self._note_holes(alarm.step)
         now = self._snapshot(alarm.step)
+        put_usual(now.optimizer["param_groups"], guard.instruments.lowered.usual)
         if "loss_scale" in alarm.measured:
             now.scaler = {"scale": guard.instruments.scale.value}
         case = Case(
@@ -342,6 +345,7 @@ class AlarmResponder:
             lower(self.guard.instruments.lowered, detail, self.groups.names, self.history, self.held, since)
             return action, back
         elif action.kind in ("rollback", "reload"):
+            self.guard.instruments.lowered.usual.update(detail.get("usual", {}))
             if detail.get("older_only"):
                 self.ring.drop_after(int(detail["to_step"]))
             back = self.go_back(int(detail.get("to_step") or alarm.step))

@@ -22,10 +22,11 @@ def told(incident: Incident) -> str:
         lowered = f"rate no higher than {max(detail['most'].values()):.2g}"
     for name, most in lowered_settings(detail).items():
         lowered = f"{name.replace('_', ' ')} {most:g}"
+    usual = "".join(f", {name} {value} from here on" for name, value in detail.get("usual", {}).items())
     done = {
         "skip": "the step is skipped",
         "quarantine": "the sample is left out from now on",
-        "rollback": f"back to the state of step {detail.get('to_step')}",
+        "rollback": f"back to the state of step {detail.get('to_step')}{usual}",
         "lower_lr": f"back to the state of step {detail.get('to_step')}, {lowered}",
         "precision": precision_words({**detail, "dtype": "float32"}),
         "reload": "an older state is loaded",

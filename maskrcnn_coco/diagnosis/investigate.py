@@ -128,6 +128,8 @@ def _confirm(f: Facts) -> Iterator[str]:
     """Cheap replays that turn what a scan found into a proof."""
     if f.state_changed:
         yield from ("update", "state")
+    if f.measured.get("by_update") and f.certain_state() and all(s.where == "lr" for s in f.certain_state()):
+        yield "settings"
     if f.lethal() or (f.suspects() and f.symptom == "input_nonfinite"):
         yield from ("peek", "without", "locate") if f.lethal() else ("peek", "without")
     elif (any(s.where == "norm" for s in f.state) and not _state_proved(f)) or f.anchors:

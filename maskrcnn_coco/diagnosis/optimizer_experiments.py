@@ -44,7 +44,7 @@ class OptimizerExperiments:
             test = f"same batch, same weights, {key} {usual} in place of {given}, and the update"
             outcome = self.replay.update(test, f.lr, settings={key: usual})
             if outcome.finite and not outcome.error and (outcome.moved or 0.0) <= LEAP:
-                f.outcomes["settings"] = outcome
+                f.outcomes["settings"], f.usual = outcome, {key: usual}
                 what = f"{key} is {given}: the update is not finite, and with {usual}, as usual, it is"
                 f.state.append(StateFault("lr", f"{key} of {kind}", what))
                 return

@@ -116,25 +116,26 @@ class Instruments:
 
     def lowered_rates(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the optimizer has the learning rates that were decided on; the training's schedule never sees it."""
-        known = self.lowered
-        if known.factors or known.limits:
-            return known.in_force(self.optimizer, self.groups)
+        if self.lowered:
+            return self.lowered.in_force(self.optimizer, self.groups)
         return NOTHING
 
-    def hold(self, lr: Mapping[str, float], settings: Mapping[str, float]) -> None:
-        """Let no parameter group have more than this within a step, until this is called again.
+    def hold(self, lr: Mapping[str, float], settings: Mapping[str, float], usual: Mapping[str, Any]) -> None:
+        """Let no parameter group have more than this, or another ``usual``, within a step, until called again.
 
         Args:
             lr: most learning rate by the groups' "component".
             settings: setting of the optimizer → the most of it in any group.
+            usual: setting of the optimizer → what every group that has it gets.
         """
         self.groups = [str(group["component"]) for group in self.optimizer.param_groups]
         names = dict.fromkeys(self.groups)
+        self.lowered.usual = dict(usual)
         self.lowered.limits = {n: {**settings, **({"lr": lr[n]} if n in lr else {})} for n in names}
 
     def rates(self) -> dict[str, float]:
         """Learning rate per component, as the next step has it."""
-        if not (self.lowered.factors or self.lowered.limits):
+        if not self.lowered:
             return self.health.lr()
         with self.lowered_rates():
             return self.health.lr()

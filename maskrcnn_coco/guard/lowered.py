@@ -1,4 +1,4 @@
-"""What recovery lowered where the schedule is the loop's own: in force during a step alone, never seen by it."""
+"""What recovery changed of an optimizer's settings: in force during a step alone, never seen by the loop."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ class Lowered:
         factors: group → what its learning rate is multiplied by at each step.
         limits: group → setting ("lr", "weight_decay", "momentum") → the most that it may be, after the factor; of a
             group that has a multiple of its component's rate, that multiple of it.
+        usual: setting → what each group that has it gets in place of its own, with which no step was finite.
     """
 
     def __init__(self) -> None:
         self.factors: dict[str, float] = {}
         self.limits: dict[str, dict[str, float]] = {}
+        self.usual: dict[str, Any] = {}
+
+    def __bool__(self) -> bool:
+        """Whether anything was decided on."""
+        return bool(self.factors or self.limits or self.usual)
 
     def limit(self, name: str, setting: str, most: float) -> None:
         """Let ``setting`` of group ``name`` be at most ``most`` from here on, or less where it was limited to less."""
@@ -34,8 +40,10 @@ class Lowered:
         """Inside, the groups of ``optimizer``, named ``names`` in order, have what was decided on."""
         changed: list[tuple[dict[str, Any], dict[str, Any]]] = []
         for group, name in zip(optimizer.param_groups, names, strict=False):
-            before = {k: group[k] for k in ("lr", *self.limits.get(name, {})) if group.get(k) is not None}
-            now = {**before, "lr": before["lr"] * self.factors.get(name, 1.0)} if "lr" in before else before
+            keys = ("lr", *self.usual, *self.limits.get(name, {}))
+            before = {k: group[k] for k in keys if group.get(k) is not None}
+            now = {k: self.usual.get(k, v) for k, v in before.items()}
+            now |= {"lr": before["lr"] * self.factors.get(name, 1.0)} if "lr" in before else {}
             share = {"lr": times_of(group)}
             limits = {k: most * share.get(k, 1.0) for k, most in self.limits.get(name, {}).items()}
             now = {k: min(v, limits.get(k, v)) for k, v in now.items()}

@@ -56,6 +56,12 @@ def lower_settings(optimizer: torch.optim.Optimizer, most: Mapping[str, float]) 
         group.update({k: min(group[k], v) for k, v in most.items() if group.get(k) is not None})
 
 
+def put_usual(groups: Sequence[dict[str, Any]], usual: Mapping[str, Any]) -> None:
+    """Give each of ``groups`` that has a setting of ``usual`` the value that it has there."""
+    for group in groups:
+        group.update({k: v for k, v in usual.items() if k in group})
+
+
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Put a saved optimizer state back in place, bit for bit.
 

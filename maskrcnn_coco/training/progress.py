@@ -10,7 +10,7 @@ from typing import Any
 from maskrcnn_coco.records import StepRecord
 
 DECISIONS = (
-    *("incidents", "quarantine", "quarantine_annotations", "lr_factors", "weight_decay", "momentum", "by_plan"),
+    *("incidents", "quarantine", "quarantine_annotations", "lr_factors", "weight_decay", "momentum", "usual", "by_plan"),
     *("fp32_modules", "eager_modules", "libraries", "attention", "findings"),
 )
 """What stays in force when an older state is loaded."""
@@ -37,6 +37,8 @@ class Progress:
     """What recovery lowered the weight decay to."""
     momentum: float | None = None
     """The same for SGD's momentum."""
+    usual: dict[str, Any] = field(default_factory=dict)
+    """Setting of the optimizer → its default, that recovery put in place of one that was proved wrong."""
     by_plan: bool = False
     """Whether steps are taken at the plan's learning rates, whatever somebody sets between steps."""
     fp32_modules: list[str] = field(default_factory=list)

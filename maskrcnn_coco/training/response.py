@@ -157,6 +157,9 @@ def act(session: Session, alarm: Alarm, action: Action, incident: Incident) -> i
             images, annotations = detail.get("image_ids", []), detail.get("annotation_ids", [])
             session.leave_out(images, annotations, incident.id, met_in=incident.culprit.image_ids)
             return go_back(session, detail["to_step"]) if "to_step" in detail else alarm.step
+        case "rollback" if "usual" in detail:  # the state was sound
+            session.progress.usual |= detail["usual"]
+            return go_back(session, detail["to_step"])
         case "rollback" if incident.cause == "POISONED_STATE":
             return reload(session, alarm)  # states kept since may hold what was found
         case "rollback":

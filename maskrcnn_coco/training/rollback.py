@@ -12,7 +12,7 @@ from maskrcnn_coco.data.plan import Plan
 from maskrcnn_coco.data.user_data import UserData
 from maskrcnn_coco.errors import CheckpointError, GuardStop
 from maskrcnn_coco.records import Alarm, Incident
-from maskrcnn_coco.replay.optimizer import lower_settings
+from maskrcnn_coco.replay.optimizer import lower_settings, put_usual
 from maskrcnn_coco.replay.snapshot import Snapshot
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system.backends import run_eagerly, use_fused_attention, use_libraries
@@ -166,6 +166,7 @@ def put_in_force(decided: Progress, live: TrainState, plan: Plan, source: CocoDa
     if not decided.attention:
         use_fused_attention(False)
     lower_settings(live.optimizer, decided.settings_most)
+    put_usual(live.optimizer.param_groups, decided.usual)
     plan.quarantine([entry["id"] for entry in decided.quarantine if "index" not in entry])
     for entry in decided.quarantine:
         if "index" in entry:

@@ -142,10 +142,10 @@ class Session:
         """Write the learning rates of ``step`` into the optimizer and return them."""
         lr = self.schedule.at(step, self.progress.lr_factors)
         apply_lr(self.optimizer, lr)
-        settings = self.progress.settings_most
-        if self.progress.by_plan or settings:
+        progress = self.progress
+        if progress.by_plan or progress.settings_most or progress.usual:
             # Within the step, too: what somebody sets before every step was met again otherwise.
-            self.guard.instruments.hold(lr if self.progress.by_plan else {}, settings)
+            self.guard.instruments.hold(lr if progress.by_plan else {}, progress.settings_most, progress.usual)
         return lr
 
     def batches(self, epoch: int) -> Iterator[list[Batch]]:

@@ -51,6 +51,17 @@ class OwnLoss(Net):
         return {"loss": F.cross_entropy(out, labels), "logits": out}
 
 
+class Idle(OwnLoss):
+    """The same, with a bias that the loss does not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body.register_parameter("idle", nn.Parameter(torch.zeros(1)))
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+        return super().forward(x + 0.0 * self.body.idle, labels)
+
+
 def data(seed: int, n: int = 16) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(n, 8, generator=g)
@@ -604,9 +615,14 @@ def test_a_rate_comes_back_once_the_spike_of_the_schedule_is_over(over: bool):
     assert guard.optimizer.param_groups[0]["lr"] == (0.02 if over else 400.0), "the schedule's own is never touched"
 
 
-def through(setting: str, value: float, steps: range, *, only: int | None = None, optimizer: Any = None) -> Any:
-    """An attached loop in which somebody sets one setting of the optimizer at these steps; its guard afterwards."""
-    model = OwnLoss()
+def through(
+    setting: str, value: float, steps: range, *, only: int | None = None, optimizer: Any = None, idle: bool = False
+) -> Any:
+    """An attached loop in which somebody sets one setting of the optimizer at these steps; its guard afterwards.
+
+    ``idle``: a bias whose gradient is 0.
+    """
+    model = Idle() if idle else OwnLoss()
     optimizer = optimizer or torch.optim.SGD
     groups = [{"params": model.body.parameters(), "lr": 0.02}, {"params": model.head.parameters(), "lr": 0.02}]
     made = optimizer(groups, weight_decay=1e-4, **({"momentum": 0.9} if optimizer is torch.optim.SGD else {}))
@@ -1027,3 +1043,18 @@ def test_the_first_copies_of_the_state_lie_close_together() -> None:
     assert (kept[3], kept[9], kept[10]) == ([0], [8, 4, 0], [10, 8, 4, 0])
     assert kept[23][0] == 20
     assert guard.rollback() == 20
+
+
+@pytest.mark.parametrize("onset", [0, 15])
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop])
+def test_a_setting_that_no_step_is_finite_with_has_its_default_from_then_on(kind: Any, onset: int) -> None:
+    """Somebody sets it before every step: within each it is what the update was proved to be finite with."""
+    guard = through("eps", 0.0, range(onset, 40), optimizer=kind, idle=True)
+    (incident,) = guard.incidents
+    assert (incident.cause, incident.action.kind) == ("POISONED_STATE", "rollback")
+    assert incident.confidence >= 0.9
+    assert incident.action.detail["usual"] == {"eps": 1e-8}
+    assert "eps is 0" in incident.fix and "eps 1e-08 from here on" in told(incident)
+    assert [r.applied for r in guard.records].count(False) == 1
+    assert guard.optimizer.param_groups[0]["eps"] == 0.0, "the loop's own is never touched"
+    assert guard.state_dict()["decisions"]["usual"] == {"eps": 1e-8}

@@ -209,7 +209,7 @@ def test_rates_that_are_held_are_those_of_the_step_and_of_no_other_place(kind: s
         guard = Guard(model, optimizer, max_grad_norm=1.0, deferred=deferred)
         records: list[StepRecord] = []
         for i in range(6):
-            guard.instruments.hold({"all": 0.01}, {})
+            guard.instruments.hold({"all": 0.01}, {}, {})
             optimizer.param_groups[0]["lr"] = hook or 0.01
             guard.step(lambda b: {"a": F.cross_entropy(model(b[0]), b[1])}, data(i))
             records += guard.completed

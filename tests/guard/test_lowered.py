@@ -81,3 +81,16 @@ def test_what_held_is_no_more_than_twice_the_rate_of_the_sound_steps(before: lis
     detail = {"components": ["body"], "factor": 0.01}
     lower(lowered, detail, ["body", "head"], history, held, since=len(before))
     assert held == {"body": pytest.approx(expected)} and lowered.factors == {"body": 0.01} and not lowered.limits
+
+
+def test_a_setting_that_was_proved_wrong_has_its_default_within_a_step_in_groups_that_have_it() -> None:
+    layers = nn.Linear(2, 2)
+    optimizer, lowered = torch.optim.Adam(layers.parameters(), eps=0.0, betas=(0.99, 0.9)), Lowered()
+    assert not lowered
+    lowered.usual = {"eps": 1e-8, "betas": (0.9, 0.999), "alpha": 0.99}
+    lowered.factors["all"] = 0.5
+    with lowered.in_force(optimizer, ["all"]):
+        (group,) = optimizer.param_groups
+        assert (group["eps"], group["betas"], group["lr"]) == (1e-8, (0.9, 0.999), 5e-4)
+        assert "alpha" not in group
+    assert (group["eps"], group["betas"], group["lr"]) == (0.0, (0.99, 0.9), 1e-3)

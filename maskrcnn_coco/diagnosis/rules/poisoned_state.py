@@ -14,11 +14,13 @@ How it is proved: weights, buffers, optimizer state, learning rates and loss sca
   undid an update of absurd size, the update is made again with an older state and with none: it is sound there. An
   optimizer that makes something non-finite of finite numbers takes its step again with each setting at its default.
 What the guard does: goes back to the newest verified state, in memory first, then on disk, and says what was
-  lost.
+  lost. A setting that was proved wrong has its default from then on.
 How to fix it: `--resume auto` takes the newest intact checkpoint; never save state in half precision.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from maskrcnn_coco.diagnosis.facts import Facts, OlderFile
 from maskrcnn_coco.records import Culprit, Evidence, Finding
@@ -45,7 +47,9 @@ def judge(facts: Facts) -> Finding | None:
     fix = "--resume auto" if facts.settings.get("resume_path") else "go back to a verified checkpoint: --resume auto"
     if first.where == "lr":
         fix = f"correct the {'schedule' if first.name.startswith('lr ') else 'optimizer'}: {first.what}"
-    detail = {"entries": [f"{s.where} {s.name}" for s in hits[:50]], "at_load": not facts.earlier_steps}
+    detail: dict[str, Any] = {"entries": [f"{s.where} {s.name}" for s in hits[:50]], "at_load": not facts.earlier_steps}
+    if facts.usual and first.where == "lr":
+        detail["usual"] = facts.usual  # the state is sound: with this one setting the step is, too
     return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)
 
 
