@@ -227,9 +227,9 @@ def _by_plan(top: Finding, history: History, budgets: Budgets) -> Action:
 
 
 def _restore(top: Finding, history: History, budgets: Budgets) -> Action:
-    if usual := _not_yet_usual(top, history):
-        return Action("rollback", {"to_step": history.step, "usual": usual})
     same = [i for i in history.incidents if i.cause == top.cause and i.step >= history.step - budgets.skip_window]
+    if (usual := _not_yet_usual(top, history)) and (same or top.detail.get("at_once")):
+        return Action("rollback", {"to_step": history.step, "usual": usual})
     if len(same) >= budgets.max_retries:
         return Action("stop", {"why": f"the state is bad again after {len(same)} roll-backs: {top.fix}"})
     if top.cause == "NORM_STATE" and top.detail.get("at_load"):

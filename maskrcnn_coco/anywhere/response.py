@@ -349,6 +349,8 @@ class AlarmResponder:
             if detail.get("older_only"):
                 self.ring.drop_after(int(detail["to_step"]))
             back = self.go_back(int(detail.get("to_step") or alarm.step))
+            if back is None and "usual" in detail:
+                return action, None  # the state is sound as it is
             if back is None:
                 return Action("stop", {"why": "the state is bad, and no older one is kept"}), None
             return Action("rollback", {**detail, "to_step": back}), back

@@ -89,6 +89,7 @@ class Experiments:
         f, case = self.facts, self.case
         meant = set(case.settings.get("by_design") or ())  # buffers of -inf or NaN that were so from the start
         f.state = [s for s in scan_state.scan_state(case.now, model, names, component_of) if s.name not in meant]
+        self.by_optimizer.last_possible(self.lr.healthy)
         if f.earlier_steps:
             # What became so between two steps is a question for replays: TRANSIENT, if one weight alone did.
             f.state = [s for s in f.state if not s.enormous]

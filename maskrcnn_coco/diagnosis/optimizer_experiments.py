@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from maskrcnn_coco.diagnosis.facts import LEAP, Facts, StateFault
+from maskrcnn_coco.diagnosis.scan_state import is_possible
 from maskrcnn_coco.replay.replay import Replay
 from maskrcnn_coco.replay.snapshot import Snapshot
 
@@ -35,6 +36,14 @@ class OptimizerExperiments:
             f.outcomes["state"] = self.replay.update(test, f.lr, snapshot, empty=snapshot is None)
             if f.state_to_blame():
                 return
+
+    def last_possible(self, healthy: Snapshot | None) -> None:
+        """Of settings that the scan calls impossible: what a sound step had, else what the class has by itself."""
+        f, optimizer = self.facts, self.replay.optimizer
+        wrong = {s.name.partition(" of ")[0] for s in f.state if s.where == "lr"} - {"lr"}
+        groups = healthy.optimizer.get("param_groups", []) if healthy is not None else []
+        given = [{k: p.default for k, p in inspect.signature(type(optimizer)).parameters.items()}, *groups[:1]]
+        f.usual = {k: g[k] for g in given for k in wrong if k in g and is_possible(k, g[k])}
 
     def settings(self) -> None:
         """An update of finite numbers that was not finite, with each setting as its class has it by itself."""

@@ -123,16 +123,21 @@ def _optimizer_faults(snapshot: Snapshot, names: list[str], owner: Callable[[str
     for group in snapshot.optimizer.get("param_groups", []):
         component = group.get("component")
         for key in SETTINGS:
-            value = group.get(key)
-            value = float(value) if isinstance(value, (int, float, Tensor)) else 0.0
-            if not math.isfinite(value) or value < 0:
-                faults.append(StateFault("lr", f"{key} of {component}", f"{key} is {value}", component))
-        betas = [float(b) for b in group.get("betas") or ()]
-        if not all(0 <= b < 1 for b in betas):
+            if not is_possible(key, group.get(key)):
+                faults.append(StateFault("lr", f"{key} of {component}", f"{key} is {float(group[key])}", component))
+        if not is_possible("betas", group.get("betas")):
+            betas = [float(b) for b in group["betas"]]
             faults.append(
                 StateFault("lr", f"betas of {component}", f"betas are {betas}, expected 0 to below 1", component)
             )
     return faults
+
+
+def is_possible(key: str, value: Any) -> bool:
+    """Whether an optimizer can take a step with this setting; what is no number is not judged."""
+    if key == "betas":
+        return all(0 <= float(b) < 1 for b in value or ())
+    return not isinstance(value, (int, float, Tensor)) or (math.isfinite(value) and float(value) >= 0)
 
 
 def _vanished(entry: dict[str, Any], name: str, owner: Callable[[str], str]) -> list[StateFault]:

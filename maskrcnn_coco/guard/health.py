@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -66,6 +67,8 @@ class Health:
         self.foreign: list[str] | None = None
         """Optimizer states that were not left so by the last step; empty: which, nobody knows; None: there are none."""
         self.usual = UsualUpdates(optimizer)
+        self.replaced: Mapping[str, Any] = {}
+        """Settings that have another value within a step, whatever the groups have."""
 
     @property
     def brisk(self) -> bool:
@@ -219,10 +222,10 @@ class Health:
         bad = {}
         for i, group in enumerate(self.optimizer.param_groups):
             for key in _SETTINGS:
-                value = group.get(key)
+                value = group.get(key) if key not in self.replaced else None
                 if isinstance(value, (float, int, Tensor)) and not 0 <= float(value) < math.inf:
                     bad[f"param_groups[{i}].{key}"] = float(value)
-            for n, beta in enumerate(group.get("betas") or ()):
+            for n, beta in enumerate(group.get("betas") or () if "betas" not in self.replaced else ()):
                 if isinstance(beta, (float, int)) and not 0 <= beta < 1:
                     bad[f"param_groups[{i}].betas[{n}]"] = float(beta)
         if not bad:

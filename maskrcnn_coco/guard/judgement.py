@@ -77,6 +77,8 @@ class Instruments:
         self.measure_every, self.check_every, self.max_crashes, self.say = measure_every, check_every, max_crashes, say
         self._components = components
         self.shares: Shares | None = None
+        self.lowered = Lowered()
+        """What recovery lowered, by the names in ``groups``."""
         self.lay_out()
         self.scale = Scale(scaler)
         self.buffers = Buffers(model)
@@ -96,8 +98,6 @@ class Instruments:
         """Where the loss was weighed anew without a word, and was taken for that: step and factor."""
         self.holes = False
         """Inputs with NaN or infinities were trained on soundly: from then on they are no suspicion."""
-        self.lowered = Lowered()
-        """What recovery lowered, by the names in ``groups``."""
         self.groups: list[str] = []
         self.warns = say
 
@@ -113,6 +113,7 @@ class Instruments:
         self.layout = Layout(self.model, self.optimizer, self._components)
         self.layout.shares = self.shares
         self.health = Health(self.layout, self.optimizer, every=self.check_every)
+        self.health.replaced = self.lowered.usual
 
     def lowered_rates(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the optimizer has the learning rates that were decided on; the training's schedule never sees it."""
@@ -130,7 +131,8 @@ class Instruments:
         """
         self.groups = [str(group["component"]) for group in self.optimizer.param_groups]
         names = dict.fromkeys(self.groups)
-        self.lowered.usual = dict(usual)
+        self.lowered.usual.clear()
+        self.lowered.usual.update(usual)
         self.lowered.limits = {n: {**settings, **({"lr": lr[n]} if n in lr else {})} for n in names}
 
     def rates(self) -> dict[str, float]:

@@ -10,8 +10,8 @@ from typing import Any
 from maskrcnn_coco.records import StepRecord
 
 DECISIONS = (
-    *("incidents", "quarantine", "quarantine_annotations", "lr_factors", "weight_decay", "momentum", "usual", "by_plan"),
-    *("fp32_modules", "eager_modules", "libraries", "attention", "findings"),
+    *("incidents", "quarantine", "quarantine_annotations", "lr_factors", "weight_decay", "momentum", "by_plan"),
+    *("usual", "fp32_modules", "eager_modules", "libraries", "attention", "findings"),
 )
 """What stays in force when an older state is loaded."""
 

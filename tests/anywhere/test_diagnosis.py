@@ -1058,3 +1058,34 @@ def test_a_setting_that_no_step_is_finite_with_has_its_default_from_then_on(kind
     assert [r.applied for r in guard.records].count(False) == 1
     assert guard.optimizer.param_groups[0]["eps"] == 0.0, "the loop's own is never touched"
     assert guard.state_dict()["decisions"]["usual"] == {"eps": 1e-8}
+
+
+@pytest.mark.parametrize("onset", [0, 15])
+@pytest.mark.parametrize(
+    ("kind", "setting", "value", "usual"),
+    [
+        (torch.optim.SGD, "momentum", NAN, 0.9),
+        (torch.optim.SGD, "weight_decay", -NAN, 1e-4),
+        (torch.optim.AdamW, "betas", (0.9, 1.0), (0.9, 0.999)),
+        (torch.optim.Adam, "betas", (1.5, 0.999), (0.9, 0.999)),
+        (torch.optim.RMSprop, "eps", -1.0, 1e-8),
+    ],
+)
+def test_an_impossible_setting_that_comes_back_is_what_the_last_sound_step_had(
+    kind: Any, setting: str, value: Any, usual: Any, onset: int
+) -> None:
+    guard = through(setting, value, range(onset, 40), optimizer=kind)
+    assert {(i.cause, i.action.kind) for i in guard.incidents} == {("POISONED_STATE", "rollback")}
+    if onset == 0:  # no step was sound: what the class has by itself, at once
+        usual = {"momentum": 0, "weight_decay": 0}.get(setting, usual)
+    else:
+        assert "usual" not in guard.incidents[0].action.detail, "a slip may be over by then"
+    assert len(guard.incidents) == (2 if onset else 1)
+    assert guard.incidents[-1].action.detail["usual"] == {setting: usual}
+    assert [r.applied for r in guard.records].count(False) == len(guard.incidents)
+    assert losses_fall(guard) or (setting, onset) == ("momentum", 0), "without momentum 40 steps show little"
+
+
+def losses_fall(guard: Any) -> bool:
+    losses = [r.loss for r in guard.records]
+    return sum(losses[-8:]) < sum(losses[:8])

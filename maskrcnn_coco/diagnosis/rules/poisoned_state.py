@@ -49,7 +49,9 @@ def judge(facts: Facts) -> Finding | None:
         fix = f"correct the {'schedule' if first.name.startswith('lr ') else 'optimizer'}: {first.what}"
     detail: dict[str, Any] = {"entries": [f"{s.where} {s.name}" for s in hits[:50]], "at_load": not facts.earlier_steps}
     if facts.usual and first.where == "lr":
-        detail["usual"] = facts.usual  # the state is sound: with this one setting the step is, too
+        # The state is sound. A slip of a step or two may be over by then, where no step of its own showed more.
+        at_once = "settings" in facts.outcomes or not facts.earlier_steps
+        detail |= {"usual": facts.usual, "at_once": at_once}
     return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)
 
 
