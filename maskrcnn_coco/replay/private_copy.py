@@ -1,7 +1,8 @@
 """A private copy of a model that does what the model does: with its hooks, and nothing that points back into the run.
 
 `copy.deepcopy` drops the hooks of parameters, and it keeps functions as they are: a ``forward`` that was replaced by a
-closure over the model, or a hook over one of its modules, would go on working on the run's own weights. Here hooks are
+closure over the model, or a hook over one of its modules, would go on working on the run's own weights. Nor does it
+copy a tensor with a graph, which modules put aside: a term for later, features to look at. Here hooks are
 carried over, and such functions are made again around the copy. What cannot be is named, so that a verdict can say it.
 """
 
@@ -10,14 +11,16 @@ from __future__ import annotations
 import copy
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 DEPTH = 4
-"""Functions within functions that are looked into."""
+"""Functions within functions, or nests within nests, that are looked into."""
+_TORCHS = frozenset(vars(nn.Module()))
+"""What every module has."""
 
 
 @dataclass
@@ -30,14 +33,56 @@ class PrivateCopy:
 
 def private_copy(source: nn.Module) -> PrivateCopy:
     """A deep copy of ``source`` with its hooks; see the module's text."""
-    made = PrivateCopy(copy.deepcopy(source))
+    made = PrivateCopy(deep_copy(source))
     _take_hooks(source, made)
     return made
 
 
+def deep_copy(source: nn.Module) -> nn.Module:
+    """As `copy.deepcopy`, and of models too that keep what it refuses.
+
+    Tensors with a graph (a loss or features that a module has put aside) are copied without it; what cannot be copied
+    at all (a writer of logs, a lock) is the copy's as well.
+    """
+    kept = {id(t): t.detach().clone() for module in source.modules() for t in _with_graph(_own(module))}
+    try:
+        return copy.deepcopy(source, dict(kept))
+    except Exception:  # whatever is in there
+        shared = [v for module in source.modules() for v in _own(module).values() if not _copies(v, kept)]
+        if not shared:
+            raise
+        return copy.deepcopy(source, {**kept, **{id(v): v for v in shared}})
+
+
+def _own(module: nn.Module) -> dict[str, Any]:
+    """What a module keeps beside its parameters, buffers, modules and hooks."""
+    return {k: v for k, v in vars(module).items() if k not in _TORCHS and not isinstance(v, nn.Module)}
+
+
+def _with_graph(value: Any, depth: int = DEPTH) -> Iterator[Tensor]:
+    """Tensors that autograd has made, in a nest."""
+    if isinstance(value, Tensor):
+        if value.grad_fn is not None:
+            yield value
+    elif depth and isinstance(value, Mapping):
+        for v in value.values():
+            yield from _with_graph(v, depth - 1)
+    elif depth and isinstance(value, (list, tuple, set)):
+        for v in value:
+            yield from _with_graph(v, depth - 1)
+
+
+def _copies(value: Any, kept: dict[int, Tensor]) -> bool:
+    try:
+        copy.deepcopy(value, dict(kept))
+    except Exception:  # whatever it is
+        return False
+    return True
+
+
 def moved_copy(source: nn.Module, move: Callable[[nn.Module], nn.Module]) -> nn.Module:
     """The same, through ``move``, which may exchange parameters (another device or dtype) and lose their hooks."""
-    made = PrivateCopy(move(copy.deepcopy(source)))
+    made = PrivateCopy(move(deep_copy(source)))
     for parameter in made.model.parameters():
         parameter._backward_hooks = None
     _take_hooks(source, made)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import msgspec
@@ -13,6 +12,7 @@ from maskrcnn_coco.data.batch import make_batch
 from maskrcnn_coco.model.rig import make_rig
 from maskrcnn_coco.records import Alarm
 from maskrcnn_coco.replay.case import Case, Rig
+from maskrcnn_coco.replay.private_copy import deep_copy
 from maskrcnn_coco.replay.tape import TapeEntry
 from maskrcnn_coco.training.rollback import older_files
 from maskrcnn_coco.training.session import Session
@@ -81,7 +81,7 @@ def task_of(session: Session, steps: int) -> Task:
     """The session's training for ``steps`` steps, on a private copy of its model."""
     return make_task(
         session.config,
-        lambda: copy.deepcopy(session.model),
+        lambda: deep_copy(session.model),
         session.forward.losses,
         first_batches(session.train_source, session.plan, min(steps, BATCHES)),
         device=session.device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any
 
 import torch
@@ -95,3 +96,21 @@ def test_what_holds_nothing_of_the_model_is_handed_back_as_it_is():
     for _ in range(9):
         deep = functools.partial(deep)
     assert around(deep, {1: 2}) is not None
+
+
+def test_what_a_module_has_put_aside_is_copied_without_its_graph():
+    """A term for later, a list of features: tensors with a graph, which `copy.deepcopy` refuses."""
+    model = net()
+    model[0].register_forward_hook(lambda m, _, out: setattr(m, "seen", {"all": [out], "mean": out.mean()}))
+    assert same(model, private_copy(model).model)
+    made = private_copy(model).model
+    assert made[0].seen["mean"].grad_fn is None and torch.equal(made[0].seen["all"][0], model[0].seen["all"][0])
+
+
+def test_what_cannot_be_copied_is_shared():
+    """A writer of logs with a lock."""
+    model = net()
+    model.lock, model[1].values = threading.Lock(), (v for v in range(3))
+    made = private_copy(model).model
+    assert made.lock is model.lock and same(model, made)
+    assert made[0].weight is not model[0].weight
