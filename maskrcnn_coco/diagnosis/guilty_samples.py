@@ -40,6 +40,8 @@ def guilty_samples(
     ids = facts.image_ids
     whole = [o for n in ("same", "earlier") if (o := facts.outcomes.get(n)) is not None]
     known = facts.outcomes.get("same" if snapshot is None else "earlier")
+    # On these weights, or on its own where it was not tried on these.
+    shown = known if known is not None else facts.outcomes.get("same")
     recorded = None if snapshot is None else record_of(case, snapshot.step)
     then = recorded if recorded is not None and recorded.applied else None
     sound: list[int] = []
@@ -58,7 +60,7 @@ def guilty_samples(
             if outcome.error:
                 raise ReplayImpossible(f"a part of the batch raises what the whole does not: {outcome.error}")
         facts.outcomes[test] = outcome
-        guilty = _guilty(outcome, known, facts, then)
+        guilty = _guilty(outcome, shown, facts, then)
         sound.extend([] if guilty else positions)
         return guilty
 

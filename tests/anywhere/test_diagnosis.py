@@ -302,6 +302,30 @@ def test_a_sample_left_out_never_comes_back() -> None:
     assert len(guard.responder.history[-3].image_ids) == 15
 
 
+class Inverse(Net):
+    """A term of 1 / x beside the class's."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        out = super().forward(x)
+        return F.cross_entropy(out, y) + 1e-4 * (out[:, 0] / x[:, 7]).mean()
+
+
+def test_parts_of_a_batch_are_not_guilty_by_a_norm_that_the_loop_clips() -> None:
+    """At step 1 the only norm that is known of healthy steps is the clipped one."""
+    model = Inverse()
+    optimizer = optimizer_of(model)
+    guard: Any = attach(model, optimizer, diagnose=True, logdir=None)
+    for i in range(3):
+        x, y = data(i)
+        x[:, 7] = 0.0 if i == 1 else 1.0
+        x[:5, 7] = x[6:, 7] = 1.0
+        optimizer.zero_grad()
+        model(x, y).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.02)
+        optimizer.step()
+    assert [(n.cause, n.culprit.image_ids) for n in guard.incidents] == [("LOSS_MATH", [21])]
+
+
 def test_a_second_sample_out_of_scale_is_not_measured_by_the_first() -> None:
     model = Net()
     guard = Guard(model, optimizer_of(model, 1e-3, 1e-3), forward=regress, diagnose=True, logdir=None)
