@@ -9,6 +9,7 @@ from nanbench.decoys_fresh import FRESH_DECOYS
 from nanbench.decoys_own import OWN_DECOYS
 from nanbench.decoys_seventh import SEVENTH_DECOYS
 from nanbench.decoys_seventh_data import SEVENTH_DATA_DECOYS
+from nanbench.decoys_seventh_reports import SEVENTH_REPORT_DECOYS
 from nanbench.decoys_sixth import SIXTH_DECOYS
 from nanbench.decoys_third import THIRD_DECOYS
 from nanbench.decoys_wild import WILD_DECOYS
@@ -27,6 +28,7 @@ from nanbench.faults_once import ONCE_AND_FINITE
 from nanbench.faults_seventh import SEVENTH
 from nanbench.faults_seventh_code import SEVENTH_CODE
 from nanbench.faults_seventh_data import SEVENTH_DATA
+from nanbench.faults_seventh_reports import SEVENTH_REPORTS
 from nanbench.faults_seventh_state import SEVENTH_STATE
 from nanbench.faults_sixth import SIXTH
 from nanbench.faults_sixth_data import SIXTH_DATA
@@ -78,6 +80,8 @@ SCENARIOS: tuple[Scenario, ...] = (
     *SEVENTH,
     *SEVENTH_STATE,
     *SEVENTH_DECOYS,
+    *SEVENTH_REPORTS,
+    *SEVENTH_REPORT_DECOYS,
 )
 BY_ID = {s.id: s for s in SCENARIOS}
 

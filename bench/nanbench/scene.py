@@ -33,6 +33,7 @@ RATES = {
     "muon": (0.03, 0.0),
     "lars": (0.01, 0.0),
     "distance": (1.0, 0.0),
+    "counted": (3e-3, 0.0),
 }
 """Learning rate and weight decay at which each optimizer but SGD learns here."""
 """Planned steps: four epochs of six with a batch of 4."""

@@ -110,4 +110,20 @@ class Distance(Own):
         p.add_(first / (1 - 0.9 ** state["step"]) / size, alpha=-group["lr"] * group["d"])
 
 
-OWN_OPTIMIZERS: dict[str, Any] = {"lion": Lion, "muon": Muon, "lars": Lars, "distance": Distance}
+class Counted(Own):
+    """Adam that counts its steps from 1; ``behind`` is subtracted from that count where the averages are corrected."""
+
+    def __init__(self, params: Any, lr: float = 3e-3, weight_decay: float = 0.0, behind: int = 0) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "behind": behind})
+
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        first = state.setdefault("exp_avg", torch.zeros_like(p))
+        second = state.setdefault("exp_avg_sq", torch.zeros_like(p))
+        state["step"] = state.get("step", 0) + 1
+        first.lerp_(g, 0.1)
+        second.lerp_(g * g, 0.01)
+        count = state["step"] - group["behind"]
+        p.sub_(group["lr"] * (first / (1 - 0.9**count)) / ((second / (1 - 0.99**count)).sqrt() + 1e-8))
+
+
+OWN_OPTIMIZERS: dict[str, Any] = {"lion": Lion, "muon": Muon, "lars": Lars, "distance": Distance, "counted": Counted}
