@@ -345,6 +345,8 @@ class Experiments:
             self._reseeded()
         found = [i for b in self.case.batches or [] for i in scan_batch.flat_images(b)] if f.guilty_images else []
         f.flat_images = [i for i in f.guilty_images if i in found]
+        for batch in self.case.batches or []:
+            f.broken_entries += scan_batch.broken_entries(batch, f.guilty_images)
 
     def _reseeded(self) -> None:
         """The batch with the random numbers of two other steps. A bad sample is bad whatever is drawn."""

@@ -183,6 +183,8 @@ class Facts:
     guilty_annotations: list[int] = field(default_factory=list)
     flat_images: list[int] = field(default_factory=list)
     """Guilty images of one colour all over: a norm over their pixels divides by a deviation of 0."""
+    broken_entries: list[TargetFault] = field(default_factory=list)
+    """Entries of the guilty images' targets that no scan knows and that are finite in all other images."""
     by_chance: bool = False
     """With other random numbers the same batch, on the same weights, is a normal step."""
     location: Location | None = None

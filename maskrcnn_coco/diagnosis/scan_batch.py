@@ -184,6 +184,31 @@ def flat_images(batch: Any) -> list[int]:
     return [n for i, n in dense if bool((i == i[:, :1, :1]).all())]
 
 
+def broken_entries(batch: Any, guilty: list[int]) -> list[TargetFault]:
+    """Further entries of the ``guilty`` images' targets that are not finite, and are in all others: a weight, a depth.
+
+    What is unknown by design is unknown in more than one image.
+    """
+    given = getattr(batch, "detection", None) or batch
+    pairs = [(i, t) for i, t in zip(batch.image_ids, given.targets, strict=True) if isinstance(t, Mapping)]
+    usual = {k for i, t in pairs if i not in guilty for k, v in t.items() if _broken(v)}
+    return [
+        TargetFault("DATA_LABEL", i, None, f"{k!r} of the target is not finite", False)
+        for i, t in pairs
+        for k, v in t.items()
+        if i in guilty and k not in usual | _SCANNED and _broken(v)
+    ]
+
+
+_SCANNED = {"boxes", "labels", "masks", "keypoints"}
+
+
+def _broken(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    return isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all())
+
+
 def _transformed(pixels: Tensor, transform: nn.Module | None) -> Tensor | None:
     normalize = getattr(transform, "normalize", None)
     if normalize is None or pixels.ndim != 3 or len(pixels) != len(getattr(transform, "image_mean", None) or ()):

@@ -217,6 +217,9 @@ CASES = {
     "a target out of scale": Case(
         "DATA_LABEL", change=with_numbers(1e9), forward=measured, samples=[325], action="quarantine"
     ),
+    "a target that stands for none": Case(
+        "DATA_LABEL", change=with_numbers(-99999.0), forward=measured, samples=[325], action="quarantine"
+    ),
     "a target whose square overflows": Case(
         "DATA_LABEL", change=with_numbers(1e20), forward=measured, samples=[325], action="quarantine"
     ),

@@ -11,7 +11,14 @@ from nanbench.tiny import sample, tiny_model
 from maskrcnn_coco.anywhere.samples import Key, Samples
 from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.plan import SampleKey
-from maskrcnn_coco.diagnosis.scan_batch import flat_images, scan_anchors, scan_images, scan_targets, scan_transformed
+from maskrcnn_coco.diagnosis.scan_batch import (
+    broken_entries,
+    flat_images,
+    scan_anchors,
+    scan_images,
+    scan_targets,
+    scan_transformed,
+)
 from maskrcnn_coco.diagnosis.scan_forms import scan_forms
 
 MODEL = tiny_model()
@@ -137,3 +144,18 @@ def test_only_what_the_transform_makes_of_pictures_counts_in_a_loop_of_ones_own(
 
 def test_an_image_of_one_colour_is_seen_in_a_loop_of_ones_own():
     assert flat_images(own_loop(1, lambda image, target: (torch.full_like(image, 0.45), target))) == [101]
+
+
+@pytest.mark.parametrize("make", [batch_with, own_loop])
+@pytest.mark.parametrize("value", [float("nan"), torch.tensor([1.0, float("inf")])])
+def test_an_entry_that_only_the_guilty_image_has_without_a_number_is_named(make: Any, value: Any):
+    batch = make(1, lambda image, target: (image, {**target, "weight": value}))
+    (found,) = broken_entries(batch, [101])
+    assert (found.code, found.image_id) == ("DATA_LABEL", 101) and "'weight'" in found.what
+    assert broken_entries(batch, [100]) == []
+
+
+def test_what_is_unknown_in_innocent_images_too_is_so_by_design():
+    batch = batch_with(1, lambda image, target: (image, {**target, "depth": float("nan")}))
+    batch.targets[2]["depth"] = torch.tensor(float("nan"))
+    assert broken_entries(batch, [101]) == []
