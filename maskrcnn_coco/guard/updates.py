@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from statistics import median
 
@@ -88,6 +89,7 @@ class Haste:
         self._moved: deque[tuple[int, dict[str, float]]] = deque(maxlen=HASTE_STEPS)
         self._losses: deque[float] = deque(maxlen=HASTE_STEPS)
         self._bound: dict[str, float] = {}
+        self._first, self._start = True, -1
         self.watching = False
 
     def judge(
@@ -103,13 +105,17 @@ class Haste:
         self._bound = bound
         self._losses.append(loss)
         dips = sum(v <= first_loss for v in self._losses)
-        learns = dips > DIPS or (dips and len(self._losses) <= DIPS)
+        if self._first and first_loss == math.inf:  # none was accepted yet: this is the run's first
+            self._start = step
+        learns = dips > DIPS or (dips and len(self._losses) <= DIPS and step != self._start)
+        self._first = False
         self.watching = not learns and max(bound.values(), default=0.0) > HASTY
         if not self.watching:
             self.reset()
         if len(self._moved) < HASTE_STEPS or loss <= first_loss:
             return None
-        if not bounded and median(self._losses) <= ABOVE * first_loss:
+        # The first step of a run is large where nothing warms it up: what it led to has to be much worse.
+        if (not bounded or self._moved[0][0] == self._start) and median(self._losses) <= ABOVE * first_loss:
             return None
         # Components may have come or gone since: a group was added.
         total = {name: sum(ratio.get(name, 0.0) for _, ratio in self._moved) for name in self._moved[-1][1]}

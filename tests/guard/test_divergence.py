@@ -133,6 +133,27 @@ def test_losses_from_before_the_large_steps_do_not_count_as_learning(before: lis
     assert refused == [len(before) + 5]
 
 
+@pytest.mark.parametrize(
+    ("losses", "refused"),
+    [
+        ([1.8, 9.0, 52.2, 33.0, 10.8, 42.6], [5]),  # as measured of Adam at 0.5
+        ([1.8, 2.0, 2.9, 2.4, 1.9, 3.0], []),  # noise about the start, which a head from zero leaves by large steps
+        ([1.8, 9.0, 52.2, 1.2, 0.9, 1.0], []),
+    ],
+)
+def test_what_the_first_step_of_all_moved_counts_where_it_led_to_something_much_worse(
+    losses: list[float], refused: list[int]
+) -> None:
+    haste, start, found = Haste(), math.inf, []
+    for step, (loss, ratio) in enumerate(zip(losses, [0.99, 0.33, 0.18, 0.12, 0.09, 0.07], strict=True)):
+        if haste.judge(step, loss, start, {"a": 5.0 * ratio}) is not None:
+            found.append(step)
+        elif haste.watching:
+            haste.measured(step, {"a": ratio})
+        start = min(start, losses[0])
+    assert found == refused
+
+
 @pytest.mark.parametrize("every", [2, 4, 10])
 @pytest.mark.parametrize("seed", range(5))
 def test_steps_of_another_task_come_back_at_their_own_size(seed: int, every: int) -> None:
