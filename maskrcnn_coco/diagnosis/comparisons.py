@@ -22,6 +22,8 @@ PROPORTION = 30.0
 """Norms of one tensor in two files of a run, some steps apart, never differ by so much."""
 WEIGHED = 1.5
 """A loss has another weight where it is so many times what was recorded, and its gradients just as much."""
+OFF, THERE = 1e-2, 1e-3
+"""A tensor that differs by so much of its norm was written to; one that differs by less is only rounded otherwise."""
 EXACT, CHANGED = 0.01, 3.0
 """A replayed loss this close to the recorded one is the same; one so many times another is another formula."""
 
@@ -82,9 +84,19 @@ def drift(differing: list[tuple[float, str]], from_step: int) -> Drift | None:
     worst, name = ordered[0]
     median = ordered[len(ordered) // 2][0]
     # Non-determinism moves every tensor a little; a changed weight moves one, by far.
-    if worst < 1e-2 or median > 1e-3 or (len(ordered) > 8 and ordered[len(ordered) // 8][0] > worst / 10):
+    if worst < OFF or median > THERE or (len(ordered) > 8 and ordered[len(ordered) // 8][0] > worst / 10):
         return None
     return Drift(name, component_of(name), name.rpartition(".")[0] or None, worst, from_step)
+
+
+def astray(differing: list[tuple[float, str]]) -> str | None:
+    """The component that is furthest off, where another is not off at all: somebody wrote into this one."""
+    most: dict[str, float] = {}
+    for off, name in differing:
+        component = component_of(name)
+        most[component] = max(off, most.get(component, 0.0))
+    worst = max(most, key=most.__getitem__, default=None)
+    return worst if worst is not None and most[worst] > OFF and min(most.values()) < THERE else None
 
 
 def weight_now(f: Facts, case: Case, now: Outcome, step: int) -> float | None:

@@ -167,7 +167,7 @@ class Experiments:
         first = case.history[0] if case.history else None
         f.began_wild = first is not None and first.step == 0 and abs(first.loss) > NO_HISTORY_LOSS
         f.refused_before = bool(before) and not before[-1].applied
-        f.carried = bool(before) and failing is not None and from_records.carried(before[-1], failing)
+        f.since_last = from_records.apart(before[-1], failing) if before and failing is not None else math.inf
         f.update_ratio = from_records.ratios(before, onset)
         older = [s for s in case.earlier if s.step < f.step]
         f.earlier_steps = [s.step for s in older]

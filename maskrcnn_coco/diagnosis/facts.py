@@ -25,6 +25,8 @@ NO_HISTORY_LOSS = 100.0
 BY_STATE, LEAP = 5.0, 1e3
 """An update so many times another is another; one of so many times the weights is a fault whatever made it."""
 SQUARES_OVERFLOW = 1e18
+SLACK = 1.5
+"""What a norm that a loop clips, or that half precision rounds, may be off by."""
 ROUGHLY = 10.0
 """Two failures of one step are alike up to this factor."""
 
@@ -165,8 +167,8 @@ class Facts:
     norm_ratio: float | None = None
     """Recorded gradient norm of the failing step over the replayed one: 1 where both did the same."""
     refused_before: bool = False
-    carried: bool = False
-    """In every component the recorded gradients have the norm that they had at the step before."""
+    since_last: float = math.inf
+    """The most that any component's recorded gradient norm differs by from that of the step before."""
     loss_scale: float | None = None
     earlier_steps: list[int] = field(default_factory=list)
     can: set[str] = field(default_factory=set)
@@ -204,6 +206,8 @@ class Facts:
     known_faults: list[str] = field(default_factory=list)
     """What is known to be wrong with the packages installed here on the device of the run."""
     drift: Drift | None = None
+    astray: str | None = None
+    """The component whose weights are furthest from where the last steps lead, where those of another are there."""
     redefined: Redefined | None = None
     weighed: float | None = None
     """Loss and gradients of a recorded step, replayed, are so many times as large, all alike: the loss has another
@@ -293,7 +297,9 @@ class Facts:
         same = self.outcomes.get("same")
         if same is None or not same.finite or self.recorded_norm is None or not self.settings.get("own_gradients"):
             return False
-        return self.carried and math.isfinite(self.recorded_norm) and self.recorded_norm > NORM_FACTOR * same.grad_norm
+        # A sum that the batch's own are added to is as much longer or shorter as those are long, at most.
+        added = self.since_last <= SLACK * same.grad_norm
+        return added and math.isfinite(self.recorded_norm) and self.recorded_norm > NORM_FACTOR * same.grad_norm
 
     def unrepeatable(self) -> bool:
         """Two replays of one step, with the same weights, batch and random numbers, are two different steps.

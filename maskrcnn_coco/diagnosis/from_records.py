@@ -23,8 +23,6 @@ SHRINKS = 0.5
 """Learning rate times weight decay above which weight decay itself is suspected: weights halve in every step."""
 SOUND = {"weight_decay": 1e-4, "momentum": 0.9}
 """What detectors are trained with. A momentum of 1 or more forgets nothing, and grows."""
-ALIKE = 0.01
-"""Share by which the gradients of two batches never agree in every component."""
 FIRST = 5
 """Steps that make a run's first reference."""
 
@@ -86,11 +84,10 @@ def beyond_sense(
     return found
 
 
-def carried(before: StepRecord, now: StepRecord) -> bool:
-    """Whether the gradients of two steps in a row have one norm in every component, to a hundredth."""
-    names = [c for c, v in now.group_grad_norm.items() if v > 0]
+def apart(before: StepRecord, now: StepRecord) -> float:
+    """The most that any component's gradient norm differs by between two steps."""
     then = before.group_grad_norm
-    return bool(names) and all(abs(then.get(c, 0.0) / now.group_grad_norm[c] - 1) < ALIKE for c in names)
+    return max((abs(v - then.get(c, math.inf)) for c, v in now.group_grad_norm.items()), default=math.inf)
 
 
 def record_of(case: Case, step: int) -> StepRecord | None:

@@ -10,6 +10,7 @@ from itertools import cycle, islice
 from torch import nn
 
 from maskrcnn_coco.diagnosis.comparisons import (
+    astray,
     between,
     compare_first,
     differences,
@@ -64,7 +65,7 @@ class LrExperiments:
         test = f"steps {start.step} to {f.step} taken again as they were"
         outcome = self.replay.walk(test, start, visit=compare)
         f.outcomes["retrace"] = outcome
-        f.drift = drift(differing, start.step)
+        f.drift, f.astray = drift(differing, start.step), astray(differing)
         compare_first(f, self.case, outcome)
 
     def weight(self) -> None:

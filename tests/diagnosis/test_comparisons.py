@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from maskrcnn_coco.diagnosis.comparisons import louder
+from maskrcnn_coco.diagnosis.comparisons import astray, louder
 from maskrcnn_coco.diagnosis.facts import Facts, Reference
 from maskrcnn_coco.replay.outcome import Outcome
 
@@ -37,3 +37,16 @@ def test_a_refused_update_is_the_step_s_own_doing_only_where_its_loss_was_sound(
     facts = Facts("diverged", 15, 2, 15, measured={"update_bound": {"a": 8e13}}, reference=Reference(2.4, 6.5, 15))
     facts.outcomes["same"] = Outcome("same", True, {"a": loss}, loss, 8.0)
     assert facts.leap and facts.own_leap is own
+
+
+@pytest.mark.parametrize(
+    ("off", "named"),
+    [
+        ({"rpn.a": 900.0, "rpn.b": 0.3, "backbone.a": 2e-4}, "rpn"),
+        ({"rpn.a": 900.0, "backbone.a": 0.3}, None),  # what followed has reached all
+        ({"rpn.a": 5e-3, "backbone.a": 1e-6}, None),
+        ({}, None),
+    ],
+)
+def test_a_component_is_named_where_it_alone_is_not_where_its_steps_lead(off: dict[str, float], named: str | None):
+    assert astray([(v, name) for name, v in off.items()]) == named

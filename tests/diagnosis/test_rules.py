@@ -214,12 +214,12 @@ def test_an_error_that_is_raised_twice_and_then_no_more_is_a_flaky_device_s(agai
 def test_steps_that_do_not_diverge_again_are_gone_back_for_to_where_they_were_walked_from():
     """A weight was overwritten at step 9; a copy of the state was made at step 10, before anything was noticed."""
     facts = Facts("diverged", 15, 2, 10, reference=Reference(2.6, 8.0, 9), recorded_loss=87.0, recorded_norm=2e3)
-    facts.growing, facts.faithful = True, True
+    facts.growing, facts.faithful, facts.astray = True, True, "rpn"
     facts.outcomes["same"] = Outcome("same", True, loss=87.0, grad_norm=2e3)
     path = [(step, 1.5, 8.0) for step in range(8, 16)]
     facts.outcomes["retrace"] = Outcome("retrace", True, loss=1.5, grad_norm=8.0, path=path)
     top = investigate.rank(facts)[0]
-    assert (top.cause, top.confidence) == ("TRANSIENT", 0.92)
+    assert (top.cause, top.confidence, top.culprit.component) == ("TRANSIENT", 0.92, "rpn")
     assert recovery.decide([top], recovery.History(step=15)).detail["to_step"] == 8
 
 
@@ -247,10 +247,10 @@ def test_multipliers_whose_default_follows_lr_are_said_with_a_lower_lr(named: li
     assert ("--fpn-lr-multiplier" in flags) == ("backbone" in named)
 
 
-@pytest.mark.parametrize(("carried", "cause"), [(True, "ACCUMULATION"), (False, "TRANSIENT")])
-def test_gradients_that_are_those_of_the_step_before_come_from_a_buffer_that_nobody_clears(carried: bool, cause: str):
+@pytest.mark.parametrize(("apart", "cause"), [(9.5, "ACCUMULATION"), (4e3, "TRANSIENT")])
+def test_gradients_that_are_those_of_the_step_before_come_from_a_buffer_that_nobody_clears(apart: float, cause: str):
     facts = Facts("diverged", 6, 1, 6, reference=Reference(3.0, 8.0, 5), recorded_loss=3.8, recorded_norm=4.3e6)
-    facts.settings, facts.carried = {"own_gradients": True}, carried
+    facts.settings, facts.since_last = {"own_gradients": True}, apart
     for name in ("same", "again"):
         facts.outcomes[name] = Outcome(name, True, loss=3.8, grad_norm=8.9, digest="1")
     assert investigate.rank(facts)[0].cause == cause

@@ -33,7 +33,9 @@ def judge(facts: Facts) -> Finding | None:
         return _finding(0.95, Evidence("gradients of the step before", what, CODE), facts, CLEAR)
     if facts.left_over():
         norm, replayed = facts.recorded_norm or 0.0, facts.outcomes["same"].grad_norm
-        what = f"norm {norm:.4g} as at the step before, in every component; the batch's own have {replayed:.4g}"
+        what = (
+            f"norm {norm:.4g} and no further from that of the step before than the batch's own are long: {replayed:.4g}"
+        )
         return _finding(0.95, Evidence("gradients at optimizer.step()", what, CODE), facts, BUFFER)
     if k < 2 and not facts.settings.get("own_gradients"):
         return None

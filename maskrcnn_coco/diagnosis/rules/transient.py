@@ -135,7 +135,8 @@ def _retraced(facts: Facts) -> Finding:
     evidence.append(Evidence(f"the run from step {first} on", "diverged, with the same batches and rates", CODE))
     confidence = 0.92 if facts.faithful else 0.6
     # Copies that were made since may hold what went wrong; the one that was walked from is known to be sound.
-    found = Finding(CODE, confidence, Culprit(), evidence, min(facts.onset_step, facts.step), FIX, {"to_step": first})
+    where = Culprit(component=facts.astray)
+    found = Finding(CODE, confidence, where, evidence, min(facts.onset_step, facts.step), FIX, {"to_step": first})
     return _sure(found, facts)
 
 
