@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from maskrcnn_coco.records import COMPONENTS
 
@@ -50,6 +51,16 @@ def class_count(model: nn.Module) -> int | None:
 def times_of(group: Mapping[str, Any]) -> float:
     """The rate of a parameter group, over that of its component."""
     return float(group.get(TIMES, 1.0))
+
+
+def real(value: Any) -> float:
+    """A setting as a number; NaN where it is complex, as (1 - step / total) ** 0.9 is past the end of a plan."""
+    return math.nan if isinstance(value, complex) else float(value)
+
+
+def is_possible(value: Any, *, below: float = math.inf) -> bool:
+    """Whether an optimizer can take steps with a setting of this value; what is no number is not judged."""
+    return not isinstance(value, complex) and (not isinstance(value, (float, int, Tensor)) or 0 <= float(value) < below)
 
 
 def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:

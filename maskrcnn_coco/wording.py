@@ -156,8 +156,7 @@ def action_words(action: Action) -> str:
         ids, annotations = d.get("image_ids") or [], d.get("annotation_ids") or []
         return f"left out for good: image {listed(ids)}" + (f", {annotation_words(annotations)}" if annotations else "")
     if action.kind == "rollback":
-        with_usual = "".join(f", and on with {name} {value}" for name, value in d.get("usual", {}).items())
-        return f"went back{to}" + (", and on at the plan's learning rates" if d.get("by_plan") else with_usual)
+        return f"went back{to}" + (", and on at the plan's learning rates" if d.get("by_plan") else usual_words(d))
     if action.kind == "lower_lr":
         for name, most in lowered_settings(d).items():
             return f"went back{to}, lowered the {name.replace('_', ' ')} to {figure(most)}"
@@ -170,6 +169,13 @@ def action_words(action: Action) -> str:
     if action.kind == "reload":
         return f"weights loaded from {clean(d.get('checkpoint') or 'the newest verified state')}"
     return f"stopped: {clean(d.get('why', 'nothing healthy is left'))}"
+
+
+def usual_words(detail: Mapping[str, Any]) -> str:
+    """Which settings of the optimizer have another value from here on, as the end of a sentence."""
+    usual = dict(detail.get("usual", {}))
+    rates = ", and on at the last sound learning rates where the schedule has none" if usual.pop("lr", None) else ""
+    return rates + "".join(f", and on with {name} {value}" for name, value in usual.items())
 
 
 def precision_words(detail: Mapping[str, Any]) -> str:

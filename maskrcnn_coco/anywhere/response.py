@@ -23,6 +23,7 @@ from maskrcnn_coco.anywhere.lowering import lower, rates_back
 from maskrcnn_coco.anywhere.rig import Forwards, Groups, Kept, make_rig, number_divided_by, own_clip
 from maskrcnn_coco.anywhere.samples import Key, Samples, Select, leaves, own_ids, size_of
 from maskrcnn_coco.anywhere.unlike_others import named
+from maskrcnn_coco.components import real
 from maskrcnn_coco.diagnosis.investigate import TEAM_STEPS, investigate
 from maskrcnn_coco.diagnosis.rules.scale_collapse import NORMAL_SCALE
 from maskrcnn_coco.errors import GuardStop
@@ -150,7 +151,7 @@ class AlarmResponder:
     def _now(self) -> dict[str, float]:
         """The learning rates that the loop's own schedule has set."""
         groups = self.guard.optimizer.param_groups
-        return {name: float(g.get("lr") or 0.0) for name, g in zip(self.groups.names, groups, strict=True)}
+        return {name: real(g.get("lr") or 0.0) for name, g in zip(self.groups.names, groups, strict=True)}
 
     def _notice_precision(self, *_: Any) -> None:
         device = next((p.device.type for p in self.model.parameters()), "cpu")
@@ -281,7 +282,7 @@ class AlarmResponder:
         )
         self._note_holes(alarm.step)
         now = self._snapshot(alarm.step)
-        put_usual(now.optimizer["param_groups"], guard.instruments.lowered.usual)
+        put_usual(now.optimizer["param_groups"], self.groups.names, guard.instruments.lowered.usual)
         if "loss_scale" in alarm.measured:
             now.scaler = {"scale": guard.instruments.scale.value}
         case = Case(

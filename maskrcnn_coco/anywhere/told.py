@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from maskrcnn_coco.records import Incident, lowered_settings
-from maskrcnn_coco.wording import precision_words
+from maskrcnn_coco.wording import precision_words, usual_words
 
 
 def told(incident: Incident) -> str:
@@ -22,11 +22,10 @@ def told(incident: Incident) -> str:
         lowered = f"rate no higher than {max(detail['most'].values()):.2g}"
     for name, most in lowered_settings(detail).items():
         lowered = f"{name.replace('_', ' ')} {most:g}"
-    usual = "".join(f", {name} {value} from here on" for name, value in detail.get("usual", {}).items())
     done = {
         "skip": "the step is skipped",
         "quarantine": "the sample is left out from now on",
-        "rollback": f"back to the state of step {detail.get('to_step')}{usual}",
+        "rollback": f"back to the state of step {detail.get('to_step')}{usual_words(detail)}",
         "lower_lr": f"back to the state of step {detail.get('to_step')}, {lowered}",
         "precision": precision_words({**detail, "dtype": "float32"}),
         "reload": "an older state is loaded",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from maskrcnn_coco.components import is_possible
 from maskrcnn_coco.diagnosis.facts import LEAP, Facts, StateFault
-from maskrcnn_coco.diagnosis.scan_state import is_possible
 from maskrcnn_coco.replay.replay import Replay
 from maskrcnn_coco.replay.snapshot import Snapshot
 
@@ -40,10 +40,15 @@ class OptimizerExperiments:
     def last_possible(self, healthy: Snapshot | None) -> None:
         """Of settings that the scan calls impossible: what a sound step had, else what the class has by itself."""
         f, optimizer = self.facts, self.replay.optimizer
-        wrong = {s.name.partition(" of ")[0] for s in f.state if s.where == "lr"} - {"lr"}
+        wrong = {s.name.partition(" of ")[0] for s in f.state if s.where == "lr"}
         groups = healthy.optimizer.get("param_groups", []) if healthy is not None else []
         given = [{k: p.default for k, p in inspect.signature(type(optimizer)).parameters.items()}, *groups[:1]]
-        f.usual = {k: g[k] for g in given for k in wrong if k in g and is_possible(k, g[k])}
+        for key in wrong - {"lr"}:
+            values = [g[key] for g in given if key in g]
+            sound = [v for v in values if (_are_betas(v) if key == "betas" else is_possible(v))]
+            f.usual.update({key: sound[-1]} if sound else {})
+        if "lr" in wrong and f.usual_lr:
+            f.usual["lr"] = dict(f.usual_lr)
 
     def settings(self) -> None:
         """An update of finite numbers that was not finite, with each setting as its class has it by itself."""
@@ -57,6 +62,10 @@ class OptimizerExperiments:
                 what = f"{key} is {given}: the update is not finite, and with {usual}, as usual, it is"
                 f.state.append(StateFault("lr", f"{key} of {kind}", what))
                 return
+
+
+def _are_betas(value: Any) -> bool:
+    return isinstance(value, tuple) and all(is_possible(b, below=1.0) for b in value)
 
 
 def _unusual(optimizer: Any) -> dict[str, tuple[Any, Any]]:

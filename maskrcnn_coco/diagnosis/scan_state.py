@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.components import component_of
+from maskrcnn_coco.components import component_of, is_possible
 from maskrcnn_coco.diagnosis.facts import StateFault
 from maskrcnn_coco.replay.snapshot import Snapshot
 from maskrcnn_coco.replay.state import nonfinite_names
@@ -123,21 +123,15 @@ def _optimizer_faults(snapshot: Snapshot, names: list[str], owner: Callable[[str
     for group in snapshot.optimizer.get("param_groups", []):
         component = group.get("component")
         for key in SETTINGS:
-            if not is_possible(key, group.get(key)):
-                faults.append(StateFault("lr", f"{key} of {component}", f"{key} is {float(group[key])}", component))
-        if not is_possible("betas", group.get("betas")):
-            betas = [float(b) for b in group["betas"]]
+            if not is_possible(value := group.get(key)):
+                shown = value if isinstance(value, complex) else float(value)
+                faults.append(StateFault("lr", f"{key} of {component}", f"{key} is {shown}", component))
+        betas = [float(b) for b in group.get("betas") or ()]
+        if not all(is_possible(b, below=1.0) for b in betas):
             faults.append(
                 StateFault("lr", f"betas of {component}", f"betas are {betas}, expected 0 to below 1", component)
             )
     return faults
-
-
-def is_possible(key: str, value: Any) -> bool:
-    """Whether an optimizer can take a step with this setting; what is no number is not judged."""
-    if key == "betas":
-        return all(0 <= float(b) < 1 for b in value or ())
-    return not isinstance(value, (int, float, Tensor)) or (math.isfinite(value) and float(value) >= 0)
 
 
 def _vanished(entry: dict[str, Any], name: str, owner: Callable[[str], str]) -> list[StateFault]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from maskrcnn_coco.components import real
 from maskrcnn_coco.findings.facts import Parameters
 
 LEAST = 1500
@@ -67,7 +68,7 @@ def far_anchors(model: nn.Module) -> tuple[dict[str, float], float]:
 
 def _rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> list[float]:
     # A scheduler that warms up has lowered `lr` already, and left the true rate beside it.
-    own = [max(float(g.get("initial_lr", 0.0)), float(g.get("lr", 0.0))) for g in optimizer.param_groups]
+    own = [max(float(g.get("initial_lr", 0.0)), real(g.get("lr", 0.0))) for g in optimizer.param_groups]
     return list(rates) if len(rates) == len(own) else own
 
 
@@ -91,7 +92,7 @@ def _unloaded(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
 
     A step of another size in each place leaves no parameter alike in all of them.
     """
-    rates = {id(p): float(g.get("lr", 0.0)) for g in optimizer.param_groups for p in g["params"]}
+    rates = {id(p): real(g.get("lr", 0.0)) for g in optimizer.param_groups for p in g["params"]}
     found = []
     for name, p in model.named_parameters():
         state = optimizer.state.get(p) if rates.get(id(p), 0.0) > 0 and p.numel() >= MANY else None

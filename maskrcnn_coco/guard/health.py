@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskrcnn_coco.components import is_possible, real
 from maskrcnn_coco.guard.foreign_state import UsualUpdates
 from maskrcnn_coco.guard.held_states import HeldStates, States
 from maskrcnn_coco.guard.norms import SMALLEST_RMS, Layout, all_finite, nonfinite_at, norms
@@ -223,8 +224,8 @@ class Health:
         for i, group in enumerate(self.optimizer.param_groups):
             for key in _SETTINGS:
                 value = group.get(key) if key not in self.replaced else None
-                if isinstance(value, (float, int, Tensor)) and not 0 <= float(value) < math.inf:
-                    bad[f"param_groups[{i}].{key}"] = float(value)
+                if not is_possible(value):
+                    bad[f"param_groups[{i}].{key}"] = value if isinstance(value, complex) else real(value)
             for n, beta in enumerate(group.get("betas") or () if "betas" not in self.replaced else ()):
                 if isinstance(beta, (float, int)) and not 0 <= beta < 1:
                     bad[f"param_groups[{i}].betas[{n}]"] = float(beta)
@@ -235,7 +236,7 @@ class Health:
             return None
         said = ", ".join(f"{k} = {v:g}" for k, v in list(bad.items())[:3])
         text = f"the optimizer cannot work with {said}"
-        return Verdict("optimizer_nonfinite", text, {"settings": bad, "lr": self.lr()})
+        return Verdict("optimizer_nonfinite", text, {"settings": {k: real(v) for k, v in bad.items()}, "lr": self.lr()})
 
     def check_fit(self) -> Verdict | None:
         """The same of the state's shapes alone: one that is not its weight's raises in a step, or ends the process.

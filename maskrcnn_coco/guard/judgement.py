@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_coco.components import real
 from maskrcnn_coco.errors import GuardStop, GuardWarning
 from maskrcnn_coco.guard.buffers import Buffers
 from maskrcnn_coco.guard.divergence import ABSURD, ABSURD_ANY, Divergence
@@ -252,7 +253,7 @@ class Instruments:
                 if record.update_ratio:
                     sizes = zip(record.update_ratio.values(), self.health.weight_norms(), strict=True)
                     length = math.hypot(*(share * size for share, size in sizes))
-                    self.loss_weight.measured = length, max(float(r or 0.0) for r in self.loss_weight.rates)
+                    self.loss_weight.measured = length, max(real(r or 0.0) for r in self.loss_weight.rates)
         far = max(record.update_ratio.values(), default=moved) if record.update_ratio else moved
         self.divergence.accept(record.loss, norm, record.group_grad_norm, moved, far, record.lr)
 
@@ -356,7 +357,7 @@ def fits_losses(optimizer: torch.optim.Optimizer, loss: float, gradient: float) 
     if not isinstance(optimizer, torch.optim.SGD):
         return False
     size = max(abs(loss), gradient)
-    return max(float(g["lr"]) for g in optimizer.param_groups) * size * size <= FITS * abs(loss)
+    return max(real(g["lr"]) for g in optimizer.param_groups) * size * size <= FITS * abs(loss)
 
 
 FITS = 2.0

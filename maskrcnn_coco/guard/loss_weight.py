@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskrcnn_coco.components import real
 from maskrcnn_coco.guard.norms import Layout, norms
 
 KEPT = 20
@@ -313,7 +314,7 @@ def last_length(
         given = group.get("lr")
         if given is None:
             return math.inf
-        rate = max(float(given), float(rates[g] or 0.0) if g < len(rates) else 0.0)
+        rate = max(real(given), real(rates[g] or 0.0) if g < len(rates) else 0.0)
         places = [i for i, of in enumerate(layout.groups) if of == g]
         weights = math.hypot(*(sizes[i] for i in places))
         total += (rate * (_stretch(kind, optimizer, group, layout, places, gradient) + _decay(group) * weights)) ** 2
@@ -327,7 +328,7 @@ def too_far(optimizer: torch.optim.Optimizer, loss: float, gradient: float) -> b
     """Whether steps along such a gradient would undo more than all of the loss: only SGD's grow with the gradient."""
     if not isinstance(optimizer, torch.optim.SGD):
         return False
-    rate = max(float(g["lr"]) / max(1 - float(g["momentum"]), 1e-3) for g in optimizer.param_groups)
+    rate = max(real(g["lr"]) / max(1 - float(g["momentum"]), 1e-3) for g in optimizer.param_groups)
     return rate * gradient * gradient > FURTHEST * abs(loss)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from maskrcnn_coco.components import times_of
+from maskrcnn_coco.components import is_possible, times_of
 
 
 class Lowered:
@@ -18,7 +18,8 @@ class Lowered:
         factors: group → what its learning rate is multiplied by at each step.
         limits: group → setting ("lr", "weight_decay", "momentum") → the most that it may be, after the factor; of a
             group that has a multiple of its component's rate, that multiple of it.
-        usual: setting → what each group that has it gets in place of its own, with which no step was finite.
+        usual: setting → what each group that has it gets in place of its own, with which no step was finite. "lr": by
+            the groups' names, and only while a group's own is impossible: a schedule may come to its senses.
     """
 
     def __init__(self) -> None:
@@ -43,7 +44,9 @@ class Lowered:
             keys = ("lr", *self.usual, *self.limits.get(name, {}))
             before = {k: group[k] for k in keys if group.get(k) is not None}
             now = {k: self.usual.get(k, v) for k, v in before.items()}
-            now |= {"lr": before["lr"] * self.factors.get(name, 1.0)} if "lr" in before else {}
+            if "lr" in before:
+                held = self.usual.get("lr", {}).get(name, before["lr"])
+                now["lr"] = (before["lr"] if is_possible(before["lr"]) else held) * self.factors.get(name, 1.0)
             share = {"lr": times_of(group)}
             limits = {k: most * share.get(k, 1.0) for k, most in self.limits.get(name, {}).items()}
             now = {k: min(v, limits.get(k, v)) for k, v in now.items()}

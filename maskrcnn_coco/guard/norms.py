@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.components import components as default_components
-from maskrcnn_coco.components import times_of
+from maskrcnn_coco.components import real, times_of
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard.sharding import Shares, local
 
@@ -79,7 +79,7 @@ class Layout:
         for c, g in self._pairs:
             if rates[g] is None:
                 continue  # Adafactor and kin work out their own
-            name, rate = self.components[c], float(rates[g])  # type: ignore[arg-type]
+            name, rate = self.components[c], real(rates[g])
             # A NaN must not lose against a number, so the order of arguments is no detail: keep whichever is NaN.
             known = found.get(name, rate)
             if self._times[g] != 1.0:

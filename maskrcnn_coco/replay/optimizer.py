@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.components import TIMES, times_of
+from maskrcnn_coco.components import TIMES, is_possible, real, times_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ def set_rates(
     """Learning rates by component, times ``factors``, and no more than ``most``; where ``lr`` has none: as they are."""
     for group in optimizer.param_groups:
         component, times = group.get("component", ""), times_of(group)
-        rate = float(lr[component] or 0.0) * times if component in lr else float(group["lr"] or 0.0)
+        rate = float(lr[component] or 0.0) * times if component in lr else real(group["lr"] or 0.0)
         group["lr"] = min(rate * factors.get(component, 1.0), most.get(component, math.inf) * times)
 
 
@@ -56,10 +56,12 @@ def lower_settings(optimizer: torch.optim.Optimizer, most: Mapping[str, float]) 
         group.update({k: min(group[k], v) for k, v in most.items() if group.get(k) is not None})
 
 
-def put_usual(groups: Sequence[dict[str, Any]], usual: Mapping[str, Any]) -> None:
-    """Give each of ``groups`` that has a setting of ``usual`` the value that it has there."""
-    for group in groups:
-        group.update({k: v for k, v in usual.items() if k in group})
+def put_usual(groups: Sequence[dict[str, Any]], names: Sequence[str], usual: Mapping[str, Any]) -> None:
+    """Give each of ``groups`` that has a setting of ``usual`` the value that it has there, "lr" by its name."""
+    for group, name in zip(groups, names, strict=False):
+        rate = usual.get("lr", {}).get(name, group.get("lr"))
+        group.update({k: v for k, v in usual.items() if k in group and k != "lr"})
+        group.update({} if is_possible(group.get("lr")) else {"lr": rate})
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

@@ -166,7 +166,8 @@ def put_in_force(decided: Progress, live: TrainState, plan: Plan, source: CocoDa
     if not decided.attention:
         use_fused_attention(False)
     lower_settings(live.optimizer, decided.settings_most)
-    put_usual(live.optimizer.param_groups, decided.usual)
+    groups = live.optimizer.param_groups
+    put_usual(groups, [str(g.get("component")) for g in groups], decided.usual)
     plan.quarantine([entry["id"] for entry in decided.quarantine if "index" not in entry])
     for entry in decided.quarantine:
         if "index" in entry:

@@ -1081,7 +1081,7 @@ def test_a_setting_that_no_step_is_finite_with_has_its_default_from_then_on(kind
     assert (incident.cause, incident.action.kind) == ("POISONED_STATE", "rollback")
     assert incident.confidence >= 0.9
     assert incident.action.detail["usual"] == {"eps": 1e-8}
-    assert "eps is 0" in incident.fix and "eps 1e-08 from here on" in told(incident)
+    assert "eps is 0" in incident.fix and "on with eps 1e-08" in told(incident)
     assert [r.applied for r in guard.records].count(False) == 1
     assert guard.optimizer.param_groups[0]["eps"] == 0.0, "the loop's own is never touched"
     assert guard.state_dict()["decisions"]["usual"] == {"eps": 1e-8}
@@ -1116,3 +1116,19 @@ def test_an_impossible_setting_that_comes_back_is_what_the_last_sound_step_had(
 def losses_fall(guard: Any) -> bool:
     losses = [r.loss for r in guard.records]
     return sum(losses[-8:]) < sum(losses[:8])
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("value", [NAN, -0.1, math.inf, (-0.01) ** 0.9, torch.tensor(NAN)], ids=str)
+def test_where_a_schedule_has_no_rate_the_last_sound_one_holds_until_it_has(kind: Any, value: Any) -> None:
+    """A polynomial decay past its end is a complex number. The rates that the schedule does have are its own."""
+    guard = through("lr", value, range(15, 30), optimizer=kind)
+    assert {(i.cause, i.action.kind) for i in guard.incidents} == {("POISONED_STATE", "rollback")}
+    assert len(guard.incidents) == 2 and guard.incidents[0].fix.startswith("correct the schedule: lr is")
+    assert guard.incidents[-1].action.detail["usual"]["lr"] == {"body": 0.02, "head": 0.02}
+    assert "last sound learning rates" in told(guard.incidents[-1])
+    assert [r.applied for r in guard.records].count(False) == 2
+    assert guard.instruments.rates() == {"body": 0.02, "head": 0.02}
+    for group in guard.optimizer.param_groups:
+        group["lr"] = 0.3
+    assert guard.instruments.rates() == {"body": 0.3, "head": 0.3}
