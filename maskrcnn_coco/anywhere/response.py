@@ -352,6 +352,10 @@ class AlarmResponder:
             back = self.go_back(int(detail.get("to_step") or alarm.step))
             if back is None and "usual" in detail:
                 return action, None  # the state is sound as it is
+            scale = self.guard.instruments.scale
+            if back is None and scale.check() is not None:
+                scale.set(NORMAL_SCALE)  # nothing was trained at it yet
+                return Action("precision", {"loss_scale": NORMAL_SCALE}), None
             if back is None:
                 return Action("stop", {"why": "the state is bad, and no older one is kept"}), None
             return Action("rollback", {**detail, "to_step": back}), back

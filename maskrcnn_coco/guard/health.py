@@ -28,8 +28,8 @@ LEAP = 1e3
 """A step that may move a component's weights by this many times their norm is a divergence, whatever the loss says."""
 BRISK = 0.2
 """A bound above this is worth an exact measurement: an early warning may come of it. Healthy runs stay below 0.12."""
-OUTSIDE = 3.0
-"""Growth of a component's weight norm between two steps that is an incident; other changes are only counted."""
+OUTSIDE, GONE = 3.0, 1e4
+"""Growth of a component's weight norm between two steps that is an incident, and loss; others are only counted."""
 _SETTINGS = ("lr", "momentum", "weight_decay", "eps")
 ZEROED = 0.01
 """Share of Adam's entries with a first but no second moment that no healthy run has; a trip through fp16: 80 %."""
@@ -392,7 +392,7 @@ class Health:
         limit = OUTSIDE if exact else 10 * OUTSIDE
         for c, (component, a, b, count) in enumerate(zip(layout.components, old, new, layout.sizes, strict=True)):
             # Huge but finite weights have an infinite norm.
-            if c in cleared or b == math.inf or b > limit * max(a, SMALLEST_RMS * math.sqrt(count)):
+            if c in cleared or b == math.inf or GONE * b < a or b > limit * max(a, SMALLEST_RMS * math.sqrt(count)):
                 measured = {"changed_outside": names, "component": component, "norm_before": a, "norm": b}
                 did = "became zero" if gone else "changed"
                 text = f"weights {did} outside the step: {listed(names, 3)}; norm of {component} {a:.4g} -> {b:.4g}"

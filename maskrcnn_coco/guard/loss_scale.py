@@ -65,6 +65,8 @@ class Scale:
         if owner is not None and owner._scale is not None:
             # Not update(): that one forgets whose gradients were unscaled, which its owner may be about to ask.
             owner._scale.fill_(value)
+        elif owner is not None:
+            owner._init_scale = value  # no loss was scaled yet
 
     @property
     def owner(self) -> Any:

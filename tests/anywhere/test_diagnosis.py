@@ -875,8 +875,12 @@ def test_a_rate_that_leaps_for_one_step_is_named_though_its_update_was_refused(t
     assert incident.confidence >= 0.9 and "times that of the steps before" in incident.evidence[0].outcome
 
 
-def test_a_loss_scale_beyond_any_search_is_named_and_replaced():
-    """It was a glitch, proved: replays of a loop's step did not know its scale; and nothing put it right."""
+@pytest.mark.parametrize("at", [0, 8])
+def test_a_loss_scale_beyond_any_search_is_named_and_replaced(at: int):
+    """It was a glitch, proved: replays of a loop's step did not know its scale; and nothing put it right.
+
+    Nor is there a state to go back to at the first step, which is nothing to stop for.
+    """
     model = Net()
     optimizer = optimizer_of(model)
     scaler = torch.amp.GradScaler("cpu")
@@ -884,10 +888,10 @@ def test_a_loss_scale_beyond_any_search_is_named_and_replaced():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GuardWarning)
         for step in range(16):
-            if step == 8:
+            if step == at:
                 scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**90})
             guard.step(data(step))
-    assert [(i.step, i.cause) for i in guard.incidents] == [(8, "POISONED_STATE")]
+    assert [(i.step, i.cause) for i in guard.incidents] == [(at, "POISONED_STATE")]
     assert guard.completed[-1].applied and scaler.get_scale() <= 2.0**16
 
 

@@ -129,7 +129,8 @@ def test_state_of_another_shape_by_design_is_no_misfit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("factor", "found"), [(1e4, "diverged"), (1.01, None), (1.0, None), (math.nan, "param_nonfinite")]
+    ("factor", "found"),
+    [(1e4, "diverged"), (1e-2, None), (1.01, None), (math.nan, "param_nonfinite")],
 )
 def test_weights_that_somebody_writes_during_the_backward_pass_are_seen_before_the_step(
     factor: float, found: str | None
@@ -145,3 +146,16 @@ def test_weights_that_somebody_writes_during_the_backward_pass_are_seen_before_t
     verdict = health.written_during()
     assert (verdict and verdict.symptom) == found
     assert found != "diverged" or (verdict and verdict.measured["changed_outside"]) == ["weight"]
+
+
+@pytest.mark.parametrize(("factor", "found"), [(50.0, True), (2.0, False), (0.05, False), (1e-9, True)])
+def test_weights_that_somebody_makes_many_times_what_they_were_or_next_to_nothing(factor: float, found: bool) -> None:
+    model, optimizer, _, health = make()
+    health.every = 10
+    for _ in range(3):
+        assert health.check() is None
+        optimizer.step()
+        health.finished(due=False)
+    for p in model.parameters():
+        p.data.mul_(factor)
+    assert (health.check() is not None) is found
