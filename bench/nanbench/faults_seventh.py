@@ -19,7 +19,8 @@ from nanbench.scene import Live, Scene, Setup
 from nanbench.tiny import sample
 
 LR, ACC, POISON = "LR_TOO_HIGH", "ACCUMULATION", "POISONED_STATE"
-BACKBONE = Culprit(("backbone",))
+BACKBONE = Culprit(("backbone", "backbone (group 4)"))
+"""The group that a loop split off goes by the name of its component and its number."""
 
 
 def multiplied(step: int, rate: float) -> float:
