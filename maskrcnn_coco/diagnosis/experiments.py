@@ -94,7 +94,7 @@ class Experiments:
             # What became so between two steps is a question for replays: TRANSIENT, if one weight alone did.
             f.state = [s for s in f.state if not s.enormous]
         if f.measured.get("by_update"):
-            f.state += scan_state.lost_eps(case.now)
+            f.state += scan_state.lost_eps(case.now, names)
         f.state += scan_state.misfits(f.measured.get("misfits") or {}, component_of)
         if f.measured.get("between"):
             # Sound after the last step and not before this one: the names are the guard's.

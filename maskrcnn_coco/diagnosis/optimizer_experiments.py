@@ -5,11 +5,15 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
+
 from maskrcnn_coco.components import is_possible
 from maskrcnn_coco.diagnosis.facts import LEAP, Facts, StateFault
 from maskrcnn_coco.replay.replay import Replay
 from maskrcnn_coco.replay.snapshot import Snapshot
 
+HALF_EPS = 1e-4
+"""What half precision holds beside the roots of its squares: the usual 1e-8 is 0 there."""
 SETTINGS = 6
 """Most settings that are tried, one after the other."""
 OF_NO_MATTER = {"lr", "foreach", "fused", "maximize", "capturable", "differentiable"}
@@ -54,18 +58,25 @@ class OptimizerExperiments:
         """An update of finite numbers that was not finite, with each setting as its class has it by itself."""
         f, optimizer = self.facts, self.replay.optimizer
         kind = type(optimizer).__name__
-        for key, (given, usual) in list(_unusual(optimizer).items())[:SETTINGS]:
+        halved = [g["eps"] for g in optimizer.param_groups if _lost_in_half(g)]
+        tries = [("eps", (halved[0], HALF_EPS))] if halved else []
+        for key, (given, usual) in [*tries, *_unusual(optimizer).items()][:SETTINGS]:
             test = f"same batch, same weights, {key} {usual} in place of {given}, and the update"
             outcome = self.replay.update(test, f.lr, settings={key: usual})
             if outcome.finite and not outcome.error and (outcome.moved or 0.0) <= LEAP:
                 f.outcomes["settings"], f.usual = outcome, {key: usual}
-                what = f"{key} is {given}: the update is not finite, and with {usual}, as usual, it is"
+                what = f"{key} is {given}: the update is not finite, and with {usual} it is"
                 f.state.append(StateFault("lr", f"{key} of {kind}", what))
                 return
 
 
 def _are_betas(value: Any) -> bool:
     return isinstance(value, tuple) and all(is_possible(b, below=1.0) for b in value)
+
+
+def _lost_in_half(group: dict[str, Any]) -> bool:
+    eps = group.get("eps")
+    return isinstance(eps, (int, float)) and eps < HALF_EPS and any(p.dtype is torch.float16 for p in group["params"])
 
 
 def _unusual(optimizer: Any) -> dict[str, tuple[Any, Any]]:

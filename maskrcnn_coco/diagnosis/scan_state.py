@@ -21,8 +21,8 @@ MAX_SCALE = 2.0**64
 """No search for a scale gets here: it doubles once in 2000 steps."""
 ENORMOUS = 1e18
 """Squares of weights beyond this are beyond float32."""
-SMALLEST_EPS = 1e-30
-"""Below it an eps is lost beside a square's root in single precision."""
+SMALLEST_EPS, SMALLEST_HALF = 1e-30, 3e-8
+"""Below it an eps is lost beside a square's root in single precision; is 0 in half precision."""
 SETTINGS = ("lr", "momentum", "weight_decay", "eps")
 
 
@@ -146,15 +146,23 @@ def _vanished(entry: dict[str, Any], name: str, owner: Callable[[str], str]) -> 
     return [_fault("optimizer", name, what, owner)]
 
 
-def lost_eps(snapshot: Snapshot) -> list[StateFault]:
+def lost_eps(snapshot: Snapshot, names: list[str]) -> list[StateFault]:
     """Groups whose eps is 0, or so small that it is lost: a weight that never had a gradient is then 0 / 0.
 
     By itself no fault; where an update of finite numbers was not finite, it says why.
     """
-    groups = [(g.get("component"), g.get("eps")) for g in snapshot.optimizer.get("param_groups", [])]
-    lost = {c: float(e) for c, e in groups if isinstance(e, (int, float)) and 0 <= e < SMALLEST_EPS}
-    why = "eps is {:g}: where the squares are 0 as well, the update is 0 / 0"
-    return [StateFault("lr", f"eps of {c}", why.format(e), c) for c, e in lost.items()]
+    lost = {}
+    for group in snapshot.optimizer.get("param_groups", []):
+        eps, component = group.get("eps"), group.get("component")
+        if not isinstance(eps, (int, float)) or eps < 0:
+            continue
+        weights = (snapshot.model.get(names[i]) for i in group["params"] if i < len(names))
+        half = any(w is not None and w.dtype is torch.float16 for w in weights)
+        if eps < (SMALLEST_HALF if half else SMALLEST_EPS):
+            shown = f"eps is {eps:g}" + (", in half precision 0" if half and eps else "")
+            what = f"{shown}: where the squares are 0 as well, the update is 0 / 0"
+            lost[component] = StateFault("lr", f"eps of {component}", what, component)
+    return list(lost.values())
 
 
 def misfits(refused: dict[str, str], owner: Callable[[str], str]) -> list[StateFault]:

@@ -62,6 +62,13 @@ class Idle(OwnLoss):
         return super().forward(x + 0.0 * self.body.idle, labels)
 
 
+class HalfNet(OwnLoss):
+    """Weights in half precision, the loss in single."""
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+        return {"loss": F.cross_entropy(self.head(self.body(x)).float(), labels)}
+
+
 def data(seed: int, n: int = 16) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(n, 8, generator=g)
@@ -1136,3 +1143,23 @@ def test_where_a_schedule_has_no_rate_the_last_sound_one_holds_until_it_has(kind
     for group in guard.optimizer.param_groups:
         group["lr"] = 0.3
     assert guard.instruments.rates() == {"body": 0.3, "head": 0.3}
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad])
+def test_an_eps_that_is_0_in_half_precision_is_named_and_raised(kind: Any) -> None:
+    """``model.half()`` and Adam: NaN after the first step, wherever a gradient is 0 or its square is."""
+    model = HalfNet()
+    model.half()
+    optimizer = kind(model.parameters(), lr=1e-3)
+    guard = attach(model, optimizer, diagnose=True, logdir=None, say=False)
+    for step in range(60):
+        x, y = data(step, 16)
+        optimizer.zero_grad()
+        model(x.half(), labels=y)["loss"].backward()
+        optimizer.step()
+    (incident,) = guard.incidents
+    assert (incident.cause, incident.action.detail.get("usual")) == ("POISONED_STATE", {"eps": 1e-4})
+    assert incident.confidence >= 0.9 and "in half precision 0" in incident.fix
+    assert "with eps=0.0001 the step is finite" in incident.fix
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    assert losses_fall(guard)

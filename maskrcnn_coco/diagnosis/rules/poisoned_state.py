@@ -52,6 +52,8 @@ def judge(facts: Facts) -> Finding | None:
         # The state is sound. A slip of a step or two may be over by then, where no step of its own showed more.
         at_once = "settings" in facts.outcomes or not facts.earlier_steps
         detail |= {"usual": facts.usual, "at_once": at_once}
+        if "settings" in facts.outcomes:
+            fix += "".join(f"; with {name}={value} the step is finite" for name, value in facts.usual.items())
     return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)
 
 
