@@ -170,11 +170,11 @@ def never_background(scene: Scene) -> None:
 
 
 def depth(scene: Scene) -> None:
-    """The logarithm of a predicted size, which a ReLU makes exactly 0 now and then."""
+    """The logarithm of a predicted size, which a steep sigmoid makes exactly 0 now and then."""
     scene.model.head.bias.data.fill_(0.3)  # type: ignore[union-attr]
 
     def change(s: Scene, model: Any, out: Tensor, y: Tensor, terms: Losses) -> Losses:
-        return {**terms, "log": 0.1 * (out.float().relu().log() - y.log()).square().mean()}
+        return {**terms, "log": 0.01 * ((600 * out.float()).sigmoid().log() - y.log()).square().mean()}
 
     own_terms(change)(scene)
 
@@ -227,7 +227,7 @@ class Beyond(nn.Module):
         self.gain.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gain(x * 1e-5)
+        return self.gain(x) * 1e-5
 
 
 class Frozen(nn.Module):
