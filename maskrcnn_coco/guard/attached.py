@@ -260,6 +260,7 @@ class Attached(Guard):
         act.record.losses, act.record.loss = act.done.losses, act.done.loss
         if act.done.micro_batch is not None:
             act.verdict = act.suspicion or Verdict("loss_nonfinite", "the loss is not finite", {})
+        act.verdict = act.verdict or self._gradients.stuck(self.refused)
 
     def _pass(self, act: Act) -> forward_backward.Pass:
         """What is known of this step's forward and backward passes. One host read."""
@@ -298,8 +299,7 @@ class Attached(Guard):
             warnings.warn(BLIND, GuardWarning, stacklevel=4)
 
     def _keep(self, record: StepRecord) -> None:
-        self.refused = not record.applied
-        self.refused_steps += self.refused
+        self.refused, self.refused_steps = not record.applied, self.refused_steps + (not record.applied)
         self.records.append(record)
         if self.alarm is not None:
             self.alarm.measured.update(self._gradients.facts())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.guard.hooks import Hook
+from maskrcnn_coco.guard.verdict import Verdict
 
 
 class _DuringBackward(Hook):
@@ -61,6 +62,13 @@ class OwnGradients:
             return  # there is none, or it never scaled a loss
         if all(s["stage"].name == "READY" for s in scaler._per_optimizer_states.values()):
             self.still_scaled = float(scaler.get_scale())
+
+    def stuck(self, refused: bool) -> Verdict | None:
+        """The verdict on an overflow, where the gradients of a step that was ``refused`` were still there: no search
+        of a loss scale ends that, for what is not finite stays so whatever is added to it."""
+        if not (refused and self.kept):
+            return None
+        return Verdict("grad_nonfinite", "gradients are not finite, and those of the refused step before are in them")
 
     def step_taken(self) -> None:
         """The step is over, applied or not: the next gradients begin from here."""

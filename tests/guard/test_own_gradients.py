@@ -126,3 +126,24 @@ def test_gradients_clipped_before_they_are_unscaled_are_said_once(bound: float, 
         scaler.update()
     guard.detach()
     assert [(a.symptom, a.measured.get("clipped_scaled")) for a in alarms] == [("stalled", bound)] * said
+
+
+@pytest.mark.parametrize("clears", [True, False])
+def test_an_overflow_that_nobody_clears_is_said_to_be_that_and_no_search_of_a_scale(clears: bool, tmp_path):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    guard = attach(model, optimizer, scaler=scaler, diagnose=True, logdir=tmp_path)
+    for step in range(4):
+        if clears:
+            optimizer.zero_grad()
+        loss = model(torch.randn(3, 4, generator=torch.Generator().manual_seed(step))).square().mean()
+        scaler.scale(loss).backward()
+        if step == 0:  # once beyond half precision
+            for p in model.parameters():
+                p.grad.fill_(torch.inf)
+        scaler.step(optimizer)
+        scaler.update()
+    causes = {i.cause for i in guard.incidents}
+    guard.detach()
+    assert causes == (set() if clears else {"ACCUMULATION"})
