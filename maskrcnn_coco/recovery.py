@@ -76,7 +76,7 @@ def decide(findings: Sequence[Finding], history: History, budgets: Budgets | Non
     match top.cause:
         case "LR_TOO_HIGH":
             return _by_plan(top, history, budgets) if top.detail.get("foreign_rates") else _lower(top, history)
-        case "POISONED_STATE" | "NORM_STATE":
+        case "POISONED_STATE" | "NORM_STATE" if not top.detail.get("by_forward"):
             return _restore(top, history, budgets)
         case "FP16_OVERFLOW" if top.confidence >= PROVED and not top.detail.get("proved_on_healthy_weights"):
             return _precision(top, history, budgets)

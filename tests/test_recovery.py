@@ -155,6 +155,7 @@ def test_rare_skips_go_on_for_ever():
         ("POISONED_STATE", {"at_load": False}, "rollback"),
         ("NORM_STATE", {"at_load": True}, "stop"),
         ("NORM_STATE", {"at_load": False}, "rollback"),
+        ("NORM_STATE", {"by_forward": True}, "skip"),
         ("FP16_OVERFLOW", {"fp32_modules": ["a.b"]}, "precision"),
         ("SCALE_COLLAPSE", {}, "precision"),
         ("TRANSIENT", {}, "rollback"),

@@ -262,3 +262,15 @@ def test_gradients_that_were_clipped_before_they_were_unscaled_are_said_once_and
     assert (top.cause, top.confidence) == ("SCALE_COLLAPSE", 0.95)
     assert "unscale_" in top.fix
     assert recovery.decide([top], recovery.History(step=6)).kind == "skip"
+
+
+@pytest.mark.parametrize(
+    ("buffer", "bad_losses", "cause"),
+    [("norm.running_var", [], "NORM_STATE"), ("norm.running_var", ["loss"], None), ("memory", [], None)],
+)
+def test_statistics_that_a_forward_pass_alone_makes_not_finite_are_the_norm_s(buffer, bad_losses, cause):
+    same = Outcome("same", False, {"loss": 1.0}, 1.0, 1.0, bad_buffers=[buffer], bad_losses=bad_losses)
+    facts = Facts("buffer_nonfinite", 9, 9, 9, outcomes={"same": same})
+    found = [f for f in investigate.rank(facts) if f.cause == "NORM_STATE"]
+    assert [f.cause for f in found] == ([cause] if cause else [])
+    assert all(f.culprit.module == "norm" and f.detail["by_forward"] for f in found)

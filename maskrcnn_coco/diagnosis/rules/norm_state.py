@@ -7,9 +7,10 @@ Why: a FrozenBatchNorm with eps 0 and a variance of 0 (or slightly below) divide
   trainable BatchNorm takes NaN into its buffers in the forward pass, although the update was skipped; a momentum
   above 1 has running statistics swing until a variance is below zero.
 How it is proved: buffers are scanned for sign, eps and finiteness, and other batches fail at learning rate 0,
-  on the weights from before the onset too: on weights that a divergence has ruined everything fails.
+  on the weights from before the onset too: on weights that a divergence has ruined everything fails. Where a batch
+  makes running statistics so in its forward pass, and its losses and gradients are sound, the replay shows that.
 What the guard does: puts the buffers of the newest verified state back; where the model was built this way it
-  stops and says so.
+  stops and says so; leaves out, or skips, what makes them so in its forward pass.
 How to fix it: load pretrained weights (`--weights coco`, `--backbone-weights PATH`), use GroupNorm or trainable
   BatchNorm when training from scratch, keep eps at 1e-5.
 """
@@ -17,6 +18,7 @@ How to fix it: load pretrained weights (`--weights coco`, `--backbone-weights PA
 from __future__ import annotations
 
 from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.rules.common import healthy
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "NORM_STATE"
@@ -25,7 +27,7 @@ CODE = "NORM_STATE"
 def judge(facts: Facts) -> Finding | None:
     hits = [s for s in facts.state if s.where == "norm"]
     if not hits:
-        return None
+        return _by_forward(facts)
     certain = [s for s in hits if s.certain]
     # On weights that a divergence has ruined every batch fails, whatever the norms hold: the state from before the
     # onset must fail too, or the norms must be new since then.
@@ -44,3 +46,19 @@ def judge(facts: Facts) -> Finding | None:
         fix = "give the norm layers a momentum between 0 and 1"
     detail = {"entries": [s.name for s in hits[:50]], "at_load": not facts.earlier_steps}
     return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)
+
+
+def _by_forward(facts: Facts) -> Finding | None:
+    """Nothing is wrong with a step but what it leaves in running statistics: a variance over one value is 0 / 0."""
+    same = facts.outcomes.get("same")
+    if same is None or same.error or same.bad_losses or same.bad_grad_count or facts.growing or facts.suspects():
+        return None
+    names = [n for n in same.bad_buffers if n.rpartition(".")[2].startswith("running_")]
+    if not names:
+        return None
+    evidence = facts.says(CODE, "!same", "other", "earlier", "alone", "others")
+    culprit = Culprit(module=names[0].rpartition(".")[0], image_ids=facts.guilty_images or [])
+    fix = f"give {culprit.module} more than one value for each channel: a larger batch, or a variance that is biased"
+    proved = bool(facts.guilty_images) and facts.bad(healthy(facts))
+    detail = {"entries": names[:50], "by_forward": True, "proved_on_healthy_weights": proved}
+    return Finding(CODE, 0.6, culprit, evidence, facts.step, fix, detail)
