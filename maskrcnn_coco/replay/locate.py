@@ -25,6 +25,9 @@ from maskrcnn_coco.replay.outcome import CONSTANT, IN_HALF
 # Their outputs are memory not yet written, not results.
 _UNWRITTEN = ("empty", "new_empty", "empty_like", "empty_strided", "resize_", "set_", "set_data")
 
+# Ops that make what is not finite of whole numbers too: 1 / count, log(count).
+_OF_COUNTS = ("div", "true_divide", "reciprocal", "log", "log2", "log10", "rsqrt", "pow")
+
 
 class Watch:
     """The first module, by order of completion, with finite inputs and a non-finite output; and the op inside it.
@@ -61,7 +64,8 @@ class _Ops(TorchDispatchMode):
         if name == "_local_scalar_dense" and not isinstance(args[0], Tensor):
             return args[0]  # a number of Python's that was saved for the backward pass comes unwrapped to a mode
         # In-place ops overwrite their inputs: look before.
-        clean = len(self.bad) < 32 and name not in _UNWRITTEN and _any_float(args) and _finite(args)
+        numbers = _any_float(args) or (name in _OF_COUNTS and any(True for _ in _tensors(args)))
+        clean = len(self.bad) < 32 and name not in _UNWRITTEN and numbers and _finite(args)
         strange = self.depth == 0 and self.brought is None and not clean and self._strange((args, kwargs))
         result = func(*args, **(kwargs or {}))
         if _finite(result):

@@ -140,6 +140,20 @@ def test_an_operand_of_the_losses_own_that_is_not_finite_is_named(net: Net) -> N
     assert found.op and CONSTANT in found.op and "test_locate.py" in found.op
 
 
+def test_a_quotient_of_whole_numbers_that_is_not_finite_is_named(net: Net) -> None:
+    """So many, by how many of them there are of a class: none."""
+
+    def forward(b: Tensor) -> dict[str, Tensor]:
+        share = 4 / (torch.tensor([1, 2, 2, 1]) == 3).sum()
+        return {"loss": net(b).sum() * (share / (share - 1)), "other": net(b).sum()}
+
+    carried: Any = type("F", (), {"model": net, "__call__": lambda self, b: forward(b)})()
+    layout = Layout(net, torch.optim.SGD(net.parameters(), 0.1), None)
+    found = located_run(carried, [torch.tensor([[4.0, 9.0]])], None, layout)
+    assert (found.module, found.phase) == (None, "loss")
+    assert found.op and found.op.startswith(("div", "reciprocal")) and "test_locate.py" in found.op
+
+
 def test_what_is_not_finite_in_the_batch_or_the_model_is_no_operand_of_the_losses(net: Net) -> None:
     batch = torch.tensor([[4.0, math.inf]])
     forward = lambda _self, b: {"loss": (net(b[:, :1].repeat(1, 2)) * b).sum()}  # noqa: E731
