@@ -306,6 +306,7 @@ class Experiments:
     def _locate(self) -> None:
         outcome = self.replay.run("every module and op watched", locate=True)
         module, op, self.facts.inside = outcome.first_bad_module, outcome.first_bad_op, outcome.inside
+        self.facts.taken = None if outcome.met else outcome.inside
         self.facts.only_losses = bool(self.facts.inputs) and outcome.met is False and bool(outcome.bad_losses)
         if module is None and op is None and not outcome.bad_grads:
             return

@@ -336,6 +336,42 @@ def test_parts_of_a_batch_are_not_guilty_by_a_norm_that_the_loop_clips() -> None
     assert [(n.cause, n.culprit.image_ids) for n in guard.incidents] == [("LOSS_MATH", [21])]
 
 
+class UnitLength(nn.Module):
+    """Divides by the length, which may be 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("all_of_it", [False, True])
+def test_a_module_that_divides_by_nothing_is_the_maths_of_the_model(all_of_it: bool) -> None:
+    """For one sample on sound weights, or for every batch from the first step on."""
+    model = Net()
+    model.body = nn.Sequential(UnitLength(), *model.body)
+    guard = Guard(model, optimizer_of(model), forward=classify, diagnose=True, logdir=None)
+    for i in range(6):
+        x, y = data(i)
+        x[5] = 0.0 if i == 4 else x[5]
+        with contextlib.suppress(GuardStop):
+            guard.step((x * (not all_of_it), y), ids(i))
+    assert {(n.cause, n.culprit.module) for n in guard.incidents} == {("LOSS_MATH", "body.0")}
+    assert guard.incidents[0].culprit.image_ids == ([] if all_of_it else [ids(4)[5]])
+
+
+def test_what_overflows_before_any_module_is_the_input_s() -> None:
+    class Scaled(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * 40.0)
+
+    model = Scaled()
+    guard = Guard(model, optimizer_of(model), forward=classify, diagnose=True, logdir=None)
+    for i in range(12):
+        x, y = data(i)
+        x[5] *= 1e38 if i == 10 else 1.0
+        guard.step((x, y), ids(i))
+    assert [(n.cause, n.culprit.image_ids) for n in guard.incidents] == [("DATA_PIXEL", [ids(10)[5]])]
+
+
 def test_a_second_sample_out_of_scale_is_not_measured_by_the_first() -> None:
     model = Net()
     guard = Guard(model, optimizer_of(model, 1e-3, 1e-3), forward=regress, diagnose=True, logdir=None)

@@ -9,7 +9,10 @@ from maskrcnn_coco.wording import annotation_words
 CURE_LOSS, CURE_NORM = 3.0, 5.0
 """A repaired batch cures if loss or gradient norm falls by such a factor; batches of one run differ by less."""
 
-QUOTIENTS = ("div", "log", "sqrt", "rsqrt", "reciprocal", "pow", "acos", "asin", "atanh")
+QUOTIENTS = (
+    *("div", "log", "sqrt", "rsqrt", "reciprocal", "pow", "acos", "asin", "atanh"),
+    *("std", "var", "fmod", "remainder", "lgamma", "erfinv"),
+)
 """Ops that make what is not finite of finite numbers, however small those are."""
 
 

@@ -47,7 +47,7 @@ def judge(facts: Facts) -> Finding | None:
         return None
     gradient_only = not same.bad_losses and same.bad_grad_count > 0
     one_term = len(same.bad_losses) == 1 and len(same.losses) > 1
-    if not gradient_only and not one_term and not _behind_the_model(facts):
+    if not gradient_only and not one_term and not _behind_the_model(facts) and not _divides(facts):
         return None
     located = facts.location is not None and facts.location.op is not None
     # Finite on other weights, however large, is divergence; so is an overflow in a product of large numbers.
@@ -70,7 +70,7 @@ def judge(facts: Facts) -> Finding | None:
         culprit.image_ids = facts.guilty_images
         evidence += facts.says(CODE, "alone", "others")
     term = same.bad_losses[0] if same.bad_losses else None
-    detail = {"term": term, "empty_images": facts.empty_images, "weights": healthy(facts), "taken": facts.inside}
+    detail = {"term": term, "empty_images": facts.empty_images, "weights": healthy(facts), "taken": facts.taken}
     # An image that brings it about on healthy weights too is left out: it would come back every epoch.
     detail["proved_on_healthy_weights"] = bool(facts.guilty_images) and facts.bad(healthy(facts))
     fix = f"look at {facts.location.op}" if located and facts.location else f"look at the maths of {term or 'the loss'}"
@@ -114,7 +114,7 @@ def _of_one_sample(facts: Facts, same: Outcome) -> Finding:
     fix = (
         f"look at what divides {term or 'the loss'}, or stands in its exponent: a size, an area, a count of this sample"
     )
-    detail = {"term": term, "inside": facts.inside, "taken": facts.inside, "proved_on_healthy_weights": True}
+    detail = {"term": term, "inside": facts.inside, "taken": facts.taken, "proved_on_healthy_weights": True}
     return Finding(CODE, 0.85, culprit, evidence, facts.step, fix, detail)
 
 
@@ -129,6 +129,20 @@ def _behind_the_model(facts: Facts) -> bool:
         return False
     own = place.op.startswith(QUOTIENTS) or CONSTANT in place.op
     return len(facts.outcomes["same"].losses) == 1 or (place.phase == "loss" and own)
+
+
+def _divides(facts: Facts) -> bool:
+    """Whether a module of the model's own divides by 0, or takes the root or logarithm of too little.
+
+    For samples that bring it about on healthy weights too, or for every batch before any step: else the weights have
+    led there.
+    """
+    place = facts.location
+    if place is None or place.op is None or place.phase != "forward" or not place.op.startswith(QUOTIENTS):
+        return False
+    of_some = bool(facts.guilty_images) and facts.good("other") and facts.bad(healthy(facts))
+    asked = [n for n in ("other", "earlier") if n in facts.outcomes]
+    return of_some or ("other" in asked and not facts.reference.count and all(_nonfinite(facts, n) for n in asked))
 
 
 def _redefined(facts: Facts, changed: Redefined) -> Finding:

@@ -36,7 +36,7 @@ def judge(facts: Facts) -> Finding | None:
     elif by_the_loop(facts) and facts.good("same"):
         fix = "the loss is as recorded and its gradients are sound: look at what the loop does to them before it steps"
     culprit = Culprit()
-    detail: dict[str, object] = {"replays": facts.replays, "taken": facts.inside}
+    detail: dict[str, object] = {"replays": facts.replays, "taken": facts.taken}
     if facts.location is not None:
         culprit.module, culprit.component = facts.location.module, facts.location.component
     elif facts.bad("update"):
