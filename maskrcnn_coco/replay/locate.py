@@ -22,6 +22,8 @@ from maskrcnn_coco.guard.forward_backward import Forward, Pass
 from maskrcnn_coco.guard.norms import Layout
 from maskrcnn_coco.replay.outcome import CONSTANT, IN_HALF
 
+_COPIES = ("lift_fresh", "lift", "detach", "clone", "_to_copy", "copy_", "fill_", "index", "select", "slice", "view")
+"""Their results are what they took: who computes with it is asked."""
 # Their outputs are memory not yet written, not results.
 _UNWRITTEN = ("empty", "new_empty", "empty_like", "empty_strided", "resize_", "set_", "set_data")
 
@@ -58,6 +60,8 @@ class _Ops(TorchDispatchMode):
         """Memory of the model, of the batch, and of what ops gave that is not finite."""
         self.brought: str | None = None
         """The first op outside all modules with an operand that is not finite and comes from none of these."""
+        self.masked: str | None = None
+        """The first such op that gives numbers and minus infinities alone."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.split("::")[-1]
@@ -70,9 +74,15 @@ class _Ops(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if _finite(result):
             return result
+        if strange and name in _COPIES:
+            return result
         if strange:
             where, theirs = _where()
-            self.brought = None if theirs else f"{name}{CONSTANT}{where}"
+            found = None if theirs else f"{name}{CONSTANT}{where}"
+            if _only_masks(result):  # a fault only where nothing else is: what it leaves nothing of is NaN
+                self.masked = self.masked or found
+                return result
+            self.brought = found
         if clean:
             where, theirs = _where()
             self.bad.append(f"{name}{_half(result)}{where}")
@@ -134,7 +144,7 @@ def _located(
         return Located(taken, watched.module, op, watched.largest.get(watched.module), "forward", watched.largest)
     if found and not _bad(taken):
         return Located(taken, None, found.group(1) + _line_in("\n".join(log)), None, "backward", watched.largest)
-    if (op := ops.outside or ops.brought) is not None and _bad(taken):
+    if (op := ops.outside or ops.brought or ops.masked) is not None and _bad(taken):
         return Located(taken, None, op, None, "loss", watched.largest)
     return Located(taken, None, ops.bad[0] if ops.bad and _bad(taken) else None, None, "forward", watched.largest)
 
@@ -212,6 +222,11 @@ def _finite(value: Any) -> bool:
     return all(
         bool(torch.isfinite(t).all()) for t in _tensors(value) if t.is_floating_point() and t.layout == torch.strided
     )
+
+
+def _only_masks(value: Any) -> bool:
+    """Whether what is not finite in it is minus infinity, with which code leaves places out of a maximum or softmax."""
+    return not any(bool((t.isnan() | (t == torch.inf)).any()) for t in _tensors(value) if t.is_floating_point())
 
 
 def _memory(value: Any) -> set[int]:

@@ -161,3 +161,18 @@ def test_what_is_not_finite_in_the_batch_or_the_model_is_no_operand_of_the_losse
     found = located_run(carried, [batch], None, Layout(net, torch.optim.SGD(net.parameters(), 0.1), None))
     assert found.op is None and not found.met
     assert located(net, batch).met
+
+
+def test_a_row_that_a_mask_leaves_nothing_of_is_found_where_it_becomes_nan(net: Net) -> None:
+    """Masks of minus infinity are no fault: of the second row nothing is left, and softmax divides 0 by 0."""
+    mask = torch.zeros(2, 3)
+    mask[0, 1], mask[1] = -math.inf, -math.inf
+
+    def forward(b: Tensor) -> dict[str, Tensor]:
+        scores = net(b).sum() + mask.clone() + mask
+        return {"loss": scores.softmax(1).sum()}
+
+    carried: Any = type("F", (), {"model": net, "__call__": lambda self, b: forward(b)})()
+    layout = Layout(net, torch.optim.SGD(net.parameters(), 0.1), None)
+    found = located_run(carried, [torch.tensor([[4.0, 9.0]])], None, layout)
+    assert found.op and found.op.startswith("_softmax") and CONSTANT in found.op
