@@ -96,6 +96,8 @@ def decide(findings: Sequence[Finding], history: History, budgets: Budgets | Non
             return Action("stop", {"why": f"the loss is not the one that this run began with: {top.fix}"})
     if top.detail.get("proved_on_healthy_weights") and top.culprit.image_ids:
         return _quarantine(top, history, budgets)
+    if top.cause == "LOSS_MATH" and top.confidence >= PROVED and _seen_before(top, history):
+        return _same_maths(top, history, budgets)
     if top.detail.get("ruined") and top.onset_step is not None and not _went_back(history, budgets):
         return Action("rollback", {"to_step": top.onset_step, "after_skips": True})
     return _skip(top, history, budgets)
@@ -182,8 +184,22 @@ def _met_again(top: Finding, history: History, budgets: Budgets) -> Action:
     """
     met = [i for i in history.incidents if i.step > history.step - budgets.skip_window and "again" in i.action.detail]
     if len(met) > budgets.skip_window // 2:
-        return Action("stop", {"why": f"{len(met)} of the last {budgets.skip_window} steps were lost to known images"})
+        return Action("stop", {"why": f"{len(met)} of the last {budgets.skip_window} steps were lost to what is known"})
     return Action("skip", {"again": list(top.culprit.image_ids)})
+
+
+def _seen_before(top: Finding, history: History) -> bool:
+    return bool(top.fix) and any(i.cause == top.cause and i.fix == top.fix for i in history.incidents)
+
+
+def _same_maths(top: Finding, history: History, budgets: Budgets) -> Action:
+    """One op of the loss on one line fails for some batches: they cost their steps, as long as others are between."""
+    lost = {i.step for i in history.incidents}
+    if not all(history.step - n in lost for n in range(1, budgets.skips + 1)):
+        return _met_again(top, history, budgets)
+    if not _went_back(history, budgets):
+        return Action("rollback", {"to_step": max(0, history.step - budgets.skips - 1), "after_skips": True})
+    return Action("stop", {"why": f"{budgets.skips} steps in a row were skipped, again after a roll-back"})
 
 
 def _lower(top: Finding, history: History) -> Action:

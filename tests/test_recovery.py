@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -105,6 +106,29 @@ def test_an_image_that_a_loop_hands_out_again_costs_its_step_and_no_more(found: 
     assert decide([UNKNOWN], History(past, step=601)) == Action("skip", {}), "and others are counted by themselves"
     often = [incident(s, s, found.cause, Action("skip", {"again": [17]})) for s in range(600, 630)]
     assert decide([found], History(past + often, step=630, images=10**9)).kind == "stop"
+
+
+def test_maths_that_fails_for_some_batches_costs_their_steps_and_no_more():
+    """A batch in ten has no object of a class, and the loss divides by their number: the fifth ended the run."""
+    found = finding("LOSS_MATH", 0.93, fix="look at div (losses.py:7)")
+    past: list[Incident] = []
+    for step in range(7, 1000, 10):
+        action = decide([found], History(past, step=step, images=10**9))
+        assert action.kind == "skip" and ("again" in action.detail) is bool(past)
+        past.append(dataclasses.replace(incident(step, step, found.cause, action), fix=found.fix))
+    other = finding("LOSS_MATH", 0.93, fix="look at log (losses.py:9)")
+    assert decide([other], History(past, step=1001)) == Action("skip", {}), "another line is another fault"
+
+
+def test_maths_that_fails_for_every_batch_stops_after_one_way_back():
+    found = finding("LOSS_MATH", 0.93, fix="look at div (losses.py:7)")
+    past: list[Incident] = []
+    kinds = []
+    for step in range(5):
+        action = decide([found], History(past, step=step, images=10**9))
+        kinds.append(action.kind)
+        past.append(dataclasses.replace(incident(step, step, found.cause, action), fix=found.fix))
+    assert kinds == ["skip", "skip", "skip", "rollback", "stop"]
 
 
 def test_half_proved_data_is_not_left_out():
