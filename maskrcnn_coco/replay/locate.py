@@ -158,9 +158,8 @@ def hooks(model: nn.Module, seen: Watch, ops: _Ops) -> Iterator[None]:
     """Watch the modules of ``model`` inside the block. Hooks are gone afterwards."""
     began: dict[str, list[int]] = {}
     handles = []
-    for name, module in model.named_modules():
-        if not name:
-            continue
+    # A model without modules inside is looked at itself; what others are given may hold targets.
+    for name, module in [(n, m) for n, m in model.named_modules() if n] or [("", model)]:
 
         def before(_m: nn.Module, _args: Any, name: str = name) -> None:
             began.setdefault(name, []).append(len(ops.bad))
@@ -171,7 +170,7 @@ def hooks(model: nn.Module, seen: Watch, ops: _Ops) -> Iterator[None]:
             ops.depth -= 1
             taken = _finite(args)
             seen.met = seen.met or not taken
-            if seen.module is None and taken and not _finite(output):
+            if name and seen.module is None and taken and not _finite(output):
                 seen.module, seen.start = name, start
             seen.largest[name] = max(seen.largest.get(name, 0.0), largest((args, output)))
             seen.inside = max(seen.inside, largest([t for t in _tensors((args, output)) if t.ndim]))
