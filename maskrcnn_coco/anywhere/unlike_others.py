@@ -32,7 +32,8 @@ def named(finding: Finding, alarm: Alarm, kept: Kept, *, first: bool = True) -> 
         first: it is the best one; such a sample is then looked for also where no replay has named any.
     """
     batches = kept.batches(alarm.step)
-    if not batches or finding.cause not in ("UNKNOWN", "LOSS_MATH", "FP16_OVERFLOW"):
+    spoiled = finding.cause == "NORM_STATE" and bool(finding.detail.get("by_forward"))
+    if not batches or not (spoiled or finding.cause in ("UNKNOWN", "LOSS_MATH", "FP16_OVERFLOW")):
         return finding
     if not finding.culprit.image_ids:
         alone = first and finding.cause != "LOSS_MATH" and alarm.symptom not in ("optimizer_nonfinite", "stalled")
@@ -50,7 +51,7 @@ def named(finding: Finding, alarm: Alarm, kept: Kept, *, first: bool = True) -> 
     if not good or not bad:
         return finding
     looks = (("DATA_PIXEL", _out_of_scale), ("DATA_LABEL", _out_of_range))
-    finite = finding.cause == "UNKNOWN" or "inside" in finding.detail  # else the maths itself has failed
+    finite = finding.cause == "UNKNOWN" or spoiled or "inside" in finding.detail  # else the maths itself has failed
     for cause, look in looks if finite else looks[:1]:
         what = look(bad, good)
         if what is not None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from maskrcnn_coco.diagnosis.facts import LOSS_FACTOR, NORM_FACTOR, Facts
+from maskrcnn_coco.diagnosis.facts import FEW, LOSS_FACTOR, NORM_FACTOR, Facts
 from maskrcnn_coco.diagnosis.from_records import record_of
 from maskrcnn_coco.diagnosis.search import smallest_culprits, smallest_cure
 from maskrcnn_coco.records import StepRecord
@@ -40,8 +40,8 @@ def guilty_samples(
     ids = facts.image_ids
     whole = [o for n in ("same", "earlier") if (o := facts.outcomes.get(n)) is not None]
     known = facts.outcomes.get("same" if snapshot is None else "earlier")
-    # On these weights, or on its own where it was not tried on these.
-    shown = known if known is not None else facts.outcomes.get("same")
+    # On these weights; or on its own where it was not tried on these, and next to nothing is known of healthy steps.
+    shown = known if known is not None or facts.reference.count >= FEW else facts.outcomes.get("same")
     recorded = None if snapshot is None else record_of(case, snapshot.step)
     then = recorded if recorded is not None and recorded.applied else None
     sound: list[int] = []

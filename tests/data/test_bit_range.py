@@ -20,7 +20,7 @@ from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.images import read_image
 from maskrcnn_coco.data.layouts import find_data
 from maskrcnn_coco.errors import ConfigError
-from tests.helpers.runs import run, small_model
+from tests.helpers.runs import loadable_model, run
 from tests.helpers.tiff_files import png16_bytes, tiff_bytes
 
 SIZE = (48, 64)
@@ -179,7 +179,7 @@ def test_a_checkpoint_keeps_the_scale_and_prediction_uses_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_set(tmp_path / "data", [scene(n, 0, 1000, "u2") for n in range(4)])
-    result = run(data, tmp_path, model=small_model(classes=2), epochs=1)
+    result = run(data, tmp_path, model=loadable_model(classes=2), epochs=1)
     assert result.exit_code == 0
     last = tmp_path / "checkpoints" / "last.pth"
     contents = torch.load(last, weights_only=True)
