@@ -187,7 +187,6 @@ RATES = (
         SGD,
         onset=8,
         also=(LR,),
-        verdict=True,
     ),
     Scenario(
         "wild-decay-negative",
@@ -197,7 +196,6 @@ RATES = (
         SGD,
         onset=8,
         also=(LR,),
-        verdict=True,
     ),
     Scenario(
         "wild-momentum-nan",

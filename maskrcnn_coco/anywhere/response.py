@@ -345,13 +345,12 @@ class AlarmResponder:
             since = int(detail.get("to_step", alarm.step))
             lower(self.guard.instruments.lowered, detail, self.groups.names, self.history, self.held, since)
             return action, back
+        elif "usual" in detail:  # the step was refused or undone: the state is sound as it is
+            self.guard.instruments.lowered.usual.update(detail["usual"])
         elif action.kind in ("rollback", "reload"):
-            self.guard.instruments.lowered.usual.update(detail.get("usual", {}))
             if detail.get("older_only"):
                 self.ring.drop_after(int(detail["to_step"]))
             back = self.go_back(int(detail.get("to_step") or alarm.step))
-            if back is None and "usual" in detail:
-                return action, None  # the state is sound as it is
             scale = self.guard.instruments.scale
             if back is None and scale.check() is not None:
                 scale.set(NORMAL_SCALE)  # nothing was trained at it yet

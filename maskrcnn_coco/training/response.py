@@ -31,7 +31,7 @@ from maskrcnn_coco.training.augmentation_counts import pasted_evidence
 from maskrcnn_coco.training.case import build_case
 from maskrcnn_coco.training.case_file import save_case
 from maskrcnn_coco.training.incident import compose, history_at
-from maskrcnn_coco.training.rollback import go_back, reload
+from maskrcnn_coco.training.rollback import go_back, put_in_force, reload
 from maskrcnn_coco.training.session import Session
 from maskrcnn_coco.training.signals import AtOnce, breakable
 
@@ -157,9 +157,10 @@ def act(session: Session, alarm: Alarm, action: Action, incident: Incident) -> i
             images, annotations = detail.get("image_ids", []), detail.get("annotation_ids", [])
             session.leave_out(images, annotations, incident.id, met_in=incident.culprit.image_ids)
             return go_back(session, detail["to_step"]) if "to_step" in detail else alarm.step
-        case "rollback" if "usual" in detail:  # the state was sound
+        case "rollback" if "usual" in detail:  # the step was refused or undone: the state is sound as it is
             session.progress.usual |= detail["usual"]
-            return go_back(session, detail["to_step"])
+            put_in_force(session.progress, session.train_state, session.plan, session.train_source)
+            return alarm.step
         case "rollback" if incident.cause == "POISONED_STATE":
             return reload(session, alarm)  # states kept since may hold what was found
         case "rollback":
