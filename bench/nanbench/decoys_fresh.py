@@ -20,13 +20,13 @@ BATCH, GROUP, ADAM = Setup(norm="batch"), Setup(norm="group"), Setup(optimizer="
 GUARD, ATTACH = Setup(way="guard"), Setup(way="attach")
 
 
-def sharpness_aware(scene: Scene) -> None:
-    """SAM: the weights climb along the gradient, a second pass is taken there, and they come back before the step."""
+def sharpness_aware(scene: Scene, radius: float = 0.02) -> None:
+    """SAM: the weights climb ``radius`` along the gradient, a second pass is taken there, and they come back."""
 
     def around(live: Live, take: Callable[[], Any]) -> None:
         held = [p for p in live.model.parameters() if p.grad is not None]
         total = torch.stack([p.grad.norm() for p in held if p.grad is not None]).norm()
-        moves = [p.grad * (0.02 / (total + 1e-12)) for p in held if p.grad is not None]
+        moves = [p.grad * (radius / (total + 1e-12)) for p in held if p.grad is not None]
         for p, move in zip(held, moves, strict=True):
             p.data.add_(move)
         live.optimizer.zero_grad()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanbench.decoys_fresh import sharpness_aware
 from nanbench.faults_fifth_data import together
 from nanbench.faults_fresh import after
 from nanbench.faults_lr import HEADS, rates
@@ -106,25 +107,10 @@ def second_optimizer(scene: Scene) -> None:
     scene.around_step = around
 
 
-def sharpness_aware(scene: Scene) -> None:
+def long_climb(scene: Scene) -> None:
     """A step in two passes, whose climb is 5e4 for 0.05 long; nothing clips the second pass."""
     scene.max_grad_norm = 0.0
-
-    def around(live: Live, take: Callable[[], Any]) -> None:
-        held = [p for p in live.model.parameters() if p.grad is not None]
-        total = torch.stack([p.grad.norm() for p in held if p.grad is not None]).norm()
-        moves = [p.grad * (5e4 / (total + 1e-12)) for p in held if p.grad is not None]
-        for p, move in zip(held, moves, strict=True):
-            p.data.add_(move)
-        live.optimizer.zero_grad()
-        pairs = [scene.samples[i] for i in scene.order(live.step)[0]]
-        terms = live.model([i.clone() for i, _ in pairs], [dict(t) for _, t in pairs])
-        torch.stack(list(terms.values())).sum().backward()
-        for p, move in zip(held, moves, strict=True):
-            p.data.sub_(move)
-        take()
-
-    scene.around_step = around
+    sharpness_aware(scene, 5e4)
 
 
 def ascending(scene: Scene) -> None:
@@ -194,7 +180,7 @@ OPTIMIZERS = (
              together(rates(1.0), options(growth=3.0)), Setup("distance", model="faster", way="attach"), onset=4,
              open_end=True),
     # The climb and the step it is taken back for: an update far too large, of another number than the rate.
-    Scenario("seventh-climb", LR, "https://github.com/davda54/sam", sharpness_aware, Setup(batch=2, way="attach"),
+    Scenario("seventh-climb", LR, "https://github.com/davda54/sam", long_climb, Setup(batch=2, way="attach"),
              onset=0, also=("LOSS_MATH", "UNKNOWN", "TRANSIENT"), open_end=True),
     # Nothing sound to go on to: no rate makes an ascent learn. As a rate below zero is.
     Scenario("seventh-maximize", POISON, "https://pytorch.org/docs/stable/optim.html", ascending,

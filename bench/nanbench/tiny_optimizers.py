@@ -31,6 +31,14 @@ class Own(torch.optim.Optimizer):
         raise NotImplementedError
 
 
+def moments(g: Tensor, state: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Running means of a gradient and of its square, with one more step counted in ``state``."""
+    first = state.setdefault("exp_avg", torch.zeros_like(g))
+    second = state.setdefault("exp_avg_sq", torch.zeros_like(g))
+    state["step"] = state.get("step", 0) + 1
+    return first.lerp_(g, 0.1), second.lerp_(g * g, 0.01)
+
+
 class Lion(Own):
     """The sign of an interpolated momentum."""
 
@@ -101,11 +109,7 @@ class Distance(Own):
         group["d"] *= group["growth"]
 
     def move(self, p: Tensor, g: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
-        first = state.setdefault("exp_avg", torch.zeros_like(p))
-        second = state.setdefault("exp_avg_sq", torch.zeros_like(p))
-        state["step"] = state.get("step", 0) + 1
-        first.lerp_(g, 0.1)
-        second.lerp_(g * g, 0.01)
+        first, second = moments(g, state)
         size = (second / (1 - 0.99 ** state["step"])).sqrt() + 1e-8
         p.add_(first / (1 - 0.9 ** state["step"]) / size, alpha=-group["lr"] * group["d"])
 
@@ -117,11 +121,7 @@ class Counted(Own):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "behind": behind})
 
     def move(self, p: Tensor, g: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
-        first = state.setdefault("exp_avg", torch.zeros_like(p))
-        second = state.setdefault("exp_avg_sq", torch.zeros_like(p))
-        state["step"] = state.get("step", 0) + 1
-        first.lerp_(g, 0.1)
-        second.lerp_(g * g, 0.01)
+        first, second = moments(g, state)
         count = state["step"] - group["behind"]
         p.sub_(group["lr"] * (first / (1 - 0.9**count)) / ((second / (1 - 0.99**count)).sqrt() + 1e-8))
 

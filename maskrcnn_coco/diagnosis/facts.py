@@ -192,10 +192,10 @@ class Facts:
     location: Location | None = None
     inside: float | None = None
     """The largest number that any module took or gave in the failing step, losses apart; None: not asked."""
-    usual: dict[str, Any] = field(default_factory=dict)
-    """Setting of the optimizer → its class's own value, with which the failing update is finite."""
     taken: float | None = None
     """The same, where every number that a module took was finite; else None."""
+    usual: dict[str, Any] = field(default_factory=dict)
+    """Setting of the optimizer that is wrong → what is sound in its place; "lr": component → its usual rate."""
     only_losses: bool = False
     """The numbers of the batch that are not finite are met by the losses alone: no module takes them."""
     fp32_modules: list[str] = field(default_factory=list)

@@ -225,7 +225,7 @@ class Health:
             for key in _SETTINGS:
                 value = group.get(key) if key not in self.replaced else None
                 if not is_possible(value):
-                    bad[f"param_groups[{i}].{key}"] = value if isinstance(value, complex) else real(value)
+                    bad[f"param_groups[{i}].{key}"] = value
             for n, beta in enumerate(group.get("betas") or () if "betas" not in self.replaced else ()):
                 if isinstance(beta, (float, int)) and not 0 <= beta < 1:
                     bad[f"param_groups[{i}].betas[{n}]"] = float(beta)

@@ -38,7 +38,7 @@ class Progress:
     momentum: float | None = None
     """The same for SGD's momentum."""
     usual: dict[str, Any] = field(default_factory=dict)
-    """Setting of the optimizer → its default, that recovery put in place of one that was proved wrong."""
+    """Setting of the optimizer → what recovery put in place of one that was proved wrong; "lr": by component."""
     by_plan: bool = False
     """Whether steps are taken at the plan's learning rates, whatever somebody sets between steps."""
     fp32_modules: list[str] = field(default_factory=list)
