@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nanbench.decoys import DECOYS
+from nanbench.decoys_eighth_train import EIGHTH_TRAIN_DECOYS
 from nanbench.decoys_fifth import FIFTH_DECOYS
 from nanbench.decoys_fourth import FOURTH_DECOYS
 from nanbench.decoys_fresh import FRESH_DECOYS
@@ -15,6 +16,8 @@ from nanbench.decoys_third import THIRD_DECOYS
 from nanbench.decoys_wild import WILD_DECOYS
 from nanbench.faults_code import CODE
 from nanbench.faults_data import DATA
+from nanbench.faults_eighth_train import EIGHTH_TRAIN
+from nanbench.faults_eighth_train_data import EIGHTH_TRAIN_DATA
 from nanbench.faults_fifth import FIFTH
 from nanbench.faults_fifth_data import FIFTH_DATA
 from nanbench.faults_forms import FORMS
@@ -82,6 +85,9 @@ SCENARIOS: tuple[Scenario, ...] = (
     *SEVENTH_DECOYS,
     *SEVENTH_REPORTS,
     *SEVENTH_REPORT_DECOYS,
+    *EIGHTH_TRAIN,
+    *EIGHTH_TRAIN_DATA,
+    *EIGHTH_TRAIN_DECOYS,
 )
 BY_ID = {s.id: s for s in SCENARIOS}
 
