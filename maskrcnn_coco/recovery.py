@@ -15,6 +15,8 @@ from maskrcnn_coco.records import PROVED, Action, Finding, Incident, lowered_set
 
 DATA = ("DATA_BOX", "DATA_LABEL", "DATA_PIXEL", "DATA_MASK")
 MIN_FACTOR, MAX_FACTOR = 1e-4, 0.5
+MOST_DRAWS = 3
+"""So many draws of one image at one step, or in most of so many epochs, may be bad before the image itself is."""
 AGAIN = 0.7
 """Each further incident of the same component lowers its rate by this much more."""
 HOLD_STEPS, HOLD_LEAST, HOLD_SHARE = 100, 16, 30
@@ -71,6 +73,8 @@ def decide(findings: Sequence[Finding], history: History, budgets: Budgets | Non
     spent = _spent(top, history, budgets)
     if spent is not None:
         return Action("stop", {"why": spent})
+    if top.detail.get("redraw") and leaves_out(top) and not _bad_however_drawn(top, history):
+        return Action("rollback", {"to_step": history.step, "redraw": top.detail["redraw"]})
     if top.cause in DATA and top.confidence >= PROVED:
         return _quarantine(top, history, budgets)
     match top.cause:
@@ -153,7 +157,7 @@ def _acting(findings: Sequence[Finding]) -> Finding | None:
 
 
 def _spent(top: Finding, history: History, budgets: Budgets) -> str | None:
-    new = [i for i in history.incidents if "again" not in i.action.detail]
+    new = [i for i in history.incidents if not {"again", "redraw"} & i.action.detail.keys()]
     if len(new) >= budgets.max_incidents:
         return f"{len(new)} incidents in one run: it cannot be kept healthy"
     back = sum(1 for i in history.incidents if i.lost_steps > 0)
@@ -161,6 +165,27 @@ def _spent(top: Finding, history: History, budgets: Budgets) -> str | None:
     if needs and back >= budgets.max_rollbacks:
         return f"{back} roll-backs in one run did not keep it healthy"
     return None
+
+
+def leaves_out(top: Finding) -> bool:
+    """Whether the images of this finding are to be left out of the data."""
+    proved = top.cause in DATA and top.confidence >= PROVED and not top.detail.get("widespread")
+    return proved or bool(top.detail.get("proved_on_healthy_weights") and top.culprit.image_ids)
+
+
+def _bad_however_drawn(top: Finding, history: History) -> bool:
+    """Whether so many draws of one of these samples were bad that the sample is: at one step, or epoch after epoch."""
+    before = [
+        (i.step, epoch, index) for i in history.incidents for epoch, index, _ in i.action.detail.get("redraw", [])
+    ]
+    for epoch, index, _ in top.detail["redraw"]:
+        mine = [(step, e) for step, e, i in before if i == index]
+        if sum(step == history.step for step, _ in mine) >= MOST_DRAWS - 1:
+            return True
+        epochs = {e for _, e in mine} | {epoch}
+        if len(epochs) >= MOST_DRAWS and 2 * len(epochs) > epoch - min(epochs) + 1:
+            return True
+    return False
 
 
 def _quarantine(top: Finding, history: History, budgets: Budgets) -> Action:

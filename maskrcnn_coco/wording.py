@@ -155,6 +155,8 @@ def action_words(action: Action) -> str:
     if action.kind == "quarantine":
         ids, annotations = d.get("image_ids") or [], d.get("annotation_ids") or []
         return f"left out for good: image {listed(ids)}" + (f", {annotation_words(annotations)}" if annotations else "")
+    if action.kind == "rollback" and "redraw" in d:
+        return "the step was taken again with another draw of what was bad; no image is left out"
     if action.kind == "rollback":
         return f"went back{to}" + (", and on at the plan's learning rates" if d.get("by_plan") else usual_words(d))
     if action.kind == "lower_lr":

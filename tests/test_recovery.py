@@ -388,3 +388,24 @@ def test_a_bad_image_costs_one_incident_not_one_an_epoch():
     assert [i.action.kind for i in history] == ["quarantine"]
     assert history[0].action.detail["image_ids"] == [BAD]
     assert all(r.applied for r in run.history[-12:])
+
+
+def drawn(step: int, epoch: int, *, before: list[tuple[int, int]]) -> Action:
+    """The decision on sample 3, image 7, bad in a draw of ``epoch`` at ``step`` after others at (step, epoch)."""
+
+    def redraw(e: int) -> dict:
+        return {"redraw": [[e, 3, 0]]}
+
+    earlier = [incident(n, s, "DATA_PIXEL", Action("rollback", redraw(e))) for n, (s, e) in enumerate(before)]
+    top = finding("DATA_PIXEL", culprit=Culprit(image_ids=[7]), detail=redraw(epoch))
+    return decide([top], History(earlier, step, images=100))
+
+
+def test_a_draw_that_is_bad_is_drawn_anew_until_the_sample_is_bad_however_it_comes():
+    first = drawn(5, 0, before=[])
+    assert (first.kind, first.detail) == ("rollback", {"to_step": 5, "redraw": [[0, 3, 0]]})
+    assert drawn(5, 0, before=[(5, 0)]).kind == "rollback"
+    assert drawn(5, 0, before=[(5, 0), (5, 0)]).kind == "quarantine", "three draws of one step"
+    assert drawn(50, 2, before=[(10, 0), (30, 1)]).kind == "quarantine", "three epochs of three"
+    assert drawn(50, 9, before=[(10, 0), (30, 4)]).kind == "rollback", "three epochs of ten"
+    assert drawn(50, 9, before=[(s, 0) for s in range(40)]).kind == "rollback", "they spend no budget of incidents"

@@ -21,6 +21,14 @@ class SampleKey(NamedTuple):
     repeat: int = 0
     """How often the sample came before in this epoch, where `Plan` repeats samples: each time it is drawn anew."""
 
+    def anew(self) -> SampleKey:
+        """The same sample with other random numbers than it has anywhere else in the epoch."""
+        return self._replace(repeat=self.repeat + ANEW)
+
+
+ANEW = 1 << 20
+"""Added to ``repeat`` for another draw: no sample comes so often in one epoch."""
+
 
 def mix(*numbers: int) -> bytes:
     """32 bytes from a few integers, the same on every machine: the source of all counter-based random numbers here."""
@@ -91,6 +99,7 @@ class Plan:
         self.steps_per_epoch = math.ceil(images / (batch_size * accumulate * world))
         self._bad = np.zeros(len(self.image_ids), bool)
         self._unknown: set[int] = set()
+        self._redrawn: set[tuple[int, int, int]] = set()
         self._index = {int(i): n for n, i in enumerate(self.image_ids)}
         self._named: np.ndarray | None = None
         self._orders: dict[int, np.ndarray] = {}
@@ -136,7 +145,14 @@ class Plan:
     def _key(self, epoch: int, row: int, repeat: int) -> SampleKey:
         if self._bad[row]:
             row = self._substitute(epoch, row)
-        return SampleKey(epoch, row, int(self.image_ids[row]), repeat)
+        key = SampleKey(epoch, row, int(self.image_ids[row]), repeat)
+        while (epoch, row, key.repeat) in self._redrawn:
+            key = key.anew()
+        return key
+
+    def redraw(self, draws: Iterable[Sequence[int]]) -> None:
+        """From now on other random numbers take the place of these ``(epoch, index, repeat)``."""
+        self._redrawn.update((int(epoch), int(index), int(repeat)) for epoch, index, repeat in draws)
 
     def _substitute(self, epoch: int, row: int) -> int:
         """A healthy image for a quarantined one, of the same group where there is one.

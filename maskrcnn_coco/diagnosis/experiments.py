@@ -11,6 +11,7 @@ from torch import nn
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis import from_records, scan_batch, scan_state
 from maskrcnn_coco.diagnosis.backend_experiments import BackendExperiments
+from maskrcnn_coco.diagnosis.draws import sound_draws
 from maskrcnn_coco.diagnosis.facts import NO_HISTORY_LOSS, Facts, Location, Reference
 from maskrcnn_coco.diagnosis.file_experiments import FileExperiments
 from maskrcnn_coco.diagnosis.guilty_samples import guilty_samples, weights
@@ -142,6 +143,10 @@ class Experiments:
             self.facts.tried.append(Evidence(f"replay: {name}", what))
         self.facts.replays, self.facts.replay_steps = self.replay.count, self.replay.steps
 
+    def redrawn(self, images: Sequence[int]) -> tuple[list[list[int]], list[Evidence]]:
+        """The draws of ``images`` that are at fault, where the images are not; and what was tried (`sound_draws`)."""
+        return sound_draws(self.case, self.replay, self.facts, images, self.lr.healthy)
+
     def _from_records(self, model: nn.Module) -> None:
         f, case = self.facts, self.case
         f.settings = {**case.settings, **dict_of(case.settings.get("config"))}
@@ -190,7 +195,7 @@ class Experiments:
         if self.lr.healthy is not None:
             can |= {"earlier", "weight"} | self.lr.walks()
         can |= {"lr"} if f.leap else set()
-        can.add("reference")
+        can |= {"reference"} | ({"redrawn"} if case.rig.redraw else set())
         if self.files.after_load():
             can.add("file")
         if self.backend.compiled:
@@ -198,7 +203,7 @@ class Experiments:
         if f.lethal():
             # Of a detector's batch it is known what is a picture; what kills native code is in no other.
             plain = all(getattr(b, "detection", b) is None for b in case.batches)
-            can &= {"without", "peek", "locate"} if plain else {"without", "peek"}
+            can &= {"without", "peek", "redrawn"} | ({"locate"} if plain else set())
         return can
 
     def _other_entries(self) -> list[TapeEntry]:
@@ -231,15 +236,12 @@ class Experiments:
     def _peek(self) -> None:
         """Whether other batches have the same data fault. One that has not shows that it is not the data set."""
         model, mine = self.replay.model, self.facts
-        codes, classes = {t.code for t in mine.targets}, scan_batch.num_classes(model, mine.settings)
+        codes = {t.code for t in mine.targets}
         forms = any(t.form for t in mine.targets) or any(i.form for i in mine.inputs)
         looked = []
         for entry in self._other_entries():
             for batch in self.replay.batches_of(entry):
-                targets, inputs = (
-                    scan_batch.scan_targets(batch, classes),
-                    scan_batch.scan_images(batch, getattr(model, "transform", None)),
-                )
+                targets, inputs = scan_batch.scan_values(batch, model, mine.settings)
                 if forms:
                     more = scan_forms(batch, model, refused=False, raised=str(mine.measured.get("error", "")))
                     targets, inputs = [*targets, *more[0]], [*inputs, *more[1]]

@@ -5,13 +5,15 @@ Importing this module does not import torch: what needs tensors is in `experimen
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from maskrcnn_coco.diagnosis.explain import judge
 from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.rules.common import cured, nonfinite
-from maskrcnn_coco.records import PROVED, Culprit, Finding
+from maskrcnn_coco.records import PROVED, Culprit, Evidence, Finding
+from maskrcnn_coco.recovery import leaves_out
+from maskrcnn_coco.wording import listed
 
 if TYPE_CHECKING:
     from maskrcnn_coco.replay.case import Case
@@ -37,6 +39,8 @@ class Tests(Protocol):
 
     def run(self, name: str) -> None: ...
 
+    def redrawn(self, images: Sequence[int]) -> tuple[list[list[int]], list[Evidence]]: ...
+
 
 def investigate(case: Case | None, *, budget_steps: float = BUDGET_STEPS, tests: Tests | None = None) -> list[Finding]:
     """Findings for the alarm of ``case``, best first; never empty, the last is always UNKNOWN.
@@ -55,7 +59,20 @@ def investigate(case: Case | None, *, budget_steps: float = BUDGET_STEPS, tests:
         if test is None:
             break
         tests.run(test)
-    return rank(facts)
+    findings = rank(facts)
+    images = findings[0].culprit.image_ids
+    if "redrawn" in facts.can and images and leaves_out(findings[0]):
+        _say_of_draws(findings, images, *tests.redrawn(images))
+    return findings
+
+
+def _say_of_draws(findings: list[Finding], images: list[int], draws: list[list[int]], rows: list[Evidence]) -> None:
+    """Where other draws of the guilty images are sound, each finding about them is one about these draws."""
+    for found in [f for f in findings if f.culprit.image_ids == images]:
+        found.evidence = [*found.evidence, *rows]
+        if draws:
+            found.detail["redraw"] = draws
+            found.fix = f"look at what augmentation makes of image {listed(images)}: drawn anew it is sound"
 
 
 def proved(facts: Facts) -> bool:

@@ -168,6 +168,12 @@ def scan_images(batch: Any, transform: nn.Module | None) -> list[InputFault]:
     return faults
 
 
+def scan_values(batch: Any, model: nn.Module, settings: dict[str, Any]) -> tuple[list[TargetFault], list[InputFault]]:
+    """What is wrong with the numbers of a detector's batch: targets, and pixels before and after the transform."""
+    targets = scan_targets(batch, num_classes(model, settings))
+    return targets, scan_images(batch, getattr(model, "transform", None))
+
+
 def scan_transformed(batch: Any, transform: nn.Module | None) -> list[InputFault]:
     """Of a loop of somebody's own, pictures that its model's transform makes non-finite.
 

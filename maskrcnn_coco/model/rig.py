@@ -64,6 +64,7 @@ def make_rig(
     rank: int,
     make: Any,
     fp32_modules: list[str],
+    redraw: Any = None,
 ) -> Rig:
     """A rig around ``model`` (a module, or a function that builds one)."""
     forward = Forward(nn.Identity(), device=device, precision=precision, seed=config.seed, rank=rank)
@@ -74,6 +75,7 @@ def make_rig(
         forward=lambda m, batch, step, micro, how: forward.losses(m, batch, step, micro, how),
         components=components,
         make_batch=make,
+        redraw=redraw,
         precision=precision,
         max_grad_norm=config.max_grad_norm,
         device=device,

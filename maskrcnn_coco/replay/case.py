@@ -24,6 +24,7 @@ class Rig:
         forward: (model, batch, step, micro, precision or None for the run's own) → losses with a graph. Seeds torch
             from (seed, step, micro); does the autocast of ``precision`` itself.
         make_batch: keys of one micro-batch → Batch; None where the data is not at hand.
+        redraw: key of a sample → key of another draw of it; None where nothing of a sample is drawn at random.
         components: model → component → parameter name → parameter.
         reference: builds the same architecture as plain eager code on the CPU, or None where there is none.
         reference_forward: as ``forward``, for that model, on the CPU; None where ``forward`` does it.
@@ -34,6 +35,7 @@ class Rig:
     forward: Callable[[nn.Module, Any, int, int, str | None], dict[str, Tensor]]
     components: Callable[[nn.Module], dict[str, dict[str, nn.Parameter]]]
     make_batch: Callable[[list[Any]], Any] | None = None
+    redraw: Callable[[Any], Any] | None = None
     precision: str = "fp32"
     max_grad_norm: float = 10.0
     norms_clipped: bool = False

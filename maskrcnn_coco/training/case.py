@@ -9,6 +9,7 @@ import msgspec
 from maskrcnn_coco.advice.prepare import BATCHES, first_batches, make_task
 from maskrcnn_coco.advice.trials import Task
 from maskrcnn_coco.data.batch import make_batch
+from maskrcnn_coco.data.plan import SampleKey
 from maskrcnn_coco.model.rig import make_rig
 from maskrcnn_coco.records import Alarm
 from maskrcnn_coco.replay.case import Case, Rig
@@ -28,6 +29,7 @@ def rig_of(session: Session) -> Rig:
         session.precision,
         rank=session.ranks.rank,
         make=lambda keys: make_batch(source, keys),
+        redraw=SampleKey.anew,
         fp32_modules=session.progress.fp32_modules,
     )
 

@@ -20,6 +20,8 @@ def compose(session: Session, alarm: Alarm, findings: list[Finding], action: Act
     """The incident record of the best finding and the action that was decided."""
     number, factors = len(session.progress.incidents) + 1, session.progress.lr_factors
     incident = incident_of(number, alarm, findings, action, history=session.history, lr_factors=factors)
+    if "redraw" in action.detail:
+        return incident  # nothing in the data set is to be put right
     incident.fix = data_fix(
         incident.cause,
         incident.fix,

@@ -11,7 +11,7 @@ from maskrcnn_coco.records import StepRecord
 
 DECISIONS = (
     *("incidents", "quarantine", "quarantine_annotations", "lr_factors", "weight_decay", "momentum", "by_plan"),
-    *("usual", "fp32_modules", "eager_modules", "libraries", "attention", "findings"),
+    *("usual", "fp32_modules", "eager_modules", "libraries", "attention", "findings", "redrawn"),
 )
 """What stays in force when an older state is loaded."""
 
@@ -49,6 +49,8 @@ class Progress:
     """False: fused attention kernels are off, because one of them was wrong."""
     quarantine: list[dict[str, Any]] = field(default_factory=list)
     quarantine_annotations: list[dict[str, Any]] = field(default_factory=list)
+    redrawn: list[list[int]] = field(default_factory=list)
+    """Draws of samples that were bad, [epoch, index, repeat]: others take their places."""
     incidents: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     first_epoch_loss: float | None = None

@@ -161,6 +161,9 @@ def act(session: Session, alarm: Alarm, action: Action, incident: Incident) -> i
             session.progress.usual |= detail["usual"]
             put_in_force(session.progress, session.train_state, session.plan, session.train_source)
             return alarm.step
+        case "rollback" if "redraw" in detail:
+            session.draw_anew(detail["redraw"])
+            return alarm.step
         case "rollback" if incident.cause == "POISONED_STATE":
             return reload(session, alarm)  # states kept since may hold what was found
         case "rollback":

@@ -172,5 +172,6 @@ def put_in_force(decided: Progress, live: TrainState, plan: Plan, source: CocoDa
     for entry in decided.quarantine:
         if "index" in entry:
             plan.quarantine_at(entry["index"])
+    plan.redraw(decided.redrawn)
     for entry in decided.quarantine_annotations:
         source.quarantine([entry["id"]], entry.get("image_ids"))

@@ -246,6 +246,11 @@ class Session:
         self.log.quarantine_due = True
         self.log.write_due(self.progress)
 
+    def draw_anew(self, draws: Sequence[Sequence[int]]) -> None:
+        """Other random numbers for these draws of samples, ``(epoch, index, repeat)``, from now on."""
+        self.progress.redrawn += [list(draw) for draw in draws]
+        self.plan.redraw(draws)
+
     def keep_incident(self, incident: Incident) -> None:
         """Write one incident down, everywhere, and remember it."""
         self.incidents.append(incident)

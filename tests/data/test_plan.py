@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from maskrcnn_coco.data.plan import Plan, aspect_groups
+from maskrcnn_coco.data.plan import Plan, SampleKey, aspect_groups
 from maskrcnn_coco.errors import DataError
 
 
@@ -194,3 +194,17 @@ def test_what_takes_the_place_of_a_repeated_image_is_numbered_too():
     counts = np.bincount([k.index for k in keys], minlength=20)
     (substitute,) = np.flatnonzero(counts > 2)
     assert {k.repeat for k in keys if k.index == substitute} == {0, 1, 2, 3}
+
+
+def test_a_draw_that_was_bad_gets_other_random_numbers_at_its_place_alone() -> None:
+    p = plan()
+
+    def keys() -> list[SampleKey]:
+        return [key for s in range(2 * p.steps_per_epoch) for micro in p.step(s)[1] for key in micro]
+
+    before = keys()
+    bad = before[7]
+    p.redraw([(bad.epoch, bad.index, bad.repeat)])
+    assert keys() == [bad.anew() if key == bad else key for key in before]
+    p.redraw([(bad.epoch, bad.index, bad.anew().repeat)])
+    assert keys() == [bad.anew().anew() if key == bad else key for key in before]

@@ -52,7 +52,9 @@ def test_what_was_decided_is_in_force_and_twice_is_once() -> None:
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, weight_decay=0.1)
     seen: list[Any] = []
-    plan: Any = SimpleNamespace(quarantine=seen.append, quarantine_at=lambda i: seen.append(("at", i)))
+    plan: Any = SimpleNamespace(
+        quarantine=seen.append, quarantine_at=lambda i: seen.append(("at", i)), redraw=lambda d: None
+    )
     source: Any = SimpleNamespace(quarantine=lambda ids, images: seen.append((ids, images)))
     decided = Progress(weight_decay=0.01, quarantine=[{"id": 5}, {"id": 6, "index": 2}])
     decided.quarantine_annotations = [{"id": 11}, {"id": 12, "image_ids": [5]}]
@@ -66,7 +68,7 @@ def test_what_was_decided_is_in_force_and_twice_is_once() -> None:
 def test_a_lowered_momentum_outlives_a_roll_back_and_a_checkpoint() -> None:
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=1.25)
-    nothing: Any = SimpleNamespace(quarantine=lambda ids: None, quarantine_at=lambda i: None)
+    nothing: Any = SimpleNamespace(quarantine=lambda ids: None, quarantine_at=lambda i: None, redraw=lambda d: None)
     later, earlier = Progress(momentum=0.9), Progress()
     earlier.keep_decisions(Progress(**later.plain()))
     rollback.put_in_force(earlier, live(True, model=model, optimizer=optimizer), nothing, nothing)
@@ -76,7 +78,7 @@ def test_a_lowered_momentum_outlives_a_roll_back_and_a_checkpoint() -> None:
 def test_a_lower_decay_of_the_optimizer_s_own_is_not_raised() -> None:
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, weight_decay=1e-4)
-    nothing: Any = SimpleNamespace(quarantine=lambda ids: None, quarantine_at=lambda i: None)
+    nothing: Any = SimpleNamespace(quarantine=lambda ids: None, quarantine_at=lambda i: None, redraw=lambda d: None)
     parts = live(True, model=model, optimizer=optimizer)
     rollback.put_in_force(Progress(weight_decay=0.01), parts, nothing, nothing)
     assert optimizer.param_groups[0]["weight_decay"] == 1e-4
