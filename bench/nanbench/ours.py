@@ -145,7 +145,11 @@ def config(scene: Scene, folder: Path, **changes: Any) -> Config:
 
 def run(scene: Scene, folder: Path) -> Outcome:
     """Train the scene to its end, in as many processes as it asks for."""
-    if scene.setup.way in ("guard", "attach"):
+    if scene.setup.way == "pair":
+        from nanbench import ours_pair
+
+        return ours_pair.run(scene, folder)
+    if scene.setup.way in ("guard", "attach", "see"):
         from nanbench import ours_loop
 
         return ours_loop.run(scene, folder)

@@ -52,12 +52,26 @@ class Loop:
                 max_grad_norm=scene.max_grad_norm or None,
             )
         else:
-            self.guard = attach(scene.model, self.optimizer, scaler=scaler, diagnose=True, logdir=folder / "run")
+            more: Any = {"forward": self.criterion} if scene.setup.way == "see" else {}
+            logdir = folder / "run"
+            self.guard = attach(scene.model, self.optimizer, scaler=scaler, diagnose=True, logdir=logdir, **more)
 
     def losses(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         """The model's losses under the scene's autocast."""
         with torch.autocast("cpu", dtype=self.dtype, enabled=self.dtype is not None):
             return model(*batch)
+
+    def criterion(self, model: nn.Module, batch: Any) -> Tensor:
+        """The loss of a model that gives its output alone."""
+        with torch.autocast("cpu", dtype=self.dtype, enabled=self.dtype is not None):
+            terms: dict[str, Tensor] = self.model.terms(model(batch[0]), batch[1])  # pyright: ignore
+        return torch.stack([v.float() for v in terms.values()]).sum()
+
+    def loss(self, batch: Any, ids: list[int]) -> Tensor:
+        """What an attached loop goes backward from, before it is divided."""
+        if self.scene.setup.way == "see":
+            return self.guard.see(self.criterion(self.model, self.guard.batch(batch, ids)))
+        return torch.stack([v.float() for v in self.losses(self.model, batch).values()]).sum()
 
     def batch(self, positions: list[int], step: int) -> tuple[Any, list[int]]:
         """What the model is called with, and the images' ids."""
@@ -84,10 +98,9 @@ class Loop:
             return
         if "keeps gradients" not in scene.loop:
             self.optimizer.zero_grad()
-        for batch, _ in parts:
+        for batch, ids in parts:
             divisor = 1 if "undivided" in scene.loop else len(parts)
-            loss = torch.stack([v.float() for v in self.losses(self.model, batch).values()]).sum() / divisor
-            self.scaler.scale(loss).backward()
+            self.scaler.scale(self.loss(batch, ids) / divisor).backward()
         self.step()
 
     def step(self) -> None:
@@ -112,6 +125,24 @@ class Loop:
         self.scaler.update()
 
 
+def told(guard: Any) -> list[dict[str, Any]]:
+    """A guard's incidents as plain data."""
+    return [
+        {
+            "step": i.step,
+            "cause": i.cause,
+            "confidence": i.confidence,
+            "symptom": i.symptom,
+            "culprit": plain(i.culprit),
+            "action": i.action.kind,
+            "lost_steps": i.lost_steps,
+            "message": str(i.detail.get("message", ""))[:160],
+            "evidence": [f"{e.test}: {e.outcome}"[:200] for e in i.evidence[:6]],
+        }
+        for i in guard.incidents
+    ]
+
+
 def run(scene: Scene, folder: Path) -> Outcome:
     """All planned steps, or until the guard (or the loop) stops."""
     warnings.simplefilter("ignore")
@@ -131,20 +162,7 @@ def run(scene: Scene, folder: Path) -> Outcome:
         seconds.append(time.perf_counter() - start)
     with contextlib.suppress(AttributeError):
         loop.guard.detach()
-    incidents = [
-        {
-            "step": i.step,
-            "cause": i.cause,
-            "confidence": i.confidence,
-            "symptom": i.symptom,
-            "culprit": plain(i.culprit),
-            "action": i.action.kind,
-            "lost_steps": i.lost_steps,
-            "message": str(i.detail.get("message", ""))[:160],
-            "evidence": [f"{e.test}: {e.outcome}"[:200] for e in i.evidence[:6]],
-        }
-        for i in loop.guard.incidents
-    ]
+    incidents = told(loop.guard)
     return Outcome(
         finished=stopped is None,
         finite=all_finite(loop.live, scene),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nanbench.decoys import DECOYS
+from nanbench.decoys_eighth_loop import EIGHTH_LOOP_DECOYS
 from nanbench.decoys_eighth_train import EIGHTH_TRAIN_DECOYS
 from nanbench.decoys_fifth import FIFTH_DECOYS
 from nanbench.decoys_fourth import FOURTH_DECOYS
@@ -16,6 +17,8 @@ from nanbench.decoys_third import THIRD_DECOYS
 from nanbench.decoys_wild import WILD_DECOYS
 from nanbench.faults_code import CODE
 from nanbench.faults_data import DATA
+from nanbench.faults_eighth_loop import EIGHTH_LOOP
+from nanbench.faults_eighth_loop_code import EIGHTH_LOOP_CODE
 from nanbench.faults_eighth_train import EIGHTH_TRAIN
 from nanbench.faults_eighth_train_data import EIGHTH_TRAIN_DATA
 from nanbench.faults_fifth import FIFTH
@@ -88,6 +91,9 @@ SCENARIOS: tuple[Scenario, ...] = (
     *EIGHTH_TRAIN,
     *EIGHTH_TRAIN_DATA,
     *EIGHTH_TRAIN_DECOYS,
+    *EIGHTH_LOOP,
+    *EIGHTH_LOOP_CODE,
+    *EIGHTH_LOOP_DECOYS,
 )
 BY_ID = {s.id: s for s in SCENARIOS}
 

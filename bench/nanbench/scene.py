@@ -54,7 +54,8 @@ class Setup:
     model: str = "mask"
     way: str = "train"
     """The way into this project: "train" (a data set in memory), "files" (a COCO folder), "guard" or "attach" (a loop
-    of the caller's own, with ``diagnose=True``)."""
+    of the caller's own, with ``diagnose=True``), "see" (attached, the loss made outside of the model), "pair" (two
+    networks that step in turn, a guard each)."""
 
     @property
     def name(self) -> str:

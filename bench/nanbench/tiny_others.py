@@ -12,6 +12,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBo
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.ssd import SSD
 
+from nanbench.tiny_more import MORE_KINDS
 from nanbench.tiny_parts import CLASSES, SIZE, two_stage
 from nanbench.tiny_tasks import KINDS
 
@@ -87,9 +88,9 @@ class GridDetector(nn.Module):
 
 
 def other_detector(kind: str, stem: Any, anchors: Any, ratios: Any) -> nn.Module:
-    """``kind``: "fcos", "ssd", "keypoint", "own", or one of `tiny_tasks.TASKS`."""
-    if kind in KINDS:
-        return KINDS[kind](stem)
+    """``kind``: "fcos", "ssd", "keypoint", "own", or one of `tiny_tasks.KINDS` and `tiny_more.MORE_KINDS`."""
+    if kind in KINDS or kind in MORE_KINDS:
+        return (KINDS | MORE_KINDS)[kind](stem)
     if kind == "own":
         return GridDetector(stem, SIZE, CLASSES)
     if kind == "fcos":

@@ -112,7 +112,7 @@ def test_scenarios_vary_and_name_their_source():
     assert {s.setup.accumulate for s in faults} == {1, 2, 4}
     assert {s.setup.norm for s in faults} == {"frozen", "group", "batch", "layer"}
     assert {s.setup.optimizer for s in faults} >= {"sgd", "adam", "adamw", "adagrad", "rmsprop", "nadam"}
-    assert {s.setup.batch for s in faults} == {1, 2, 4}
+    assert {s.setup.batch for s in faults} == {1, 2, 4, 8}
     assert {s.setup.model for s in faults} >= {"mask", "faster", "retina", "fcos", "ssd", "keypoint", "own"}
     assert all(s.source for s in SCENARIOS)
 
