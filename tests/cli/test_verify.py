@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import OwnData, config, incidents, loadable_model, run
+from runs import OwnData, config, incidents, loadable_model, narrow, run
 
 from maskrcnn_coco import train
 from maskrcnn_coco.cli.diagnose import diagnose_checkpoint, diagnose_path, replay_case
@@ -16,9 +16,16 @@ from maskrcnn_coco.data.prepare import write_quarantine
 from maskrcnn_coco.errors import CheckpointError, ConfigError, DataError
 
 
+@pytest.fixture(scope="module", autouse=True)
+def narrow_network():
+    """Cases and checkpoints name the network; what is built here by that name is a small part of it."""
+    with narrow():
+        yield
+
+
 @pytest.fixture(scope="module")
 def diverged(tiny_shapes, tmp_path_factory) -> Path:
-    """A run whose heads learn fifty times too fast, unclipped, and which the guard brought to its end."""
+    """A run whose heads learn hundreds of times too fast, unclipped, and which the guard brought to its end."""
     out = tmp_path_factory.mktemp("diverged")
     result = run(
         tiny_shapes.root,
@@ -26,7 +33,7 @@ def diverged(tiny_shapes, tmp_path_factory) -> Path:
         model=loadable_model(),
         epochs=2,
         lr=5e-3,
-        head_lr_multiplier=20.0,
+        head_lr_multiplier=200.0,
         max_grad_norm=0.0,
         warmup_steps=0,
     )
