@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from runs import OwnData, config, small_model
+from runs import OwnData, config, narrow, small_model
 from toy import quadratic
 
 from maskrcnn_coco.advice import advise
@@ -280,8 +280,9 @@ def test_limits_are_remembered_and_a_damaged_file_is_no_trouble(tmp_path: Path, 
 
 
 @pytest.mark.slow
+@narrow()
 def test_advice_on_the_built_in_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(advise.BUDGET_SECONDS, "cpu", 12.0)
+    monkeypatch.setitem(advise.BUDGET_SECONDS, "cpu", 6.0)
     config = Config(device="cpu", amp="off", min_size=64, max_size=64, batch_size=1, lr="auto", logdir=str(tmp_path))
     advice = advise.advise_data(config, Console(quiet=True), ladder=True)
     assert set(advice.max_stable_lr) == set(COMPONENTS)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from runs import config, loadable_model
+from runs import config, loadable_model, narrow
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -86,6 +86,7 @@ def test_the_horizon_fits_the_run(setting, steps, decay):
     assert decay_for(setting, steps) == (None if decay is None else pytest.approx(decay))
 
 
+@narrow()
 def test_a_resumed_run_has_the_average_of_the_straight_one(tiny_shapes, tmp_path):
     def one(name: str, **more) -> dict:
         settings = config(tiny_shapes.root, tmp_path / name, epochs=2, ema=0.8, **more)
