@@ -20,6 +20,8 @@ FIRST, RARELY = 5, 50
 """Parameters that are not trained are looked at for changes before the first steps, then before one in so many."""
 LEAP = 1e6
 """Growth of a buffer's norm within one step (or from ones) that no healthy data gives: huge but finite activations."""
+ALONE = 1e-3
+"""Batch statistics below this share of the first batch's: it alone was of that size, not the data."""
 
 
 class Buffers:
@@ -63,6 +65,9 @@ class Buffers:
         self._active: list[int] = []
         self._changing: set[int] = set()
         self._sizes: dict[int, float] = {}
+        self._first: dict[int, float] = {}
+        """Statistics that leapt in their very first update: what size that gave them. The second says whether it was
+        the data's own scale."""
         self._by_design: set[int] = set()
         self.accept()
 
@@ -162,8 +167,9 @@ class Buffers:
             return []
         floats = self._floats(looked)
         sizes = norms([t for _, t in floats])
-        bad = set(nonfinite_at(sizes))
+        bad = {j for j in nonfinite_at(sizes) if whole or not self._only_its_square(*floats[j])}
         bad |= self._negative(floats) | self._vanished(floats, sizes)
+        first: dict[int, float] = {}
         for j, (i, t) in enumerate(floats):
             if i in self._by_design:
                 bad.discard(j)
@@ -173,11 +179,40 @@ class Buffers:
             known = self._sizes.get(i, math.sqrt(t.numel()))
             if t.numel() == 1 and "running_mean" not in self._slots[i][0]._buffers:
                 continue  # a single number of the caller's own may count anything: samples, pixels, bytes
-            if sizes[j] > LEAP * max(known, 1e-3 * math.sqrt(t.numel())):
+            if not whole and self._was_alone(i, sizes[j]):
                 bad.add(j)
+            if sizes[j] > LEAP * max(known, 1e-3 * math.sqrt(t.numel())):
+                if not whole and self._as_made(i):
+                    first[i] = sizes[j]
+                else:
+                    bad.add(j)
         if not bad:
+            self._first = first if not whole else self._first
             self._sizes.update((i, s) for (i, _), s in zip(floats, sizes, strict=True) if math.isfinite(s))
         return [self._slots[floats[j][0]][2] for j in sorted(bad)]
+
+    def _as_made(self, i: int) -> bool:
+        """Whether these are a norm's statistics, and were as its constructor makes them before the forward pass."""
+        module, name, _ = self._slots[i]
+        kept = self._kept[i]
+        if kept is None or kept.is_meta or "running_mean" not in module._buffers:
+            return False
+        return bool((kept == (1.0 if name == "running_var" else 0.0)).all())
+
+    def _only_its_square(self, i: int, live: Tensor) -> bool:
+        """Whether the first update gave finite statistics whose squares are beyond range: they are meant."""
+        if not (bool(live.isfinite().all()) and self._as_made(i)):
+            return False
+        self._by_design.add(i)
+        return True
+
+    def _was_alone(self, i: int, size: float) -> bool:
+        """Whether the batch that made variances leap at their first update was the only one of that size."""
+        if i not in self._first or self._slots[i][1] != "running_var":
+            return False
+        momentum = getattr(self._slots[i][0], "momentum", None) or 0.5  # None: the mean of the two batches
+        second = (size - (1 - momentum) * self._first[i]) / momentum
+        return second < ALONE * self._first[i] / momentum
 
     def _floats(self, looked: Iterable[int]) -> list[tuple[int, Tensor]]:
         found = [(i, self._homes[i].get(self._slots[i][1])) for i in looked]

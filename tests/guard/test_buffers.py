@@ -39,10 +39,38 @@ def test_a_nan_batch_spoils_the_statistics_and_they_are_put_back_bit_for_bit() -
 def test_a_huge_but_finite_batch_is_a_leap() -> None:
     model = Masked().train()
     buffers = Buffers(model)
+    step(buffers, model, 1.0)
+    assert "norm.running_var" in step(buffers, model, 1e12)
+
+
+def step(buffers: Buffers, model: Masked, scale: float) -> list[str]:
+    """Statistics that are wrong after a forward pass over a batch of this scale."""
     buffers.save()
-    model.norm(torch.randn(4, 3) * 1e12)
+    model.norm(torch.randn(4, 3) * scale)
     buffers.changed()
-    assert "norm.running_var" in buffers.wrong()
+    return buffers.wrong()
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.01, 0.5, 1.0, None])
+@pytest.mark.parametrize("scale", [1e5, 1e9, 1e15])
+def test_data_in_units_of_their_own_are_no_leap(scale: float, momentum: float | None) -> None:
+    """A salary, a time stamp: a norm takes it as it comes, whose statistics began at 0 and 1."""
+    torch.manual_seed(0)
+    model = Masked().train()
+    model.norm.momentum = momentum
+    buffers = Buffers(model)
+    assert [step(buffers, model, scale) for _ in range(6)] == [[]] * 6
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.01, 0.5, 1.0, None])
+def test_a_first_batch_that_alone_is_huge_is_found_at_the_second(momentum: float | None) -> None:
+    """Its statistics would outweigh those of a hundred batches after it."""
+    torch.manual_seed(0)
+    model = Masked().train()
+    model.norm.momentum = momentum
+    buffers = Buffers(model)
+    assert step(buffers, model, 1e9) == []
+    assert "norm.running_var" in step(buffers, model, 1.0)
 
 
 def test_a_mask_of_minus_infinity_is_by_design_until_it_holds_a_nan() -> None:
