@@ -275,6 +275,8 @@ def _restore(top: Finding, history: History, budgets: Budgets) -> Action:
         return Action("stop", {"why": f"the state is bad again after {len(same)} roll-backs: {top.fix}"})
     if top.cause == "NORM_STATE" and top.detail.get("at_load"):
         return Action("stop", {"why": f"the model was built this way: {top.fix}"})
+    if top.detail.get("only_file"):
+        return Action("stop", {"why": f"there is no other file to go on from: {top.fix}"})
     if top.detail.get("at_load"):
         return Action("reload", {"checkpoint": top.detail.get("file")})
     if "to_step" in top.detail:  # what was copied since may hold what is wrong
@@ -290,7 +292,9 @@ def _not_yet_usual(top: Finding, history: History) -> dict[str, Any]:
 
 def _precision(top: Finding, history: History, budgets: Budgets) -> Action:
     modules = list(top.detail.get("fp32_modules") or [])
-    if not modules:
+    # Half precision is given up altogether only for what comes again: one batch costs less.
+    recent = [i for i in history.incidents if i.step >= history.step - budgets.skip_window]
+    if not modules or (modules == [""] and not any(i.cause == top.cause for i in recent)):
         return _skip(top, history, budgets)
     return Action("precision", {"module": modules[0], "modules": modules, "dtype": "fp32"})
 

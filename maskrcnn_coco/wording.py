@@ -190,7 +190,8 @@ def precision_words(detail: Mapping[str, Any]) -> str:
         return "attention by plain maths from here on, no fused kernel"
     if "libraries" in detail:
         return "the vendor's library (oneDNN, cuDNN) is off from here on"
-    return f"{clean(detail.get('module'))} runs in {clean(detail.get('dtype', 'fp32'))} from here on"
+    module = clean(detail.get("module")) or "the whole model"
+    return f"{module} runs in {clean(detail.get('dtype', 'fp32'))} from here on"
 
 
 LIMIT = 1000

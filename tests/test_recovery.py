@@ -194,6 +194,15 @@ def test_first_action_of_each_cause(cause: str, detail: dict, kind: str):
     assert decide([finding(cause, detail=detail)], History(step=10, images=100)).kind == kind
 
 
+def test_half_precision_is_given_up_for_what_comes_again_and_one_module_s_at_once():
+    whole = finding("FP16_OVERFLOW", detail={"fp32_modules": [""]})
+    assert decide([whole], History(step=10, images=100)).kind == "skip"
+    once = [incident(1, 9, "FP16_OVERFLOW", Action("skip", {}))]
+    again = decide([whole], History(once, step=10, images=100))
+    assert again == Action("precision", {"module": "", "modules": [""], "dtype": "fp32"})
+    assert decide([whole], History(once, step=900, images=100)).kind == "skip"
+
+
 def test_a_transient_is_tried_again_twice_then_skipped():
     retry = decide([finding("TRANSIENT")], History(step=10, images=100))
     assert retry == Action("rollback", {"to_step": 10, "retry": True})
@@ -250,6 +259,8 @@ def test_a_loss_whose_formula_changed_stops_and_a_file_that_trains_is_loaded():
     older = finding("POISONED_STATE", 0.95, detail={"at_load": True, "file": "checkpoints/epoch_001.pth"})
     action = decide([older], History(step=12, images=1000))
     assert action == Action("reload", {"checkpoint": "checkpoints/epoch_001.pth"})
+    only = finding("POISONED_STATE", 0.95, fix="start again", detail={"at_load": True, "only_file": True})
+    assert decide([only], History(step=12, images=1000)).kind == "stop"
 
 
 def test_a_rate_that_was_lowered_without_proof_comes_back_whole():

@@ -130,7 +130,7 @@ EIGHTH_TRAIN_DECOYS = tuple(
         ("muon-accumulated", GITHUB + "KellerJordan/Muon", nothing, Setup("muon", accumulate=2)),
         ("ssd-bf16", TORCH + "amp.html", nothing, Setup("adam", precision="bf16", model="ssd")),
         ("lion-batch-1", "https://arxiv.org/abs/2302.06675", nothing, Setup("lion", norm="batch", batch=1)),
-        ("noisy-labels", "https://arxiv.org/abs/1712.05055", every(noisy_labels), Setup("nadam", model="retina")),
+        ("noisy-labels", "https://arxiv.org/abs/1712.05055", every(noisy_labels), Setup("nadam", batch=2)),
         ("dark", "https://arxiv.org/abs/1805.01934", every(dark), Setup(batch=2)),
         ("grey", TORCH + "generated/torch.Tensor.expand.html", every(grey), Setup("adamw", model="keypoint", batch=2)),
         ("rows-first", TORCH + "tensor_view.html", every(rows_first), Setup("adamw", precision="bf16", batch=2)),

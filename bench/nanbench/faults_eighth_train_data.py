@@ -118,8 +118,9 @@ def new_anchors(scene: Scene) -> None:
 STATE = (
     Scenario("eighth-train-resume-quantised", POISON, TORCH + "quantization.html", resumed_with(quantised),
              Setup(norm="group", model="retina"), FILE, onset=12, needs=("resume",)),
+    # The first epoch is not over at step 12: there is no other file, and nothing healthy to go on from.
     Scenario("eighth-train-resume-summed", POISON, "https://arxiv.org/abs/1803.05407", resumed_with(summed),
-             Setup("adamw", model="fcos", batch=2), FILE, onset=12, needs=("resume",)),
+             Setup("adamw", model="fcos", batch=2), FILE, onset=12, needs=("resume",), verdict=True),
     Scenario("eighth-train-resume-scaled-moments", POISON, TORCH + "notes/amp_examples.html",
              resumed_with(scaled_moments), Setup("nadam", model="keypoint"), FILE, onset=12, needs=("resume",)),
     Scenario("eighth-train-moments-flipped", ONCE, "https://arxiv.org/abs/2102.11245",

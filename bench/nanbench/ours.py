@@ -58,6 +58,7 @@ class Watch:
                     "others": record.detail.get("other_findings", [])[:2],
                     "inner": record.detail.get("inner"),
                     "message": str(record.detail.get("message", ""))[:160],
+                    "evidence": [f"{e.test}: {e.outcome}"[:200] for e in record.evidence[:6]],
                 }
             )
         if isinstance(record, StepRecord):

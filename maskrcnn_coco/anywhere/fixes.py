@@ -33,7 +33,9 @@ def _fix(finding: Finding, groups: list[str]) -> str:
             return f"correct {who} or leave it out of the data set" if samples else "correct the batch's data"
         case "FP16_OVERFLOW":
             modules = finding.detail.get("fp32_modules") or [finding.culprit.module]
-            name = ", ".join(str(m) for m in modules if m) or "the module named above"
+            name = (
+                "the model" if modules == [""] else ", ".join(str(m) for m in modules if m) or "the module named above"
+            )
             return f"run {name} in float32 (torch.autocast(device_type, enabled=False) around it), or use bfloat16"
         case "SCALE_COLLAPSE" if finding.detail.keys() & {"still_scaled", "clipped_scaled"}:
             return finding.fix

@@ -323,22 +323,19 @@ class Experiments:
         return self.replay.run(f"values of {module} in float32", precision="fp32", locate=True, watch=module).max_abs
 
     def _module_fp32(self) -> None:
-        modules: list[str] = []
-        for _ in range(MODULES):
-            where = self.facts.location if not modules else self._next_bad(modules)
-            if where is None or where.module is None or where.module in modules:
-                return
-            modules.append(where.module)
-            test = f"same batch, same weights, {', '.join(modules)} in float32"
-            outcome = self.replay.run(test, fp32_modules=modules)
-            self.facts.outcomes["module_fp32"] = outcome
-            if outcome.finite:
-                self.facts.fp32_modules = modules
-                return
+        f, modules = self.facts, list[str]()
+        while not f.fp32_modules and modules != [""]:
+            name = self._next_bad(modules) if len(modules) < MODULES else None
+            # What overflows may stand between the modules, or in the lines of a loss: then it is the whole model.
+            modules = [*modules, name] if name and name not in modules else [""]
+            test = f"same batch, same weights, {', '.join(filter(None, modules)) or 'the whole model'} in float32"
+            outcome = f.outcomes["module_fp32"] = self.replay.run(test, fp32_modules=modules)
+            f.fp32_modules = modules if outcome.finite else []
 
-    def _next_bad(self, modules: list[str]) -> Location | None:
-        outcome = self.replay.run("every module and op watched", locate=True, fp32_modules=modules)
-        return Location(outcome.first_bad_module) if outcome.first_bad_module else None
+    def _next_bad(self, modules: list[str]) -> str | None:
+        if not modules:
+            return self.facts.location.module if self.facts.location else None
+        return self.replay.run("every module and op watched", locate=True, fp32_modules=modules).first_bad_module
 
     def _bisect(self) -> None:
         f = self.facts

@@ -48,9 +48,10 @@ HURLED = 0.3
 """A step that moved a component's weights by this share of their norm; healthy ones stay below 0.12. After it
 so many steps above `CALM` as after a loss that was thrown are no noise: a rate was absurd for a step or two, and the
 small ones after it lead nowhere."""
-LEAPT, RATES = 10.0, 8
-"""A rate so many times the median of the last few steps'. Where such a step hurled the weights and the very next loss
-is above `STAYS`, there is nothing to wait for: each further step at that rate takes them further away."""
+LEAPT, RATES, SHOVED = 7.0, 8, 0.2
+"""A rate so many times the median of the last few steps', as of a decay by 10 that is taken the wrong way along a
+cosine. Where such a step moved the weights by more than the last share and the very next loss is above `STAYS`, there
+is nothing to wait for: each further step at that rate takes them further away."""
 SMALLEST = 1e-2
 """The reference counts as at least this: a loss that starts at zero by construction (PPO) may leave it."""
 SUDDEN = 1e4
@@ -196,8 +197,10 @@ class Divergence:
         r_loss, _ = self._ratios(loss, norm)
         wild, self._moved = self._moved > WILD_MOVED, self._moved + (moved if math.isfinite(moved) else 0.0)
         known = len(self._first) >= CALIBRATION
-        if known and far > HURLED and self._recent:
-            self._hurled, self._leapt = (self._recent[-1][0], far), max(self._rise(rates or {}), self._leapt)
+        rise = self._rise(rates or {}) if known and far > SHOVED else 0.0
+        hurled = known and (far > HURLED or rise > LEAPT)
+        if hurled and self._recent:
+            self._hurled, self._leapt = (self._recent[-1][0], far), max(rise, self._leapt)
         self._rates.append(rates or {})
         # A step without loss or gradient (an empty batch) says nothing about healthy ones.
         if not (math.isfinite(loss) and math.isfinite(norm)) or loss == 0 or norm == 0:
@@ -209,7 +212,7 @@ class Divergence:
             self._peak = max(self._peak, size)
             self._stay(groups)
             return
-        if far <= HURLED:
+        if not hurled:
             self._hurled, self._leapt = None, 0.0
         if self._peak:
             self._falls_back.append((self._taken, self._peak))

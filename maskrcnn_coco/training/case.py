@@ -39,6 +39,8 @@ def settings_of(session: Session) -> dict[str, Any]:
     return {
         "config": msgspec.to_builtins(session.config),
         "resume_path": session.resumed_from,
+        "changed_in_file": session.changed_in_file[:50],
+        "loaded_step": session.first_step,
         "lr": dict(session.schedule.lr),
         "lr_factors": dict(session.progress.lr_factors),
         "classes": list(session.data.class_names),

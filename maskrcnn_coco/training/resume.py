@@ -36,6 +36,8 @@ class Found:
     state: dict[str, Any] | None = None
     skipped: list[tuple[Path, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    """Tensors of ``state`` that are not as the run saved them, where there was no other file to use."""
 
 
 def find_resume(config: Config) -> Found:
@@ -152,7 +154,7 @@ def _changed_but_whole(folder: Path, wanted: Path | None) -> Found | None:
         f"{path} is not as the run saved it ({listed(changed)} were changed since), and no other checkpoint of "
         f"{folder} is: going on from it as it is, step {state['loop']['step']}"
     )
-    return Found(path, state, notes=[note])
+    return Found(path, state, notes=[note], changed=changed)
 
 
 def with_saved_settings(config: Config, found: Found) -> Config:
@@ -193,6 +195,7 @@ def restore_run(session: Session, found: Found, *, dry_run: bool = False) -> Non
     """
     assert found.state is not None
     load_state(session, found.state, str(found.path))
+    session.changed_in_file = found.changed
     before = session.progress.step
     if not dry_run:
         settle_folder(session, found)

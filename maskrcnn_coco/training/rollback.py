@@ -152,7 +152,7 @@ def load_state(session: Session, state: dict[str, Any], source: str) -> None:
     # Checkpoints of before this was counted were written after the epoch's end, or within an epoch.
     loop.setdefault("closed_epochs", loop.pop("epoch", 0))
     session.progress = Progress(**loop)
-    session.resumed_from = source
+    session.resumed_from, session.changed_in_file = source, []
     put_in_force(session.progress, live, session.plan, session.train_source)
 
 

@@ -86,6 +86,8 @@ class Session:
     first_step: int = 0
     resumed_from: str | None = None
     """The checkpoint that the state came from."""
+    changed_in_file: list[str] = field(default_factory=list)
+    """Its tensors that somebody changed since the run saved it."""
     max_steps: int | None = None
     doubt: Alarm | None = None
     """An alarm that came late, whose step is about to be taken again."""

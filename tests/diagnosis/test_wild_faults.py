@@ -145,6 +145,24 @@ def test_one_term_more_is_no_new_formula_where_it_is_small():
         assert alarm is None
 
 
+def summed_in_half() -> nn.Module:
+    """A penalty on what the box head gives, in a line of the loss: its sum passes 65504."""
+    model, seen = tiny_model(), []
+    model.get_submodule("roi_heads.box_head.fc7").register_forward_hook(lambda m, args, out: seen.append(out))
+
+    def penalty(m: nn.Module, args: Any, output: Any) -> Any:
+        return {**output, "size": 1e-8 * (100 * seen.pop()).square().sum()} if m.training else None
+
+    model.register_forward_hook(penalty)
+    return model
+
+
+def test_what_overflows_in_a_line_of_the_loss_is_kept_in_float32_with_the_whole_model():
+    found = investigate(TinyRun(model=summed_in_half(), precision="fp16").until_alarm())
+    assert (found[0].cause, found[0].detail["fp32_modules"]) == ("FP16_OVERFLOW", [""])
+    assert found[0].confidence > 0.9 and found[0].culprit.module is None
+
+
 @pytest.mark.parametrize("grown", [1e7, 1e12])
 def test_a_number_that_counts_is_no_broken_buffer(grown: float):
     model = tiny_model()

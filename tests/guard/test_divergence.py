@@ -468,12 +468,13 @@ def leaps(rate: float, moved: float, after: float, *, rates: int = 12) -> int | 
 
 def test_a_step_at_an_absurd_rate_that_hurled_the_weights_is_told_by_the_next_loss() -> None:
     assert leaps(1e4, 0.47, 60.0) == 12
+    assert leaps(9.5, 0.25, 60.0) == 12, "a decay by ten that goes upwards, along a cosine"
 
 
 @pytest.mark.parametrize(
     ("rate", "moved", "after"),
-    [(1e4, 0.1, 60.0), (5.0, 0.47, 60.0), (1e4, 0.47, 40.0)],
-    ids=["weights hardly moved", "the rate is a usual one", "the loss hardly rose"],
+    [(1e4, 0.1, 60.0), (5.0, 0.47, 60.0), (1.0, 0.25, 60.0), (1e4, 0.47, 40.0)],
+    ids=["weights hardly moved", "the rate is a usual one", "it did not rise at all", "the loss hardly rose"],
 )
 def test_one_sign_of_three_is_waited_for(rate: float, moved: float, after: float) -> None:
     assert leaps(rate, moved, after) is None

@@ -123,6 +123,17 @@ def test_where_no_file_is_as_it_was_saved_the_run_goes_on_and_says_so(tmp_path: 
     assert "is not as the run saved it (model.roi_heads.mask_head.0.0.weight were changed since)" in told
 
 
+def test_the_only_file_that_there_is_is_named_where_no_batch_is_what_it_was_on_its_weights(tmp_path: Path):
+    long = {**SMALL, "batch_size": 2}
+    train(config(None, tmp_path, **long), model=tiny_model(), train_data=Pictures(), stop_after=6)
+    rewritten(tmp_path / "checkpoints", lambda w: [v.mul_(5) for v in w.values()], every=True, digests=True)
+    result = train(config(None, tmp_path, **long, resume="auto"), model=tiny_model(), train_data=Pictures())
+    found = incidents(tmp_path)
+    assert [(i["cause"], i["action"]["kind"]) for i in found] == [("POISONED_STATE", "stop")]
+    assert result.exit_code != 0 and found[0]["culprit"]["checkpoint"].endswith("last.pth")
+    assert "and" in found[0]["evidence"][0]["outcome"] and "--resume none" in found[0]["fix"]
+
+
 @pytest.mark.parametrize(("item", "cause"), [((torch.rand(3, 64, 64), None), "DATA_BOX"), ((None, {}), "DATA_PIXEL")])
 def test_an_item_without_a_target_is_not_the_fault_of_its_pixels(tmp_path: Path, item: Any, cause: str):
     class Odd(Pictures):

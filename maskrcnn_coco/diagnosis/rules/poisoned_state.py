@@ -10,9 +10,11 @@ Why: a checkpoint that was written after the damage, an optimizer state saved in
 How it is proved: weights, buffers, optimizer state, learning rates and loss scale are scanned, at load and
   after every roll-back. A file may also be finite and wrong (tensors scaled, momentum from elsewhere): where a
   run diverges within the first steps after a load, an older file is trained on over the same planned steps; it
-  stays healthy where the loaded one did not. Where the guard saw the optimizer's state change between two steps and
-  undid an update of absurd size, the update is made again with an older state and with none: it is sound there. An
-  optimizer that makes something non-finite of finite numbers takes its step again with each setting at its default.
+  stays healthy where the loaded one did not. Where there is none, and the digests say what was changed since
+  the run saved it, any batch on the loaded weights is far from what the run's losses were. Where the guard saw
+  the optimizer's state change between two steps and undid an update of absurd size, the update is made again
+  with an older state and with none: it is sound there. An optimizer that makes something non-finite of finite
+  numbers takes its step again with each setting at its default.
 What the guard does: goes back to the newest verified state, in memory first, then on disk, and says what was
   lost. A setting that was proved wrong has its default from then on.
 How to fix it: `--resume auto` takes the newest intact checkpoint; never save state in half precision.
@@ -26,6 +28,8 @@ from maskrcnn_coco.diagnosis.facts import Facts, OlderFile
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "POISONED_STATE"
+WEIGHTS = "model."
+"""What the names of weights and buffers begin with in a checkpoint."""
 
 
 def judge(facts: Facts) -> Finding | None:
@@ -33,6 +37,8 @@ def judge(facts: Facts) -> Finding | None:
         return _by_file(facts, facts.older_file)
     if facts.state_to_blame():
         return _by_update(facts)
+    if _changed_file(facts):
+        return _by_digest(facts)
     hits = [s for s in facts.state if s.where in ("parameter", "buffer", "optimizer", "lr", "scaler")]
     certain = [s for s in hits if s.certain]
     if not hits or (not certain and all(s.where == "scaler" for s in hits)):
@@ -55,6 +61,27 @@ def judge(facts: Facts) -> Finding | None:
         if "settings" in facts.outcomes:
             fix += "".join(f"; with {name}={value} the step is finite" for name, value in facts.usual.items())
     return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)
+
+
+def _changed_file(facts: Facts) -> bool:
+    """Whether weights of the loaded file are not what the run saved, and no batch is what it was on them."""
+    weights = [n for n in facts.settings.get("changed_in_file") or [] if n.startswith(WEIGHTS)]
+    loaded = facts.settings.get("loaded_step")
+    on_them = "same" if loaded == facts.step else "earlier" if loaded in facts.earlier_steps else ""
+    nothing_fits = facts.bad(on_them) and facts.bad("other") and facts.reference.count > 0
+    return bool(weights) and nothing_fits and not (facts.suspects() or facts.lethal())
+
+
+def _by_digest(facts: Facts) -> Finding:
+    """The only file that there is: nothing to go back to."""
+    names = facts.settings["changed_in_file"]
+    some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    evidence = [Evidence("digests of the loaded file", f"not as the run saved them: {some}", CODE)]
+    evidence += facts.says(CODE, "!earlier", "!other", "!same")
+    culprit = Culprit(checkpoint=facts.settings.get("resume_path"))
+    fix = "resume from a copy of this file as the run saved it, or start again with --resume none"
+    detail = {"entries": names, "at_load": True, "only_file": True}
+    return Finding(CODE, 0.95, culprit, evidence, facts.step, fix, detail)
 
 
 def _by_update(facts: Facts) -> Finding:
