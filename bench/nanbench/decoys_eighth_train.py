@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from nanbench.decoys import nothing
 from nanbench.decoys_own import every
+from nanbench.faults_eighth_train_more import with_gradients
+from nanbench.faults_fresh import after
 from nanbench.scenario import Scenario
 from nanbench.scene import Live, Scene, Setup
 
@@ -99,6 +101,36 @@ def twice_annotated(image: Tensor, target: dict[str, Any]) -> tuple[Any, Any]:
     }
 
 
+class Loud(nn.Module):
+    """Works on small numbers, so that in the backward pass gradients are large: the loss scale has to be low."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * self.mix(x * 1e-3) * 1e3
+
+
+def grows(scene: Scene) -> None:
+    """Pictures of 48 pixels at first, and of 64 from the third epoch on."""
+    transform: Any = scene.model.transform
+
+    def sides(side: int) -> Any:
+        def change(live: Live) -> None:
+            transform.min_size, transform.max_size = (side,), side
+
+        return change
+
+    scene.at(0, sides(48))
+    scene.at(12, sides(64))
+
+
+def averaged(scene: Scene) -> None:
+    """An average of the weights is kept besides."""
+    scene.settings["ema"] = 0.9
+
+
 class Gate(nn.Module):
     """A scale for each channel that starts at 0, so that a branch joins in only slowly."""
 
@@ -135,6 +167,12 @@ EIGHTH_TRAIN_DECOYS = tuple(
         ("grey", TORCH + "generated/torch.Tensor.expand.html", every(grey), Setup("adamw", model="keypoint", batch=2)),
         ("rows-first", TORCH + "tensor_view.html", every(rows_first), Setup("adamw", precision="bf16", batch=2)),
         ("twice-annotated", "https://arxiv.org/abs/1712.00726", every(twice_annotated), Setup(model="ssd")),
+        ("loud", TORCH + "notes/amp_examples.html", after("roi_heads.mask_head", lambda s: Loud(16)),
+         Setup(precision="fp16", norm="group")),
+        ("grows", "https://arxiv.org/abs/2104.00298", grows, Setup("adam", precision="bf16", model="keypoint")),
+        ("with-gradients", "https://kornia.readthedocs.io/en/latest/augmentation.html", every(with_gradients),
+         Setup("adamw", batch=2)),
+        ("averaged", GITHUB + "lucidrains/ema-pytorch", averaged, Setup("adamw", norm="batch")),
         ("gated", "https://arxiv.org/abs/2103.17239", gated, Setup(precision="fp16", norm="group")),
     )
 )  # fmt: skip

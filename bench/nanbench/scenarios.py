@@ -21,6 +21,7 @@ from nanbench.faults_eighth_loop import EIGHTH_LOOP
 from nanbench.faults_eighth_loop_code import EIGHTH_LOOP_CODE
 from nanbench.faults_eighth_train import EIGHTH_TRAIN
 from nanbench.faults_eighth_train_data import EIGHTH_TRAIN_DATA
+from nanbench.faults_eighth_train_more import EIGHTH_TRAIN_MORE
 from nanbench.faults_fifth import FIFTH
 from nanbench.faults_fifth_data import FIFTH_DATA
 from nanbench.faults_forms import FORMS
@@ -90,6 +91,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     *SEVENTH_REPORT_DECOYS,
     *EIGHTH_TRAIN,
     *EIGHTH_TRAIN_DATA,
+    *EIGHTH_TRAIN_MORE,
     *EIGHTH_TRAIN_DECOYS,
     *EIGHTH_LOOP,
     *EIGHTH_LOOP_CODE,
