@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from maskrcnn_coco.anywhere.last_words import listen
 from maskrcnn_coco.anywhere.rig import divisor
 from maskrcnn_coco.anywhere.samples import Select
 from maskrcnn_coco.anywhere.with_responder import WithResponder, answer, make_responder
@@ -52,6 +53,8 @@ class Diagnosing(WithResponder, Attached):
         """What was being handled already as the forward pass began."""
         self._explained: set[str] = set()
         """What forward passes raised so far, first lines."""
+        if forward is not None:
+            listen(self)
 
     def batch(self, batch: Any, ids: Sequence[int] | None = None) -> Any:
         """Show the batch that the coming forward pass is of, where ``forward`` takes it; returns it unchanged.
@@ -124,6 +127,28 @@ class Diagnosing(WithResponder, Attached):
         measured = {"error": words, "losses": {}, "group_grad_norm": {}}
         self.instruments.raise_alarm(act.record, Verdict("crash", words, measured))
         self._answered(act.record)
+
+    def ended_by(self, error: BaseException) -> None:
+        """The loop ends with ``error``: explained where the batch of the step under way brings it about again."""
+        act = self._act
+        if act is None or act.done is not None or self._busy or not isinstance(error, Exception):
+            return
+        if self._raises_again(error, act.record.step):
+            self._raised(error)
+
+    def _raises_again(self, error: Exception, step: int) -> bool:
+        shown = self.responder.kept.batches(step) if self.responder is not None else []
+        if not shown or self._shown_forward is None or forward_backward.is_fatal(error):
+            return False
+        self._busy = True
+        try:
+            with torch.no_grad():
+                self._shown_forward(self.model, shown[-1].data)
+        except Exception as again:  # as the loop's own code raises it
+            return type(again) is type(error) and str(again).splitlines()[:1] == str(error).splitlines()[:1]
+        finally:
+            self._busy = False
+        return False
 
     def _explain(self, data: Any) -> None:
         """The forward pass was refused: the verdict, before the error ends the loop."""

@@ -1,0 +1,45 @@
+"""The verdict on an error that ends a loop between its batch and its step, said before Python shows the traceback.
+
+A label that is no class raises in the loss, which is the loop's own: no call of the guard's sees it pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Protocol
+
+from maskrcnn_coco.errors import GuardStop
+
+
+class EndedBy(Protocol):
+    """A guard that can look into what ended its loop."""
+
+    def ended_by(self, error: BaseException) -> None: ...
+
+
+_guards: weakref.WeakSet[Any] = weakref.WeakSet()
+_before: list[Callable[[type[BaseException], BaseException, TracebackType | None], Any]] = []
+
+
+def listen(guard: EndedBy) -> None:
+    """Ask ``guard`` whenever an error ends this process. The hook of others, if any, comes after."""
+    _guards.add(guard)
+    if not _before:
+        _before.append(sys.excepthook)
+        sys.excepthook = _ended
+
+
+def _ended(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    for guard in list(_guards):
+        try:
+            guard.ended_by(error)
+        except GuardStop as stop:
+            with contextlib.suppress(OSError):
+                print(stop, file=sys.stderr)
+        except Exception:  # nothing here may hide what the loop itself ended with
+            continue
+    _before[0](kind, error, trace)

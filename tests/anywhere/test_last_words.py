@@ -1,0 +1,56 @@
+"""An error of the loop's own loss, which ends the process: the sample that brings it about is named first."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = """
+import sys
+import torch
+from torch import nn
+from torch.nn import functional as F
+from maskrcnn_coco import attach
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+x, y = torch.randn(64, 8), torch.randint(0, 4, (64,))
+if "label" in sys.argv:
+    y[37] = 4
+model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+loss_of = lambda m, b: F.cross_entropy(m(b[0]), b[1])
+guard = attach(model, optimizer, diagnose=True, forward=loss_of, logdir=sys.argv[1])
+for step in range(16):
+    ids = list(range(8 * step % 64, 8 * step % 64 + 8))
+    batch = guard.batch((x[ids], y[ids]), ids)
+    loss = guard.see(F.cross_entropy(model(batch[0]), batch[1]))
+    if step == 9 and "log" in sys.argv:
+        raise IndexError("the log is full")
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def ended(folder: Path, what: str) -> tuple[str, list[Path]]:
+    """What such a script says as it ends, and the incidents that it leaves."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder), what], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    return done.stderr, sorted(folder.glob("incidents/*.json"))
+
+
+def test_a_label_that_is_no_class_is_named_before_the_loss_s_own_error(tmp_path: Path) -> None:
+    said, (incident,) = ended(tmp_path, "label")
+    assert said.index("DATA_LABEL (sample 37)") < said.index("Target 4 is out of bounds")
+    assert json.loads(incident.read_text())["culprit"]["image_ids"] == [37]
+
+
+def test_what_no_batch_brings_about_ends_the_loop_as_ever(tmp_path: Path) -> None:
+    said, incidents = ended(tmp_path, "log")
+    assert said.strip().endswith("IndexError: the log is full") and incidents == []
+    assert "confidence" not in said
