@@ -48,12 +48,15 @@ class OwnGradients:
 
     def _added(self, parameter: Tensor) -> None:
         gradient = parameter.grad
-        if parameter is not self._parameter or not self._first or gradient is None:
-            return  # a copy of the model, or a further micro-batch
-        self._first = False
+        if parameter is not self._parameter or gradient is None:
+            return  # a copy of the model
         # The very first gradients of a run, or those of a loop that clears by None, are new tensors.
-        self.kept = gradient is self._last and gradient._version == self._writes + 1
-        self._last = None
+        added = gradient is self._last and gradient._version == self._writes + 1
+        # Further ones are of another micro-batch; or what came first was somebody else's (a generator's loss goes back
+        # through its critic), and the loop cleared it before its own.
+        self.kept = added and (self._first or self.kept is True)
+        self._first = False
+        self._last, self._writes = gradient, gradient._version
 
     def steps(self) -> None:
         """The optimizer is about to step."""

@@ -69,6 +69,25 @@ def test_only_a_loop_that_forgets_keeps_gradients(name: str, clip: bool, micro: 
     assert found == [False, *[name == "forget"] * 3]
 
 
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("forgets", [True, False])
+def test_what_a_rivals_loss_leaves_in_a_network_is_cleared_before_its_own(to_none: bool, forgets: bool):
+    critic, generator = net(), nn.Linear(2, 4)
+    optimizers = [torch.optim.Adam(m.parameters(), 1e-3) for m in (critic, generator)]
+    own, found = OwnGradients(optimizers[0], None), []
+    for _ in range(4):
+        if not forgets:
+            optimizers[0].zero_grad(set_to_none=to_none)
+        (critic(torch.randn(3, 4)) - critic(generator(torch.randn(3, 2)).detach())).mean().backward()
+        optimizers[0].step()
+        own.step_taken()
+        found.append(own.kept)
+        optimizers[1].zero_grad()
+        critic(generator(torch.randn(3, 2))).mean().backward()  # leaves gradients in the critic
+        optimizers[1].step()
+    assert found == [False, *[forgets] * 3]
+
+
 def test_optimizers_that_write_gradients_clear_them_all_the_same():
     for kind in (torch.optim.AdamW, torch.optim.RMSprop):
         assert not any(kept(clear_zero, clip=True, micro=1, late=False, kind=kind))
