@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from maskrcnn_coco.anywhere.cases import as_loud_before
 from maskrcnn_coco.anywhere.last_words import listen
 from maskrcnn_coco.anywhere.rig import divisor
 from maskrcnn_coco.anywhere.samples import Select
@@ -48,6 +49,7 @@ class Diagnosing(WithResponder, Attached):
         self._shown_forward = forward
         self._shown: tuple[Any, Sequence[int] | None] | None = None
         self.responder = make_responder(self, forward, select, logdir, own_batches=False)
+        self.instruments.as_loud_before = self._as_loud_before
         self._busy = False
         self._handled: BaseException | None = None
         """What was being handled already as the forward pass began."""
@@ -55,6 +57,15 @@ class Diagnosing(WithResponder, Attached):
         """What forward passes raised so far, first lines."""
         if forward is not None:
             listen(self)
+
+    def _as_loud_before(self, record: StepRecord, onset: int) -> bool:
+        if self.responder is None:
+            return False
+        self._busy = True
+        try:
+            return as_loud_before(self.responder, record, onset)
+        finally:
+            self._busy = False
 
     def batch(self, batch: Any, ids: Sequence[int] | None = None) -> Any:
         """Show the batch that the coming forward pass is of, where ``forward`` takes it; returns it unchanged.

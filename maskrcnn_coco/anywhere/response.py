@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ import torch
 from torch import nn
 
 from maskrcnn_coco import recovery
+from maskrcnn_coco.anywhere.cases import case_of
 from maskrcnn_coco.anywhere.fixes import reworded
 from maskrcnn_coco.anywhere.lowering import lower, rates_back
-from maskrcnn_coco.anywhere.rig import Forwards, Groups, Kept, make_rig, number_divided_by, own_clip
+from maskrcnn_coco.anywhere.rig import Forwards, Groups, Kept
 from maskrcnn_coco.anywhere.samples import Key, Samples, Select, leaves, own_ids, size_of
 from maskrcnn_coco.anywhere.unlike_others import named
 from maskrcnn_coco.components import real
@@ -31,8 +31,8 @@ from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.guard.hooks import Entrances
 from maskrcnn_coco.guard.norms import all_finite, has_fractions
 from maskrcnn_coco.records import Action, Alarm, Evidence, Finding, Incident, StepRecord, incident_of
-from maskrcnn_coco.replay.case import Case
-from maskrcnn_coco.replay.optimizer import put_usual, settings_of
+from maskrcnn_coco.replay.isolation import untouched
+from maskrcnn_coco.replay.optimizer import settings_of
 from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.replay.snapshot import Snapshot, restore, state_bytes, take
 from maskrcnn_coco.replay.tape import Tape, TapeEntry
@@ -107,7 +107,7 @@ class AlarmResponder:
         due = step - self._copied >= self.every or not self.ring.items
         if due or (step in EARLY and self.ring.items[0].step < step):
             self._copied = step if due else self._copied
-            self.ring.add(self._snapshot(step))
+            self.ring.add(self.snapshot(step))
 
     def _regroup(self) -> None:
         """The optimizer has other groups now: older copies of its state are of something else."""
@@ -159,7 +159,8 @@ class AlarmResponder:
             half = torch.get_autocast_dtype(device) is torch.float16
             self.forwards.precision = "fp16" if half else "bf16"
 
-    def _snapshot(self, step: int) -> Snapshot:
+    def snapshot(self, step: int) -> Snapshot:
+        """A copy of the state as it is now, before ``step``."""
         taken = take(self.model, self.guard.optimizer, None, step=step, epoch=0, guard=self.guard)
         taken.guard.pop("decisions", None)  # they stay in force when an older state comes back
         return taken
@@ -269,39 +270,11 @@ class AlarmResponder:
         return findings, action
 
     def _investigate(self, alarm: Alarm) -> list[Finding]:
-        guard = self.guard
-        # Of losses that the loop divides by the number of micro-batches, the sum is one of a whole step.
-        scale = number_divided_by(self.divisor, len(self.kept.batches(alarm.step)))
-        clip = guard.instruments.max_grad_norm if self.own_batches else own_clip(self.history)
-        rig = make_rig(
-            self.groups,
-            self.forwards,
-            max_grad_norm=clip,
-            fp32_modules=self.fp32_modules,
-            norms_clipped=not self.own_batches,
-        )
         self._note_holes(alarm.step)
-        now = self._snapshot(alarm.step)
-        put_usual(now.optimizer["param_groups"], self.groups.names, guard.instruments.lowered.usual)
-        if "loss_scale" in alarm.measured:
-            now.scaler = {"scale": guard.instruments.scale.value}
-        case = Case(
-            alarm=alarm,
-            now=now,
-            earlier=[s for s in self.ring.items if s.step <= alarm.step],
-            tape=[replace(e, record=_times(e.record, scale)) for e in self.tape],
-            batches=list(self.kept.batches(alarm.step)) or None,
-            history=[_times(r, scale) for r in self.history],
-            # A loop of somebody's own clears gradients itself, or forgets to.
-            settings={
-                "by_design": sorted(guard.buffers.by_design),
-                "own_gradients": not self.own_batches,
-                "glitches": [i.step for i in self.incidents if i.cause == "TRANSIENT"],
-            },
-            rig=rig,
-        )
+        case = case_of(self, alarm)
         try:
-            return investigate(case, budget_steps=TEAM_STEPS)
+            with untouched(self.model, case.now):
+                return investigate(case, budget_steps=TEAM_STEPS)
         except Exception as e:  # no investigation may end the training that it is to explain
             return [
                 Finding("UNKNOWN", 0.0, evidence=[Evidence("investigation", f"{type(e).__name__}: {str(e)[:200]}")])
@@ -389,10 +362,3 @@ class AlarmResponder:
         keep = [p for p, i in enumerate(ids) if i not in self.left_out]
         whole = Samples(data, list(ids), [Key(0, 0, p, i, i) for p, i in enumerate(ids)], select=self.select)
         return (whole.subset(keep).data, [ids[p] for p in keep], True) if keep else (data, ids, False)
-
-
-def _times(record: Any, factor: float) -> Any:
-    """A record of the step (or None) with its losses in the unit of a whole step."""
-    if record is None or factor == 1.0:
-        return record
-    return replace(record, loss=record.loss * factor, losses={k: v * factor for k, v in record.losses.items()})

@@ -155,6 +155,8 @@ class Forwards:
         random = self.kept.random(step, micro)
         if random is not None:
             torch.set_rng_state(random)
+        else:
+            torch.manual_seed(step)  # a step that was not taken: draws of its own
         function = self.forward or self.kept.forward(step, micro)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         single = no_autocast() if how == "fp32" and self.precision != "fp32" else contextlib.nullcontext()

@@ -89,6 +89,8 @@ class Instruments:
         self.new_regime()
         self.alarm: Alarm | None = None
         self.on_alarm: Callable[[Alarm], Any] | None = None
+        self.as_loud_before: Callable[[StepRecord, int], bool] | None = None
+        """(step, onset) → whether its batch is as loud on weights from before; None: nobody can tell."""
         self.completed: list[StepRecord] = []
         self.seconds = 0.0
         self.taken = self.crashes = 0
@@ -235,6 +237,9 @@ class Instruments:
         if weighed is not None and not far:
             self._weighed_anew(record, norm, weighed)
             return None
+        if self._are_others(found, record, norm):
+            self._others_now(record, norm)
+            return None
         weighed = weighed or self.loss_weight.found(self.layout, steps=1)
         if weighed is not None:
             found.measured["weighed_anew"] = weighed[0]
@@ -283,13 +288,36 @@ class Instruments:
         self.divergence.weighed_anew(factor, norm, record.group_grad_norm)
         self.loss_weight = LossWeight()
         self.regimes.append({"step": record.step, "factor": factor})
-        if self.warns and "creeps" not in self._said:
-            self._said.add("creeps")
-            text = (
-                f"step {record.step}: the loss crept up to {factor:.2g} times what it was, though every step goes "
-                "downhill: taken for targets or data that change; nothing is refused for it. Said once"
-            )
-            warnings.warn(text, GuardWarning, stacklevel=3)
+        self._say_once(
+            "creeps",
+            f"step {record.step}: the loss crept up to {factor:.2g} times what it was, though every step goes "
+            "downhill: taken for targets or data that change; nothing is refused for it. Said once",
+        )
+
+    def _are_others(self, found: Verdict, record: StepRecord, norm: float) -> bool:
+        """Whether a row of loud steps is no doing of this model: older weights are as loud on what it is given now."""
+        # A detector has no rewards and no rival. Adam's steps have one length whatever the gradient.
+        if "row" not in found.measured or self.expected.num_classes is not None or self.as_loud_before is None:
+            return False
+        usual = norm <= SAME_LENGTH * self.divergence.norm_reference or "betas" in self.optimizer.param_groups[0]
+        return usual and self.as_loud_before(record, record.step if found.onset_step is None else found.onset_step)
+
+    def _others_now(self, record: StepRecord, norm: float) -> None:
+        """Batches that are as loud on older weights (rewards, heavy tails): what is healthy is learned of them too."""
+        factor = abs(record.loss) / self.divergence.reference
+        self.divergence.weighed_anew(factor, norm, record.group_grad_norm)
+        self.loss_weight = LossWeight()
+        self.regimes.append({"step": record.step, "factor": factor})
+        self._say_once(
+            "others",
+            f"step {record.step}: losses are up to {factor:.2g} times what they were, and are so on older weights too: "
+            "taken for data, rewards or a rival that are others now; nothing is refused for it. Said once",
+        )
+
+    def _say_once(self, kind: str, text: str) -> None:
+        if self.warns and kind not in self._said:
+            self._said.add(kind)
+            warnings.warn(text, GuardWarning, stacklevel=4)
 
     def _nonfinite_loss(self, bad: list[str], measured: dict[str, Any]) -> Verdict:
         return Verdict("loss_nonfinite", f"{', '.join(bad) or 'the total loss'} is not finite", measured)
@@ -360,6 +388,8 @@ def fits_losses(optimizer: torch.optim.Optimizer, loss: float, gradient: float) 
     return max(real(g["lr"]) for g in optimizer.param_groups) * size * size <= FITS * abs(loss)
 
 
+SAME_LENGTH = 3.0
+"""Gradients so many times the healthy length take no longer step than usual steps are."""
 FITS = 2.0
 """Rate times gradient squared, as a share of the loss: what one step along it takes away. 0.7 in runs that learn."""
 NOTHING: contextlib.nullcontext[None] = contextlib.nullcontext()

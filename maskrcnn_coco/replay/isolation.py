@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.replay.case import Rig
+from maskrcnn_coco.replay.snapshot import Snapshot
+from maskrcnn_coco.replay.state import state_tensors
 from maskrcnn_coco.system.precision import keep_fp32
 
 
@@ -49,6 +51,23 @@ def own(model: nn.Module, fp32_modules: Sequence[str] = ()) -> nn.Module:
     for name in dict.fromkeys([*kept, *fp32_modules]):
         keep_fp32(model, name)
     return model
+
+
+@contextmanager
+def untouched(model: nn.Module, state: Snapshot) -> Iterator[None]:
+    """The run's ``model`` is in ``state``, and is so after the block too.
+
+    A function of the caller's own may hold on to it by ways that no copy can follow (a loss with a running mean).
+    """
+    before = {name: (t, t._version) for name, t in state_tensors(model).items()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, tensor in state_tensors(model).items():
+                was, version = before.get(name, (None, -1))
+                if name in state.model and (tensor is not was or tensor._version != version):
+                    tensor.copy_(state.model[name])
 
 
 @contextmanager
