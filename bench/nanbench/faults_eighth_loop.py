@@ -186,7 +186,7 @@ def patched(scene: Scene) -> None:
             if p.grad is not None:
                 p.grad.nan_to_num_()
 
-    scene.after_backward, scene.max_grad_norm = cure, 0.0
+    scene.after_backward, scene.max_grad_norm, scene.lr = cure, 0.0, 0.01
     drawn({0: picture(bright)})(scene)
 
 
@@ -224,7 +224,7 @@ DATA = (
     Scenario("eighth-carried-beside", PIXEL, GITHUB + "keras-team/keras/issues/2917", carried_beside,
              Setup("adamw", model="series", way="see"), ONE, also=(POISON, "UNKNOWN"), open_end=True),
     Scenario("eighth-patched", PIXEL, "https://discuss.pytorch.org/t/nan-loss-in-regression/16216", patched,
-             Setup(model="regress", way="attach"), ONE),
+             Setup(model="regress", way="see"), ONE),
 )  # fmt: skip
 STATE = (
     # The loop does it again after every step.

@@ -1,4 +1,4 @@
-"""Whether guilty samples are bad themselves, or only as their augmentation drew them for this step."""
+"""Whether a step, or its guilty samples, are bad themselves, or only with what was drawn at random for them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from maskrcnn_coco.diagnosis import scan_batch
 from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.guilty_samples import weights
+from maskrcnn_coco.diagnosis.limits import MOST_FACTOR
 from maskrcnn_coco.records import Evidence
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.replay import Replay
@@ -15,6 +16,28 @@ from maskrcnn_coco.replay.snapshot import Snapshot
 
 DRAWS = 3
 """Most other draws of a sample that are tried. All but one have to be sound: what is the sample's own comes again."""
+
+
+def by_chance(
+    replay: Replay, facts: Facts, name: str, snapshot: Snapshot | None, *, however_loud: bool = False
+) -> bool:
+    """Whether the batch is sound with the random numbers of another step, on the weights of ``snapshot`` or its own.
+
+    A bad sample is bad whatever is drawn, and so are weights that have diverged. Two draws are tried.
+
+    Args:
+        however_loud: of a step that was not finite any finite one is another; else a usual one, by a wide measure.
+    """
+    for later in (1, 2):
+        test = f"same batch, random numbers of another step{weights(snapshot)}"
+        other = facts.outcomes[name] = replay.run(test, snapshot=snapshot, step=facts.step + later)
+        # Of a step that was not finite, a finite one is another: it may well be loud. Diverged weights are louder, and
+        # a sample out of scale is.
+        loud = facts.reference.count and abs(other.loss) > MOST_FACTOR * facts.reference.loss
+        finite = other.finite and not other.error and (however_loud or not loud)
+        if not facts.abnormal(other) or (finite and not facts.outcomes["same"].finite):
+            return True
+    return False
 
 
 def sound_draws(

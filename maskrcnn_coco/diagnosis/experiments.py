@@ -11,12 +11,14 @@ from torch import nn
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis import from_records, scan_batch, scan_state
 from maskrcnn_coco.diagnosis.backend_experiments import BackendExperiments
-from maskrcnn_coco.diagnosis.draws import sound_draws
-from maskrcnn_coco.diagnosis.facts import NO_HISTORY_LOSS, Facts, Location, Reference
+from maskrcnn_coco.diagnosis.draws import by_chance, sound_draws
+from maskrcnn_coco.diagnosis.facts import Facts, Location, Reference
 from maskrcnn_coco.diagnosis.file_experiments import FileExperiments
 from maskrcnn_coco.diagnosis.guilty_samples import guilty_samples, weights
+from maskrcnn_coco.diagnosis.limits import NO_HISTORY_LOSS
 from maskrcnn_coco.diagnosis.lr_experiments import WALK, LrExperiments
 from maskrcnn_coco.diagnosis.optimizer_experiments import OptimizerExperiments
+from maskrcnn_coco.diagnosis.rules.common import nonfinite
 from maskrcnn_coco.diagnosis.rules.scale_collapse import NORMAL_SCALE
 from maskrcnn_coco.diagnosis.scan_forms import scan_forms
 from maskrcnn_coco.diagnosis.search import smallest_culprits
@@ -185,7 +187,7 @@ class Experiments:
             return can
         can |= {"update", "settings"} if f.measured.get("by_update") else set()
         can |= {"update", "state"} if f.state_changed else set()
-        can |= {"same", "again", "without", "repaired", "locate", "bisect", "annotations"}
+        can |= {"same", "again", "chance", "without", "repaired", "locate", "bisect", "annotations"}
         if case.rig.precision != "fp32":
             can |= {"fp32", "module_fp32"} | ({"rescaled"} if case.rig.precision == "fp16" else set())
         if case.rig.make_batch and self._other_entries():
@@ -340,24 +342,18 @@ class Experiments:
     def _bisect(self) -> None:
         f = self.facts
         f.guilty_images = guilty_samples(self.case, self.replay, f, self._keep, self.lr.healthy)
-        # Samples that fail each by itself may have one thing in common: what was drawn at random for this step.
-        if len(f.guilty_images) > max(1, len(f.image_ids) // 2) or f.guilty_images == f.image_ids:
-            self._reseeded()
+        # Samples that fail may have one thing in common: what was drawn at random for this step.
+        many = len(f.guilty_images) > max(1, len(f.image_ids) // 2) or f.guilty_images == f.image_ids
+        drawn = bool(f.guilty_images) and nonfinite(f) and not f.suspects()
+        if (many or drawn) and by_chance(self.replay, f, "reseeded", self.lr.healthy, however_loud=many):
+            f.by_chance, f.guilty_images = True, []
         found = [i for b in self.case.batches or [] for i in scan_batch.flat_images(b)] if f.guilty_images else []
         f.flat_images = [i for i in f.guilty_images if i in found]
         for batch in self.case.batches or []:
             f.broken_entries += scan_batch.broken_entries(batch, f.guilty_images)
 
-    def _reseeded(self) -> None:
-        """The batch with the random numbers of two other steps. A bad sample is bad whatever is drawn."""
-        f, snapshot = self.facts, self.lr.healthy
-        for later in (1, 2):
-            test = f"same batch, random numbers of another step{weights(snapshot)}"
-            other = f.outcomes["reseeded"] = self.replay.run(test, snapshot=snapshot, step=f.step + later)
-            # Of a step that was not finite, a finite one is another: on older weights it may well be loud.
-            if f.good("reseeded") or (other.finite and not other.error and not f.outcomes["same"].finite):
-                f.by_chance, f.guilty_images = True, []
-                return
+    def _chance(self) -> None:
+        self.facts.by_chance = by_chance(self.replay, self.facts, "chance", None)
 
     def _annotations(self) -> None:
         f = self.facts

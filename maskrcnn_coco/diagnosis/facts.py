@@ -9,18 +9,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from maskrcnn_coco.diagnosis.limits import FEW, LOSS_FACTOR, NO_HISTORY_LOSS, NORM_FACTOR, loss_factor
 from maskrcnn_coco.diagnosis.lr_verdict import LEAPT, LrVerdict
 from maskrcnn_coco.records import Evidence
 from maskrcnn_coco.replay.outcome import Outcome
-
-LOSS_FACTOR = 5.0
-NORM_FACTOR = 10.0
-"""A replay is abnormal above this many times the run's own healthy median; measured healthy spread is below 3 and 5."""
-FEW = 3
-"""Healthy steps from which on a loop of somebody's own is known to clip, if it does."""
-NO_HISTORY_LOSS = 100.0
-"""Where the run has no healthy step yet: every healthy detector measured starts below 20, the broken ones above 400."""
-
 
 BY_STATE, LEAP = 5.0, 1e3
 """An update so many times another is another; one of so many times the weights is a fault whatever made it."""
@@ -257,8 +249,14 @@ class Facts:
 
         Of a loop that may clip as it likes a few steps do not tell what its norms are before that.
         """
-        few = self.settings.get("own_gradients") and self.reference.count < FEW
-        return self.reference.loss * LOSS_FACTOR, math.inf if few else self.reference.norm * NORM_FACTOR
+        few = self.reference.count < FEW
+        norm = math.inf if few and self.settings.get("own_gradients") else self.reference.norm * NORM_FACTOR
+        return self.reference.loss * self.loss_factor, norm
+
+    @property
+    def loss_factor(self) -> float:
+        """How many times the healthy median loss is too far."""
+        return loss_factor(self.reference.loss, self.reference.count, self.recorded_loss)
 
     def good(self, name: str) -> bool:
         """The replay ``name`` was made and is normal."""

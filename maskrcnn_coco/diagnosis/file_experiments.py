@@ -7,7 +7,8 @@ from itertools import islice
 
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis.comparisons import out_of_proportion
-from maskrcnn_coco.diagnosis.facts import NO_HISTORY_LOSS, Facts, OlderFile
+from maskrcnn_coco.diagnosis.facts import Facts, OlderFile
+from maskrcnn_coco.diagnosis.limits import NO_HISTORY_LOSS
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.replay import Replay

@@ -79,6 +79,8 @@ def beyond_sense(
     for lr, settings in steps:
         for component, kept in zip(groups, settings, strict=False):
             value = float(kept.get(name) or 0.0)
+            if value <= SOUND[name]:
+                continue  # a usual one: where it shrinks weights all the same, the rate is to blame
             if value >= 1.0 if name == "momentum" else lr.get(component, 0.0) * value > SHRINKS:
                 found.add(component)
     return found

@@ -10,8 +10,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from maskrcnn_coco.diagnosis.facts import FEW, LOSS_FACTOR, NORM_FACTOR, Facts
+from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.from_records import record_of
+from maskrcnn_coco.diagnosis.limits import FEW, LOSS_FACTOR, NORM_FACTOR
 from maskrcnn_coco.diagnosis.search import smallest_culprits, smallest_cure
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.replay.case import Case

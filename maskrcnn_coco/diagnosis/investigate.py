@@ -120,6 +120,11 @@ def wanted(f: Facts) -> Iterator[str]:
         yield from ("locate", "earlier")
     # The prior: a norm that climbed speaks for divergence, anything sudden for data.
     yield from (("earlier", "other") if f.growing else ("other", "earlier"))
+    if f.good("other") and nonfinite(f) and not f.growing:
+        yield "chance"  # weights on which other batches, and other draws of this one, are sound have not diverged
+        if f.by_chance:
+            yield from ("locate", "again", "reference")
+            return
     if f.good("earlier"):
         yield "retrace"
         if not f.healthy_retrace() and f.redefined is None:

@@ -19,8 +19,9 @@ from maskrcnn_coco.diagnosis.comparisons import (
     weight_now,
 )
 from maskrcnn_coco.diagnosis.endurance import Endurance
-from maskrcnn_coco.diagnosis.facts import LOSS_FACTOR, NORM_FACTOR, Facts
+from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.from_records import SOUND, beyond_sense
+from maskrcnn_coco.diagnosis.limits import LOSS_FACTOR, NORM_FACTOR
 from maskrcnn_coco.diagnosis.lr_verdict import LrTrial, LrVerdict
 from maskrcnn_coco.diagnosis.search import Walk, factors_for, lr_search
 from maskrcnn_coco.replay.case import Case, dict_of
@@ -211,7 +212,9 @@ class LrExperiments:
 
     def _factors(self) -> Sequence[float]:
         """What rates are lowered by, in turn."""
-        return factors_for(max(self.facts.rises.values(), default=1.0))
+        bound = self.facts.measured.get("update_bound")
+        leap = max((float(v) for v in bound.values()), default=0.0) if isinstance(bound, dict) else 0.0
+        return factors_for(max(self.facts.rises.values(), default=1.0), leap)
 
     def _better(self, older: LrVerdict, known: LrVerdict, order: Sequence[str]) -> bool:
         """Two doubtful answers: the one that the prior expects, if one of them is."""
@@ -273,7 +276,7 @@ class LrExperiments:
         loudest_loss = max([abs(r.loss) / loss for r in loud if math.isfinite(r.loss)] or [0.0])
         loudest_norm = max([r.grad_norm / norm for r in loud if math.isfinite(r.grad_norm)] or [0.0])
         bound = between(norm, peak_norm, max(8.0, loudest_norm))
-        bound_loss = between(loss, peak_loss, max(4.0, loudest_loss))
+        bound_loss = between(loss, peak_loss, max(4.0 / LOSS_FACTOR * f.loss_factor, loudest_loss))
         # What the last healthy steps had is not too far, unless the run itself went hardly further.
         for r in loud[-WALK:]:
             bound_loss = max(bound_loss, min(abs(r.loss), USUAL * peak_loss)) if math.isfinite(r.loss) else bound_loss

@@ -12,6 +12,8 @@ Walk = Callable[[Sequence[str], float], tuple[bool, Outcome]]
 """(components to lower, factor) → (stays bounded, what came out)."""
 FACTORS = (0.1, 0.01, 1e-3, 1e-4)
 """A rate far above the limit needs a later one: what was meant for another optimizer, or a decimal point too far."""
+SHARE = 1e-2
+"""Share of their norm that an update moves weights by in a healthy, if brisk, step."""
 
 
 def smallest_culprits(items: Sequence[int], bad: Callable[[Sequence[int], str], bool], *, most: int = 3) -> list[int]:
@@ -61,13 +63,16 @@ def smallest_cure(items: Sequence[int], cured: Callable[[Sequence[int], str], bo
     return group
 
 
-def factors_for(rise: float) -> tuple[float, ...]:
+def factors_for(rise: float, leap: float = 0.0) -> tuple[float, ...]:
     """What rates are lowered by, in turn, where they stand ``rise`` times above those of the steps before.
 
     A rate that leapt, by a schedule's typing error, is next tried where it came from: no walks for what lies between.
+    ``leap``: an update that was refused is so many times its weights; the last factor takes it to a sound share.
     """
-    leapt = math.isfinite(rise) and rise > 1 / FACTORS[1]
-    return (FACTORS[0], 1 / rise, FACTORS[0] / rise) if leapt else FACTORS
+    if math.isfinite(rise) and rise > 1 / FACTORS[1]:
+        return (FACTORS[0], 1 / rise, FACTORS[0] / rise)
+    least = SHARE / leap if 0.0 < leap < math.inf else 1.0
+    return (*FACTORS, least) if least < FACTORS[-1] else FACTORS
 
 
 def lr_search(

@@ -198,3 +198,10 @@ def test_rates_that_leapt_are_tried_where_they_came_from(times: float):
 @pytest.mark.parametrize("times", [1.0, 50.0, math.inf, math.nan])
 def test_rates_that_did_not_leap_are_lowered_by_tens(times: float):
     assert factors_for(times) == FACTORS
+
+
+def test_an_update_out_of_all_proportion_is_brought_down_to_a_sound_share():
+    assert factors_for(1.0, leap=50.0) == FACTORS
+    assert factors_for(1.0, leap=1e5) == (*FACTORS, 1e-7)
+    found = lr_search(walker(lambda lowered, f: f <= 2e-7), ["all"], 0, factors=factors_for(1.0, leap=1e5))
+    assert found.sufficient and found.components == ["all"] and found.factor == 1e-7

@@ -6,6 +6,7 @@ Why: a mean over nothing (0/0) when a batch has no objects, the derivative of sq
   whose unused branch still sends NaN backwards, log(0), a class weight of 1/0 for an absent class.
 How it is proved: targets, images and state are sound; the step fails again in float32 and on other weights;
   autograd's anomaly mode names the op and the line, be it one whose operand (a class weight) came in not finite.
+  Where random numbers bring it about (an action, a level of noise), the same batch and weights are sound with others.
   Where the formula of a loss changes under way, a recorded step is taken again from its own weights: one term is
   another now, the others are what they were. Where the whole loss and its gradients are one factor of what they were,
   the loss has another weight, and the step is healthy in that measure. Where the loss is enormous from the first step
@@ -19,7 +20,8 @@ from __future__ import annotations
 
 import math
 
-from maskrcnn_coco.diagnosis.facts import LOSS_FACTOR, Facts, Redefined
+from maskrcnn_coco.diagnosis.facts import Facts, Redefined
+from maskrcnn_coco.diagnosis.limits import LOSS_FACTOR
 from maskrcnn_coco.diagnosis.rules.common import QUOTIENTS, healthy, nonfinite
 from maskrcnn_coco.diagnosis.rules.fp16_overflow import overflows_by_itself
 from maskrcnn_coco.records import Culprit, Evidence, Finding
@@ -54,7 +56,7 @@ def judge(facts: Facts) -> Finding | None:
     if located and facts.location is not None and facts.location.op is not None:
         located = not facts.location.op.startswith(PRODUCTS) or gradient_only
     earlier = facts.outcomes.get("earlier")
-    everywhere = earlier is not None and not earlier.finite
+    everywhere = (earlier is not None and not earlier.finite) or facts.by_chance
     everywhere = everywhere or (not facts.earlier_steps and (_nonfinite(facts, "other") or bool(facts.empty_images)))
     usual = not facts.reference.count or abs(same.loss) <= LOSS_FACTOR * facts.reference.loss
     normal_loss = gradient_only and usual and not facts.growing and located
@@ -66,6 +68,7 @@ def judge(facts: Facts) -> Finding | None:
     if facts.location is not None and located:
         culprit = Culprit(component=facts.location.component, module=facts.location.module)
         evidence.append(Evidence(f"locate: first bad op, {facts.location.phase}", str(facts.location.op), CODE))
+    evidence += facts.says(CODE, "=chance", "=reseeded") if facts.by_chance else []
     if facts.guilty_images:
         culprit.image_ids = facts.guilty_images
         evidence += facts.says(CODE, "alone", "others")
@@ -141,8 +144,10 @@ def _divides(facts: Facts) -> bool:
     if place is None or place.op is None or place.phase != "forward" or not place.op.startswith(QUOTIENTS):
         return False
     of_some = bool(facts.guilty_images) and facts.good("other") and facts.bad(healthy(facts))
+    if of_some or facts.by_chance:
+        return True
     asked = [n for n in ("other", "earlier") if n in facts.outcomes]
-    return of_some or ("other" in asked and not facts.reference.count and all(_nonfinite(facts, n) for n in asked))
+    return "other" in asked and not facts.reference.count and all(_nonfinite(facts, n) for n in asked)
 
 
 def _redefined(facts: Facts, changed: Redefined) -> Finding:

@@ -8,7 +8,8 @@ Why: a FrozenBatchNorm with eps 0 and a variance of 0 (or slightly below) divide
   above 1 has running statistics swing until a variance is below zero.
 How it is proved: buffers are scanned for sign, eps and finiteness, and other batches fail at learning rate 0,
   on the weights from before the onset too: on weights that a divergence has ruined everything fails. Where a batch
-  makes running statistics so in its forward pass, and its losses and gradients are sound, the replay shows that.
+  makes running statistics so in its forward pass, and its losses and gradients are sound, the replay shows that;
+  where every batch does, the module keeps means that it cannot divide (codes that nobody has chosen yet).
 What the guard does: puts the buffers of the newest verified state back; where the model was built this way it
   stops and says so; leaves out, or skips, what makes them so in its forward pass.
 How to fix it: load pretrained weights (`--weights coco`, `--backbone-weights PATH`), use GroupNorm or trainable
@@ -34,7 +35,7 @@ def judge(facts: Facts) -> Finding | None:
     before = not facts.earlier_steps or facts.bad("earlier") or facts.began_wild
     everywhere = facts.bad("same") and facts.bad("other") and before
     known = [s for s in hits if s.name in facts.norms_before]
-    confidence = (0.98 if everywhere else 0.92) if certain else 0.93 if everywhere else 0.2
+    confidence = (0.98 if everywhere else 0.92) if certain else 0.93 if everywhere or _swung(facts) else 0.2
     if facts.good("earlier") and not facts.began_wild and len(known) == len(hits):
         confidence = 0.2  # as bad before the onset, where the same batch trains
     first = (certain or hits)[0]
@@ -48,17 +49,35 @@ def judge(facts: Facts) -> Finding | None:
     return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)
 
 
+def _swung(facts: Facts) -> bool:
+    """Whether what the step made unusable are the statistics of a layer whose momentum is above 1, and nothing else."""
+    same = facts.outcomes.get("same")
+    if same is None or same.error or same.bad_losses or same.bad_grad_count or not same.bad_buffers:
+        return False
+    swings = {s.module for s in facts.state if s.name.endswith(".momentum")}
+    return all(name.rpartition(".")[0] in swings for name in same.bad_buffers)
+
+
 def _by_forward(facts: Facts) -> Finding | None:
-    """Nothing is wrong with a step but what it leaves in running statistics: a variance over one value is 0 / 0."""
+    """Nothing is wrong with a step but what it leaves in running statistics: a variance over one value is 0 / 0.
+
+    Of other means that a module keeps in buffers (codes, centres) only where every batch does it, by any weights.
+    """
     same = facts.outcomes.get("same")
     if same is None or same.error or same.bad_losses or same.bad_grad_count or facts.growing or facts.suspects():
         return None
     names = [n for n in same.bad_buffers if n.rpartition(".")[2].startswith("running_")]
-    if not names:
+    asked = [facts.outcomes[n] for n in ("other", "earlier") if n in facts.outcomes]
+    everywhere = bool(asked) and all(set(o.bad_buffers) & set(same.bad_buffers) for o in asked)
+    if not names and not everywhere:
         return None
+    names = names or same.bad_buffers
     evidence = facts.says(CODE, "!same", "other", "earlier", "alone", "others")
     culprit = Culprit(module=names[0].rpartition(".")[0], image_ids=facts.guilty_images or [])
     fix = f"give {culprit.module} more than one value for each channel: a larger batch, or a variance that is biased"
+    if everywhere:
+        fix = f"look at what {culprit.module} divides its running means by: a count that is still 0, too few values"
     proved = bool(facts.guilty_images) and facts.bad(healthy(facts))
     detail = {"entries": names[:50], "by_forward": True, "proved_on_healthy_weights": proved}
-    return Finding(CODE, 0.6, culprit, evidence, facts.step, fix, detail)
+    repeated = everywhere and facts.bad("again")
+    return Finding(CODE, 0.93 if repeated else 0.6, culprit, evidence, facts.step, fix, detail)

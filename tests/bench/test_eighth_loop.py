@@ -1,0 +1,50 @@
+"""Loops of people's own from the bench's eighth round, each with the cause that was missed once."""
+
+from __future__ import annotations
+
+import pytest
+from nanbench import ours
+from nanbench.scenario import Outcome
+from nanbench.scenarios import BY_ID
+from nanbench.scene import clean_scene
+
+
+def outcome(name: str, seed: int, folder) -> Outcome:
+    scene = clean_scene(BY_ID[name].setup, seed)
+    BY_ID[name].fault(scene)
+    return ours.run(scene, folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "seed", "cause"),
+    [
+        ("eighth-critic-rate", 0, "LR_TOO_HIGH"),  # a generator's loss leaves gradients in its critic
+        ("eighth-critic-bit", 0, "TRANSIENT"),
+        ("eighth-series", 0, "LR_TOO_HIGH"),  # too high by a million, and a weight decay that is none of its doing
+        ("eighth-policy", 0, "LR_TOO_HIGH"),  # one healthy step with a loss next to nothing
+        ("eighth-all-alike", 0, "LOSS_MATH"),  # other draws of the same batch are sound
+        ("eighth-squashed", 0, "LOSS_MATH"),
+        ("eighth-unused-codes", 0, "NORM_STATE"),
+        ("eighth-norm-momentum", 0, "NORM_STATE"),
+    ],
+)
+def test_every_incident_has_the_cause(name: str, seed: int, cause: str, tmp_path):
+    found = outcome(name, seed, tmp_path).incidents
+    assert found and {i["cause"] for i in found} == {cause}
+    assert all(i["confidence"] >= 0.9 for i in found)
+
+
+def test_a_chance_names_no_sample(tmp_path):
+    found = outcome("eighth-squashed", 0, tmp_path).incidents
+    assert not any(i["culprit"].get("image_ids") for i in found)
+
+
+def test_an_investigation_leaves_buffers_that_a_loss_holds_on_to(tmp_path):
+    found = outcome("eighth-first-spread", 0, tmp_path).incidents
+    assert found and {i["cause"] for i in found} == {"LOSS_MATH"}
+
+
+@pytest.mark.parametrize("name", ["only-padding", "rivals", "hinge", "late-reward", "outliers"])
+def test_nothing_is_done_about_an_honest_loop(name: str, tmp_path):
+    done = outcome(f"decoy-eighth-{name}", 1, tmp_path)
+    assert done.finished and not done.incidents
