@@ -328,11 +328,35 @@ def likelihood(run: Run) -> None:
     loop(run, model, torch.optim.NAdam(model.parameters(), 1e-3), loss, clip=10.0)
 
 
+def units(run: Run) -> None:
+    """A table as it was found: a salary, a time stamp, a share. A norm makes numbers of it that a network can use."""
+    model = nn.Sequential(nn.BatchNorm1d(12), mlp(12, 4))
+    scale = torch.logspace(-6, 10, 12)
+
+    def loss(m: nn.Module, _: int) -> Tensor:
+        x = rand(32, 12) + 3
+        return F.cross_entropy(m(x * scale), x[:, :4].argmax(1))
+
+    loop(run, model, torch.optim.SGD(model.parameters(), 0.05, momentum=0.9), loss)
+
+
+def people(run: Run) -> None:
+    """Populations as they are: squares of 1e9 are the first loss, and of their gradients what Adam keeps."""
+    model = mlp(12, 1)
+
+    def loss(m: nn.Module, _: int) -> Tensor:
+        x = rand(32, 12)
+        return (m(x)[:, 0] - 1e9 * (2 + x[:, 0])).square().mean()
+
+    loop(run, model, torch.optim.Adam(model.parameters(), 1e-2), loss)
+
+
 SETTINGS: dict[str, Callable[[Run], None]] = {
     f.__name__: f
     for f in (
         *(noisy_labels, warm_restarts, language, adversaries, line_search, policy, heavy_tails, rare_class, series),
         *(cyclic_penalty, contrasted, orthogonal, patches, values, one_cycle, likelihood),
+        *(units, people),
     )
 }
 OWN_LOOP = ("adversaries", "line_search")

@@ -72,6 +72,7 @@ class Experiments:
         )
         for batch in case.batches or []:
             f.image_ids += list(batch.image_ids)
+        f.measured["given"] = max((scan_batch.largest_given(b) for b in case.batches or []), default=0.0)
         for batch in case.batches or []:
             self._try("scan: targets", lambda b=batch: self._scan_batch(model, b))
         self._try("scan: what the guard's input check found", self._take_reported)

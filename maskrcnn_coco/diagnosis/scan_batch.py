@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maskrcnn_coco.components import class_count
 from maskrcnn_coco.diagnosis.facts import AnchorFault, Facts, InputFault, TargetFault
+from maskrcnn_coco.replay.locate import largest
 
 
 def repair(batch: Any, facts: Facts) -> Any:
@@ -47,6 +48,11 @@ def reported(
         else:
             more_targets.append(TargetFault(code, int(image_id), problem.get("annotation_id"), what, True))
     return more_targets, more_inputs
+
+
+def largest_given(batch: Any) -> float:
+    """The largest number of a batch in any loop: what a loss compares with may be in units of its own."""
+    return largest([batch.data]) if hasattr(batch, "data") else largest([batch.images, batch.targets])
 
 
 def num_classes(model: nn.Module, settings: dict[str, Any]) -> int | None:

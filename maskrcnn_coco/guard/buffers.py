@@ -167,7 +167,10 @@ class Buffers:
             return []
         floats = self._floats(looked)
         sizes = norms([t for _, t in floats])
-        bad = {j for j in nonfinite_at(sizes) if whole or not self._only_its_square(*floats[j])}
+        bad = set()
+        for j in nonfinite_at(sizes):
+            sizes[j] = float(floats[j][1].detach().double().norm())  # only the squares may be beyond range
+            bad |= set() if math.isfinite(sizes[j]) else {j}
         bad |= self._negative(floats) | self._vanished(floats, sizes)
         first: dict[int, float] = {}
         for j, (i, t) in enumerate(floats):
@@ -198,13 +201,6 @@ class Buffers:
         if kept is None or kept.is_meta or "running_mean" not in module._buffers:
             return False
         return bool((kept == (1.0 if name == "running_var" else 0.0)).all())
-
-    def _only_its_square(self, i: int, live: Tensor) -> bool:
-        """Whether the first update gave finite statistics whose squares are beyond range: they are meant."""
-        if not (bool(live.isfinite().all()) and self._as_made(i)):
-            return False
-        self._by_design.add(i)
-        return True
 
     def _was_alone(self, i: int, size: float) -> bool:
         """Whether the batch that made variances leap at their first update was the only one of that size."""

@@ -31,7 +31,9 @@ ABSURD = 1e6
 Nor are losses that go on from one that was taken for the low rate it came at, once the rate is not low any more.
 """
 ABSURD_ANY = 1e12
-"""The same of any model: losses that are summed over pixels and batch start at millions. Whatever the rate."""
+"""The same whatever the rate: losses that are summed over pixels and batch start at millions."""
+ABSURD_OTHER = 1e20
+"""The same of models that are no detectors: squares of prices and of populations start at 1e12 and 1e18."""
 WILD_RATIO, WILD_LOSS = 8.0, 100.0
 """Losses above both, times the reference and as they are, teach nothing, not even in a run's first steps.
 

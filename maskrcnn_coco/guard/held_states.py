@@ -16,6 +16,11 @@ States = tuple[list[Tensor], list[int], list[str]]
 """What `float_states` gives."""
 
 
+def is_square(key: str) -> bool:
+    """Whether an optimizer keeps squares under this key: those of gradients of 1e11 are sound, their norm is not."""
+    return "sq" in key or key == "sum"
+
+
 class HeldStates:
     """The optimizer's floating states, looked up anew only where its entries are not what they were.
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from maskrcnn_coco.components import real
 from maskrcnn_coco.errors import GuardStop, GuardWarning
 from maskrcnn_coco.guard.buffers import Buffers
-from maskrcnn_coco.guard.divergence import ABSURD, ABSURD_ANY, Divergence
+from maskrcnn_coco.guard.divergence import ABSURD, ABSURD_OTHER, Divergence
 from maskrcnn_coco.guard.forward_backward import DETACHED, SWITCHED_OFF
 from maskrcnn_coco.guard.health import Health
 from maskrcnn_coco.guard.inputs import Expected
@@ -163,7 +163,7 @@ class Instruments:
 
     def new_regime(self) -> None:
         """Forget what is healthy: the loss means something else from here on."""
-        absurd = ABSURD_ANY if self.expected.num_classes is None else ABSURD
+        absurd = ABSURD_OTHER if self.expected.num_classes is None else ABSURD
         self.divergence, self.stall, self.haste = Divergence(absurd, once=self.only_refuses), Stall(), Haste()
         self.loss_weight = LossWeight()
 

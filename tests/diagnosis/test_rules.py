@@ -146,6 +146,13 @@ def test_a_loss_as_enormous_again_is_no_glitch_though_its_norm_overflowed_where_
     assert (found.cause, found.confidence) == (("LOSS_MATH", 0.92) if inside < 1e3 else ("UNKNOWN", 0.1))
 
 
+def test_a_loss_that_is_the_square_of_what_its_batches_hold_is_no_wrong_formula():
+    facts = enormous(5e30, 60.0)
+    facts.measured["given"] = 1e14
+    found = investigate.rank(facts)[0]
+    assert (found.cause, found.confidence) == ("UNKNOWN", 0.1)
+
+
 @pytest.mark.parametrize(("inside", "earlier", "cause"), [(71.0, 1e18, "LOSS_MATH"), (1e14, 1e18, "UNKNOWN")])
 def test_one_sample_s_loss_beyond_all_that_the_model_made_is_the_loss_s_own(inside: float, earlier: float, cause: str):
     """A division by the area of one object, as measured: finite, on healthy weights too, and of that image alone."""

@@ -46,6 +46,15 @@ def test_a_bad_moment_is_named(what: str) -> None:
     assert verdict is not None and verdict.symptom == "optimizer_nonfinite" and what in verdict.message
 
 
+def test_second_moments_of_large_gradients_are_sound_though_their_squares_are_beyond_range() -> None:
+    model, optimizer, _, health = make()
+    optimizer.state[model.weight]["exp_avg_sq"].fill_(1e22)
+    assert health.check(whole=True) is None
+    optimizer.state[model.weight]["exp_avg"].fill_(1e22)
+    verdict = health.check(whole=True)
+    assert verdict is not None and "exp_avg of" in verdict.message
+
+
 @pytest.mark.parametrize("name", ["lr", "weight_decay", "eps"])
 def test_a_setting_that_is_no_number_is_named(name: str) -> None:
     _, optimizer, _, health = make()

@@ -46,7 +46,7 @@ SUSPICION = Verdict("input_nonfinite", "image 3 holds NaN", suspicion=True)
         (seen(norm=NAN, suspicion=SUSPICION), "input_nonfinite"),
         (seen(buffers=lambda: ["m"], suspicion=SUSPICION), "input_nonfinite"),
         (seen(loss=NAN, without_gradient=["loss"]), None),
-        (seen(loss=1e20), "diverged"),
+        (seen(loss=1e21), "diverged"),
     ],
 )
 def test_the_fault_that_others_hide_behind_is_named(measured: Measured, symptom: str | None):

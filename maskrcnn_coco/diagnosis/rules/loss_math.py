@@ -90,7 +90,9 @@ def _out_of_scale(facts: Facts, same: Outcome) -> bool:
         return False
     everywhere = not facts.reference.count and facts.bad("other")
     of_some = bool(facts.guilty_images) and facts.good("other") and facts.bad(healthy(facts))
-    return (everywhere or of_some) and abs(same.loss) > FROM_NOTHING * (1.0 + facts.inside) ** 2
+    # What all batches are compared with counts as well; of a single sample it may be the very fault.
+    known = facts.inside if of_some else max(facts.inside, float(facts.measured.get("given") or 0.0))
+    return (everywhere or of_some) and abs(same.loss) > FROM_NOTHING * (1.0 + known) ** 2
 
 
 def _largest_term(same: Outcome) -> str | None:
