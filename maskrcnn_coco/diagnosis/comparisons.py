@@ -15,7 +15,7 @@ from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.snapshot import Snapshot
 
-FAR, ALIKE = 100.0, 1.5
+FAR, ALIKE = 20.0, 1.5
 """What the run reached is far beyond weights that stand still; steps this many times as loud as those are alike."""
 
 PROPORTION = 30.0

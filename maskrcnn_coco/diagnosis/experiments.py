@@ -159,7 +159,8 @@ class Experiments:
         f.components = list(case.rig.components(model))
         before = [r for r in case.history if r.step < f.step]
         onset = min(f.onset_step, from_records.onset_of(before, f.step))
-        known_at = (from_records.reference_of(case.history, at) for at in (onset, f.onset_step))
+        # The first step's own loss is of weights that no update had touched, whatever came of it.
+        known_at = (from_records.reference_of(case.history, at) for at in (onset, f.onset_step, min(1, f.step)))
         f.reference = next((r for r in known_at if r.count), Reference())
         f.growing = onset < f.step
         f.onset_step = onset
