@@ -22,6 +22,8 @@ RATE_SETTINGS: dict[str, str] = {
     "mask_head": "head_lr_multiplier",
 }
 """The setting that sets the learning rate of a component."""
+GRAPH_ERRORS = ("backward through the graph a second time", "modified by an inplace operation")
+"""What autograd says of a tensor that is used in a later step with the graph of an earlier one: never a device's."""
 PROVED = 0.9
 """Confidence from which on a finding counts as proved: a replay or a scan has shown it."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_coco.guard.aside import Aside
 from maskrcnn_coco.guard.norms import has_fractions, nonfinite_at, norms
 from maskrcnn_coco.guard.verdict import Verdict
 
@@ -35,9 +36,12 @@ class Buffers:
 
     Parameters that are not trained count as buffers once a forward pass was seen to change them (the slow copy of a
     network that some keep up inside `forward`): then they are copied too. Others are too large for that.
+
+    What modules keep in plain attributes is put back with them, and never judged: `aside`.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.aside = Aside(model)
         self._slots: list[tuple[nn.Module, str, str]] = []
         self._homes: list[dict[str, Any]] = []
         self._frozen: list[int] = []
@@ -110,6 +114,7 @@ class Buffers:
     def save(self) -> None:
         """Copy what the coming forward pass may change."""
         self._live, self._active = {}, []
+        self.aside.save()
         stale_live, stale_kept = [], []
         if self._frozen and (self._saves < FIRST or self._saves % RARELY == 0):
             self._find_moving()
@@ -258,6 +263,7 @@ class Buffers:
 
     def restore(self) -> None:
         """Put every changed buffer back, bit for bit and with the identity it had."""
+        self.aside.restore()
         with torch.no_grad():
             for i in self.changed():
                 name = self._slots[i][1]
@@ -271,6 +277,7 @@ class Buffers:
 
     def restore_where(self, bad: Tensor) -> None:
         """The same without a host read: selected, never multiplied, by the flag ``bad`` (bool, ())."""
+        self.aside.restore_where(bad)
         with torch.no_grad():
             for i in self.changed():
                 kept, live = self._kept[i], self._homes[i].get(self._slots[i][1])

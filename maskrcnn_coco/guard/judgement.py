@@ -30,7 +30,7 @@ from maskrcnn_coco.guard.norms import Components, Layout
 from maskrcnn_coco.guard.sharding import Shares
 from maskrcnn_coco.guard.updates import Haste, Stall
 from maskrcnn_coco.guard.verdict import Verdict
-from maskrcnn_coco.records import Alarm, StepRecord
+from maskrcnn_coco.records import GRAPH_ERRORS, Alarm, StepRecord
 
 
 @dataclass
@@ -347,7 +347,9 @@ class Instruments:
         # Nothing of a batch: no parameter to train, or a detector that was left in evaluation mode.
         evaluating = error.startswith("LossForm") and not self.model.training
         untrained = self.layout.frozen or any(w in error for w in NOTHING_TRAINED)
-        everywhere = {"every_batch": True} if untrained or evaluating else {}
+        # What a module keeps from step to step with its graph fails in every one after the first.
+        kept = self.crashes > 1 and any(w in error for w in GRAPH_ERRORS)
+        everywhere = {"every_batch": True} if untrained or evaluating or kept else {}
         return Verdict("crash", error, measured | {"error": error} | everywhere)
 
     def refuse(self, record: StepRecord, verdict: Verdict | None, began: float, *, ran: bool = True) -> StepRecord:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from maskrcnn_coco.guard import forward_backward, optimizer_step
+from maskrcnn_coco.guard.aside import Aside
 from maskrcnn_coco.guard.norms import Layout, moved_by, sizes_of
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.gradients import gradient_digest, read_norms
@@ -56,6 +57,7 @@ class Replay:
         self.missing: list[str] = []
         """What the private copy could not take over from the run's model."""
         self._model: nn.Module | None = None
+        self._aside: Aside | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._layout: Layout | None = None
         self._calm = math.inf
@@ -78,6 +80,8 @@ class Replay:
             self.missing = copied.missing
             self._model = own(copied.model, self.rig.fp32_modules)
             self._model.zero_grad(set_to_none=True)
+            self._aside = Aside(self._model)
+            self._aside.save()
         return self._model
 
     @property
@@ -140,7 +144,7 @@ class Replay:
         with self.away(_share(batches, case.batches)):
             model = self.rig.reference() if reference and self.rig.reference else self.model
             model.train()
-            restore(snapshot or case.now, model, rng=False)
+            self._back_to(snapshot or case.now, model)
             scale = self._scale(precision, loss_scale)
             step = case.alarm.step if step is None else step
             plain = nullcontext() if attention else plain_attention()
@@ -181,7 +185,7 @@ class Replay:
         with self.away(0):
             model, optimizer, layout = self.model, self.optimizer, self._layout_of(self.model)
             model.train()
-            restore(snapshot, model, optimizer, rng=False)
+            self._back_to(snapshot, model, optimizer)
             outcome, current = Outcome(test, True), settings_of(self.case.now.optimizer.get("param_groups", []))
             steps = [*self.entries(snapshot.step), None, *beyond] if instead is None else list(instead)
             sizes = sizes_of([*layout.params], layout) if beyond else []
@@ -228,7 +232,7 @@ class Replay:
         with self.away(1.0):
             model, optimizer = self.model, self.optimizer
             model.train()
-            restore(self.case.now, model, optimizer, rng=False)
+            self._back_to(self.case.now, model, optimizer)
             if state is not None:
                 restore_optimizer(optimizer, state.optimizer)
             elif empty:
@@ -248,6 +252,12 @@ class Replay:
             model.zero_grad(set_to_none=True)
         outcome.steps = 1.0
         return outcome
+
+    def _back_to(self, state: Snapshot, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """``state``, and in plain attributes what the last test may have left: as in the run before the step."""
+        restore(state, model, optimizer, rng=False)
+        if self._aside is not None and model is self._model:
+            self._aside.restore()
 
     def entries(self, from_step: int) -> list[TapeEntry]:
         """Applied steps of the tape from ``from_step`` up to, not with, the failing one; the last take of each."""

@@ -145,6 +145,30 @@ def test_one_term_more_is_no_new_formula_where_it_is_small():
         assert alarm is None
 
 
+class Hidden(nn.Module):
+    """Its state goes on to the next batch, with the graph of this one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.state = nn.Parameter(torch.tensor(0.1)), torch.zeros(())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.state = self.gate * self.state + x.mean()
+        return x + 0.01 * self.state
+
+
+def test_a_state_that_is_kept_with_its_graph_is_the_code_s_and_no_device_s():
+    model = tiny_model()
+    model.backbone.body["layer2"] = nn.Sequential(model.backbone.body["layer2"], Hidden())
+    run = TinyRun(model=model)
+    for step, kind in ((1, "skip"), (2, "stop")):
+        alarm, batches = (run.step(0), run.step(1))[1] if step == 1 else run.step(step)
+        assert alarm is not None and "second time" in alarm.message
+        found = investigate(run.case(alarm, batches))
+        assert found[0].cause == "UNKNOWN" and "detach()" in found[0].fix
+        assert decide(found, History(step=step, images=24)).kind == kind
+
+
 def summed_in_half() -> nn.Module:
     """A penalty on what the box head gives, in a line of the loss: its sum passes 65504."""
     model, seen = tiny_model(), []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from maskrcnn_coco.diagnosis.facts import Facts, InputFault, TargetFault, far_apart
-from maskrcnn_coco.records import PROVED, Culprit, Evidence, Finding
+from maskrcnn_coco.records import GRAPH_ERRORS, PROVED, Culprit, Evidence, Finding
 from maskrcnn_coco.wording import annotation_words
 
 CURE_LOSS, CURE_NORM = 3.0, 5.0
@@ -43,6 +43,11 @@ def by_the_loop(facts: Facts) -> bool:
     return (
         own and same is not None and facts.recorded_loss is not None and not far_apart(facts.recorded_loss, same.loss)
     )
+
+
+def keeps_graph(facts: Facts) -> bool:
+    """Autograd's complaint about a tensor of an earlier step: a replay, whose model is a copy without it, has none."""
+    return any(said in str(facts.measured.get("error")) for said in GRAPH_ERRORS)
 
 
 def cured(facts: Facts) -> str | None:

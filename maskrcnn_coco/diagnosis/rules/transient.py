@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 
 from maskrcnn_coco.diagnosis.facts import Facts
-from maskrcnn_coco.diagnosis.rules.common import by_the_loop, nonfinite
+from maskrcnn_coco.diagnosis.rules.common import by_the_loop, keeps_graph, nonfinite
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "TRANSIENT"
@@ -53,7 +53,7 @@ def judge(facts: Facts) -> Finding | None:
         return None  # without suspects the model is meant to be given such numbers, and the replay took them
     if facts.certain_state() or facts.lethal() or facts.bad("live") or facts.measured.get("every_batch"):
         return None
-    if facts.unrepeatable() or by_the_loop(facts):
+    if facts.unrepeatable() or by_the_loop(facts) or keeps_graph(facts):
         return None
     if facts.leap and not facts.not_repeated():
         return None  # the update would be as large again

@@ -16,7 +16,7 @@ How to fix it: read the list of tests in the incident; `maskrcnn-coco diagnose I
 from __future__ import annotations
 
 from maskrcnn_coco.diagnosis.facts import Facts
-from maskrcnn_coco.diagnosis.rules.common import by_the_loop, healthy
+from maskrcnn_coco.diagnosis.rules.common import by_the_loop, healthy, keeps_graph
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "UNKNOWN"
@@ -30,6 +30,8 @@ def judge(facts: Facts) -> Finding | None:
         what = "weights, batch and random numbers were the same, and it was another step each time"
         evidence.insert(0, Evidence("the two replays of the step", what, CODE))
         fix = "look for what changes from one forward pass to the next: hooks registered again, counters of your own"
+    elif keeps_graph(facts):
+        fix = "a tensor of one step is used in the next with its graph: detach() what a module or loss keeps"
     elif facts.by_chance:
         where = (facts.location.module if facts.location is not None else None) or "the forward pass"
         fix = f"look at what is drawn at random in {where}: with other draws the same batch is sound"

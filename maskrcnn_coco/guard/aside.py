@@ -1,0 +1,104 @@
+"""What modules keep beside their buffers: numbers and small tensors in plain attributes, put back after a refused step.
+
+A running mean that is ``self.mean = …``, a normaliser that is a Python float: once it is NaN, so is every batch after
+it, and no scan of buffers finds it. Nobody judges what such attributes hold: features that were put aside may be
+anything. They are only what they were before a step that does not count.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FIRST, RARELY = 5, 50
+"""All attributes are kept before the first forward passes, and before one in so many; else those seen to change."""
+MOST = 2**17
+"""Numbers of a tensor that is kept: a centre of outputs is; a feature map that is put aside to look at is not."""
+GONE = object()
+_TORCHS = frozenset(vars(nn.Module()))
+"""What every module has."""
+
+
+class Aside:
+    """Numbers, small tensors and Nones in the attributes of ``model``'s modules.
+
+    Tensors with a graph are left alone: to hold one would hold the step that made it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._saves = 0
+        self._seen: dict[tuple[int, str], Any] = {}
+        self._moving: dict[tuple[int, str], dict[str, Any]] = {}
+        self._held: list[tuple[dict[str, Any], str, Any, Any]] = []
+        """(the module's attributes, a name, what it is, its mark) as of `save`."""
+        self._copies: dict[tuple[int, str], tuple[Any, Tensor]] = {}
+        """The mark of a tensor, and what it held then."""
+
+    def save(self) -> None:
+        """Hold what the coming forward pass may change."""
+        look = self._saves < FIRST or self._saves % RARELY == 0
+        self._saves += 1
+        self._held = []
+        if not (look or self._moving):
+            return
+        places = self._look() if look else self._moving
+        for (_, name), home in places.items():
+            value = home.get(name, GONE)
+            if not _kept(value):
+                continue
+            mark = _mark(value)
+            self._held.append((home, name, value, mark))
+            known = self._copies.get((id(home), name))
+            if isinstance(value, Tensor) and (known is None or known[0] != mark):
+                self._copies[id(home), name] = mark, value.detach().clone()
+
+    def _look(self) -> dict[tuple[int, str], dict[str, Any]]:
+        """Every attribute that can be kept; those that are not what they were at the last look are said to move."""
+        places = {}
+        for module in self.model.modules():
+            home = vars(module)
+            for name, value in home.items():
+                if name in _TORCHS or not _kept(value):
+                    continue
+                place, mark = (id(home), name), _mark(value)
+                places[place] = home
+                if self._seen.get(place, mark) != mark:
+                    self._moving[place] = home
+                self._seen[place] = mark
+        return places
+
+    def restore(self) -> None:
+        """Put back what is not what it was, bit for bit and with the identity it had."""
+        for home, name, value, mark in self._held:
+            now = home.get(name, GONE)
+            if isinstance(value, Tensor) and _mark(value) != mark:
+                with torch.no_grad():
+                    value.copy_(self._copies[id(home), name][1])
+                self._copies[id(home), name] = _mark(value), self._copies[id(home), name][1]
+            if now is not value and isinstance(now, (float, Tensor)):
+                home[name] = value
+
+    def restore_where(self, bad: Tensor) -> None:
+        """The same for tensors without a host read: selected by the flag ``bad`` (bool, ())."""
+        with torch.no_grad():
+            for home, name, value, _ in self._held:
+                now, kept = home.get(name), self._copies.get((id(home), name))
+                if not isinstance(value, Tensor) or not isinstance(now, Tensor) or kept is None or now.requires_grad:
+                    continue
+                if now.shape == kept[1].shape and now.dtype == kept[1].dtype and not now.is_meta:
+                    now.copy_(torch.where(bad.to(now.device), kept[1].to(now.device), now))
+
+
+def _kept(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        plain = value.grad_fn is None and not value.requires_grad and not isinstance(value, nn.Parameter)
+        return plain and not value.is_meta and not value.is_inference() and value.numel() <= MOST
+    return value is None or type(value) is float
+
+
+def _mark(value: Any) -> Any:
+    """Changes with the object or, where autograd sees it, its content."""
+    return (id(value), value._version) if isinstance(value, Tensor) else value
