@@ -7,6 +7,7 @@ anything. They are only what they were before a step that does not count.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -81,8 +82,12 @@ class Aside:
             if now is not value and isinstance(now, (float, Tensor)):
                 home[name] = value
 
+    def plain(self) -> list[tuple[dict[str, Any], str, float | None]]:
+        """(the module's attributes, a name, what it is) of what is no tensor among them, as of `save`."""
+        return [(home, name, value) for home, name, value, _ in self._held if not isinstance(value, Tensor)]
+
     def restore_where(self, bad: Tensor) -> None:
-        """The same for tensors without a host read: selected by the flag ``bad`` (bool, ())."""
+        """The same for tensors alone, without a host read: selected by the flag ``bad`` (bool, ())."""
         with torch.no_grad():
             for home, name, value, _ in self._held:
                 now, kept = home.get(name), self._copies.get((id(home), name))
@@ -90,6 +95,19 @@ class Aside:
                     continue
                 if now.shape == kept[1].shape and now.dtype == kept[1].dtype and not now.is_meta:
                     now.copy_(torch.where(bad.to(now.device), kept[1].to(now.device), now))
+
+
+def put_back(plain: list[tuple[dict[str, Any], str, float | None]]) -> None:
+    """What is not finite now and was before a step that turned out bad, although others followed. Reads tensors."""
+    for home, name, value in plain:
+        now = home.get(name)
+        bad = not _sound(now) if isinstance(now, (float, Tensor)) else False
+        if bad and (value is None or math.isfinite(value)):
+            home[name] = value
+
+
+def _sound(value: float | Tensor) -> bool:
+    return bool(value.isfinite().all()) if isinstance(value, Tensor) else math.isfinite(value)
 
 
 def _kept(value: Any) -> bool:

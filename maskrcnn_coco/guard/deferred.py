@@ -11,7 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard import forward_backward, optimizer_step
+from maskrcnn_coco.guard.aside import put_back
 from maskrcnn_coco.guard.health import LEAP
 from maskrcnn_coco.guard.inputs import verdict_on
 from maskrcnn_coco.guard.judgement import Instruments, Measured
@@ -44,6 +45,8 @@ class Pending:
     numbers: Tensor
     arrived: Any
     suspicion: Verdict | None
+    aside: list[Any] = field(default_factory=list)
+    """What modules kept before it that is no tensor."""
 
 
 class Deferred:
@@ -85,6 +88,7 @@ class Deferred:
             return record
         parts.layout.zero_grad()
         parts.buffers.save()
+        aside = parts.buffers.aside.plain()
         parts.seconds += time.perf_counter() - began
         try:
             names, losses = _run(forward, batches, parts.scale.scaler)
@@ -97,7 +101,7 @@ class Deferred:
             return record
         began = time.perf_counter()
         numbers = self._update(losses, record)
-        self.pending.append(Pending(record, names, *_send(numbers), suspicion))
+        self.pending.append(Pending(record, names, *_send(numbers), suspicion, aside))
         parts.seconds += time.perf_counter() - began
         return record
 
@@ -254,6 +258,8 @@ class Deferred:
         record.group_grad_norm = parts.layout.by_component(groups)
         record.loss_scale = scale if parts.scale.scaler is not None else None
         record.applied = not bad
+        if bad:
+            put_back(item.aside)
         if record.applied and rest[2 * count :]:
             record.update_ratio = parts.layout.by_component(rest[2 * count :])
         nothing = [n for n, v in record.losses.items() if math.isnan(v)] if bad and math.isfinite(total) else []

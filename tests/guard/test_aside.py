@@ -35,17 +35,21 @@ class Centred(nn.Module):
 
 @pytest.mark.parametrize("kind", ["float", "tensor", "in place", "none"])
 @pytest.mark.parametrize("late", [0, FIRST + 3])
-def test_a_batch_that_spoils_a_running_mean_costs_its_own_step_only(kind: str, late: int):
+@pytest.mark.parametrize("deferred", [False, True])
+def test_a_batch_that_spoils_a_running_mean_costs_no_step_but_those_under_way(kind: str, late: int, deferred: bool):
     torch.manual_seed(0)
     model = Centred(kind)
-    guard = Guard(model, torch.optim.SGD(model.parameters(), lr=0.01), forward=lambda m, b: {"l": m(b).square().mean()})
-    applied = []
-    for step in range(late + 4):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=True)
+    guard = Guard(model, optimizer, forward=lambda m, b: {"l": m(b).square().mean()}, deferred=deferred)
+    records = []
+    for step in range(late + 6):
         batch = torch.rand(2, 3) + 1
         if step == late:
             batch = torch.full((2, 3), 3e38)  # its sum is infinite, and so is its mean
-        applied.append(guard.step(batch, [0, 1]).applied)
-    assert applied == [step != late for step in range(late + 4)]
+        records.append(guard.step(batch, [0, 1]))
+        if deferred:
+            guard.flush()
+    assert [r.applied for r in records] == [step != late for step in range(late + 6)]
     assert abs(float(model.mean)) < 10
 
 
