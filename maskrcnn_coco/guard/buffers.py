@@ -201,11 +201,8 @@ class Buffers:
 
     def _as_made(self, i: int) -> bool:
         """Whether these are a norm's statistics, and were as its constructor makes them before the forward pass."""
-        module, name, _ = self._slots[i]
         kept = self._kept[i]
-        if kept is None or kept.is_meta or "running_mean" not in module._buffers:
-            return False
-        return bool((kept == (1.0 if name == "running_var" else 0.0)).all())
+        return kept is not None and not kept.is_meta and as_made(self._slots[i][1], kept)
 
     def _was_alone(self, i: int, size: float) -> bool:
         """Whether the batch that made variances leap at their first update was the only one of that size."""
@@ -283,6 +280,12 @@ class Buffers:
                 kept, live = self._kept[i], self._homes[i].get(self._slots[i][1])
                 if kept is not None and live is not None and not live.is_meta:
                     live.copy_(torch.where(bad.to(live.device), kept, live))
+
+
+def as_made(name: str, held: Tensor) -> bool:
+    """Whether a norm's running statistic holds what its constructor put there: no data has reached it."""
+    given = {"running_mean": 0.0, "running_var": 1.0}.get(name)
+    return given is not None and bool((held == given).all())
 
 
 def _mark(tensor: Tensor) -> tuple[int, int]:

@@ -8,23 +8,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskrcnn_coco.guard.buffers import LEAP
+from maskrcnn_coco.guard.buffers import LEAP, as_made
 from maskrcnn_coco.guard.norms import norms
 
 STATISTICS = ("running_mean", "running_var")
 
 
-def thrown(model: nn.Module, before: dict[str, Any]) -> list[str]:
-    """Floating buffers that are not finite now, or leapt from what they are before the failing step."""
+def thrown(model: nn.Module, state: dict[str, Any]) -> list[str]:
+    """Floating buffers that are not finite now, or leapt from what they are in ``state``, before the failing step."""
     found = [(n, b) for n, b in model.named_buffers() if b.is_floating_point() and b.numel()]
-    pairs = [(n, b, before.get(n.replace("_orig_mod.", ""))) for n, b in found]
+    pairs = [(n, b, state.get(n.replace("_orig_mod.", ""))) for n, b in found]
     known = [(n, b, k) for n, b, k in pairs if k is not None and k.shape == b.shape]
     now, was = norms([b for _, b, _ in known]), norms([k for _, _, k in known])
     bad = []
-    for (name, buffer, _), size, old in zip(known, now, was, strict=True):
+    for (name, buffer, before), size, old in zip(known, now, was, strict=True):
         if buffer.numel() == 1 and not name.endswith(STATISTICS):
             continue  # a counter; `Buffers.wrong` has the same rule
         least = 1e-3 * math.sqrt(buffer.numel())
+        if as_made(name.rpartition(".")[2], before) and bool(buffer.isfinite().all()) and not _below_zero(name, buffer):
+            continue  # data have units of their own; `Buffers.wrong` has this rule too
         # What is not finite before the step either (a causal mask of -inf) was not thrown by it.
         if math.isfinite(old) and (not size <= LEAP * max(old, least) or _below_zero(name, buffer)):
             bad.append(name)
