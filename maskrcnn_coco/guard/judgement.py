@@ -344,10 +344,9 @@ class Instruments:
                 f"the forward or backward pass failed {self.crashes} times in a row: {error}",
                 fix="this is more than one bad batch: run the step once outside the guard and read the traceback",
             )
-        # Nothing of a batch: no parameter to train, or a detector that was left in evaluation mode.
+        # Nothing of a batch: no parameter to train, a detector left in evaluation mode, a graph kept between steps.
         evaluating = error.startswith("LossForm") and not self.model.training
         untrained = self.layout.frozen or any(w in error for w in NOTHING_TRAINED)
-        # What a module keeps from step to step with its graph fails in every one after the first.
         kept = self.crashes > 1 and any(w in error for w in GRAPH_ERRORS)
         everywhere = {"every_batch": True} if untrained or evaluating or kept else {}
         return Verdict("crash", error, measured | {"error": error} | everywhere)
