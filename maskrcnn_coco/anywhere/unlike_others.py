@@ -114,7 +114,7 @@ def _out_of_scale(bad: list[Samples], good: list[Samples]) -> str | None:
             None if mine <= FAR * max(others, 1e-12) else f"pixels reach {mine:.3g}, those of the others {others:.3g}"
         )
     for position, (mine, others) in enumerate(zip(_largest(bad), _largest(good), strict=False)):
-        if not mine <= FAR * max(others, 1e-12):
+        if not mine <= FAR * (max(others, 1e-12) if others else 1.0):  # of zeros no scale is known
             return f"values of input {position} reach {mine:.3g}, those of the others {others:.3g}"
     return None
 

@@ -29,6 +29,16 @@ def test_a_number_out_of_range_is_named_in_every_dtype_of_whole_numbers(dtype: t
     assert (found.cause, found.confidence) == ("DATA_LABEL", 0.92)
 
 
+@pytest.mark.parametrize(
+    ("usual", "value", "cause"), [(0.0, 60.0, "UNKNOWN"), (0.0, 1e6, "DATA_PIXEL"), (0.1, 60.0, "DATA_PIXEL")]
+)
+def test_one_number_among_zeros_is_out_of_no_scale(usual: float, value: float, cause: str) -> None:
+    """A reward, a count: rare, and what the training is about."""
+    batch = kept(torch.tensor([usual, usual, value, usual]))
+    guilty = Finding("UNKNOWN", 0.5, Culprit(image_ids=[2]), [], 5, "", {"proved_on_healthy_weights": True})
+    assert named(guilty, Alarm("diverged", 5, 0, 5, "", {}), batch).cause == cause
+
+
 def test_a_label_past_those_of_all_other_images_is_named_in_a_detectors_batch() -> None:
     images = [torch.zeros(3, 8, 8) for _ in range(4)]
     counts, labels = (2, 0, 1, 3), ([1, 2], [], [9], [1, 1, 3])
