@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -52,31 +54,60 @@ def case_of(known: Any, alarm: Alarm) -> Case:
     )
 
 
-def as_loud_before(known: Any, record: StepRecord, onset: int) -> bool:
-    """Whether the batch of ``record`` is as loud on weights from before ``onset``, when the losses became so.
+class Looks:
+    """What replays tell of a step before it is refused; see `guard.verdict.Looks`.
 
-    Then it is the data, the rewards or a rival's weights that are others now, and no step of this model has led there.
-    Not where a scan finds anything, or one sample is far out of scale: those are faults of their own.
+    Args:
+        known: an `AlarmResponder`.
+        quiet: within it forward passes are no training.
     """
-    if known.guard.immediate.team is not None:
-        return False  # all processes have to agree
-    alarm = Alarm("diverged", record.step, record.epoch, onset, "", {})
-    try:
-        case = case_of(known, alarm)
-        older = [s for s in case.earlier if s.step <= onset]
-        if not case.batches or not older:
-            return False
-        with untouched(known.model, case.now):
+
+    def __init__(self, known: Any, quiet: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self.known, self.quiet = known, quiet
+
+    def as_loud_before(self, record: StepRecord, onset: int) -> bool:
+        """Then it is the data, the rewards or a rival that are others now: no step of this model has led there.
+
+        Not where a scan finds anything, or one sample is far out of scale: those are faults of their own.
+        """
+        alarm = Alarm("diverged", record.step, record.epoch, onset, "", {})
+
+        def older(case: Case) -> bool:
+            snapshot = next((s for s in case.earlier if s.step <= onset), None)
+            if snapshot is None:
+                return False
             tests = Experiments(case)
             scanned = tests.scan_all()
-            before = tests.replay.run("same batch, older weights", snapshot=older[0])
-        if scanned.suspects() or scanned.state or scanned.anchors:
+            before = tests.replay.run("same batch, older weights", snapshot=snapshot)
+            sound = not (scanned.suspects() or scanned.state or scanned.anchors)
+            alone = named(Finding("UNKNOWN", 0.0), alarm, self.known.kept).cause != "UNKNOWN"
+            loss = abs(record.loss) * _scale(self.known, record.step)
+            return sound and not alone and before.finite and loss <= ALIKE * abs(before.loss) < math.inf
+
+        return self._asked(alarm, older)
+
+    def of_nothing(self, record: StepRecord) -> bool:
+        """The same step, taken again: what is NaN there has no gradient, and the others are finite."""
+        alarm = Alarm("loss_nonfinite", record.step, record.epoch, record.step, "", {})
+
+        def again(case: Case) -> bool:
+            same = Experiments(case).replay.run("same batch, same weights")
+            return same.finite and math.isnan(same.loss) and math.isfinite(same.grad_norm)
+
+        return self._asked(alarm, again)
+
+    def _asked(self, alarm: Alarm, ask: Callable[[Case], bool]) -> bool:
+        known = self.known
+        if known.guard.immediate.team is not None:
+            return False  # all processes have to agree
+        try:
+            case = case_of(known, alarm)
+            if not case.batches:
+                return False
+            with self.quiet(), untouched(known.model, case.now):
+                return ask(case)
+        except Exception:  # what cannot be asked is judged without
             return False
-        lone = named(Finding("UNKNOWN", 0.0), alarm, known.kept).cause != "UNKNOWN"
-    except Exception:  # what cannot be asked is as loud as it was
-        return False
-    loss = abs(record.loss) * _scale(known, record.step)
-    return before.finite and not before.error and not lone and math.isfinite(loss) and loss <= ALIKE * abs(before.loss)
 
 
 def _scale(known: Any, step: int) -> float:

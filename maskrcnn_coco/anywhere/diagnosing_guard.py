@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from maskrcnn_coco.anywhere.cases import as_loud_before
+from maskrcnn_coco.anywhere.cases import Looks
 from maskrcnn_coco.anywhere.last_words import listen
 from maskrcnn_coco.anywhere.rig import divisor
 from maskrcnn_coco.anywhere.samples import Select
@@ -49,7 +50,7 @@ class Diagnosing(WithResponder, Attached):
         self._shown_forward = forward
         self._shown: tuple[Any, Sequence[int] | None] | None = None
         self.responder = make_responder(self, forward, select, logdir, own_batches=False)
-        self.instruments.as_loud_before = self._as_loud_before
+        self.instruments.looks = Looks(self.responder, self._quiet)
         self._busy = False
         self._handled: BaseException | None = None
         """What was being handled already as the forward pass began."""
@@ -58,12 +59,11 @@ class Diagnosing(WithResponder, Attached):
         if forward is not None:
             listen(self)
 
-    def _as_loud_before(self, record: StepRecord, onset: int) -> bool:
-        if self.responder is None:
-            return False
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
         self._busy = True
         try:
-            return as_loud_before(self.responder, record, onset)
+            yield
         finally:
             self._busy = False
 
@@ -177,8 +177,5 @@ class Diagnosing(WithResponder, Attached):
             return
         self.responder.after(record)
         if self.alarm is not None:
-            self._busy = True
-            try:
+            with self._quiet():
                 answer(self, self.responder, self.alarm)
-            finally:
-                self._busy = False

@@ -137,6 +137,8 @@ class AlarmResponder:
         record.image_ids = record.image_ids or [i for b in batches for i in b.image_ids]
         keys = [b.keys for b in batches]
         with self.guard.instruments.lowered_rates():  # as the step had them
+            # A rival's pass, or a look at the model, may have begun the step before the schedule came to it.
+            record.lr = self.guard.instruments.health.lr()
             settings = settings_of(self.guard.optimizer.param_groups)
         self.tape.add(
             TapeEntry(record.step, record.epoch, keys, dict(record.lr), None, record.applied, record, settings)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from maskrcnn_coco.anywhere.cases import as_loud_before
+from maskrcnn_coco.anywhere.cases import Looks
 from maskrcnn_coco.anywhere.response import AlarmResponder
 from maskrcnn_coco.anywhere.samples import Select
 from maskrcnn_coco.anywhere.told import told
@@ -70,7 +70,7 @@ def make_responder(
     parts = guard.instruments
     parts.groups = responder.groups.names
     parts.by_groups(responder.groups.of(model))
-    parts.as_loud_before = lambda record, onset: as_loud_before(responder, record, onset)
+    parts.looks = Looks(responder)
     return responder
 
 

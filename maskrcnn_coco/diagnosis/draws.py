@@ -23,12 +23,12 @@ def by_chance(
 ) -> bool:
     """Whether the batch is sound with the random numbers of another step, on the weights of ``snapshot`` or its own.
 
-    A bad sample is bad whatever is drawn, and so are weights that have diverged. Two draws are tried.
+    A bad sample is bad whatever is drawn, and so are weights that have diverged. `DRAWS` others are tried.
 
     Args:
         however_loud: of a step that was not finite any finite one is another; else a usual one, by a wide measure.
     """
-    for later in (1, 2):
+    for later in range(1, DRAWS + 1):
         test = f"same batch, random numbers of another step{weights(snapshot)}"
         other = facts.outcomes[name] = replay.run(test, snapshot=snapshot, step=facts.step + later)
         # Of a step that was not finite, a finite one is another: it may well be loud. Diverged weights are louder, and

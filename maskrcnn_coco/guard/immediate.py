@@ -133,8 +133,8 @@ class Immediate:
             # No gradient knows of it: a loss that nobody trains on, or of a pass that the loop itself has dropped.
             if math.isfinite(done.later):
                 record.losses, record.loss, done.micro_batch = {"loss": done.later}, done.later, None
-            elif not done.certain or record.grad_norm == 0.0:
-                # Of nothing at all, too (a text of padding alone): what was trained on is exactly 0.
+            elif not done.certain or record.grad_norm == 0.0 or (parts.looks and parts.looks.of_nothing(record)):
+                # Of nothing at all, too (a text of padding alone), be it one of several micro-batches.
                 record.losses, record.loss, done.micro_batch = {}, math.nan, None
         act.verdict = act.before or parts.health.spares() or parts.health.written_during() or self._verdict(act)
         if self.team is not None and not (self.agree_at_once and act.before is not None):

@@ -29,7 +29,7 @@ from maskrcnn_coco.guard.lowered import Lowered
 from maskrcnn_coco.guard.norms import Components, Layout
 from maskrcnn_coco.guard.sharding import Shares
 from maskrcnn_coco.guard.updates import Haste, Stall
-from maskrcnn_coco.guard.verdict import Verdict
+from maskrcnn_coco.guard.verdict import Looks, Verdict
 from maskrcnn_coco.records import GRAPH_ERRORS, Alarm, StepRecord
 
 
@@ -89,8 +89,7 @@ class Instruments:
         self.new_regime()
         self.alarm: Alarm | None = None
         self.on_alarm: Callable[[Alarm], Any] | None = None
-        self.as_loud_before: Callable[[StepRecord, int], bool] | None = None
-        """(step, onset) → whether its batch is as loud on weights from before; None: nobody can tell."""
+        self.looks: Looks | None = None
         self.completed: list[StepRecord] = []
         self.seconds = 0.0
         self.taken = self.crashes = 0
@@ -297,10 +296,12 @@ class Instruments:
     def _are_others(self, found: Verdict, record: StepRecord, norm: float) -> bool:
         """Whether a row of loud steps is no doing of this model: older weights are as loud on what it is given now."""
         # A detector has no rewards and no rival. Adam's steps have one length whatever the gradient.
-        if "row" not in found.measured or self.expected.num_classes is not None or self.as_loud_before is None:
+        if "row" not in found.measured or self.expected.num_classes is not None or self.looks is None:
             return False
         usual = norm <= SAME_LENGTH * self.divergence.norm_reference or "betas" in self.optimizer.param_groups[0]
-        return usual and self.as_loud_before(record, record.step if found.onset_step is None else found.onset_step)
+        return usual and self.looks.as_loud_before(
+            record, record.step if found.onset_step is None else found.onset_step
+        )
 
     def _others_now(self, record: StepRecord, norm: float) -> None:
         """Batches that are as loud on older weights (rewards, heavy tails): what is healthy is learned of them too."""
@@ -308,11 +309,8 @@ class Instruments:
         self.divergence.weighed_anew(factor, norm, record.group_grad_norm)
         self.loss_weight = LossWeight()
         self.regimes.append({"step": record.step, "factor": factor})
-        self._say_once(
-            "others",
-            f"step {record.step}: losses are up to {factor:.2g} times what they were, and are so on older weights too: "
-            "taken for data, rewards or a rival that are others now; nothing is refused for it. Said once",
-        )
+        times = f"step {record.step}: losses are up to {factor:.2g} times what they were, and so on older weights"
+        self._say_once("others", f"{times}: taken for other data, rewards or rivals; nothing is refused. Said once")
 
     def _say_once(self, kind: str, text: str) -> None:
         if self.warns and kind not in self._said:

@@ -1,11 +1,11 @@
-"""Why a step is refused."""
+"""Why a step is refused, and what may speak against it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from maskrcnn_coco.records import Symptom
+from maskrcnn_coco.records import StepRecord, Symptom
 
 
 @dataclass
@@ -22,3 +22,15 @@ class Verdict:
     onset_step: int | None = None
     fatal: bool = False
     suspicion: bool = False
+
+
+class Looks(Protocol):
+    """What replays can tell of a step before it is refused."""
+
+    def as_loud_before(self, record: StepRecord, onset: int) -> bool:
+        """Whether its batch is as loud on weights from before step ``onset``."""
+        ...
+
+    def of_nothing(self, record: StepRecord) -> bool:
+        """Whether what is NaN of its losses reaches no gradient at all: a mean over nothing."""
+        ...

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 from nanbench import ours
+from nanbench.decoys_eighth_loop import only_padding
 from nanbench.scenario import Outcome
 from nanbench.scenarios import BY_ID
-from nanbench.scene import clean_scene
+from nanbench.scene import Setup, clean_scene
 
 
 def outcome(name: str, seed: int, folder) -> Outcome:
@@ -48,3 +49,20 @@ def test_an_investigation_leaves_buffers_that_a_loss_holds_on_to(tmp_path):
 def test_nothing_is_done_about_an_honest_loop(name: str, tmp_path):
     done = outcome(f"decoy-eighth-{name}", 1, tmp_path)
     assert done.finished and not done.incidents
+
+
+@pytest.mark.parametrize("way", ["see", "attach", "guard"])
+def test_a_micro_batch_of_nothing_is_no_fault(way: str, tmp_path):
+    scene = clean_scene(Setup("adam", accumulate=4, model="language", way=way), 3)
+    only_padding(scene)
+    done = ours.run(scene, tmp_path)
+    assert done.finished and not done.incidents
+
+
+def test_a_rate_that_is_set_after_a_rivals_pass_is_the_steps_own(tmp_path):
+    """The generator's loss goes through the critic before the schedule sets the critic's next rate."""
+    scene = clean_scene(Setup("adam", model="rivals", way="pair"), 0)
+    scene.multipliers["critic"], scene.max_grad_norm = 1e3, 0.0
+    found = ours.run(scene, tmp_path).incidents
+    assert {i["cause"] for i in found} == {"UNKNOWN", "LR_TOO_HIGH"}, "the generator's loss is the critic's doing"
+    assert [i["culprit"]["component"] for i in found if i["cause"] == "LR_TOO_HIGH"] == ["critic"]

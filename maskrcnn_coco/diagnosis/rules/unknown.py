@@ -20,6 +20,8 @@ from maskrcnn_coco.diagnosis.rules.common import by_the_loop, healthy, keeps_gra
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "UNKNOWN"
+ALIKE = 2.0
+"""A loss that is no more than so many times the one of older weights is not these weights' doing."""
 
 
 def judge(facts: Facts) -> Finding | None:
@@ -35,6 +37,8 @@ def judge(facts: Facts) -> Finding | None:
     elif facts.by_chance:
         where = (facts.location.module if facts.location is not None else None) or "the forward pass"
         fix = f"look at what is drawn at random in {where}: with other draws the same batch is sound"
+    elif _as_loud_before(facts):
+        fix = "older weights are as loud on it: look at what else the loss is made of (data, rewards, another network)"
     elif by_the_loop(facts) and facts.good("same"):
         fix = "the loss is as recorded and its gradients are sound: look at what the loop does to them before it steps"
     culprit = Culprit()
@@ -52,3 +56,11 @@ def judge(facts: Facts) -> Finding | None:
     return Finding(
         CODE, 0.5 if detail.get("proved_on_healthy_weights") else 0.1, culprit, evidence, facts.onset_step, fix, detail
     )
+
+
+def _as_loud_before(facts: Facts) -> bool:
+    """Whether a finite loss that is far too large is so on the weights from before the onset as well, for any batch."""
+    same, earlier = facts.outcomes.get("same"), facts.outcomes.get("earlier")
+    if same is None or earlier is None or not facts.bad("same") or not facts.bad("other"):
+        return False
+    return same.finite and earlier.finite and 0.0 < abs(same.loss) <= ALIKE * abs(earlier.loss)
