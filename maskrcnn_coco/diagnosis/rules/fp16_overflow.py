@@ -11,7 +11,8 @@ How it is proved: the same batch on the same weights in float32 is finite and no
   far too large in float32 as well is divergence, not this. A block that computes in half precision whatever the run
   does (`.half()` in its forward) fails in float32 too: the first op that is not finite is one in float16, of finite
   numbers, and no division.
-What the guard does: runs that module in float32 from here on.
+What the guard does: runs that module in float32 from here on; where what overflows is no module's (a line of the
+  loss), the whole model, once it came a second time.
 How to fix it: `--amp bf16` where the device has it, else `--amp off`.
 """
 
