@@ -281,3 +281,15 @@ def test_statistics_that_a_forward_pass_alone_makes_not_finite_are_the_norm_s(bu
     found = [f for f in investigate.rank(facts) if f.cause == "NORM_STATE"]
     assert [f.cause for f in found] == ([cause] if cause else [])
     assert all(f.culprit.module == "norm" and f.detail["by_forward"] for f in found)
+
+
+def test_what_is_finite_the_second_time_is_not_laid_on_what_was_drawn():
+    facts = Facts("loss_nonfinite", 8, 0, 8, reference=Reference(1.8, 0.7, 7))
+    facts.can = {"again", "chance"}
+    for name in ("same", "other", "earlier", "again"):
+        bad = name == "same"
+        facts.outcomes[name] = Outcome(name, not bad, loss=float("nan") if bad else 1.8, grad_norm=0.7)
+    facts.done = {*facts.outcomes}
+    assert investigate.next_test(facts) is None
+    facts.outcomes["again"] = facts.outcomes["same"]
+    assert investigate.next_test(facts) == "chance"
