@@ -121,12 +121,10 @@ def wanted(f: Facts) -> Iterator[str]:
     # The prior: a norm that climbed speaks for divergence, anything sudden for data.
     yield from (("earlier", "other") if f.growing else ("other", "earlier"))
     if f.good("other") and nonfinite(f) and not f.growing:
-        yield "again"  # what is finite the second time has nothing to do with what was drawn
-        if f.came_and_went():
-            return
-        yield "chance"  # weights on which other batches, and other draws of this one, are sound have not diverged
-        if f.by_chance:
-            yield from ("locate", "again", "reference")
+        # Weights on which other batches, and other draws of this one, are sound have not diverged.
+        yield from ("again",) if f.came_and_went() else ("again", "chance")
+        if f.by_chance or f.came_and_went():
+            yield from ("locate", "reference")
             return
     if f.good("earlier"):
         yield "retrace"
