@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from maskrcnn_coco.diagnosis.explain import judge
 from maskrcnn_coco.diagnosis.facts import Facts
-from maskrcnn_coco.diagnosis.rules.common import cured, nonfinite
+from maskrcnn_coco.diagnosis.rules.common import cured, divides_on_sound_weights, nonfinite, sudden
 from maskrcnn_coco.records import PROVED, Culprit, Evidence, Finding
 from maskrcnn_coco.recovery import leaves_out
 from maskrcnn_coco.wording import listed
@@ -127,6 +127,11 @@ def wanted(f: Facts) -> Iterator[str]:
             yield from ("locate", "reference")
             return
     if f.good("earlier"):
+        if sudden(f) and f.good("other"):
+            yield "locate"
+            if divides_on_sound_weights(f):
+                yield from ("again", "reference")
+                return
         yield "retrace"
         if not f.healthy_retrace() and f.redefined is None:
             yield "lr"

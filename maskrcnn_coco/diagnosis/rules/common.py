@@ -103,6 +103,21 @@ def replayed_data(facts: Facts, code: str, terms: tuple[str, ...], fix: str) -> 
     return Finding(code, 0.8, culprit, evidence, facts.step, fix, detail)
 
 
+def divides_on_sound_weights(facts: Facts) -> bool:
+    """A loss's own division (root, logarithm) fails for this batch, on weights that have not diverged.
+
+    Another batch is normal on them, and this one on those of before: a lower rate would only have led past the 0.
+    """
+    place = facts.location
+    own = place is not None and place.op is not None and place.module is None and place.op.startswith(QUOTIENTS)
+    return own and sudden(facts) and facts.good("other") and facts.good("earlier")
+
+
+def sudden(facts: Facts) -> bool:
+    """Something is not finite, and neither loss nor gradients had grown before."""
+    return nonfinite(facts) and not facts.growing
+
+
 def nonfinite(facts: Facts) -> bool:
     """The alarm was about non-finite numbers, not about large ones."""
     return facts.symptom.endswith("_nonfinite") or facts.symptom in ("crash", "scale_collapse")
