@@ -131,6 +131,16 @@ def test_maths_that_fails_for_every_batch_stops_after_one_way_back():
     assert kinds == ["skip", "skip", "skip", "rollback", "stop"]
 
 
+def test_maths_that_fails_beside_batches_that_are_sound_may_fail_several_times_in_a_row():
+    top = finding("LOSS_MATH", fix="look at log (own.py:3)", detail={"sound_beside": True})
+    earlier = [incident(n, 40 + n, "LOSS_MATH", Action("skip", {"again": []})) for n in range(10)]
+    for i in earlier:
+        i.fix = top.fix
+    assert decide([top], History(earlier, 50)).kind == "skip"
+    earlier += [incident(n, 10 + n, "LOSS_MATH", Action("skip", {"again": []})) for n in range(20)]
+    assert decide([top], History(earlier, 50)).kind == "stop", "more than half of the last fifty steps"
+
+
 def test_half_proved_data_is_not_left_out():
     assert (
         decide([finding("DATA_MASK", 0.6, culprit=Culprit(image_ids=[17]))], History(step=9, images=100)).kind == "skip"

@@ -7,6 +7,7 @@ Why: a mean over nothing (0/0) when a batch has no objects, the derivative of sq
 How it is proved: targets, images and state are sound; the step fails again in float32 and on other weights;
   autograd's anomaly mode names the op and the line, be it one whose operand (a class weight) came in not finite.
   Where random numbers bring it about (an action, a level of noise), the same batch and weights are sound with others.
+  Where the loss's own root or logarithm meets 0 for one batch, another is normal on the same weights, and nothing grew.
   Where the formula of a loss changes under way, a recorded step is taken again from its own weights: one term is
   another now, the others are what they were. Where the whole loss and its gradients are one factor of what they were,
   the loss has another weight, and the step is healthy in that measure. Where the loss is enormous from the first step
