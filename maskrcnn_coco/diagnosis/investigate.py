@@ -120,18 +120,11 @@ def wanted(f: Facts) -> Iterator[str]:
         yield from ("locate", "earlier")
     # The prior: a norm that climbed speaks for divergence, anything sudden for data.
     yield from (("earlier", "other") if f.growing else ("other", "earlier"))
-    if f.good("other") and nonfinite(f) and not f.growing:
-        # Weights on which other batches, and other draws of this one, are sound have not diverged.
-        yield from ("again",) if f.came_and_went() else ("again", "chance")
-        if f.by_chance or f.came_and_went():
-            yield from ("locate", "reference")
+    if f.good("other") and sudden(f):
+        yield from _on_sound_weights(f)
+        if f.by_chance or f.came_and_went() or divides_on_sound_weights(f):
             return
     if f.good("earlier"):
-        if sudden(f) and f.good("other"):
-            yield "locate"
-            if divides_on_sound_weights(f):
-                yield from ("again", "reference")
-                return
         yield "retrace"
         if not f.healthy_retrace() and f.redefined is None:
             yield "lr"
@@ -150,6 +143,16 @@ def wanted(f: Facts) -> Iterator[str]:
     yield from ("again", "locate", "reference", "retrace")
     if not f.healthy_retrace() and f.redefined is None:
         yield "lr"
+
+
+def _on_sound_weights(f: Facts) -> Iterator[str]:
+    """Weights on which other batches are sound have not diverged: it comes by chance, by a draw, or by the loss."""
+    yield from ("again",) if f.came_and_went() else ("again", "chance")
+    if f.by_chance or f.came_and_went():
+        yield from ("locate", "reference")
+    elif f.good("earlier"):
+        yield "locate"
+        yield from ("reference",) if divides_on_sound_weights(f) else ()
 
 
 def _confirm(f: Facts) -> Iterator[str]:
