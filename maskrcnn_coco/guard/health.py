@@ -16,7 +16,7 @@ from torch import Tensor
 
 from maskrcnn_coco.components import is_possible, real
 from maskrcnn_coco.guard.foreign_state import UsualUpdates
-from maskrcnn_coco.guard.held_states import HeldStates, States, is_square
+from maskrcnn_coco.guard.held_states import HeldStates, States, fits_its_mean
 from maskrcnn_coco.guard.norms import SMALLEST_RMS, Layout, all_finite, nonfinite_at, norms
 from maskrcnn_coco.guard.outside_changes import Witness, zeroed
 from maskrcnn_coco.guard.sharding import local
@@ -260,9 +260,9 @@ class Health:
     def _check_states(self, found: States, *, look: bool) -> Verdict | None:
         if not look and self._due % self.every:
             return None
-        tensors, where, keys = found
+        _, where, keys = found
         values = self._read_states(found)
-        bad = [i for i in nonfinite_at(values) if not (is_square(keys[i]) and all_finite(tensors[i]))]
+        bad = [i for i in nonfinite_at(values) if not fits_its_mean(i, found)]
         if bad:
             layout = self.layout
             names = [f"{keys[i]} of {layout.names[where[i]]}" for i in bad]

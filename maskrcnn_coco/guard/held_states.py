@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -14,11 +15,18 @@ LIKE_WEIGHTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "e
 """State that torch's own optimizers keep in the shape of the weight it belongs to."""
 States = tuple[list[Tensor], list[int], list[str]]
 """What `float_states` gives."""
+ABOVE_MEAN = 1e6
+"""The root of a mean of squares may be so many times the largest mean of the same weight's gradients."""
 
 
-def is_square(key: str) -> bool:
-    """Whether an optimizer keeps squares under this key: those of gradients of 1e11 are sound, their norm is not."""
-    return "sq" in key or key == "sum"
+def fits_its_mean(i: int, found: States) -> bool:
+    """Whether state ``i`` is a mean of squares that fits the mean beside it: of gradients of 1e11 they have no norm."""
+    tensors, where, keys = found
+    mean = next((t for t, w, k in zip(tensors, where, keys, strict=True) if w == where[i] and k == "exp_avg"), None)
+    if keys[i] != "exp_avg_sq" or mean is None or not mean.numel():
+        return False
+    square, most = float(tensors[i].detach().max()), float(mean.detach().abs().max())
+    return math.isfinite(square) and math.sqrt(max(square, 0.0)) <= ABOVE_MEAN * most
 
 
 class HeldStates:

@@ -49,6 +49,9 @@ def test_a_bad_moment_is_named(what: str) -> None:
 def test_second_moments_of_large_gradients_are_sound_though_their_squares_are_beyond_range() -> None:
     model, optimizer, _, health = make()
     optimizer.state[model.weight]["exp_avg_sq"].fill_(1e22)
+    verdict = health.check(whole=True)
+    assert verdict is not None and "exp_avg_sq of" in verdict.message, "of gradients as small as these"
+    optimizer.state[model.weight]["exp_avg"].fill_(1e10)
     assert health.check(whole=True) is None
     optimizer.state[model.weight]["exp_avg"].fill_(1e22)
     verdict = health.check(whole=True)
