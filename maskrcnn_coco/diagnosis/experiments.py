@@ -72,9 +72,9 @@ class Experiments:
         )
         for batch in case.batches or []:
             f.image_ids += list(batch.image_ids)
-        f.measured["given"] = max((scan_batch.largest_given(b) for b in case.batches or []), default=0.0)
         for batch in case.batches or []:
             self._try("scan: targets", lambda b=batch: self._scan_batch(model, b))
+            self._try("scan: largest number", lambda b=batch: self._measure_given(b))
         self._try("scan: what the guard's input check found", self._take_reported)
         # Every image of the batch has a data fault: the data set, not one image, where no other batch says otherwise.
         f.widespread = len(f.image_ids) > 1 and f.suspects() == f.image_ids
@@ -119,6 +119,10 @@ class Experiments:
         f.inputs += [] if f.inputs else scan_batch.scan_transformed(batch, getattr(model, "transform", None))
         pairs = zip(batch.image_ids, batch.targets, strict=True)
         f.empty_images += [i for i, t in pairs if isinstance(t, dict) and "boxes" in t and not len(t["boxes"])]
+
+    def _measure_given(self, batch: Any) -> None:
+        known = float(self.facts.measured.get("given") or 0.0)
+        self.facts.measured["given"] = max(known, scan_batch.largest_given(batch))
 
     def _take_reported(self) -> None:
         f = self.facts
