@@ -6,6 +6,7 @@ import contextlib
 import statistics
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -143,30 +144,35 @@ def told(guard: Any) -> list[dict[str, Any]]:
     ]
 
 
+def taken(take: Callable[[int], None]) -> tuple[list[float], str | None, int]:
+    """Seconds of each planned step, what ended the loop before its end (None: nothing), and how many steps it took."""
+    seconds: list[float] = []
+    for step in range(STEPS):
+        start = time.perf_counter()
+        try:
+            take(step)
+        except GuardStop as e:
+            return seconds, f"GuardStop: {e}"[:300], step
+        except Exception as e:  # what a model raises in somebody's own loop ends it
+            return seconds, f"{type(e).__name__}: {e}"[:300], step
+        seconds.append(time.perf_counter() - start)
+    return seconds, None, STEPS
+
+
 def run(scene: Scene, folder: Path) -> Outcome:
     """All planned steps, or until the guard (or the loop) stops."""
     warnings.simplefilter("ignore")
     scene.model.train()
     loop = Loop(scene, folder)
-    seconds, stopped, step, began = [], None, 0, time.perf_counter()
-    for step in range(STEPS):
-        start = time.perf_counter()
-        try:
-            loop.take(step)
-        except GuardStop as e:
-            stopped = f"GuardStop: {e}"[:300]
-        except Exception as e:  # what a model raises in somebody's own loop ends it
-            stopped = f"{type(e).__name__}: {e}"[:300]
-        if stopped is not None:
-            break
-        seconds.append(time.perf_counter() - start)
+    began = time.perf_counter()
+    seconds, stopped, steps = taken(loop.take)
     with contextlib.suppress(AttributeError):
         loop.guard.detach()
     incidents = told(loop.guard)
     return Outcome(
         finished=stopped is None,
         finite=all_finite(loop.live, scene),
-        steps=step + (stopped is None),
+        steps=steps,
         incidents=incidents,
         stopped=stopped,
         seconds=time.perf_counter() - began,

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco import attach
-from maskrcnn_coco.errors import GuardStop
 from nanbench.ours import all_finite
-from nanbench.ours_loop import told
+from nanbench.ours_loop import taken, told
 from nanbench.scenario import Outcome
-from nanbench.scene import STEPS, Live, Scene, make_optimizer
+from nanbench.scene import Live, Scene, make_optimizer
 from nanbench.tiny import collated
 
 PARTS = ("critic", "generator")
@@ -76,18 +75,8 @@ def run(scene: Scene, folder: Path | None) -> Outcome:
     warnings.simplefilter("ignore")
     scene.model.train()
     pair = Pair(scene, folder)
-    seconds, stopped, step, began = [], None, 0, time.perf_counter()
-    for step in range(STEPS):
-        start = time.perf_counter()
-        try:
-            pair.take(step)
-        except GuardStop as e:
-            stopped = f"GuardStop: {e}"[:300]
-        except Exception as e:  # what a model raises in somebody's own loop ends it
-            stopped = f"{type(e).__name__}: {e}"[:300]
-        if stopped is not None:
-            break
-        seconds.append(time.perf_counter() - start)
+    began = time.perf_counter()
+    seconds, stopped, steps = taken(pair.take)
     for guard in pair.guards:
         with contextlib.suppress(AttributeError):
             guard.detach()
@@ -96,7 +85,7 @@ def run(scene: Scene, folder: Path | None) -> Outcome:
     return Outcome(
         finished=stopped is None,
         finite=all_finite(pair.live, scene) and all(bool(v.isfinite().all()) for v in states),
-        steps=step + (stopped is None),
+        steps=steps,
         incidents=incidents,
         stopped=stopped,
         seconds=time.perf_counter() - began,

@@ -11,13 +11,11 @@ from typing import Any
 from maskrcnn_coco.anywhere.rig import make_rig, number_divided_by, own_clip
 from maskrcnn_coco.anywhere.unlike_others import named
 from maskrcnn_coco.diagnosis.experiments import Experiments
+from maskrcnn_coco.diagnosis.limits import ALIKE
 from maskrcnn_coco.records import Alarm, Finding, StepRecord
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.isolation import untouched
 from maskrcnn_coco.replay.optimizer import put_usual
-
-ALIKE = 2.0
-"""A loss that is no more than so many times the one of older weights is not these weights' doing."""
 
 
 def case_of(known: Any, alarm: Alarm) -> Case:

@@ -151,14 +151,11 @@ class Diagnosing(WithResponder, Attached):
         shown = self.responder.kept.batches(step) if self.responder is not None else []
         if not shown or self._shown_forward is None or forward_backward.is_fatal(error):
             return False
-        self._busy = True
         try:
-            with torch.no_grad():
+            with self._quiet(), torch.no_grad():
                 self._shown_forward(self.model, shown[-1].data)
         except Exception as again:  # as the loop's own code raises it
             return type(again) is type(error) and str(again).splitlines()[:1] == str(error).splitlines()[:1]
-        finally:
-            self._busy = False
         return False
 
     def _explain(self, data: Any) -> None:

@@ -195,7 +195,8 @@ class Buffers:
                 else:
                     bad.add(j)
         if not bad:
-            self._first = first if not whole else self._first
+            if not whole:
+                self._first = first
             self._sizes.update((i, s) for (i, _), s in zip(floats, sizes, strict=True) if math.isfinite(s))
         return [self._slots[floats[j][0]][2] for j in sorted(bad)]
 

@@ -16,12 +16,11 @@ How to fix it: read the list of tests in the incident; `maskrcnn-coco diagnose I
 from __future__ import annotations
 
 from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.limits import ALIKE
 from maskrcnn_coco.diagnosis.rules.common import by_the_loop, healthy, keeps_graph
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "UNKNOWN"
-ALIKE = 2.0
-"""A loss that is no more than so many times the one of older weights is not these weights' doing."""
 
 
 def judge(facts: Facts) -> Finding | None:
