@@ -8,6 +8,7 @@ from nanbench.decoys_eighth_train import EIGHTH_TRAIN_DECOYS
 from nanbench.decoys_fifth import FIFTH_DECOYS
 from nanbench.decoys_fourth import FOURTH_DECOYS
 from nanbench.decoys_fresh import FRESH_DECOYS
+from nanbench.decoys_ninth import NINTH_DECOYS
 from nanbench.decoys_own import OWN_DECOYS
 from nanbench.decoys_seventh import SEVENTH_DECOYS
 from nanbench.decoys_seventh_data import SEVENTH_DATA_DECOYS
@@ -31,6 +32,9 @@ from nanbench.faults_fourth_state import FOURTH_STATE
 from nanbench.faults_fresh import FRESH
 from nanbench.faults_fresh_data import FRESH_DATA
 from nanbench.faults_lr import ACCUMULATION, HALF, LR
+from nanbench.faults_ninth_train import NINTH_TRAIN
+from nanbench.faults_ninth_train_code import NINTH_TRAIN_CODE
+from nanbench.faults_ninth_train_data import NINTH_TRAIN_DATA
 from nanbench.faults_once import ONCE_AND_FINITE
 from nanbench.faults_seventh import SEVENTH
 from nanbench.faults_seventh_code import SEVENTH_CODE
@@ -96,6 +100,10 @@ SCENARIOS: tuple[Scenario, ...] = (
     *EIGHTH_LOOP,
     *EIGHTH_LOOP_CODE,
     *EIGHTH_LOOP_DECOYS,
+    *NINTH_TRAIN,
+    *NINTH_TRAIN_DATA,
+    *NINTH_TRAIN_CODE,
+    *NINTH_DECOYS,
 )
 BY_ID = {s.id: s for s in SCENARIOS}
 
