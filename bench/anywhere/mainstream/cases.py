@@ -1,0 +1,12 @@
+"""All faults and honest runs, by name."""
+
+from __future__ import annotations
+
+from anywhere.mainstream.cases_code import CASES_CODE
+from anywhere.mainstream.cases_data import CASES_DATA
+from anywhere.mainstream.cases_rates import CASES_RATES
+from anywhere.mainstream.cases_state import CASES_STATE
+from anywhere.mainstream.honest import HONEST
+
+FAULTS = (*CASES_RATES, *CASES_DATA, *CASES_CODE, *CASES_STATE)
+CASES = {c.name: c for c in (*FAULTS, *HONEST)}

@@ -1,0 +1,146 @@
+"""From what a run gave to whether it was right: survived, kept, cause, culprit, wrong and sure, acted upon."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anywhere.mainstream.case import Case
+
+KEPT = 0.25
+"""Share of what the clean twin learned that a run with a fault may end short of."""
+SURE = 0.9
+Line = dict[str, Any]
+
+
+def limit(clean: float, blank: float) -> float:
+    """The worst score that still counts as the clean twin's."""
+    return clean + KEPT * max(blank - clean, 0.0) + 1e-6 * abs(clean)
+
+
+def harmed(plain: Line, clean: float, blank: float) -> bool:
+    """Whether the fault did harm to the run without a guard."""
+    return bool(plain["stopped"]) or not plain["finite"] or plain["score"] > limit(clean, blank)
+
+
+def judged(case: Case, got: Line, plain: Line, clean: float, blank: float) -> Line:
+    """One line of the page; None where a question was not asked."""
+    incidents = got["incidents"]
+    line: Line = {
+        "case": case.name,
+        "incidents": [
+            " ".join(
+                [f"{i['step']}: {i['cause']} {i['confidence']:.2f} {i['symptom']}"]
+                + [str(i[k]) for k in ("component", "module", "ids", "action") if i[k]]
+            )
+            for i in incidents[:4]
+        ],
+        "stopped": got["stopped"],
+        "score": [got["score"], plain["score"], clean, blank],
+        "finite": got["finite"],
+    }
+    if case.decoy:
+        same = got["weights"] == plain["weights"] or case.task == "gan"
+        return line | {"decoy": True, "acted": bool(incidents) or got["refused"] > 0, "same": same}
+    effect = harmed(plain, clean, blank)
+    if not effect and not incidents:
+        return line | {"effect": False}
+    right = (case.cause, *case.also)
+    first = incidents[0] if incidents else {}
+    line |= {
+        "effect": effect,
+        "cause": bool(incidents) and all(i["cause"] in right for i in incidents),
+        "first": bool(incidents) and first["cause"] in right,
+        "sure": any(i["cause"] not in right and i["confidence"] >= SURE for i in incidents),
+        "culprit": culprit(case, incidents, got["ids"]),
+    }
+    if case.end == "goes on":
+        line["survived"] = got["finite"] and not got["stopped"]
+        line["kept"] = line["survived"] and got["score"] <= limit(clean, blank)
+    elif case.end == "stops":
+        line["survived"] = bool(incidents) and (got["finite"] or not effect or "made" in case.kind or built_wrong(case))
+    return line
+
+
+def built_wrong(case: Case) -> bool:
+    """Whether no finite state ever was: a file or a model that was NaN to begin with."""
+    return case.kind.startswith("file: ") or "from the start" in case.kind
+
+
+def culprit(case: Case, incidents: list[Line], ids: list[int]) -> bool | None:
+    """Whether the first incident names what is to blame; None where nothing is asked."""
+    first = incidents[0] if incidents else {}
+    if case.sample:
+        named = first.get("ids") or []
+        return bool(named) and set(named) <= set(ids)
+    if case.parts:
+        return first.get("module") in case.parts or first.get("component") in case.parts
+    return None
+
+
+def share(lines: list[Line], key: str) -> str:
+    """How many of those asked."""
+    asked = [k[key] for k in lines if k.get(key) is not None]
+    return f"{sum(map(bool, asked))} of {len(asked)}"
+
+
+def summary(lines: list[Line]) -> dict[str, str]:
+    """The figures."""
+    faults = [k for k in lines if not k.get("decoy")]
+    felt = [k for k in faults if k["effect"] or "cause" in k]
+    quiet = [k for k in lines if k.get("decoy")]
+    return {
+        "faults": f"{len(faults)}, {len(faults) - len(felt)} of them without an effect, and nothing said",
+        "survived, or stopped where nothing else is right": share(felt, "survived"),
+        "kept what it learned": share(felt, "kept"),
+        "cause right": share(felt, "cause"),
+        "cause of the first incident right": share(felt, "first"),
+        "culprit right": share(felt, "culprit"),
+        "wrong at 0.9 or more": share(felt, "sure"),
+        "honest runs acted upon": share(quiet, "acted"),
+        "honest runs that ended in the bits of the run without a guard": share(quiet, "same"),
+    }
+
+
+def misses(lines: list[Line]) -> list[Line]:
+    """Whatever is not right."""
+    wrong = ("cause", "culprit", "survived", "kept")
+    return [k for k in lines if any(k.get(w) is False for w in wrong) or k.get("sure") or k.get("acted")]
+
+
+def page(lines: list[Line], seeds: list[int]) -> str:
+    """The page, in Markdown."""
+    by_task: dict[str, list[Line]] = {}
+    for k in lines:
+        by_task.setdefault(k["case"].split("/")[0], []).append(k)
+    rows = [
+        f"| {task} | {len(own)} | {share(own, 'survived')} | {share(own, 'kept')} | {share(own, 'cause')} "
+        f"| {share(own, 'culprit')} | {share(own, 'sure')} | {share(own, 'acted')} |"
+        for task, own in by_task.items()
+    ]
+    told = []
+    for k in misses(lines):
+        wrong = [w for w in ("cause", "culprit", "survived", "kept") if k.get(w) is False]
+        wrong += [w for w in ("sure", "acted") if k.get(w)]
+        told.append(f"- {k['case']}: {', '.join(wrong)}; {'; '.join(k['incidents'][:2]) or k['stopped'] or 'silent'}")
+    return "\n".join(
+        [
+            "# Loops of the tutorials",
+            "",
+            f"21 tasks, their faults and their honest runs, seeds {', '.join(map(str, seeds))}; kept: the score",
+            f"on held-out samples is within {KEPT:.0%} of what the clean twin learned.",
+            "Run: `python bench/anywhere/mainstream/run.py`.",
+            "",
+            "| what | figure |",
+            "|---|---|",
+            *(f"| {k} | {v} |" for k, v in summary(lines).items()),
+            "",
+            "| task | runs | survived | kept | cause | culprit | wrong at 0.9 or more | honest acted upon |",
+            "|---|---|---|---|---|---|---|---|",
+            *rows,
+            "",
+            "## What was missed",
+            "",
+            *(told or ["- nothing"]),
+            "",
+        ]
+    )
