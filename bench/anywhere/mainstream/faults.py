@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from anywhere.mainstream.task import Run
+from anywhere.mainstream.task import Run, total
 from torch import Tensor, nn
 
 Fault = Callable[[Run], None]
@@ -218,7 +218,7 @@ def loss_at(step: int, change: Callable[[Tensor], Tensor]) -> Fault:
             if run.step != step or done or not run.active:
                 return made
             done.append(step)
-            return change(sum(made.values()) if isinstance(made, dict) else made)
+            return change(total(made))
 
         return loss
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from anywhere.mainstream.faults import Fault, instead
-from anywhere.mainstream.pictures import UNet, dice
+from anywhere.mainstream.pictures import dice
 from anywhere.mainstream.rivals import NOISE
 from anywhere.mainstream.task import Run
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ def without_bias(model: Any) -> None:
     """No linear layer has one."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            module.bias = None
+            module.register_parameter("bias", None)
 
 
 def annealed(run: Run, usual: Any) -> Any:
@@ -293,7 +293,7 @@ def half_eps(model: nn.Module, batch: Any) -> Tensor:
     return -(shares + 1e-8).log().gather(1, batch[1][:, None]).mean()
 
 
-def summed_in_half(model: UNet, batch: Any) -> Tensor:
+def summed_in_half(model: nn.Module, batch: Any) -> Tensor:
     """Dice by sums over all pixels of all classes, weighed by 1,000, in half."""
     shares = model(batch[0]).sigmoid()
     both = (1000 * shares * batch[1].to(shares.dtype)).to(shares.dtype).flatten().cumsum(0, dtype=shares.dtype)[-1]

@@ -45,7 +45,10 @@ class Loop:
     """A script: model, optimizer, schedule, scaler, average, guard."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.guards, self.steps = run, [], 0
+        self.run, self.steps = run, 0
+        self.guards: list[Any] = []
+        self.records: list[Any] = []
+        """Of steps that a guard took itself; an attached one keeps its own."""
         self.build()
 
     def build(self) -> None:
@@ -53,7 +56,6 @@ class Loop:
         run = self.run
         self.model = run.model.train()
         self.scaler = torch.amp.GradScaler("cpu", enabled=run.precision == "fp16")
-        run.scaler = self.scaler
         parts = [run.model.get_submodule(n) for n in run.rivals] or [run.model]
         self.optimizers = [run.task.optimizer(p.parameters(), **run.options) for p in parts]
         run.optimizer = self.optimizers[0]
@@ -140,7 +142,7 @@ class Loop:
         self.build()
         if saved["optimizer"] is not None:
             self.optimizers[0].load_state_dict(saved["optimizer"])
-        if saved["plan"] is not None:
+        if self.plan is not None:
             self.plan.load_state_dict(saved["plan"])
 
     def train(self) -> None:
@@ -207,9 +209,10 @@ class Loop:
         """A step through `Guard.step`."""
         made = [(self.made(data, ids), ids) for data, ids in parts]
         if len(made) == 1:
-            self.now[0].step(*made[0])
+            record = self.now[0].step(*made[0])
         else:
-            self.now[0].step([b for b, _ in made], [i for _, ids in made for i in ids], micro_batches=True)
+            record = self.now[0].step([b for b, _ in made], [i for _, ids in made for i in ids], micro_batches=True)
+        self.records.append(record)
 
     def take_turns(self, data: Any, ids: list[int]) -> None:
         """Each of two networks steps once."""
@@ -290,7 +293,8 @@ def taken(run: Run) -> Ended:
     if loop is None:
         return Ended(False, math.inf, stopped, 0, 0)
     incidents = sorted((i for g in loop.guards for i in told(g)), key=lambda i: i["step"])
-    refused = sum(not r.applied and r.symptom is not None for g in loop.guards for r in g.records)
+    records = [*loop.records, *(r for g in loop.guards for r in getattr(g, "records", ()))]
+    refused = sum(not r.applied and r.symptom is not None for r in records)
     for guard in loop.guards:
         with contextlib.suppress(AttributeError):
             guard.detach()

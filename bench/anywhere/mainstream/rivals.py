@@ -49,8 +49,8 @@ class Agent(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.policy, self.value = nn.Sequential(nn.Linear(6, 32), nn.Tanh()), nn.Linear(32, 3), None
-        self.value = nn.Linear(32, 1)
+        self.body = nn.Sequential(nn.Linear(6, 32), nn.Tanh())
+        self.policy, self.value = nn.Linear(32, 3), nn.Linear(32, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = self.body(x)

@@ -108,7 +108,7 @@ class Run:
         """What the loop gets wrong: "keeps gradients", "undivided", "clips scaled", "steps scaled"."""
         self.after_backward: Callable[[Run], None] | None = None
         self.events: dict[int, list[Callable[[Run], None]]] = {}
-        self.step, self.optimizer, self.scaler = 0, None, None
+        self.step, self.optimizer = 0, None
         self.active = True
         """False while the held-out samples are scored."""
         self.first_bad: int | None = None
