@@ -319,6 +319,7 @@ class AlarmResponder:
             back = self.go_back(int(detail.get("to_step", alarm.step)))
             since = int(detail.get("to_step", alarm.step))
             lower(self.guard.instruments.lowered, detail, self.groups.names, self.history, self.held, since)
+            self.guard.instruments.divergence.watch()
             return action, back
         elif "usual" in detail:  # the step was refused or undone: the state is sound as it is
             self.guard.instruments.lowered.usual.update(detail["usual"])

@@ -70,6 +70,9 @@ Steps of another task, or targets with heavy tails, come back at the same size f
 HABIT = 3
 """So many losses of one size among the last `WINDOW`, each followed by calm ones, are a habit of the run: rewards that
 are rare, a task that comes now and then. By chance several come in a row."""
+PROBATION, RELAPSE = 30, ((2, 8.0), (1, 15.0))
+"""For so many steps after a rate was lowered what diverged once is believed sooner: (steps in a row, times the
+reference), the gradient as far above its own. It was shown to hold over a few steps, not over all that may come."""
 FLOOR = 0.3
 """The reference never falls below this share of the first losses: a model that fits its data may spike back to them."""
 
@@ -94,6 +97,8 @@ class Divergence:
         self._hurled: tuple[int, float] | None = None
         """The last step that moved weights by more than `HURLED` and by how much, until losses are calm after it."""
         self._rates: deque[dict[str, float]] = deque(maxlen=RATES)
+        self._probation = 0
+        """Applied steps that the run is still on probation, after a rate was lowered."""
         self._leapt = 0.0
         """How many times its usual size the rate was of the step that hurled the weights; 0: it had not risen."""
         self._losses, self._norms = Window(), Window()
@@ -210,6 +215,7 @@ class Divergence:
         size = abs(loss)
         self._enormous = size > self.absurd and (self._enormous or not self._first)
         self._taken += 1
+        self._probation = max(0, self._probation - 1)
         if r_loss > CALM if known else r_loss > WILD_RATIO and (size > WILD_LOSS or wild):
             self._peak = max(self._peak, size)
             self._stay(groups)
@@ -276,6 +282,10 @@ class Divergence:
         self._recent.clear()
         self._level, self._hurled, self._leapt = 1.0, None, 0.0
 
+    def watch(self) -> None:
+        """Put the run on probation: a rate was lowered for what diverged."""
+        self._probation = PROBATION
+
     def state_dict(self) -> dict[str, Any]:
         """Plain data."""
         return {
@@ -287,6 +297,7 @@ class Divergence:
             "best": self._best if math.isfinite(self._best) else None,
             "recent": [list(r) for r in self._recent],
             "survived": self._survived,
+            "probation": self._probation,
             "enormous": self._enormous,
             "falls_back": [[self._taken - at, peak] for at, peak in self._falls_back],
         }
@@ -302,7 +313,7 @@ class Divergence:
         self._best = math.inf if state["best"] is None else state["best"]
         self._recent = deque([(int(r[0]), r[1], r[2], r[3]) for r in state["recent"]], WINDOW)
         self._peak, self._survived = 0.0, state.get("survived", 0.0)
-        self._enormous = state.get("enormous", False)
+        self._enormous, self._probation = state.get("enormous", False), state.get("probation", 0)
         self._taken = 0
         self._falls_back = deque([(-int(ago), peak) for ago, peak in state.get("falls_back", [])], WINDOW)
 
@@ -338,6 +349,9 @@ class Divergence:
         for count, factor in STREAKS:
             if len(last) >= count and all(r > factor for _, _, r, _ in last[-count:]):
                 return f"{count} steps in a row above {factor:g} times"
+        for count, factor in RELAPSE if self._probation else ():
+            if len(last) >= count and all(min(r, g) > factor for _, _, r, g in last[-count:]):
+                return f"{count} in a row above {factor:g} times, loss and gradient, after a rate was lowered"
         thrown = next((i for i in range(len(last) - 1, -1, -1) if last[i][2] > THROWN), len(last))
         after = last[thrown + 1 :]
         if len(after) >= AFTERWARDS and all(r > STAYS for _, _, r, _ in after):

@@ -178,6 +178,7 @@ def act(session: Session, alarm: Alarm, action: Action, incident: Incident) -> i
                 session.progress.lr_factors[component] = (
                     session.progress.lr_factors.get(component, 1.0) * detail["factor"]
                 )
+            session.guard.instruments.divergence.watch()
             return step
         case "precision":
             return change_precision(session, alarm, detail)
