@@ -121,9 +121,9 @@ def maybe_raise(history: History, factors: Mapping[str, float]) -> dict[str, flo
         lapses = _lapses([i.step for i in lowered], history.hold)
         wait = history.hold * 2**lapses
         since = history.step - max(i.step for i in lowered)
-        ceiling = min(_ceiling(component, i) for i in lowered)
-        if lapses < LAPSES and since > 0 and since % wait == 0 and factor < ceiling:
-            raised[component] = min(ceiling, factor * RAISE)
+        most = min(_most(component, i) for i in lowered)
+        if lapses < LAPSES and since > 0 and since % wait == 0 and factor < most:
+            raised[component] = min(most, factor * RAISE)
     return raised
 
 
@@ -133,7 +133,12 @@ def _lapses(steps: Sequence[int], hold: int) -> int:
     return sum(b - a > hold for a, b in itertools.pairwise(ordered))
 
 
-def _ceiling(component: str, lowered: Incident) -> float:
+def ceiling(factor: float) -> float:
+    """The share of a rate that diverged which nothing brings it back above, where it held with ``factor``."""
+    return min(ABOVE_HELD * factor, BELOW_DIVERGED)
+
+
+def _most(component: str, lowered: Incident) -> float:
     """The largest factor of the plan that one incident leaves open.
 
     What was only likely is taken back whole where it holds: a spike that is over must not cost the rest of the run.
@@ -141,8 +146,7 @@ def _ceiling(component: str, lowered: Incident) -> float:
     if lowered.confidence < PROVED:
         return 1.0
     diverged = float((lowered.detail.get("lr_factors") or {}).get(component, 1.0))
-    held = diverged * float(lowered.action.detail.get("factor", 1.0))
-    return min(ABOVE_HELD * held, BELOW_DIVERGED * diverged)
+    return diverged * ceiling(float(lowered.action.detail.get("factor", 1.0)))
 
 
 def _acting(findings: Sequence[Finding]) -> Finding | None:

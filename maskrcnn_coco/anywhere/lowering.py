@@ -8,6 +8,7 @@ from typing import Any
 from maskrcnn_coco.diagnosis.from_records import usual_lr
 from maskrcnn_coco.guard.lowered import Lowered
 from maskrcnn_coco.records import StepRecord, lowered_settings
+from maskrcnn_coco.recovery import ceiling
 
 BELOW_HELD = 0.5
 """A schedule's own rate is back in force once it is below this share of the rate that held."""
@@ -20,6 +21,8 @@ def lower(
     history: Sequence[StepRecord],
     held: dict[str, float],
     since: int,
+    *,
+    proved: bool,
 ) -> None:
     """Put what a "lower_lr" action decided in force.
 
@@ -29,6 +32,7 @@ def lower(
         held: group → the highest rate at which its lowered rate was shown to hold, and no more than twice what it was
             in the sound steps before (0: there were none); written here.
         since: the first step over which it was shown.
+        proved: it was; what is only likely may be over soon.
     """
     most, usual = detail.get("most") or {}, usual_lr(history, since)
     settings = lowered_settings(detail)
@@ -39,9 +43,12 @@ def lower(
         lowered.limit(name, "lr", float(rate))
     for name in detail.get("components", []) if not settings and not most else []:
         lowered.factors[name] = lowered.factors.get(name, 1.0) * float(detail["factor"])
-        walked = [r.lr.get(name, 0.0) for r in history if r.step >= since]
+        highest = max((r.lr.get(name, 0.0) for r in history if r.step >= since), default=0.0)
         # A schedule that anneals passes below what held by itself: lowered as it is, it goes on annealing.
-        held[name] = min(usual.get(name, 0.0) / BELOW_HELD, max(walked, default=0.0) * float(detail["factor"]))
+        held[name] = min(usual.get(name, 0.0) / BELOW_HELD, highest * float(detail["factor"]))
+        # One that goes on rising would bring even the lowered rate to what diverged.
+        if proved and highest > 0:
+            lowered.limit(name, "lr", highest * ceiling(float(detail["factor"])))
 
 
 def rates_back(lowered: Lowered, rates: Mapping[str, float], held: Mapping[str, float]) -> list[str]:

@@ -30,7 +30,7 @@ from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.guard.hooks import Entrances
 from maskrcnn_coco.guard.norms import all_finite, has_fractions
-from maskrcnn_coco.records import Action, Alarm, Evidence, Finding, Incident, StepRecord, incident_of
+from maskrcnn_coco.records import PROVED, Action, Alarm, Evidence, Finding, Incident, StepRecord, incident_of
 from maskrcnn_coco.replay.isolation import untouched
 from maskrcnn_coco.replay.optimizer import settings_of
 from maskrcnn_coco.replay.ring import Ring
@@ -318,8 +318,9 @@ class AlarmResponder:
         elif action.kind == "lower_lr":
             back = self.go_back(int(detail.get("to_step", alarm.step)))
             since = int(detail.get("to_step", alarm.step))
-            lower(self.guard.instruments.lowered, detail, self.groups.names, self.history, self.held, since)
-            self.guard.instruments.divergence.watch()
+            parts, proved = self.guard.instruments, any(f.confidence >= PROVED for f in self.findings[:1])
+            lower(parts.lowered, detail, self.groups.names, self.history, self.held, since, proved=proved)
+            parts.divergence.watch()
             return action, back
         elif "usual" in detail:  # the step was refused or undone: the state is sound as it is
             self.guard.instruments.lowered.usual.update(detail["usual"])

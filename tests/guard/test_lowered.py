@@ -79,7 +79,7 @@ def test_what_held_is_no_more_than_twice_the_rate_of_the_sound_steps(before: lis
     history = [StepRecord(s, 0, {}, 1.0, 1.0, {}, {"body": r}, None, [], applied=True) for s, r in enumerate(rates)]
     lowered, held = Lowered(), {}
     detail = {"components": ["body"], "factor": 0.01}
-    lower(lowered, detail, ["body", "head"], history, held, since=len(before))
+    lower(lowered, detail, ["body", "head"], history, held, since=len(before), proved=False)
     assert held == {"body": pytest.approx(expected)} and lowered.factors == {"body": 0.01} and not lowered.limits
 
 
@@ -94,3 +94,13 @@ def test_a_setting_that_was_proved_wrong_has_its_default_within_a_step_in_groups
         assert (group["eps"], group["betas"], group["lr"]) == (1e-8, (0.9, 0.999), 5e-4)
         assert "alpha" not in group
     assert (group["eps"], group["betas"], group["lr"]) == (0.0, (0.99, 0.9), 1e-3)
+
+
+@pytest.mark.parametrize("proved", [True, False])
+def test_a_schedule_that_goes_on_rising_does_not_bring_a_lowered_rate_back_to_what_diverged(proved: bool) -> None:
+    rates = [0.03, 0.5, 1.9, 4.0]
+    history = [StepRecord(s, 0, {}, 1.0, 1.0, {}, {"body": r}, None, [], applied=True) for s, r in enumerate(rates)]
+    optimizer, lowered = two_groups(100.0), Lowered()
+    lower(lowered, {"components": ["body"], "factor": 0.01}, ["body", "head"], history, {}, since=0, proved=proved)
+    with lowered.in_force(optimizer, ["body", "head"]):
+        assert [g["lr"] for g in optimizer.param_groups] == [pytest.approx(0.12 if proved else 1.0), 100.0]
