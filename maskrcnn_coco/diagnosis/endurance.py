@@ -19,6 +19,9 @@ given the same: they come down too where that loses nothing."""
 HURLED = 0.3
 """A step that moves weights by this share of their norm; healthy ones stay below 0.12. A walk that ends so stays
 bounded by luck, on the few batches that it goes round."""
+SPOILED, OLDER = 0.7, 2
+"""A state whose batches lose no more than this share on an older one, with every rate at 0, is spoiled itself; so many
+older ones are looked at."""
 LOWEST, LEAST = 4, 0.01
 """So many times is a rate lowered further where none holds, and one that holds to this share of itself at most."""
 
@@ -124,3 +127,23 @@ class Endurance:
             if ok and not climbing(outcome, last) and level(outcome, last) <= min(level(o, last) for o in levels):
                 verdict.back_to = state.step
                 return
+
+    def sounder(self, verdict: LrVerdict, older: Sequence[Snapshot]) -> None:
+        """An older state than the one that is gone back to, where that one lies well into the way up already.
+
+        No alarm has come yet where rates grow from step to step and a loss is twice what it was. ``older``: newest
+        first.
+        """
+        chosen = verdict.from_step if verdict.back_to is None else verdict.back_to
+        best = math.inf
+        for state in [s for s in older if s.step <= chosen][: 1 + OLDER]:
+            walk, last = self.walker(state, dict.fromkeys(self.facts.lr, 0.0), verdict.settings)
+            if self.spent() or not last:
+                return
+            _, outcome = walk((), 1.0)
+            here = level(outcome, last) if outcome.finite and outcome.path else math.inf
+            if here > SPOILED * best:
+                return
+            best = here
+            if state.step < chosen:
+                verdict.back_to = state.step

@@ -114,6 +114,7 @@ class LrExperiments:
             endurance = Endurance(f, self._past, self._beside, lambda: self.replay.out_of_steps)
             endurance.endure(f.lr_verdict, next(s for s in older if s.step == f.lr_verdict.from_step))
             endurance.nearer(f.lr_verdict, older)
+            endurance.sounder(f.lr_verdict, older)
 
     def _past(self, start: Snapshot, most: dict[str, float], settings: dict[str, float]) -> tuple[Walk, int]:
         beyond = self._beyond(start)

@@ -47,7 +47,7 @@ class LrVerdict:
     most: dict[str, float] = field(default_factory=dict)
     """Rates that leapt: it holds with these no higher than they were before."""
     back_to: int | None = None
-    """A newer state than that of ``from_step`` from which it holds as well; None: there is none."""
+    """A newer state than that of ``from_step`` from which it holds as well, or an older one that is sounder."""
 
     @property
     def step_down(self) -> float:

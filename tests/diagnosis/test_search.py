@@ -205,3 +205,22 @@ def test_an_update_out_of_all_proportion_is_brought_down_to_a_sound_share():
     assert factors_for(1.0, leap=1e5) == (*FACTORS, 1e-7)
     found = lr_search(walker(lambda lowered, f: f <= 2e-7), ["all"], 0, factors=factors_for(1.0, leap=1e5))
     assert found.sufficient and found.components == ["all"] and found.factor == 1e-7
+
+
+@pytest.mark.parametrize(
+    ("losses", "back_to"),
+    [({10: 3.6, 8: 1.9, 4: 1.8}, 8), ({10: 2.1, 8: 1.9, 4: 1.8}, None), ({10: 9.0, 8: 4.0, 4: 1.8, 0: 0.1}, 4)],
+)
+def test_a_state_that_lies_well_into_the_way_up_gives_way_to_an_older_one(losses: dict[int, float], back_to: int):
+    states: list[Any] = [SimpleNamespace(step=s) for s in losses]
+    rates: list[dict[str, float]] = []
+
+    def walker(state: Any, most: dict[str, float], settings: dict[str, float]) -> tuple[Any, int]:
+        rates.append(most)
+        return lambda *_: (True, Outcome("", True, path=[(s, losses[state.step], 1.0) for s in range(8)])), 8
+
+    facts = Facts("diverged", 11, 0, 10, lr={"rpn": 0.5})
+    verdict = LrVerdict(["rpn"], 10, 0.1, True, True)
+    Endurance(facts, walker, lambda named: [], lambda: False).sounder(verdict, states)
+    assert verdict.back_to == back_to
+    assert all(most == {"rpn": 0.0} for most in rates)
