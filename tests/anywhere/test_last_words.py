@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import sys
 import torch
@@ -54,3 +56,50 @@ def test_what_no_batch_brings_about_ends_the_loop_as_ever(tmp_path: Path) -> Non
     said, incidents = ended(tmp_path, "log")
     assert said.strip().endswith("IndexError: the log is full") and incidents == []
     assert "confidence" not in said
+
+
+CELLS = """
+import sys
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+script, folder, what = sys.argv[1:]
+sys.argv = ["cell", folder, what]
+shell.run_cell(script)
+shell.run_cell("1 / 0")
+"""
+STAND_IN = """
+import sys, types, traceback
+class Events:
+    def register(self, name, function):
+        assert name == "post_run_cell"
+        self.function = function
+events = Events()
+IPython = types.ModuleType("IPython")
+IPython.get_ipython = lambda: types.SimpleNamespace(events=events)
+sys.modules["IPython"] = IPython
+script, folder, what = sys.argv[1:]
+sys.argv = ["cell", folder, what]
+for cell in (script, "1 / 0"):
+    try:
+        exec(cell, {})
+        error = None
+    except Exception as e:
+        error = e
+        traceback.print_exc()
+    events.function(types.SimpleNamespace(error_in_exec=error))
+"""
+
+
+@pytest.mark.parametrize("shell", ["IPython", "a stand-in for it"])
+def test_a_cell_of_a_notebook_that_ends_in_an_error_has_its_sample_named_below_it(tmp_path: Path, shell: str) -> None:
+    """Once: the error of a later cell is not the loop's."""
+    if shell == "IPython":
+        pytest.importorskip("IPython")
+    runner = CELLS if shell == "IPython" else STAND_IN
+    command = [sys.executable, "-c", runner, SCRIPT, str(tmp_path), "label"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert done.stderr.count("DATA_LABEL (sample 37)") == 1
+    assert len(list(tmp_path.glob("incidents/*.json"))) == 1
+    assert "Target 4 is out of bounds" in said and "ZeroDivisionError" in said
