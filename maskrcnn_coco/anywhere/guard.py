@@ -106,8 +106,9 @@ class Guard(WithResponder, BaseGuard):
         """
         if self._forward is not None and not callable(forward):
             batch, ids, forward = forward, ids if batch is _NONE else batch, self._forward
-        elif batch is _NONE:
-            raise TypeError("step(forward, batch), or Guard(…, forward=…) and step(batch)")
+        elif batch is _NONE or not callable(forward):
+            got = f"got {type(forward).__name__} for forward: " if not callable(forward) else ""
+            raise TypeError(f"{got}step(forward, batch, ids), or Guard(…, forward=…) and step(batch, ids)")
         if self.responder is None:
             bound = forward if self._forward is None else self._bound(forward)
             return super().step(bound, batch, ids, step=step, epoch=epoch, micro_batches=micro_batches)

@@ -556,6 +556,8 @@ def test_what_it_needs_is_said() -> None:
         attach(model, [optimizer_of(model), optimizer_of(model)], diagnose=True)
     with pytest.raises(ConfigError, match="diagnose=True"):
         Guard(model, optimizer_of(model)).rollback()
+    with pytest.raises(TypeError, match=r"got tuple for forward: .* or Guard\(…, forward=…\) and step\(batch, ids\)"):
+        Guard(model, optimizer_of(model)).step((torch.zeros(2, 8), torch.zeros(2)), [0, 1])
 
 
 def test_importing_it_brings_neither_torchvision_nor_data_code() -> None:

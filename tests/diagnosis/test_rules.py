@@ -13,7 +13,7 @@ import pytest
 from maskrcnn_coco import recovery
 from maskrcnn_coco.diagnosis import investigate
 from maskrcnn_coco.diagnosis.explain import RULES, codes
-from maskrcnn_coco.diagnosis.facts import Drift, Facts, Location, Reference, TargetFault
+from maskrcnn_coco.diagnosis.facts import Drift, Facts, Location, Reference, StateFault, TargetFault
 from maskrcnn_coco.diagnosis.rules import lr_too_high, transient, unknown
 from maskrcnn_coco.records import CAUSES
 from maskrcnn_coco.replay.outcome import Outcome
@@ -293,3 +293,21 @@ def test_what_is_finite_the_second_time_is_not_laid_on_what_was_drawn():
     assert investigate.next_test(facts) is None
     facts.outcomes["again"] = facts.outcomes["same"]
     assert investigate.next_test(facts) == "chance"
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        ("KeyError: 'loss_clasifier' (script.py:7, in losses)", "UNKNOWN"),
+        ("TypeError: 'tuple' object is not callable (script.py:9, in losses)", "UNKNOWN"),
+        ("AssertionError: loss is not finite (script.py:9, in losses)", "NORM_STATE"),
+        (None, "NORM_STATE"),
+    ],
+)
+def test_frozen_norms_without_statistics_raise_no_error_of_the_code_s(error: str | None, cause: str):
+    """Every batch fails with a slip in the loop's own lines, too."""
+    norms = StateFault("norm", "identity", "all 20 frozen norm layers hold mean 0 and variance 1", certain=False)
+    facts = Facts("crash" if error else "loss_nonfinite", 0, 0, 0, state=[norms])
+    for name in ("same", "again", "other"):
+        facts.outcomes[name] = Outcome(name, False, error=error, bad_losses=[] if error else ["loss"])
+    assert investigate.rank(facts)[0].cause == cause

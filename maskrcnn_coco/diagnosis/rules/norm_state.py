@@ -23,6 +23,8 @@ from maskrcnn_coco.diagnosis.rules.common import healthy
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "NORM_STATE"
+OF_NUMBERS = ("nan", "inf", "finite")
+"""Words of the errors that are about numbers which are not finite."""
 
 
 def judge(facts: Facts) -> Finding | None:
@@ -30,6 +32,9 @@ def judge(facts: Facts) -> Finding | None:
     if not hits:
         return _by_forward(facts)
     certain = [s for s in hits if s.certain]
+    same = facts.outcomes.get("same")
+    if not certain and same is not None and same.error and not any(w in same.error.lower() for w in OF_NUMBERS):
+        return None  # an error of the code's: layers that do nothing make numbers grow, and no more than that
     # On weights that a divergence has ruined every batch fails, whatever the norms hold: the state from before the
     # onset must fail too, or the norms must be new since then.
     before = not facts.earlier_steps or facts.bad("earlier") or facts.began_wild
