@@ -1,6 +1,7 @@
 """The verdict on an error that ends a loop between its batch and its step, said before Python shows the traceback.
 
-In a notebook it is said below the traceback of the cell, which no hook of Python's sees. A label that is no class raises in the loss, which is the loop's own: no call of the guard's sees it pass.
+In a notebook it is said below the traceback of the cell, which no hook of Python's sees. A label that is no class
+raises in the loss, which is the loop's own: no call of the guard's sees it pass.
 """
 
 from __future__ import annotations
