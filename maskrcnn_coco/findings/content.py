@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from maskrcnn_coco.findings.facts import Content
+from maskrcnn_coco.findings.placements import Place, moved, scaled
 
 SIDE, OBJECTS, POINTS = 320, 10, 1500
 """Longest side that is looked at, pixels; objects, and points of their outlines, of one picture."""
@@ -23,13 +24,12 @@ FEWEST = 8
 SURE, LITTLE = 5.0, 0.3
 """Standard errors by which a reading has to be above the outlines as they are, and above chance; and the share of its
 own gain over chance that these may have."""
+BESIDE = 0.6
+"""That share for outlines that lie beside their objects by the same way everywhere: they still meet some edges."""
 MOST, HIGH = 0.8, 0.65
 """Share of the pictures that a reading must fit better, and the rank that it must reach."""
 LEAP, PART = 0.2, 0.2
 """What a picture gains where it alone was flipped, and the share of such pictures from which on it is said."""
-SCALES = np.exp(np.arange(np.log(0.1), np.log(10.001), 0.008))
-UNITS = (100, 1000, 416, 512, 640, 1024)
-"""Sides of the picture that numbers are shares of: percent, thousandths, and what pictures are often stretched to."""
 TURNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mirrored left to right": lambda p: np.stack([1 - p[:, 0], p[:, 1]], 1),
     "mirrored top to bottom": lambda p: np.stack([p[:, 0], 1 - p[:, 1]], 1),
@@ -126,6 +126,11 @@ def content_of(pictures: list[Picture], of: str = "training data") -> Content | 
         _elsewhere(found, seen, own)
         if not found.elsewhere:
             _scaled(found, seen, own, chance)
+    if found.own - found.chance <= BESIDE * (1 - found.chance) and not (
+        found.readings or found.elsewhere or found.parts
+    ):
+        way = moved([(p.ranks, p.points, np.array(p.sides)) for p in seen])
+        _placed(found, seen, own, chance, way, BESIDE)
     return found
 
 
@@ -145,11 +150,11 @@ def _errors(difference: np.ndarray) -> float:
     return float(difference.mean() / max(spread, 1e-3))
 
 
-def _fits(new: np.ndarray, there: np.ndarray, own: np.ndarray, chance: np.ndarray) -> bool:
+def _fits(new: np.ndarray, there: np.ndarray, own: np.ndarray, chance: np.ndarray, most: float = LITTLE) -> bool:
     """Clearly better than as they are, in most pictures, and only where they belong (``there``: elsewhere)."""
     better = float((new > own).mean())
     sure = min(_errors(new - own), _errors(new - there)) >= SURE
-    little = own.mean() - chance.mean() <= LITTLE * (new.mean() - there.mean())
+    little = own.mean() - chance.mean() <= most * (new.mean() - there.mean())
     return better >= MOST and bool(new.mean() >= HIGH) and sure and bool(little)
 
 
@@ -166,18 +171,24 @@ def _turns(found: Content, seen: list[Picture], own: np.ndarray, chance: np.ndar
 
 
 def _scaled(found: Content, seen: list[Picture], own: np.ndarray, chance: np.ndarray) -> None:
-    """One factor for all, or numbers that were shares of something else than the picture."""
-    ways: list[tuple[str, Callable[[Picture], np.ndarray]]] = [
-        (f"scaled by about {f:.2g}", lambda p, f=f: p.points * f) for f in SCALES if abs(np.log(f)) > 0.05
-    ]
-    for unit in UNITS:
-        name = "read as percent" if unit == 100 else f"read in pictures of {unit} × {unit}"
-        ways.append((name, lambda p, u=unit: p.points * np.array(p.sides) / u))
+    """Outlines that were meant for pictures of another size."""
+    ways = list(scaled())
     few = [replace(p, points=p.points[:: 1 + len(p.points) // FEW]) for p in seen]
-    scores = [float(np.mean([score(p.ranks, way(p)) for p in few])) for _, way in ways]
-    name, way = ways[int(np.argmax(scores))]
-    new, there = _under(seen, way)
-    if _fits(new, there, own, chance):
+    scores = [float(np.mean([score(p.ranks, way(p.points, np.array(p.sides))) for p in few])) for _, way in ways]
+    _placed(found, seen, own, chance, ways[int(np.argmax(scores))])
+
+
+def _placed(
+    found: Content,
+    seen: list[Picture],
+    own: np.ndarray,
+    chance: np.ndarray,
+    reading: tuple[str, Place],
+    most: float = LITTLE,
+) -> None:
+    name, place = reading
+    new, there = _under(seen, lambda p: place(p.points, np.array(p.sides)))
+    if _fits(new, there, own, chance, most):
         found.readings[name] = float(new.mean())
 
 

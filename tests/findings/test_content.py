@@ -127,3 +127,48 @@ def test_a_file_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "003.png").write_bytes(b"no image")
     content = content_of_table(load_coco(data, tmp_path))
     assert content is not None and content.images == 11
+
+
+def placed(place: Callable[[np.ndarray, np.ndarray], np.ndarray], size: tuple[int, int] = (64, 96)) -> list[Picture]:
+    """Outlines of the built-in pictures, ``place`` (points in pixels, sides) says where their numbers are."""
+    seen = pictures(size=size)
+    sides = [np.array(p.sides) for p in seen]
+    return [
+        Picture(p.ranks, place(p.points * s, s) / s, p.image_id, p.index, p.sides)
+        for p, s in zip(seen, sides, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ((10, 8), "10 pixels left and 8 pixels up"),
+        ((-14, 0), "14 pixels right"),
+        ((0, 12), "12 pixels up"),
+        ((-9, 9), "9 pixels right and 9 pixels up"),
+    ],
+)
+def test_outlines_that_lie_beside_their_objects_are_named_by_the_way_back(way: tuple[int, int], words: str) -> None:
+    content = content_of(placed(lambda p, _: p + way))
+    (kind,) = kinds(content)
+    assert kind == f"picture moved about {words}"
+    assert content is not None and "margin" in judge(Facts(contents=[content]))[0].fix
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        (lambda p, s: 640 * p / s, "read in pictures of 640 × 640"),
+        (lambda p, s: p * s / s.max(), "read in shares of the longer side"),
+        (lambda p, s: (p + (s.max() - s) / 2) * 512 / s.max(), "read in pictures padded to 512 × 512"),
+    ],
+)
+def test_numbers_of_stretched_shrunk_and_padded_pictures_are_named(
+    place: Callable[[np.ndarray, np.ndarray], np.ndarray], words: str
+) -> None:
+    assert kinds(content_of(placed(place))) == [f"picture {words}"]
+
+
+def test_pictures_of_many_sizes_that_were_shrunk_alike_are_named_by_that_size() -> None:
+    seen = [p for size in ((64, 96), (96, 64), (48, 120)) for p in placed(lambda p, s: p * 640 / s.max(), size)[:6]]
+    assert kinds(content_of(seen)) == ["picture read in pictures whose longer side is 640"]

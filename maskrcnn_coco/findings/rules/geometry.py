@@ -100,6 +100,11 @@ CONTENT: dict[str, dict[str, str]] = {
         "command": f"export boxes and masks in the pixels of the pictures as stored; {DRAWS} both",
         "own": "scale boxes and masks with the image: torchvision.transforms.v2.Resize does, given tv_tensors",
     },
+    "moved": {
+        "command": "export boxes and masks in the pixels of the pictures as stored, without a crop or margin"
+        f"; {DRAWS} both",
+        "own": "crop or pad boxes and masks with the image: torchvision.transforms.v2 does, given tv_tensors",
+    },
     "elsewhere": {
         "command": "compare `image_id` of annotations with `id` of images: one of the two counts from 0, or was sorted"
         f"; {DRAWS} both",
@@ -166,7 +171,7 @@ def _content(c: Content, way: Way) -> list[RunFinding]:
         name = max(c.readings, key=lambda n: c.readings[n])
         message = f"boxes and masks of the {c.of} do not lie on their pictures; {name}, they do{where}"
         proof.append((f"{name}", f"{c.readings[name]:.2f}"))
-        kind = "scaled" if name not in TURNED else "turned"
+        kind = "turned" if name in TURNED else "moved" if name.startswith("moved") else "scaled"
         fix = CONTENT[kind]["command" if way == "command" else "own"]
         return [
             finding(CODE, f"picture {name}", "warning", message, fix, proof, images=c.image_ids, of=c.of, reading=name)
