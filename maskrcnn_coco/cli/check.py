@@ -23,6 +23,9 @@ from maskrcnn_coco.findings.judge import judge
 from maskrcnn_coco.records import DataFinding, RunFinding
 from maskrcnn_coco.wording import finding_lines, flags_of, named
 
+COPY = "repaired copy"
+"""What messages call what ``--fix`` wrote."""
+
 
 @dataclass
 class Checked:
@@ -70,12 +73,16 @@ def check_set(args: Any) -> Checked:
         write_gallery(found.train, findings, args.html)
     known = overview(found.train, files=not args.no_images)
     facts = facts_of(found.train, findings, min_size=low, max_size=high)
+    table, of = found.train, "training data"
+    if args.fix is not None:  # what a copy was written from may agree in another way than it was meant
+        copy = find_data(args.fix, images=str(found.train.image_root), bit_range=given_range(args.bit_range))
+        table, of = copy.train, COPY
     if not args.no_images:
-        content = content_of_table(found.train, "training data", *to_quarantine(findings))
+        content = content_of_table(table, of, *to_quarantine(findings))
         facts.contents = [] if content is None else [content]
     whole = judge(facts)
     for finding in whole:
-        finding.fix = named(finding.fix, found.train.flags)
+        finding.fix = named(finding.fix, (table if finding.detail.get("of") == of else found.train).flags)
     usable = args.fix is not None or _usable(found, findings, low, high)
     if _look_first([*findings, *whole]) and args.fix is None:
         usable = usable and args.html is None
@@ -100,7 +107,10 @@ def _next(args: Any, found: DataSource, findings: Sequence[DataFinding | RunFind
     val = [("--val", args.val), ("--val-images", args.val_images)]
     val += [("--bit-range", args.bit_range if args.bit_range != "auto" else None)]
     if args.fix is not None:
-        return _command("train", [("--data", args.fix), ("--images", found.train.image_root), *val])
+        copy = [("--data", args.fix), ("--images", found.train.image_root)]
+        if any(isinstance(f, RunFinding) and f.detail.get("of") == COPY for f in findings):
+            return _command("check", [*copy, ("--html", "OUT.html")])
+        return _command("train", [*copy, *val])
     data = [("--data", args.data), ("--images", args.images)]
     if _look_first(findings):
         return _command("check", [*data, ("--html", "OUT.html" if args.html is None else None)])
@@ -127,7 +137,7 @@ def print_checked(checked: Checked, args: Any) -> None:
     print_overview(table, checked.overview)
     for line in (line for f in checked.whole for line in finding_lines(f)):
         print(line)
-    print_findings(table, checked.findings, html=args.html)
+    print_findings(table, checked.findings, html=args.html, whole=bool(checked.whole))
     print()
     if args.fix is not None and checked.changes is not None:
         gone = sum(c.what == "removed" and c.annotation_id is not None for c in checked.changes)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from maskrcnn_coco.system.streams import stated_width
+
 Watch = bool | Callable[[int, int | None], None] | None
 _PATIENCE = 1.5
 """Work that is over sooner needs no bar, seconds."""
@@ -43,7 +45,7 @@ def _bar(total: int | None) -> Iterator[Callable[[], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("images"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, expand=True)
+    bar = Progress(*columns, console=Console(stderr=True, width=stated_width()), transient=True, expand=True)
     task, began, shown, done = bar.add_task("images", total=total), time.monotonic(), False, 0
 
     def step() -> None:

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from maskrcnn_coco.config.settings import flag
 from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, Result, RunFinding, StepRecord
-from maskrcnn_coco.system.streams import unbreakable
+from maskrcnn_coco.system.streams import stated_width, unbreakable
 from maskrcnn_coco.wording import clean, count, duration, figure, finding_lines, incident_lines, lr_line, score, size
 
 _PLAIN_SECONDS = 15.0
@@ -52,7 +52,13 @@ class Console:
     ) -> None:
         stream = unbreakable(file or (sys.stderr if json_mode else sys.stdout))
         self.rich = RichConsole(
-            file=stream, force_terminal=terminal, width=width, highlight=False, markup=False, emoji=False, quiet=quiet
+            file=stream,
+            force_terminal=terminal,
+            width=width or stated_width(),
+            highlight=False,
+            markup=False,
+            emoji=False,
+            quiet=quiet,
         )
         self.live = self.rich.is_terminal and not quiet
 

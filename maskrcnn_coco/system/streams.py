@@ -12,6 +12,15 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+NARROWEST, USUAL = 20, 80
+"""Columns of a terminal with which a line can be read, and those of one that says less: containers say 0."""
+
+
+def stated_width() -> int | None:
+    """The columns to write in where `COLUMNS` states too few to read; None: as the terminal says."""
+    stated = os.environ.get("COLUMNS", "")
+    return USUAL if stated.isdigit() and int(stated) < NARROWEST else None
+
 
 class Unbreakable:
     """A text stream whose writes never raise. After the first that failed its descriptor is the null device, so that

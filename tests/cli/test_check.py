@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from silent.scene import Scene, write_coco
 
 from maskrcnn_coco.cli.command_line import main
@@ -161,3 +162,38 @@ def test_where_nothing_can_be_trained_on_training_is_not_what_comes_next(tmp_pat
     code, text = run(capsys, "--data", data.write(), "--images", data.folder)
     last = text.strip().splitlines()[-1]
     assert code == 3 and last.startswith("next, when the errors are mended: maskrcnn-coco check --data ")
+
+
+def test_a_copy_that_does_not_lie_on_its_pictures_is_not_trained_next(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_coco(tmp_path / "set", Scene(12))
+    path = tmp_path / "set" / "data.json"
+    document = json.loads(next((tmp_path / "set").glob("*.json")).read_text())
+    longer = max(document["images"][0]["width"], document["images"][0]["height"])
+    for ann in document["annotations"]:
+        x, y, w, h = (v / longer for v in ann["bbox"])
+        ann["bbox"], ann["segmentation"] = [x, y, w, h], [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    path.write_text(json.dumps(document))
+    code, text = run(capsys, "--data", path, "--images", path.parent)
+    assert code == 3 and "ALL_UNIT" in text
+    verb, *flags = follow(text)
+    assert verb == "check"
+    code, text = run(capsys, *flags)
+    assert code == 3 and "of the repaired copy do not lie on their pictures; read in shares of the longer side" in text
+    verb, *flags = follow(text)
+    assert verb == "check" and "--html" in flags and flags[1].endswith(".fixed.json")
+
+
+def test_a_terminal_that_states_no_width_is_written_to_all_the_same(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    data = OddSet(tmp_path)
+    code, text = run(capsys, "--data", data.write(), "--images", data.folder)
+    assert code == 0 and "8 images, 24 objects, 2 classes" in text and "Nothing to report" in text
+
+
+def test_what_is_wrong_throughout_is_not_followed_by_nothing_to_report(tmp_path: Path, capsys):
+    path = write_coco(tmp_path, Scene(12))
+    for picture in tmp_path.glob("*.png"):
+        Image.open(picture).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(picture)
+    code, text = run(capsys, "--data", path, "--images", tmp_path)
+    assert code == 3 and "GEOMETRY" in text and "Nothing to report" not in text

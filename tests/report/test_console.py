@@ -220,3 +220,11 @@ def test_a_crowded_machine_is_told(monkeypatch: pytest.MonkeyPatch, threads: int
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     said = crowded(threads)
     assert said is None if told is None else said is not None and told in said
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "7"])
+def test_a_terminal_that_states_no_width_is_written_to_all_the_same(columns, monkeypatch, capsys):
+    """Containers and job runners say COLUMNS=0: nothing at all was shown then."""
+    monkeypatch.setenv("COLUMNS", columns)
+    Console().note("sixty characters and more, so that a terminal of no width has none left")
+    assert "sixty characters and more, so that a terminal" in capsys.readouterr().out

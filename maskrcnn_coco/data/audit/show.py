@@ -15,6 +15,7 @@ from maskrcnn_coco.data.audit.checks import summary
 from maskrcnn_coco.data.audit.overview import Overview, overview_lines
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.records import DataFinding
+from maskrcnn_coco.system.streams import stated_width
 
 PER_KIND = 5
 """Findings shown of each kind; --json and --html list more."""
@@ -27,16 +28,21 @@ def print_findings(
     fixed: object = None,
     html: object = None,
     *,
+    whole: bool = False,
     file: TextIO | None = None,
 ) -> None:
     """Print the counts of each kind, its first `PER_KIND` places, and its fix. Names from the data are shown inert.
 
     Args:
         fixed, html: the repaired copy and the page, where they were written. file: stdout where None.
+        whole: something was said of the whole set already.
     """
     console = _console(file)
     if not findings:
-        console.print(Text("Nothing to report.", "green"))
+        if whole:
+            console.print(Text("Entry by entry, there is nothing to report."))
+        else:
+            console.print(Text("Nothing to report.", "green"))
     else:
         console.print(_counts(list(findings)))
         _places(console, findings)
@@ -55,7 +61,7 @@ def print_overview(table: CocoTable, known: Overview, *, file: TextIO | None = N
 
 
 def _console(file: TextIO | None) -> Console:
-    return Console(file=file or sys.stdout, markup=False, highlight=False, emoji=False)
+    return Console(file=file or sys.stdout, width=stated_width(), markup=False, highlight=False, emoji=False)
 
 
 def _counts(findings: list[DataFinding]) -> Table:
