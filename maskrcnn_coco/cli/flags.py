@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 import types
 import typing
 from collections.abc import Sequence
@@ -99,7 +100,7 @@ def read_flags(kind: type[msgspec.Struct], argv: Sequence[str], *, words: bool) 
             except ValueError as e:
                 problems.append(f"{_flag(name)}: {e}")
     if others and not words:
-        problems.append(f"a word without a flag: {' '.join(others)}")
+        problems.append(_stray(others, argv, known))
     if problems:
         many = "" if len(problems) == 1 else f"{len(problems)} flags cannot be used:\n  - "
         raise ConfigError(many + "\n  - ".join(problems))
@@ -163,7 +164,8 @@ def _value(text: str, options: list[Any]) -> Any:
             if not text:
                 raise ValueError("got an empty text (a variable that is not set?); leave the flag away for the default")
             return text
-    near = difflib.get_close_matches(text, [str(c) for c in choices], 1, 0.5)
+    near = [str(c) for c in choices if str(c).lower() == text.lower()]
+    near = near or difflib.get_close_matches(text, [str(c) for c in choices], 1, 0.5)
     wanted = ["a number" if float in options else "a whole number"] if {int, float} & set(options) else []
     wanted += [f"one of {', '.join(map(str, choices))}" if len(choices) > 1 else str(c) for c in choices[:1]]
     hint = f"; did you mean {near[0]}?" if near else ""
@@ -184,6 +186,22 @@ def _unknown(word: str, name: str, known: dict[str, Any]) -> str:
     meant = meant or difflib.get_close_matches(name, known, 1, 0.6)
     hint = f"; did you mean {_flag(meant[0])}?" if meant else ""
     return f"unknown flag {word}{hint} (--help lists all)"
+
+
+def _stray(words: Sequence[str], argv: Sequence[str], known: dict[str, Any]) -> str:
+    """A word that belongs to no flag, with what was most likely meant."""
+    first = words[0]
+    before = argv[argv.index(first) - 1].lstrip("-").replace("-", "_") if argv.index(first) else ""
+    dashed = first.lstrip("\u2010\u2011\u2012\u2013\u2014\u2212").partition("=")[0].replace("-", "_")
+    if dashed != first and dashed in known:
+        hint = f"; it begins with a typographic dash: did you mean {_flag(dashed)}?"
+    elif known.get(before) is bool and _truth(first) is not None:
+        hint = f"; {_flag(before)} takes no value: did you mean {_flag(before if _truth(first) else 'no_' + before)}?"
+    elif "data" in known and "data" not in {w.lstrip("-").partition("=")[0] for w in argv}:
+        hint = f"; did you mean --data {shlex.quote(first)}?"
+    else:
+        hint = ""
+    return f"a word without a flag: {' '.join(words)}{hint} (--help lists all)"
 
 
 def _flag(name: str) -> str:

@@ -245,7 +245,7 @@ def push(args: Any, words: Sequence[str]) -> int:
 
 def explain(args: Any, words: Sequence[str]) -> int:
     """``maskrcnn-coco explain``."""
-    from maskrcnn_coco.diagnosis.explain import explain as text
+    from maskrcnn_coco.cli.explanation import explanation as text
 
     code = one(words, "CODE")
     if args.json:

@@ -15,6 +15,7 @@ from maskrcnn_coco.cli.flags import ELSEWHERE, FROM_RECIPE, PATHS, metavar, read
 from maskrcnn_coco.cli.help_page import grouped, help_page
 from maskrcnn_coco.cli.verbs import as_config
 from maskrcnn_coco.config.settings import GROUPS, Config, given
+from maskrcnn_coco.data.audit.catalogue import CATALOGUE
 from maskrcnn_coco.errors import ConfigError
 
 
@@ -162,3 +163,41 @@ def test_a_switch_with_a_word_that_is_neither_is_refused(word):
 @pytest.mark.parametrize(("argv", "strict"), [("--strict=No", False), ("--no-strict=off", True), ("--strict=1", True)])
 def test_a_switch_with_a_word_is_that_word(argv, strict):
     assert parse("train", [argv])[0].strict is strict
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["my_set/"], "did you mean --data my_set/?"),
+        (["my set"], "did you mean --data 'my set'?"),
+        (["\u2013epochs", "3"], "typographic dash: did you mean --epochs?"),
+        (["--data", "a", "\u2014batch-size=4"], "typographic dash: did you mean --batch-size?"),
+        (["--strict", "false"], "takes no value: did you mean --no-strict?"),
+        (["--data", "a", "--strict", "True"], "takes no value: did you mean --strict?"),
+        (["--data", "a", "b"], "a word without a flag: b (--help lists all)"),
+    ],
+)
+def test_a_word_without_a_flag_is_told_with_what_was_meant(argv, hint):
+    with pytest.raises(ConfigError, match="a word without a flag") as error:
+        parse("train", argv)
+    assert hint in str(error.value)
+
+
+def test_a_choice_in_another_case_is_suggested():
+    with pytest.raises(ConfigError, match="did you mean sgd"):
+        parse("train", ["--optimizer", "SGD"])
+
+
+def test_codes_of_check_are_explained_and_a_slip_is_answered():
+    from maskrcnn_coco.cli.explanation import explanation
+
+    for code, kind in CATALOGUE.items():
+        text = explanation(code.lower())
+        assert text.startswith(f"{code}: {kind.title}") and kind.fix in text
+    assert "maskrcnn-coco explain GEOMETRY" in explanation("BOX_XYXY")
+    assert explanation("LR_TOO_HIGH").startswith("LR_TOO_HIGH") and explanation("GEOMETRY").startswith("GEOMETRY")
+    for slip, meant in (("LR_TO_HIGH", "LR_TOO_HIGH"), ("bbox_xyxy", "BOX_XYXY"), ("GEOMETRIE", "GEOMETRY")):
+        with pytest.raises(ConfigError, match=f"did you mean {meant}"):
+            explanation(slip)
+    with pytest.raises(ConfigError, match="there is no cause"):
+        explanation("nothing like it")
