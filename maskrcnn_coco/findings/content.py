@@ -130,7 +130,8 @@ def content_of(pictures: list[Picture], of: str = "training data") -> Content | 
         found.readings or found.elsewhere or found.parts
     ):
         way = moved([(p.ranks, p.points, np.array(p.sides)) for p in seen])
-        _placed(found, seen, own, chance, way, BESIDE)
+        if way is not None:
+            _placed(found, seen, own, chance, way, BESIDE)
     return found
 
 

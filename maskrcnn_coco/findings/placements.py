@@ -12,6 +12,9 @@ UNITS = (100, 1000, 416, 512, 640, 1024)
 FARTHEST = 0.25
 """Share of a side by which outlines may have been moved: a crop, a margin."""
 
+NEAR, ALONE = 3, 0.6
+"""Pixels of what is looked at, or the length of the way, around the best one; what others may have of its gain."""
+
 Place = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Points (N, 2) in shares of width and height, and those sides (2,) in pixels → the points where they may belong."""
 
@@ -36,8 +39,10 @@ def _unpadded(points: np.ndarray, sides: np.ndarray, unit: int) -> np.ndarray:
     return (points * sides * longer / unit - (longer - sides) / 2) / sides
 
 
-def moved(pictures: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[str, Place]:
+def moved(pictures: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[str, Place] | None:
     """The one way by which outlines of all pictures have to be moved to lie on the most of their edges.
+
+    None where another way does about as well: lines within objects, as of cracks, come to an edge either way.
 
     Args:
         pictures: of each, edge ranks (h, w) in 0..1, points (N, 2) in shares, sides (2,) in pixels.
@@ -55,6 +60,10 @@ def moved(pictures: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tupl
         total += _gains(ranks, points)[np.ix_(at[1] % (2 * ranks.shape[0]), at[0] % (2 * ranks.shape[1]))]
     row, column = np.unravel_index(int(total.argmax()), total.shape)
     way = np.array([x[column], y[row]])
+    near = max(NEAR * step, float(np.hypot(*way)))
+    others = total[np.hypot(x[None] - way[0], y[:, None] - way[1]) > near]
+    if len(others) and others.max() > ALONE * total.max():
+        return None
     named = zip(way, (("left", "right"), ("up", "down")), strict=True)
     words = [f"{abs(v):.0f} pixels {word[int(v > 0)]}" for v, word in named if abs(v) >= 0.5]
     return f"moved about {' and '.join(words)}", lambda p, sides: p + way / sides
