@@ -151,7 +151,8 @@ def as_terms(losses: Any) -> dict[str, Tensor]:
     """What ``forward`` returned as a dict of scalar tensors.
 
     A tensor (a vector counts as its mean), a dict of scalar tensors (their sum is the loss), an output object with a
-    ``loss`` (Hugging Face's), or a tuple whose first part is the loss. Terms that are None are left out.
+    ``loss`` (Hugging Face's), or a tuple whose first part is the loss, or that has one number with a gradient (the
+    ``logits, loss`` of many language models). Terms that are None are left out.
 
     Raises:
         ConfigError: anything else.
@@ -188,6 +189,9 @@ def _named(losses: Any) -> dict[str, Tensor] | None:
             return terms if type(losses) is dict or "loss" not in terms else {"loss": terms["loss"]}
         return _named(terms["loss"]) if isinstance(terms.get("loss"), Tensor) else None
     if isinstance(losses, (tuple, list)):
+        numbers = [t for t in losses if isinstance(t, Tensor) and t.ndim == 0 and t.requires_grad]
+        if len(numbers) == 1:
+            return {"loss": numbers[0]}
         return _named(losses[0]) if losses and isinstance(losses[0], (Tensor, Mapping)) else None
     inner = getattr(losses, "loss", None)
     return _named(inner) if isinstance(inner, Tensor) else None

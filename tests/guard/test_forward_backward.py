@@ -73,6 +73,12 @@ def test_losses_come_in_many_forms(given: Any) -> None:
     assert float(sum_terms(list(terms.values()), 4)) == 0.5
 
 
+def test_of_logits_and_a_loss_the_number_with_a_gradient_is_the_loss() -> None:
+    loss = torch.tensor(2.0, requires_grad=True)
+    for given in ((torch.ones(4, 3), loss), (torch.ones(4), loss, None), (loss, 3 * loss), (loss, torch.ones(4))):
+        assert as_terms(given)["loss"].item() == 2.0
+
+
 def test_an_empty_pass_has_no_loss() -> None:
     assert math.isnan(Pass().loss)
 
