@@ -21,6 +21,8 @@ FIRST, RARELY = 5, 50
 """Parameters that are not trained are looked at for changes before the first steps, then before one in so many."""
 LEAP = 1e6
 """Growth of a buffer's norm within one step (or from ones) that no healthy data gives: huge but finite activations."""
+OWN_UNITS = 1e10
+"""Means up to this, and variances up to its square, may be a file's: of incomes, of populations that nobody scaled."""
 ALONE = 1e-3
 """Batch statistics below this share of the first batch's: it alone was of that size, not the data."""
 
@@ -190,6 +192,8 @@ class Buffers:
             if not whole and self._was_alone(i, sizes[j]):
                 bad.add(j)
             if sizes[j] > LEAP * max(known, 1e-3 * math.sqrt(t.numel())):
+                if i not in self._sizes and self._of_a_file(i, sizes[j] / math.sqrt(t.numel())):
+                    continue
                 if not whole and self._as_made(i):
                     first[i] = sizes[j]
                 else:
@@ -200,14 +204,22 @@ class Buffers:
             self._sizes.update((i, s) for (i, _), s in zip(floats, sizes, strict=True) if math.isfinite(s))
         return [self._slots[floats[j][0]][2] for j in sorted(bad)]
 
+    def _of_a_file(self, i: int, size: float) -> bool:
+        """Whether statistics that no step of ours has made, and no constructor, may be those of data in own units."""
+        most = {"running_mean": OWN_UNITS, "running_var": OWN_UNITS**2}.get(self._slots[i][1], 0.0)
+        return size <= most and not self._as_made(i)
+
     def _as_made(self, i: int) -> bool:
         """Whether these are a norm's statistics, and were as its constructor makes them before the forward pass."""
         kept = self._kept[i]
         return kept is not None and not kept.is_meta and as_made(self._slots[i][1], kept)
 
     def _was_alone(self, i: int, size: float) -> bool:
-        """Whether the batch that made variances leap at their first update was the only one of that size."""
-        if i not in self._first or self._slots[i][1] != "running_var":
+        """Whether the batch that made variances leap at their first update was the only one of that size.
+
+        Not where the step of that batch was not taken, and its statistics were put back: this is their first update.
+        """
+        if i not in self._first or self._slots[i][1] != "running_var" or self._as_made(i):
             return False
         momentum = getattr(self._slots[i][0], "momentum", None) or 0.5  # None: the mean of the two batches
         second = (size - (1 - momentum) * self._first[i]) / momentum

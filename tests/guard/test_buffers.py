@@ -73,6 +73,18 @@ def test_a_first_batch_that_alone_is_huge_is_found_at_the_second(momentum: float
     assert "norm.running_var" in step(buffers, model, 1.0)
 
 
+def test_statistics_that_were_put_back_are_at_their_first_update_again() -> None:
+    model = Masked().train()
+    buffers = Buffers(model)
+    for scale in (1e5, 9e4, 8e4):  # squares of raw incomes; each step but the last is refused for what it would do
+        buffers.save()
+        model.norm(scale * torch.randn(16, 3))
+        buffers.changed()
+        assert buffers.wrong() == []
+        if scale > 8e4:
+            buffers.restore()
+
+
 def test_a_mask_of_minus_infinity_is_by_design_until_it_holds_a_nan() -> None:
     model = Masked().train()
     buffers = Buffers(model)
