@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +11,7 @@ from maskrcnn_coco.anywhere.rig import make_rig, number_divided_by, own_clip
 from maskrcnn_coco.anywhere.unlike_others import named
 from maskrcnn_coco.diagnosis.experiments import Experiments
 from maskrcnn_coco.diagnosis.limits import ALIKE
+from maskrcnn_coco.guard.hooks import Deafness
 from maskrcnn_coco.records import Alarm, Finding, StepRecord
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.isolation import untouched
@@ -57,11 +57,10 @@ class Looks:
 
     Args:
         known: an `AlarmResponder`.
-        quiet: within it forward passes are no training.
     """
 
-    def __init__(self, known: Any, quiet: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
-        self.known, self.quiet = known, quiet
+    def __init__(self, known: Any) -> None:
+        self.known = known
 
     def as_loud_before(self, record: StepRecord, onset: int) -> bool:
         """Then it is the data, the rewards or a rival that are others now: no step of this model has led there.
@@ -102,7 +101,7 @@ class Looks:
             case = case_of(known, alarm)
             if not case.batches:
                 return False
-            with self.quiet(), untouched(known.model, case.now):
+            with Deafness.deaf(), untouched(known.model, case.now):
                 return ask(case)
         except Exception:  # what cannot be asked is judged without
             return False

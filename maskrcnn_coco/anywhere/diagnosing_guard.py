@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from maskrcnn_coco.anywhere.cases import Looks
 from maskrcnn_coco.anywhere.last_words import listen
 from maskrcnn_coco.anywhere.rig import divisor
 from maskrcnn_coco.anywhere.samples import Select
@@ -19,6 +17,7 @@ from maskrcnn_coco.anywhere.with_responder import WithResponder, answer, make_re
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.guard import forward_backward
 from maskrcnn_coco.guard.attached import Attached
+from maskrcnn_coco.guard.hooks import Deafness
 from maskrcnn_coco.guard.immediate import Act, Mode
 from maskrcnn_coco.guard.inputs import image_ids
 from maskrcnn_coco.guard.norms import Components
@@ -50,8 +49,6 @@ class Diagnosing(WithResponder, Attached):
         self._shown_forward = forward
         self._shown: tuple[Any, Sequence[int] | None] | None = None
         self.responder = make_responder(self, forward, select, logdir, own_batches=False)
-        self.instruments.looks = Looks(self.responder, self._quiet)
-        self._busy = False
         self._handled: BaseException | None = None
         """What was being handled already as the forward pass began."""
         self._explained: set[str] = set()
@@ -59,13 +56,10 @@ class Diagnosing(WithResponder, Attached):
         if forward is not None:
             listen(self)
 
-    @contextmanager
-    def _quiet(self) -> Iterator[None]:
-        self._busy = True
-        try:
-            yield
-        finally:
-            self._busy = False
+    @property
+    def _busy(self) -> bool:
+        """Whether a step is being taken again, of this training or of another one beside it."""
+        return Deafness.depth > 0
 
     def batch(self, batch: Any, ids: Sequence[int] | None = None) -> Any:
         """Show the batch that the coming forward pass is of, where ``forward`` takes it; returns it unchanged.
@@ -152,7 +146,7 @@ class Diagnosing(WithResponder, Attached):
         if not shown or self._shown_forward is None or forward_backward.is_fatal(error):
             return False
         try:
-            with self._quiet(), torch.no_grad():
+            with Deafness.deaf(), torch.no_grad():
                 self._shown_forward(self.model, shown[-1].data)
         except Exception as again:  # as the loop's own code raises it
             return type(again) is type(error) and str(again).splitlines()[:1] == str(error).splitlines()[:1]
@@ -174,5 +168,5 @@ class Diagnosing(WithResponder, Attached):
             return
         self.responder.after(record)
         if self.alarm is not None:
-            with self._quiet():
+            with Deafness.deaf():
                 answer(self, self.responder, self.alarm)

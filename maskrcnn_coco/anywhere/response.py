@@ -28,7 +28,7 @@ from maskrcnn_coco.diagnosis.investigate import TEAM_STEPS, investigate
 from maskrcnn_coco.diagnosis.rules.scale_collapse import NORMAL_SCALE
 from maskrcnn_coco.errors import GuardStop
 from maskrcnn_coco.guard.guard import Guard
-from maskrcnn_coco.guard.hooks import Entrances
+from maskrcnn_coco.guard.hooks import Deafness, Entrances
 from maskrcnn_coco.guard.norms import all_finite, has_fractions
 from maskrcnn_coco.records import PROVED, Action, Alarm, Evidence, Finding, Incident, StepRecord, incident_of
 from maskrcnn_coco.replay.isolation import untouched
@@ -275,7 +275,7 @@ class AlarmResponder:
         self._note_holes(alarm.step)
         case = case_of(self, alarm)
         try:
-            with untouched(self.model, case.now):
+            with Deafness.deaf(), untouched(self.model, case.now):
                 return investigate(case, budget_steps=TEAM_STEPS)
         except Exception as e:  # no investigation may end the training that it is to explain
             return [

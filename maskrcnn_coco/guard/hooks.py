@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import types
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +25,22 @@ class Inert:
         """Nothing happens."""
 
 
+class Deafness:
+    """While any guard takes steps again, no guard listens: a replay may call the networks of others (a GAN's)."""
+
+    depth = 0
+
+    @classmethod
+    @contextmanager
+    def deaf(cls) -> Iterator[None]:
+        """Within it forward passes are no training, whoever's they are."""
+        cls.depth += 1
+        try:
+            yield
+        finally:
+            cls.depth -= 1
+
+
 class Hook:
     """Calls a method of a guard, as long as there is one; outside of compiled graphs only."""
 
@@ -32,7 +49,7 @@ class Hook:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See the module that this hook is on."""
-        if torch.compiler.is_compiling() or _of_no_interest():
+        if torch.compiler.is_compiling() or Deafness.depth or _of_no_interest():
             return None
         call = self._call()
         return None if call is None else call(*args, **kwargs)
