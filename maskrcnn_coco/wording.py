@@ -175,6 +175,8 @@ def action_words(action: Action) -> str:
 
 def usual_words(detail: Mapping[str, Any]) -> str:
     """Which settings of the optimizer have another value from here on, as the end of a sentence."""
+    if detail.get("state_anew"):
+        return " with an optimizer that remembers nothing: its own state began anew"
     usual = dict(detail.get("usual", {}))
     rates = ", and on at the last sound learning rates where the schedule has none" if usual.pop("lr", None) else ""
     return rates + "".join(f", and on with {name} {value}" for name, value in usual.items())

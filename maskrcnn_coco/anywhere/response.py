@@ -32,7 +32,7 @@ from maskrcnn_coco.guard.hooks import Deafness, Entrances
 from maskrcnn_coco.guard.norms import all_finite, has_fractions
 from maskrcnn_coco.records import PROVED, Action, Alarm, Evidence, Finding, Incident, StepRecord, incident_of
 from maskrcnn_coco.replay.isolation import untouched
-from maskrcnn_coco.replay.optimizer import settings_of
+from maskrcnn_coco.replay.optimizer import begin_anew, settings_of
 from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.replay.snapshot import Snapshot, restore, state_bytes, take
 from maskrcnn_coco.replay.tape import Tape, TapeEntry
@@ -332,6 +332,9 @@ class AlarmResponder:
             if back is None and scale.check() is not None:
                 scale.set(NORMAL_SCALE)  # nothing was trained at it yet
                 return Action("precision", {"loss_scale": NORMAL_SCALE}), None
+            if back is None and self._of_the_optimizer_alone() and begin_anew(self.guard.optimizer):
+                self.guard.reset(self.guard.next_step)
+                return Action("rollback", {"to_step": alarm.step, "state_anew": True}), None
             if back is None:
                 return Action("stop", {"why": "the state is bad, and no older one is kept"}), None
             return Action("rollback", {**detail, "to_step": back}), back
@@ -340,6 +343,12 @@ class AlarmResponder:
         elif action.kind == "precision":
             return Action("skip", {"why": "only the training itself can change this"}), None
         return action, None
+
+    def _of_the_optimizer_alone(self) -> bool:
+        """Whether what is wrong with the state is what the optimizer remembers, as a file had it: weights are sound."""
+        found = self.findings[0]
+        named = all(str(e).startswith("optimizer ") for e in found.detail.get("entries") or ())
+        return found.cause == "POISONED_STATE" and named and "usual" not in found.detail
 
     def go_back(self, step: int) -> int | None:
         """Put back the newest copy of the state that is not newer than ``step``; its step, None where there is none."""

@@ -56,6 +56,20 @@ def lower_settings(optimizer: torch.optim.Optimizer, most: Mapping[str, float]) 
         group.update({k: min(group[k], v) for k, v in most.items() if group.get(k) is not None})
 
 
+def begin_anew(optimizer: torch.optim.Optimizer) -> bool:
+    """Have one of torch's own forget what it remembers of former steps; whether that can be done."""
+    if not type(optimizer).__module__.startswith("torch.optim") or isinstance(optimizer, torch.optim.LBFGS):
+        return False
+    if not isinstance(optimizer, torch.optim.Adagrad):  # the one that makes its state before its first step
+        optimizer.state.clear()
+        return True
+    for group in optimizer.param_groups:
+        for state in (optimizer.state[p] for p in group["params"] if p in optimizer.state):
+            state["step"].zero_()
+            state["sum"].fill_(group["initial_accumulator_value"])
+    return True
+
+
 def put_usual(groups: Sequence[dict[str, Any]], names: Sequence[str], usual: Mapping[str, Any]) -> None:
     """Give each of ``groups`` that has a setting of ``usual`` the value that it has there, "lr" by its name."""
     for group, name in zip(groups, names, strict=False):

@@ -16,7 +16,8 @@ How it is proved: weights, buffers, optimizer state, learning rates and loss sca
   with an older state and with none: it is sound there. An optimizer that makes something non-finite of finite
   numbers takes its step again with each setting at its default.
 What the guard does: goes back to the newest verified state, in memory first, then on disk, and says what was
-  lost. A setting that was proved wrong has its default from then on.
+  lost. A setting that was proved wrong has its default from then on. In a loop of one's own that keeps no older
+  state, an optimizer whose memory alone is bad begins anew.
 How to fix it: `--resume auto` takes the newest intact checkpoint; never save state in half precision.
 """
 
