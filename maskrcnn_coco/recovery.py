@@ -102,6 +102,8 @@ def decide(findings: Sequence[Finding], history: History, budgets: Budgets | Non
         return _quarantine(top, history, budgets)
     if top.cause == "LOSS_MATH" and top.confidence >= PROVED and _seen_before(top, history):
         return _same_maths(top, history, budgets)
+    if top.culprit.image_ids and any(_same_samples(top, i) for i in history.incidents):
+        return _met_again(top, history, budgets)
     if top.detail.get("ruined") and top.onset_step is not None and not _went_back(history, budgets):
         return Action("rollback", {"to_step": top.onset_step, "after_skips": True})
     return _skip(top, history, budgets)
@@ -215,6 +217,11 @@ def _met_again(top: Finding, history: History, budgets: Budgets) -> Action:
     if len(met) > budgets.skip_window // 2:
         return Action("stop", {"why": f"{len(met)} of the last {budgets.skip_window} steps were lost to what is known"})
     return Action("skip", {"again": list(top.culprit.image_ids)})
+
+
+def _same_samples(top: Finding, before: Incident) -> bool:
+    """Likely twice, of the very same samples: what a loader hands out again each epoch is no new trouble."""
+    return before.cause == top.cause and set(before.culprit.image_ids) == set(top.culprit.image_ids)
 
 
 def _seen_before(top: Finding, history: History) -> bool:
