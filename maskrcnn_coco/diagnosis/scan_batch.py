@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,19 +26,26 @@ def repair(batch: Any, facts: Facts) -> Any:
     return copy
 
 
+_OF_SAMPLES = ("box", "label", "mask", "pixel")
+"""Kinds of problems whose position is a sample's."""
 _KINDS = {"box": "DATA_BOX", "label": "DATA_LABEL", "mask": "DATA_MASK", "shape": "DATA_BOX", "batch": "DATA_BOX"}
 
 
 def reported(
-    problems: list[dict[str, Any]], targets: list[TargetFault], inputs: list[InputFault]
+    problems: list[dict[str, Any]], targets: list[TargetFault], inputs: list[InputFault], ids: Sequence[int] = ()
 ) -> tuple[list[TargetFault], list[InputFault]]:
-    """What the guard's own input check reported and the scans here did not: no alarm of it goes unexplained."""
+    """What the guard's own input check reported and the scans here did not: no alarm of it goes unexplained.
+
+    ``ids``: of the samples at the positions that it reported, where the batch itself carries none.
+    """
     known = {(t.code, t.image_id) for t in targets} | {("DATA_PIXEL", i.image_id) for i in inputs}
     images = {i for _, i in known}
     more_targets: list[TargetFault] = []
     more_inputs: list[InputFault] = []
     for problem in problems:
         kind, image_id, what = problem.get("kind"), problem.get("image_id"), str(problem.get("message"))
+        if image_id is None and kind in _OF_SAMPLES and int(problem["position"]) < len(ids):
+            image_id = ids[int(problem["position"])]
         code = _KINDS.get(str(kind), "DATA_PIXEL")
         # "These shapes do not fit": the scan of forms says which of them.
         if image_id is None or (code, image_id) in known or (kind == "shape" and image_id in images):

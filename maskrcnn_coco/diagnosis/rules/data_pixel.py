@@ -26,6 +26,10 @@ def judge(facts: Facts) -> Finding | None:
         return None  # DATA_LABEL's: a target
     if facts.flat_images and not facts.inputs and not facts.targets:
         return _flat(facts)
+    if not facts.suspects() and not facts.guilty_images and _in_one_piece(facts):
+        what = str(facts.measured["problems"][0].get("message"))
+        evidence = [Evidence("guard: inputs before the forward pass", what, CODE), *facts.says(CODE, "!same", "=other")]
+        return Finding(CODE, 0.92, Culprit(), evidence, facts.step, "correct the batch's data", {"widespread": False})
     after = [i for i in facts.inputs if i.when == "after"]
     scaled = [i for i in facts.inputs if i.scale]
     fix = "maskrcnn-coco check --data PATH"
@@ -38,6 +42,17 @@ def judge(facts: Facts) -> Finding | None:
         found.culprit.module = "transform"
         found.detail["widespread"] = True
     return found
+
+
+def _in_one_piece(facts: Facts) -> bool:
+    """Whether modules take numbers of the batch that are not finite, in a batch that cannot be cut into samples.
+
+    The nodes of graphs that point at each other: another batch is normal on the same weights.
+    """
+    same, problems = facts.outcomes.get("same"), facts.measured.get("problems")
+    failed = same is not None and not same.finite and not same.error
+    met = facts.inside is not None and facts.taken is None
+    return facts.symptom == "input_nonfinite" and bool(problems) and failed and met and facts.good("other")
 
 
 def _flat(facts: Facts) -> Finding | None:
