@@ -14,7 +14,7 @@ from maskrcnn_coco.diagnosis.backend_experiments import BackendExperiments
 from maskrcnn_coco.diagnosis.draws import by_chance, sound_draws
 from maskrcnn_coco.diagnosis.facts import Facts, Location, Reference
 from maskrcnn_coco.diagnosis.file_experiments import FileExperiments
-from maskrcnn_coco.diagnosis.guilty_samples import guilty_samples, weights
+from maskrcnn_coco.diagnosis.guilty_samples import guilty_samples, of_no_sample, weights
 from maskrcnn_coco.diagnosis.limits import NO_HISTORY_LOSS
 from maskrcnn_coco.diagnosis.lr_experiments import WALK, LrExperiments
 from maskrcnn_coco.diagnosis.optimizer_experiments import OptimizerExperiments
@@ -28,10 +28,8 @@ from maskrcnn_coco.replay.optimizer import optimizer_names
 from maskrcnn_coco.replay.replay import Replay, ReplayImpossible
 from maskrcnn_coco.replay.tape import TapeEntry
 
-OTHERS = 3
-"""Most other batches that are asked whether they fail too."""
-OLDER = 3
-"""Most older states on which the failing batch is tried."""
+OTHERS = OLDER = 3
+"""Most other batches that are asked whether they fail too; most older states on which the failing one is tried."""
 MODULES = 4
 """Most modules that are put into float32 one after the other."""
 
@@ -126,7 +124,8 @@ class Experiments:
 
     def _take_reported(self) -> None:
         f = self.facts
-        targets, inputs = scan_batch.reported(f.measured.get("problems") or [], f.targets, f.inputs)
+        ids = f.image_ids if f.accumulate == 1 else []  # positions are counted in each micro-batch
+        targets, inputs = scan_batch.reported(f.measured.get("problems") or [], f.targets, f.inputs, ids)
         f.targets, f.inputs = f.targets + targets, f.inputs + inputs
 
     def run(self, name: str) -> None:
@@ -179,6 +178,7 @@ class Experiments:
         f.below_zero = {k for r in before if r.applied for k, v in r.losses.items() if v < -1e-3}
         first = case.history[0] if case.history else None
         f.began_wild = first is not None and first.step == 0 and abs(first.loss) > NO_HISTORY_LOSS
+        f.climbs = from_records.climbs(f, self.replay.optimizer.param_groups)
         f.refused_before = bool(before) and not before[-1].applied
         f.since_last = from_records.apart(before[-1], failing) if before and failing is not None else math.inf
         f.update_ratio = from_records.ratios(before, onset)
@@ -243,10 +243,9 @@ class Experiments:
 
     def _peek(self) -> None:
         """Whether other batches have the same data fault. One that has not shows that it is not the data set."""
-        model, mine = self.replay.model, self.facts
+        model, mine, looked = self.replay.model, self.facts, list[bool]()
         codes = {t.code for t in mine.targets}
         forms = any(t.form for t in mine.targets) or any(i.form for i in mine.inputs)
-        looked = []
         for entry in self._other_entries():
             for batch in self.replay.batches_of(entry):
                 targets, inputs = scan_batch.scan_values(batch, model, mine.settings)
@@ -320,12 +319,13 @@ class Experiments:
         self.facts.only_losses = bool(self.facts.inputs) and outcome.met is False and bool(outcome.bad_losses)
         if module is None and op is None and not outcome.bad_grads:
             return
-        name = module or (outcome.bad_grads[0].rpartition(".")[0] if outcome.bad_grads else None)
+        inside = outcome.bad_grads and outcome.phase != "loss"  # after an op of the losses' own all of them are bad
+        name = module or (outcome.bad_grads[0].rpartition(".")[0] if inside else None)
         value = outcome.max_abs
         if module and self.facts.precision != "fp32":
             value = self._largest_in_fp32(module)
-        component = component_of(name) if name else None
-        self.facts.location = Location(name, component, outcome.phase, op, None, value)
+        self.facts.location = Location(name, component_of(name) if name else None, outcome.phase, op, None, value)
+        of_no_sample(self.facts)
 
     def _largest_in_fp32(self, module: str) -> float | None:
         return self.replay.run(f"values of {module} in float32", precision="fp32", locate=True, watch=module).max_abs

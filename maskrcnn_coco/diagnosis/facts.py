@@ -146,6 +146,8 @@ class Facts:
     empty_images: list[int] = field(default_factory=list)
     reference: Reference = field(default_factory=Reference)
     growing: bool = False
+    climbs: bool = False
+    """The loss is far above the usual, and the optimizer is one that is told to climb (``maximize=True``)."""
     update_ratio: dict[str, float] = field(default_factory=dict)
     lr: dict[str, float] = field(default_factory=dict)
     foreign_rates: dict[str, list[float]] = field(default_factory=dict)

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from maskrcnn_coco.diagnosis.facts import Reference
+from maskrcnn_coco.diagnosis.facts import Facts, Reference
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.replay.case import Case
 
@@ -84,6 +84,13 @@ def beyond_sense(
             if value >= 1.0 if name == "momentum" else lr.get(component, 0.0) * value > SHRINKS:
                 found.add(component)
     return found
+
+
+def climbs(facts: Facts, groups: Sequence[dict[str, Any]]) -> bool:
+    """Whether the recorded loss is above the usual one, and some group is told to go up it."""
+    now = facts.recorded_loss
+    upwards = any(g.get("maximize") for g in groups)
+    return upwards and facts.reference.count > 0 and now is not None and now > facts.reference.loss
 
 
 def apart(before: StepRecord, now: StepRecord) -> float:

@@ -16,7 +16,7 @@ from maskrcnn_coco.diagnosis.limits import FEW, LOSS_FACTOR, NORM_FACTOR
 from maskrcnn_coco.diagnosis.search import smallest_culprits, smallest_cure
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.replay.case import Case
-from maskrcnn_coco.replay.outcome import Outcome
+from maskrcnn_coco.replay.outcome import NOTHING, Outcome
 from maskrcnn_coco.replay.replay import Replay, ReplayImpossible
 from maskrcnn_coco.replay.snapshot import Snapshot
 
@@ -78,6 +78,13 @@ def guilty_samples(
         # Each sample's loss may be of the whole batch (a ranking, a partial likelihood): alone it is of nothing.
         found = smallest_cure(list(range(len(ids))), cured)
     return [ids[p] for p in found]
+
+
+def of_no_sample(facts: Facts) -> None:
+    """Blame none where most samples, each alone, bring about an average over nothing: the batch happens to lack one."""
+    nothing = facts.location is not None and NOTHING in str(facts.location.op)
+    if nothing and 1 < len(facts.image_ids) < 2 * len(facts.guilty_images or []):
+        facts.guilty_images = []
 
 
 def _guilty(part: Outcome, whole: Outcome | None, facts: Facts, then: StepRecord | None) -> bool:

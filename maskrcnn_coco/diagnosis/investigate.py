@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from maskrcnn_coco.diagnosis.explain import judge
 from maskrcnn_coco.diagnosis.facts import Facts
-from maskrcnn_coco.diagnosis.rules.common import cured, divides_on_sound_weights, nonfinite, sudden
+from maskrcnn_coco.diagnosis.rules.common import cured, divides_by_itself, divides_on_sound_weights, nonfinite, sudden
 from maskrcnn_coco.records import PROVED, Culprit, Evidence, Finding
 from maskrcnn_coco.recovery import leaves_out
 from maskrcnn_coco.wording import listed
@@ -126,7 +126,9 @@ def wanted(f: Facts) -> Iterator[str]:
             return
     if f.good("earlier"):
         yield "retrace"
-        if not f.healthy_retrace() and f.redefined is None:
+        if sudden(f):
+            yield "locate"
+        if not (f.healthy_retrace() or f.climbs or divides_by_itself(f)) and f.redefined is None:
             yield "lr"
         yield from ("locate", "again", "reference")
         return
@@ -141,7 +143,7 @@ def wanted(f: Facts) -> Iterator[str]:
     if f.raises_everywhere():
         return
     yield from ("again", "locate", "reference", "retrace")
-    if not f.healthy_retrace() and f.redefined is None:
+    if not (f.healthy_retrace() or f.climbs) and f.redefined is None:
         yield "lr"
 
 

@@ -20,13 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from maskrcnn_coco.guard import forward_backward
 from maskrcnn_coco.guard.forward_backward import Forward, Pass
 from maskrcnn_coco.guard.norms import Layout
-from maskrcnn_coco.replay.outcome import CONSTANT, IN_HALF
+from maskrcnn_coco.replay.outcome import CONSTANT, IN_HALF, NOTHING
 
 _COPIES = ("lift_fresh", "lift", "detach", "clone", "_to_copy", "copy_", "fill_", "index", "select", "slice", "view")
 """Their results are what they took: who computes with it is asked."""
 # Their outputs are memory not yet written, not results.
 _UNWRITTEN = ("empty", "new_empty", "empty_like", "empty_strided", "resize_", "set_", "set_data")
 
+_AVERAGES = ("mean", "std", "var", "median", "nanmean")
+"""Ops that make NaN of no numbers at all."""
 # Ops that make what is not finite of whole numbers too: 1 / count, log(count).
 _OF_COUNTS = ("div", "true_divide", "reciprocal", "log", "log2", "log10", "rsqrt", "pow")
 
@@ -68,7 +70,8 @@ class _Ops(TorchDispatchMode):
         if name == "_local_scalar_dense" and not isinstance(args[0], Tensor):
             return args[0]  # a number of Python's that was saved for the backward pass comes unwrapped to a mode
         # In-place ops overwrite their inputs: look before.
-        numbers = _any_float(args) or (name in _OF_COUNTS and any(True for _ in _tensors(args)))
+        nothing = name in _AVERAGES and any(not t.numel() for t in _tensors(args))
+        numbers = nothing or _any_float(args) or (name in _OF_COUNTS and any(True for _ in _tensors(args)))
         clean = len(self.bad) < 32 and name not in _UNWRITTEN and numbers and _finite(args)
         strange = self.depth == 0 and self.brought is None and not clean and self._strange((args, kwargs))
         result = func(*args, **(kwargs or {}))
@@ -85,7 +88,7 @@ class _Ops(TorchDispatchMode):
             self.brought = found
         if clean:
             where, theirs = _where()
-            self.bad.append(f"{name}{_half(result)}{where}")
+            self.bad.append(f"{name}{NOTHING if nothing else _half(result)}{where}")
             if self.depth == 0 and self.outside is None and not theirs:
                 self.outside = self.bad[-1]
         self.known |= _memory(result)

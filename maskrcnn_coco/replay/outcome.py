@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 IN_HALF = " in float16"
 """In the name of an op whose result overflowed there, as a watched replay gives it."""
 
+NOTHING = " over nothing"
+"""Said of an average of no numbers."""
 CONSTANT = ", of a number that came in not finite"
 """In the name of an op of the losses' own: an operand is not finite and comes neither from the model nor the batch."""
 

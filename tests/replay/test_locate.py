@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maskrcnn_coco.guard.norms import Layout
 from maskrcnn_coco.replay.locate import largest, located_run
-from maskrcnn_coco.replay.outcome import CONSTANT
+from maskrcnn_coco.replay.outcome import CONSTANT, NOTHING
 
 
 class Root(nn.Module):
@@ -54,6 +54,15 @@ def test_a_finite_pass_names_nothing_and_measures_the_largest(net: Net) -> None:
     found = located(net, torch.tensor([[4.0, 900.0]]))
     assert found.module is None and found.op is None
     assert found.largest["root"] == 900.0
+
+
+def test_an_average_over_nothing_is_named(net: Net) -> None:
+    def forward(x: Tensor) -> dict[str, Tensor]:
+        return {"loss": net(x)[x[:, 0] < 0].mean()}
+
+    carried: Any = type("F", (), {"model": net, "__call__": lambda self, b: forward(b)})()
+    found = located_run(carried, [torch.ones(2, 2)], None, Layout(net, torch.optim.SGD(net.parameters(), 0.1), None))
+    assert found.phase == "loss" and found.op.startswith("mean" + NOTHING)
 
 
 def test_a_nan_of_the_backward_pass_names_the_function(net: Net) -> None:

@@ -9,9 +9,13 @@ from maskrcnn_coco.wording import annotation_words
 CURE_LOSS, CURE_NORM = 3.0, 5.0
 """A repaired batch cures if loss or gradient norm falls by such a factor; batches of one run differ by less."""
 
+USUAL_INSIDE = 1e3
+"""What modules take and give in models that learn stays below it, unless somebody's units are others."""
+
 QUOTIENTS = (
     *("div", "log", "sqrt", "rsqrt", "reciprocal", "pow", "acos", "asin", "atanh"),
     *("std", "var", "fmod", "remainder", "lgamma", "erfinv"),
+    *("mean over nothing", "median over nothing", "nanmean over nothing"),
 )
 """Ops that make what is not finite of finite numbers, however small those are."""
 
@@ -111,6 +115,16 @@ def divides_on_sound_weights(facts: Facts) -> bool:
     place = facts.location
     own = place is not None and place.op is not None and place.module is None and place.op.startswith(QUOTIENTS)
     return own and sudden(facts) and facts.good("other") and facts.good("earlier")
+
+
+def divides_by_itself(facts: Facts) -> bool:
+    """A loss's own division (root, logarithm) fails all at once, and no number inside the model is a large one.
+
+    Weights that a rate throws about give large ones: what saturates at usual numbers does so at any rate in the end.
+    """
+    place = facts.location
+    own = place is not None and place.op is not None and place.module is None and place.op.startswith(QUOTIENTS)
+    return own and sudden(facts) and facts.inside is not None and facts.inside <= USUAL_INSIDE
 
 
 def sudden(facts: Facts) -> bool:

@@ -23,7 +23,13 @@ import math
 
 from maskrcnn_coco.diagnosis.facts import Facts, Redefined
 from maskrcnn_coco.diagnosis.limits import LOSS_FACTOR
-from maskrcnn_coco.diagnosis.rules.common import QUOTIENTS, divides_on_sound_weights, healthy, nonfinite
+from maskrcnn_coco.diagnosis.rules.common import (
+    QUOTIENTS,
+    divides_by_itself,
+    divides_on_sound_weights,
+    healthy,
+    nonfinite,
+)
 from maskrcnn_coco.diagnosis.rules.fp16_overflow import overflows_by_itself
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 from maskrcnn_coco.replay.outcome import CONSTANT, Outcome
@@ -58,7 +64,11 @@ def judge(facts: Facts) -> Finding | None:
         located = not facts.location.op.startswith(PRODUCTS) or gradient_only
     earlier = facts.outcomes.get("earlier")
     everywhere = (earlier is not None and not earlier.finite) or facts.by_chance or divides_on_sound_weights(facts)
-    everywhere = everywhere or (not facts.earlier_steps and (_nonfinite(facts, "other") or bool(facts.empty_images)))
+    everywhere = (
+        everywhere
+        or divides_by_itself(facts)
+        or (not facts.earlier_steps and (_nonfinite(facts, "other") or bool(facts.empty_images)))
+    )
     usual = not facts.reference.count or abs(same.loss) <= LOSS_FACTOR * facts.reference.loss
     normal_loss = gradient_only and usual and not facts.growing and located
     confidence = 0.93 if located and (everywhere or normal_loss) else 0.6 if everywhere or located else 0.3
@@ -75,7 +85,7 @@ def judge(facts: Facts) -> Finding | None:
         evidence += facts.says(CODE, "alone", "others")
     term = same.bad_losses[0] if same.bad_losses else None
     detail = {"term": term, "empty_images": facts.empty_images, "weights": healthy(facts), "taken": facts.taken}
-    detail["sound_beside"] = divides_on_sound_weights(facts)
+    detail["sound_beside"] = divides_on_sound_weights(facts) or (_behind_the_model(facts) and facts.good("other"))
     # An image that brings it about on healthy weights too is left out: it would come back every epoch.
     detail["proved_on_healthy_weights"] = bool(facts.guilty_images) and facts.bad(healthy(facts))
     fix = f"look at {facts.location.op}" if located and facts.location else f"look at the maths of {term or 'the loss'}"

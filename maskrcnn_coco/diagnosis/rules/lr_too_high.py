@@ -25,6 +25,7 @@ from typing import Any
 
 from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.lr_verdict import LrTrial, LrVerdict
+from maskrcnn_coco.diagnosis.rules.common import divides_by_itself
 from maskrcnn_coco.records import Culprit, Evidence, Finding, StepRecord
 
 CODE = "LR_TOO_HIGH"
@@ -36,6 +37,8 @@ def judge(facts: Facts) -> Finding | None:
     verdict = facts.lr_verdict
     if (facts.healthy_retrace() and not facts.leap) or facts.redefined is not None:
         return None  # the steps as they were, taken again, do not diverge: no rate is to blame
+    if facts.climbs or divides_by_itself(facts):
+        return None  # a lower rate only leads there later: upwards as it is told to, or to where the loss divides by 0
     if verdict is None or not verdict.sufficient:
         if facts.good("earlier") and facts.growing and verdict is None:
             evidence = facts.says(CODE, "!same", "=earlier")

@@ -27,7 +27,10 @@ def judge(facts: Facts) -> Finding | None:
     evidence = [facts.say(name, None) for name in facts.outcomes]
     evidence += facts.tried or [Evidence("scans of state, targets, images and anchors", "clean", None)]
     fix = ""
-    if facts.unrepeatable():
+    if facts.climbs:
+        evidence.insert(0, Evidence("settings of the optimizer", "maximize=True: each step goes up the loss", None))
+        fix = "maximize=False, where this is a loss; guard.new_regime() says that one is meant to grow"
+    elif facts.unrepeatable():
         what = "weights, batch and random numbers were the same, and it was another step each time"
         evidence.insert(0, Evidence("the two replays of the step", what, CODE))
         fix = "look for what changes from one forward pass to the next: hooks registered again, counters of your own"
