@@ -167,6 +167,7 @@ HONEST: tuple[Case, ...] = (
     honest("cnn", "begun again from its file", f.resumed),
     honest("cnn", "labels of one class only", f.every(1, lambda y: y * 0)),
     honest("gpt", "begun again from its file", f.resumed),
+    honest("houses", "begun again from its file", f.resumed),
     honest("vit", "begun again without its moments", f.no_optimizer),
     honest("gpt", "texts that count for little", padded),
     honest("houses", "a constant column", f.every(0, f.put(1.0, 3))),

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -75,7 +76,10 @@ class Loop:
         if run.task.way == "step":
             return Guard(run.model, optimizer, forward=self.losses, max_grad_norm=run.clip or None, **more)
         if name:
-            more["forward"] = lambda part, batch: total(run.rivals[name](run.model, batch))
+            others = {n: run.model.get_submodule(n) for n in run.rivals}
+            more["forward"] = lambda part, batch: total(
+                run.rivals[name](SimpleNamespace(**{**others, name: part}), batch)
+            )
         elif run.task.way == "see":
             more["forward"] = lambda model, batch: total(self.losses(model, batch))
         return attach(part, optimizer, **more)

@@ -1,0 +1,42 @@
+"""Loops of the tutorials from the bench, each with what was missed of it once, and honest ones."""
+
+from __future__ import annotations
+
+import pytest
+from anywhere.mainstream.cases import CASES
+from anywhere.mainstream.judge import judged
+from anywhere.mainstream.run import one, twins
+
+
+def line(name: str, seed: int = 0) -> dict:
+    """What the bench says of one run."""
+    got, plain = one(name, seed, "diagnose"), one(name, seed, "plain")
+    return judged(CASES[name], got, plain, *twins(CASES[name].task, seed))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt/word 20 of 20",  # the model gives logits and its loss: which of them is trained on?
+        "forecast/error over 0",  # the op is the loss's own, whatever gradient comes first behind it
+        "customers/no yes in the batch",  # a mean over nothing, which no sample is guilty of
+        "gan/penalty at black",  # its replays call the rival's network, whose guard is not to listen
+        "houses/rate x100000",  # statistics that were put back are at their first update again
+        "cnn/maximize",  # up as it is told to: no rate is too high
+        "policy/entropy by hand",  # a lower rate leads to log(0) later
+        "graphs/NaN node",  # a batch that cannot be cut into samples
+        "detector/NaN box",  # a target without an image id
+        "vit/pixels x1e6",  # likely again and again, of the same sample: no reason to stop
+        "houses/file: NaN moment",  # an optimizer's memory can begin anew
+    ],
+)
+def test_what_was_missed_once(name: str):
+    found = line(name)
+    assert found["cause"] and not found["sure"], found
+    assert found["culprit"] in (None, True) and found.get("survived") in (None, True), found
+
+
+@pytest.mark.parametrize("name", ["cnn/as it is", "gpt/as it is", "gan/as it is", "houses/begun again from its file"])
+def test_an_honest_run_ends_in_the_bits_of_the_run_without_a_guard(name: str):
+    found = line(name)
+    assert not found["acted"] and found["same"], found
