@@ -84,7 +84,7 @@ def decide(findings: Sequence[Finding], history: History, budgets: Budgets | Non
             return _restore(top, history, budgets)
         case "FP16_OVERFLOW" if top.confidence >= PROVED and not top.detail.get("proved_on_healthy_weights"):
             return _precision(top, history, budgets)
-        case "SCALE_COLLAPSE" if top.detail.get("clipped_scaled"):
+        case "SCALE_COLLAPSE" | "ACCUMULATION" if _by_the_loop_alone(top):
             return Action("skip", {"why": f"the step was taken; only the loop can change this: {top.fix}"})
         case "SCALE_COLLAPSE":
             return _hold_scale(top, history, budgets)
@@ -217,6 +217,10 @@ def _met_again(top: Finding, history: History, budgets: Budgets) -> Action:
     if len(met) > budgets.skip_window // 2:
         return Action("stop", {"why": f"{len(met)} of the last {budgets.skip_window} steps were lost to what is known"})
     return Action("skip", {"again": list(top.culprit.image_ids)})
+
+
+def _by_the_loop_alone(top: Finding) -> bool:
+    return bool(top.detail.get("clipped_scaled") or top.detail.get("never_cleared"))
 
 
 def _same_samples(top: Finding, before: Incident) -> bool:

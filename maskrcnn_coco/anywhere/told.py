@@ -22,8 +22,9 @@ def told(incident: Incident) -> str:
         lowered = f"rate no higher than {max(detail['most'].values()):.2g}"
     for name, most in lowered_settings(detail).items():
         lowered = f"{name.replace('_', ' ')} {most:g}"
+    why = str(detail.get("why", ""))
     done = {
-        "skip": "the step is skipped",
+        "skip": why if why.startswith("the step was taken") else "the step is skipped",
         "quarantine": "the sample is left out from now on",
         "rollback": f"back to the state of step {detail.get('to_step')}{usual_words(detail)}",
         "lower_lr": f"back to the state of step {detail.get('to_step')}, {lowered}",

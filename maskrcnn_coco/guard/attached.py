@@ -301,8 +301,8 @@ class Attached(Guard):
     def _keep(self, record: StepRecord) -> None:
         self.refused, self.refused_steps = not record.applied, self.refused_steps + (not record.applied)
         self.records.append(record)
+        self._gradients.tell(self.instruments, record)
         if self.alarm is not None:
-            self.alarm.measured.update(self._gradients.facts())
             self.alarms.append(self.alarm)
         self._gradients.step_taken()
         self._entrances.step_taken()

@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from maskrcnn_coco.guard.hooks import Hook
 from maskrcnn_coco.guard.verdict import Verdict
+from maskrcnn_coco.records import StepRecord
+
+NEVER = 20
+"""Steps in a row whose gradients were added to those of the step before: no slip of one step."""
 
 
 class _DuringBackward(Hook):
@@ -40,6 +44,11 @@ class OwnGradients:
         self._last: Tensor | None = None
         self._writes = 0
         self._first = True
+        self._row = 0
+        """Steps in a row with ``kept``."""
+        self._look: Any = None
+        self._there = False
+        """Before gradients were added the old ones were seen there, by their values: ``.data`` hides a write."""
         self._handle: Any = None
         found = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad and p.is_leaf and p.numel()]
         self._parameter: nn.Parameter | None = min(found, key=lambda p: p.numel(), default=None)
@@ -73,8 +82,28 @@ class OwnGradients:
             return None
         return Verdict("grad_nonfinite", "gradients are not finite, and those of the refused step before are in them")
 
+    def _seen(self, _: Tensor) -> None:
+        gradient = None if self._parameter is None else self._parameter.grad
+        self._there = gradient is not None and bool(gradient.detach().any())
+        self._remove_look()
+
+    def tell(self, instruments: Any, record: StepRecord) -> None:
+        """Add to this step's alarm what is known of its gradients; or raise one, of a loop that never clears them.
+
+        Once, and of a step that was taken: what learns from a sum of all steps may learn something all the same.
+        """
+        if instruments.alarm is None and self._there and self.kept and self._row >= NEVER:
+            self._there = False
+            text = f"gradients were never cleared in {self._row} steps: each adds to all before it"
+            instruments.raise_alarm(record, Verdict("stalled", text, {}))
+        if instruments.alarm is not None:
+            instruments.alarm.measured.update(self.facts())
+
     def step_taken(self) -> None:
         """The step is over, applied or not: the next gradients begin from here."""
+        self._row = self._row + 1 if self.kept else 0
+        if self._row == NEVER and self._parameter is not None:
+            self._look = self._parameter.register_hook(_DuringBackward(self._seen))
         self._last = None if self._parameter is None else self._parameter.grad
         self._writes = 0 if self._last is None else self._last._version
         self._first = True
@@ -88,8 +117,14 @@ class OwnGradients:
             found["still_scaled"] = self.still_scaled
         return found
 
+    def _remove_look(self) -> None:
+        if self._look is not None:
+            self._look.remove()
+            self._look = None
+
     def remove(self) -> None:
-        """Take the hook off."""
+        """Take the hooks off."""
+        self._remove_look()
         if self._handle is not None:
             self._handle.remove()
             self._handle = None

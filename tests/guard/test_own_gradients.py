@@ -166,3 +166,29 @@ def test_an_overflow_that_nobody_clears_is_said_to_be_that_and_no_search_of_a_sc
     causes = {i.cause for i in guard.incidents}
     guard.detach()
     assert causes == (set() if clears else {"ACCUMULATION"})
+
+
+def clear_data(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """As old tutorials have it: no count of writes tells."""
+    for p in model.parameters():
+        if p.grad is not None:
+            p.grad.data.zero_()
+
+
+@pytest.mark.parametrize(
+    ("clear", "late"), [(c, late) for c in (*CLEARS.values(), clear_data) for late in (False, True)]
+)
+def test_gradients_that_are_never_cleared_are_told_once_and_every_step_is_taken(clear: Clear, late: bool):
+    model, alarms = net(), []
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    guard = attach(model, optimizer, on_alarm=alarms.append)
+    for step in range(60):
+        if not late:
+            clear(model, optimizer)
+        loss = guard.see(model(torch.randn(3, 4, generator=torch.Generator().manual_seed(step))).square().mean())
+        if late:  # between the forward and the backward pass
+            clear(model, optimizer)
+        loss.backward()
+        optimizer.step()
+    assert guard.refused_steps == 0
+    assert [a.message[:28] for a in alarms] == (["gradients were never cleared"] if clear is forget else [])

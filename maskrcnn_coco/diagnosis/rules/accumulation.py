@@ -8,7 +8,8 @@ Why: the loss is not divided by k; gradients are only cleared when the step was 
 How it is proved: the recorded gradient norm is k times the norm of the same micro-batches replayed; or the
   recorded gradients are non-finite and the replay of the whole step is finite. Micro-batches are also replayed
   one at a time.
-What the guard does: skips the step and clears the gradients.
+What the guard does: skips the step and clears the gradients. Of a loop of one's own that never clears them, and
+  learns all the same, it is said once after twenty steps, and no step is refused for it.
 How to fix it: divide each loss by the number of micro-batches; call zero_grad whether or not the step was
   taken.
 """
@@ -30,7 +31,9 @@ def judge(facts: Facts) -> Finding | None:
     k = facts.accumulate
     if facts.measured.get("kept_gradients"):
         what = "still there when those of this step were added to them: they add up over all steps"
-        return _finding(0.95, Evidence("gradients of the step before", what, CODE), facts, CLEAR)
+        found = _finding(0.95, Evidence("gradients of the step before", what, CODE), facts, CLEAR)
+        found.detail["never_cleared"] = facts.symptom == "stalled"
+        return found
     if facts.left_over():
         norm, replayed = facts.recorded_norm or 0.0, facts.outcomes["same"].grad_norm
         what = (
