@@ -63,6 +63,12 @@ def is_possible(value: Any, *, below: float = math.inf) -> bool:
     return not isinstance(value, complex) and (not isinstance(value, (float, int, Tensor)) or 0 <= float(value) < below)
 
 
+def forgets_squares(group: Mapping[str, Any]) -> bool:
+    """Whether an Adam with these betas forgets squares before means: without a gradient those are 0 first, rightly."""
+    betas = [float(b) for b in group.get("betas") or ()]
+    return len(betas) > 1 and betas[1] < betas[0] ** 2
+
+
 def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     """Component → (parameter name → parameter): an exact partition of the trainable parameters.
 

@@ -178,7 +178,7 @@ class Experiments:
         f.below_zero = {k for r in before if r.applied for k, v in r.losses.items() if v < -1e-3}
         first = case.history[0] if case.history else None
         f.began_wild = first is not None and first.step == 0 and abs(first.loss) > NO_HISTORY_LOSS
-        f.climbs = from_records.climbs(f, self.replay.optimizer.param_groups)
+        f.climbs = from_records.climbs(f, case.now.optimizer.get("param_groups", []))
         f.refused_before = bool(before) and not before[-1].applied
         f.since_last = from_records.apart(before[-1], failing) if before and failing is not None else math.inf
         f.update_ratio = from_records.ratios(before, onset)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.components import component_of, is_possible
+from maskrcnn_coco.components import component_of, forgets_squares, is_possible
 from maskrcnn_coco.diagnosis.facts import StateFault
 from maskrcnn_coco.replay.snapshot import Snapshot
 from maskrcnn_coco.replay.state import nonfinite_names
@@ -114,12 +114,13 @@ def _norm_faults(snapshot: Snapshot, model: nn.Module, owner: Callable[[str], st
 
 def _optimizer_faults(snapshot: Snapshot, names: list[str], owner: Callable[[str], str]) -> list[StateFault]:
     faults = []
+    forgetful = any(map(forgets_squares, snapshot.optimizer.get("param_groups", [])))
     for index, entry in snapshot.optimizer.get("state", {}).items():
         name = names[index] if isinstance(index, int) and index < len(names) else str(index)
         for key, value in entry.items():
             if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
                 faults.append(_fault("optimizer", name, f"{key} is non-finite", owner))
-        faults += _vanished(entry, name, owner)
+        faults += [] if forgetful else _vanished(entry, name, owner)
     for group in snapshot.optimizer.get("param_groups", []):
         component = group.get("component")
         for key in SETTINGS:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskrcnn_coco.components import is_possible, real
+from maskrcnn_coco.components import forgets_squares, is_possible, real
 from maskrcnn_coco.guard.foreign_state import UsualUpdates
 from maskrcnn_coco.guard.held_states import HeldStates, States, fits_its_mean
 from maskrcnn_coco.guard.norms import SMALLEST_RMS, Layout, all_finite, nonfinite_at, norms
@@ -299,14 +299,14 @@ class Health:
     def _check_moments(self) -> Verdict | None:
         """Adam's second moments, zeroed by a trip through half precision, make the next update enormous but finite."""
         zeroed = {}
-        for p, name in zip(self.layout.params, self.layout.names, strict=True):
+        pairs = zip(self.layout.params, self.layout.names, strict=True)
+        for p, name in () if any(map(forgets_squares, self.optimizer.param_groups)) else pairs:
             state = self.optimizer.state.get(p, {})
             first, second = state.get("exp_avg"), state.get("exp_avg_sq")
             if not isinstance(first, Tensor) or not isinstance(second, Tensor) or not first.numel():
                 continue
-            first, second = local(first), local(second)
             # Squares below float32's range are 0 in good health too, so only moments that had a square count.
-            count = int(((second == 0) & (first.abs() > 1e-15)).sum())
+            count = int(((local(second) == 0) & (local(first).abs() > 1e-15)).sum())
             if count > ZEROED * first.numel():
                 zeroed[name] = count
         if not zeroed:

@@ -97,6 +97,8 @@ def test_zeroed_second_moments_are_no_healthy_state() -> None:
     optimizer.state[model.weight]["exp_avg_sq"].zero_()
     verdict = health.check(whole=True)
     assert verdict is not None and "second moments are zero" in verdict.message
+    optimizer.param_groups[0]["betas"] = (0.9, 0.1)  # squares are forgotten first: without a gradient they vanish
+    assert health.check(whole=True) is None
 
 
 def test_the_ratio_of_an_update_is_that_of_the_norms() -> None:

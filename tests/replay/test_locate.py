@@ -58,7 +58,8 @@ def test_a_finite_pass_names_nothing_and_measures_the_largest(net: Net) -> None:
 
 def test_an_average_over_nothing_is_named(net: Net) -> None:
     def forward(x: Tensor) -> dict[str, Tensor]:
-        return {"loss": net(x)[x[:, 0] < 0].mean()}
+        out = net(x)
+        return {"loss": out.mean() + out[x[:, 0] < 0].mean()}
 
     carried: Any = type("F", (), {"model": net, "__call__": lambda self, b: forward(b)})()
     found = located_run(carried, [torch.ones(2, 2)], None, Layout(net, torch.optim.SGD(net.parameters(), 0.1), None))
