@@ -19,7 +19,6 @@ def line(name: str, seed: int = 0) -> dict:
     [
         "gpt/word 20 of 20",  # the model gives logits and its loss: which of them is trained on?
         "forecast/error over 0",  # the op is the loss's own, whatever gradient comes first behind it
-        "customers/no yes in the batch",  # a mean over nothing, which no sample is guilty of
         "gan/penalty at black",  # its replays call the rival's network, whose guard is not to listen
         "houses/rate x100000",  # statistics that were put back are at their first update again
         "cnn/maximize",  # up as it is told to: no rate is too high
