@@ -26,6 +26,7 @@ from torch import nn
 
 from maskrcnn_coco.errors import ConfigError, GuardWarning
 from maskrcnn_coco.guard import optimizer_step
+from maskrcnn_coco.guard.arguments import refuse_other
 from maskrcnn_coco.guard.attached import Attached
 from maskrcnn_coco.guard.immediate import Mode
 from maskrcnn_coco.guard.norms import Components
@@ -73,6 +74,7 @@ def attach(
             optimizer that needs a closure (LBFGS) or steps another one, as no step of it can be taken again.
     """
     found = _optimizers(optimizer)
+    refuse_other(model, found[0], mode)
     for sentence in faults_under(model) if say and mode != "off" else []:
         warnings.warn(sentence, GuardWarning, stacklevel=2)
     if not diagnose:
@@ -111,7 +113,7 @@ def _refuse_what_cannot_be_replayed(found: list[torch.optim.Optimizer]) -> None:
 
 
 def _optimizers(given: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:
-    found = [given] if isinstance(given, torch.optim.Optimizer) else list(given)
+    found: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
     if not found or not all(isinstance(o, torch.optim.Optimizer) for o in found):
         kinds = ", ".join(type(o).__name__ for o in found) or "none"
         raise ConfigError("attach needs a torch optimizer, or a list of them", got=kinds)

@@ -15,6 +15,7 @@ from maskrcnn_coco.anywhere.samples import Select, size_of
 from maskrcnn_coco.anywhere.with_responder import WithResponder, answer, make_responder
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import ConfigError, GuardWarning
+from maskrcnn_coco.guard.arguments import refuse_other
 from maskrcnn_coco.guard.guard import Guard as BaseGuard
 from maskrcnn_coco.guard.immediate import Mode
 from maskrcnn_coco.guard.norms import Components
@@ -64,6 +65,7 @@ class Guard(WithResponder, BaseGuard):
         say: bool = True,
         ranks: Ranks | None = None,
     ) -> None:
+        refuse_other(model, optimizer, mode)
         if diagnose and deferred:
             raise ConfigError("a guard that reads late cannot diagnose", fix="deferred=False")
         for sentence in faults_under(model) if say and mode != "off" else []:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from maskrcnn_coco.anywhere.unlike_others import named
 from maskrcnn_coco.components import real
 from maskrcnn_coco.diagnosis.investigate import TEAM_STEPS, investigate
 from maskrcnn_coco.diagnosis.rules.scale_collapse import NORMAL_SCALE
-from maskrcnn_coco.errors import GuardStop
+from maskrcnn_coco.errors import GuardStop, GuardWarning
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.guard.hooks import Deafness, Entrances
 from maskrcnn_coco.guard.norms import all_finite, has_fractions
@@ -226,7 +227,7 @@ class AlarmResponder:
         self.kept.blamed |= set(incident.culprit.image_ids)
         team = self.guard.immediate.team
         if self.folder is not None and (team is None or team.ranks.is_main):
-            write_incident(self.folder, incident)
+            self._write(incident)
         if incident.action.kind == "stop":
             raise GuardStop(
                 f"stopped at step {alarm.step}: {incident.cause} ({alarm.message})",
@@ -270,6 +271,15 @@ class AlarmResponder:
             back = alarm.onset_step if onset is None else onset
             action = Action("lower_lr", {"components": self.groups.names, "factor": 1 / count, "to_step": back})
         return findings, action
+
+    def _write(self, incident: Incident) -> None:
+        """What cannot be written costs the file, never the training: it is kept in ``incidents`` all the same."""
+        assert self.folder is not None
+        try:
+            write_incident(self.folder, incident)
+        except OSError as e:
+            text = f"incident {incident.id} cannot be written to {self.folder}: {e.strerror or e}; it is in .incidents"
+            warnings.warn(text, GuardWarning, stacklevel=5)
 
     def _investigate(self, alarm: Alarm) -> list[Finding]:
         self._note_holes(alarm.step)

@@ -64,7 +64,7 @@ def make_responder(
     own_batches: bool = True,
 ) -> AlarmResponder:
     """The responder of ``guard``, whose components become the optimizer's groups: rates are lowered group by group."""
-    folder = None if logdir is None else unused(Path(logdir)) / "incidents"
+    folder = None if logdir is None else unused(usable(Path(logdir))) / "incidents"
     model = unwrapped(guard.model)
     responder = AlarmResponder(guard, model, forward=forward, select=select, folder=folder, own_batches=own_batches)
     parts = guard.instruments
@@ -72,6 +72,18 @@ def make_responder(
     parts.by_groups(responder.groups.of(model))
     parts.looks = Looks(responder)
     return responder
+
+
+def usable(folder: Path) -> Path:
+    """``folder``, where it is one or may become one.
+
+    Raises:
+        ConfigError: it, or what it would lie in, is a file.
+    """
+    first = next((p for p in (folder / "incidents", folder, *folder.parents) if p.exists()), folder)
+    if first.is_file():
+        raise ConfigError("logdir is a file", got=str(first), expected="a folder, which is made where there is none")
+    return folder
 
 
 def unused(folder: Path) -> Path:

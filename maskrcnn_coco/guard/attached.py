@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.errors import DataError, GuardWarning
+from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.guard import forward_backward, inputs, optimizer_step
+from maskrcnn_coco.guard.blind import Blind
 from maskrcnn_coco.guard.climbs import Climbs
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.guard.hooks import Entrances, Hook, Joined, replace_step
@@ -33,12 +33,6 @@ from maskrcnn_coco.records import Alarm, StepRecord
 
 KEPT = 300
 """Records and alarms that are kept."""
-UNSEEN = 10
-"""Steps in a row without a loss after which it is said that none is seen."""
-BLIND = (
-    f"no loss was seen in {UNSEEN} steps: it is made outside the model. What is not finite is refused all the same; "
-    "a loss that climbs, behind clipping above all, is not noticed. To show it: loss = guard.see(loss)"
-)
 
 
 class Attached(Guard):
@@ -76,7 +70,7 @@ class Attached(Guard):
         self.records: deque[StepRecord] = deque(maxlen=KEPT)
         self.refused = False
         self.refused_steps = 0
-        self._unseen, self._tells = 0, say
+        self._blind = Blind(says=say)
         self.immediate.agree_at_once = False  # forward passes need not be equally many on every process
         self.instruments.scale = OthersScale(scaler)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
@@ -85,7 +79,8 @@ class Attached(Guard):
         self._result: Any = None
         self.instruments.buffers.save()  # a compiled model has no hooks that would do it in time
         self._stand_ins = StandIns()
-        self._entrances = Entrances(model, self._before_forward, self._after_forward)
+        weight = optimizer.param_groups[-1]["params"][-1] if say and mode != "off" else None
+        self._entrances = Entrances(model, self._before_forward, self._after_forward, weight=weight)
         self._loaded = model.register_load_state_dict_post_hook(Hook(self._after_load))
         self._inner: list[tuple[torch.optim.Optimizer, bool, Callable[..., Any]]] = []
         for i, each in enumerate(optimizers):
@@ -293,10 +288,7 @@ class Attached(Guard):
             self.immediate.after_step(act)
             (self._climbs.applied if act.record.applied else self._climbs.refused)()
         self._keep(act.record)
-        self._unseen = self._unseen + 1 if math.isnan(act.record.loss) and act.record.applied else 0
-        if self._unseen == UNSEEN and self._tells and self.mode != "off":
-            self._tells = False
-            warnings.warn(BLIND, GuardWarning, stacklevel=4)
+        self._blind.seen(act.record, self.instruments.layout)
 
     def _keep(self, record: StepRecord) -> None:
         self.refused, self.refused_steps = not record.applied, self.refused_steps + (not record.applied)
@@ -327,6 +319,7 @@ class Attached(Guard):
             return loss
 
         self._through = True
+        self._entrances.step_begins()
         try:
             result = inner(evaluated)
         except BaseException:

@@ -164,9 +164,7 @@ def as_terms(losses: Any) -> dict[str, Tensor]:
             "forward(batch) must return a loss",
             got=odd or _kind(losses),
             expected="a scalar tensor, a dict of scalar tensors, an output with .loss, or a tuple that begins with it",
-            fix="reduce it to one number with .mean() or .sum()"
-            if odd
-            else "call model.train() first; torchvision detectors return losses only in train mode",
+            fix="reduce it to one number with .mean() or .sum()" if odd else _instead_of(losses),
         )
     return found
 
@@ -195,6 +193,17 @@ def _named(losses: Any) -> dict[str, Tensor] | None:
         return _named(losses[0]) if losses and isinstance(losses[0], (Tensor, Mapping)) else None
     inner = getattr(losses, "loss", None)
     return _named(inner) if isinstance(inner, Tensor) else None
+
+
+def _instead_of(losses: Any) -> str:
+    """What to do where a forward pass returned this."""
+    if losses is None:
+        return "end the function with: return loss"
+    if isinstance(losses, (int, float)) or (hasattr(losses, "__float__") and not isinstance(losses, Tensor)):
+        return "return the tensor itself, not loss.item() or float(loss): a number has no gradient"
+    if isinstance(losses, Tensor):
+        return "reduce it to one number with .mean() or .sum()"
+    return "return the loss that is trained on; a torchvision detector returns losses in train mode only: model.train()"
 
 
 def _kind(value: Any) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import FindingWarning
 from maskrcnn_coco.findings.watch import watch_of
-from maskrcnn_coco.guard import forward_backward, inputs, optimizer_step
+from maskrcnn_coco.guard import arguments, forward_backward, inputs, optimizer_step
 from maskrcnn_coco.guard.buffers import Buffers
 from maskrcnn_coco.guard.deferred import Deferred
 from maskrcnn_coco.guard.divergence import Divergence
@@ -66,7 +66,8 @@ class Guard:
             processes refuse together, and the one that is bad is named.
 
     Raises:
-        ConfigError: an optimizer that needs a closure, or holds no parameters, or only shards of them.
+        ConfigError: no model, no optimizer or no such mode; an optimizer that needs a closure, or holds no parameters,
+            or only shards of them.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Guard:
         say: bool = True,
         ranks: Ranks | None = None,
     ) -> None:
+        arguments.refuse_other(model, optimizer, mode)
         self._refuse_what_it_cannot(model, optimizer)
         self.instruments = Instruments(
             model,
@@ -364,7 +366,7 @@ class Guard:
         step = self._next if step is None else step
         self._next, parts.alarm = step + 1, None
         self._look(batches)
-        found = [int(i) for i in ids] if ids is not None else inputs.image_ids(batches)
+        found = arguments.whole_numbers(ids) if ids is not None else inputs.image_ids(batches)
         late = self._deferred is not None and step >= self.at_once_until
         scale = None if late else parts.scale.value
         record = StepRecord(step, epoch, {}, math.nan, math.nan, {}, parts.rates(), scale, found, applied=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import types
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from maskrcnn_coco.errors import GuardWarning
 
 
 class Inert:
@@ -73,6 +76,14 @@ def _of_no_interest() -> bool:
     return engine._get_tracing_state() is not None
 
 
+OTHERS = 10
+"""Changes of the weights between forward passes, and no step of the guarded optimizer, after which it is said."""
+ANOTHER = (
+    "weights change from one forward pass to the next, and the optimizer that was given to attach has taken no step: "
+    "the loop steps another one, which nothing guards. attach(model, optimizer) with the one whose step() it calls"
+)
+
+
 class Entrances:
     """Finds out through which modules a training enters the model, and watches those.
 
@@ -82,13 +93,23 @@ class Entrances:
 
     LEARN = 3
 
-    def __init__(self, model: nn.Module, before: Callable[..., Any], after: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        before: Callable[..., Any],
+        after: Callable[..., Any],
+        *,
+        weight: nn.Parameter | None = None,
+    ) -> None:
+        """``weight``: one of the guarded optimizer's; that another optimizer steps it is said."""
         self.model = model
         self._before, self._after = before, after
         self._inside: nn.Module | None = None
         self._seen: set[int] = set()
         self._handles: dict[int, list[Any]] = {}
         self._steps = 0
+        self._weight = weight
+        self._versions: set[int] = set()
         for module in {id(m): m for m in (model, *model.modules())}.values():
             self._watch(module)
 
@@ -102,6 +123,8 @@ class Entrances:
         if self._inside is not None or not (module.training and torch.is_grad_enabled()):
             return None
         self._inside = module
+        if self._weight is not None:
+            self._look_for_others(self._weight)
         self._seen.add(id(module))
         return self._before(module, args, kwargs)
 
@@ -110,8 +133,19 @@ class Entrances:
             self._inside = None
             self._after(module, out)
 
+    def _look_for_others(self, weight: nn.Parameter) -> None:
+        self._versions.add(weight._version)
+        if len(self._versions) > OTHERS:
+            self._weight = None
+            warnings.warn(ANOTHER, GuardWarning, stacklevel=2)
+
+    def step_begins(self) -> None:
+        """The guarded optimizer is the one that steps; it may run the model as often as it likes."""
+        self._weight = None
+
     def step_taken(self) -> None:
         """After each optimizer step: when enough was seen, leave only the entrances watched."""
+        self._weight = None
         self._inside = None  # a pass that raised never left
         self._steps += 1
         if self._steps != self.LEARN or not self._seen:
