@@ -67,6 +67,8 @@ SURVIVED = 3.0
 
 Steps of another task, or targets with heavy tails, come back at the same size for ever.
 """
+BESIDE_TAILS = 1e-3
+"""Losses below this share of one that the run came back from are no divergence: of claims most are nothing."""
 HABIT = 3
 """So many losses of one size among the last `WINDOW`, each followed by calm ones, are a habit of the run: rewards that
 are rare, a task that comes now and then. By chance several come in a row."""
@@ -234,10 +236,7 @@ class Divergence:
         self._norms.append(norm)
         self._reference = self._norm_reference = -1.0
         for name, value in groups.items():
-            known_of = self._groups.get(name)
-            if known_of is None:
-                known_of = self._groups[name] = deque(maxlen=WINDOW)
-            known_of.append(value)
+            self._groups.setdefault(name, deque(maxlen=WINDOW)).append(value)
         if len(self._losses) >= 2 * CALIBRATION:
             self._best = min(self._best, self._losses.median)
 
@@ -312,9 +311,8 @@ class Divergence:
         self._first, self._first_norms = list(state["first"]), list(state["first_norms"])
         self._best = math.inf if state["best"] is None else state["best"]
         self._recent = deque([(int(r[0]), r[1], r[2], r[3]) for r in state["recent"]], WINDOW)
-        self._peak, self._survived = 0.0, state.get("survived", 0.0)
+        self._peak, self._survived, self._taken = 0.0, state.get("survived", 0.0), 0
         self._enormous, self._probation = state.get("enormous", False), state.get("probation", 0)
-        self._taken = 0
         self._falls_back = deque([(-int(ago), peak) for ago, peak in state.get("falls_back", [])], WINDOW)
 
     def _ratios(self, loss: float, norm: float) -> tuple[float, float]:
@@ -325,8 +323,9 @@ class Divergence:
         return (r_loss if loss >= 0 or r_norm > STREAKS[0][1] else min(r_loss, 1.0)), r_norm
 
     def _usual(self, loss: float, r_loss: float) -> bool:
-        """Whether no row can end with this loss: it is calm, or one of a size that comes and goes."""
-        return (r_loss <= CALM and bool(self._first)) or self._habit(abs(loss))
+        """Whether no row can end with this loss: it is calm, next to nothing beside what was taken, or a habit."""
+        beside = abs(loss) <= BESIDE_TAILS * self._survived
+        return (r_loss <= CALM and bool(self._first)) or beside or self._habit(abs(loss))
 
     def _single(self, loss: float, r_loss: float, r_norm: float, fits: bool) -> str | None:
         """What is wrong with this step by itself."""
@@ -362,8 +361,7 @@ class Divergence:
             if len(after) >= AFTERWARDS and all(r > CALM for r in after):
                 far = f"since step {since} moved weights by {moved:.2g} times their norm"
                 return f"{len(after)} steps in a row above {CALM:g} times, {far}"
-        ramp = last[-RAMP_STEPS:]
-        if len(ramp) == RAMP_STEPS and all(r > RAMP_LOSS and g > RAMP_NORM for _, _, r, g in ramp):
+        if len(last) >= RAMP_STEPS and all(r > RAMP_LOSS and g > RAMP_NORM for _, _, r, g in last[-RAMP_STEPS:]):
             return f"loss and gradient norm high for {RAMP_STEPS} steps in a row"
         rises = [abs(v) for _, v, _, _ in last[-DOUBLINGS - 1 :]]
         doubled = all(b > 2 * a for a, b in itertools.pairwise(rises))

@@ -28,7 +28,7 @@ from maskrcnn_coco.guard.loss_weight import Found, LossWeight, last_length, too_
 from maskrcnn_coco.guard.lowered import Lowered
 from maskrcnn_coco.guard.norms import Components, Layout
 from maskrcnn_coco.guard.sharding import Shares
-from maskrcnn_coco.guard.updates import Haste, Stall
+from maskrcnn_coco.guard.updates import Haste, Stall, fits_losses
 from maskrcnn_coco.guard.verdict import Looks, Verdict
 from maskrcnn_coco.records import GRAPH_ERRORS, Alarm, StepRecord
 
@@ -237,7 +237,7 @@ class Instruments:
             self._weighed_anew(record, norm, weighed)
             return None
         if self._are_others(found, record, norm):
-            self._others_now(record, norm)
+            self._others_now(record, norm, "row" in found.measured)
             return None
         weighed = weighed or self.loss_weight.found(self.layout, steps=1)
         if weighed is not None:
@@ -296,19 +296,20 @@ class Instruments:
     def _are_others(self, found: Verdict, record: StepRecord, norm: float) -> bool:
         """Whether a row of loud steps is no doing of this model: older weights are as loud on what it is given now."""
         # A detector has no rewards and no rival. Adam's steps have one length whatever the gradient.
-        if "row" not in found.measured or self.expected.num_classes is not None or self.looks is None:
+        adam, row = "betas" in self.optimizer.param_groups[0], "row" in found.measured
+        loud = row or (adam and abs(record.loss) <= TAIL * self.divergence.reference)
+        if not loud or self.expected.num_classes is not None or self.looks is None:
             return False
-        usual = norm <= SAME_LENGTH * self.divergence.norm_reference or "betas" in self.optimizer.param_groups[0]
-        return usual and self.looks.as_loud_before(
-            record, record.step if found.onset_step is None else found.onset_step
-        )
+        usual, onset = adam or norm <= SAME_LENGTH * self.divergence.norm_reference, found.onset_step
+        return usual and self.looks.as_loud_before(record, record.step if onset is None else onset)
 
-    def _others_now(self, record: StepRecord, norm: float) -> None:
-        """Batches that are as loud on older weights (rewards, heavy tails): what is healthy is learned of them too."""
+    def _others_now(self, record: StepRecord, norm: float, row: bool) -> None:
+        """Batches that are as loud on older weights (rewards, heavy tails): of a row what is healthy is learned too."""
         factor = abs(record.loss) / self.divergence.reference
-        self.divergence.weighed_anew(factor, norm, record.group_grad_norm)
-        self.loss_weight = LossWeight()
-        self.regimes.append({"step": record.step, "factor": factor})
+        if row:
+            self.divergence.weighed_anew(factor, norm, record.group_grad_norm)
+            self.loss_weight = LossWeight()
+            self.regimes.append({"step": record.step, "factor": factor})
         times = f"step {record.step}: losses are up to {factor:.2g} times what they were, and so on older weights"
         self._say_once("others", f"{times}: taken for other data, rewards or rivals; nothing is refused. Said once")
 
@@ -375,22 +376,10 @@ class Instruments:
             warnings.warn(text, GuardWarning, stacklevel=3)
 
 
-def fits_losses(optimizer: torch.optim.Optimizer, loss: float, gradient: float) -> bool:
-    """Whether SGD's rates are so low that a loss of this size is meant: a sum over a whole set, say.
-
-    The gradient counts as at least the loss: a model that is broken has one as large, before a loop clips it. Adam's
-    steps have one size whatever the loss, and tell nothing.
-    """
-    if not isinstance(optimizer, torch.optim.SGD):
-        return False
-    size = max(abs(loss), gradient)
-    return max(real(g["lr"]) for g in optimizer.param_groups) * size * size <= FITS * abs(loss)
-
-
 SAME_LENGTH = 3.0
 """Gradients so many times the healthy length take no longer step than usual steps are."""
-FITS = 2.0
-"""Rate times gradient squared, as a share of the loss: what one step along it takes away. 0.7 in runs that learn."""
+TAIL = 1e6
+"""A single loss up to so many times healthy may be a tail of the data's; beyond it something divides by next to 0."""
 NOTHING: contextlib.nullcontext[None] = contextlib.nullcontext()
 NOTHING_TRAINED = (SWITCHED_OFF, DETACHED.split("{}")[0])
 EARLY = 20

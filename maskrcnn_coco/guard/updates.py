@@ -1,4 +1,4 @@
-"""Weights that stand still, or are thrown about."""
+"""Weights that stand still, or are thrown about; rates that fit losses of any size."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from maskrcnn_coco.components import real
 from maskrcnn_coco.guard.norms import Layout, norms
 from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.guard.window import WINDOW
@@ -149,3 +150,19 @@ def update_ratio(before: list[Tensor], layout: Layout, weights: list[float]) -> 
         torch._foreach_sub_(before, [p.detach() for p in layout.params])  # pyright: ignore[reportPrivateImportUsage]
     update = layout.totals(norms(before))
     return layout.by_component([u / max(w, 1e-30) for u, w in zip(update, weights, strict=True)])
+
+
+FITS = 2.0
+"""Rate times gradient squared, as a share of the loss: what one step along it takes away. 0.7 in runs that learn."""
+
+
+def fits_losses(optimizer: torch.optim.Optimizer, loss: float, gradient: float) -> bool:
+    """Whether SGD's rates are so low that a loss of this size is meant: a sum over a whole set, say.
+
+    The gradient counts as at least the loss: a model that is broken has one as large, before a loop clips it. Adam's
+    steps have one size whatever the loss, and tell nothing.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return False
+    size = max(abs(loss), gradient)
+    return max(real(g["lr"]) for g in optimizer.param_groups) * size * size <= FITS * abs(loss)

@@ -36,7 +36,14 @@ def test_what_was_missed_once(name: str):
     assert found["culprit"] in (None, True) and found.get("survived") in (None, True), found
 
 
-@pytest.mark.parametrize("name", ["cnn/as it is", "gpt/as it is", "gan/as it is", "houses/begun again from its file"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("cnn/as it is", "gpt/as it is", "gan/as it is"),
+        "houses/begun again from its file",  # statistics of incomes, which no step of the guard's has made
+        "houses/claims",  # nearly all targets are 0, and a few are not
+    ],
+)
 def test_an_honest_run_ends_in_the_bits_of_the_run_without_a_guard(name: str):
     found = line(name)
     assert not found["acted"] and found["same"], found

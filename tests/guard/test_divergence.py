@@ -486,3 +486,11 @@ def test_a_warm_up_rises_by_far_more_and_is_no_leap() -> None:
         assert alarm.judge(step, 10.0, 1.0, {"a": 1.0}) is None
         alarm.accept(10.0, 1.0, {"a": 1.0}, 0.5, rates={"a": rate})
     assert alarm.judge(6, 60.0, 1.0, {"a": 1.0}) is None
+
+
+def test_what_a_tail_does_to_losses_of_next_to_nothing_is_no_row() -> None:
+    quiet, after = [2e-3] * 20, [0.088] * 8
+    norms = [0.05] * 20 + [0.05, 5.0, 0.05] + [0.05] * 3 + [1.0] * 8 + [0.05] * 4
+    assert play(quiet + [2e-3, 90.0, 2e-3] + [2e-3] * 3 + after + [2e-3] * 4, norms) is None
+    found = play(quiet + [2e-3] * 6 + after + [2e-3] * 4, norms)
+    assert found is not None and found[0] == 31, "without the tail it is one"

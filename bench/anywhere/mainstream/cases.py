@@ -7,6 +7,7 @@ from anywhere.mainstream.cases_data import CASES_DATA
 from anywhere.mainstream.cases_rates import CASES_RATES
 from anywhere.mainstream.cases_state import CASES_STATE
 from anywhere.mainstream.honest import HONEST
+from anywhere.mainstream.honest_more import HONEST_MORE
 
 FAULTS = (*CASES_RATES, *CASES_DATA, *CASES_CODE, *CASES_STATE)
-CASES = {c.name: c for c in (*FAULTS, *HONEST)}
+CASES = {c.name: c for c in (*FAULTS, *HONEST, *HONEST_MORE)}
