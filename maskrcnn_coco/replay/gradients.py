@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_coco.guard.forward_backward import Pass
 from maskrcnn_coco.guard.norms import Layout, stacked_norms
 from maskrcnn_coco.replay.outcome import Outcome
 
@@ -57,3 +58,8 @@ def gradient_digest(model: nn.Module, outcome: Outcome) -> str:
         if parameter.grad is not None:
             h.update(parameter.grad.detach().float().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()
+
+
+def by_another(out: Pass, layout: Layout) -> bool:
+    """Whether what was gone backward from is of a model that is not this copy: a forward pass that names the run's."""
+    return not out.losses.keys() <= set(out.without_gradient) and all(p.grad is None for p in layout.params)

@@ -131,7 +131,8 @@ def _register(register: Callable[[Any], Any], hook: Any, twins: dict[int, Any], 
 def around(value: Any, twins: dict[int, Any], depth: int = DEPTH) -> Any:
     """``value`` with every part of the model that it holds on to exchanged for its twin.
 
-    Looks into bound methods, closures, defaults and partials; everything else is handed back as it is.
+    Looks into bound methods, closures, defaults, partials and the globals that a function names; everything else is
+    handed back as it is.
     """
     if id(value) in twins:
         return twins[id(value)]
@@ -163,11 +164,12 @@ def _function_around(function: types.FunctionType, twins: dict[int, Any], depth:
         cells.append(cell if new is held else types.CellType(new))
     defaults = tuple(around(d, twins, depth - 1) for d in function.__defaults__ or ())
     changed |= any(a is not b for a, b in zip(defaults, function.__defaults__ or (), strict=True))
-    if not changed:
+    known = function.__globals__
+    named = {n: twins[id(known[n])] for n in function.__code__.co_names if n in known and id(known[n]) in twins}
+    if not changed and not named:
         return function
-    made = types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, defaults or None, tuple(cells) or None
-    )
+    given = {**known, **named} if named else known  # a script's own names: its model is one of them
+    made = types.FunctionType(function.__code__, given, function.__name__, defaults or None, tuple(cells) or None)
     made.__kwdefaults__ = function.__kwdefaults__
     made.__dict__.update(function.__dict__)
     return made

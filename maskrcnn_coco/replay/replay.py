@@ -19,7 +19,7 @@ from maskrcnn_coco.guard import forward_backward, optimizer_step
 from maskrcnn_coco.guard.aside import Aside
 from maskrcnn_coco.guard.norms import Layout, moved_by, sizes_of
 from maskrcnn_coco.replay.case import Case
-from maskrcnn_coco.replay.gradients import gradient_digest, read_norms
+from maskrcnn_coco.replay.gradients import by_another, gradient_digest, read_norms
 from maskrcnn_coco.replay.isolation import Counted, FixedScale, forked_random, kept_fp32, own
 from maskrcnn_coco.replay.locate import Located, located_run
 from maskrcnn_coco.replay.optimizer import lower_settings, restore_optimizer, set_again, set_rates, settings_of
@@ -335,6 +335,8 @@ class Replay:
             if watch is not None:
                 outcome.max_abs = out.largest.get(watch)
             out = out.taken
+        elif out.graph and not out.error and by_another(out, layout):
+            raise ReplayImpossible(f"{test}: the loss has no gradient in the model that the forward pass was given")
         if out.error is not None:
             outcome.error = out.error.splitlines()[0][:160]
             outcome.finite = False

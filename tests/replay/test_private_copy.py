@@ -114,3 +114,14 @@ def test_what_cannot_be_copied_is_shared():
     made = private_copy(model).model
     assert made.lock is model.lock and same(model, made)
     assert made[0].weight is not model[0].weight
+
+
+def test_a_function_that_names_the_model_among_its_globals_is_made_around_the_copy() -> None:
+    model = nn.Linear(2, 1)
+    twin = private_copy(model).model
+    names = {"model": model, "torch": torch}
+    exec("def loss(m, x):\n    return model(x).sum()", names)
+    found = around(names["loss"], {id(model): twin})(twin, torch.ones(1, 2))
+    found.backward()
+    assert twin.weight.grad is not None and model.weight.grad is None
+    assert names["model"] is model
