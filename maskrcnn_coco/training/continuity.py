@@ -29,6 +29,7 @@ def require_same_run(state: dict[str, Any], path: Path | None, config: Config, c
             expected=", ".join(before[1:])[:300],
             fix=f"give the data that it was trained on, or begin a new run from its weights: --weights {path}",
         )
+    _require_same_model(state["config"], path, config)
     kind = state["config"].get("optimizer", config.optimizer)
     if kind != config.optimizer:
         raise CheckpointError(
@@ -50,6 +51,26 @@ def require_same_run(state: dict[str, Any], path: Path | None, config: Config, c
 
 _PLACES = ("resume", "checkpoint_dir", "logdir", "workers", "device", "track")
 """Settings that are of this start, not of the run."""
+
+
+def _require_same_model(saved: dict[str, Any], path: Path | None, config: Config) -> None:
+    """Raise CheckpointError where a flag asks for a model, or for weights, that the checkpoint's state is not of."""
+    for name, meaning in (
+        ("model", "is of another model"),
+        ("weights", "brings its own weights, and others were asked for"),
+        ("backbone_weights", "brings its own weights, and others were asked for"),
+    ):
+        before, now = saved.get(name), getattr(config, name)
+        # A file may be named from another folder now.
+        if now is not None and Path(now).name != Path(before or "").name and (before or name == "backbone_weights"):
+            flag = "--" + name.replace("_", "-")
+            raise CheckpointError(
+                f"{path} {meaning}",
+                got=f"{flag} {now}",
+                expected=f"{flag} {before}" if before else f"no {flag}",
+                fix=f"leave {flag} away, or begin a new run: --resume none"
+                + (f" --weights {path}" if name == "model" else ""),
+            )
 
 
 def changed_settings(session: Session, state: dict[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from maskrcnn_coco.checkpoint.store import load, load_as_saved, load_newest
 from maskrcnn_coco.config.recipes import of_older_run
 from maskrcnn_coco.config.settings import Config, given
 from maskrcnn_coco.distributed.ranks import Ranks
-from maskrcnn_coco.errors import CheckpointError
+from maskrcnn_coco.errors import CheckpointError, ConfigError
 from maskrcnn_coco.records import StepRecord, record_from
 from maskrcnn_coco.report.incident_files import read_incidents, set_aside
 from maskrcnn_coco.report.metrics_file import METRICS, last_steps
@@ -52,6 +52,13 @@ def find_resume(config: Config) -> Found:
     if config.resume == "auto":
         return _newest(folder, [], auto=True)
     path = Path(config.resume)
+    if path.is_dir():
+        held = load_newest(path, as_saved=True)[0] is not None
+        raise CheckpointError(
+            f"{path} is a folder, and --resume takes a file",
+            expected="none, auto, or the path of a .pth file",
+            fix=f"--resume auto --checkpoint-dir {path}" if held else "name the .pth file",
+        )
     try:
         return Found(path, load_as_saved(path))
     except CheckpointError as e:
@@ -133,11 +140,24 @@ def _newest(folder: Path, skipped: list[tuple[Path, str]], *, auto: bool, wanted
         raise CheckpointError(
             f"no checkpoint in {folder} can be used",
             got="; ".join(notes) or "none",
-            fix="start again with --resume none; the damaged files are kept for a look",
+            fix=f"--weights {wanted} begins a new run with these weights; they are no run of this project to go on with"
+            if wanted is not None and _is_weights(wanted)
+            else "start again with --resume none; the damaged files are kept for a look",
         )
     if skipped:
         notes.append(f"going on from {path}, step {state['loop']['step']}")
     return Found(path, state, skipped, notes)
+
+
+def _is_weights(path: Path) -> bool:
+    """Whether a file that resumes no run holds a detector's weights all the same."""
+    from maskrcnn_coco.model.foreign_files import SCORE
+    from maskrcnn_coco.model.weights import detector_state, read_weights
+
+    try:
+        return SCORE in detector_state(read_weights(path), path)
+    except (CheckpointError, ConfigError):
+        return False
 
 
 def _changed_but_whole(folder: Path, wanted: Path | None) -> Found | None:

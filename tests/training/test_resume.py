@@ -15,6 +15,7 @@ from states import state_at
 
 from maskrcnn_coco import train
 from maskrcnn_coco.checkpoint.store import load, save
+from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.errors import CheckpointError
 from maskrcnn_coco.records import Alarm
 from maskrcnn_coco.system.backends import use_fused_attention, use_libraries
@@ -165,3 +166,53 @@ def test_fused_attention_that_was_turned_off_stays_off_in_a_resumed_run_and_no_l
     train(config(tiny_shapes.root, tmp_path, resume="auto"), model=tiny_model(), stop_after=3)
     assert {number for number, _ in seen} == {1, 2} and not any(on for _, on in seen)
     assert torch.backends.cuda.flash_sdp_enabled()
+
+
+@pytest.fixture(scope="module")
+def run_of_one_step(tiny_shapes: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The settings of a run that has ended, as `config` takes them."""
+    folder = tmp_path_factory.mktemp("run")
+    given = {
+        "data": str(tiny_shapes.root), "checkpoint_dir": str(folder / "checkpoints"), "logdir": str(folder / "logs"),
+        "model": "maskrcnn_resnet18_fpn", "weights": "none", "min_size": 64, "max_size": 64, "max_steps": 1,
+        "device": "cpu", "workers": 0,
+    }  # fmt: skip
+    train(Config(**given))
+    return given
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "fix"),
+    [
+        ({"model": "maskrcnn_mobilenet_v2_fpn"}, "is of another model", "leave --model away"),
+        ({"weights": "imagenet"}, "brings its own weights", "leave --weights away"),
+        ({"backbone_weights": "body.pth"}, "brings its own weights", "leave --backbone-weights away"),
+    ],
+)
+def test_another_model_or_other_weights_are_refused_by_their_flag(run_of_one_step, change, what, fix):
+    with pytest.raises(CheckpointError, match=what) as error:
+        train(Config(**run_of_one_step | change | {"resume": "auto", "max_steps": 2}))
+    assert fix in str(error.value.fix)
+    (value,) = change.values()
+    assert value in str(error.value.got)
+
+
+def test_a_folder_to_resume_from_is_told_with_the_flags_for_it(run_of_one_step, tmp_path):
+    folder = run_of_one_step["checkpoint_dir"]
+    with pytest.raises(CheckpointError, match="is a folder") as error:
+        train(Config(**run_of_one_step | {"resume": folder}))
+    assert error.value.fix == f"--resume auto --checkpoint-dir {folder}"
+    with pytest.raises(CheckpointError, match="is a folder"):
+        train(Config(**run_of_one_step | {"resume": str(tmp_path)}))
+
+
+def test_weights_of_another_program_are_no_run_to_go_on_with_and_the_flag_for_them_is_named(run_of_one_step, tmp_path):
+    state = torch.load(Path(run_of_one_step["checkpoint_dir"]) / "last.pth", weights_only=True)["model"]
+    torch.save({"state_dict": {f"model.{k}": v for k, v in state.items()}}, tmp_path / "other.ckpt")
+    (tmp_path / "no.pth").write_text("nothing")
+    with pytest.raises(CheckpointError, match="can be used") as error:
+        train(Config(**run_of_one_step | {"resume": str(tmp_path / "other.ckpt")}))
+    assert f"--weights {tmp_path / 'other.ckpt'} begins a new run" in str(error.value.fix)
+    with pytest.raises(CheckpointError) as error:
+        train(Config(**run_of_one_step | {"resume": str(tmp_path / "no.pth")}))
+    assert "--resume none" in str(error.value.fix)
