@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,54 @@ def _is_torchscript(path: Path) -> bool:
         return False
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is one of safetensors by its first bytes, whatever it is called: a length, and JSON of it."""
+    try:
+        with open_regular(path) as file:
+            head = file.read(9)
+            return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size
+    except OSError:
+        return path.suffix == ".safetensors"
+
+
+def body_state(contents: Mapping[str, Any], own: Collection[str], source: str | Path) -> dict[str, Tensor]:
+    """A backbone's tensors under the names of ``own``, wherever a file has them.
+
+    They may lie under a key ("state_dict", "model", …) and behind a prefix ("module.", "backbone.", "encoder_q."): the
+    one behind which most of ``own`` is.
+
+    Raises:
+        CheckpointError: no tensors.
+    """
+    inside = [v for v in contents.values() if isinstance(v, Mapping)]
+    states = [state for part in (contents, *inside) if (state := _tensors(part))]
+    if not states:
+        raise _no_tensors(contents, source)
+    state = max(states, key=lambda s: _behind(s, own)[1])
+    prefix = _behind(state, own)[0]
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _no_tensors(contents: Mapping[str, Any], source: str | Path) -> CheckpointError:
+    return CheckpointError(
+        f"{source} holds no tensors",
+        got=", ".join(map(str, list(contents)[:5])) or "nothing",
+        expected="tensors by name",
+        fix="save model.state_dict() in the other program",
+    )
+
+
+def _behind(state: Mapping[str, Any], own: Collection[str]) -> tuple[str, int]:
+    """The prefix behind which most names of ``own`` are in ``state``, the shortest of them, and how many."""
+    prefixes: Counter[str] = Counter({"": 0})
+    for name in state:
+        parts = name.split(".")
+        for n in range(len(parts)):
+            if ".".join(parts[n:]) in own:
+                prefixes["".join(f"{p}." for p in parts[:n])] += 1
+    return max(prefixes.items(), key=lambda p: (p[1], -len(p[0])))
+
+
 def inner_state(contents: Mapping[str, Any], source: str | Path) -> dict[str, Tensor]:
     """The detector's tensors under plain names, wherever a training framework put them.
 
@@ -63,7 +112,7 @@ def inner_state(contents: Mapping[str, Any], source: str | Path) -> dict[str, Te
     """
     state = _tensors(_chosen(contents, source))
     if not state:
-        raise CheckpointError(f"{source} holds no tensors", got=", ".join(map(str, list(contents)[:5])))
+        raise _no_tensors(contents, source)
     prefixes = [n.removesuffix(SCORE) for n in state if n.endswith("." + SCORE)]
     if SCORE in state or not prefixes:
         return state

@@ -47,8 +47,15 @@ class TimmFeatures(nn.Module):
 
     def load(self, contents: Mapping[str, Any]) -> dict[str, Any]:
         """``contents`` of a file of timm's, by the names that features have: what is stages.0 there is stages_0."""
-        there = {name: re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", name) for name in self.net.state_dict()}
-        return {"net." + n: contents[k] for n, old in there.items() for k in (n, old) if k in contents}
+        return {"net." + n: contents[k] for n, old in self._names().items() for k in (n, old) if k in contents}
+
+    def file_names(self) -> set[str]:
+        """The names that its tensors may have in a file of timm's."""
+        return {name for names in self._names().items() for name in names}
+
+    def _names(self) -> dict[str, str]:
+        """Its own name of each tensor → timm's."""
+        return {name: re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", name) for name in self.net.state_dict()}
 
 
 def timm_backbone(name: str, channels: int, norm: Any) -> BackboneWithFPN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 import re
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn_coco.errors import CheckpointError, ConfigError
-from maskrcnn_coco.model.foreign_files import check_kind, inner_state
+from maskrcnn_coco.model.foreign_files import body_state, check_kind, inner_state, is_safetensors
 from maskrcnn_coco.model.predictor_rows import PREDICTORS
 from maskrcnn_coco.model.timm_bodies import TimmFeatures, name_in
 
@@ -93,13 +94,15 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         path /= IN_FOLDER
     if not path.is_file():
         raise ConfigError(f"no weights file {path}", expected="a .pth or .safetensors file", fix="check the path")
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         return _read_safetensors(path)
     check_kind(path)
     try:
-        with warnings.catch_warnings():
+        # torchvision's own scripts keep their arguments beside the weights: a bag of names, which runs nothing.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore", UserWarning)  # of a pickle's protocol: what is wrong with it is said below
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # by its bytes: torch goes by the name of a path
+                state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         # torch's own sentence advises to load it unsafely: that would run whatever code the file brings.
         raise CheckpointError(
@@ -129,7 +132,9 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             said = _exported_card((file.metadata() or {}).get("maskrcnn_coco", ""))
         return {**load_file(path), **said}
     except (SafetensorError, OSError) as e:
-        raise CheckpointError(f"{path} cannot be read", got=e, expected="a safetensors file") from e
+        raise CheckpointError(
+            f"{path} cannot be read", got=e, expected="a whole file of safetensors", fix="copy or download it again"
+        ) from e
 
 
 def _exported_card(text: str) -> dict[str, Any]:
@@ -239,17 +244,16 @@ def load_body(body: nn.Module, contents: Mapping[str, Any], source: str | Path) 
     Raises:
         ConfigError: weights of another backbone.
     """
-    state = {}
-    for name, value in contents.items():
-        for prefix in ("module.", "backbone.body.", "body.", "features."):
-            name = name.removeprefix(prefix)
-        if isinstance(value, Tensor) and not name.startswith(HEADS):
-            state[name] = value
+    own = body.state_dict()
+    state = {
+        k: v
+        for k, v in body_state(contents, body.file_names() if isinstance(body, TimmFeatures) else own, source).items()
+        if not k.startswith(HEADS)
+    }
     check_size(state, source)
     check_finite(state, source)
     if isinstance(body, TimmFeatures):
         state = {**body.load(state), "timm_name": body.get_buffer("timm_name")}
-    own = body.state_dict()
     unknown = [k for k in state if k not in own and not k.endswith("num_batches_tracked")]
     wrong = [k for k in own if k not in state or state[k].shape != own[k].shape]
     if unknown or wrong:
