@@ -15,8 +15,9 @@ from maskrcnn_coco.findings.facts import MaskReadings, Matching
 
 LOW, FEW = 0.5, 5
 """AP50 of boxes from which on classes are not doubted; objects that a pair of classes needs to be matched."""
-SCORES, IMAGES, RESULTS = 0.1, 30, 50
-"""AP50 of boxes from which on masks are doubted; images, and results in each, whose masks are read otherwise."""
+SCORES, IMAGES, RESULTS, MASKS = 0.1, 30, 50, 300
+"""AP50 of boxes from which on masks are doubted; images, and results in each, whose masks are read otherwise; masks of
+the truth that are measured."""
 BEHIND = 1 / 3
 
 
@@ -105,7 +106,7 @@ def mask_readings(result: EvalResult) -> MaskReadings | None:
     images = sorted({a["image_id"] for a in result.truth.annotations})[:IMAGES]
     truth = _part(result.truth, set(images))
     results = _best(result.found, set(images))
-    found = MaskReadings(boxes, masks, objects=len(truth.annotations))
+    found = MaskReadings(boxes, masks, objects=len(truth.annotations), fill=_fill(truth))
     solid = [decode_mask(r["segmentation"], *r["segmentation"]["size"]) for r in results]
     for name, reading in readings_of(result).items():
         given = [
@@ -114,6 +115,17 @@ def mask_readings(result: EvalResult) -> MaskReadings | None:
         ]
         found.readings[name] = coco_metrics(truth, given, "segm", result.max_dets).metrics["AP50"]
     return found
+
+
+def _fill(truth: GroundTruth) -> float:
+    """The share of its box that a mask of the truth covers, in the middle of some."""
+    sides = {i["id"]: (i["height"], i["width"]) for i in truth.images}
+    shares = []
+    for a in truth.annotations[:: 1 + len(truth.annotations) // MASKS]:
+        box = a["bbox"][2] * a["bbox"][3]
+        if box > 0 and not a.get("iscrowd"):
+            shares.append(float(decode_mask(a["segmentation"], *sides[a["image_id"]]).sum()) / box)
+    return float(np.median(shares)) if shares else 1.0
 
 
 def _part(truth: GroundTruth, images: set[int]) -> GroundTruth:

@@ -304,12 +304,18 @@ class Ceiling:
 
 @dataclass
 class MaskReadings:
-    """AP50 of boxes, of masks as predicted, and of the same masks read otherwise."""
+    """AP50 of boxes, of masks as predicted, and of the same masks read otherwise.
+
+    ``fill``: the share of its box that a true mask covers, in the middle. ``ended``: the run is over, and had epochs
+    enough for masks to come after their boxes.
+    """
 
     boxes: float
     masks: float
     readings: dict[str, float] = field(default_factory=dict)
     objects: int = 0
+    fill: float = 1.0
+    ended: bool = False
 
 
 @dataclass

@@ -41,6 +41,8 @@ def look_after(session: Session, record: EpochRecord, evaluation: EvalRecord | N
         if evaluation is not None and session.evaluation is not None:
             names = {int(c["id"]): str(c["name"]) for c in session.evaluation.truth.categories}
             readings = mask_readings(session.evaluation)
+            if readings is not None:
+                readings.ended = record.epoch + 1 >= max(2, session.epochs)
             tell(session, Facts(matching=matching_of(session.evaluation, names), mask_readings=readings), "epoch")
         if record.epoch == 0 and weights_finite(session.model):
             tell(session, Facts(rate_trial=rate_trial(session)), "epoch")

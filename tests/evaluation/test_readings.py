@@ -92,3 +92,24 @@ def test_masks_that_lag_behind_are_not_accused():
     found = mask_readings(evaluation(masked(rough)))
     assert found is not None and found.masks < 0.1
     assert judge(Facts(mask_readings=found)) == []
+
+
+def test_where_a_run_ends_without_a_mask_it_is_said_with_what_true_masks_fill():
+    """Outlines that were not filled: boxes are learned, and segm/AP stays 0 to the end."""
+
+    def nothing(mask: np.ndarray, n: int) -> np.ndarray:
+        out = np.zeros_like(mask)
+        out[tuple(np.argwhere(mask)[0])] = 1
+        return out
+
+    found = mask_readings(evaluation(masked(nothing)))
+    assert found is not None and found.masks < 0.01 and 0.3 < found.fill <= 1
+    assert judge(Facts(mask_readings=found)) == []
+    found.ended = True
+    (said,) = judge(Facts(mask_readings=found))
+    assert said.code == "MASKS_ELSEWHERE" and "when the run ends" in said.message and "--head-lr" in said.fix
+    found.fill = 0.15
+    (said,) = judge(Facts(mask_readings=found))
+    assert "fills 15% of its box" in said.message and "fill outlines" in said.fix
+    found.masks = 0.1
+    assert judge(Facts(mask_readings=found)) == []
