@@ -13,7 +13,7 @@ from maskrcnn_coco.data.audit.content import content_of_table
 from maskrcnn_coco.data.audit.gallery import write_gallery
 from maskrcnn_coco.data.audit.overview import Overview, overview
 from maskrcnn_coco.data.audit.quarantine import require_usable, to_quarantine
-from maskrcnn_coco.data.audit.repair import Change, changes_file, repair
+from maskrcnn_coco.data.audit.repair import Change, can_repair, changes_file, repair
 from maskrcnn_coco.data.audit.show import print_findings, print_overview
 from maskrcnn_coco.data.audit.whole_set import facts_of
 from maskrcnn_coco.data.bit_range import given_range
@@ -114,7 +114,8 @@ def _next(args: Any, found: DataSource, findings: Sequence[DataFinding | RunFind
     data = [("--data", args.data), ("--images", args.images)]
     if _look_first(findings):
         return _command("check", [*data, ("--html", "OUT.html" if args.html is None else None)])
-    if any(f.severity != "info" and "--fix OUT.json writes a copy" in f.fix for f in findings):
+    mends = any(f.severity != "info" and "--fix OUT.json writes a copy" in f.fix for f in findings)
+    if mends and (usable or can_repair(found.train, [f for f in findings if isinstance(f, DataFinding)])):
         name = found.train.json_path.name.removesuffix(".gz").removesuffix(".json")
         return _command("check", [*data, ("--fix", f"{name}.fixed.json")])
     return _command("train" if usable else "check", [*data, *val])

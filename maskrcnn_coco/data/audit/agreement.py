@@ -7,6 +7,7 @@ import numpy as np
 from maskrcnn_coco.data.audit.boxes import check_corners
 from maskrcnn_coco.data.audit.catalogue import Reporter
 from maskrcnn_coco.data.audit.geometry import overlap
+from maskrcnn_coco.data.audit.inside_out import check_holes, check_inverted
 from maskrcnn_coco.data.audit.readings import FEWEST, MOST, Agreement, agreement
 from maskrcnn_coco.data.audit.segmentations import Shapes
 from maskrcnn_coco.data.coco.table import CocoTable
@@ -50,6 +51,8 @@ def check_agreement(table: CocoTable, shapes: Shapes, report: Reporter) -> np.nd
         inside = np.asarray(((shapes.extent - boxes) * (1, 1, -1, -1) >= -SLACK).all(axis=1))
     if found is None and (measured.sum() < FEWEST or disagree.sum() >= MOST * measured.sum()):
         check_corners(table, report)
+    inverted = check_inverted(table, shapes, report)
+    measured, disagree = measured & ~inverted, disagree & ~inverted
     _say_disagreement(table, shapes, disagree, inside, int(measured.sum()), report)
     _check_area(table, shapes, report, measured & ~explained)
     count = len(table.ann_ids)
@@ -57,6 +60,7 @@ def check_agreement(table: CocoTable, shapes: Shapes, report: Reporter) -> np.nd
         report.add(
             "POLYGON_MULTIPART", f"{shapes.multipart} of {count} objects have several parts", count=shapes.multipart
         )
+    check_holes(table, shapes, report)
     if shapes.rle_objects:
         report.add(
             "RLE_NOT_CROWD",

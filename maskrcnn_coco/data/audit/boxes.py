@@ -14,6 +14,10 @@ XYXY_SHARE = 0.2
 """Share of boxes that must leave the image as xywh before xyxy is suspected."""
 
 
+BACKGROUND = frozenset({"background", "bg", "unlabeled", "unlabelled"})
+"""What tools call the pixels that no object covers."""
+
+
 def check_problems(table: CocoTable, report: Reporter) -> None:
     """What the reader noted. A size that was found in the image file is a warning, one that is nowhere an error."""
     for problem in table.problems:
@@ -107,6 +111,12 @@ def check_labels(table: CocoTable, report: Reporter) -> None:
         report.add("CATEGORY_NAME_ALIKE", f"categories are called {', '.join(map(repr, alike))}")
     counts = np.bincount(table.labels, minlength=table.num_classes)[1:]
     for c, n in zip(table.categories, counts.tolist(), strict=True):
+        if n and c.name.strip(" _").casefold() in BACKGROUND:
+            report.add(
+                "CATEGORY_BACKGROUND",
+                f"category {c.name!r} (id {c.id}) has {n} annotations: each is trained as an object",
+                count=n,
+            )
         if n == 0 and len(table.ann_ids):
             report.add("CATEGORY_UNUSED", f"category {c.name!r} (id {c.id}) has no annotations")
     used = counts[counts > 0]

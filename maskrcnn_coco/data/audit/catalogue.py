@@ -106,6 +106,12 @@ CATALOGUE: dict[str, Kind] = {
         "most boxes and masks disagree, under every known reading",
         "look at maskrcnn-coco check --data PATH --html OUT.html, then correct the exporter; --fix leaves them alone",
     ),
+    "MASK_INVERTED": Kind(
+        "warning",
+        "masks cover what is around their objects",
+        "write 1 where the object is (1 - mask), and the run of background first in an RLE; maskrcnn-coco check "
+        "--data PATH --html OUT.html draws them",
+    ),
     "MASK_INSIDE_BOX": Kind(
         "info", "boxes far larger than their masks", "nothing to do where boxes are drawn around what is hidden too"
     ),
@@ -115,6 +121,11 @@ CATALOGUE: dict[str, Kind] = {
     ),
     "CATEGORY_GAP": Kind("info", "category ids have gaps", "nothing to do: labels are numbered without gaps"),
     "CATEGORY_ZERO": Kind("info", "category ids start below 1", "nothing to do: label 0 stays the background"),
+    "CATEGORY_BACKGROUND": Kind(
+        "warning",
+        "the background is annotated as objects",
+        "remove the category and its annotations: what no object covers is background",
+    ),
     "CATEGORY_PARENT": Kind("info", "a parent category is left out", "nothing to do: it has no annotations"),
     "CATEGORY_UNUSED": Kind("info", "a category has no annotations", "remove it, unless other data sets have it"),
     "CATEGORY_NAME_DUPLICATE": Kind("warning", "two categories have the same name", "merge them, or rename one"),
@@ -157,6 +168,11 @@ CATALOGUE: dict[str, Kind] = {
     "POLYGON_FORM": Kind("info", "polygons are written in another form", f"nothing to do: they are read; {_READ}"),
     "POLYGON_CROSSING": Kind("info", "a polygon crosses itself", "nothing to do, unless the drawn mask looks wrong"),
     "POLYGON_MULTIPART": Kind("info", "objects of several parts", "nothing to do: all parts are used"),
+    "POLYGON_HOLE": Kind(
+        "info",
+        "a part of a polygon lies within another",
+        "write objects with holes as RLE: pycocotools.mask.encode(np.asfortranarray(mask)); --fix leaves them alone",
+    ),
     "RLE_SIZE": Kind("error", "an RLE has another size than its image", "export the masks at the size of the image"),
     "RLE_SUM": Kind("error", "the runs of an RLE do not fill the image", "export this mask again"),
     "RLE_BAD": Kind("error", "an RLE is damaged", "export this mask again"),

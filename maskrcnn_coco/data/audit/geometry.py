@@ -84,6 +84,43 @@ def _crossing(rings: np.ndarray) -> np.ndarray:
     return np.asarray((split & split.transpose(0, 2, 1)).any(axis=(1, 2)))
 
 
+def nested(rings: Rings, owner: np.ndarray, first: np.ndarray, most: int = 5_000) -> dict[int, float]:
+    """Annotation → area of its parts that lie wholly within another of its parts.
+
+    Args:
+        owner: annotation of each part, int (P,), in order. first: where each annotation's parts begin.
+        most: annotations of several parts that are examined.
+    """
+    ends = np.append(first[1:], len(owner))
+    several = np.flatnonzero(ends - first > 1)[:most]
+    extents, areas = rings.extents(), rings.areas()
+    found: dict[int, float] = {}
+    for n in several.tolist():
+        parts = range(int(first[n]), int(ends[n]))
+        inner = [p for p in parts if any(q != p and _within(rings, extents, p, q) for q in parts)]
+        if inner:
+            found[int(owner[first[n]])] = float(areas[inner].sum())
+    return found
+
+
+def _within(rings: Rings, extents: np.ndarray, inner: int, outer: int) -> bool:
+    a, b = extents[inner], extents[outer]
+    if not ((a[:2] > b[:2]).all() and (a[2:] < b[2:]).all()):
+        return False
+    x, y = _points(rings, inner)
+    px, py = _points(rings, outer)
+    qx, qy = np.roll(px, -1), np.roll(py, -1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        crosses = (py[:, None] > y) != (qy[:, None] > y)
+        at = px[:, None] + (y - py[:, None]) * ((qx - px) / (qy - py))[:, None]
+        return bool((((crosses & (x < at)).sum(axis=0) % 2) == 1).all())
+
+
+def _points(rings: Rings, part: int) -> tuple[np.ndarray, np.ndarray]:
+    where = slice(int(rings.starts[part]), int(rings.starts[part] + rings.lengths[part]))
+    return rings.x[where], rings.y[where]
+
+
 def boxes_of_runs(runs: np.ndarray, height: int) -> tuple[float, np.ndarray]:
     """(pixels, [x1, y1, x2, y2]) of RLE runs (int64, background first) in an image ``height`` pixels high."""
     stops = np.cumsum(runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +32,7 @@ from maskrcnn_coco.system.files import write_bytes
 
 BOX_FROM_MASK = frozenset(
     {
-        "BOX_MISSING",
-        "BOX_MALFORMED",
-        "BOX_NONFINITE",
-        "BOX_INVERTED",
-        "BOX_EMPTY",
-        "BOX_OUTSIDE",
-        "BOX_FAR",
+        *("BOX_MISSING", "BOX_MALFORMED", "BOX_NONFINITE", "BOX_INVERTED", "BOX_EMPTY", "BOX_OUTSIDE", "BOX_FAR"),
         "MASK_BOX_DISAGREE",
     }
 )
@@ -77,6 +72,21 @@ def repair(table: CocoTable, findings: list[DataFinding], out_json: str | Path) 
     shifted = next((f for f in findings if f.code == "IMAGE_ID_SHIFT"), None)
     if shifted is not None:
         raise DataError(f"nothing was written: {shifted.message}", fix=shifted.fix)
+    top, changes = _copy(table, findings)
+    _write(out, msgspec.json.encode(top))
+    _write(changes_file(out), to_json(changes, indent=1).encode("utf-8", "replace"))
+    return changes
+
+
+def can_repair(table: CocoTable, findings: list[DataFinding]) -> bool:
+    """Whether a copy that `repair` writes would hold anything."""
+    with contextlib.suppress(DataError):
+        return bool(_copy(table, findings))
+    return False
+
+
+def _copy(table: CocoTable, findings: list[DataFinding]) -> tuple[dict[str, msgspec.Raw], list[Change]]:
+    """The repaired file's object, and what was changed. Raises DataError as `repair`."""
     top, images, annotations = _entries(table)
     work = _as_meant(table, findings)
     ids = [None if entry is None else entry.id for entry in LooseReader().images(images)]
@@ -86,9 +96,7 @@ def repair(table: CocoTable, findings: list[DataFinding], out_json: str | Path) 
     top["images"], top["annotations"] = _raw(kept), _raw(objects)
     if {"CATEGORY_ID_TEXT", "FILE_FORM"} & work.whole:
         top["categories"] = _raw(work.categories(msgspec.json.decode(top["categories"], type=list[msgspec.Raw])))
-    _write(out, msgspec.json.encode(top))
-    _write(changes_file(out), to_json(work.changes, indent=1).encode("utf-8", "replace"))
-    return work.changes
+    return top, work.changes
 
 
 def changes_file(out_json: str | Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from maskrcnn_coco.data.audit.catalogue import Reporter
-from maskrcnn_coco.data.audit.geometry import Rings, boxes_of_runs
+from maskrcnn_coco.data.audit.geometry import Rings, boxes_of_runs, nested
 from maskrcnn_coco.data.audit.rle_runs import RunLists
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.data.masks import MAX_WALK, checked_runs, decode_mask, plain_polygons
@@ -49,6 +49,8 @@ class Shapes:
     area: np.ndarray
     missing: np.ndarray
     multipart: int = 0
+    nested: dict[int, float] = field(default_factory=dict)
+    """Rows with a part within another of their parts → what such parts enclose, square pixels."""
     rle_objects: int = 0
     crossing_seen: int = 0
     odd_forms: int = 0
@@ -286,6 +288,7 @@ def _judge(table: CocoTable, rings: Rings, owner: np.ndarray, shapes: Shapes, re
     first = np.flatnonzero(np.concatenate([[True], owner[1:] != owner[:-1]]))
     anns = owner[first]
     shapes.multipart += int((np.diff(first, append=len(owner)) > 1).sum())
+    shapes.nested |= nested(rings, owner, first)
     extents = rings.extents()
     extent = np.concatenate(
         [np.minimum.reduceat(extents[:, :2], first, axis=0), np.maximum.reduceat(extents[:, 2:], first, axis=0)], axis=1

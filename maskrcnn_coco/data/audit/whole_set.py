@@ -16,13 +16,15 @@ GEOMETRY = frozenset(
     {
         *("BOX_XYXY", "BOX_CENTER", "BOX_SWAPPED", "BOX_UNIT", "BOX_SCALED", "ALL_UNIT", "ALL_SWAPPED"),
         *("MASK_SWAPPED", "MASK_ROW_MAJOR", "MASK_SIDES", "MASK_UNIT", "MASK_SCALED"),
-        *("READINGS_TIE", "MASK_BOX_UNRELATED"),
+        *("READINGS_TIE", "MASK_BOX_UNRELATED", "MASK_INVERTED"),
         *("SIZES_SWAPPED", "IMAGES_RESIZED", "IMAGES_CHANGED"),
     }
 )
 """Findings of the audit, each about the whole set, that boxes, masks and images do not belong together."""
 TARGETS = frozenset({"CROWD_SINGLE"})
 """Findings of the audit that many objects are lost on the way to the losses."""
+WITHOUT = "writes a copy without"
+"""Repairs that leave out what cannot be mended."""
 HALF = 0.5
 """Share of the annotations from which on one kind of disagreement is the set's, not theirs."""
 
@@ -109,5 +111,8 @@ def _targets(table: CocoTable, findings: list[DataFinding], min_size: int, max_s
         stages.append(Stage(name, int(left.sum()), list(dict.fromkeys(image_of[lost].tolist()))[:20]))
     kinds = Counter(f.code for f in errors if f.code != "MASK_EMPTY")
     if kinds:
-        stages[3].fix = next(f.fix for f in errors if f.code == kinds.most_common(1)[0][0])
+        worst = next(f for f in errors if f.code == kinds.most_common(1)[0][0])
+        stages[3].fix = worst.fix
+        if not stages[3].count and WITHOUT in worst.fix:  # of such a copy nothing would be left
+            stages[3].fix = f"export the set again, as polygons or RLE of COCO's form: {worst.code} is in all of it"
     return Targets(len(table), stages, of=of)
