@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from maskrcnn_coco.components import real
 from maskrcnn_coco.errors import GuardStop, GuardWarning
 from maskrcnn_coco.guard.buffers import Buffers
-from maskrcnn_coco.guard.divergence import ABSURD, ABSURD_OTHER, Divergence
+from maskrcnn_coco.guard.divergence import ABSURD, ABSURD_OTHER, HURLED, Divergence
 from maskrcnn_coco.guard.forward_backward import DETACHED, SWITCHED_OFF
 from maskrcnn_coco.guard.health import Health
 from maskrcnn_coco.guard.inputs import Expected
@@ -295,13 +295,17 @@ class Instruments:
 
     def _are_others(self, found: Verdict, record: StepRecord, norm: float) -> bool:
         """Whether a row of loud steps is no doing of this model: older weights are as loud on what it is given now."""
-        # A detector has no rewards and no rival. Adam's steps have one length whatever the gradient.
-        adam, row = "betas" in self.optimizer.param_groups[0], "row" in found.measured
-        loud = row or (adam and abs(record.loss) <= TAIL * self.divergence.reference)
+        # A detector has no rewards and no rival. Adam's steps have one length whatever the gradient; SGD's are as long.
+        short, row = "betas" in self.optimizer.param_groups[0] or self._is_short(), "row" in found.measured
+        loud = row or (short and abs(record.loss) <= TAIL * self.divergence.reference)
         if not loud or self.expected.num_classes is not None or self.looks is None:
             return False
-        usual, onset = adam or norm <= SAME_LENGTH * self.divergence.norm_reference, found.onset_step
+        usual, onset = short or norm <= SAME_LENGTH * self.divergence.norm_reference, found.onset_step
         return usual and self.looks.as_loud_before(record, record.step if onset is None else onset)
+
+    def _is_short(self) -> bool:
+        """Whether SGD's step along this gradient, however long that is, is one as healthy steps are."""
+        return isinstance(self.optimizer, torch.optim.SGD) and 0.0 < self.health.moved <= HURLED
 
     def _others_now(self, record: StepRecord, norm: float, row: bool) -> None:
         """Batches that are as loud on older weights (rewards, heavy tails): of a row what is healthy is learned too."""

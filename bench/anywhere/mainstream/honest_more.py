@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from anywhere.mainstream import faults as f
 from anywhere.mainstream.case import Case, honest
-from anywhere.mainstream.honest import wasserstein
+from anywhere.mainstream.honest import rare, rewards, wasserstein
 from anywhere.mainstream.rivals import NOISE
 from anywhere.mainstream.task import Run, Task
 from torch import Tensor, nn
@@ -254,6 +254,7 @@ HONEST_MORE: tuple[Case, ...] = (
     honest("cnn", "averaged weights looked at", swapped),
     honest("policy", "a new last layer", new_last_layer),
     honest("policy", "a gain that is maximised", climbs),
+    honest("policy", "first rewards are rare, plain SGD", f.together(rewards(rare), sgd(0.05))),
     honest("customers", "pruned under way", pruned),
     honest("cnn", "weights of another run loaded", pretrained),
     honest("siamese", "margins that are kept", f.loss_is(margins)),
