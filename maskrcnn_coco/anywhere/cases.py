@@ -46,6 +46,7 @@ def case_of(known: Any, alarm: Alarm) -> Case:
         settings={
             "by_design": sorted(guard.buffers.by_design),
             "own_gradients": not known.own_batches,
+            "went_back": any(i.action.kind in ("rollback", "lower_lr") for i in known.incidents),
             "glitches": [i.step for i in known.incidents if i.cause == "TRANSIENT"],
         },
         rig=rig,

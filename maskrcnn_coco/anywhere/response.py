@@ -356,8 +356,8 @@ class AlarmResponder:
 
     def _of_the_optimizer_alone(self) -> bool:
         """Whether what is wrong with the state is what the optimizer remembers, as a file had it: weights are sound."""
-        found = self.findings[0]
-        named = all(str(e).startswith("optimizer ") for e in found.detail.get("entries") or ())
+        found, entries = self.findings[0], self.findings[0].detail.get("entries") or ()
+        named = all(str(e).startswith("optimizer ") for e in entries) and bool(entries or "to_step" in found.detail)
         return found.cause == "POISONED_STATE" and named and "usual" not in found.detail
 
     def go_back(self, step: int) -> int | None:

@@ -40,6 +40,16 @@ def test_a_chance_names_no_sample(tmp_path):
     assert not any(i["culprit"].get("image_ids") for i in found)
 
 
+def test_what_a_script_keeps_beside_its_model_is_named_and_no_maths(tmp_path):
+    found = outcome("eighth-carried-beside", 0, tmp_path).incidents
+    assert [i["cause"] for i in found if i["confidence"] >= 0.9] == ["POISONED_STATE"] * (len(found) - 1)
+
+
+def test_what_a_restored_optimizer_makes_of_itself_is_no_sure_poison(tmp_path):
+    found = outcome("seventh-rprop-steps", 0, tmp_path).incidents
+    assert found and not any(i["cause"] == "POISONED_STATE" and i["confidence"] >= 0.9 for i in found)
+
+
 def test_an_investigation_leaves_buffers_that_a_loss_holds_on_to(tmp_path):
     found = outcome("eighth-first-spread", 0, tmp_path).incidents
     assert found and {i["cause"] for i in found} == {"LOSS_MATH"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from maskrcnn_coco.diagnosis.facts import Facts, InputFault, TargetFault, far_apart
 from maskrcnn_coco.records import GRAPH_ERRORS, PROVED, Culprit, Evidence, Finding
+from maskrcnn_coco.replay.outcome import CONSTANT
 from maskrcnn_coco.wording import annotation_words
 
 CURE_LOSS, CURE_NORM = 3.0, 5.0
@@ -125,6 +126,17 @@ def divides_by_itself(facts: Facts) -> bool:
     place = facts.location
     own = place is not None and place.op is not None and place.module is None and place.op.startswith(QUOTIENTS)
     return own and sudden(facts) and facts.inside is not None and facts.inside <= USUAL_INSIDE
+
+
+def spoilt_beside(facts: Facts) -> bool:
+    """What is not finite is neither the model's nor the batch's, and was finite in steps that were taken.
+
+    Something that the script keeps from step to step: their batches fail today, and on older weights this one too.
+    """
+    place = facts.location
+    brought = place is not None and place.module is None and CONSTANT in str(place.op)
+    asked = [facts.outcomes.get(n) for n in ("other", "earlier")]
+    return brought and facts.reference.count > 0 and all(o is not None and not o.finite and not o.error for o in asked)
 
 
 def sudden(facts: Facts) -> bool:

@@ -29,6 +29,7 @@ from maskrcnn_coco.diagnosis.rules.common import (
     divides_on_sound_weights,
     healthy,
     nonfinite,
+    spoilt_beside,
 )
 from maskrcnn_coco.diagnosis.rules.fp16_overflow import overflows_by_itself
 from maskrcnn_coco.records import Culprit, Evidence, Finding
@@ -52,7 +53,7 @@ def judge(facts: Facts) -> Finding | None:
         return None
     if facts.certain_state() or facts.lethal() or facts.anchors or facts.good("fp32") or facts.good("reference"):
         return None
-    if overflows_by_itself(facts):
+    if overflows_by_itself(facts) or spoilt_beside(facts):
         return None
     gradient_only = not same.bad_losses and same.bad_grad_count > 0
     one_term = len(same.bad_losses) == 1 and len(same.losses) > 1

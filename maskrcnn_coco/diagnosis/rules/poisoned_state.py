@@ -14,7 +14,8 @@ How it is proved: weights, buffers, optimizer state, learning rates and loss sca
   the run saved it, any batch on the loaded weights is far from what the run's losses were. Where the guard saw
   the optimizer's state change between two steps and undid an update of absurd size, the update is made again
   with an older state and with none: it is sound there. An optimizer that makes something non-finite of finite
-  numbers takes its step again with each setting at its default.
+  numbers takes its step again with each setting at its default. What a script keeps beside its model (a hidden
+  state, a running mean) is met by an op outside of all modules, and batches fail on it that were sound before.
 What the guard does: goes back to the newest verified state, in memory first, then on disk, and says what was
   lost. A setting that was proved wrong has its default from then on. In a loop of one's own that keeps no older
   state, an optimizer whose memory alone is bad begins anew.
@@ -26,6 +27,7 @@ from __future__ import annotations
 from typing import Any
 
 from maskrcnn_coco.diagnosis.facts import Facts, OlderFile
+from maskrcnn_coco.diagnosis.rules.common import spoilt_beside
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "POISONED_STATE"
@@ -40,6 +42,8 @@ def judge(facts: Facts) -> Finding | None:
         return _by_update(facts)
     if _changed_file(facts):
         return _by_digest(facts)
+    if spoilt_beside(facts) and facts.location is not None:
+        return _beside(facts, str(facts.location.op))
     hits = [s for s in facts.state if s.where in ("parameter", "buffer", "optimizer", "lr", "scaler")]
     certain = [s for s in hits if s.certain]
     if not hits or (not certain and all(s.where == "scaler" for s in hits)):
@@ -95,7 +99,16 @@ def _by_update(facts: Facts) -> Finding:
     culprit = Culprit(component=facts.measured.get("component"), checkpoint=facts.settings.get("resume_path"))
     fix = "look for what writes into optimizer.state between steps" if names else "load optimizer state that fits"
     detail = {"entries": [f"optimizer {n}" for n in names[:50]], "at_load": False, "to_step": facts.step - 1}
-    return Finding(CODE, 0.97, culprit, evidence, facts.step, fix, detail)
+    # What it went back to is a state of its own: the steps from there on may have made it what it is (Rprop's).
+    confidence = 0.97 if names or not facts.settings.get("went_back") else 0.7
+    return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)
+
+
+def _beside(facts: Facts, op: str) -> Finding:
+    """A variable of the script's: no state of the model's to go back to."""
+    evidence = [Evidence("locate: first bad op, loss", op, CODE), *facts.says(CODE, "!same", "!other", "!earlier")]
+    fix = f"correct the script: what it keeps from step to step is not finite at {op}; look at what wrote to it"
+    return Finding(CODE, 0.92, Culprit(), evidence, facts.step, fix, {"entries": [], "by_forward": True})
 
 
 def _by_file(facts: Facts, older: OlderFile) -> Finding:
