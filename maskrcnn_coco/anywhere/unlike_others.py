@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from statistics import median
 
 from torch import Tensor
 
@@ -14,6 +15,9 @@ from maskrcnn_coco.records import Alarm, Culprit, Evidence, Finding
 
 FAR = 100.0
 """A sample whose largest value is this many times that of every other one kept is out of scale."""
+
+BEYOND, RUN_UP = 10.0, 10
+"""The same of whole numbers; and how many steps before an alarm are looked at for such a sample."""
 
 UNPROVED = 0.85
 """How sure that alone makes it, without a replay that fails for the sake of that sample."""
@@ -31,6 +35,8 @@ def named(finding: Finding, alarm: Alarm, kept: Kept, *, first: bool = True) -> 
     Args:
         first: it is the best one; such a sample is then looked for also where no replay has named any.
     """
+    if finding.cause == "LR_TOO_HIGH" and "leapt" not in finding.detail:
+        return _beside_a_rate(finding, alarm, kept)
     batches = kept.batches(alarm.step)
     spoiled = finding.cause == "NORM_STATE" and bool(finding.detail.get("by_forward"))
     if not batches or not (spoiled or finding.cause in ("UNKNOWN", "LOSS_MATH", "FP16_OVERFLOW")):
@@ -62,6 +68,62 @@ def named(finding: Finding, alarm: Alarm, kept: Kept, *, first: bool = True) -> 
             finding.evidence.insert(0, Evidence("scan: this sample beside all others kept", what, cause))
             return finding
     return finding
+
+
+def _beside_a_rate(finding: Finding, alarm: Alarm, kept: Kept) -> Finding:
+    """``finding`` of a rate, less sure where one sample of the steps that diverged is far out of scale.
+
+    A target of 255 among shares makes a loss without a floor: weights run after it at any rate, if later.
+    """
+    steps = range(max(finding.onset_step or 0, alarm.step - RUN_UP), alarm.step + 1)
+    found: dict[int, str] = {}
+    usual = _sizes(kept.others(-1))
+    for step in steps:
+        for batch in kept.batches(step):
+            if not _is_loud(batch, usual):
+                continue
+            others = [b for b in kept.others(step) if not set(b.image_ids) & set(batch.image_ids)]
+            for name in _far([batch], others, set(batch.image_ids)) or _beyond([batch], others):
+                found[name] = f"step {step}: a number of it is more than {BEYOND:g} times that of any other"
+    if len(found) != 1:
+        return finding
+    (name, what), *_ = found.items()
+    evidence = [*finding.evidence, Evidence(f"scan: image {name} beside all others kept", what)]
+    return replace(finding, confidence=min(finding.confidence, UNPROVED), evidence=evidence)
+
+
+def _sizes(batches: list[Samples]) -> list[list[list[float]]]:
+    """For each floating tensor of a batch, and for each of whole numbers: its largest number in every batch."""
+    return [_over(batches, _is_float, _highest), _over(batches, _is_whole, lambda t: float(t.long().abs().max()))]
+
+
+def _is_loud(batch: Samples, usual: list[list[list[float]]]) -> bool:
+    """Whether a number of the batch is far beyond the largest of most batches: then its samples are looked at."""
+    for rows, owns, times in zip(usual, _sizes([batch]), (FAR, BEYOND), strict=True):
+        pairs = [(own[0], median(row)) for row, own in zip(rows, owns, strict=False) if any(row)]
+        if any(own > times * most for own, most in pairs):
+            return True
+    return False
+
+
+def _is_float(t: Tensor) -> bool:
+    return t.is_floating_point()
+
+
+def _highest(t: Tensor) -> float:
+    return float(t.detach().abs().max())
+
+
+def _beyond(batches: list[Samples], others: list[Samples]) -> list[int]:
+    """Ids of samples with a whole number far beyond that of any sample of the other steps."""
+    usual, found = _whole(others), []
+    for batch in batches:
+        for position, name in enumerate(batch.image_ids):
+            mine = _whole([batch.subset([position])])
+            pairs = zip(mine, usual, strict=False)
+            if any(max(-a[0], a[1]) > BEYOND * max(-b[0], b[1], 1) for a, b in pairs):
+                found.append(name)
+    return found
 
 
 def _lone(finding: Finding, batches: list[Samples], others: list[Samples]) -> Finding:
@@ -151,7 +213,7 @@ def _labels(batches: list[Samples]) -> list[int]:
 
 
 def _largest(batches: list[Samples]) -> list[float]:
-    return [max(v) for v in _over(batches, lambda t: t.is_floating_point(), lambda t: float(t.detach().abs().max()))]
+    return [max(v) for v in _over(batches, _is_float, _highest)]
 
 
 def _largest_of(batches: list[Samples]) -> float:

@@ -64,3 +64,19 @@ def test_boxes_are_not_taken_for_pixels() -> None:
     assert named(guilty, Alarm("loss_nonfinite", 5, 0, 5, "", {}), batch).cause == "LOSS_MATH"
     images[2] *= 1e5
     assert named(guilty, Alarm("loss_nonfinite", 5, 0, 5, "", {}), batch).cause == "DATA_PIXEL"
+
+
+@pytest.mark.parametrize(("value", "confidence"), [(1.0, 0.97), (60.0, 0.97), (255.0, 0.85)])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_rate_is_less_sure_beside_a_sample_far_out_of_scale(value: float, confidence: float, whole: bool) -> None:
+    """A mask of 255 among those of 0 and 1: the loss has no floor, and weights run after it at any rate."""
+    found = Kept()
+    for step in range(6):
+        labels = torch.tensor([0.0, 1.0, value if step == 4 else 1.0, 0.0])
+        names = [10 * step + i for i in range(4)]
+        keys = [Key(step, 0, i, n, n) for i, n in enumerate(names)]
+        data = (labels.long() if whole else labels,)
+        found.add(step, Samples(data, names, keys), torch.get_rng_state(), None)
+    rate = Finding("LR_TOO_HIGH", 0.97, Culprit(component="head"), [], 3, "", {})
+    expected = 0.85 if whole and value > 10 else confidence
+    assert named(rate, Alarm("diverged", 5, 0, 3, "", {}), found).confidence == expected
