@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 GPU_DRY = $(shell $(BIN)/python -c 'import torch; print("" if torch.cuda.is_available() else "--dry")' 2>/dev/null || echo --dry)
 
-.PHONY: anybench gpu install train test lint bench nanbench silentbench faults soak fuzz integrations trackers clean package docs
+.PHONY: anybench mainstream gpu install train test lint bench nanbench silentbench faults soak fuzz integrations trackers clean package docs
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -42,6 +42,10 @@ nanbench: $(STAMP)
 
 anybench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/anywhere/run.py
+
+# Loops of the tutorials, with their faults and without: about 15 minutes a seed of one core.
+mainstream: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/anywhere/mainstream/run.py --seeds 0 1 2 --out bench/results/mainstream.md
 
 silentbench: $(STAMP)
 	$(BIN)/python bench/silent/run.py

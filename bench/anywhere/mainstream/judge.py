@@ -128,7 +128,7 @@ def page(lines: list[Line], seeds: list[int]) -> str:
             "",
             f"21 tasks, their faults and their honest runs, seeds {', '.join(map(str, seeds))}; kept: the score",
             f"on held-out samples is within {KEPT:.0%} of what the clean twin learned.",
-            "Run: `python bench/anywhere/mainstream/run.py`.",
+            "Run: `make mainstream`.",
             "",
             "| what | figure |",
             "|---|---|",
