@@ -173,6 +173,8 @@ class Parameters:
     """The share of its weights that weight decay alone takes from a group in each step, at the most."""
     decay_of: tuple[float, float] = (0.0, 0.0)
     """The rate and the weight decay of that group."""
+    momentum: float = 0.0
+    """The highest of any group; from 1 on nothing is forgotten."""
     unloaded: list[str] = field(default_factory=list)
     """Parameters that hold one value in all places, though the optimizer's state says that it has moved them."""
     old_rate: tuple[float, float] | None = None

@@ -46,6 +46,8 @@ def parameters_of(
         found.owned = sum(i in mine for i in held)
         found.missing = [name for i, name in trainable.items() if i not in set(held)]
         found.decay, found.decay_of = decay_of(optimizer, rates)
+        momenta = [g.get("momentum") for g in optimizer.param_groups]
+        found.momentum = max((float(m) for m in momenta if isinstance(m, (int, float))), default=0.0)
         found.unloaded, found.old_rate = _unloaded(model, optimizer), _old_rate(optimizer)
         if not found.frozen_random:
             found.frozen_random = _resting_random(model, optimizer, rates)

@@ -187,3 +187,13 @@ def test_anchors_that_no_box_can_match_are_said_and_merely_large_ones_are_not(si
 @pytest.mark.parametrize("kind", ["faster", "retina", "fcos", "ssd", "keypoint", "own"])
 def test_no_other_detector_is_accused_of_its_anchors(kind: str):
     assert far_anchors(tiny_detector(kind, 0))[0] == {}
+
+
+@pytest.mark.parametrize(("momentum", "codes"), [(0.99, []), (1.0, ["NOT_TRAINED"]), (1.2, ["NOT_TRAINED"])])
+def test_a_momentum_that_forgets_nothing_is_told_before_it_harms(momentum: float, codes: list[str]):
+    """A net with norms learns on for a while: their scale hides how large the weights become."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=momentum)
+    found = judge(Facts(parameters=parameters_of(net, optimizer)))
+    assert [f.code for f in found] == codes
+    assert all("forgets no gradient" in f.message for f in found)

@@ -42,7 +42,8 @@ CASES_STATE: tuple[Case, ...] = (
     Case("graphs", "NaN weight", ONCE, at_step(LATE, weight("second.weight", NAN)), (POISON,)),
     Case("simclr", "NaN weight", ONCE, at_step(LATE, weight("3.bias", NAN)), (POISON,)),
     Case("gan", "NaN weight", ONCE, at_step(LATE, weight("generator.0.weight", NAN)), (POISON,)),
-    Case("policy", "infinite weight", ONCE, at_step(LATE, weight("policy.weight", INF)), (POISON,)),
+    # The distribution that the model makes of it raises, which ends the loop as ever.
+    Case("policy", "infinite weight", ONCE, at_step(LATE, weight("policy.weight", INF)), (POISON,), end="open"),
     Case("siamese", "NaN moment", POISON, at_step(LATE, moments("exp_avg", put(NAN), "1.weight")), (ONCE,)),
     Case("ctc", "second moments 0", POISON, at_step(LATE, moments("exp_avg_sq", lambda v: v * 0)), (ONCE,)),
     Case("customers", "first moments x1e6", POISON, at_step(LATE, moments("exp_avg", lambda v: v * 1e6)), (ONCE,)),

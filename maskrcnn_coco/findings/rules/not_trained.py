@@ -3,8 +3,8 @@
 What happens: losses fall to a level and stay; one part of the detector stays as it began.
 Why: the optimizer was built before the head was replaced, or for another model; a part of the model is in no loss;
   anchors far larger than any image; weights were not loaded and are frozen; a model left in eval mode after a
-  validation; weight decay that takes more than steps give; a resume that brought back weights and not the optimizer,
-  or the reverse, or the schedule's rate from its beginning.
+  validation; weight decay that takes more than steps give; a momentum of 1 or more; a resume that brought back
+  weights and not the optimizer, or the reverse, or the schedule's rate from its beginning.
 How it is proved: trainable parameters are looked for in the optimizer's groups, by identity, and named; gradients and
   weights of the first steps are compared; frozen weights have exactly the spread that an initialiser gives, layer for
   layer, which no trained network has. Weights with requires_grad False are frozen on purpose and no fault. After a
@@ -68,6 +68,10 @@ def _parameters(p: Parameters) -> list[RunFinding]:
         proof = [("rate × weight decay of each group", f"{p.decay:.2g} a step; usual are 1e-6 to 5e-4")]
         fix = "weight_decay=1e-4 (SGD) or 0.05 (AdamW) are usual"
         found.append(finding(CODE, "decay", "warning", message, fix, proof, decay=p.decay))
+    if p.momentum >= 1:
+        message = f"momentum {p.momentum:g} forgets no gradient: steps grow for ever, be the loss normalised or not"
+        proof = [("momentum of each group", f"{p.momentum:g}; usual are 0.9 to 0.99")]
+        found.append(finding(CODE, "momentum", "warning", message, "momentum=0.9", proof))
     if p.kept_eval:
         message = f"{len(p.kept_eval)} norm layers were handed over in eval mode and stay so: {listed(p.kept_eval, 3)}"
         proof = [("modes of the modules", f"{len(p.kept_eval)} norm layers in eval mode, the rest in train mode")]
