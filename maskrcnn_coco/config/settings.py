@@ -201,6 +201,13 @@ def validate(config: Config) -> None:
 
     Checks what needs neither data nor device; `recipes.resolve` and `model.build_model` check the rest.
     """
+    if not isinstance(config, Config):
+        raise ConfigError(
+            "the settings are no Config",
+            got=type(config).__name__,
+            expected="maskrcnn_coco.Config, with the training flags as fields",
+            fix="Config(**settings)" if isinstance(config, dict) else 'Config(data="my_data", lr=5e-3)',
+        )
     wrong = [f"{flag(name)}: {what}" for name, what in misfits(config)]
     problems = wrong or list(_problems(config))
     if problems:

@@ -351,7 +351,14 @@ MOST_ITEMS = 2**31 - 1
 
 
 def require_items(data: Any, name: str) -> None:
-    """Raise ConfigError where a data set of the caller's own has no length, or no item."""
+    """Raise ConfigError where a data set of the caller's own has no length, or no item, or is its loader."""
+    if hasattr(data, "collate_fn") and hasattr(data, "dataset"):
+        raise ConfigError(
+            f"{name} is a loader of batches",
+            got=type(data).__name__,
+            expected="the data set itself, which gives one (image, target) for an index",
+            fix=f"{name}=loader.dataset; batches are made by the run",
+        )
     try:
         size = len(data)
     except TypeError as e:

@@ -17,6 +17,9 @@ from maskrcnn_coco.data.item_form import is_sample, refusal
 from maskrcnn_coco.data.plan import SampleKey
 from maskrcnn_coco.errors import DataError
 
+BOXES = frozenset({torch.int64, torch.int32, torch.int16, torch.float64, torch.float16, torch.bfloat16})
+"""Kinds of numbers that boxes of a data set of one's own come in, and mean the same as in float32."""
+
 
 class UserData(Dataset):
     """A user's map-style data set, made repeatable: what it draws from the global generators is seeded by the key.
@@ -138,11 +141,20 @@ def unique_in_image(given: Any) -> Tensor | None:
     return torch.where(shared | (whole < 0) | (whole != ids), -1 - torch.arange(count), whole)
 
 
+def _usual(target: Target) -> Target:
+    """``target`` without gradients, and with boxes in float32, which whole numbers and NumPy's floats are not."""
+    usual = {k: v.detach() if isinstance(v, Tensor) and v.requires_grad else v for k, v in target.items()}
+    boxes = usual.get("boxes")
+    if isinstance(boxes, Tensor) and boxes.dtype in BOXES:
+        usual["boxes"] = boxes.float()
+    return usual
+
+
 def _checked_item(item: Any, index: int) -> tuple[Tensor, Target]:
     if is_sample(item):
-        image = item[0]
+        image = item[0].detach()
         # NumPy's floats are float64, and half precision saves room on a disk: their values mean the same.
-        return image.float() if image.is_floating_point() else image, dict(item[1])
+        return image.float() if image.is_floating_point() else image, _usual(item[1])
     error = refusal(item, index)
     # Some part of it may say which image it is all the same.
     targets = [p for p in (item if isinstance(item, (tuple, list)) else [item]) if isinstance(p, dict)]

@@ -65,3 +65,10 @@ def test_a_bad_settings_file_says_what_is_wrong(tmp_path, text, message):
 def test_a_missing_settings_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         load_config(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("given", [None, {"lr": 1e-3}, "config.yaml", Config])
+def test_settings_that_are_no_config_are_told_so(given):
+    with pytest.raises(ConfigError, match="no Config") as error:
+        validate(given)
+    assert "Config(" in str(error.value.fix)
