@@ -152,7 +152,7 @@ def _usual(target: Target) -> Target:
 
 def _checked_item(item: Any, index: int) -> tuple[Tensor, Target]:
     if is_sample(item):
-        image = item[0].detach()
+        image = item[0].detach() if item[0].requires_grad else item[0]
         # NumPy's floats are float64, and half precision saves room on a disk: their values mean the same.
         return image.float() if image.is_floating_point() else image, _usual(item[1])
     error = refusal(item, index)
