@@ -78,6 +78,11 @@ def predict_checkpoint(checkpoint: Path, images: Sequence[str], options: Predict
     writer = Writer(options.out, formats, score, predictions.paths)
     try:
         written, stopped = _write(predictor, predictions, writer, options, console)
+    except OSError as e:
+        writer.abandon()
+        if e.filename is None and e.errno is not None:  # of an image that a library was writing
+            raise OSError(e.errno, e.strerror, str(options.out)) from e
+        raise
     except BaseException:
         writer.abandon()
         raise

@@ -24,7 +24,7 @@ def plain_name(name: str) -> str:
     """``name`` as a path with "/" between its parts, whatever tool wrote it; for comparing, not for opening.
 
     Addresses lose their scheme, host and query; where the query is the path (Label Studio's ``/data/local-files/?d=``)
-    it is taken. Composed and decomposed letters become the same.
+    it is taken. Composed and decomposed letters become the same, and blanks around a part do not count.
     """
     text = name
     if _ADDRESS.match(text) or "/?d=" in text:
@@ -32,7 +32,7 @@ def plain_name(name: str) -> str:
         given = parse_qs(parts.query).get("d")
         text = given[0] if given else unquote(parts.path)
     text = _DRIVE.sub("", text.replace("\\", "/"))
-    parts = [p for p in text.split("/") if p not in ("", ".", "..")]
+    parts = [p for p in map(str.strip, text.split("/")) if p not in ("", ".", "..")]
     return unicodedata.normalize("NFC", "/".join(parts))
 
 
@@ -209,6 +209,8 @@ def _how(name: str) -> str:
         return "written with backslashes"
     if _ADDRESS.match(name) or "/?d=" in name:
         return "written as an address"
+    if any(part != part.strip() for part in name.split("/")):
+        return "with blanks around them"
     if unicodedata.normalize("NFC", name) != name or not name.isascii():
         return "with letters written in another way, or in another folder"
     return "in another folder"

@@ -37,6 +37,7 @@ Keys = list[list[SampleKey]]
 
 SHARED = Path("/dev/shm")
 """Where batches travel from workers, and the semaphores of their queues; small in many containers (64 MB)."""
+TOO_MANY = os.strerror(errno.EMFILE)
 _NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 _FULL = ("bus error", "shared memory", "no space left", "too many open files", "file too large")
 _DESCRIPTORS = 24, 16
@@ -196,6 +197,12 @@ class Loader:
     def _alone(self, why: str) -> None:
         """Make the batches here from now on: a full /dev/shm must not end a run."""
         self.workers = 0
+        if TOO_MANY.lower() in why.lower():
+            self.warn(
+                f"the loader processes cannot open what they need: {why}; batches are made in this process for "
+                "the rest of the epoch. --workers 0 does so from the start; ulimit -n 4096 before it allows more"
+            )
+            return
         free = f" ({shutil.disk_usage(SHARED).free >> 20} MiB free)" if SHARED.is_dir() else ""
         self.warn(
             f"the loader processes have no room in {SHARED}{free}: {why}; batches are made in this process for the "

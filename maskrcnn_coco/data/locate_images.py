@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -129,9 +130,21 @@ def _not_found(
         fix = f"save each page as a file, and name those in `file_name`: {split_command(near[0])}"
     elif not near and all("://" in name for name in names):
         fix = f"download the images first, then name their folder: {flag} FOLDER"
+    elif not near and _unreadable_letters(names):
+        how = sys.getfilesystemencoding()
+        got += f"; file names are read as {how} here, and these have other letters"
+        fix = "PYTHONUTF8=1 in front of the command reads them as UTF-8"
     elif near:
         got += f"; the nearest files are {clean(', '.join(map(repr, near)))}"
     return DataError(f"none of the images that {table.json_path} names was found", got=got, fix=fix)
+
+
+def _unreadable_letters(names: list[str]) -> bool:
+    """Whether letters of the names cannot be those of a file here: a locale of C or Latin-1 reads other ones."""
+    try:
+        return sys.getfilesystemencoding().lower().replace("-", "") != "utf8" and not "".join(names).isascii()
+    except UnicodeError:
+        return False
 
 
 def _pages(path: str) -> int:

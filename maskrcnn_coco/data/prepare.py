@@ -18,6 +18,7 @@ from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.records import DataFinding
 from maskrcnn_coco.system.plain_files import read_regular
+from maskrcnn_coco.wording import count
 
 if TYPE_CHECKING:
     from maskrcnn_coco.config.settings import Config
@@ -264,13 +265,13 @@ def complaints(data: RunData) -> list[str]:
     errors = [f for f in data.findings if f.severity == "error"]
     if errors:
         sentences.append(
-            f"{len(errors)} data errors: {len(data.bad_images)} images and {len(data.bad_annotations)} annotations are "
-            f"left out; the first: {errors[0].message}"
+            f"{count(len(errors), 'data error')}: {count(len(data.bad_images), 'image')} and "
+            f"{count(len(data.bad_annotations), 'annotation')} are left out; the first: {errors[0].message}"
         )
     errors = [f for f in data.val_findings if f.severity == "error"]
     if errors:
         sentences.append(
-            f"{len(errors)} errors in the validation data: what they concern is left out of the evaluation; "
+            f"{count(len(errors), 'error')} in the validation data: what they concern is left out of the evaluation; "
             f"the first: {errors[0].message}"
         )
     leaks = [f for f in data.findings if f.code == "IMAGE_LEAK"]

@@ -16,7 +16,7 @@ import numpy as np
 from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.errors import ConfigError, DataError
 from maskrcnn_coco.system.plain_files import read_regular
-from maskrcnn_coco.wording import clean
+from maskrcnn_coco.wording import clean, count
 
 
 def fold_of(text: str) -> tuple[int, int]:
@@ -85,7 +85,7 @@ def held_back(table: CocoTable, groups: list[str], shares: list[float], seed: in
     if len(names) < len(shares):
         raise DataError(
             f"{table.json_path} cannot be split into {len(shares)} parts",
-            got=f"{len(names)} groups of images, which stay together",
+            got=f"{count(len(names), 'group')} of images, which stay together",
             fix="name a finer key (--split-by), or fewer folds (--fold)",
         )
     counts = np.zeros((len(names), table.num_classes))

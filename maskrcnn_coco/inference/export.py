@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 import shutil
 import tempfile
 import warnings
@@ -182,6 +184,8 @@ def _write(model: Any, card: Card, folder: Path, format: str, contents: Any) -> 
     except (MemoryError, OSError):
         raise
     except Exception as e:  # exporters raise whatever they like
+        if (full := os.strerror(errno.ENOSPC)) in str(e):
+            raise OSError(errno.ENOSPC, full, str(path)) from e
         raise ExportError(f"the model cannot be exported to {format}", got=first_line(e)) from e
     return path
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +135,17 @@ def test_a_picture_given_as_the_model_is_told_without_its_bytes(images: Path, tm
     said = capsys.readouterr().err
     assert "0.png is no model file" in said and "starts with 'PNG" in said and "checkpoints/best.pth" in said
     assert "\\x" not in said and "\N{REPLACEMENT CHARACTER}" not in said
+
+
+def test_a_full_disk_is_told_with_the_folder_that_is_written_to(
+    checkpoint: Path, images: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libraries that write pictures name no file: "a file: No space left on device" told nobody where."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("maskrcnn_coco.cli.predict._write", full)
+    out = tmp_path / "found"
+    assert main(["predict", str(checkpoint), str(images), "--out", str(out), "--device", "cpu"]) == 2
+    assert f"{out}: No space left on device" in capsys.readouterr().err

@@ -186,7 +186,7 @@ def test_workers_that_cannot_start_for_want_of_shared_memory_are_done_without(da
     said: list[str] = []
     assert all_same(want, list(build_loader(dataset, plan, 0, 0, workers=2, warn=said.append)))
     (sentence,) = said
-    assert "/dev/shm" in sentence and "--workers 0" in sentence
+    assert ("/dev/shm" in sentence) == (number == errno.ENOSPC) and "--workers 0" in sentence
 
 
 def test_workers_killed_by_a_full_shared_memory_are_done_without(dataset, monkeypatch):
@@ -228,6 +228,7 @@ def test_too_few_descriptors_for_workers_are_seen_before_they_start(dataset, fre
     said: list[str] = []
     assert all_same(want, list(build_loader(dataset, plan, 0, 0, workers=2, warn=said.append)))
     assert len(said) == 1 and "Too many open files" in said[0]
+    assert "ulimit -n" in said[0] and "shm" not in said[0]
 
 
 def test_what_a_worker_met_is_told_and_not_that_it_met_something(dataset, monkeypatch):

@@ -41,6 +41,7 @@ def write(folder: Path, names: list[str | None], files: list[str], images: str =
 
 UMLAUT = "Prüfung é.png"
 CASES = {
+    "blanks around it": (" ./images/ a.png ", "a.png", "images"),
     "backslashes": ("images\\a.png", "a.png", "images"),
     "backslashes and sub folders": ("x\\b\\a.png", "b/a.png", "images"),
     "a Windows path": ("C:\\Users\\me\\data\\a.png", "a.png", "images"),
@@ -219,3 +220,11 @@ def test_images_that_are_nowhere_but_on_the_net_are_to_be_downloaded(tmp_path: P
     with pytest.raises(DataError, match="none of the images") as caught:
         find_data(data.write())
     assert "download" in str(caught.value.fix)
+
+
+def test_where_file_names_are_no_utf8_the_way_to_read_them_so_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(tmp_path, ["\u00dcbung.png"], ["other.png"])
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
+    with pytest.raises(DataError, match="none of the images") as error:
+        find_data(tmp_path)
+    assert "PYTHONUTF8=1" in str(error.value.fix)

@@ -98,7 +98,7 @@ def test_folds_that_are_none(text: str):
         ("^(x", ConfigError, "regular expression"),
         ("nowhere", DataError, "no group"),
         ("none.csv", DataError, "cannot read"),
-        (r"^(p)", DataError, "1 groups"),
+        (r"^(p)", DataError, "1 group of"),
     ],
 )
 def test_keys_that_do_not_split(data: OddSet, key: str, error: type[Exception], words: str):
