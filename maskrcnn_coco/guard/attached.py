@@ -293,9 +293,8 @@ class Attached(Guard):
     def _keep(self, record: StepRecord) -> None:
         self.refused, self.refused_steps = not record.applied, self.refused_steps + (not record.applied)
         self.records.append(record)
-        self._gradients.tell(self.instruments, record)
-        if self.alarm is not None:
-            self.alarms.append(self.alarm)
+        if self._gradients.there or self.instruments.alarm is not None:
+            self._gradients.tell(self.instruments, record, self.alarms)
         self._gradients.step_taken()
         self._entrances.step_taken()
         self.instruments.buffers.save()

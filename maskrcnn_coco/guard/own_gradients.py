@@ -6,6 +6,7 @@ Whoever clears it makes a new tensor, or writes to it twice. So the count of wri
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from maskrcnn_coco.guard.hooks import Hook
 from maskrcnn_coco.guard.verdict import Verdict
-from maskrcnn_coco.records import StepRecord
+from maskrcnn_coco.records import Alarm, StepRecord
 
 NEVER = 20
 """Steps in a row whose gradients were added to those of the step before: no slip of one step."""
@@ -47,7 +48,7 @@ class OwnGradients:
         self._row = 0
         """Steps in a row with ``kept``."""
         self._look: Any = None
-        self._there = False
+        self.there = False
         """Before gradients were added the old ones were seen there, by their values: ``.data`` hides a write."""
         self._handle: Any = None
         found = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad and p.is_leaf and p.numel()]
@@ -84,20 +85,21 @@ class OwnGradients:
 
     def _seen(self, _: Tensor) -> None:
         gradient = None if self._parameter is None else self._parameter.grad
-        self._there = gradient is not None and bool(gradient.detach().any())
+        self.there = gradient is not None and bool(gradient.detach().any())
         self._remove_look()
 
-    def tell(self, instruments: Any, record: StepRecord) -> None:
+    def tell(self, instruments: Any, record: StepRecord, alarms: deque[Alarm]) -> None:
         """Add to this step's alarm what is known of its gradients; or raise one, of a loop that never clears them.
 
         Once, and of a step that was taken: what learns from a sum of all steps may learn something all the same.
         """
-        if instruments.alarm is None and self._there and self.kept and self._row >= NEVER:
-            self._there = False
+        if instruments.alarm is None and self.there and self.kept and self._row >= NEVER:
+            self.there = False
             text = f"gradients were never cleared in {self._row} steps: each adds to all before it"
             instruments.raise_alarm(record, Verdict("stalled", text, {}))
         if instruments.alarm is not None:
             instruments.alarm.measured.update(self.facts())
+            alarms.append(instruments.alarm)
 
     def step_taken(self) -> None:
         """The step is over, applied or not: the next gradients begin from here."""
