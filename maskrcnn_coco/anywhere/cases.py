@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from maskrcnn_coco.anywhere.last_words import beside
 from maskrcnn_coco.anywhere.rig import make_rig, number_divided_by, own_clip
 from maskrcnn_coco.anywhere.unlike_others import named
 from maskrcnn_coco.diagnosis.experiments import Experiments
@@ -46,6 +47,7 @@ def case_of(known: Any, alarm: Alarm) -> Case:
         settings={
             "by_design": sorted(guard.buffers.by_design),
             "own_gradients": not known.own_batches,
+            "rivals": beside(guard),
             "went_back": any(i.action.kind in ("rollback", "lower_lr") for i in known.incidents),
             "glitches": [i.step for i in known.incidents if i.cause == "TRANSIENT"],
         },

@@ -37,6 +37,11 @@ def listen(guard: EndedBy) -> None:
             shell.events.register("post_run_cell", _cell_ended)
 
 
+def beside(guard: EndedBy) -> bool:
+    """Whether another guard of this process listens: its network may be a part of what this one's loss is made of."""
+    return any(other is not guard for other in _guards)
+
+
 def _ended(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     _ask(error)
     _before[0](kind, error, trace)

@@ -48,3 +48,8 @@ def test_what_was_missed_once(name: str):
 def test_an_honest_run_ends_in_the_bits_of_the_run_without_a_guard(name: str):
     found = line(name)
     assert not found["acted"] and found["same"], found
+
+
+@pytest.mark.parametrize("name", ["gan/rate x1000", "gan/NaN weight"])
+def test_what_a_rival_does_is_never_called_something_else_surely(name: str):
+    assert not line(name)["sure"]

@@ -133,7 +133,8 @@ def _retraced(facts: Facts) -> Finding:
     walk = facts.outcomes["retrace"]
     first = walk.path[0][0] if walk.path else facts.step
     evidence.append(Evidence(f"the run from step {first} on", "diverged, with the same batches and rates", CODE))
-    confidence = 0.92 if facts.faithful else 0.6
+    # A rival that is trained beside this network is not taken back with it: the loss is of another one now.
+    confidence = 0.92 if facts.faithful and not facts.settings.get("rivals") else 0.6
     # Copies that were made since may hold what went wrong; the one that was walked from is known to be sound.
     where = Culprit(component=facts.astray)
     found = Finding(CODE, confidence, where, evidence, min(facts.onset_step, facts.step), FIX, {"to_step": first})
