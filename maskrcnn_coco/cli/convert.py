@@ -9,6 +9,8 @@ from typing import Any
 from maskrcnn_coco.data.convert.mask_images import Meaning
 from maskrcnn_coco.data.convert.recognise import Kind, Source, chosen
 from maskrcnn_coco.data.convert.written import Part, write_parts
+from maskrcnn_coco.data.layouts import find_data
+from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.wording import clean, count
 
 
@@ -20,7 +22,13 @@ def convert_source(
     Raises:
         DataError: nothing there that is known, or nothing that becomes a mask. OSError: ``out`` cannot be written.
     """
-    source = chosen(path, kind)
+    try:
+        source = chosen(path, kind)
+    except DataError as e:
+        if path.exists() and _is_coco(path):
+            command = shlex.join(["maskrcnn-coco", "check", "--data", str(path)])
+            raise DataError(f"{clean(path)} is COCO already: there is nothing to convert", fix=command) from e
+        raise
     parts = write_parts(source, out, images=images, masks_are=masks_are)
     return {
         "source": str(path),
@@ -29,6 +37,14 @@ def convert_source(
         "parts": [_summary(part) for part in parts],
         "next": _next(source, parts, images),
     }
+
+
+def _is_coco(path: Path) -> bool:
+    try:
+        find_data(path)
+    except DataError:
+        return False
+    return True
 
 
 def _summary(part: Part) -> dict[str, Any]:

@@ -192,7 +192,7 @@ class LooseReader:
         if identity is None:
             return None
         name, above = _value(fields.name), _value(fields.supercategory)
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not name.strip():
             self._note("CATEGORY_BAD", None, None, f"categories[{n}].name is {_shown(fields.name)}")
             name = f"category {identity}"
         return CategoryEntry(identity, name, above if isinstance(above, str) else None)

@@ -79,7 +79,7 @@ def _is_masked(entries: Entries, text: bytes) -> bool:
 
 def _sized(entries: Entries) -> bool:
     sized = all(0 < i.height <= SIDE_LIMIT and 0 < i.width <= SIDE_LIMIT and i.name for i in entries.images)
-    return sized and all(c.name for c in entries.categories)
+    return sized and all(c.name.strip() for c in entries.categories)
 
 
 def _parse_loose(text: bytes, path: Path) -> Entries:

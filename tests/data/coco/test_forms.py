@@ -21,6 +21,7 @@ from maskrcnn_coco.data.coco.table import CocoTable, load_coco
 from maskrcnn_coco.data.layouts import find_data
 from maskrcnn_coco.data.masks import decode_mask
 from maskrcnn_coco.errors import DataError
+from tests.helpers.odd_sets import OddSet
 
 H, W = 40, 60
 Doc = dict[str, Any]
@@ -393,3 +394,12 @@ def test_annotations_of_no_image_are_said_to_be_that(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none of the 6 annotations") as e:
         find_data(tmp_path / "data.json")
     assert "abc0" in (e.value.got or "")
+
+
+@pytest.mark.parametrize("name", ["", "  ", None, 3])
+def test_a_category_without_a_name_is_called_by_its_id_and_said(tmp_path: Path, name: object) -> None:
+    data = OddSet(tmp_path)
+    data.categories[1]["name"] = name
+    table = data.table()
+    assert [c.name for c in table.categories] == ["cat", "category 2"]
+    assert [p.code for p in table.problems] == ["CATEGORY_BAD"]

@@ -25,6 +25,7 @@ from maskrcnn_coco.data.layouts import find_data
 from maskrcnn_coco.data.masks import decode_mask
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.system.files import cache_folder
+from tests.helpers.odd_sets import OddSet
 
 H, W = 48, 64
 
@@ -418,3 +419,13 @@ def containers(value: Any) -> list[Any]:
         return []
     inside = value.values() if isinstance(value, dict) else value
     return [value, *(c for v in inside for c in containers(v))]
+
+
+def test_a_set_that_is_coco_already_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    OddSet(tmp_path / "set").write()
+    assert main(["convert", str(tmp_path / "set"), "--out", str(tmp_path / "out.json")]) == 3
+    said = capsys.readouterr().err
+    assert "is COCO already" in said and f"maskrcnn-coco check --data {tmp_path / 'set'}" in said
+    (tmp_path / "empty").mkdir()
+    assert main(["convert", str(tmp_path / "empty"), "--out", str(tmp_path / "out.json")]) == 3
+    assert "of no kind that is known" in capsys.readouterr().err
