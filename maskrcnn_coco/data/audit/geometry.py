@@ -84,33 +84,44 @@ def _crossing(rings: np.ndarray) -> np.ndarray:
     return np.asarray((split & split.transpose(0, 2, 1)).any(axis=(1, 2)))
 
 
-def nested(rings: Rings, owner: np.ndarray, first: np.ndarray, most: int = 5_000) -> dict[int, float]:
+PARTS, POINTS = 40, 4_000
+"""Of one annotation, to be looked at for parts within parts."""
+
+
+def nested(rings: Rings, owner: np.ndarray, first: np.ndarray, most: int) -> dict[int, float]:
     """Annotation → area of its parts that lie wholly within another of its parts.
 
     Args:
         owner: annotation of each part, int (P,), in order. first: where each annotation's parts begin.
-        most: annotations of several parts that are examined.
+        most: annotations of several parts that are examined; of those, the ones with more than `PARTS` parts, or
+            `POINTS` points, are not: each part is held against each other one.
     """
     ends = np.append(first[1:], len(owner))
-    several = np.flatnonzero(ends - first > 1)[:most]
+    several = np.flatnonzero((ends - first > 1) & (ends - first <= PARTS))[:most]
     extents, areas = rings.extents(), rings.areas()
     found: dict[int, float] = {}
     for n in several.tolist():
-        parts = range(int(first[n]), int(ends[n]))
-        inner = [p for p in parts if any(q != p and _within(rings, extents, p, q) for q in parts)]
+        at = slice(int(first[n]), int(ends[n]))
+        if rings.lengths[at].sum() > POINTS:
+            continue
+        box = extents[at]
+        with np.errstate(invalid="ignore"):
+            inside = (box[:, None, :2] > box[None, :, :2]).all(axis=2) & (box[:, None, 2:] < box[None, :, 2:]).all(
+                axis=2
+            )
+        pairs = np.argwhere(inside) + at.start
+        inner = {p for p, q in pairs.tolist() if _within(rings, p, q)}
         if inner:
-            found[int(owner[first[n]])] = float(areas[inner].sum())
+            found[int(owner[first[n]])] = float(areas[sorted(inner)].sum())
     return found
 
 
-def _within(rings: Rings, extents: np.ndarray, inner: int, outer: int) -> bool:
-    a, b = extents[inner], extents[outer]
-    if not ((a[:2] > b[:2]).all() and (a[2:] < b[2:]).all()):
-        return False
-    x, y = _points(rings, inner)
+def _within(rings: Rings, inner: int, outer: int) -> bool:
+    """Whether the points of one part, a hundred of them at most, are inside another; its extent is."""
+    x, y = (v[:: 1 + len(v) // 100] for v in _points(rings, inner))
     px, py = _points(rings, outer)
     qx, qy = np.roll(px, -1), np.roll(py, -1)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         crosses = (py[:, None] > y) != (qy[:, None] > y)
         at = px[:, None] + (y - py[:, None]) * ((qx - px) / (qy - py))[:, None]
         return bool((((crosses & (x < at)).sum(axis=0) % 2) == 1).all())

@@ -19,6 +19,8 @@ from maskrcnn_coco.data.masks import MAX_WALK, checked_runs, decode_mask, plain_
 from maskrcnn_coco.errors import DataError
 
 CHUNK = 5_000
+NESTED_SAMPLE = 5_000
+"""Objects of several parts that are looked at for parts within parts: how a set is written shows in so many."""
 CROSSING_SAMPLE = 60_000
 """Most polygon parts that are examined for self-crossing: it costs points squared, and is only worth an info."""
 
@@ -287,8 +289,9 @@ def _sound_parts(ann: int, segment: Polygons, report: Reporter) -> list[list[flo
 def _judge(table: CocoTable, rings: Rings, owner: np.ndarray, shapes: Shapes, report: Reporter) -> None:
     first = np.flatnonzero(np.concatenate([[True], owner[1:] != owner[:-1]]))
     anns = owner[first]
+    before = shapes.multipart
     shapes.multipart += int((np.diff(first, append=len(owner)) > 1).sum())
-    shapes.nested |= nested(rings, owner, first)
+    shapes.nested |= nested(rings, owner, first, max(0, NESTED_SAMPLE - before))
     extents = rings.extents()
     extent = np.concatenate(
         [np.minimum.reduceat(extents[:, :2], first, axis=0), np.maximum.reduceat(extents[:, 2:], first, axis=0)], axis=1

@@ -113,3 +113,11 @@ def test_no_repair_is_named_that_would_leave_nothing(tmp_path: Path, capsys: pyt
     data.annotations[0] = OddSet(tmp_path / "sound").annotations[0]
     assert main(["check", "--data", str(data.write()), "--images", str(tmp_path)]) == 3
     assert "--fix" in capsys.readouterr().out.strip().splitlines()[-1]
+
+
+def test_an_outline_of_thousands_of_parts_is_not_held_against_itself(tmp_path: Path) -> None:
+    data = OddSet(tmp_path)
+    ring(data)
+    part = data.annotations[0]["segmentation"][1]
+    data.annotations[0]["segmentation"] += [part] * 20_000
+    assert found(data)["POLYGON_HOLE"].count == 23
