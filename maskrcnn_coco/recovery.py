@@ -40,6 +40,9 @@ class Budgets:
     max_incidents: int = 30
     max_rollbacks: int = 10
     max_quarantine_share: float = 0.2
+    max_scanned_share: float = 0.5
+    """The same where each is seen to be bad in the image or target itself: no doing of this model's, and what is left
+    is sound. Beyond half it is the data set's form that is misread."""
     skips: int = 3
     """So many skipped steps within ``skip_window`` steps lead to a roll-back, and after that to a stop."""
     skip_window: int = 50
@@ -163,7 +166,9 @@ def _acting(findings: Sequence[Finding]) -> Finding | None:
 
 
 def _spent(top: Finding, history: History, budgets: Budgets) -> str | None:
-    new = [i for i in history.incidents if not {"again", "redraw"} & i.action.detail.keys()]
+    # What is left out is over, each time; how much of it there may be is the quarantine's own budget.
+    new = [i for i in history.incidents if i.action.kind != "quarantine"]
+    new = [i for i in new if not {"again", "redraw"} & i.action.detail.keys()]
     if len(new) >= budgets.max_incidents:
         return f"{len(new)} incidents in one run: it cannot be kept healthy"
     back = sum(1 for i in history.incidents if i.lost_steps > 0)
@@ -202,7 +207,8 @@ def _quarantine(top: Finding, history: History, budgets: Budgets) -> Action:
     if top.detail.get("widespread"):
         return Action("stop", {"why": f"every batch has the fault {top.cause}: it is the data set, not one image"})
     share = (len(gone) + len(images)) / max(history.images, 1)
-    if share > budgets.max_quarantine_share:
+    scanned = any(e.supports == top.cause and e.test.startswith("scan:") for e in top.evidence)
+    if share > (budgets.max_scanned_share if scanned else budgets.max_quarantine_share):
         first = "repair the data set first" if top.cause in DATA else top.fix
         return Action("stop", {"why": f"{share:.0%} of the images would be left out: {first}"})
     return Action("quarantine", {"image_ids": images, "annotation_ids": list(top.culprit.annotation_ids)})

@@ -11,7 +11,7 @@ from tiny_faults import BAD, target
 from tiny_run import TinyRun, rates
 
 from maskrcnn_coco.diagnosis.investigate import investigate
-from maskrcnn_coco.records import CAUSES, Action, Culprit, Finding, Incident
+from maskrcnn_coco.records import CAUSES, Action, Culprit, Evidence, Finding, Incident
 from maskrcnn_coco.recovery import HOLD_STEPS, Budgets, History, decide, maybe_raise
 from maskrcnn_coco.replay.snapshot import nonfinite_entries, restore, take
 
@@ -87,6 +87,19 @@ def test_the_quarantine_has_a_budget():
     gone = [incident(i, i, "DATA_BOX", Action("quarantine", {"image_ids": [100 + i]})) for i in range(20)]
     assert decide([BOX], History(gone, step=50, images=1000)).kind == "quarantine"
     assert decide([BOX], History(gone, step=50, images=100)).kind == "stop"
+
+
+@pytest.mark.parametrize(("bad", "kind"), [(30, "quarantine"), (49, "quarantine"), (50, "stop")])
+@pytest.mark.parametrize("cause", ["DATA_BOX", "DATA_PIXEL"])
+def test_half_of_the_images_may_be_left_out_where_each_is_seen_to_be_bad(cause: str, bad: int, kind: str):
+    """A second camera, another source: what replays alone name may be the model's doing, a NaN in a file is not."""
+    gone = [incident(i, i, cause, Action("quarantine", {"image_ids": [100 + i]})) for i in range(bad)]
+    seen = [Evidence("scan: input, image 17", "not finite", cause)]
+    budgets, history = Budgets(max_incidents=100), History(gone, step=500, images=100)
+    found = finding(cause, culprit=Culprit(image_ids=[17]), evidence=seen)
+    assert decide([found], history, budgets).kind == kind
+    found.evidence = [Evidence("replay: image 17 alone", "diverges", cause)]
+    assert decide([found], history, budgets).kind == "stop"
 
 
 def test_an_image_that_is_left_out_already_is_not_left_out_twice():

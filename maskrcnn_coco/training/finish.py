@@ -23,6 +23,9 @@ from maskrcnn_coco.training.session import Session
 from maskrcnn_coco.training.tracked import close_tracking, write_card
 from maskrcnn_coco.wording import count
 
+MANY_LEFT_OUT = 0.1
+"""Share of the training images left out under way from which on the end of the run says so."""
+
 
 def finished(session: Session) -> Result:
     """All planned steps are done. With the guard off the weights may be non-finite: then the exit code is 4."""
@@ -104,8 +107,19 @@ def _end(session: Session, status: str, code: int, finite: bool) -> Result:
         session.console.warn(f"result.json or the report was not written: {said}; maskrcnn-coco report makes it later")
     close_tracking(session, result, write_card(session))
     checkpoints = Path(session.config.checkpoint_dir)
+    say_left_out(session)
     session.console.end(result, report=report, checkpoints=checkpoints, next_steps=next_steps(session, result))
     return result
+
+
+def say_left_out(session: Session) -> None:
+    """A run that went on without a good part of its images says so at its end: it is not what was meant."""
+    gone, images = session.progress.quarantine, len(session.plan.image_ids)
+    if len(gone) >= MANY_LEFT_OUT * images:
+        session.console.warn(
+            f"{len(gone)} of {images} training images ({len(gone) / images:.0%}) were left out on the way, as faulty\n"
+            f"  what to do: repair what {session.log.folder / 'quarantine.json'} names, and train on all of them"
+        )
 
 
 def _result(session: Session, status: str, code: int, finite: bool) -> Result:

@@ -143,3 +143,21 @@ def test_an_investigation_that_fails_itself_is_said_and_ends_nothing(tmp_path: P
     assert result.status == "finished"
     assert (incident["cause"], incident["confidence"]) == ("UNKNOWN", 0.0)
     assert "a scan met something new" in incident["evidence"][0]["outcome"]
+
+
+def test_many_bad_images_are_left_out_one_by_one_and_said_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Two in five, as of a second camera: what is left trains on, and the run says that it was not the one meant."""
+    bad = (0, 3, 5, 8, 11)
+    result = train(
+        config(None, tmp_path, batch_size=1, epochs=2, val=None),
+        model=small_model(classes=2),
+        train_data=OwnData(12, bad),
+    )
+    said = capsys.readouterr()
+    assert (result.status, result.finite, result.steps) == ("finished", True, 24)
+    assert {i["id"] for i in json.loads((tmp_path / "run" / "quarantine.json").read_text())["images"]} == {
+        100 + i for i in bad
+    }
+    assert "5 of 12 training images (42%) were left out on the way" in said.out + said.err
