@@ -10,8 +10,8 @@ from maskrcnn_coco.data.audit.segmentations import Shapes
 from maskrcnn_coco.data.coco.table import CocoTable
 
 FEWEST, NEARLY_ALL, HALF = 5, 0.8, 0.5
-"""Annotations, and their share, from which on masks of a set are inside out: two objects of an image cannot both cover
-more than half of it."""
+"""Annotations, and their share, from which on masks of a set are inside out: two objects of one class in an image
+cannot both cover more than half of it."""
 OFTEN = 0.05
 """Share of the objects from which on parts within parts are no slip of the mouse."""
 
@@ -23,7 +23,9 @@ def check_inverted(table: CocoTable, shapes: Shapes, report: Reporter) -> np.nda
         image = width * height
         known = np.isfinite(image) & np.isfinite(shapes.area) & ~table.iscrowd & (table.ann_image >= 0)
         box = table.boxes[:, 2] * table.boxes[:, 3]
-        several = np.bincount(table.ann_image[known], minlength=len(table))[np.maximum(table.ann_image, 0)] > 1
+        # Of one class: a page and the table on it, a car and its door may both be large.
+        kind = np.maximum(table.ann_image, 0) * table.num_classes + table.labels
+        several = np.bincount(kind[known], minlength=len(table) * table.num_classes)[kind] > 1
         large = known & (shapes.area > HALF * image)
         # Beside a box that is right, such a mask is all that the box is not.
         around = large & (box < HALF * image) & (shapes.area >= 0.98 * (image - box))
@@ -33,8 +35,8 @@ def check_inverted(table: CocoTable, shapes: Shapes, report: Reporter) -> np.nda
         return np.zeros(len(known), bool)
     report.add(
         "MASK_INVERTED",
-        f"{int(inverted.sum())} of {int(told.sum())} masks cover more than half of an image that has other objects, or "
-        "all that their box does not",
+        f"{int(inverted.sum())} of {int(told.sum())} masks cover more than half of an image that has more of their "
+        "class, or all that their box does not",
         count=inverted.sum(),
     )
     return inverted

@@ -121,3 +121,14 @@ def test_an_outline_of_thousands_of_parts_is_not_held_against_itself(tmp_path: P
     part = data.annotations[0]["segmentation"][1]
     data.annotations[0]["segmentation"] += [part] * 20_000
     assert found(data)["POLYGON_HOLE"].count == 23
+
+
+def test_a_page_and_its_table_are_both_large_and_no_fault(tmp_path: Path) -> None:
+    data = OddSet(tmp_path, objects=2)
+    for n, ann in enumerate(data.annotations):
+        width, height = data.size_of(ann)
+        margin = 2.0 + 6 * (n % 2)
+        x, y, w, h = margin, margin, width - 2 * margin, height - 2 * margin
+        ann["category_id"], ann["bbox"], ann["area"] = 1 + n % 2, [x, y, w, h], w * h
+        ann["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    assert "MASK_INVERTED" not in found(data)
