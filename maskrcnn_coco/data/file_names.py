@@ -31,12 +31,15 @@ def plain_name(name: str) -> str:
         parts = urlsplit(text)
         given = parse_qs(parts.query).get("d")
         text = given[0] if given else unquote(parts.path)
+    text = _QUERY.sub(r"\1", text)
     text = _DRIVE.sub("", text.replace("\\", "/"))
     parts = [p for p in map(str.strip, text.split("/")) if p not in ("", ".", "..")]
     return unicodedata.normalize("NFC", "/".join(parts))
 
 
 _ADDRESS = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
+_QUERY = re.compile(rf"({'|'.join(re.escape(s) for s in IMAGE_SUFFIXES)})\?[^/\\]*$", re.IGNORECASE)
+"""What follows the name of an image in an address whose beginning was cut off."""
 _DRIVE = re.compile(r"^[a-zA-Z]:(?=/)")
 
 

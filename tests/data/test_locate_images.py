@@ -41,6 +41,7 @@ def write(folder: Path, names: list[str | None], files: list[str], images: str =
 
 UMLAUT = "Prüfung é.png"
 CASES = {
+    "the query of an address": ("a.PNG?raw=true", "a.PNG", "images"),
     "blanks around it": (" ./images/ a.png ", "a.png", "images"),
     "backslashes": ("images\\a.png", "a.png", "images"),
     "backslashes and sub folders": ("x\\b\\a.png", "b/a.png", "images"),
