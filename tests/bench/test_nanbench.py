@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(not (BENCH / "nanbench").is_dir(), reason="the b
 sys.path.insert(0, str(BENCH))
 
 if (BENCH / "nanbench").is_dir():
+    from nanbench import crossed
     from nanbench.report import write
     from nanbench.run import jobs_of
     from nanbench.scenarios import BY_ID, SCENARIOS
@@ -127,3 +128,15 @@ def test_a_fault_changes_only_its_own_scene():
 def test_each_run_is_asked_for_once():
     keys = [json.dumps(j, sort_keys=True) for j in jobs_of(["ours", "skip"], [0, 1, 2], [])]
     assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize("loops", [False, True])
+def test_known_faults_are_drawn_into_set_ups_that_are_not_their_own(loops: bool) -> None:
+    jobs = crossed.drawn(200, 3, loops=loops)
+    assert jobs == crossed.drawn(200, 3, loops=loops) and len(jobs) == 200
+    for each in jobs:
+        scenario, setup = BY_ID[each["scenario"]], Setup(**each["setup"])
+        assert setup != scenario.setup
+        assert not (setup.norm == "batch" and setup.batch == 1)
+        if scenario.cause == "LR_TOO_HIGH":
+            assert (setup.optimizer, setup.precision) == (scenario.setup.optimizer, scenario.setup.precision)
