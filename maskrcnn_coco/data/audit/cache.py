@@ -17,7 +17,7 @@ from maskrcnn_coco.data.coco.table import CocoTable
 from maskrcnn_coco.records import DataFinding, to_json
 from maskrcnn_coco.system.files import cache_folder, write_text
 
-VERSION = 10
+VERSION = 11
 """Raised whenever a check changes, so that older findings are not read."""
 DECODE_LIMIT = 3000
 """Up to this many images a check before training decodes every file; beyond, it opens each one's header."""
