@@ -21,7 +21,7 @@ from maskrcnn_coco.data.coco.shared_arrays import mapped, write_arrays
 from maskrcnn_coco.data.coco.table import Category, CocoTable, load_coco, restored
 from maskrcnn_coco.system.files import cache_folder, private
 
-VERSION = 5
+VERSION = 6
 """Raised whenever the columns or their meaning change, so that older ones are not read."""
 LARGE = 32 << 20
 """Bytes of JSON from which keeping the columns pays: reading takes 5 ms a megabyte."""
