@@ -205,6 +205,6 @@ HARDWARE = (
     Scenario("ninth-once-lost-on-the-way", ONCE, GITHUB + "tensorflow/tensorflow/issues/57893", lost_on_the_way,
              Setup(norm="batch", batch=2), onset=9),
     Scenario("ninth-once-collective", ONCE, GITHUB + "microsoft/dion/issues/76", collective,
-             Setup(model="keypoint", precision="bf16"), onset=8),
+             Setup(model="faster", precision="bf16"), onset=8),
 )  # fmt: skip
 NINTH_TRAIN_CODE: tuple[Scenario, ...] = (*PRECISION, *CODE, *STATE, *HARDWARE)
