@@ -182,3 +182,9 @@ def louder(still: Outcome, bounds: tuple[float, float], reached: Outcome | None)
     if quiet or any(FAR * mine > run for mine, run in zip(most, far, strict=True)):
         return 0.0, 0.0
     return ALIKE * most[0], ALIKE * most[1]
+
+
+def unlearnt(outcome: Outcome, facts: Facts) -> bool | None:
+    """Whether a component's own losses are above their start; None: the alarm was none that they stay there."""
+    own = facts.measured.get("own")
+    return None if own is None else sum(outcome.losses.get(n, 0.0) for n in own["losses"]) > own["most"]

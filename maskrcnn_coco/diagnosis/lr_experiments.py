@@ -16,6 +16,7 @@ from maskrcnn_coco.diagnosis.comparisons import (
     differences,
     drift,
     louder,
+    unlearnt,
     weight_now,
 )
 from maskrcnn_coco.diagnosis.endurance import Endurance
@@ -242,7 +243,8 @@ class LrExperiments:
         loss, norm = self._bounds()
 
         def over(o: Outcome) -> bool:
-            return not o.finite or abs(o.loss) > loss or o.grad_norm > norm
+            own = unlearnt(o, f)  # behind a sum that says nothing
+            return not o.finite or (abs(o.loss) > loss or o.grad_norm > norm if own is None else own)
 
         def walk(lowered: Sequence[str], factor: float) -> tuple[bool, Outcome]:
             test = f"steps {start.step} to {f.step}, lr of {', '.join(lowered)} × {factor:g}"

@@ -291,9 +291,8 @@ class Deferred:
         if record.applied:
             parts.scale.streak, parts.scale.found = 0, True
             if record.update_ratio:
-                parts.haste.measured(record.step, record.update_ratio)
-                parts.health.usual.add(record.update_ratio, record.lr)
-                found = found or parts.stall.judge(record.step, record.update_ratio, record.lr, record.group_grad_norm)
+                stalled = parts.updated(record)
+                found = found or stalled
             return found
         if found is None and parts.scale.scaler is not None and not math.isfinite(record.grad_norm):
             return parts.scale.judge(record.step, record.loss_scale or 1.0)

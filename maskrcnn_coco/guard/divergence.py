@@ -207,7 +207,8 @@ class Divergence:
         wild, self._moved = self._moved > WILD_MOVED, self._moved + (moved if math.isfinite(moved) else 0.0)
         known = len(self._first) >= CALIBRATION
         rise = self._rise(rates or {}) if known and far > SHOVED else 0.0
-        hurled = known and (far > HURLED or rise > LEAPT)
+        # In a run's first steps weights that start at zero move by all of their norm: the bound knows of those.
+        hurled = (far if known else min(far, moved)) > HURLED or rise > LEAPT
         if hurled and self._recent:
             self._hurled, self._leapt = (self._recent[-1][0], far), max(rise, self._leapt)
         self._rates.append(rates or {})
@@ -218,7 +219,8 @@ class Divergence:
         self._enormous = size > self.absurd and (self._enormous or not self._first)
         self._taken += 1
         self._probation = max(0, self._probation - 1)
-        if r_loss > CALM if known else r_loss > WILD_RATIO and (size > WILD_LOSS or wild):
+        judged = known or (self._hurled is not None and self._first)  # what follows thrown weights is no start
+        if r_loss > CALM if judged else r_loss > WILD_RATIO and (size > WILD_LOSS or wild):
             self._peak = max(self._peak, size)
             self._stay(groups)
             return

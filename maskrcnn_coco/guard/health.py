@@ -20,7 +20,7 @@ from maskrcnn_coco.guard.held_states import HeldStates, States, fits_its_mean
 from maskrcnn_coco.guard.norms import SMALLEST_RMS, Layout, all_finite, nonfinite_at, norms
 from maskrcnn_coco.guard.outside_changes import Witness, zeroed
 from maskrcnn_coco.guard.sharding import local
-from maskrcnn_coco.guard.updates import HASTY
+from maskrcnn_coco.guard.updates import HASTY, widest
 from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.wording import listed
 
@@ -162,8 +162,8 @@ class Health:
             return {name: min(rate, 1.0) for name, rate in zip(layout.components, rates, strict=True)}
         scale = self._component_scale()
         if not isinstance(self.optimizer, torch.optim.SGD):
-            sizes = self._root_sizes
-            return layout.by_component([r * s / w for r, s, w in zip(rates, sizes, scale, strict=True)])
+            by = widest(self.optimizer) if "alpha" in self.optimizer.param_groups[0] else 1.0
+            return layout.by_component([by * r * s / w for r, s, w in zip(rates, self._root_sizes, scale, strict=True)])
         momentum = max(float(g["momentum"]) for g in self.optimizer.param_groups)
         while True:
             # The update may use the gradient twice with Nesterov's momentum; 2 covers it.

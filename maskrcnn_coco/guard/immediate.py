@@ -279,9 +279,7 @@ class Immediate:
         if act.due:
             record.update_ratio = update_ratio(act.copies, parts.layout, parts.health.weight_norms())
             parts.loss_weight.back, act.copies = act.copies, []
-            parts.haste.measured(record.step, record.update_ratio)
-            parts.health.usual.add(record.update_ratio, record.lr)
-            stalled = parts.stall.judge(record.step, record.update_ratio, record.lr, record.group_grad_norm)
+            stalled = parts.updated(record)
             act.verdict = act.verdict or stalled
         parts.loss_weight.moved = self.undo.moved if act.watched else None
         parts.learn(record, record.grad_norm, act.where, act.norms, parts.health.moved)

@@ -28,7 +28,8 @@ from maskrcnn_coco.guard.loss_weight import Found, LossWeight, last_length, too_
 from maskrcnn_coco.guard.lowered import Lowered
 from maskrcnn_coco.guard.norms import Components, Layout
 from maskrcnn_coco.guard.sharding import Shares
-from maskrcnn_coco.guard.updates import Haste, Stall, fits_losses
+from maskrcnn_coco.guard.unlearnt import Unlearnt
+from maskrcnn_coco.guard.updates import Haste, Stall, fits_losses, of_one_size
 from maskrcnn_coco.guard.verdict import Looks, Verdict
 from maskrcnn_coco.records import GRAPH_ERRORS, Alarm, StepRecord
 
@@ -164,12 +165,12 @@ class Instruments:
         """Forget what is healthy: the loss means something else from here on."""
         absurd = ABSURD_OTHER if self.expected.num_classes is None else ABSURD
         self.divergence, self.stall, self.haste = Divergence(absurd, once=self.only_refuses), Stall(), Haste()
-        self.loss_weight = LossWeight()
+        self.loss_weight, self.unlearnt = LossWeight(), Unlearnt()
 
     def reset(self) -> None:
         """After a rollback, a load or a repair: forget the run-up, look at the whole state before the next step."""
         self.alarm, self.crashes = None, 0
-        for part in (self.divergence, self.stall, self.haste, self.health, self.loss_weight):
+        for part in (self.divergence, self.stall, self.haste, self.unlearnt, self.health, self.loss_weight):
             part.reset()
         self.layout.zero_grad()
 
@@ -207,10 +208,11 @@ class Instruments:
             return leap  # a loss that nobody showed us, or of nothing at all, cannot be compared with others
         found = self.compared(record, record.grad_norm, seen.where, seen.norms, seen.gradients)
         # Of SGD, Adam and kin it is known how far a step may go; Adafactor's are a share of the weights by design.
-        bounded = seen.clipped or "betas" in self.optimizer.param_groups[0]
+        bounded = seen.clipped or "betas" in self.optimizer.param_groups[0] or of_one_size(self.optimizer)
         bound = seen.bound if bounded or isinstance(self.optimizer, torch.optim.SGD) else {}
-        first = self.divergence.first_loss
-        return found or self.haste.judge(record.step, record.loss, first, bound, bounded=bounded)
+        first, waits = self.divergence.first_loss, self.unlearnt.waits
+        found = found or self.haste.judge(record.step, record.loss, first, bound, bounded=bounded)
+        return found or (self.unlearnt.judge(record.losses, record.loss, first, bounded=bounded) if waits else None)
 
     def compared(
         self,
@@ -261,6 +263,13 @@ class Instruments:
         far = max(record.update_ratio.values(), default=moved) if record.update_ratio else moved
         self.divergence.accept(record.loss, norm, record.group_grad_norm, moved, far, record.lr)
 
+    def updated(self, record: StepRecord) -> Verdict | None:
+        """From the measured update of an applied step; the verdict where weights stand still."""
+        self.haste.measured(record.step, record.update_ratio)
+        self.unlearnt.measured(record.step, record.update_ratio, self.health.bound)
+        self.health.usual.add(record.update_ratio, record.lr)
+        return self.stall.judge(record.step, record.update_ratio, record.lr, record.group_grad_norm)
+
     def _last_length(self) -> float:
         known = self.loss_weight
         if known.moved is not None:
@@ -271,7 +280,7 @@ class Instruments:
         """A new weight of the loss: what is healthy is that much larger from here on. Said at once."""
         self.divergence.weighed_anew(found[0], norm, record.group_grad_norm)
         self.loss_weight.adopt(found)
-        self.stall, self.haste = Stall(), Haste()
+        self.stall, self.haste, self.unlearnt = Stall(), Haste(), Unlearnt()
         self.regimes.append({"step": record.step, "factor": found[0]})
         if self.warns:
             text = (

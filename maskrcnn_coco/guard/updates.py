@@ -11,6 +11,7 @@ from torch import Tensor
 
 from maskrcnn_coco.components import real
 from maskrcnn_coco.guard.norms import Layout, norms
+from maskrcnn_coco.guard.unlearnt import DIPS, LEARNT
 from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.guard.window import WINDOW
 
@@ -73,8 +74,6 @@ Healthy steps stay below 0.12 each. A step that cannot move any component by a t
 """
 ABOVE = 2.0
 """The median loss of such a row over the first, where an update is as large as the gradient makes it."""
-DIPS = 1
-"""Losses below the start among as many as that are no sign of learning: a batch of one object may always be easy."""
 
 
 class Haste:
@@ -105,7 +104,8 @@ class Haste:
         """
         self._bound = bound
         self._losses.append(loss)
-        dips = sum(v <= first_loss for v in self._losses)
+        start = LEARNT * first_loss
+        dips = sum(v <= start for v in self._losses)
         if self._first and first_loss == math.inf:  # none was accepted yet: this is the run's first
             self._start = step
         learns = dips > DIPS or (dips and len(self._losses) <= DIPS and step != self._start)
@@ -113,7 +113,7 @@ class Haste:
         self.watching = not learns and max(bound.values(), default=0.0) > HASTY
         if not self.watching:
             self.reset()
-        if len(self._moved) < HASTE_STEPS or loss <= first_loss:
+        if len(self._moved) < HASTE_STEPS or loss <= start:
             return None
         # The first step of a run is large where nothing warms it up: what it led to has to be much worse.
         if (not bounded or self._moved[0][0] == self._start) and median(self._losses) <= ABOVE * first_loss:
@@ -126,7 +126,7 @@ class Haste:
         onset, last = self._moved[0][0], self._moved[-1][1]
         text = (
             f"{worst} moved by {total[worst]:.2g} times its weights in {HASTE_STEPS} steps from {onset} on, "
-            f"and the loss stayed above its start of {first_loss:.3g}: {loss:.4g}"
+            f"and the loss stayed near its start of {first_loss:.3g}, or above: {loss:.4g}"
         )
         self.reset()
         return Verdict("diverged", text, {"update_ratio": last, "moved": total, "component": worst}, onset)
@@ -144,14 +144,6 @@ class Haste:
         self.watching = False
 
 
-def update_ratio(before: list[Tensor], layout: Layout, weights: list[float]) -> dict[str, float]:
-    """‖update‖ / ‖weights‖ per component, exactly, from a copy of the weights before the step (which it uses up)."""
-    with torch.no_grad():
-        torch._foreach_sub_(before, [p.detach() for p in layout.params])  # pyright: ignore[reportPrivateImportUsage]
-    update = layout.totals(norms(before))
-    return layout.by_component([u / max(w, 1e-30) for u, w in zip(update, weights, strict=True)])
-
-
 FITS = 2.0
 """Rate times gradient squared, as a share of the loss: what one step along it takes away. 0.7 in runs that learn."""
 
@@ -166,3 +158,24 @@ def fits_losses(optimizer: torch.optim.Optimizer, loss: float, gradient: float) 
         return False
     size = max(abs(loss), gradient)
     return max(real(g["lr"]) for g in optimizer.param_groups) * size * size <= FITS * abs(loss)
+
+
+def widest(optimizer: torch.optim.Optimizer) -> float:
+    """How many learning rates a step may move each weight by: of RMSprop more, as its average begins at zero."""
+    if not isinstance(optimizer, torch.optim.RMSprop):
+        return 1.0
+    taken = max((real(s.get("step", 0)) for s in optimizer.state.values()), default=0.0) + 1
+    return max(1 / math.sqrt(1 - real(g["alpha"]) ** taken) for g in optimizer.param_groups)
+
+
+def of_one_size(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step has one length whatever the gradient's, as those of Adam and kin have: RMSprop, Adagrad."""
+    return isinstance(optimizer, (torch.optim.RMSprop, torch.optim.Adagrad))
+
+
+def update_ratio(before: list[Tensor], layout: Layout, weights: list[float]) -> dict[str, float]:
+    """‖update‖ / ‖weights‖ per component, exactly, from a copy of the weights before the step (which it uses up)."""
+    with torch.no_grad():
+        torch._foreach_sub_(before, [p.detach() for p in layout.params])  # pyright: ignore[reportPrivateImportUsage]
+    update = layout.totals(norms(before))
+    return layout.by_component([u / max(w, 1e-30) for u, w in zip(update, weights, strict=True)])

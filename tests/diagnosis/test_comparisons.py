@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from maskrcnn_coco.diagnosis.comparisons import astray, louder
+from maskrcnn_coco.diagnosis.comparisons import astray, louder, unlearnt
 from maskrcnn_coco.diagnosis.facts import Facts, Reference
 from maskrcnn_coco.replay.outcome import Outcome
 
@@ -51,3 +51,13 @@ def test_a_refused_update_is_the_step_s_own_doing_only_where_its_loss_was_sound(
 )
 def test_a_component_is_named_where_it_alone_is_not_where_its_steps_lead(off: dict[str, float], named: str | None):
     assert astray([(v, name) for name, v in off.items()]) == named
+
+
+def test_own_losses_of_a_component_are_held_against_their_start_alone():
+    """Behind a sum that falls, or that was higher at the start than it became since."""
+    own = {"component": "rpn", "losses": ["loss_objectness", "loss_rpn_box_reg"], "most": 0.77}
+    facts = Facts("diverged", 12, 2, 4, measured={"own": own}, reference=Reference(2.4, 6.5, 4))
+    losses = {"loss_objectness": 0.6, "loss_rpn_box_reg": 0.01, "loss_classifier": 9.0}
+    assert unlearnt(Outcome("a", True, losses, loss=9.6), facts) is False
+    assert unlearnt(Outcome("a", True, {**losses, "loss_rpn_box_reg": 0.5}, loss=1.1), facts) is True
+    assert unlearnt(Outcome("a", True, losses, loss=9.6), Facts("diverged", 12, 2, 4)) is None

@@ -12,6 +12,7 @@ from torch import nn
 
 from maskrcnn_coco.guard.divergence import Divergence
 from maskrcnn_coco.guard.guard import Guard
+from maskrcnn_coco.guard.unlearnt import Unlearnt
 from maskrcnn_coco.guard.updates import Haste, Stall
 from maskrcnn_coco.guard.verdict import Verdict
 
@@ -90,6 +91,23 @@ def test_a_run_that_is_wild_from_its_first_update_does_not_teach_that_this_is_he
     assert play([3e3, 9e3, 2e3, *([4e3] * 20)]) is None
 
 
+def test_losses_after_weights_were_thrown_in_the_first_steps_teach_nothing():
+    """As measured on a detector with RMSprop at a hundred times its rate: it is thrown in its second step."""
+    losses, moved = [2.8, 2.75, 996.0, 89.0, 20.4, 95.5, 47.4, 21.1, 27.2], [0.003, 1.0, 0.38, 0.23, *[0.18] * 5]
+    alarm = Divergence()
+    for step, (loss, by) in enumerate(zip(losses, moved, strict=True)):
+        found = alarm.judge(step, loss, 5 * loss, {})
+        if found is not None:
+            break
+        alarm.accept(loss, 5 * loss, {}, by, by)
+    assert found is not None and step <= 8 and found.onset_step == 2
+    # Weights that start at zero move by all of their norm as well: the bound knows that they may.
+    zeros = Divergence()
+    for step, loss in enumerate([0.7, 0.6, 9.0, 8.0, 6.0, 4.0, 3.0, 2.5, 2.0, 2.0]):
+        assert zeros.judge(step, loss, loss, {}) is None
+        zeros.accept(loss, loss, {}, 0.1, 1.0)
+
+
 def hasten(losses: list[float], ratios: list[float], bounds: list[float], clipped: bool = True) -> list[int]:
     """The steps at which updates of these sizes are refused; those are not taken."""
     haste, refused = Haste(), []
@@ -110,7 +128,10 @@ def test_clipped_updates_that_keep_replacing_a_component_are_seen_though_no_loss
     assert hasten(losses, ratios, bounds) == [5]
     assert hasten(losses, ratios, bounds, clipped=False) == []
     assert hasten([*losses[:3], 2.5, *losses[4:]], ratios, bounds) == [5], "one easy batch is no learning"
-    assert hasten([*losses[:2], 2.5, 2.7, *losses[4:]], ratios, bounds) == [], "it learns"
+    assert hasten([*losses[:2], 2.5, 2.4, *losses[4:]], ratios, bounds) == [], "it learns"
+    # Biases alone come back to about the start: a detector with AdamW at a hundred times its rate.
+    back = [93.8, 4.35, 7.07, 3.8, 3.28, 2.78, 2.7]
+    assert hasten(back, [0.74, 0.51, 0.31, 0.21, 0.15, 0.11, 0.1], [1.0] * 7) == [5]
     assert hasten([*losses[:5], 2.5, losses[6]], ratios, bounds) == [6], "a loss below the start stands"
     assert hasten(losses, [r / 2 for r in ratios], bounds) == [], "brisk"
     # Weights that leave zero move by all of their norm at first; the bound is on a norm that they may well have.
@@ -334,6 +355,9 @@ class Wavy(nn.Module):
         (torch.optim.AdamW, 1e-3, False),
         (torch.optim.Adafactor, 30.0, False),
         (torch.optim.RMSprop, 1e-3, False),
+        (torch.optim.RMSprop, 0.3, True),
+        (torch.optim.Adagrad, 1.0, True),
+        (torch.optim.Adagrad, 1e-2, False),
     ],
 )
 def test_steps_of_one_size_throw_weights_about_without_any_clipping(kind: type, lr: float, alarmed: bool):
@@ -494,3 +518,41 @@ def test_what_a_tail_does_to_losses_of_next_to_nothing_is_no_row() -> None:
     assert play(quiet + [2e-3, 90.0, 2e-3] + [2e-3] * 3 + after + [2e-3] * 4, norms) is None
     found = play(quiet + [2e-3] * 6 + after + [2e-3] * 4, norms)
     assert found is not None and found[0] == 31, "without the tail it is one"
+
+
+def after_thrown(losses: list[float], moved: float = 0.9, bounded: bool = True) -> int | None:
+    """The step at which a run is refused whose step 1 moved the weights by ``moved``; the first loss is 2.8."""
+    unlearnt = Unlearnt()
+    for step, loss in enumerate([2.8, 2.8, *losses]):
+        found = unlearnt.judge({}, loss, 2.8 if step else math.inf, bounded=bounded)
+        if found is not None:
+            assert found.onset_step == 1 and found.measured["component"] == "head"
+            return step
+        unlearnt.measured(step, {"backbone": 0.01, "head": moved if step == 1 else 0.02}, {})
+    return None
+
+
+def test_nothing_is_learned_after_one_step_threw_the_weights_away():
+    """As measured on FCOS with RMSprop at thirty times its rate: one step, and the loss stays where it began."""
+    stays = [57.9, 6.51, 7.13, 4.07, 3.84, 3.02, 3.04, 2.64, 2.66, 2.75]
+    assert after_thrown(stays) == 9
+    assert after_thrown(stays, moved=0.2) is None, "no step threw anything away"
+    assert after_thrown([57.9, 6.5, 2.4, 4.0, 2.3, 2.6, 2.6, 2.6, 2.6, 2.6]) is None, "it learns"
+    lost = [1.9, 1.2, 1.5, 2.0, *([2.9] * 8)]
+    assert after_thrown(lost) == 12, "and it is lost again"
+    assert after_thrown([*([1.2] * 24), *([2.9] * 8)]) is None, "long after"
+    near = [2.7, 2.6, 2.9, 2.7, 2.7, 2.6, 2.75, 2.7]
+    assert after_thrown(near, bounded=False) is None, "noise of steps that follow the gradient"
+    assert after_thrown(near) == 9
+
+
+def test_a_component_that_unlearns_is_seen_behind_losses_that_fall():
+    """As measured on an RPN at 3000 times the rate, clipped: the heads go on learning what it gives them."""
+    own = [0.69, 0.22, 0.27, 0.62, 0.76, 0.96, 0.90, 1.19, 1.20, 5.86, 1.51]
+    moved = [0.05, 1.0, 0.66, 0.48, 0.29, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]
+    found, unlearnt = None, Unlearnt()
+    for step, (loss, by) in enumerate(zip([0.7, *own], moved, strict=True)):
+        losses = {"loss_objectness": loss, "loss_classifier": 1.6 - 0.1 * step}
+        found = found or unlearnt.judge(losses, sum(losses.values()), 2.3 if step else math.inf, bounded=True)
+        unlearnt.measured(step, {"rpn": by, "box_head": 9.0}, {"box_head": 0.01})
+    assert found is not None and found.measured["own"]["component"] == "rpn" and found.onset_step == 3
