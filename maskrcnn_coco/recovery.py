@@ -207,7 +207,8 @@ def _quarantine(top: Finding, history: History, budgets: Budgets) -> Action:
     if top.detail.get("widespread"):
         return Action("stop", {"why": f"every batch has the fault {top.cause}: it is the data set, not one image"})
     share = (len(gone) + len(images)) / max(history.images, 1)
-    scanned = any(e.supports == top.cause and e.test.startswith("scan:") for e in top.evidence)
+    # Labels that are no class are the set's numbering: without a fifth of its images a class may be gone.
+    scanned = top.cause != "DATA_LABEL" and any(e.test.startswith("scan:") for e in top.evidence if e.supports)
     if share > (budgets.max_scanned_share if scanned else budgets.max_quarantine_share):
         first = "repair the data set first" if top.cause in DATA else top.fix
         return Action("stop", {"why": f"{share:.0%} of the images would be left out: {first}"})

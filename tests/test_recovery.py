@@ -98,6 +98,8 @@ def test_half_of_the_images_may_be_left_out_where_each_is_seen_to_be_bad(cause: 
     budgets, history = Budgets(max_incidents=100), History(gone, step=500, images=100)
     found = finding(cause, culprit=Culprit(image_ids=[17]), evidence=seen)
     assert decide([found], history, budgets).kind == kind
+    label = finding("DATA_LABEL", culprit=Culprit(image_ids=[17]), evidence=seen)
+    assert decide([label], history, budgets).kind == "stop"
     found.evidence = [Evidence("replay: image 17 alone", "diverges", cause)]
     assert decide([found], history, budgets).kind == "stop"
 

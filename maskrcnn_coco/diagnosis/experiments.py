@@ -242,8 +242,8 @@ class Experiments:
         self.by_optimizer.state(self.lr.healthy)
 
     def _peek(self) -> None:
-        """Whether other batches have the same data fault. One that has not shows that it is not the data set."""
-        model, mine, looked = self.replay.model, self.facts, list[bool]()
+        """Whether others have the same fault in most images (a label: in any, classes are the set's)."""
+        model, mine, looked = self.replay.model, self.facts, list[float]()
         codes = {t.code for t in mine.targets}
         forms = any(t.form for t in mine.targets) or any(i.form for i in mine.inputs)
         for entry in self._other_entries():
@@ -252,9 +252,10 @@ class Experiments:
                 if forms:
                     more = scan_forms(batch, model, refused=False, raised=str(mine.measured.get("error", "")))
                     targets, inputs = [*targets, *more[0]], [*inputs, *more[1]]
-                looked.append(bool(mine.inputs and inputs) or bool(codes & {t.code for t in targets}))
+                found = {t.image_id for t in targets if t.code in codes} | {i.image_id for i in inputs if mine.inputs}
+                looked.append(len(found) / max(1, len(batch.image_ids)))
         if looked:
-            mine.widespread = all(looked)
+            mine.widespread = all(looked) and (2 * sum(looked) > len(looked) or "DATA_LABEL" in codes)
 
     def _other(self) -> None:
         """Another batch on the same weights; where it fails too, further ones, until one is normal."""

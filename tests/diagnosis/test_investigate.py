@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from tiny_run import TinyRun, rates
 from torch import Tensor
 
 from maskrcnn_coco.data.batch import Batch
+from maskrcnn_coco.diagnosis import experiments
 from maskrcnn_coco.diagnosis.experiments import Experiments
-from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.facts import Facts, InputFault, TargetFault
 from maskrcnn_coco.diagnosis.investigate import investigate, next_test
 from maskrcnn_coco.recovery import History, decide
 from maskrcnn_coco.replay.state import digest
@@ -232,3 +234,34 @@ def test_the_only_annotation_of_an_image_is_named_where_the_image_without_it_is_
     if "annotations" not in experiments.facts.done:
         experiments.run("annotations")
     assert experiments.facts.guilty_images == [BAD] and experiments.facts.guilty_annotations == named
+
+
+@pytest.mark.parametrize(
+    ("bad", "code", "widespread"),
+    [
+        ([1, 2, 1], "DATA_PIXEL", False),  # a third of a set: few batches of four are without any
+        ([1, 2, 1], "DATA_LABEL", True),  # classes that are counted from 0: images without the last one are right
+        ([4, 3, 4], "DATA_PIXEL", True),
+        ([4, 0, 4], "DATA_PIXEL", False),
+        ([4, 0, 4], "DATA_LABEL", False),
+    ],
+)
+def test_a_fault_is_the_data_set_s_where_most_images_of_every_other_batch_have_it(bad, code, widespread, monkeypatch):
+    looking: Any = Experiments.__new__(Experiments)
+    looking.facts = Facts("input_nonfinite", 5, 0, 5)
+    if code == "DATA_LABEL":
+        looking.facts.targets = [TargetFault(code, 3, 1, "label 9", lethal=False)]
+    else:
+        looking.facts.inputs = [InputFault(3, "not finite", "before", lethal=False)]
+    batches = [SimpleNamespace(image_ids=[10 * n + i for i in range(4)], bad=k) for n, k in enumerate(bad, 1)]
+    looking._other_entries = lambda: batches
+    looking.replay = SimpleNamespace(model=None, batches_of=lambda entry: [entry])
+
+    def scan(batch: Any, *_: Any) -> tuple[list[Any], list[Any]]:
+        ids = batch.image_ids[: batch.bad]
+        targets = [TargetFault(code, i, 1, "label 9", lethal=False) for i in ids] if code == "DATA_LABEL" else []
+        return targets, [InputFault(i, "not finite", "before", lethal=False) for i in ids] if not targets else []
+
+    monkeypatch.setattr(experiments.scan_batch, "scan_values", scan)
+    looking._peek()
+    assert looking.facts.widespread == widespread
