@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from maskrcnn_coco.data.batch import Batch, SampleError, Source, make_batch
@@ -257,7 +258,9 @@ class Loader:
         with warnings.catch_warnings(), _no_child_signals():
             # Python warns of any fork while threads run. The children run numpy and single-threaded torch only.
             warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-            return iter(loader)
+            iterator = iter(loader)
+        _unknown_to_torch(iterator)
+        return iterator
 
 
 def _free_descriptors() -> float:
@@ -291,6 +294,13 @@ def _no_child_signals() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+
+
+def _unknown_to_torch(iterator: Any) -> None:
+    """Take the workers from torch's own list: a plain DataLoader that was used before left its handler behind."""
+    if getattr(iterator, "_worker_pids_set", False):
+        _remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
 
 
 def _begin_worker(_: int) -> None:

@@ -113,8 +113,11 @@ def test_a_lack_of_memory_is_no_fault_of_the_item():
         UserData(Hungry(2)).sample(0, 1)
 
 
-def test_the_death_of_a_worker_interrupts_nothing_else(tmp_path: Path):
+@pytest.mark.parametrize("plain_before", [False, True])
+def test_the_death_of_a_worker_interrupts_nothing_else(tmp_path: Path, plain_before: bool):
     # torch's own handler would raise here, in the middle of whatever the main thread does
+    if plain_before:  # which leaves that handler in the process
+        assert len(list(torch.utils.data.DataLoader([1, 2], num_workers=1))) == 2
     before = signal.getsignal(signal.SIGCHLD)
     loader = build_loader(Deadly(tmp_path / "deaths", 99), Plan(0, np.arange(8), 8), 0, 0, workers=1, timeout=60)
     iterator = loader._start()

@@ -80,7 +80,7 @@ def test_the_run_counts_and_leaves_out_one(data: OddSet):
     left = len(opened.train.ann_ids) - len(opened.bad_annotations) + len(opened.val.ann_ids)
     assert left == 23
     if "validation data" not in said[0]:
-        assert "0 images and 1 annotations are left out" in said[0]
+        assert "0 images and 1 annotation are left out" in said[0]
 
 
 def test_the_repaired_copy_keeps_23_under_ids_of_their_own(data: OddSet):
