@@ -104,7 +104,8 @@ class Haste:
         """
         self._bound = bound
         self._losses.append(loss)
-        start = LEARNT * first_loss
+        # Noise around an optimum throws small weights about too, where an update is as large as the gradient makes it.
+        start = LEARNT * first_loss if bounded else first_loss
         dips = sum(v <= start for v in self._losses)
         if self._first and first_loss == math.inf:  # none was accepted yet: this is the run's first
             self._start = step
