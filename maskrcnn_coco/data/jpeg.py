@@ -17,7 +17,13 @@ def read_jpeg(file: BinaryIO, image: Image.Image) -> np.ndarray | None:
     what is damaged is said in one way.
     """
     torchvision = sys.modules.get("torchvision.io")
-    if torchvision is None or image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB"):
+    # From 0.29 on torchvision warns that it will go: where it is gone, or warnings are errors, Pillow does it.
+    if (
+        torchvision is None
+        or not hasattr(torchvision, "decode_jpeg")
+        or image.format not in ("JPEG", "MPO")
+        or image.mode not in ("L", "RGB")
+    ):
         return None
     import torch
 
@@ -26,7 +32,7 @@ def read_jpeg(file: BinaryIO, image: Image.Image) -> np.ndarray | None:
     data = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
     try:
         pixels = torchvision.decode_jpeg(data, mode=torchvision.ImageReadMode.RGB).permute(1, 2, 0).numpy()
-    except RuntimeError:
+    except (RuntimeError, DeprecationWarning):
         return None
     if pixels.shape[:2] != (image.height, image.width):
         return None

@@ -168,3 +168,17 @@ def test_the_reading_that_the_annotations_fit_is_used(tmp_path, orientation, suf
     assert np.abs(as_entry.astype(int) - (stored if sideways else shown)).max() <= 2
     assert np.array_equal(read_image(tmp_path, f"a.{suffix}", size=shown.shape[:2]), shown)
     assert np.array_equal(read_image(tmp_path, f"a.{suffix}", size=(7, 9)), shown)
+
+
+def test_a_jpeg_is_read_where_torchvision_has_no_decoder_or_warns_and_warnings_are_errors(tmp_path, monkeypatch):
+    import torchvision.io
+
+    def deprecated(*_: object, **__: object) -> None:
+        raise DeprecationWarning("decoding is deprecated since torchvision 0.29")
+
+    Image.fromarray(gradient(60, 40)).save(tmp_path / "a.jpg")
+    expected = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB"))
+    monkeypatch.setattr(torchvision.io, "decode_jpeg", deprecated)
+    assert np.array_equal(read_image(tmp_path, "a.jpg"), expected)
+    monkeypatch.delattr(torchvision.io, "decode_jpeg")
+    assert np.array_equal(read_image(tmp_path, "a.jpg"), expected)
