@@ -167,8 +167,8 @@ def _acting(findings: Sequence[Finding]) -> Finding | None:
 
 def _spent(top: Finding, history: History, budgets: Budgets) -> str | None:
     # What is left out is over, each time; how much of it there may be is the quarantine's own budget.
-    new = [i for i in history.incidents if i.action.kind != "quarantine"]
-    new = [i for i in new if not {"again", "redraw"} & i.action.detail.keys()]
+    over = {"again", "redraw"}
+    new = [i for i in history.incidents if i.action.kind != "quarantine" and not over & i.action.detail.keys()]
     if len(new) >= budgets.max_incidents:
         return f"{len(new)} incidents in one run: it cannot be kept healthy"
     back = sum(1 for i in history.incidents if i.lost_steps > 0)

@@ -11,6 +11,7 @@ from nanbench.decoys import nothing
 from nanbench.decoys_own import every
 from nanbench.faults_eighth_train_more import with_gradients
 from nanbench.faults_fresh import after
+from nanbench.faults_wild import rests_until
 from nanbench.scenario import Scenario
 from nanbench.scene import Live, Scene, Setup
 
@@ -40,17 +41,7 @@ def no_statistics(scene: Scene) -> None:
 
 def thawed(scene: Scene) -> None:
     """The backbone learns nothing in the first two epochs, and goes on with the others from then."""
-
-    def learns(flag: bool) -> Any:
-        def change(live: Live) -> None:
-            for name, p in live.model.named_parameters():
-                if name.startswith("backbone"):
-                    p.requires_grad_(flag)
-
-        return change
-
-    scene.at(0, learns(False))
-    scene.at(12, learns(True))
+    rests_until(12, scene)
 
 
 def lookahead(scene: Scene) -> None:

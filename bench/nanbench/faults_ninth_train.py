@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from nanbench.faults_lr import HEADS, rates, undivided
-from nanbench.faults_wild import set_by_hook, times
+from nanbench.faults_wild import rests_until, set_by_hook, times
 from nanbench.scenario import Culprit, Scenario
-from nanbench.scene import Live, Scene, Setup
+from nanbench.scene import Scene, Setup
 
 LR, ACC = "LR_TOO_HIGH", "ACCUMULATION"
 BACKBONE, RPN = Culprit(("backbone",)), Culprit(("rpn",))
@@ -27,17 +27,7 @@ def heavy_ball(momentum: float, lr: float) -> Any:
 def thaw_at_full_rate(scene: Scene) -> None:
     """The backbone rests for eight steps, and is thawed at the rate that the fresh heads have, times a hundred."""
     scene.max_grad_norm = 0.0
-
-    def learns(flag: bool) -> Any:
-        def change(live: Live) -> None:
-            for name, p in live.model.named_parameters():
-                if name.startswith("backbone"):
-                    p.requires_grad_(flag)
-
-        return change
-
-    scene.at(0, learns(False))
-    scene.at(8, learns(True))
+    rests_until(8, scene)
     set_by_hook(8, 24, times(100.0, ("backbone",)))(scene)
 
 

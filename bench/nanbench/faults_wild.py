@@ -12,7 +12,7 @@ from nanbench.faults_code import Losses, has_bad, losses
 from nanbench.faults_lr import HEADS, rates
 from nanbench.faults_once import from_step
 from nanbench.scenario import Culprit, Scenario
-from nanbench.scene import Scene, Setup
+from nanbench.scene import Live, Scene, Setup
 
 NAN, INF = float("nan"), float("inf")
 ONE, FILE = Culprit(image=True), Culprit(checkpoint=True)
@@ -91,6 +91,21 @@ FORMULAS = (
     ("new-term", added(10, 1e8), 10, SGD),
     ("new-term-faster", added(13, 1e9), 13, FASTER),
 )
+
+
+def rests_until(step: int, scene: Scene) -> None:
+    """The backbone learns nothing before ``step``."""
+
+    def learns(flag: bool) -> Any:
+        def change(live: Live) -> None:
+            for name, p in live.model.named_parameters():
+                if name.startswith("backbone"):
+                    p.requires_grad_(flag)
+
+        return change
+
+    scene.at(0, learns(False))
+    scene.at(step, learns(True))
 
 
 def set_by_hook(start: int, stop: int, change: Callable[[dict[str, Any]], None]) -> Callable[[Scene], None]:

@@ -88,8 +88,6 @@ class Diagnosing(WithResponder, Attached):
         return super()._open(batches, early=early)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._busy:
-            return None
         self._handled = sys.exc_info()[1]
         given = self._without_known(args)
         try:
@@ -114,7 +112,7 @@ class Diagnosing(WithResponder, Attached):
     def _after_forward(self, _: nn.Module, out: Any) -> None:
         error, handled = sys.exc_info()[1], self._handled
         self._handled = None  # an error holds the frames that it went through
-        if isinstance(error, Exception) and error is not handled and not self._busy:
+        if isinstance(error, Exception) and error is not handled:
             self._raised(error)
         else:
             super()._after_forward(_, out)

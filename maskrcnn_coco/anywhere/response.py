@@ -328,7 +328,7 @@ class AlarmResponder:
         elif action.kind == "lower_lr":
             back = self.go_back(int(detail.get("to_step", alarm.step)))
             since = int(detail.get("to_step", alarm.step))
-            parts, proved = self.guard.instruments, any(f.confidence >= PROVED for f in self.findings[:1])
+            parts, proved = self.guard.instruments, self.findings[0].confidence >= PROVED
             lower(parts.lowered, detail, self.groups.names, self.history, self.held, since, proved=proved)
             parts.divergence.watch()
             return action, back

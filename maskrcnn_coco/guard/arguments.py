@@ -37,7 +37,7 @@ def whole_numbers(ids: Iterable[Any]) -> list[int]:
     try:
         return [int(i) for i in found]
     except (TypeError, ValueError, RuntimeError):
-        odd = next((i for i in found if isinstance(i, str) or not _is_number(i)), found)
+        odd = next((i for i in found if not _is_number(i)), found)
         raise ConfigError(
             "ids of samples are whole numbers",
             got=f"{odd!r:.60} ({type(odd).__name__})",
