@@ -14,6 +14,7 @@ from nanbench.decoys_seventh import SEVENTH_DECOYS
 from nanbench.decoys_seventh_data import SEVENTH_DATA_DECOYS
 from nanbench.decoys_seventh_reports import SEVENTH_REPORT_DECOYS
 from nanbench.decoys_sixth import SIXTH_DECOYS
+from nanbench.decoys_tenth import TENTH_DECOYS
 from nanbench.decoys_third import THIRD_DECOYS
 from nanbench.decoys_wild import WILD_DECOYS
 from nanbench.faults_code import CODE
@@ -45,6 +46,9 @@ from nanbench.faults_sixth import SIXTH
 from nanbench.faults_sixth_data import SIXTH_DATA
 from nanbench.faults_small import SMALL
 from nanbench.faults_state import STATE
+from nanbench.faults_tenth_train import TENTH_TRAIN
+from nanbench.faults_tenth_train_code import TENTH_TRAIN_CODE
+from nanbench.faults_tenth_train_data import TENTH_TRAIN_DATA
 from nanbench.faults_third import THIRD
 from nanbench.faults_third_data import THIRD_DATA
 from nanbench.faults_wild import WILD
@@ -104,6 +108,10 @@ SCENARIOS: tuple[Scenario, ...] = (
     *NINTH_TRAIN_DATA,
     *NINTH_TRAIN_CODE,
     *NINTH_DECOYS,
+    *TENTH_TRAIN,
+    *TENTH_TRAIN_DATA,
+    *TENTH_TRAIN_CODE,
+    *TENTH_DECOYS,
 )
 BY_ID = {s.id: s for s in SCENARIOS}
 
