@@ -45,7 +45,8 @@ anybench: $(STAMP)
 
 # Loops of the tutorials, with their faults and without: about 15 minutes a seed of one core.
 mainstream: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python bench/anywhere/mainstream/run.py --seeds 0 1 2 --out bench/results/mainstream.md
+	OMP_NUM_THREADS=1 $(BIN)/python bench/anywhere/mainstream/run.py --set 1 --seeds 0 1 2 --out bench/results/mainstream.md
+	OMP_NUM_THREADS=1 $(BIN)/python bench/anywhere/mainstream/run.py --set 2 --seeds 0 1 2 --out bench/results/mainstream_second.md
 
 silentbench: $(STAMP)
 	$(BIN)/python bench/silent/run.py

@@ -11,7 +11,7 @@ from anywhere.mainstream.case import Case, honest
 from anywhere.mainstream.pictures import dice
 from anywhere.mainstream.rivals import NOISE, reward
 from anywhere.mainstream.task import Run
-from anywhere.mainstream.tasks import TASKS
+from anywhere.mainstream.tasks import FIRST
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -157,7 +157,7 @@ def padded(run: Run) -> None:
 
 
 HONEST: tuple[Case, ...] = (
-    *(honest(name, "as it is", nothing) for name in TASKS),
+    *(honest(name, "as it is", nothing) for name in FIRST),
     honest("cnn", "a black picture", f.sample(0, f.times(0))),
     honest("cnn", "a tenth of the labels wrong", f.every(1, lambda y: (y + int(torch.rand(()) < 0.1)) % 4)),
     honest("cnn", "warm restarts", f.setting("schedule", "restarts")),

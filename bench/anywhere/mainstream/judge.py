@@ -107,8 +107,8 @@ def misses(lines: list[Line]) -> list[Line]:
     return [k for k in lines if any(k.get(w) is False for w in wrong) or k.get("sure") or k.get("acted")]
 
 
-def page(lines: list[Line], seeds: list[int]) -> str:
-    """The page, in Markdown."""
+def page(lines: list[Line], seeds: list[int], chosen: str = "all") -> str:
+    """The page of the first set of tasks, the second, or all, in Markdown."""
     by_task: dict[str, list[Line]] = {}
     for k in lines:
         by_task.setdefault(k["case"].split("/")[0], []).append(k)
@@ -124,11 +124,11 @@ def page(lines: list[Line], seeds: list[int]) -> str:
         told.append(f"- {k['case']}: {', '.join(wrong)}; {'; '.join(k['incidents'][:2]) or k['stopped'] or 'silent'}")
     return "\n".join(
         [
-            "# Loops of the tutorials",
+            "# Loops of the tutorials" + ("" if chosen == "all" else f", set {chosen}"),
             "",
-            f"21 tasks, their faults and their honest runs, seeds {', '.join(map(str, seeds))}; kept: the score",
-            f"on held-out samples is within {KEPT:.0%} of what the clean twin learned.",
-            "Run: `make mainstream`.",
+            f"{len(by_task)} tasks, their faults and their honest runs, seeds {', '.join(map(str, seeds))};",
+            f"kept: the score on held-out samples is within {KEPT:.0%} of what the clean twin learned.",
+            f"Run: `make mainstream` (`--set {chosen}`).",
             "",
             "| what | figure |",
             "|---|---|",

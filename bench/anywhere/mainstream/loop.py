@@ -58,15 +58,19 @@ class Loop:
         self.model = run.model.train()
         self.scaler = torch.amp.GradScaler("cpu", enabled=run.precision == "fp16")
         parts = [run.model.get_submodule(n) for n in run.rivals] or [run.model]
-        self.optimizers = [run.task.optimizer(p.parameters(), **run.options) for p in parts]
+        if run.task.several is not None:
+            self.optimizers = run.task.several(run.model, run.options)
+        else:
+            self.optimizers = [run.task.optimizer(p.parameters(), **run.options) for p in parts]
         run.optimizer = self.optimizers[0]
         self.plan = self.schedule(self.optimizers[0])
         self.average = AveragedModel(run.model, multi_avg_fn=get_ema_multi_avg_fn(0.9)) if run.task.ema else None
-        guards = [self.guard(n, p, o) for n, p, o in zip(run.rivals or [""], parts, self.optimizers, strict=True)]
+        owned: list[Any] = [self.optimizers] if run.task.several is not None else self.optimizers
+        guards = [self.guard(n, p, o) for n, p, o in zip(run.rivals or [""], parts, owned, strict=True)]
         self.guards += [g for g in guards if g is not None]
         self.now: list[Any] = guards
 
-    def guard(self, name: str, part: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+    def guard(self, name: str, part: nn.Module, optimizer: Any) -> Any:
         """The guard of one optimizer, as the task's way says."""
         run = self.run
         if run.system == "plain":
@@ -103,6 +107,8 @@ class Loop:
         if kind == "warmup":
             share = lambda s: min((s + 1) / 6, 0.55 + 0.45 * math.cos(math.pi * s / steps))  # noqa: E731
             return plans.LambdaLR(optimizer, share)
+        if kind == "exponential":
+            return plans.ExponentialLR(optimizer, 0.97)
         return plans.StepLR(optimizer, 20, 0.5) if kind == "step" else None
 
     def batches(self) -> Iterator[tuple[int, list[tuple[Any, list[int]]]]]:
@@ -115,7 +121,7 @@ class Loop:
             loader = DataLoader(
                 Items(run),
                 run.batch,
-                shuffle=True,
+                shuffle=run.task.shuffle,
                 generator=order,
                 drop_last=run.drop_last,
                 num_workers=run.workers,
@@ -127,6 +133,9 @@ class Loop:
                 if len(parts) == run.accumulate:
                     yield step, parts
                     step, parts = step + 1, []
+            if parts and run.odd_end:
+                yield step, parts
+                step += 1
 
     def resume(self) -> None:
         """The script was stopped and started again: everything anew, and what the checkpoint holds."""
@@ -155,6 +164,9 @@ class Loop:
         for step, parts in self.batches():
             run.begin(step, self.optimizers[0])
             planned = self.raise_rates(step)
+            if step in run.regimes:
+                for guard in filter(None, self.now):
+                    guard.new_regime()
             if run.rivals:
                 self.take_turns(*parts[0])
             elif run.task.way == "step" and run.system != "plain":
@@ -162,6 +174,8 @@ class Loop:
             else:
                 self.take(parts)
             self.steps = step + 1
+            if run.after_step is not None:
+                run.after_step(run)
             if self.average is not None:
                 self.average.update_parameters(run.model)
             for group, rate in planned:
@@ -187,7 +201,8 @@ class Loop:
         """A step as it stands in tutorials."""
         run, optimizer, guard = self.run, self.optimizers[0], self.now[0]
         if "keeps gradients" not in run.wrong:
-            optimizer.zero_grad()
+            for each in self.optimizers:
+                each.zero_grad()
         for data, ids in parts:
             batch = self.made(data, ids)
             if guard is not None and run.task.way == "see":
@@ -206,7 +221,8 @@ class Loop:
             self.scaler.unscale_(optimizer)
         if run.clip:
             nn.utils.clip_grad_norm_(run.model.parameters(), run.clip)
-        self.scaler.step(optimizer)
+        for each in self.optimizers:
+            self.scaler.step(each)
         self.scaler.update()
 
     def hand_over(self, parts: list[tuple[Any, list[int]]]) -> None:

@@ -1,6 +1,9 @@
 """Loops as tutorials have them, with faults and without: what the guard, its diagnosis and recovery make of each.
 
-    OMP_NUM_THREADS=1 python bench/anywhere/mainstream/run.py [--only TEXT] [--seeds 0] [--raw FILE] [--out PAGE]
+    OMP_NUM_THREADS=1 python bench/anywhere/mainstream/run.py [--set 1|2|all] [--only TEXT] [--seeds 0] [--raw FILE]
+        [--out PAGE]
+
+There are two sets of tasks; the second was drawn when the guard had been tuned to the first.
 
 Each run is in a process of its own. ``--raw`` keeps what each gave, and does not run what is there again. Beside each
 run stand the same without a guard, the run with nothing wrong, and one that learns nothing (its rates are 0).
@@ -25,7 +28,7 @@ from anywhere.mainstream.cases import CASES  # noqa: E402
 from anywhere.mainstream.judge import judged, page, summary  # noqa: E402
 from anywhere.mainstream.loop import taken  # noqa: E402
 from anywhere.mainstream.task import Run  # noqa: E402
-from anywhere.mainstream.tasks import TASKS  # noqa: E402
+from anywhere.mainstream.tasks import TASKS, set_of  # noqa: E402
 
 TIMEOUT = 180
 """Seconds for one run: a hundred times the usual."""
@@ -78,6 +81,7 @@ def main() -> None:
     """Run what is asked for, print the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", help="parts of names, separated by commas")
+    parser.add_argument("--set", choices=["1", "2", "all"], default="all", help="which set of tasks")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--raw", type=Path)
     parser.add_argument("--out", type=Path)
@@ -86,6 +90,7 @@ def main() -> None:
     kept = [json.loads(x) for x in args.raw.read_text().splitlines()] if args.raw and args.raw.exists() else []
     known = {(k["case"], k["seed"]): k for k in kept}
     wanted = [n for n in CASES if any(part in n for part in args.only.split(","))]
+    wanted = [n for n in wanted if args.set in ("all", str(set_of(n)))]
     lines = []
     for seed in args.seeds:
         for name in wanted:
@@ -105,7 +110,7 @@ def main() -> None:
     for what, figure in summary(lines).items():
         print(f"{what}: {figure}")
     if args.out:
-        args.out.write_text(page(lines, args.seeds), encoding="utf-8")
+        args.out.write_text(page(lines, args.seeds, args.set), encoding="utf-8")
 
 
 def told(line: dict[str, Any]) -> None:

@@ -33,6 +33,9 @@ class Task:
         cuts: whether a batch can be cut into samples without a ``select``.
         prepare: (run, batch) → the batch that the loss takes, made of what the loader gives: played, looked up.
         rivals: two networks that step in turn (a GAN): their names in the model, each with a loss of its own.
+        several: (model, options) → optimizers that step once each for one backward pass, in place of ``optimizer``.
+        after_step: what a script does behind each step: a target network follows.
+        shuffle: False: samples come in their order.
     """
 
     name: str
@@ -56,6 +59,9 @@ class Task:
     collate: Callable[[list[Any]], Any] | None = None
     prepare: Callable[[Any, Any], Any] | None = None
     rivals: dict[str, Loss] = field(default_factory=dict)
+    several: Callable[[nn.Module, dict[str, Any]], list[torch.optim.Optimizer]] | None = None
+    after_step: Callable[[Any], None] | None = None
+    shuffle: bool = True
 
     @property
     def per_epoch(self) -> int:
@@ -99,6 +105,10 @@ class Run:
         """The sample that a fault of one sample is in."""
         self.draw: Callable[[int, tuple[Any, ...]], tuple[Any, ...]] | None = None
         self.collate, self.prepare, self.rivals = task.collate, task.prepare, dict(task.rivals)
+        self.after_step, self.odd_end = task.after_step, False
+        """``odd_end``: the last micro-batches of an epoch make a step too, though they are fewer."""
+        self.regimes: set[int] = set()
+        """Steps from which on a loss means something else, and the script says so to its guard."""
         self.memory: dict[str, Any] = {}
         """What a script keeps beside its model: a target network, a running mean."""
         self.resumes: Callable[[dict[str, Any]], None] | None = None
