@@ -16,6 +16,8 @@ HALF_EPS = 1e-4
 """What half precision holds beside the roots of its squares: the usual 1e-8 is 0 there."""
 SETTINGS = 6
 """Most settings that are tried, one after the other."""
+SLOWER = 1e-3
+"""What is not finite at so much of the rate either is no doing of the rate's."""
 OF_NO_MATTER = {"lr", "foreach", "fused", "maximize", "capturable", "differentiable"}
 """Settings that have no usual value, or say how an update is computed, not what it is."""
 
@@ -68,6 +70,9 @@ class OptimizerExperiments:
                 what = f"{key} is {given}: the update is not finite, and with {usual} it is"
                 f.state.append(StateFault("lr", f"{key} of {kind}", what))
                 return
+        slower = {component: SLOWER * rate for component, rate in f.lr.items()}
+        test = f"same batch, same weights, every learning rate × {SLOWER:g}, and the update"
+        f.outcomes["slower"] = self.replay.update(test, slower)
 
 
 def _are_betas(value: Any) -> bool:

@@ -95,3 +95,9 @@ def forked_random(cuda: bool) -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
+
+
+def share_of(batches: Sequence[Any], whole: Sequence[Any] | None) -> float:
+    """Cost of a replay as a share of the failing step, in images."""
+    total = sum(len(b) for b in whole or []) or sum(len(b) for b in batches) or 1
+    return sum(len(b) for b in batches) / total

@@ -27,6 +27,8 @@ _COPIES = ("lift_fresh", "lift", "detach", "clone", "_to_copy", "copy_", "fill_"
 # Their outputs are memory not yet written, not results.
 _UNWRITTEN = ("empty", "new_empty", "empty_like", "empty_strided", "resize_", "set_", "set_data")
 
+_OURS = ("maskrcnn_coco/replay/replay.py", "maskrcnn_coco/guard/optimizer_step.py", "maskrcnn_coco/replay/optimizer.py")
+"""Files that call an optimizer's step in a replay."""
 _AVERAGES = ("mean", "std", "var", "median", "nanmean")
 """Ops that make NaN of no numbers at all."""
 # Ops that make what is not finite of whole numbers too: 1 / count, log(count).
@@ -157,6 +159,15 @@ def _bad(taken: Pass) -> bool:
 
 
 @contextmanager
+def watched_ops() -> Iterator[list[str]]:
+    """Every op inside the block is checked; the list receives those that make what is not finite of finite numbers."""
+    ops = _Ops()
+    ops.depth = 1  # whose memory an operand is does not matter here
+    with ops:
+        yield ops.bad
+
+
+@contextmanager
 def hooks(model: nn.Module, seen: Watch, ops: _Ops) -> Iterator[None]:
     """Watch the modules of ``model`` inside the block. Hooks are gone afterwards."""
     began: dict[str, list[int]] = {}
@@ -247,9 +258,14 @@ def _half(result: Any) -> str:
 
 
 def _where() -> tuple[str, bool]:
-    """The innermost line outside torch and this file, as " (file.py:12, function)"; whether it is torchvision's."""
+    """The innermost line outside torch and this file, as " (file.py:12, function)"; whether it is torchvision's.
+
+    Empty where that line is of a replay: the op is torch's own, called from here.
+    """
     for frame in reversed(traceback.extract_stack(limit=60)):
         name = frame.filename.replace("\\", "/")
+        if name.endswith(_OURS):
+            break
         if "/torch/" not in name and not name.endswith("maskrcnn_coco/replay/locate.py"):
             return f" ({name.rsplit('/', 1)[-1]}:{frame.lineno}, {frame.name})", "/torchvision/" in name
     return "", False

@@ -20,8 +20,8 @@ from maskrcnn_coco.guard.aside import Aside
 from maskrcnn_coco.guard.norms import Layout, moved_by, sizes_of
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.gradients import by_another, gradient_digest, read_norms
-from maskrcnn_coco.replay.isolation import Counted, FixedScale, forked_random, kept_fp32, own
-from maskrcnn_coco.replay.locate import Located, located_run
+from maskrcnn_coco.replay.isolation import Counted, FixedScale, forked_random, kept_fp32, own, share_of
+from maskrcnn_coco.replay.locate import Located, located_run, watched_ops
 from maskrcnn_coco.replay.optimizer import lower_settings, restore_optimizer, set_again, set_rates, settings_of
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.private_copy import PrivateCopy, private_copy
@@ -141,7 +141,7 @@ class Replay:
         """
         case = self.case
         batches = list(batches if batches is not None else case.batches or [])
-        with self.away(_share(batches, case.batches)):
+        with self.away(share_of(batches, case.batches)):
             model = self.rig.reference() if reference and self.rig.reference else self.model
             model.train()
             self._back_to(snapshot or case.now, model)
@@ -154,7 +154,7 @@ class Replay:
             if digest:
                 outcome.digest = gradient_digest(model, outcome)
             model.zero_grad(set_to_none=True)
-        outcome.steps = _share(batches, case.batches)
+        outcome.steps = share_of(batches, case.batches)
         return outcome
 
     def walk(
@@ -207,6 +207,8 @@ class Replay:
                     lower_settings(optimizer, settings_most or {})
                     before = [p.detach().clone() for p in layout.params] if beyond and entry is steps[-1] else []
                     self._update(outcome, (entry or beyond[0]).lr, factors, lr_most or {})
+                    if outcome.error:
+                        break
                     if before:
                         far = moved_by(before, layout, sizes)[1]
                         outcome.moved_last = dict(zip(layout.components, far, strict=True))
@@ -243,7 +245,9 @@ class Replay:
             if outcome.finite and not outcome.error:
                 layout = self._layout_of(model)
                 before = [p.detach().clone() for p in layout.params]
-                self._update(outcome, lr, {}, {})
+                with watched_ops() as bad:
+                    self._update(outcome, lr, {}, {})
+                outcome.first_bad_op = next(iter(bad), None)
                 outcome.moved = max(moved_by(before, layout)[1], default=0.0)
                 outcome.bad_grads = nonfinite_names(state_tensors(model))
                 states = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
@@ -303,7 +307,7 @@ class Replay:
             if locate or not search or not overflow or scale <= 1.0:
                 return outcome
             scale = max(1.0, scale / CALMER)
-            self.steps += _share(batches, self.case.batches)
+            self.steps += share_of(batches, self.case.batches)
 
     def _once(
         self,
@@ -358,7 +362,13 @@ class Replay:
         set_rates(self.optimizer, lr, factors, most)
         gradients, _ = self._layout_of(self.model).gradients()
         coefficient = optimizer_step.clip_coefficient(outcome.unclipped, self.rig.max_grad_norm)
-        optimizer_step.apply(self.optimizer, gradients, coefficient)
+        try:
+            optimizer_step.apply(self.optimizer, gradients, coefficient)
+        except RuntimeError as e:
+            if "overflow" not in str(e):
+                raise
+            # A rate that the weights' type cannot hold: torch refuses what any other would make infinite.
+            outcome.finite, outcome.error = False, str(e).splitlines()[0][:160]
 
     def _layout_of(self, model: nn.Module) -> Layout:
         if model is not self._model:
@@ -388,9 +398,3 @@ class Replay:
             raise
         finally:
             self.spent += time.monotonic() - began
-
-
-def _share(batches: Sequence[Any], whole: Sequence[Any] | None) -> float:
-    """Cost of a replay as a share of the failing step, in images."""
-    total = sum(len(b) for b in whole or []) or sum(len(b) for b in batches) or 1
-    return sum(len(b) for b in batches) / total

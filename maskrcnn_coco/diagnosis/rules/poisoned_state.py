@@ -14,7 +14,8 @@ How it is proved: weights, buffers, optimizer state, learning rates and loss sca
   the run saved it, any batch on the loaded weights is far from what the run's losses were. Where the guard saw
   the optimizer's state change between two steps and undid an update of absurd size, the update is made again
   with an older state and with none: it is sound there. An optimizer that makes something non-finite of finite
-  numbers takes its step again with each setting at its default. What a script keeps beside its model (a hidden
+  numbers takes its step again with each setting at its default; where none helps, every op of the update is watched,
+  and the first that makes such numbers is named with its line. What a script keeps beside its model (a hidden
   state, a running mean) is met by an op outside of all modules, and batches fail on it that were sound before.
 What the guard does: goes back to the newest verified state, in memory first, then on disk, and says what was
   lost. A setting that was proved wrong has its default from then on. In a loop of one's own that keeps no older
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from maskrcnn_coco.diagnosis.facts import Facts, OlderFile
+from maskrcnn_coco.diagnosis.facts import Facts, OlderFile, StateFault
 from maskrcnn_coco.diagnosis.rules.common import spoilt_beside
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
@@ -44,15 +45,15 @@ def judge(facts: Facts) -> Finding | None:
         return _by_digest(facts)
     if spoilt_beside(facts) and facts.location is not None:
         return _beside(facts, str(facts.location.op))
+    if _made_by_optimizer(facts):
+        return _by_maths(facts)
     hits = [s for s in facts.state if s.where in ("parameter", "buffer", "optimizer", "lr", "scaler")]
     certain = [s for s in hits if s.certain]
     if not hits or (not certain and all(s.where == "scaler" for s in hits)):
         return None
     first = (certain or hits)[0]
     confidence = 0.97 if certain else 0.6 if facts.settings.get("resume_path") else 0.3
-    evidence = [
-        Evidence(f"scan: state before the step, {s.where} {s.name}", s.what, CODE) for s in (certain or hits)[:8]
-    ]
+    evidence = [Evidence(f"scan: {_place(s)}", s.what, CODE) for s in (certain or hits)[:8]]
     evidence += facts.says(CODE, "=settings")
     culprit = Culprit(component=first.component, module=first.module, checkpoint=facts.settings.get("resume_path"))
     fix = "--resume auto" if facts.settings.get("resume_path") else "go back to a verified checkpoint: --resume auto"
@@ -66,6 +67,33 @@ def judge(facts: Facts) -> Finding | None:
         if "settings" in facts.outcomes:
             fix += "".join(f"; with {name}={value} the step is finite" for name, value in facts.usual.items())
     return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)
+
+
+def _place(fault: StateFault) -> str:
+    if fault.where != "lr":
+        return f"state before the step, {fault.where} {fault.name}"
+    setting, _, owner = fault.name.partition(" of ")
+    return f"settings of the optimizer, {setting}" + ("" if owner in ("", "None") else f" of {owner}")
+
+
+def _made_by_optimizer(facts: Facts) -> bool:
+    """Whether the update is not finite again, of finite numbers: with every setting at its default, at any rate."""
+    own, slower = facts.outcomes.get("update"), facts.outcomes.get("slower")
+    if own is None or slower is None or own.finite or own.error or facts.certain_state():
+        return False
+    return own.moved is not None and not slower.finite and not slower.error
+
+
+def _by_maths(facts: Facts) -> Finding:
+    """The optimizer's own arithmetic: the state before the step is sound, and there is none to go back to."""
+    own = facts.outcomes["update"]
+    op = own.first_bad_op or f"{facts.measured.get('by_update') or 'its step'}, op not known"
+    evidence = [Evidence("locate: first bad op, update", op, CODE), *facts.says(CODE, "update", "slower", "=same")]
+    of = {n.rpartition(".")[0] for n in own.bad_grads}
+    culprit = Culprit(component=facts.measured.get("component"), module=of.pop() if len(of) == 1 else None)
+    fix = f"correct the optimizer: {op} makes numbers that are not finite of finite ones"
+    detail = {"entries": own.bad_grads[:50], "at_load": False, "by_forward": True}
+    return Finding(CODE, 0.93, culprit, evidence, facts.step, fix, detail)
 
 
 def _changed_file(facts: Facts) -> bool:
