@@ -61,6 +61,14 @@ class CheckpointError(MaskRCNNError):
     exit_code = 5
 
 
+def said_by(error: BaseException) -> str:
+    """The text of ``error``; one whose own text cannot be made (a class of somebody's own) has its class's name."""
+    try:
+        return str(error)
+    except Exception:  # a stranger's code may raise anything, there too
+        return f"a {type(error).__name__} that cannot be shown as text"
+
+
 class GuardWarning(UserWarning):
     """A guard that nobody asked refused a step (or saw one that it would refuse); said once per symptom."""
 

@@ -21,6 +21,7 @@ from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard import forward_backward, optimizer_step
 from maskrcnn_coco.guard.aside import put_back
 from maskrcnn_coco.guard.health import LEAP
+from maskrcnn_coco.guard.immediate import undo_pass
 from maskrcnn_coco.guard.inputs import verdict_on
 from maskrcnn_coco.guard.judgement import Instruments, Measured
 from maskrcnn_coco.guard.norms import SMALLEST_RMS, float_states, stacked_norms
@@ -69,6 +70,8 @@ class Deferred:
             )
         self.parts = instruments
         self.pending: deque[Pending] = deque()
+        self.applying = False
+        """See `Guard.applying`."""
         self._sent: dict[tuple[Any, ...], Tensor] = {}
         self._weights: tuple[int, Tensor] = (-1, torch.zeros(0))
         self._zero_momentum()
@@ -76,7 +79,7 @@ class Deferred:
     def step(self, forward: forward_backward.Forward, batches: Sequence[Any], record: StepRecord) -> StepRecord:
         """Take the step; its record is filled in when the numbers arrive (see ``guard.completed``)."""
         parts, began = self.parts, time.perf_counter()
-        parts.completed = []
+        parts.completed, self.applying = [], False
         parts.health.forget_weights()  # what it knows of them is of a step that was read at once
         self.collect(wait=len(self.pending) >= DEPTH)
         problem = verdict_on(batches, parts.expected)
@@ -92,15 +95,18 @@ class Deferred:
         parts.seconds += time.perf_counter() - began
         try:
             names, losses = _run(forward, batches, parts.scale.scaler)
-        except forward_backward.FAULTS as error:
-            if forward_backward.is_fatal(error):
+        except BaseException as error:
+            if not isinstance(error, forward_backward.FAULTS) or forward_backward.is_fatal(error):
+                undo_pass(parts)
                 raise
             self.collect(wait=True, everything=True)
             verdict = parts.crash(forward_backward.in_words(error), {})
             parts.completed.append(self._refuse(record, verdict, time.perf_counter(), ran=True))
             return record
         began = time.perf_counter()
+        self.applying = True
         numbers = self._update(losses, record)
+        self.applying = False
         self.pending.append(Pending(record, names, *_send(numbers), suspicion, aside))
         parts.seconds += time.perf_counter() - began
         return record

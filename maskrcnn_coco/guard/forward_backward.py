@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskrcnn_coco.errors import ConfigError, MaskRCNNError
+from maskrcnn_coco.errors import ConfigError, MaskRCNNError, said_by
 from maskrcnn_coco.guard.norms import Layout
 from maskrcnn_coco.system.memory import ran_out
 
@@ -118,7 +118,7 @@ def seen(losses: Any) -> Pass:
 
 def in_words(error: BaseException) -> str:
     """What was raised: class, message, and at the end of the first line the innermost line that is the user's own."""
-    first, _, rest = str(error).strip()[:2000].partition("\n")
+    first, _, rest = said_by(error).strip()[:2000].partition("\n")
     return f"{type(error).__name__}: {first}{_raised_at(error)}" + (f"\n{rest}" if rest else "")
 
 
@@ -144,7 +144,7 @@ def is_fatal(error: BaseException) -> bool:
     """Whether going on is pointless: out of memory, a device whose context is gone, or this project's own refusal."""
     if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError, MaskRCNNError, MemoryError)):
         return True
-    return ran_out(error) or any(t in str(error) for t in ("CUDA error", "device-side assert"))
+    return ran_out(error) or any(t in said_by(error) for t in ("CUDA error", "device-side assert"))
 
 
 def as_terms(losses: Any) -> dict[str, Tensor]:

@@ -202,6 +202,11 @@ class Guard:
         return self._deferred is not None and self._next >= self.at_once_until
 
     @property
+    def applying(self) -> bool:
+        """Whether an error broke off the last step while the optimizer was at work: the state is half of two."""
+        return self.immediate.applying or (self._deferred is not None and self._deferred.applying)
+
+    @property
     def next_step(self) -> int:
         """The number that the next step gets where the caller gives none."""
         return self._next
@@ -243,8 +248,7 @@ class Guard:
             return self.immediate.plain(forward, batches, record)
         act = self.immediate.begin(batches, record)
         if not act.over:
-            self.instruments.layout.zero_grad()
-            self.immediate.judge(act, self.immediate.run(forward, batches, act))
+            self.immediate.run_and_judge(forward, batches, act)
         record = self.immediate.apply(act, None)
         if act.done is not None and not record.applied:
             self.instruments.layout.zero_grad()

@@ -57,6 +57,12 @@ class Act:
         """Somebody changed the optimizer's state since the last step, here or in another process."""
 
 
+def undo_pass(parts: Instruments) -> None:
+    """What a forward and backward pass that was broken off has changed: gradients, and the buffers saved before it."""
+    parts.layout.zero_grad()
+    parts.buffers.restore()
+
+
 class Immediate:
     """Takes steps with the instruments of one guard. ``team``: the other processes, where there are any."""
 
@@ -67,6 +73,8 @@ class Immediate:
         self.team: Team | None = None
         self.agree_at_once = True
         self._without_graph = 0
+        self.applying = False
+        """See `Guard.applying`."""
         self.grad_scale: torch.Tensor | None = None
 
     def begin(self, batches: list[Any], record: StepRecord, *, save: bool = True) -> Act:
@@ -74,7 +82,7 @@ class Immediate:
 
         ``save``: copy the buffers now; not where the forward pass has changed them already.
         """
-        began = time.perf_counter()
+        began, self.applying = time.perf_counter(), False
         act, found = Act(record, None), self._before(batches)
         if found is not None and found.suspicion:
             act.suspicion, found = (None if self.parts.holes else found), None
@@ -86,6 +94,15 @@ class Immediate:
         act.foreign = [p for p in self.parts.layout.outside if p.grad is None]
         self.parts.seconds += time.perf_counter() - began
         return act
+
+    def run_and_judge(self, forward: Forward, batches: list[Any], act: Act) -> None:
+        """Forward, backward and act two; where anything is raised on the way, all is as it was before."""
+        self.parts.layout.zero_grad()
+        try:
+            self.judge(act, self.run(forward, batches, act))
+        except BaseException:
+            undo_pass(self.parts)
+            raise
 
     def run(self, forward: Forward, batches: list[Any], act: Act) -> Pass:
         """Forward and backward; in a team each process learns of a fault in another before gradients are averaged."""
@@ -238,6 +255,7 @@ class Immediate:
         parts = self.parts
         self.before_step(act)
         parts.seconds += time.perf_counter() - began
+        self.applying = True
         with parts.lowered_rates():
             if step is None:
                 coefficient = optimizer_step.clip_coefficient(act.record.grad_norm, parts.max_grad_norm)
@@ -245,6 +263,7 @@ class Immediate:
             else:
                 step()
         self.after_step(act)
+        self.applying = False
 
     def before_step(self, act: Act) -> None:
         """Copy what is compared with afterwards, or put back."""

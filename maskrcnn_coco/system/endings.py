@@ -26,6 +26,14 @@ def code_of(interrupt: KeyboardInterrupt) -> int:
     return 128 + (interrupt.number if isinstance(interrupt, Ended) else signal.SIGINT)
 
 
+def code_of_exit(error: BaseException) -> int:
+    """The exit code of a process that ``error`` ends: Ctrl-C, ``SystemExit`` (a text counts as 1), anything else."""
+    if isinstance(error, KeyboardInterrupt):
+        return code_of(error)
+    code = error.code if isinstance(error, SystemExit) else 1
+    return 0 if code is None else code if isinstance(code, int) else 1
+
+
 @contextlib.contextmanager
 def ended_like_ctrl_c() -> Iterator[None]:
     """While it lasts, SIGTERM and a closed terminal raise `Ended`, so that a verb cleans up, and says that it ended.

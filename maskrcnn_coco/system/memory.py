@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from maskrcnn_coco.errors import said_by
+
 try:
     import resource
 except ImportError:  # Windows
@@ -205,7 +207,7 @@ def ran_out(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     if not isinstance(error, RuntimeError):
         return False
-    said = str(error).lower()
+    said = said_by(error).lower()
     return any(p in said for p in PHRASES) or (any(p in said for p in PERHAPS) and _is_nearly_full())
 
 

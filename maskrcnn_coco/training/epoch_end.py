@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from maskrcnn_coco.errors import DataError
 from maskrcnn_coco.evaluation.evaluate import EvalResult, evaluate_model
 from maskrcnn_coco.evaluation.pictures import pairs_of
+from maskrcnn_coco.guard.forward_backward import in_words
 from maskrcnn_coco.records import EpochRecord, EvalRecord
+from maskrcnn_coco.system.memory import ran_out
 from maskrcnn_coco.training.agreement import require_same_weights
 from maskrcnn_coco.training.learning_check import look_after
 from maskrcnn_coco.training.saving import save_before_evaluation, save_epoch, weights_finite
@@ -111,6 +113,11 @@ def evaluate_session(session: Session, epoch: int) -> EvalRecord | None:
         result = better_result(session)
     except DataError as e:  # a validation set that cannot be used must not end a training that goes well
         session.console.warn(f"there is no AP of this epoch: {e.render()}")
+        return None
+    except Exception as e:  # a stranger's model or data may do anything here; other processes would wait for this one
+        if ran_out(e) or session.ranks.world > 1:
+            raise
+        session.console.warn(f"there is no AP of this epoch: {in_words(e)}")
         return None
     if session.evaluation is None:
         for sentence in result.notes:

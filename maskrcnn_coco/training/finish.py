@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from pathlib import Path
 
@@ -9,15 +10,17 @@ from PIL import Image
 
 from maskrcnn_coco.config.resolve import too_large
 from maskrcnn_coco.data.prepare import complaints
-from maskrcnn_coco.errors import ConfigError, GuardStop
+from maskrcnn_coco.errors import ConfigError, GuardStop, MaskRCNNError, said_by
 from maskrcnn_coco.evaluation.pictures import save_analysis, save_gallery
 from maskrcnn_coco.evaluation.training_sheet import save_training_sheet
+from maskrcnn_coco.guard.forward_backward import in_words
 from maskrcnn_coco.records import Result, RunFinding, record_from, to_json
 from maskrcnn_coco.report.page import write_report
 from maskrcnn_coco.system import memory
+from maskrcnn_coco.system.endings import code_of_exit
 from maskrcnn_coco.system.files import write_text
 from maskrcnn_coco.training.incident import note_stop
-from maskrcnn_coco.training.rollback import stand_on_sound
+from maskrcnn_coco.training.rollback import stand_on_sound, stand_on_whole
 from maskrcnn_coco.training.saving import save_now, save_without_copy, weights_finite
 from maskrcnn_coco.training.session import Session
 from maskrcnn_coco.training.tracked import close_tracking, write_card
@@ -58,21 +61,48 @@ def interrupted(session: Session, number: int) -> Result:
     return _end(session, "interrupted", 128 + number, weights_finite(session.model))
 
 
+def broken_off(session: Session, error: BaseException) -> None:
+    """Something else ended the run: an error of the caller's code, ``sys.exit``. It goes on to the caller, but what a
+    stop leaves is left: a verified ``last.pth``, the model in that state, and the verdict. What cannot be done is said.
+    """
+    if session.ranks.world > 1:  # several processes do not end at the same step
+        return
+    try:
+        asked = isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit))
+        if not asked:
+            note_stop(session, _as_stop(error))
+        if stand_on_whole(session):
+            save_now(session)
+        code = code_of_exit(error) if asked else getattr(error, "exit_code", 1)
+        _end(session, "interrupted" if asked else "stopped", code, weights_finite(session.model))
+    except Exception as e:  # a device that is gone, a disk that is full: the error itself is what counts
+        said = f"{type(e).__name__}: {said_by(e)}"
+        session.console.warn(f"what the run has done could not all be saved: {said}; --resume auto takes what there is")
+
+
+def _as_stop(error: BaseException) -> MaskRCNNError:
+    """``error`` with the caller's own line, where it does not speak for itself."""
+    return error if isinstance(error, MaskRCNNError) else GuardStop(in_words(error), fix=f"look at {in_words(error)}")
+
+
 def out_of_memory(session: Session, error: BaseException) -> ConfigError:
-    """The error for a step that did not fit, of which nothing was applied; the run so far is saved."""
+    """The error for a step that did not fit, of which nothing was applied; the run so far is saved, and the verdict."""
     memory.let_go(error)
-    session.ring.clear()
     saved = ""
     if session.ranks.world == 1:  # several processes do not stop at the same step
-        session.guard.layout.zero_grad()
-        session.guard.buffers.restore()
-        save_without_copy(session)
+        whole = stand_on_whole(session)
+        session.ring.clear()
+        note_stop(session, too_large(session.config, session.device, saved=""))
+        if whole:
+            save_without_copy(session)
         kept = (
             "not even the run so far could be saved; --resume auto goes on from the newest checkpoint, if there is one"
         )
         if not session.saver.failed:
             kept = "the run so far is saved: add --resume auto"
         saved = f" at step {session.progress.step}; {kept}"
+        with contextlib.suppress(Exception):  # of no use where there is no memory for it either
+            _end(session, "stopped", ConfigError.exit_code, weights_finite(session.model), pictures=False)
     return too_large(session.config, session.device, saved=saved)
 
 
@@ -88,16 +118,18 @@ def dry(session: Session) -> Result:
     return _result(session, "finished", 0, True)
 
 
-def _end(session: Session, status: str, code: int, finite: bool) -> Result:
+def _end(session: Session, status: str, code: int, finite: bool, *, pictures: bool = True) -> Result:
     session.saver.wait()
     session.ring.clear()  # nobody goes back any more, and the report needs memory too
     result = _result(session, status, code, finite)
     if not session.ranks.is_main:
         return result
-    show_training_images(session, draw_training_images(session))
+    if pictures:
+        show_training_images(session, draw_training_images(session))
     session.log.close()
     session.log.write_due(session.progress)
-    draw_predictions(session)
+    if pictures:
+        draw_predictions(session)
     report = session.log.folder / "report.html"
     try:
         write_text(session.log.folder / "result.json", to_json(result, indent=1))

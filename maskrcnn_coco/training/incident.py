@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from maskrcnn_coco import recovery
-from maskrcnn_coco.errors import GuardStop
+from maskrcnn_coco.errors import MaskRCNNError
 from maskrcnn_coco.records import Action, Alarm, Culprit, Evidence, Finding, Incident, incident_of
 from maskrcnn_coco.training.data_fix import data_fix
 from maskrcnn_coco.training.session import Session
@@ -55,7 +55,7 @@ def note_poisoned(session: Session, path: Path, why: str) -> None:
     session.keep_incident(incident)
 
 
-def note_stop(session: Session, stop: GuardStop) -> None:
+def note_stop(session: Session, stop: MaskRCNNError) -> None:
     """An incident for a stop that no alarm led to: its own words are all that is known."""
     step = session.progress.step
     alarm = Alarm("crash", step, session.epoch_of(step), step, stop.what)

@@ -100,9 +100,11 @@ def _to_its_end(session: Session, interrupts: Interrupts) -> Result:
         run(session, interrupts)
     except GuardStop as stop:
         return finish.stopped(session, stop)
-    except (RuntimeError, MemoryError, OSError) as error:
+    except BaseException as error:
         if memory.ran_out(error):
             raise finish.out_of_memory(session, error) from error
+        if not (isinstance(error, KeyboardInterrupt) and interrupts.received):  # a second Ctrl-C: at once
+            finish.broken_off(session, error)
         raise
     if interrupts.received:
         save_now(session)
@@ -158,6 +160,12 @@ def train_epoch(session: Session, interrupts: Interrupts) -> None:
 
 def train_step(session: Session, batches: list[Any]) -> bool:
     """One planned step on its micro-batches. Returns True where the next batch must be fetched anew."""
+    again = _stepped(session, batches)
+    session.unsettled = False
+    return again
+
+
+def _stepped(session: Session, batches: list[Any]) -> bool:
     step = session.progress.step
     if session.snapshot_due(step):
         if not late_alarms.caught_up(session):

@@ -71,17 +71,42 @@ def stand_on_sound(session: Session, last: Incident) -> bool:
     Returns:
         Whether there is such a state. False leaves everything as it is.
     """
-    live, progress = session.train_state, session.progress
+    live = session.train_state
     try:
         snapshot = sound_state(live, session.ring.items, last)
     except LookupError:
         return False
     if snapshot is not None:
-        live.restore(snapshot, average=False)
-        progress.step = snapshot.step
-        progress.closed_epochs = min(progress.closed_epochs, session.epoch_of(snapshot.step))
-        progress.recall(session.history, snapshot.step)
+        _stand_on(session, snapshot)
     return True
+
+
+def stand_on_whole(session: Session) -> bool:
+    """The same for a run that something else broke off, at any point of a step: state and count belong together.
+
+    Returns:
+        Whether there is such a state. False leaves everything as it is.
+    """
+    guard, step = session.guard, session.progress.step
+    alarm = None
+    if guard.late:
+        guard.flush()
+        alarm = guard.alarm
+        step = step if alarm is None else alarm.step
+    if alarm is not None or session.unsettled or not session.train_state.is_sound():
+        snapshot = session.ring.newest(before_step=step + 1)
+        if snapshot is None:
+            return False
+        _stand_on(session, snapshot)
+    return True
+
+
+def _stand_on(session: Session, snapshot: Snapshot) -> None:
+    progress = session.progress
+    session.train_state.restore(snapshot)
+    progress.step = snapshot.step
+    progress.closed_epochs = min(progress.closed_epochs, session.epoch_of(snapshot.step))
+    progress.recall(session.history, snapshot.step)
 
 
 def reload(session: Session, alarm: Alarm, checkpoint: str | None = None) -> int:

@@ -95,6 +95,8 @@ class Session:
     last_save: float = field(default_factory=time.monotonic)
     left_out: set[str] = field(default_factory=set)
     """What evaluations could not use, in sentences that were said."""
+    unsettled: bool = False
+    """A step has changed the state, and is not counted yet: the two do not belong together."""
     saved_step: int = -1
     """The step of the newest state handed to the saver."""
     lock: ExitStack = field(default_factory=ExitStack)
@@ -188,7 +190,11 @@ class Session:
             self.watch.batch(self.model, [(b.images, b.targets) for b in batches])
         lr, ids = self.set_lr(step), [i for batch in batches for i in batch.image_ids]
         forward, epoch = self.forward.begin(step), self.epoch_of(step)
-        record = self.guard.step(forward, batches, ids, step=step, epoch=epoch, micro_batches=True)
+        try:
+            record = self.guard.step(forward, batches, ids, step=step, epoch=epoch, micro_batches=True)
+        finally:
+            self.unsettled = self.guard.applying
+        self.unsettled = True
         if not self.guard.late:
             record.lr = self.guard.instruments.rates()  # as the step had them: a hook may have set others than the plan
         keys, settings = [batch.keys for batch in batches], settings_of(self.optimizer.param_groups)

@@ -45,10 +45,10 @@ class TrainState:
             host=is_short(self.device, state_bytes(self.model, self.optimizer)),
         )
 
-    def restore(self, snapshot: Snapshot, *, average: bool = True) -> None:
-        """Put ``snapshot`` back; with ``average`` the averaged weights too, as they were then."""
+    def restore(self, snapshot: Snapshot) -> None:
+        """Put ``snapshot`` back; the averaged weights too, as they were then."""
         restore(snapshot, self.model, self.optimizer, self.scaler, guard=self.guard)
-        if average and self.ema is not None:
+        if self.ema is not None:
             self.ema.go_back(snapshot.step, self.model)
 
     def load(self, state: dict[str, Any], source: str, expected: str) -> None:
