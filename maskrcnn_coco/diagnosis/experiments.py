@@ -89,11 +89,11 @@ class Experiments:
 
     def _scan_state(self, model: nn.Module, names: list[str]) -> None:
         f, case = self.facts, self.case
-        meant = set(case.settings.get("by_design") or ())  # buffers of -inf or NaN that were so from the start
+        # Buffers of -inf or NaN, and weights of zero, that were so from the start.
+        meant = {*(case.settings.get("by_design") or ()), *scan_state.began_at_zero(case)}
         f.state = [s for s in scan_state.scan_state(case.now, model, names, component_of) if s.name not in meant]
         self.by_optimizer.last_possible(self.lr.healthy)
-        if f.earlier_steps:
-            # What became so between two steps is a question for replays: TRANSIENT, if one weight alone did.
+        if f.earlier_steps:  # what became so between two steps is a question for replays: TRANSIENT, if one alone did
             f.state = [s for s in f.state if not s.enormous]
         if f.measured.get("by_update"):
             f.state += scan_state.lost_eps(case.now, names)

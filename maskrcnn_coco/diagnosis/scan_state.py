@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maskrcnn_coco.components import component_of, forgets_squares, is_possible
 from maskrcnn_coco.diagnosis.facts import StateFault
+from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.snapshot import Snapshot
 from maskrcnn_coco.replay.state import nonfinite_names
 
@@ -68,6 +69,18 @@ def _zeroed(snapshot: Snapshot, parameters: set[str], owner: Callable[[str], str
     kernels = [n for n in parameters if n in snapshot.model and snapshot.model[n].ndim >= 2]
     zero = sorted(n for n in kernels if snapshot.model[n].numel() and not snapshot.model[n].any())
     return [_fault("parameter", n, "every value is zero", owner, certain=False) for n in zero]
+
+
+def began_at_zero(case: Case) -> list[str]:
+    """Weights that are zero and were so in each older state: thin matrices, tables and last layers begin so by design.
+
+    None where a file was loaded, which may have been written so.
+    """
+    if case.settings.get("resume_path") is not None:
+        return []
+    older = [s.model for s in case.earlier]
+    zero = [n for n, t in case.now.model.items() if t.ndim >= 2 and t.numel() and not t.any()]
+    return [n for n in zero if all(n in m and not m[n].any() for m in older)]
 
 
 def _is_norm(module: nn.Module) -> bool:

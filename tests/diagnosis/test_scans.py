@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from maskrcnn_coco.components import component_of
 from maskrcnn_coco.data.batch import Batch
 from maskrcnn_coco.data.plan import SampleKey
 from maskrcnn_coco.diagnosis.scan_batch import scan_anchors, scan_images, scan_targets
-from maskrcnn_coco.diagnosis.scan_state import scan_state
+from maskrcnn_coco.diagnosis.scan_state import began_at_zero, scan_state
 from maskrcnn_coco.replay.snapshot import take
 
 
@@ -152,3 +153,17 @@ def test_a_zero_kernel_is_suspicious_and_not_certain():
     nn.init.zeros_(model.rpn.head.cls_logits.weight)
     (fault,) = state_of(TinyRun(model=model))
     assert (fault.component, fault.certain) == ("rpn", False)
+
+
+def test_a_weight_that_began_at_zero_is_no_suspicion_where_nothing_was_loaded():
+    run = TinyRun()
+    sound = take(run.model, run.optimizer, run.scaler, step=0, epoch=0)
+    weight = run.model.get_submodule("rpn").head.cls_logits.weight  # pyright: ignore
+    nn.init.zeros_(weight)
+    now = take(run.model, run.optimizer, run.scaler, step=1, epoch=0)
+    case = SimpleNamespace(now=now, earlier=[now], settings={})
+    assert began_at_zero(case) == ["rpn.head.cls_logits.weight"]
+    case.settings = {"resume_path": "last.pth"}
+    assert not began_at_zero(case)
+    case.settings, case.earlier = {}, [now, sound]
+    assert not began_at_zero(case)
