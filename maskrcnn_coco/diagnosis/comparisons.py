@@ -184,6 +184,24 @@ def louder(still: Outcome, bounds: tuple[float, float], reached: Outcome | None)
     return ALIKE * most[0], ALIKE * most[1]
 
 
+def above_still(still: Outcome, reached: Outcome | None, *, least: float) -> float:
+    """The mean loss half of the way, in orders of magnitude, from weights that stand still to the steps as they were.
+
+    Infinite where there is no way: those steps cost less than ``least`` times as much. Losses in between are no more
+    than what batches differ by: a model that is certain and wrong of one sample is loud without any step.
+    """
+    if reached is None or not (still.finite and reached.finite) or still.error or reached.error:
+        return math.inf
+    count = min(len(still.path), len(reached.path))
+    low, high = (mean_loss(o, count) for o in (still, reached))
+    return math.sqrt(low * high) if 0 < low * least <= high else math.inf
+
+
+def mean_loss(outcome: Outcome, count: int) -> float:
+    """Over the last ``count`` steps of a walk, in size; of the first of all no rate is to blame."""
+    return statistics.fmean([abs(loss) for _, loss, _ in outcome.path[1:][-count:]] or [abs(outcome.loss)])
+
+
 def unlearnt(outcome: Outcome, facts: Facts) -> bool | None:
     """Whether a component's own losses are above their start; None: the alarm was none that they stay there."""
     own = facts.measured.get("own")

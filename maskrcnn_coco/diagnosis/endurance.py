@@ -52,7 +52,7 @@ class Endurance:
         holds, more is lowered where more is learned so: a walk may stay bounded and be a wild one all the same.
         """
         walk, last = self.walker(start, {}, {})
-        if not last or self.spent() or self._as_before(verdict, start):
+        if not last or self.spent() or self.as_before(verdict, start):
             return
         named = verdict.components
         tried: list[tuple[bool, list[str], float]] = []
@@ -98,7 +98,7 @@ class Endurance:
                 return
             verdict.holds, best = verdict.holds * LOWER, lost
 
-    def _as_before(self, verdict: LrVerdict, start: Snapshot) -> bool:
+    def as_before(self, verdict: LrVerdict, start: Snapshot) -> bool:
         """Whether rates that leapt need only be no higher than before: then nothing else is lowered, nor for longer.
 
         All that leapt: what a slip of the schedule raised along with those to blame may do its harm later.

@@ -10,12 +10,14 @@ from itertools import cycle, islice
 from torch import nn
 
 from maskrcnn_coco.diagnosis.comparisons import (
+    above_still,
     astray,
     between,
     compare_first,
     differences,
     drift,
     louder,
+    mean_loss,
     unlearnt,
     weight_now,
 )
@@ -40,6 +42,9 @@ LR_GAP = 15.0
 """The same for learning rates; heads at ten times the backbone's rate are usual."""
 LAP = 8
 """Steps that a repaired walk is taken past the failing one."""
+STAYS, RISES = 1.05, 3.0
+"""Times what weights that stand still cost that the steps as they were have to, where weights were thrown and the loss
+stays where it began, and else."""
 FURTHER = 0.01
 """What the component that moved most is lowered by before one that hardly moved is named."""
 USUAL = 0.7
@@ -53,6 +58,10 @@ class LrExperiments:
         self.case, self.replay, self.facts = case, replay, facts
         self.healthy: Snapshot | None = None
         self._still = (0.0, 0.0)
+        self._stand: dict[int, Outcome] = {}
+        self._halfway = math.inf
+        """The mean loss of a walk that is taken for bounded at most, where losses and norms of single steps tell
+        nothing."""
 
     def retrace(self) -> None:
         f = self.facts
@@ -89,10 +98,33 @@ class LrExperiments:
                 return
 
     def lr(self) -> None:
-        """From the newest healthy state; from an older one too where the answer is none, or doubtful."""
-        f = self.facts
-        first = self._start()
+        """From the newest healthy state; from an older one too where the answer is none, or doubtful.
+
+        Where single steps do not tell, by what all of them cost together; from further back than else if need be.
+        """
+        f, first = self.facts, self._start()
         older = [s for s in self.walkable() if first and s.step <= first.step]
+        self._lr(older)
+        if first is None or f.own_leap or f.healthy_retrace() or "own" in f.measured:
+            return
+        for start in [first, *(s for s in self.walkable(2 * WALK) if s.step < first.step)]:
+            if f.lr_verdict is not None and f.lr_verdict.sufficient:
+                return
+            if self._stays_above(start):
+                self._lr([start])
+
+    def _stays_above(self, start: Snapshot) -> bool:
+        """Whether the steps as they were cost more than weights that stand still, over the same batches."""
+        f = self.facts
+        reached = f.outcomes.get("retrace")
+        if reached is None or not reached.path or reached.path[0][0] != start.step:
+            reached = self.replay.walk(f"steps {start.step} to {f.step} taken again as they were", start)
+        self._halfway = above_still(self._stood(start), reached, least=STAYS if "moved" in f.measured else RISES)
+        return math.isfinite(self._halfway)
+
+    def _lr(self, older: list[Snapshot]) -> None:
+        """From the states ``older``, the newest first."""
+        f = self.facts
         if any(self._by_a_setting(state) for state in older):
             return
         if f.own_leap or not self.walkable():
@@ -112,7 +144,7 @@ class LrExperiments:
             if f.lr_verdict is not None and f.lr_verdict.sufficient and not f.lr_verdict.doubtful:
                 break
         if f.lr_verdict is not None and f.lr_verdict.sufficient:
-            endurance = Endurance(f, self._past, self._beside, lambda: self.replay.out_of_steps)
+            endurance = self._endurance()
             endurance.endure(f.lr_verdict, next(s for s in older if s.step == f.lr_verdict.from_step))
             endurance.nearer(f.lr_verdict, older)
             endurance.sounder(f.lr_verdict, older)
@@ -140,6 +172,11 @@ class LrExperiments:
         walk = self._walker(start, again)
         if not walk((), 1.0)[0]:
             f.lr_verdict = lr_search(walk, self._order(), start.step, factors=self._factors())
+            if f.lr_verdict.sufficient and start is not case.now:
+                self._endurance().as_before(f.lr_verdict, start)
+
+    def _endurance(self) -> Endurance:
+        return Endurance(self.facts, self._past, self._beside, lambda: self.replay.out_of_steps)
 
     def _by_a_setting(self, start: Snapshot) -> bool:
         """Whether one setting of the optimizer alone is to blame: no rate has to be lowered without it."""
@@ -243,6 +280,8 @@ class LrExperiments:
         loss, norm = self._bounds()
 
         def over(o: Outcome) -> bool:
+            if math.isfinite(self._halfway):
+                return not o.finite or (len(o.path) > 1 and mean_loss(o, len(o.path)) > self._halfway)
             own = unlearnt(o, f)  # behind a sum that says nothing
             return not o.finite or (abs(o.loss) > loss or o.grad_norm > norm if own is None else own)
 
@@ -252,7 +291,7 @@ class LrExperiments:
                 test,
                 start,
                 lr_factor=dict.fromkeys(lowered, factor),
-                stop=over,
+                stop=over if math.isinf(self._halfway) else lambda o: not o.finite,
                 beyond=beyond,
                 lr_most=lr_most,
                 settings_most=settings_most,
@@ -294,10 +333,15 @@ class LrExperiments:
         """Whether healthy weights that stand still are louder than the bounds allow; raises those, once."""
         if any(self._still):
             return False
-        test = f"steps {start.step} to {self.facts.step}, learning rate 0"
-        outcome = self.replay.walk(test, start, lr_factor=dict.fromkeys(self._order(), 0.0))
-        self._still = louder(outcome, self._bounds(), self.facts.outcomes.get("retrace"))
+        self._still = louder(self._stood(start), self._bounds(), self.facts.outcomes.get("retrace"))
         return any(self._still)
+
+    def _stood(self, start: Snapshot) -> Outcome:
+        """The batches of the walk on weights that stand still."""
+        if start.step not in self._stand:
+            test = f"steps {start.step} to {self.facts.step}, learning rate 0"
+            self._stand[start.step] = self.replay.walk(test, start, lr_factor=dict.fromkeys(self._order(), 0.0))
+        return self._stand[start.step]
 
     def _order(self) -> list[str]:
         ratio, lr = self.facts.update_ratio, self.facts.lr
@@ -314,6 +358,6 @@ class LrExperiments:
         taken = [bool(self.replay.entries(s.step)) for s in self.walkable()]
         return ({"retrace"} if taken else set()) | ({"lr"} if any(taken) else set())
 
-    def walkable(self) -> list[Snapshot]:
+    def walkable(self, most: int = WALK) -> list[Snapshot]:
         older = [s for s in self.case.earlier if s.step < self.facts.step]
-        return [s for s in older if self.facts.step - s.step <= WALK and self.replay.covers(s.step)]
+        return [s for s in older if self.facts.step - s.step <= most and self.replay.covers(s.step)]

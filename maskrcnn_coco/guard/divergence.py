@@ -6,25 +6,17 @@ A rule needs either an extreme value, or several steps in a row: a spike that fa
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import deque
 from statistics import median
 from typing import Any
 
+from maskrcnn_coco.guard.rows import CALM, STAYS, STREAKS, Loud, Scattered, found_in
 from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.guard.window import WINDOW, Window
 
 CALIBRATION = 5
 """Healthy steps that make the first reference."""
-CALM = 3.0
-"""A step up to this many times the reference is healthy, and teaches the reference."""
-STREAKS = ((3, 30.0), (6, 8.0))
-"""(steps in a row, times the reference) that make an alarm. Early noise and single hard batches stay far below."""
-RAMP_STEPS, RAMP_LOSS, RAMP_NORM = 10, 5.0, 5.0
-"""Steps in a row with loss and gradient both this many times healthy: slower than a streak, but both rise together."""
-DOUBLINGS, DOUBLED = 3, 10.0
-"""Doublings in a row that end above this many times the reference: exponential growth, the signature of divergence."""
 ABSURD = 1e6
 """A detector's first loss above this is no start; nothing healthy is known yet to compare it with.
 
@@ -41,11 +33,6 @@ Healthy detectors start below 20; a run that is wild from its first update must 
 """
 WILD_MOVED = 3.0
 """Weights that may have moved by this many times their norm since the start make a loss wild whatever its size."""
-THROWN, AFTERWARDS, STAYS = 100.0, 6, 5.0
-"""A loss this many times healthy after which so many steps in a row stay above that: it does not fall back by itself.
-
-Clipped gradients move nothing any more from where one step at an absurd rate has thrown the weights.
-"""
 HURLED = 0.3
 """A step that moved a component's weights by this share of their norm; healthy ones stay below 0.12. After it
 so many steps above `CALM` as after a loss that was thrown are no noise: a rate was absurd for a step or two, and the
@@ -72,9 +59,8 @@ BESIDE_TAILS = 1e-3
 HABIT = 3
 """So many losses of one size among the last `WINDOW`, each followed by calm ones, are a habit of the run: rewards that
 are rare, a task that comes now and then. By chance several come in a row."""
-PROBATION, RELAPSE = 30, ((2, 8.0), (1, 15.0))
-"""For so many steps after a rate was lowered what diverged once is believed sooner: (steps in a row, times the
-reference), the gradient as far above its own. It was shown to hold over a few steps, not over all that may come."""
+PROBATION = 30
+"""For so many steps after a rate was lowered what diverged once is believed sooner; see `RELAPSE`."""
 FLOOR = 0.3
 """The reference never falls below this share of the first losses: a model that fits its data may spike back to them."""
 
@@ -112,12 +98,13 @@ class Divergence:
         """(how many, their median) of the first losses and norms."""
         self._reference = -1.0
         self._norm_reference = -1.0
-        self._recent: deque[tuple[int, float, float, float]] = deque(maxlen=WINDOW)
+        self._recent: deque[Loud] = deque(maxlen=WINDOW)
         self._peak = self._survived = 0.0
         """The largest loss applied since the last calm one, and of those that a calm one followed."""
         self._taken = 0
         self._falls_back: deque[tuple[int, float]] = deque(maxlen=WINDOW)
         """(number of the applied step, largest loss) of each time that a calm loss followed others."""
+        self._scattered = Scattered()
 
     @property
     def reference(self) -> float:
@@ -154,11 +141,12 @@ class Divergence:
         r_loss, r_norm = self._ratios(loss, norm)
         self._recent.append((step, loss, r_loss, r_norm))
         why = self._single(loss, r_loss, r_norm, fits) or self._component(norm, groups)
-        row = None if why or self._usual(loss, r_loss) else self._row(r_loss, r_norm)
+        row = None if why else self._row(loss, r_loss, r_norm)
         if why is None and row is None:
             return None
-        why = why or row
         onset = self._onset()
+        if row is not None:
+            why, onset = row[0], onset if row[1] is None else row[1]
         measured = {
             "loss": loss,
             "loss_reference": self.reference,
@@ -171,7 +159,7 @@ class Divergence:
             return Verdict("diverged", f"the first loss is {loss:.4g}: {why}", measured, onset)
         text = f"loss {loss:.4g}, {r_loss:.3g} times the healthy {self.reference:.3g}; {why}; it began at step {onset}"
         if row is not None:
-            measured["row"] = row
+            measured["row"] = why
         if row is not None and self.once:
             self._level, self._stays = max(self._level, median([r for _, _, r, _ in self._recent][-STREAKS[0][0] :])), 0
         self._recent.clear()
@@ -203,7 +191,7 @@ class Divergence:
             rates: the learning rates that it was taken at.
         """
         far = moved if far is None else far
-        r_loss, _ = self._ratios(loss, norm)
+        r_loss, r_norm = self._ratios(loss, norm)
         wild, self._moved = self._moved > WILD_MOVED, self._moved + (moved if math.isfinite(moved) else 0.0)
         known = len(self._first) >= CALIBRATION
         rise = self._rise(rates or {}) if known and far > SHOVED else 0.0
@@ -212,16 +200,19 @@ class Divergence:
         if hurled and self._recent:
             self._hurled, self._leapt = (self._recent[-1][0], far), max(rise, self._leapt)
         self._rates.append(rates or {})
+        self._taken += 1
         # A step without loss or gradient (an empty batch) says nothing about healthy ones.
         if not (math.isfinite(loss) and math.isfinite(norm)) or loss == 0 or norm == 0:
             return
         size = abs(loss)
         self._enormous = size > self.absurd and (self._enormous or not self._first)
-        self._taken += 1
         self._probation = max(0, self._probation - 1)
         judged = known or (self._hurled is not None and self._first)  # what follows thrown weights is no start
         if r_loss > CALM if judged else r_loss > WILD_RATIO and (size > WILD_LOSS or wild):
             self._peak = max(self._peak, size)
+            self._scattered.accept(
+                self._taken, self._recent[-1][0] if self._recent else 0, size, r_loss / self._level, r_norm
+            )
             self._stay(groups)
             return
         if not hurled:
@@ -273,6 +264,7 @@ class Divergence:
         self._best *= factor
         self._survived *= factor
         self._falls_back.clear()
+        self._scattered.weighed_anew(factor)
         self._peak, self._level, self._enormous = 0.0, 1.0, False
         self._start = self._known = (0, 0.0)
         self._reference = self._norm_reference = -1.0
@@ -281,6 +273,7 @@ class Divergence:
     def reset(self) -> None:
         """Forget the run-up, after a rollback or a repair; what is healthy stays known."""
         self._recent.clear()
+        self._scattered.reset()
         self._level, self._hurled, self._leapt = 1.0, None, 0.0
 
     def watch(self) -> None:
@@ -300,6 +293,8 @@ class Divergence:
             "survived": self._survived,
             "probation": self._probation,
             "enormous": self._enormous,
+            "taken": self._taken,
+            "scattered": self._scattered.state_dict(self._taken),
             "falls_back": [[self._taken - at, peak] for at, peak in self._falls_back],
         }
 
@@ -313,9 +308,10 @@ class Divergence:
         self._first, self._first_norms = list(state["first"]), list(state["first_norms"])
         self._best = math.inf if state["best"] is None else state["best"]
         self._recent = deque([(int(r[0]), r[1], r[2], r[3]) for r in state["recent"]], WINDOW)
-        self._peak, self._survived, self._taken = 0.0, state.get("survived", 0.0), 0
+        self._peak, self._survived, self._taken = 0.0, state.get("survived", 0.0), state.get("taken", 0)
         self._enormous, self._probation = state.get("enormous", False), state.get("probation", 0)
-        self._falls_back = deque([(-int(ago), peak) for ago, peak in state.get("falls_back", [])], WINDOW)
+        self._scattered.load_state_dict(state.get("scattered", {}), self._taken)
+        self._falls_back = deque([(self._taken - int(ago), peak) for ago, peak in state.get("falls_back", [])], WINDOW)
 
     def _ratios(self, loss: float, norm: float) -> tuple[float, float]:
         reference, norm_reference = self.reference, self.norm_reference
@@ -323,11 +319,6 @@ class Divergence:
         r_loss = abs(loss) / reference if reference > 0 else 1.0
         # A likelihood may fall far below zero in good health; going down is a fault only if the gradient explodes too.
         return (r_loss if loss >= 0 or r_norm > STREAKS[0][1] else min(r_loss, 1.0)), r_norm
-
-    def _usual(self, loss: float, r_loss: float) -> bool:
-        """Whether no row can end with this loss: it is calm, next to nothing beside what was taken, or a habit."""
-        beside = abs(loss) <= BESIDE_TAILS * self._survived
-        return (r_loss <= CALM and bool(self._first)) or beside or self._habit(abs(loss))
 
     def _single(self, loss: float, r_loss: float, r_norm: float, fits: bool) -> str | None:
         """What is wrong with this step by itself."""
@@ -343,33 +334,15 @@ class Divergence:
         start = not self._first or self._enormous
         return "no training starts there" if start and abs(loss) > most else None
 
-    def _row(self, r_loss: float, r_norm: float) -> str | None:
-        """What is wrong with the last steps together."""
-        last = [(step, loss, r / self._level, g) for step, loss, r, g in self._recent]
-        r_loss /= self._level
-        for count, factor in STREAKS:
-            if len(last) >= count and all(r > factor for _, _, r, _ in last[-count:]):
-                return f"{count} steps in a row above {factor:g} times"
-        for count, factor in RELAPSE if self._probation else ():
-            if len(last) >= count and all(min(r, g) > factor for _, _, r, g in last[-count:]):
-                return f"{count} in a row above {factor:g} times, loss and gradient, after a rate was lowered"
-        thrown = next((i for i in range(len(last) - 1, -1, -1) if last[i][2] > THROWN), len(last))
-        after = last[thrown + 1 :]
-        if len(after) >= AFTERWARDS and all(r > STAYS for _, _, r, _ in after):
-            return f"{len(after)} steps in a row above {STAYS:g} times, since step {last[thrown][0]}"
-        if self._hurled is not None:
-            since, moved = self._hurled
-            after = [r for step, _, r, _ in last if step > since]
-            if len(after) >= AFTERWARDS and all(r > CALM for r in after):
-                far = f"since step {since} moved weights by {moved:.2g} times their norm"
-                return f"{len(after)} steps in a row above {CALM:g} times, {far}"
-        if len(last) >= RAMP_STEPS and all(r > RAMP_LOSS and g > RAMP_NORM for _, _, r, g in last[-RAMP_STEPS:]):
-            return f"loss and gradient norm high for {RAMP_STEPS} steps in a row"
-        rises = [abs(v) for _, v, _, _ in last[-DOUBLINGS - 1 :]]
-        doubled = all(b > 2 * a for a, b in itertools.pairwise(rises))
-        if len(rises) == DOUBLINGS + 1 and doubled and r_loss > DOUBLED and r_norm > 1.0 and last[-2][2] > CALM:
-            return f"loss more than doubled {DOUBLINGS} times in a row"
-        return None
+    def _row(self, loss: float, r_loss: float, r_norm: float) -> tuple[str, int | None] | None:
+        """What is wrong with the last steps together, and where it began if not with the last calm one."""
+        if (r_loss <= CALM and self._first) or abs(loss) <= BESIDE_TAILS * self._survived:
+            return None
+        scattered = self._scattered.judge(self._taken, abs(loss), r_loss / self._level, r_norm)
+        if scattered is not None or self._habit(abs(loss)):
+            return scattered
+        row = found_in(self._recent, self._level, self._hurled, relapses=self._probation > 0)
+        return None if row is None else (row, None)
 
     def _habit(self, size: float) -> bool:
         """Whether losses of this size come, and go by themselves, again and again."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
 
-from maskrcnn_coco.guard.divergence import STREAKS
+from maskrcnn_coco.guard.rows import STREAKS
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.wording import rate_flag
 

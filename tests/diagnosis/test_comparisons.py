@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from maskrcnn_coco.diagnosis.comparisons import astray, louder, unlearnt
+from maskrcnn_coco.diagnosis.comparisons import above_still, astray, louder, mean_loss, unlearnt
 from maskrcnn_coco.diagnosis.facts import Facts, Reference
 from maskrcnn_coco.replay.outcome import Outcome
 
@@ -61,3 +61,29 @@ def test_own_losses_of_a_component_are_held_against_their_start_alone():
     assert unlearnt(Outcome("a", True, losses, loss=9.6), facts) is False
     assert unlearnt(Outcome("a", True, {**losses, "loss_rpn_box_reg": 0.5}, loss=1.1), facts) is True
     assert unlearnt(Outcome("a", True, losses, loss=9.6), Facts("diverged", 12, 2, 4)) is None
+
+
+STOOD = walk(0.15, 0.1, 6.3, 0.0, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("still", "reached", "least", "wanted"),
+    [
+        (STOOD, walk(0.15, 31.0, 42.0, 113.0, 133.0), 3.0, math.sqrt(1.65 * 79.75)),
+        (STOOD, walk(0.15, 0.4, 8.0, 0.0, 2.0), 3.0, math.inf),  # what batches differ by
+        (walk(2.97, 2.99, 3.08, 2.98), walk(2.97, 3.41, 3.42, 3.41), 1.05, math.sqrt(3.0166667 * 3.4133333)),
+        (walk(2.97, 2.99, 3.08, 2.98), walk(2.97, 3.0, 3.1, 2.9), 1.05, math.inf),
+        (STOOD, None, 3.0, math.inf),
+        (STOOD, Outcome("walk", False, path=[(0, 0.1, 1.0)]), 3.0, math.inf),
+        (walk(0.0, 0.0), walk(0.0, 5.0), 3.0, math.inf),
+    ],
+)
+def test_halfway_from_weights_that_stand_still_to_the_steps_as_they_were(
+    still: Outcome, reached: Outcome | None, least: float, wanted: float
+) -> None:
+    assert above_still(still, reached, least=least) == pytest.approx(wanted)
+
+
+def test_the_loss_of_a_walk_is_that_of_its_last_steps_without_its_start():
+    assert mean_loss(walk(9.0, 1.0, 2.0, 3.0), 2) == 2.5 and mean_loss(walk(9.0, 1.0, 2.0, 3.0), 4) == 2.0
+    assert mean_loss(Outcome("one step", True, loss=-7.0, path=[(0, -7.0, 1.0)]), 4) == 7.0
