@@ -29,7 +29,7 @@ from maskrcnn_coco.guard.lowered import Lowered
 from maskrcnn_coco.guard.norms import Components, Layout
 from maskrcnn_coco.guard.sharding import Shares
 from maskrcnn_coco.guard.unlearnt import Unlearnt
-from maskrcnn_coco.guard.updates import Haste, Stall, fits_losses, of_one_size
+from maskrcnn_coco.guard.updates import Haste, Stall, fits_losses, of_one_size, shrink
 from maskrcnn_coco.guard.verdict import Looks, Verdict
 from maskrcnn_coco.records import GRAPH_ERRORS, Alarm, StepRecord
 
@@ -165,7 +165,7 @@ class Instruments:
         """Forget what is healthy: the loss means something else from here on."""
         absurd = ABSURD_OTHER if self.expected.num_classes is None else ABSURD
         self.divergence, self.stall, self.haste = Divergence(absurd, once=self.only_refuses), Stall(), Haste()
-        self.loss_weight, self.unlearnt = LossWeight(), Unlearnt()
+        self.loss_weight, self.unlearnt, self._shrink = LossWeight(), Unlearnt(), shrink(self.optimizer)
 
     def reset(self) -> None:
         """After a rollback, a load or a repair: forget the run-up, look at the whole state before the next step."""
@@ -211,7 +211,7 @@ class Instruments:
         bounded = seen.clipped or "betas" in self.optimizer.param_groups[0] or of_one_size(self.optimizer)
         bound = seen.bound if bounded or isinstance(self.optimizer, torch.optim.SGD) else {}
         first, waits = self.divergence.first_loss, self.unlearnt.waits
-        found = found or self.haste.judge(record.step, record.loss, first, bound, bounded=bounded)
+        found = found or self.haste.judge(record.step, record.loss, first, bound, bounded=bounded and not self._shrink)
         return found or (self.unlearnt.judge(record.losses, record.loss, first, bounded=bounded) if waits else None)
 
     def compared(

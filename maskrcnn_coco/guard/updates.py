@@ -180,3 +180,8 @@ def update_ratio(before: list[Tensor], layout: Layout, weights: list[float]) -> 
         torch._foreach_sub_(before, [p.detach() for p in layout.params])  # pyright: ignore[reportPrivateImportUsage]
     update = layout.totals(norms(before))
     return layout.by_component([u / max(w, 1e-30) for u, w in zip(update, weights, strict=True)])
+
+
+def shrink(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the first steps are the longest by far, at a sound rate too: they throw small weights about, for once."""
+    return isinstance(optimizer, torch.optim.Adagrad)
