@@ -97,10 +97,12 @@ def attach(
 
 
 def _refuse_what_cannot_be_replayed(found: list[torch.optim.Optimizer]) -> None:
-    """A replay takes the step of one optimizer, whose state it knows, from gradients alone."""
-    if len(found) > 1:
-        raise ConfigError("diagnose=True needs one optimizer", got=str(len(found)), fix="attach a guard to each")
-    outer = found[0]
+    """A replay takes the steps of optimizers whose state it knows, from gradients alone."""
+    for outer in found:
+        _refuse_one(outer)
+
+
+def _refuse_one(outer: torch.optim.Optimizer) -> None:
     inner = next((name for name, held in vars(outer).items() if isinstance(held, torch.optim.Optimizer)), None)
     if inner is not None:
         kinds = f"{type(outer).__name__} around {type(getattr(outer, inner)).__name__}"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from maskrcnn_coco.anywhere.samples import Key, Samples, leaves
 from maskrcnn_coco.components import component_of, plain_name
 from maskrcnn_coco.guard.forward_backward import as_terms
+from maskrcnn_coco.guard.joined import Joined
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.replay.case import Rig
 from maskrcnn_coco.replay.private_copy import around
@@ -124,7 +125,20 @@ class Groups:
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """The same optimizer for a copy of the model: same class and settings, no state."""
-        live, params = self.optimizer, dict(model.named_parameters())
+        params = dict(model.named_parameters())
+        groups = [
+            {"params": [params[n] for n in members], "component": name}
+            for members, name in zip(self.members, self.names, strict=True)
+        ]
+        if not isinstance(self.optimizer, Joined):
+            return self._private(self.optimizer, groups)
+        made: Any = Joined([])
+        for live in self.optimizer.optimizers:
+            own, groups = groups[: len(live.param_groups)], groups[len(live.param_groups) :]
+            made.optimizers.append(self._private(live, own))
+        return made
+
+    def _private(self, live: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         kind = type(live)
         if self.foreign or any(isinstance(v, torch.optim.Optimizer) for v in vars(live).values()):
             raise ValueError(f"{kind.__name__} holds parameters or an optimizer that are not the model's")
@@ -132,12 +146,8 @@ class Groups:
         made.__dict__.update({k: v for k, v in vars(live).items() if k not in ("step", "state", "param_groups")})
         made.state = defaultdict(dict)
         made.param_groups = [
-            {
-                **{k: v for k, v in group.items() if k != "params"},
-                "params": [params[n] for n in members],
-                "component": name,
-            }
-            for group, members, name in zip(live.param_groups, self.members, self.names, strict=True)
+            {**{k: v for k, v in group.items() if k != "params"}, **own}
+            for group, own in zip(live.param_groups, groups, strict=True)
         ]
         return made
 

@@ -20,8 +20,9 @@ from maskrcnn_coco.guard import forward_backward, inputs, optimizer_step
 from maskrcnn_coco.guard.blind import Blind
 from maskrcnn_coco.guard.climbs import Climbs
 from maskrcnn_coco.guard.guard import Guard
-from maskrcnn_coco.guard.hooks import Entrances, Hook, Joined, replace_step
+from maskrcnn_coco.guard.hooks import Entrances, Hook, replace_step
 from maskrcnn_coco.guard.immediate import Act, Mode
+from maskrcnn_coco.guard.joined import Joined
 from maskrcnn_coco.guard.loss_scale import OthersScale
 from maskrcnn_coco.guard.norms import Components
 from maskrcnn_coco.guard.own_gradients import OwnGradients

@@ -11,7 +11,7 @@ import functools
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -179,45 +179,3 @@ def replace_step(optimizer: torch.optim.Optimizer, stepped: Callable[..., Any]) 
             setattr(step, mark, True)
     optimizer.step = types.MethodType(step, optimizer)
     return inner
-
-
-class Joined:
-    """Several optimizers of one model, looked at as one. It is never stepped itself."""
-
-    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        self.optimizers = list(optimizers)
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of all, in order."""
-        return [group for o in self.optimizers for group in o.param_groups]
-
-    @property
-    def state(self) -> _State:
-        """Parameter → its optimizer's state of it."""
-        return _State(self.optimizers)
-
-
-class _State:
-    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
-        self._states = [o.state for o in optimizers]
-
-    def _holder(self, key: Any) -> Any:
-        return next((s for s in self._states if key in s), None)
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        holder = self._holder(key)
-        return default if holder is None else holder[key]
-
-    def __getitem__(self, key: Any) -> Any:
-        holder = self._holder(key)
-        if holder is None:
-            raise KeyError(key)
-        return holder[key]
-
-    def __contains__(self, key: Any) -> bool:
-        return self._holder(key) is not None
-
-    def pop(self, key: Any, default: Any = None) -> Any:
-        holder = self._holder(key)
-        return default if holder is None else holder.pop(key)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.components import TIMES, is_possible, real, times_of
+from maskrcnn_coco.guard.joined import Joined
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,8 +57,11 @@ def lower_settings(optimizer: torch.optim.Optimizer, most: Mapping[str, float]) 
         group.update({k: min(group[k], v) for k, v in most.items() if group.get(k) is not None})
 
 
-def begin_anew(optimizer: torch.optim.Optimizer) -> bool:
+def begin_anew(optimizer: torch.optim.Optimizer | Joined) -> bool:
     """Have one of torch's own forget what it remembers of former steps; whether that can be done."""
+    if isinstance(optimizer, Joined):
+        begun = [begin_anew(part) for part in optimizer.optimizers]
+        return all(begun)
     if not type(optimizer).__module__.startswith("torch.optim") or isinstance(optimizer, torch.optim.LBFGS):
         return False
     if not isinstance(optimizer, torch.optim.Adagrad):  # the one that makes its state before its first step
