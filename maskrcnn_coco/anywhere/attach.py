@@ -70,8 +70,8 @@ def attach(
         ``rollback()``.
 
     Raises:
-        ConfigError: no optimizer, no trainable parameters, or parameters that are shards; with ``diagnose`` also an
-            optimizer that needs a closure (LBFGS) or steps another one, as no step of it can be taken again.
+        ConfigError: no optimizer, no trainable parameters, or parameters that are shards; with ``diagnose`` also one
+            that needs a closure (LBFGS) or steps another one (neither can be taken again), and several that share any.
     """
     found = _optimizers(optimizer)
     refuse_other(model, found[0], mode)
@@ -100,6 +100,12 @@ def _refuse_what_cannot_be_replayed(found: list[torch.optim.Optimizer]) -> None:
     """A replay takes the steps of optimizers whose state it knows, from gradients alone."""
     for outer in found:
         _refuse_one(outer)
+    parameters = [id(p) for o in found for group in o.param_groups for p in group["params"]]
+    shared = len(parameters) - len(set(parameters))
+    if shared and len(found) > 1:
+        text = "diagnose=True takes several optimizers that share no parameters: each steps once for one backward pass"
+        fix = "attach a guard to each, with the part of the model that it trains"
+        raise ConfigError(text, got=f"{shared} parameters in more than one of the {len(found)} optimizers", fix=fix)
 
 
 def _refuse_one(outer: torch.optim.Optimizer) -> None:
