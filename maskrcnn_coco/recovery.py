@@ -297,6 +297,8 @@ def _restore(top: Finding, history: History, budgets: Budgets) -> Action:
         return Action("rollback", {"to_step": history.step, "usual": usual})
     if len(same) >= budgets.max_retries:
         return Action("stop", {"why": f"the state is bad again after {len(same)} roll-backs: {top.fix}"})
+    if top.detail.get("state_anew"):
+        return Action("rollback", {"to_step": history.step, "state_anew": True})
     if top.cause == "NORM_STATE" and top.detail.get("at_load"):
         return Action("stop", {"why": f"the model was built this way: {top.fix}"})
     if top.detail.get("only_file"):

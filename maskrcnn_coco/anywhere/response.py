@@ -334,6 +334,9 @@ class AlarmResponder:
             return action, back
         elif "usual" in detail:  # the step was refused or undone: the state is sound as it is
             self.guard.instruments.lowered.usual.update(detail["usual"])
+        elif "state_anew" in detail and begin_anew(self.guard.optimizer):
+            self.ring.clear()  # states of before hold what was found
+            self.guard.reset(self.guard.next_step)
         elif action.kind in ("rollback", "reload"):
             if detail.get("older_only"):
                 self.ring.drop_after(int(detail["to_step"]))

@@ -16,6 +16,9 @@ NO_HISTORY_LOSS = 100.0
 ALIKE = 2.0
 """A loss that is no more than so many times the one of older weights is not these weights' doing."""
 
+NO_STATE = "an empty optimizer state"
+"""What an update is tried with where no older state of the optimizer is kept, or none is sound."""
+
 
 def loss_factor(usual: float, count: int, reached: float | None) -> float:
     """How many times the ``usual`` loss is too far; more where only one or two steps are known of it.

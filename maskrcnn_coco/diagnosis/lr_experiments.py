@@ -126,6 +126,7 @@ class LrExperiments:
         """From the states ``older``, the newest first."""
         f = self.facts
         if any(self._by_a_setting(state) for state in older):
+            self._before_it_was_set(older)
             return
         if f.own_leap or not self.walkable():
             self._refused_update()
@@ -196,6 +197,19 @@ class LrExperiments:
                 f.lr_verdict.settings = {name: most}
                 return True
         return False
+
+    def _before_it_was_set(self, older: Sequence[Snapshot]) -> None:
+        """Go back to a state of before the setting was changed, where one is kept: what it did is in the newer ones.
+
+        That the steps hold without it is proved from a newer one; that one it never touched asks for no other proof.
+        """
+        verdict = self.facts.lr_verdict
+        assert verdict is not None
+        groups = [str(g.get("component", "")) for g in self.replay.optimizer.param_groups]
+        entries = [(e.step, e.lr, e.settings) for e in self.replay.entries(older[-1].step) if e.settings is not None]
+        absurd = (n for n, lr, kept in entries if any(beyond_sense(s, [(lr, kept)], groups) for s in verdict.settings))
+        first = next(absurd, verdict.from_step)
+        verdict.back_to = next((s.step for s in older if s.step <= min(first, verdict.from_step - 1)), None)
 
     def _expected(self, start: Snapshot, order: Sequence[str], verdict: LrVerdict) -> LrVerdict:
         """The component that moved most, lowered further, before one that hardly moved is named."""

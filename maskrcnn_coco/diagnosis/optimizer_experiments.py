@@ -9,6 +9,7 @@ import torch
 
 from maskrcnn_coco.components import is_possible
 from maskrcnn_coco.diagnosis.facts import LEAP, Facts, StateFault
+from maskrcnn_coco.diagnosis.limits import NO_STATE
 from maskrcnn_coco.replay.replay import Replay
 from maskrcnn_coco.replay.snapshot import Snapshot
 
@@ -37,7 +38,7 @@ class OptimizerExperiments:
         """The update with the optimizer's state of some steps before, then with none at all, until one is sound."""
         f = self.facts
         tries = [(f"optimizer state of step {healthy.step}", healthy)] if healthy is not None else []
-        for what, snapshot in [*tries, ("an empty optimizer state", None)]:
+        for what, snapshot in [*tries, (NO_STATE, None)]:
             test = f"same batch, same weights, {what}, and the update"
             f.outcomes["state"] = self.replay.update(test, f.lr, snapshot, empty=snapshot is None)
             if f.state_to_blame():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from maskrcnn_coco import recovery
@@ -35,6 +36,19 @@ def compose(session: Session, alarm: Alarm, findings: list[Finding], action: Act
 
 def note_poisoned(session: Session, path: Path, why: str) -> None:
     """An incident for a checkpoint that was passed over: what was wrong and how many steps it costs."""
+    action = Action("reload", {"checkpoint": str(session.saver.folder), "to_step": session.progress.step})
+    evidence = [Evidence(f"scan: {path.name} at load", why, "POISONED_STATE")]
+    _note_file(session, path, evidence, action, f"delete {path}")
+
+
+def note_settings(session: Session, path: Path, unusable: Sequence[str]) -> None:
+    """An incident for settings of a checkpoint's optimizer that nothing learns with: the run's own were taken."""
+    evidence = [Evidence(f"scan: optimizer of {path.name} at load", what, "POISONED_STATE") for what in unusable]
+    fix = f"look for what wrote {path}: a run's own settings are taken, never a file's"
+    _note_file(session, path, evidence, Action("reload", {"checkpoint": str(path)}), fix)
+
+
+def _note_file(session: Session, path: Path, evidence: list[Evidence], action: Action, fix: str) -> None:
     step = session.progress.step
     incident = Incident(
         id=f"{len(session.progress.incidents) + 1:04d}",
@@ -45,11 +59,11 @@ def note_poisoned(session: Session, path: Path, why: str) -> None:
         cause="POISONED_STATE",
         confidence=1.0,
         culprit=Culprit(checkpoint=str(path)),
-        evidence=[Evidence(f"scan: {path.name} at load", why, "POISONED_STATE")],
-        action=Action("reload", {"checkpoint": str(session.saver.folder), "to_step": step}),
+        evidence=evidence,
+        action=action,
         outcome="recovered",
         lost_steps=0,
-        fix=f"delete {path}",
+        fix=fix,
         explain="maskrcnn-coco explain POISONED_STATE",
     )
     session.keep_incident(incident)

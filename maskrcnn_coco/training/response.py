@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from maskrcnn_coco import recovery
 from maskrcnn_coco.diagnosis.investigate import BUDGET_STEPS, TEAM_STEPS, investigate
 from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import GuardStop, MaskRCNNError
+from maskrcnn_coco.model.optim import zero_state
 from maskrcnn_coco.records import (
     PROVED,
     Action,
@@ -24,7 +27,7 @@ from maskrcnn_coco.records import (
     record_from,
 )
 from maskrcnn_coco.replay.case import Case
-from maskrcnn_coco.replay.optimizer import lower_settings
+from maskrcnn_coco.replay.optimizer import begin_anew, lower_settings
 from maskrcnn_coco.system.backends import run_eagerly, use_fused_attention, use_libraries
 from maskrcnn_coco.system.precision import keep_fp32
 from maskrcnn_coco.training.augmentation_counts import pasted_evidence
@@ -161,6 +164,11 @@ def act(session: Session, alarm: Alarm, action: Action, incident: Incident) -> i
             session.progress.usual |= detail["usual"]
             put_in_force(session.progress, session.train_state, session.plan, session.train_source)
             return alarm.step
+        case "rollback" if "state_anew" in detail:
+            forget(session.optimizer)
+            session.ring.clear()  # states of before hold what was found
+            session.guard.reset(alarm.step)
+            return alarm.step
         case "rollback" if "redraw" in detail:
             session.draw_anew(detail["redraw"])
             return alarm.step
@@ -186,6 +194,18 @@ def act(session: Session, alarm: Alarm, action: Action, incident: Incident) -> i
             return reload(session, alarm, detail.get("checkpoint"))
         case _:
             raise GuardStop(f"no such action: {action.kind}")
+
+
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Have the optimizer begin anew with the weights as they are.
+
+    Raises:
+        GuardStop: what it remembers is known to itself alone.
+    """
+    if not begin_anew(optimizer):
+        raise GuardStop("the optimizer's state is bad, and no older one is kept", fix="load a state that fits")
+    if isinstance(optimizer, (torch.optim.SGD, torch.optim.AdamW)):
+        zero_state(optimizer)
 
 
 def change_precision(session: Session, alarm: Alarm, detail: dict[str, Any]) -> int:

@@ -22,7 +22,7 @@ from maskrcnn_coco.records import StepRecord, record_from
 from maskrcnn_coco.report.incident_files import read_incidents, set_aside
 from maskrcnn_coco.report.metrics_file import METRICS, last_steps
 from maskrcnn_coco.training.continuity import changed_settings, convert_plan, inexact
-from maskrcnn_coco.training.incident import note_poisoned
+from maskrcnn_coco.training.incident import note_poisoned, note_settings
 from maskrcnn_coco.training.rollback import load_state
 from maskrcnn_coco.training.session import KEPT_RECORDS, Session
 from maskrcnn_coco.wording import listed
@@ -214,7 +214,7 @@ def restore_run(session: Session, found: Found, *, dry_run: bool = False) -> Non
         CheckpointError: the checkpoint is of another model or has another optimizer.
     """
     assert found.state is not None
-    load_state(session, found.state, str(found.path))
+    unusable = load_state(session, found.state, str(found.path))
     session.changed_in_file = found.changed
     before = session.progress.step
     if not dry_run:
@@ -242,6 +242,8 @@ def restore_run(session: Session, found: Found, *, dry_run: bool = False) -> Non
         session.console.warn(f"all steps of {limit} {now} are done, nothing is left to train; to go on, raise {limit}")
     for path, why in found.skipped if not dry_run else ():
         note_poisoned(session, path, why)
+    if unusable and not dry_run and found.path is not None:
+        note_settings(session, found.path, unusable)
 
 
 def settle_folder(session: Session, found: Found) -> None:

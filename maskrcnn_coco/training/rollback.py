@@ -17,6 +17,7 @@ from maskrcnn_coco.replay.snapshot import Snapshot
 from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system.backends import run_eagerly, use_fused_attention, use_libraries
 from maskrcnn_coco.system.precision import keep_fp32
+from maskrcnn_coco.training.own_settings import put_own
 from maskrcnn_coco.training.progress import Progress
 from maskrcnn_coco.training.session import Session
 from maskrcnn_coco.training.train_state import TrainState
@@ -169,16 +170,22 @@ def older_files(folder: str, before_step: int) -> Iterator[tuple[str, Snapshot]]
             yield str(path), held
 
 
-def load_state(session: Session, state: dict[str, Any], source: str) -> None:
-    """Weights, optimizer, scaler, guard and progress of ``state`` into the session."""
+def load_state(session: Session, state: dict[str, Any], source: str) -> list[str]:
+    """Weights, optimizer, scaler, guard and progress of ``state`` into the session.
+
+    Returns:
+        The settings of its optimizer that nothing learns with; none of its settings is taken.
+    """
     config, live = session.config, session.train_state
     live.load(state, source, f"{config.model}, {session.data.num_classes - 1} classes, {config.optimizer}")
+    unusable = put_own(session)
     loop = dict(state["loop"])
     # Checkpoints of before this was counted were written after the epoch's end, or within an epoch.
     loop.setdefault("closed_epochs", loop.pop("epoch", 0))
     session.progress = Progress(**loop)
     session.resumed_from, session.changed_in_file = source, []
     put_in_force(session.progress, live, session.plan, session.train_source)
+    return unusable
 
 
 def put_in_force(decided: Progress, live: TrainState, plan: Plan, source: CocoDataset | UserData) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import nn
@@ -88,6 +89,8 @@ class Session:
     """The checkpoint that the state came from."""
     changed_in_file: list[str] = field(default_factory=list)
     """Its tensors that somebody changed since the run saved it."""
+    own_settings: list[dict[str, Any]] = field(init=False)
+    """What each group of the optimizer was made with, beside its rate."""
     max_steps: int | None = None
     doubt: Alarm | None = None
     """An alarm that came late, whose step is about to be taken again."""
@@ -100,6 +103,9 @@ class Session:
     saved_step: int = -1
     """The step of the newest state handed to the saver."""
     lock: ExitStack = field(default_factory=ExitStack)
+
+    def __post_init__(self) -> None:
+        self.own_settings = settings_of(self.optimizer.param_groups)
 
     def __enter__(self) -> Session:
         return self

@@ -188,6 +188,22 @@ def test_a_momentum_above_1_is_lowered_from_before_it_took_hold_and_no_rate_is()
     assert (action.kind, action.detail["factor"], action.detail["momentum"]) == ("lower_lr", 1.0, 0.9)
 
 
+def test_a_momentum_that_somebody_sets_under_way_is_gone_back_from_to_before_it_was_set():
+    """A newer state holds too, and what the momentum did until then is in it."""
+
+    def hook(run, step):
+        if step >= 6:
+            for group in run.optimizer.param_groups:
+                group["momentum"] = 1.4
+
+    case = TinyRun(lr=dict.fromkeys(rates(), 0.02), before_step=hook, max_grad_norm=0).until_alarm()
+    assert any(6 < s.step < case.alarm.step for s in case.earlier)
+    top = investigate(case)[0]
+    assert top.cause == "LR_TOO_HIGH" and "['momentum']" in top.fix and top.detail["momentum"] == 0.9
+    action = decide([top], History(step=case.alarm.step, images=24))
+    assert action.detail["to_step"] <= 6 and action.detail["momentum"] == 0.9
+
+
 def test_what_only_the_guard_s_input_check_saw_is_named_too():
     def lose_a_mask(step, batch):
         for position, key in enumerate(batch.keys):

@@ -142,6 +142,8 @@ def fix_of(facts: Facts, verdict: LrVerdict) -> str:
     decay = _value(s, "weight_decay", 0.0)
     if decay * max([lr, *facts.lr.values()]) > 0.5:
         return "--weight-decay 0.0001"
+    for name in verdict.settings:  # of the run's own flags it is none
+        return f"look for what sets the {name.replace('_', ' ')} between steps: optimizer.param_groups[...]['{name}']"
     named = {*verdict.components, *verdict.also}
     flags = []
     if "backbone" in named or not named & {"rpn", "box_head", "mask_head"}:

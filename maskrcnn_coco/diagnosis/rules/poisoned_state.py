@@ -18,8 +18,8 @@ How it is proved: weights, buffers, optimizer state, learning rates and loss sca
   and the first that makes such numbers is named with its line. What a script keeps beside its model (a hidden
   state, a running mean) is met by an op outside of all modules, and batches fail on it that were sound before.
 What the guard does: goes back to the newest verified state, in memory first, then on disk, and says what was
-  lost. A setting that was proved wrong has its default from then on. In a loop of one's own that keeps no older
-  state, an optimizer whose memory alone is bad begins anew.
+  lost. A setting that was proved wrong has its default from then on. An optimizer whose memory alone is bad begins anew
+  where no older state of it is kept, or none is sound.
 How to fix it: `--resume auto` takes the newest intact checkpoint; never save state in half precision.
 """
 
@@ -28,6 +28,7 @@ from __future__ import annotations
 from typing import Any
 
 from maskrcnn_coco.diagnosis.facts import Facts, OlderFile, StateFault
+from maskrcnn_coco.diagnosis.limits import NO_STATE
 from maskrcnn_coco.diagnosis.rules.common import spoilt_beside
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
@@ -127,6 +128,8 @@ def _by_update(facts: Facts) -> Finding:
     culprit = Culprit(component=facts.measured.get("component"), checkpoint=facts.settings.get("resume_path"))
     fix = "look for what writes into optimizer.state between steps" if names else "load optimizer state that fits"
     detail = {"entries": [f"optimizer {n}" for n in names[:50]], "at_load": False, "to_step": facts.step - 1}
+    if NO_STATE in facts.outcomes["state"].test:
+        detail["state_anew"] = True  # no older one is kept, or none is sound: the weights are, and this one is not
     # What it went back to is a state of its own: the steps from there on may have made it what it is (Rprop's).
     confidence = 0.97 if names or not facts.settings.get("went_back") else 0.7
     return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)
