@@ -175,7 +175,7 @@ class Attached(Guard):
         act = self._act
         if act is None or act.done is not None or act.certain:
             return
-        loss = forward_backward.loss_in(out)
+        loss = forward_backward.loss_in(out, act.through)
         if loss is not None:
             act.seen.append(loss)
 
@@ -269,7 +269,8 @@ class Attached(Guard):
         bad = [i for i, v in enumerate(values) if not math.isfinite(v)]
         rest, first = (values[bad[-1] + 1 :], bad[0]) if bad else ([], None)
         later = sum(rest) / len(rest) if rest else math.nan
-        return forward_backward.Pass({"loss": mean}, micro_batch=first, certain=act.certain, later=later)
+        certain = act.certain or (act.trained and len(bad) == len(values))
+        return forward_backward.Pass({"loss": mean}, micro_batch=first, certain=certain, later=later)
 
     @property
     def _optimizers(self) -> list[torch.optim.Optimizer]:

@@ -246,16 +246,26 @@ def _reaches(term: Tensor, layout: Layout) -> bool:
     return any(g is not None and bool((g != 0).any()) for g in dense)
 
 
-def loss_in(out: Any) -> Tensor | None:
-    """The loss in what a model returned, where it is plain to see; detached, not read. None: made elsewhere."""
+def loss_in(out: Any, trained: Callable[[Tensor], None] | None = None) -> Tensor | None:
+    """The loss in what a model returned, where it is plain to see; detached, not read. None: made elsewhere.
+
+    ``trained`` is called where a backward pass comes through it, with the gradient.
+    """
     if isinstance(out, Tensor):
-        return total({"loss": out}) if out.numel() == 1 and out.requires_grad else None
+        if out.numel() != 1 or not out.requires_grad:
+            return None
+        if trained is not None:
+            out.register_hook(trained)
+        return total({"loss": out})
     try:
         terms = as_terms(out)
     except (ConfigError, TypeError, ValueError):
         return None
-    if not terms or not any(t.requires_grad and t.numel() == 1 for t in terms.values()):
+    own = next((t for t in terms.values() if t.requires_grad and t.numel() == 1), None)
+    if own is None:
         return None
+    if trained is not None:
+        own.register_hook(trained)
     return total(terms)
 
 

@@ -48,13 +48,18 @@ class Act:
         self.foreign: list[nn.Parameter] = []
         self.shared: Verdict | None = None
         self.seen: list[torch.Tensor] = []
-        self.certain = False
+        self.certain = self.trained = False
+        """Whether the loop showed the loss; whether its backward pass came through the one that the model gave."""
         self.own_loss = 0.0
         self.copies: list[torch.Tensor] = []
         self.due = self.watched = False
         self.over = self.overflow = False
         self.foreign_state = False
         """Somebody changed the optimizer's state since the last step, here or in another process."""
+
+    def through(self, _: torch.Tensor) -> None:
+        """A backward pass came through the model's loss, which is what it trains on, or a part of that."""
+        self.trained = True
 
 
 def undo_pass(parts: Instruments) -> None:

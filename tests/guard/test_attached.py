@@ -488,3 +488,29 @@ def test_a_loss_that_is_not_seen_is_asked_for_once(shown: bool, told: int) -> No
             (guard.see(loss) if shown else loss).backward()
             optimizer.step()
     assert sum("guard.see(loss)" in str(w.message) for w in said) == told
+
+
+class GivesLoss(nn.Module):
+    """Gives its loss: half of it is a logarithm of less than 0, whose gradient is finite all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.matrix = net(), nn.Parameter(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"loss": F.cross_entropy(self.net(x), y) - self.matrix.logdet()}
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_loss_of_the_models_own_that_is_none_is_refused_where_it_is_trained_on(used: bool) -> None:
+    model = GivesLoss()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    guard = attach(model, optimizer, say=False)
+    optimizer.zero_grad()
+    given = model(*data())["loss"]
+    loss = given if used else model.net(data()[0]).square().mean()
+    loss.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    optimizer.step()
+    assert guard.refused is used
+    assert [a.symptom for a in guard.alarms] == (["loss_nonfinite"] if used else [])
