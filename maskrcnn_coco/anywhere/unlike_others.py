@@ -16,6 +16,9 @@ from maskrcnn_coco.records import Alarm, Culprit, Evidence, Finding
 FAR = 100.0
 """A sample whose largest value is this many times that of every other one kept is out of scale."""
 
+LOST = 1e6
+"""This many times is a number of no unit that anybody mixes up: garbage, or a value that stands for none."""
+
 BEYOND, RUN_UP = 10.0, 10
 """The same of whole numbers; and how many steps before an alarm are looked at for such a sample."""
 
@@ -43,7 +46,7 @@ def named(finding: Finding, alarm: Alarm, kept: Kept, *, first: bool = True) -> 
         return finding
     if not finding.culprit.image_ids:
         alone = first and finding.cause != "LOSS_MATH" and alarm.symptom not in ("optimizer_nonfinite", "stalled")
-        return _lone(finding, batches, kept.others(alarm.step)) if alone else finding
+        return (alone and _lone(finding, batches, kept.others(alarm.step))) or finding
     if finding.cause == "FP16_OVERFLOW" or not finding.detail.get("proved_on_healthy_weights"):
         return finding
     if guilty := _far(batches, kept.others(alarm.step), set(finding.culprit.image_ids)):
@@ -88,6 +91,11 @@ def _beside_a_rate(finding: Finding, alarm: Alarm, kept: Kept) -> Finding:
     if len(found) != 1:
         return finding
     (name, what), *_ = found.items()
+    places = [(b, [p for p, i in enumerate(b.image_ids) if i != name]) for b in kept.others(alarm.step)]
+    others = [b if len(p) == len(b) else b.subset(p) for b, p in places if p]  # it comes in every epoch
+    if lost := _lone(finding, kept.batches(alarm.step), others, by=LOST):
+        # No rate makes a step of it sound; the weights led there are none to judge the others by.
+        return replace(lost, detail={})
     evidence = [*finding.evidence, Evidence(f"scan: image {name} beside all others kept", what)]
     return replace(finding, confidence=min(finding.confidence, UNPROVED), evidence=evidence)
 
@@ -126,18 +134,18 @@ def _beyond(batches: list[Samples], others: list[Samples]) -> list[int]:
     return found
 
 
-def _lone(finding: Finding, batches: list[Samples], others: list[Samples]) -> Finding:
-    """``finding`` without a culprit: the one sample that is far out of scale, where there is one.
+def _lone(finding: Finding, batches: list[Samples], others: list[Samples], by: float = FAR) -> Finding | None:
+    """``finding`` of the one sample that is far out of scale, ``by`` so many times; None where there is not one.
 
     What overflows half precision, or a loss's exp, for its sake is no fault of theirs.
     """
-    far = _far(batches, others, {i for b in batches for i in b.image_ids})
+    far = _far(batches, others, {i for b in batches for i in b.image_ids}, by)
     if len(far) != 1:
-        return finding
+        return None
     bad = [b.subset([p for p, i in enumerate(b.image_ids) if i in far]) for b in batches if set(far) & set(b.image_ids)]
     what = _out_of_scale(bad, others)
     if what is None:
-        return finding
+        return None
     detail = {k: v for k, v in finding.detail.items() if k not in ("fp32_modules", "largest")}
     test = "scan: this sample beside all others kept"
     evidence = [Evidence(test, what, "DATA_PIXEL"), *finding.evidence]
@@ -151,7 +159,7 @@ def _lone(finding: Finding, batches: list[Samples], others: list[Samples]) -> Fi
     )
 
 
-def _far(batches: list[Samples], others: list[Samples], among: set[int]) -> list[int]:
+def _far(batches: list[Samples], others: list[Samples], among: set[int], by: float = FAR) -> list[int]:
     """Ids, of those ``among``, with an input far larger than that of any sample of the other steps."""
     if not others:
         return []
@@ -159,7 +167,7 @@ def _far(batches: list[Samples], others: list[Samples], among: set[int]) -> list
     for batch in batches:
         for position, name in enumerate(batch.image_ids):
             mine = _largest([batch.subset([position])]) if name in among else []
-            if any(not a <= FAR * max(b, 1e-12) for a, b in zip(mine, usual, strict=False)):
+            if any(not a <= by * max(b, 1e-12) for a, b in zip(mine, usual, strict=False)):
                 found.append(name)
     return found
 

@@ -80,3 +80,19 @@ def test_a_rate_is_less_sure_beside_a_sample_far_out_of_scale(value: float, conf
     rate = Finding("LR_TOO_HIGH", 0.97, Culprit(component="head"), [], 3, "", {})
     expected = 0.85 if whole and value > 10 else confidence
     assert named(rate, Alarm("diverged", 5, 0, 3, "", {}), found).confidence == expected
+
+
+@pytest.mark.parametrize(("value", "cause"), [(1e3, "LR_TOO_HIGH"), (1e9, "DATA_PIXEL")])
+def test_a_sample_of_garbage_in_the_failing_step_is_the_cause_and_no_rate(value: float, cause: str) -> None:
+    batches = Kept()
+    for step in range(6):
+        values = torch.rand(4)
+        ids = list(range(4 * step, 4 * step + 4))
+        if step in (1, 5):  # one epoch before, too
+            values[2], ids[2] = value, 22
+        keys = [Key(step, 0, i, n, n) for i, n in enumerate(ids)]
+        batches.add(step, Samples((values,), ids, keys), torch.get_rng_state(), None)
+    rate = Finding("LR_TOO_HIGH", 0.97, Culprit(component="net"), [], 2, "", {"factors": {"net": 0.1}})
+    found = named(rate, Alarm("diverged", 5, 0, 2, "", {}), batches)
+    assert (found.cause, found.confidence) == (cause, 0.85)
+    assert found.culprit.image_ids == ([22] if cause == "DATA_PIXEL" else [])
