@@ -70,7 +70,8 @@ class Buffers:
         self._live: dict[int, Tensor | None] = {}
         self._active: list[int] = []
         self._changing: set[int] = set()
-        self._sizes: dict[int, float] = {}
+        self.sizes: dict[int, float] = {}
+        """Position → norm, where it was last seen sound."""
         self._first: dict[int, float] = {}
         """Statistics that leapt in their very first update: what size that gave them. The second says whether it was
         the data's own scale."""
@@ -85,7 +86,7 @@ class Buffers:
             self._by_design.discard(i)
             self._kept[i], self._marks[i] = None, (0, -1)  # an older copy is no measure of it any more
             if math.isfinite(size):
-                self._sizes[i] = size
+                self.sizes[i] = size
             else:
                 self._by_design.add(i)  # also where only the square of what it holds is beyond range
 
@@ -186,13 +187,13 @@ class Buffers:
                 if self._spoilt(i, t):
                     bad.add(j)
                 continue
-            known = self._sizes.get(i, math.sqrt(t.numel()))
-            if t.numel() == 1 and "running_mean" not in self._slots[i][0]._buffers:
-                continue  # a single number of the caller's own may count anything: samples, pixels, bytes
+            known = self.sizes.get(i, math.sqrt(t.numel()))
+            if self.is_a_count(i, t):
+                continue
             if not whole and self._was_alone(i, sizes[j]):
                 bad.add(j)
             if sizes[j] > LEAP * max(known, 1e-3 * math.sqrt(t.numel())):
-                if i not in self._sizes and self._of_a_file(i, sizes[j] / math.sqrt(t.numel())):
+                if i not in self.sizes and self._of_a_file(i, sizes[j] / math.sqrt(t.numel())):
                     continue
                 if not whole and self._as_made(i):
                     first[i] = sizes[j]
@@ -201,7 +202,7 @@ class Buffers:
         if not bad:
             if not whole:
                 self._first = first
-            self._sizes.update((i, s) for (i, _), s in zip(floats, sizes, strict=True) if math.isfinite(s))
+            self.sizes.update((i, s) for (i, _), s in zip(floats, sizes, strict=True) if math.isfinite(s))
         return [self._slots[floats[j][0]][2] for j in sorted(bad)]
 
     def _of_a_file(self, i: int, size: float) -> bool:
@@ -242,7 +243,7 @@ class Buffers:
 
         Somebody wrote them, or a momentum above 1 has the statistics swing, below zero every other step.
         """
-        found = [(j, t) for j, (i, t) in enumerate(floats) if self._slots[i][1] == "running_var" and not t.is_meta]
+        found = [(j, t) for j, (i, t) in enumerate(floats) if self.is_variance(i) and not t.is_meta]
         if not found:
             return set()
         lowest = torch.stack([t.detach().min().float() for _, t in found]).tolist()
@@ -256,7 +257,7 @@ class Buffers:
         found = set()
         for j, (i, _) in enumerate(floats):
             module, name, _ = self._slots[i]
-            if sizes[j] == 0.0 and name == "running_var" and self._sizes.get(i, 0.0) > 0.0:
+            if sizes[j] == 0.0 and name == "running_var" and self.sizes.get(i, 0.0) > 0.0:
                 anew = module.training and isinstance(module, nn.modules.batchnorm._NormBase)
                 found |= set() if anew else {j}
         return found
@@ -267,9 +268,18 @@ class Buffers:
         text = f"buffers are not finite, lost variances, or changed outside the step: {', '.join(bad[:3])}"
         return Verdict("buffer_nonfinite", text, {"buffers": bad, "between": True}) if bad else None
 
-    def active_floats(self) -> list[Tensor]:
-        """The floating buffers that forward passes change, live."""
-        return [t for i, t in self._floats(sorted(self._changing.union(self._active))) if i not in self._by_design]
+    def active_floats(self) -> list[tuple[int, Tensor]]:
+        """The floating buffers that forward passes change, live, with their positions."""
+        found = self._floats(sorted(self._changing.union(self._active)))
+        return [(i, t) for i, t in found if i not in self._by_design]
+
+    def is_variance(self, i: int) -> bool:
+        """Whether it is a norm's running variance."""
+        return self._slots[i][1] == "running_var"
+
+    def is_a_count(self, i: int, tensor: Tensor) -> bool:
+        """Whether it is a single number of the caller's own, which may count anything: samples, pixels, bytes."""
+        return tensor.numel() == 1 and "running_mean" not in self._slots[i][0]._buffers
 
     def restore(self) -> None:
         """Put every changed buffer back, bit for bit and with the identity it had."""

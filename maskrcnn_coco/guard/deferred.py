@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,33 +20,24 @@ from maskrcnn_coco.errors import ConfigError
 from maskrcnn_coco.guard import forward_backward, optimizer_step
 from maskrcnn_coco.guard.aside import put_back
 from maskrcnn_coco.guard.health import LEAP
-from maskrcnn_coco.guard.immediate import undo_pass
+from maskrcnn_coco.guard.immediate import WITHOUT_GRAPH, undo_pass
 from maskrcnn_coco.guard.inputs import verdict_on
 from maskrcnn_coco.guard.judgement import Instruments, Measured
+from maskrcnn_coco.guard.late_buffers import LateBuffers
 from maskrcnn_coco.guard.norms import SMALLEST_RMS, float_states, stacked_norms
+from maskrcnn_coco.guard.pending import Pending, run_unread, send
 from maskrcnn_coco.guard.undo import may_fault
 from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.records import StepRecord
 
+BY_STATE = ("loss_nonfinite", "grad_nonfinite", "buffer_nonfinite", "input_nonfinite")
+"""What weights, state or buffers that are not finite bring about."""
+LOOKS = 20
+"""Steps that are read at once after one that could not be judged late; twice as many each time that one comes."""
+FIRST_STEPS, RISES = 5, 1.5
+"""Updates are measured in so many first steps, and where a rate is so many times that of the step before."""
 DEPTH = 2
 """Steps that may be under way; the step after them waits for the oldest, which is long done."""
-
-
-@dataclass
-class Pending:
-    """A step whose numbers are on their way.
-
-    [refused, optimizer state, buffers, scale, total norm, losses…, norms…, bounds…, and, where measured, update
-    ratios…], the last three for each component.
-    """
-
-    record: StepRecord
-    names: list[str]
-    numbers: Tensor
-    arrived: Any
-    suspicion: Verdict | None
-    aside: list[Any] = field(default_factory=list)
-    """What modules kept before it that is no tensor."""
 
 
 class Deferred:
@@ -74,6 +64,14 @@ class Deferred:
         """See `Guard.applying`."""
         self._sent: dict[tuple[Any, ...], Tensor] = {}
         self._weights: tuple[int, Tensor] = (-1, torch.zeros(0))
+        self._buffers = LateBuffers(instruments.buffers)
+        self._rates: list[float] = []
+        self._early = 0
+        self._without_graph = 0
+        self.doubted: int | None = None
+        """A step that the device refused for a loss that may be of nothing: only taken again at once it can be told."""
+        self.looks = self._doubts = 0
+        """Steps to come that are better read at once."""
         self._zero_momentum()
 
     def step(self, forward: forward_backward.Forward, batches: Sequence[Any], record: StepRecord) -> StepRecord:
@@ -85,7 +83,7 @@ class Deferred:
         problem = verdict_on(batches, parts.expected)
         suspicion = problem if problem is not None and problem.suspicion else None
         if problem is None or suspicion is not None:
-            problem = parts.health.check_lr() or parts.health.check_fit()
+            problem = parts.health.check_lr() or parts.health.check_fit() or (None if self._early else parts.inspect())
         if problem is not None:
             parts.completed.append(self._refuse(record, problem, began, ran=False))
             return record
@@ -94,7 +92,7 @@ class Deferred:
         aside = parts.buffers.aside.plain()
         parts.seconds += time.perf_counter() - began
         try:
-            names, losses = _run(forward, batches, parts.scale.scaler)
+            names, without, losses = self._run(forward, batches)
         except BaseException as error:
             if not isinstance(error, forward_backward.FAULTS) or forward_backward.is_fatal(error):
                 undo_pass(parts)
@@ -105,15 +103,18 @@ class Deferred:
             return record
         began = time.perf_counter()
         self.applying = True
-        numbers = self._update(losses, record)
+        slots, numbers = self._update(losses, [n in without for n in names], record)
         self.applying = False
-        self.pending.append(Pending(record, names, *_send(numbers), suspicion, aside))
+        self.pending.append(Pending(record, names, without, slots, *send(numbers), suspicion, aside))
         parts.seconds += time.perf_counter() - began
         return record
 
     def _refuse(self, record: StepRecord, verdict: Verdict, began: float, *, ran: bool) -> StepRecord:
+        first = self.parts.alarm  # of an earlier step, whose numbers have just arrived: it comes before this one
         self.parts.layout.zero_grad()
-        return self.parts.refuse(record, verdict, began, ran=ran)
+        self.parts.refuse(record, verdict, began, ran=ran)
+        self.parts.alarm = first or self.parts.alarm
+        return record
 
     def flush(self) -> None:
         """Wait for every step under way; before a snapshot, a checkpoint or the end of the run."""
@@ -132,8 +133,25 @@ class Deferred:
             self.pending.popleft()
             self._complete(first)
 
-    def _update(self, losses: Tensor, record: StepRecord) -> Tensor:
-        """Unscale, measure, and let the device decide; returns the numbers, still on the device."""
+    def _run(self, forward: forward_backward.Forward, batches: Sequence[Any]) -> tuple[list[str], list[str], Tensor]:
+        """Forward and backward of every micro-batch: loss names, those without a graph, and their means, float32 (n,).
+
+        Where none has one, nothing is trained, and a read delays nothing: as the guard that reads at once has it.
+        """
+        names, without, losses = run_unread(forward, batches, self.parts.scale.scaler)
+        if len(without) < len(names):
+            self._without_graph = 0
+            return names, without, losses
+        frozen = self.parts.layout.frozen
+        if frozen or not torch.is_grad_enabled():
+            raise RuntimeError(forward_backward.FROZEN if frozen else forward_backward.SWITCHED_OFF)
+        self._without_graph = self._without_graph + 1 if bool((losses != 0).any()) else 0
+        if self._without_graph >= WITHOUT_GRAPH:
+            raise RuntimeError(forward_backward.DETACHED.format(self._without_graph))
+        return names, without, losses
+
+    def _update(self, losses: Tensor, without: list[bool], record: StepRecord) -> tuple[list[int], Tensor]:
+        """Unscale, measure, and let the device decide; which buffers were, and the numbers, still on the device."""
         parts, optimizer, scaler = self.parts, self.parts.optimizer, self.parts.scale.scaler
         gradients, where = parts.layout.gradients()
         scale = torch.ones((), device=losses.device)
@@ -149,23 +167,40 @@ class Deferred:
         momentum = [i for i, key in enumerate(keys) if key == "momentum_buffer"]
         kept = self._totals(moments, owners, only=momentum)
         parts.buffers.changed()
-        buffers = self._sum(parts.buffers.active_floats(), losses.device)
+        slots, sizes, wrong = self._buffers.measure(losses.device)
+        buffers = torch.where(wrong, math.inf, sizes.sum())
+        counted = losses
+        if any(without):  # of those a NaN says nothing: no gradient knows of it
+            counted = torch.where(losses.isnan() & self._on(losses.device, without), 0.0, losses)
         with parts.lowered_rates():  # the step will be taken at these
             bound = self._bound(groups, total, kept, record)
-        sound = total.isfinite() & losses.isfinite().all() & states.isfinite() & buffers.isfinite()
+        sound = total.isfinite() & counted.isfinite().all() & states.isfinite() & buffers.isfinite()
         # A NaN among the bounds is one of the faults above; of finite ones none may leap.
         sound = sound & ~(bound > LEAP).any()
-        watching = parts.stall.watching or parts.haste.watching or parts.health.brisk
-        due = parts.measures(record.step) or watching
+        due = self._is_due(record)
         copies = [p.detach().clone() for p in parts.layout.params] if due else []
         if gradients:
             with parts.lowered_rates():
                 self._step(~sound, total)
             parts.health.note_marks()
-            self._scale(~losses.isfinite().all())
+            # Only what overflows at a sound loss and state is the scale's fault.
+            self._scale(~counted.isfinite().all() | ~states.isfinite() | (~sound & total.isfinite()))
         parts.buffers.restore_where(~sound)
         head = torch.stack([(~sound).float(), states.float(), buffers.float(), scale, total.float()])
-        return torch.cat([head, losses, groups, bound, *([self._ratios(copies)] if due else [])])
+        return slots, torch.cat([head, losses, groups, bound, sizes, *([self._ratios(copies)] if due else [])])
+
+    def _is_due(self, record: StepRecord) -> bool:
+        """Whether the update is measured: what its size is like is not known yet, so also where it may be others."""
+        rates = list(record.lr.values())
+        rises = any(now > RISES * then for now, then in zip(rates, self._rates, strict=False))
+        self._rates, self._early = rates, self._early + 1
+        return self._watches(record) or rises or self._early <= FIRST_STEPS
+
+    def _watches(self, record: StepRecord) -> bool:
+        """Whether the size of this step's update is wanted, as far as is known of it."""
+        parts = self.parts
+        brisk = parts.stall.watching or parts.haste.watching or parts.health.brisk
+        return parts.measures(record.step) or brisk
 
     def _bound(self, groups: Tensor, total: Tensor, momentum: Tensor, record: StepRecord) -> Tensor:
         """What `Health.update_bound` gives, float32 (components,), without asking the host."""
@@ -210,6 +245,8 @@ class Deferred:
         """
         layout = self.parts.layout
         sums = torch.zeros(len(layout.components), device=norms.device)
+        if not where:
+            return sums
         if only is not None:
             if not only:
                 return sums
@@ -218,7 +255,7 @@ class Deferred:
         components = [layout.component[i] for i in where]
         return sums.index_add(0, self._on(norms.device, components), norms.square()).sqrt()
 
-    def _on(self, device: torch.device, values: list[int] | list[float]) -> Tensor:
+    def _on(self, device: torch.device, values: list[bool] | list[int] | list[float]) -> Tensor:
         """``values`` on the device: sent once, as they hardly ever change (learning rates do, now and then)."""
         key = (device, type(values[0]), *values)
         if key not in self._sent:
@@ -259,19 +296,20 @@ class Deferred:
         record.losses = dict(zip(item.names, rest[: len(item.names)], strict=True))
         record.grad_norm = total
         count, rest = len(parts.layout.components), rest[len(item.names) :]
-        groups = rest[:count]
-        bound = parts.layout.by_component(rest[count : 2 * count])
+        groups, bound, rest = rest[:count], parts.layout.by_component(rest[count : 2 * count]), rest[2 * count :]
+        sizes, ratios = rest[: len(item.slots)], rest[len(item.slots) :]
         record.group_grad_norm = parts.layout.by_component(groups)
         record.loss_scale = scale if parts.scale.scaler is not None else None
         record.applied = not bad
         if bad:
             put_back(item.aside)
-        if record.applied and rest[2 * count :]:
-            record.update_ratio = parts.layout.by_component(rest[2 * count :])
-        nothing = [n for n, v in record.losses.items() if math.isnan(v)] if bad and math.isfinite(total) else []
-        record.loss = sum(record.losses.values())  # NaN where a term is
+        nans = [n for n, v in record.losses.items() if math.isnan(v)]
+        without = [n for n in nans if n in item.without]
+        nothing = nans if bad and math.isfinite(total) else without
+        record.loss = sum(v for n, v in record.losses.items() if n not in without)  # NaN where another term is
         verdict = self._verdict(
             record,
+            ratios,
             Measured(
                 record,
                 groups,
@@ -283,20 +321,39 @@ class Deferred:
                 buffers=lambda: [] if math.isfinite(buffers) else ["a buffer"],
             ),
         )
+        if bad and verdict is None and len(nothing) > len(without):
+            self.doubted = record.step if self.doubted is None else self.doubted
+            self._doubts += self.looks == 0
+            self.looks = LOOKS * 2 ** min(self._doubts, 10)
         if verdict is not None and parts.alarm is None:
             parts.raise_alarm(record, verdict)  # of several the first: what follows stands on it
         elif record.applied:
-            parts.divergence.accept(
-                record.loss, record.grad_norm, record.group_grad_norm, parts.health.moved, rates=record.lr
-            )
+            self._buffers.learn(item.slots, sizes)
+            parts.learn(record, record.grad_norm, [], [], parts.health.moved)
         parts.completed.append(record)
 
-    def _verdict(self, record: StepRecord, seen: Measured) -> Verdict | None:
+    def better_at_once(self) -> bool:
+        """Whether the coming step is better read at once; counts it."""
+        self.looks -= self.looks > 0
+        return self.doubted is not None and self.looks > 0
+
+    def reset(self) -> None:
+        """The state is another one: what was under way is of none any more."""
+        self.pending.clear()
+        self.doubted, self.looks, self._early = None, 0, 0
+
+    def _verdict(self, record: StepRecord, ratios: list[float], seen: Measured) -> Verdict | None:
         parts = self.parts
         found = parts.judge(seen)
+        if found is not None and not record.applied and found.symptom in BY_STATE:
+            # What follows was refused too, so the state is what this step met: was it bad before the step began?
+            # Settings may be those of the next step by now; this one's were looked at before it began.
+            state = None if parts.health.check_lr() else parts.inspect()
+            found = parts.health.spares() or state or found
         if record.applied:
             parts.scale.streak, parts.scale.found = 0, True
-            if record.update_ratio:
+            if ratios and self._watches(record):
+                record.update_ratio = parts.layout.by_component(ratios)
                 stalled = parts.updated(record)
                 found = found or stalled
             return found
@@ -324,26 +381,3 @@ class Deferred:
 def late_reads(device: torch.device, optimizer: torch.optim.Optimizer) -> bool:
     """Whether the guard reads nothing within a step: where a read makes the host wait, and the device can refuse."""
     return device.type == "cuda" and optimizer_step.scales_itself(optimizer) and not may_fault(optimizer)
-
-
-def _run(forward: forward_backward.Forward, batches: Sequence[Any], scaler: Any) -> tuple[list[str], Tensor]:
-    """Forward and backward of every micro-batch; loss names, and their means float32 (n,) on the device."""
-    sums: dict[str, Tensor] = {}
-    for batch in batches:
-        terms: Mapping[str, Tensor] = forward_backward.as_terms(forward(batch))
-        for name, term in terms.items():
-            value = term.detach().reshape(()).float() / len(batches)
-            sums[name] = sums[name] + value if name in sums else value
-        forward_backward.backward(list(terms.values()), len(batches), scaler)
-    return list(sums), torch.stack(list(sums.values()))
-
-
-def _send(numbers: Tensor) -> tuple[Tensor, Any]:
-    """One non-blocking copy to the host, and the event that says it has arrived (None: it is there)."""
-    if numbers.device.type != "cuda":
-        return numbers.cpu(), None
-    host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-    host.copy_(numbers, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(numbers.device))  # not of whichever device is current
-    return host, event

@@ -29,6 +29,7 @@ FAULTS = (Exception,)
 """What a bad batch, a broken state or a mistake in code makes a forward pass raise: the class does not tell which."""
 
 
+FROZEN = "every parameter is frozen (requires_grad=False): no loss has a gradient"
 SWITCHED_OFF = "autograd is switched off (torch.set_grad_enabled(False), no_grad): no loss has a gradient"
 DETACHED = "no loss has had a gradient for {} steps: it was made without one (detach(), .item(), no_grad)"
 
@@ -84,8 +85,7 @@ def run(
             terms = as_terms(forward(batch))
             out.graph = out.graph or any(t.requires_grad for t in terms.values())
             if not out.graph and (layout.frozen or not torch.is_grad_enabled()):
-                frozen = "every parameter is frozen (requires_grad=False): no loss has a gradient"
-                raise RuntimeError(frozen if layout.frozen else SWITCHED_OFF)
+                raise RuntimeError(FROZEN if layout.frozen else SWITCHED_OFF)
             values = read(terms)
             for name, value in values.items():
                 out.losses[name] = out.losses.get(name, 0.0) + value / len(batches)

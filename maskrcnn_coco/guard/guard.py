@@ -207,11 +207,14 @@ class Guard:
         return self.immediate.applying or (self._deferred is not None and self._deferred.applying)
 
     @property
+    def doubted(self) -> int | None:
+        """A step that a late guard refused without a verdict: only taken again at once it can be judged."""
+        return None if self._deferred is None else self._deferred.doubted
+
+    @property
     def next_step(self) -> int:
         """The number that the next step gets where the caller gives none."""
         return self._next
-
-    # --- one step
 
     def step(
         self,
@@ -239,7 +242,8 @@ class Guard:
             GuardStop: the same crash came ``max_crashes`` times in a row: the code is wrong, not a batch.
         """
         batches = list(batch) if micro_batches else [batch]
-        if self.late and self.health.state_marked():
+        late = self._deferred if self.late else None
+        if late is not None and (self.health.state_marked() or late.better_at_once()):
             return self._judge_state(forward, batches, ids, step, epoch)
         record = self._record(batches, ids, step, epoch)
         if self._deferred is not None and record.step >= self.at_once_until:
@@ -322,7 +326,7 @@ class Guard:
         self._act = None
         self.instruments.reset()
         if self._deferred is not None:
-            self._deferred.pending.clear()
+            self._deferred.reset()
 
     def new_regime(self) -> None:
         """The loss means something else from here on (re-weighted, another task): learn anew what is healthy."""

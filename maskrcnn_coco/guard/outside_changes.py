@@ -45,7 +45,7 @@ class Witness:
         if len(tensors) != len(self._tensors) or any(map(operator.is_not, tensors, self._tensors)):
             self._tensors, self._views = list(tensors), [_view(t) for t in tensors]
             self._arrange()
-        elif marks[0] != self._marks[0]:
+        elif marks[0] != self._marks[0] or not self._views:  # none: of them only marks were noted last
             self._views = [_view(t) for t in tensors]
             self._arrange()
         self._marks, self._sample = marks, self._look()

@@ -29,6 +29,8 @@ def caught_up(session: Session) -> bool:
     guard.flush()
     session.keep_records(guard.completed)
     alarm = guard.alarm
+    if alarm is None and look_again(session):
+        return False
     if alarm is None:
         verdict = guard.inspect()
         step = max(0, session.progress.step - 1)  # the last one taken left it so
@@ -47,6 +49,20 @@ def go_back_to_look(session: Session, alarm: Alarm) -> int:
     session.doubt = alarm
     session.console.note(f"step {alarm.step}: {alarm.message}; looking at it again from step {step}")
     return step
+
+
+def look_again(session: Session) -> bool:
+    """Go back to a step that was refused without a verdict, and take it again with the guard reading at once.
+
+    A NaN of nothing costs no step, one that gradients know of is a fault: which it is, only a read can tell.
+    """
+    step = session.guard.doubted
+    if step is None:
+        return False
+    back = go_back(session, step)
+    session.guard.at_once_until = step + WATCH
+    session.console.note(f"step {step}: a loss was NaN and no gradient; looking at it again from step {back}")
+    return True
 
 
 def resolve_doubt(session: Session, now: Alarm | None, step: int) -> None:

@@ -177,6 +177,8 @@ def _stepped(session: Session, batches: list[Any]) -> bool:
     if alarm is not None and guard.late:
         late_alarms.go_back_to_look(session, alarm)
         return True
+    if alarm is None and late_alarms.look_again(session):
+        return True
     late_alarms.resolve_doubt(session, alarm, step)
     if alarm is not None:
         next_step = response.respond(session, alarm, batches)

@@ -104,3 +104,46 @@ def test_weights_that_die_between_steps_are_seen_before_they_are_kept(tmp_path, 
     assert result.finite
     assert all(t.isfinite().all() for t in weights(tmp_path / "checkpoints" / "last.pth").values())
     assert incidents(tmp_path)
+
+
+class Adds(torch.nn.Module):
+    """A detector with one more loss: what ``more`` makes of images and losses."""
+
+    def __init__(self, inner: torch.nn.Module, more) -> None:
+        super().__init__()
+        self.inner, self.more = inner, more
+        self.transform, self.roi_heads, self.rpn = inner.transform, inner.roi_heads, inner.rpn
+
+    def forward(self, images, targets=None):
+        out = self.inner(images, targets)
+        return out | self.more(images, out) if self.training else out
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        lambda images, out: {"accuracy": torch.tensor(math.nan)},
+        lambda images, out: {"of_nothing": out["loss_mask"].reshape(1)[:0].mean()},
+    ],
+)
+def test_a_nan_that_no_gradient_knows_of_costs_no_step(tmp_path, late, more):
+    settings = config(None, tmp_path, epochs=2)
+    result = train(settings, model=Adds(small_model(classes=2), more), train_data=OwnData())
+    assert (result.exit_code, result.skipped_steps, result.incidents) == (0, 0, [])
+    assert [s["applied"] for s in lines(tmp_path)] == [True] * 6
+
+
+def test_a_nan_that_one_image_adds_to_its_loss_is_found_although_its_gradient_is_finite(tmp_path, late):
+    def more(images, out):
+        marked = any(float(image[0, 0, 0]) == 0.5 for image in images)
+        return {"extra": out["loss_mask"] * 0.1 + (math.nan if marked else 0.0)}
+
+    class Marked(OwnData):
+        def __getitem__(self, i):
+            image, target = super().__getitem__(i)
+            image[0, 0, 0] = 0.5 if i == 5 else 0.2
+            return image, target
+
+    result = train(config(None, tmp_path, epochs=2), model=Adds(small_model(classes=2), more), train_data=Marked())
+    assert (result.status, result.exit_code) == ("finished", 0)
+    assert incidents(tmp_path)[0]["culprit"]["image_ids"] == [105]
