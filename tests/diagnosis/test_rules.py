@@ -311,3 +311,23 @@ def test_frozen_norms_without_statistics_raise_no_error_of_the_code_s(error: str
     for name in ("same", "again", "other"):
         facts.outcomes[name] = Outcome(name, False, error=error, bad_losses=[] if error else ["loss"])
     assert investigate.rank(facts)[0].cause == cause
+
+
+def test_a_weight_that_was_changed_is_gone_back_for_to_where_it_was_not_yet():
+    """What was copied in between may hold it already."""
+    facts = load_facts("TRANSIENT")
+    assert facts.drift is not None
+    found = transient.judge(facts)
+    assert found is not None and found.detail["to_step"] == facts.drift.from_step <= facts.step
+    assert recovery.decide([found], recovery.History(step=facts.step)).detail["to_step"] == facts.drift.from_step
+
+
+@pytest.mark.parametrize(("walk", "cause"), [(1.2, "TRANSIENT"), (3e5, None)])
+def test_an_update_that_was_refused_on_weights_thrown_about_once_is_the_glitch_s(walk: float, cause: str | None):
+    """The steps before it, taken again, lead to where all is usual: whatever threw the weights, the rate did not."""
+    facts = Facts("diverged", 12, 2, 11, measured={"update_bound": {"a": 5e5}}, reference=Reference(1.2, 6.0, 10))
+    facts.recorded_loss, facts.recorded_norm, facts.faithful = 3e5, 2e6, True
+    facts.outcomes["same"] = facts.outcomes["again"] = Outcome("same", True, {"a": 3e5}, 3e5, 2e6)
+    facts.outcomes["retrace"] = Outcome("walk", True, {"a": walk}, walk, 6.0, path=[(8, 1.1, 6.0), (12, walk, 6.0)])
+    found = transient.judge(facts)
+    assert (found.cause if found else None) == cause

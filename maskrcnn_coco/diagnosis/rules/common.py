@@ -108,6 +108,14 @@ def replayed_data(facts: Facts, code: str, terms: tuple[str, ...], fix: str) -> 
     return Finding(code, 0.8, culprit, evidence, facts.step, fix, detail)
 
 
+def led_there(facts: Facts) -> bool:
+    """Whether the guard refused the update by its size, and the steps before it, taken again, speak for nobody else.
+
+    They do where weights and batch of the refused step are far off, and those steps lead to where all is usual.
+    """
+    return facts.leap and not (facts.bad("same") and facts.healthy_retrace())
+
+
 def divides_on_sound_weights(facts: Facts) -> bool:
     """A loss's own division (root, logarithm) fails for this batch, on weights that have not diverged.
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.lr_verdict import LrTrial, LrVerdict
-from maskrcnn_coco.diagnosis.rules.common import divides_by_itself
+from maskrcnn_coco.diagnosis.rules.common import divides_by_itself, led_there
 from maskrcnn_coco.records import Culprit, Evidence, Finding, StepRecord
 
 CODE = "LR_TOO_HIGH"
@@ -35,7 +35,7 @@ CALM, SLOWEST = 0.1, 1e-3
 
 def judge(facts: Facts) -> Finding | None:
     verdict = facts.lr_verdict
-    if (facts.healthy_retrace() and not facts.leap) or facts.redefined is not None:
+    if (facts.healthy_retrace() and not led_there(facts)) or facts.redefined is not None:
         return None  # the steps as they were, taken again, do not diverge: no rate is to blame
     if facts.climbs or divides_by_itself(facts):
         return None  # a lower rate only leads there later: upwards as it is told to, or to where the loss divides by 0

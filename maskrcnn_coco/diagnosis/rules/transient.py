@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 
 from maskrcnn_coco.diagnosis.facts import Facts
-from maskrcnn_coco.diagnosis.rules.common import by_the_loop, keeps_graph, nonfinite
+from maskrcnn_coco.diagnosis.rules.common import by_the_loop, keeps_graph, led_there, nonfinite
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "TRANSIENT"
@@ -44,9 +44,9 @@ def judge(facts: Facts) -> Finding | None:
         what = f"{drift.name} differs by {drift.relative:.3g} of its norm from what steps {drift.from_step}.. lead to"
         evidence = [Evidence(f"replay: steps {drift.from_step} to {facts.step - 1} taken again", what, CODE)]
         culprit = Culprit(component=drift.component, module=drift.module)
-        return Finding(
-            CODE, 0.95, culprit, evidence + facts.says(CODE, "retrace"), facts.step, FIX, {"changed": drift.name}
-        )
+        # What was copied since may hold the damage; where the walk began, it was not yet.
+        detail = {"changed": drift.name, "to_step": drift.from_step}
+        return Finding(CODE, 0.95, culprit, evidence + facts.says(CODE, "retrace"), facts.step, FIX, detail)
     if facts.symptom in ("scale_collapse", "stalled") or facts.redefined is not None:
         return None
     if facts.symptom == "input_nonfinite" and facts.suspects():
@@ -55,7 +55,7 @@ def judge(facts: Facts) -> Finding | None:
         return None
     if facts.unrepeatable() or by_the_loop(facts) or keeps_graph(facts):
         return None
-    if facts.leap and not facts.not_repeated():
+    if led_there(facts) and not facts.not_repeated():
         return None  # the update would be as large again
     if facts.measured.get("by_update") and not facts.good("update"):
         return None  # what failed is the update, and that was not shown to be sound the second time
