@@ -9,7 +9,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from maskrcnn_coco.components import component_of
-from maskrcnn_coco.diagnosis.facts import Drift, Facts, Redefined, Reference
+from maskrcnn_coco.diagnosis.facts import Drift, Facts, Redefined, Reference, far_apart
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.outcome import Outcome
@@ -24,6 +24,8 @@ WEIGHED = 1.5
 """A loss has another weight where it is so many times what was recorded, and its gradients just as much."""
 OFF, THERE = 1e-2, 1e-3
 """A tensor that differs by so much of its norm was written to; one that differs by less is only rounded otherwise."""
+TURNED = 0.3
+"""A loss that crosses zero by itself is near it the step before; one with another sign is at least so large still."""
 EXACT, CHANGED = 0.01, 3.0
 """A replayed loss this close to the recorded one is the same; one so many times another is another formula."""
 
@@ -43,15 +45,23 @@ def differences(model: nn.Module, now: Snapshot) -> list[tuple[float, str]]:
 
 
 def first_change(history: list[StepRecord], term: str, ratio: float, step: int) -> int:
-    """The recorded step from which ``term`` is larger by about ``ratio``; ``step`` where none shows it."""
-    values = [(r.step, abs(r.losses[term])) for r in history if term in r.losses and math.isfinite(r.losses[term])]
-    if ratio < 0 or len(values) < 2:
-        return step
-    big = math.sqrt(ratio)
+    """The recorded step from which ``term`` is larger by about ``ratio``, or is turned around; ``step`` where none
+    shows it."""
+    values = [(r.step, r.losses[term]) for r in history if term in r.losses and math.isfinite(r.losses[term])]
+    big = math.sqrt(abs(ratio))
     for (_, a), (at, b) in pairwise(values):
-        if a > 0 and ((b > big * a) if ratio > 1 else (b < big * a)):
+        if ratio < 0 and a * b < 0 and abs(b) > TURNED * big * big * abs(a):
+            return at
+        if ratio > 0 and abs(a) > 0 and (abs(b) > big * abs(a) if ratio > 1 else abs(b) < big * abs(a)):
             return at
     return step
+
+
+def turned_at(history: list[StepRecord]) -> int | None:
+    """The recorded step at which a loss was turned around: below zero all at once, and hardly smaller in size."""
+    terms = {k for r in history for k, v in r.losses.items() if v < 0}
+    steps = [first_change(history, term, -1.0, -1) for term in terms]
+    return min((s for s in steps if s >= 0), default=None)
 
 
 def first_seen(history: list[StepRecord], term: str, step: int) -> int:
@@ -125,26 +135,50 @@ def weight_now(f: Facts, case: Case, now: Outcome, step: int) -> float | None:
 def compare_first(f: Facts, case: Case, walk: Outcome) -> None:
     """The first step of a walk starts from the very state of the run: it must give what was recorded, to the digit.
 
-    Where one loss of several is another, its formula changed since. Where all are, replays do not tell of this run.
+    Where one loss of several is another, its formula changed since; so did that of a loss that had, in the records,
+    jumped by the one factor that all of them are off by. Else replays do not tell of this run.
     """
-    records = {r.step: r for r in case.history if r.applied}
-    record = records.get(walk.path[0][0]) if walk.path else None
-    if record is None or walk.error or not walk.terms[0]:
+    if not walk.path or walk.error or not walk.terms[0]:
         return
-    now, then = walk.terms[0], record.losses
+    ratios = compare_step(f, case, walk.path[0][0], walk.terms[0], walk.path[0][1])
+    if ratios is not None:
+        f.faithful = bool(ratios) and all(abs(v - 1) <= EXACT for v in ratios.values())
+
+
+def compare_step(f: Facts, case: Case, step: int, now: dict[str, float], loss: float) -> dict[str, float] | None:
+    """The losses of recorded step ``step`` over what was recorded, which may say that a formula changed.
+
+    Args:
+        now: the step's losses from the very weights, batch and random numbers of then; ``loss``: all together.
+
+    Returns:
+        Name → ratio, of those in both; None: the step is not among the records.
+    """
+    record = next((r for r in reversed(case.history) if r.applied and r.step == step), None)
+    if record is None:
+        return None
+    then = record.losses
     if set(then) == {"loss"} and "loss" not in now:
-        now = {"loss": walk.path[0][1]}  # a loop of somebody's own shows the sum of what its model returns
+        now = {"loss": loss}  # a loop of somebody's own shows the sum of what its model returns
     ratios = {k: now[k] / then[k] for k in now if then.get(k) and math.isfinite(then[k])}
     off = {k: v for k, v in ratios.items() if not abs(v - 1) <= EXACT}
-    f.faithful = bool(ratios) and not off
     total = sum(abs(v) for v in then.values() if math.isfinite(v))
     new = [k for k, v in now.items() if k not in then and not abs(v) <= CHANGED * total]
-    if new and f.faithful:
+    if new and ratios and not off:
         f.redefined = Redefined(new[0], math.inf, first_seen(case.history, new[0], f.step))
-    if len(off) == 1 and len(ratios) > 1:
-        (term, ratio), *_ = off.items()
-        if math.isfinite(ratio) and not 1 / CHANGED < abs(ratio) < CHANGED:
-            f.redefined = Redefined(term, ratio, first_change(case.history, term, ratio, f.step))
+    if not off or not all(map(math.isfinite, off.values())):
+        return ratios
+    term = max(off, key=lambda k: abs(off[k]))
+    ratio = off[term]
+    if len(off) == 1 < len(ratios) and (ratio < 0 or far_apart(ratio, 1.0, CHANGED)):
+        f.redefined = Redefined(term, ratio, first_change(case.history, term, ratio, f.step))
+    elif len(off) == len(ratios) and all(abs(v / ratio - 1) <= EXACT for v in off.values()):
+        # Of a loop that weighs its losses anew from step to step nothing jumps.
+        at = first_change(case.history, term, ratio, -1)
+        weighs = "own_gradients" in f.settings and ratio > 0
+        if at >= 0 and not weighs and (ratio < 0 or far_apart(ratio, 1.0, CHANGED)):
+            f.redefined = Redefined("" if len(off) > 1 else term, ratio, at)
+    return ratios
 
 
 def level(outcome: Outcome, last: int) -> float:

@@ -85,8 +85,8 @@ class Drift:
 
 @dataclass
 class Redefined:
-    """A loss whose formula changed under way: replayed on the very weights and batch of a recorded step, one term is
-    another, and the others are what they were. A ratio of infinity: the recorded step did not have that term."""
+    """A loss whose formula changed: replayed on the very weights and batch of a recorded step, one term is another, and
+    the others are as they were; "": every one is. A ratio of infinity: the recorded step did not have that term."""
 
     term: str
     ratio: float

@@ -14,10 +14,12 @@ from maskrcnn_coco.diagnosis.comparisons import (
     astray,
     between,
     compare_first,
+    compare_step,
     differences,
     drift,
     louder,
     mean_loss,
+    turned_at,
     unlearnt,
     weight_now,
 )
@@ -78,6 +80,20 @@ class LrExperiments:
         f.outcomes["retrace"] = outcome
         f.drift, f.astray = drift(differing, start.step), astray(differing)
         compare_first(f, self.case, outcome)
+        self._before_it_turned()
+
+    def _before_it_turned(self) -> None:
+        """A recorded step from before a loss turned negative all at once, where the walk began after that."""
+        f, at = self.facts, turned_at(self.case.history)
+        older = [s for s in self.case.earlier if at is not None and s.step < at]
+        entry = next((e for s in older for e in self.replay.entries(s.step) if e.step == s.step), None)
+        if f.redefined is not None or entry is None:
+            return
+        snapshot = next(s for s in older if s.step == entry.step)
+        test, batches = f"step {entry.step} taken again, learning rate 0", self.replay.batches_of(entry)
+        found = self.replay.run(test, snapshot=snapshot, batches=batches, step=entry.step)
+        if found.finite:
+            compare_step(f, self.case, entry.step, found.losses, found.loss)
 
     def weight(self) -> None:
         """Whether the loss has another weight now than at recorded steps, the oldest first: it may rise for long.

@@ -26,6 +26,7 @@ from maskrcnn_coco.training.saving import save_is_due, save_last, save_now
 from maskrcnn_coco.training.session import Session
 from maskrcnn_coco.training.signals import AtOnce, Interrupts, breakable
 from maskrcnn_coco.training.start import open_session
+from maskrcnn_coco.training.turned_losses import turned_loss
 from maskrcnn_coco.training.unreadable import readable
 
 
@@ -188,9 +189,8 @@ def _stepped(session: Session, batches: list[Any]) -> bool:
     session.progress.step = step + 1
     if session.ema is not None and record.applied:
         session.ema.update(session.model)
-    doubt = jump_after_load(session)
-    if doubt is not None:
-        found = response.if_poisoned(session, doubt, batches)
+    for doubt, cause in ((jump_after_load(session), "POISONED_STATE"), (turned_loss(session), "LOSS_MATH")):
+        found = response.if_proved(session, doubt, batches, cause) if doubt is not None else None
         if found is not None:
             session.progress.step = found
             return True

@@ -38,6 +38,13 @@ from maskrcnn_coco.training.rollback import go_back, put_in_force, reload
 from maskrcnn_coco.training.session import Session
 from maskrcnn_coco.training.signals import AtOnce, breakable
 
+TRIES = {"POISONED_STATE": "trying older files", "LOSS_MATH": "taking recorded steps again"}
+UNPROVED = {
+    "POISONED_STATE": "no older file does better over these steps",
+    "LOSS_MATH": "recorded steps give the losses that they gave",
+}
+"""Of a cause that is only in doubt: what is done to prove it, and what is said where that does not."""
+
 
 def respond(session: Session, alarm: Alarm, batches: list[Any]) -> int:
     """Diagnose ``alarm``, act, write the incident; returns the planned step to go on with.
@@ -65,20 +72,20 @@ def respond(session: Session, alarm: Alarm, batches: list[Any]) -> int:
     return answer(session, alarm, case, findings)
 
 
-def if_poisoned(session: Session, alarm: Alarm, batches: list[Any]) -> int | None:
-    """Answer an alarm that is only a doubt about the loaded file: where no older file proves it, nothing is done.
+def if_proved(session: Session, alarm: Alarm, batches: list[Any], cause: str) -> int | None:
+    """Answer an alarm that is only a doubt: where replays do not prove ``cause``, nothing is done.
 
     Returns:
         The planned step to go on with; None: it was not proved.
     """
-    session.console.note(f"{alarm.message}; trying older files, away from the run")
+    session.console.note(f"{alarm.message}; {TRIES[cause]}, away from the run")
     try:
         with breakable(alone=True):
             case, findings = looked_into(session, alarm, batches)
     except AtOnce:
         return None
-    if findings[0].cause != "POISONED_STATE" or findings[0].confidence < PROVED:
-        session.console.note("no older file does better over these steps: the run goes on as it is")
+    if findings[0].cause != cause or findings[0].confidence < PROVED:
+        session.console.note(f"{UNPROVED[cause]}: the run goes on as it is")
         return None
     return answer(session, alarm, case, findings)
 

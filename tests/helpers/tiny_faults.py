@@ -291,12 +291,12 @@ def once(module: str, call: int, factor: float) -> nn.Module:
 
 
 def formula(term: str, factor: float, start: int) -> nn.Module:
-    """A model one of whose losses is multiplied from its ``start``-th training pass on."""
+    """A model one of whose losses (``term`` "": all) is multiplied from its ``start``-th training pass on."""
     model, calls = tiny_model(), [0]
 
     def hook(_m: nn.Module, _a: Any, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         calls[0] += 1
-        return {k: v * (factor if k == term and calls[0] >= start else 1.0) for k, v in losses.items()}
+        return {k: v * (factor if term in (k, "") and calls[0] >= start else 1.0) for k, v in losses.items()}
 
     model.register_forward_hook(hook)
     return model
@@ -369,6 +369,12 @@ FAULTS: dict[str, tuple[Callable[[], TinyRun], str, dict[str, Any]]] = {
     "D4 NaN pixel": (lambda: TinyRun(spoil=pixels(put((0, 3, 4), NAN))), "DATA_PIXEL", {"image_ids": [BAD]}),
     "F formula, late": (lambda: TinyRun(model=formula("loss_mask", 1e3, 9)), "LOSS_MATH", {}),
     "F formula, huge": (lambda: TinyRun(model=formula("loss_box_reg", 1e6, 6)), "LOSS_MATH", {}),
+    "F formula, whole": (lambda: TinyRun(model=formula("", 1e3, 9)), "LOSS_MATH", {}),
+    "F formula, turned": (
+        lambda: TinyRun(model=formula("", -1.0, 7), kind="adamw", lr=dict.fromkeys(ALL, 0.01)),
+        "LOSS_MATH",
+        {},
+    ),
     "G activations once": (lambda: TinyRun(model=once("backbone.body.layer3", 8, 1e6)), "TRANSIENT", {}),
     "G head once, accumulated": (
         lambda: TinyRun(model=once("roi_heads.box_head", 8, 1e7), accumulate=2, batch_size=2),

@@ -9,9 +9,10 @@ How it is proved: targets, images and state are sound; the step fails again in f
   Where random numbers bring it about (an action, a level of noise), the same batch and weights are sound with others.
   Where the loss's own root or logarithm meets 0 for one batch, another is normal on the same weights, and nothing grew.
   Where the formula of a loss changes under way, a recorded step is taken again from its own weights: one term is
-  another now, the others are what they were. Where the whole loss and its gradients are one factor of what they were,
-  the loss has another weight, and the step is healthy in that measure. Where the loss is enormous from the first step
-  on, or with one image alone, the largest number inside the model says whose doing it is.
+  another now, the others are what they were; or all are one factor of that, or turned around. Where the whole loss and
+  its gradients are one factor of what they were in a loop that may weigh it anew, the loss has another weight, and the
+  step is healthy in that measure. Where the loss is enormous from the first step on, or with one image alone, the
+  largest number inside the model says whose doing it is.
 What the guard does: skips the step; stops where the formula itself changed. A lower learning rate does not help.
 How to fix it: `max(count, 1)`; mask the input of the op, not its output; add an epsilon inside the root; floor
   the class counts.
@@ -169,10 +170,11 @@ def _redefined(facts: Facts, changed: Redefined) -> Finding:
     much = (
         f"{changed.ratio:.4g} times what was recorded then" if changed.ratio < math.inf else "it had no such term then"
     )
-    what = f"{much}; every other loss is the same to the digit"
-    test = f"replay: a recorded step, its own weights and batch, {changed.term}"
+    term = changed.term or "every loss"
+    what = f"{much}; every other loss is the same to the digit" if changed.term else f"{much}, each"
+    test = f"replay: a recorded step, its own weights and batch, {term}"
     evidence = [Evidence(test, what, CODE), *facts.says(CODE, "same", "other", "retrace")]
-    fix = f"look at what changes {changed.term} from step {changed.step} on"
+    fix = f"look at what changes {term} from step {changed.step} on"
     detail = {"term": changed.term, "redefined": changed.ratio}
     return Finding(CODE, 0.95, Culprit(), evidence, changed.step, fix, detail)
 
