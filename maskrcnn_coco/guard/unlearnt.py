@@ -23,7 +23,10 @@ DIPS, LEARNT = 1, 0.9
 """Losses below this share of the start among as many as that are no sign of learning: a batch of one object may always
 be easy. Weights that were thrown away come back to about the start by their biases alone, and stay there."""
 ABOVE = 1.1
-"""A component's own losses above this many times their start are none that a sound rate leads to."""
+"""A component's own losses above this many times their start are none that a sound rate leads to. After a run's first
+step their median has to be: with Adam that moves each weight by the rate, and wide layers by half their norm."""
+WHOLE = 1.0
+"""Moved by as much, nothing is left of what the weights were, be it in the first step."""
 ALL = ""
 """All losses together; the others go by the component whose own they are."""
 
@@ -37,6 +40,8 @@ class Thrown:
     moved: float
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=AFTERWARDS))
     since: int = 0
+    usual: bool = False
+    """It was the run's first, or right behind such a one, and left something of the weights: no warm-up, perhaps."""
 
 
 class Unlearnt:
@@ -47,6 +52,7 @@ class Unlearnt:
         """For the first losses, or for those after weights were thrown; in nearly every step for none."""
         self._first: dict[str, float] = {}
         self._thrown: dict[str, Thrown] = {}
+        self._opens = True
 
     def judge(self, losses: Mapping[str, float], total: float, first: float, *, bounded: bool) -> Verdict | None:
         """The verdict on a step.
@@ -58,6 +64,7 @@ class Unlearnt:
             bounded: steps are of a size whatever the gradient. Where not, noise around an optimum throws small weights
                 about too, and losses have to be above the start.
         """
+        self._opens = not math.isfinite(first)
         now = {ALL: total} | own_losses(losses)
         if not self._first:
             self._first = dict(now)
@@ -80,7 +87,10 @@ class Unlearnt:
                 for name in (ALL, *([component] if component in self._first else [])):
                     known = self._thrown.get(name)
                     if known is None or known.step != step or known.moved < moved:
-                        self._thrown[name], self.waits = Thrown(step, component, moved), True
+                        # A row of such steps from the first on is one matter: without a warm-up each is as long.
+                        follows = known is not None and known.usual and known.since == 1
+                        usual = (self._opens or follows) and moved < WHOLE
+                        self._thrown[name], self.waits = Thrown(step, component, moved, usual=usual), True
 
     def reset(self) -> None:
         """Weights are others now."""
@@ -98,7 +108,7 @@ class Unlearnt:
         learns = sum(v <= LEARNT * first for v in thrown.losses) > DIPS or loss <= LEARNT * first
         if len(thrown.losses) < AFTERWARDS or learns:
             return None
-        if not bounded and median(thrown.losses) <= first:
+        if (not bounded or thrown.usual) and median(thrown.losses) <= first * (ABOVE if thrown.usual else 1.0):
             return None
         whose = f"losses of {name}" if name else "loss"
         text = (

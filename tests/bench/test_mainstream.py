@@ -30,6 +30,8 @@ def line(name: str, seed: int = 0) -> dict:
         "houses/file: NaN moment",  # an optimizer's memory can begin anew
         "skipgram/words as floats",  # a table that begins at 0 is not what raised
         "lora/-1e9 in half",  # nor is a thin matrix
+        "nerf/rate x300",  # a step that the replay gives again is no transient
+        "experts/feature 1e38",  # no rate makes garbage sound
         "simclr/rate x1000",  # all vectors alike after one step: the loss near its start, gradients near nothing
     ],
 )
@@ -46,6 +48,7 @@ def test_what_was_missed_once(name: str):
         "houses/begun again from its file",  # statistics of incomes, which no step of the guard's has made
         "policy/first rewards are rare, plain SGD",  # loud, and so on older weights; its step is one like others
         "houses/claims",  # nearly all targets are 0, and a few are not
+        "bags/as it is",  # two optimizers; the first step is long, and the loss falls slowly
     ],
 )
 def test_an_honest_run_ends_in_the_bits_of_the_run_without_a_guard(name: str):

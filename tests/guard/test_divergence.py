@@ -546,6 +546,27 @@ def test_nothing_is_learned_after_one_step_threw_the_weights_away():
     assert after_thrown(near) == 9
 
 
+@pytest.mark.parametrize(
+    ("moved", "after", "found"),
+    [
+        ([0.4], 0.7, False),
+        ([0.4, 0.35, 0.32], 0.7, False),
+        ([0.4], 0.9, True),
+        ([1.5], 0.7, True),
+        ([0.1, 0.4], 0.7, True),
+    ],
+    ids=["a first step as Adam's", "a row of them", "losses above the start", "nothing left of them", "a later step"],
+)
+def test_a_first_step_that_is_long_without_a_warm_up_asks_for_more(moved: list[float], after: float, found: bool):
+    """As measured on clicks with Adagrad at 0.05: the first loss is 0.69, and it falls by a tenth in fifteen steps."""
+    unlearnt, alarm = Unlearnt(), None
+    for step in range(14):
+        loss = 0.69 if step == 0 else after
+        alarm = alarm or unlearnt.judge({}, loss, 0.69 if step else math.inf, bounded=True)
+        unlearnt.measured(step, {"top": moved[step] if step < len(moved) else 0.1}, {})
+    assert (alarm is not None) is found
+
+
 def test_a_component_that_unlearns_is_seen_behind_losses_that_fall():
     """As measured on an RPN at 3000 times the rate, clipped: the heads go on learning what it gives them."""
     own = [0.69, 0.22, 0.27, 0.62, 0.76, 0.96, 0.90, 1.19, 1.20, 5.86, 1.51]

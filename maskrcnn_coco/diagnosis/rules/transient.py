@@ -67,6 +67,8 @@ def judge(facts: Facts) -> Finding | None:
         return _flaky(facts)
     if not facts.good("same") and not _finite_now(facts) and not _far_calmer(facts):
         return None
+    if facts.symptom == "diverged" and not facts.not_repeated():
+        return None  # the replay is the step as the run took it: nothing came and went
     return _once(facts)
 
 
