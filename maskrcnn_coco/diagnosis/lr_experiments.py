@@ -24,7 +24,7 @@ from maskrcnn_coco.diagnosis.comparisons import (
     weight_now,
 )
 from maskrcnn_coco.diagnosis.endurance import Endurance
-from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.facts import LEAP, Facts
 from maskrcnn_coco.diagnosis.from_records import SOUND, beyond_sense
 from maskrcnn_coco.diagnosis.limits import LOSS_FACTOR, NORM_FACTOR
 from maskrcnn_coco.diagnosis.lr_verdict import LrTrial, LrVerdict
@@ -191,6 +191,13 @@ class LrExperiments:
             f.lr_verdict = lr_search(walk, self._order(), start.step, factors=self._factors())
             if f.lr_verdict.sufficient and start is not case.now:
                 self._endurance().as_before(f.lr_verdict, start)
+        elif f.own_leap and not (f.not_repeated() or f.state_changed or f.healthy_retrace()):
+            # Losses of cosines, or behind a norm, do not tell how far weights were thrown: the update's size does.
+            bound, least = dict_of(f.measured["update_bound"]), self._factors()[-1]
+            named = [c for c in self._order() if float(bound.get(c, 0.0)) > LEAP]
+            ok, outcome = walk(named, least)
+            trial = LrTrial(tuple(named), least, ok, outcome)
+            f.lr_verdict = LrVerdict(named, start.step, least, ok and bool(named), False, trials=[trial], holds=least)
 
     def _endurance(self) -> Endurance:
         return Endurance(self.facts, self._past, self._beside, lambda: self.replay.out_of_steps)

@@ -56,8 +56,17 @@ def gradient_digest(model: nn.Module, outcome: Outcome) -> str:
     h = hashlib.sha256(repr(sorted(outcome.losses.items())).encode())
     for parameter in model.parameters():
         if parameter.grad is not None:
-            h.update(parameter.grad.detach().float().cpu().contiguous().numpy().tobytes())
+            for dense in _dense(parameter.grad.detach()):
+                h.update(dense.cpu().contiguous().numpy().tobytes())
     return h.hexdigest()
+
+
+def _dense(gradient: Tensor) -> list[Tensor]:
+    """The numbers of a gradient; of a sparse one where they are, and which."""
+    if not gradient.is_sparse:
+        return [gradient.float()]
+    gradient = gradient.coalesce()
+    return [gradient.indices(), gradient.values().float()]
 
 
 def by_another(out: Pass, layout: Layout) -> bool:

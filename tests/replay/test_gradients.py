@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from maskrcnn_coco.replay.gradients import _norm
+from maskrcnn_coco.replay.gradients import _norm, gradient_digest
+from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.state import nonfinite_names
 
 
@@ -28,3 +30,14 @@ def test_finiteness_is_asked_in_the_tensors_own_dtype(monkeypatch):
         "sound": torch.ones(3),
     }
     assert nonfinite_names(tensors) == ["nan"]
+
+
+def test_sparse_gradients_have_a_digest_of_their_rows_and_numbers():
+    def digest_of(word: int, factor: float) -> str:
+        torch.manual_seed(0)
+        table = nn.Embedding(5, 2, sparse=True)
+        (factor * table(torch.tensor([word, word])).sum()).backward()
+        return gradient_digest(table, Outcome("", True))
+
+    assert digest_of(1, 1.0) == digest_of(1, 1.0)
+    assert len({digest_of(1, 1.0), digest_of(2, 1.0), digest_of(1, 2.0)}) == 3
