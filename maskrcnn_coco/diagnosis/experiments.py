@@ -68,14 +68,14 @@ class Experiments:
         self._try(
             "scan: anchors", lambda: f.anchors.extend(scan_batch.scan_anchors(model, str(f.measured.get("error", ""))))
         )
-        for batch in case.batches or []:
-            f.image_ids += list(batch.image_ids)
+        f.image_ids += [i for batch in case.batches or [] for i in batch.image_ids]
         for batch in case.batches or []:
             self._try("scan: targets", lambda b=batch: self._scan_batch(model, b))
             self._try("scan: largest number", lambda b=batch: self._measure_given(b))
         self._try("scan: what the guard's input check found", self._take_reported)
         # Every image of the batch has a data fault: the data set, not one image, where no other batch says otherwise.
-        f.widespread = len(f.image_ids) > 1 and f.suspects() == f.image_ids
+        others = case.rig.make_batch is None or self._other_entries()  # none was seen yet: the next one says it
+        f.widespread = bool(others) and len(f.image_ids) > 1 and f.suspects() == f.image_ids
         f.done.add("scan")
         f.can = self._possible() if names else set()
         return f
@@ -206,8 +206,7 @@ class Experiments:
         can |= {"reference"} | ({"redrawn"} if case.rig.redraw else set())
         if self.files.after_load():
             can.add("file")
-        if self.backend.compiled:
-            can.add("live")
+        can |= {"live"} if self.backend.compiled else set()
         if f.lethal():
             # Of a detector's batch it is known what is a picture; what kills native code is in no other.
             plain = all(getattr(b, "detection", b) is None for b in case.batches)
@@ -215,7 +214,7 @@ class Experiments:
         return can
 
     def _other_entries(self) -> list[TapeEntry]:
-        """Other steps without any of this batch's images, most telling first: recorded ones, then planned ones."""
+        """Other steps without any of this batch's images, most telling first: recorded, planned, at worst refused."""
         mine = {_sample(k) for b in self.case.batches or [] for k in b.keys}
         at = self.case.alarm.step
 
@@ -227,7 +226,7 @@ class Experiments:
         coming = [e for s in range(at + 1, at + 1 + 2 * OTHERS) if (e := planned(s) if planned else None) is not None]
         recorded = [e for e in reversed(applied) if strange(e)]
         found = recorded[:1] + [e for e in coming if strange(e)] + recorded[1:OTHERS]
-        return (found or applied[-1:])[:OTHERS]
+        return (found or applied[-1:] or [e for e in self.case.tape if e.step < at and strange(e)])[:OTHERS]
 
     def _same(self) -> None:
         f = self.facts
@@ -271,6 +270,7 @@ class Experiments:
 
     def _other_half(self) -> None:
         """No step was taken yet: the first and the last image of the batch, each alone, stand for other batches."""
+        self.facts.done.add("halves")
         count = len(self.facts.image_ids)
         for position in (0, count - 1):
             test = f"image {self.facts.image_ids[position]} alone, same weights"

@@ -7,7 +7,9 @@ counts is the sign that the whole batch gave, and at least half of its way (in o
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from maskrcnn_coco.diagnosis.facts import Facts
@@ -20,8 +22,14 @@ from maskrcnn_coco.replay.outcome import NOTHING, Outcome
 from maskrcnn_coco.replay.replay import Replay, ReplayImpossible
 from maskrcnn_coco.replay.snapshot import Snapshot
 
+ERROR = re.compile(r"(\w*):?.*?(\([^()]+:\d+, in [^()]+\))?$")
+"""Class and line of an error as `guard.forward_backward.in_words` has it."""
 LOUD = 100.0
 """A part of a batch that is this many times healthy is guilty, however much worse the whole is."""
+MOST = 8
+"""Most samples that are looked for: of a batch that bad ones fill, none is to come back."""
+PARTNERS = 4
+"""Most samples beside which one is tried that cannot go through the model alone."""
 CURED = 10.0
 """Loss or gradient norm of the whole batch must fall by so much for the sample left out to be its reason."""
 
@@ -45,24 +53,13 @@ def guilty_samples(
     shown = known if known is not None or facts.reference.count >= FEW else facts.outcomes.get("same")
     recorded = None if snapshot is None else record_of(case, snapshot.step)
     then = recorded if recorded is not None and recorded.applied else None
-    sound: list[int] = []
-
-    def run(positions: Sequence[int], beside: Sequence[int] = ()) -> Outcome:
-        named = ", ".join(str(ids[p]) for p in positions) + (f" beside {ids[beside[0]]}" if beside else "")
-        batches = keep([p in {*positions, *beside} for p in range(len(ids))])
-        return replay.run(f"images {named} only{weights(snapshot)}", batches=batches, snapshot=snapshot)
+    parts = _Parts(replay, ids, [o.error for o in whole], keep, snapshot)
 
     def bad(positions: Sequence[int], test: str) -> bool:
-        outcome = run(positions)
-        if outcome.error and whole and not any(o.error for o in whole):
-            # The cut raises, not the samples: norm layers refuse one value, a graph's edges point at what is gone.
-            partner = [p for p in sound if p not in positions][:1]
-            outcome = run(positions, partner) if len(positions) == 1 and partner else outcome
-            if outcome.error:
-                raise ReplayImpossible(f"a part of the batch raises what the whole does not: {outcome.error}")
+        outcome = parts.run(positions)
         facts.outcomes[test] = outcome
         guilty = _guilty(outcome, shown, facts, then)
-        sound.extend([] if guilty else positions)
+        parts.sound.extend([] if guilty else positions)
         return guilty
 
     def cured(left_out: Sequence[int], test: str) -> bool:
@@ -73,11 +70,69 @@ def guilty_samples(
         )
         return known is not None and _cured(outcome, known, facts, then)
 
-    found = smallest_culprits(list(range(len(ids))), bad)
+    found = smallest_culprits(list(range(len(ids))), bad, most=MOST)
     if not found and known is not None and facts.abnormal(known):
         # Each sample's loss may be of the whole batch (a ranking, a partial likelihood): alone it is of nothing.
         found = smallest_cure(list(range(len(ids))), cured)
     return [ids[p] for p in found]
+
+
+@dataclass
+class _Parts:
+    """Replays parts of a batch. ``raised``: what the whole raised in each of its replays, None: nothing."""
+
+    replay: Replay
+    ids: list[int]
+    raised: list[str | None]
+    keep: Callable[[Sequence[bool]], list[Any]]
+    snapshot: Snapshot | None
+    sound: list[int] = field(default_factory=list)
+
+    def run(self, positions: Sequence[int]) -> Outcome:
+        """What comes of these samples; of one that raises for being alone, what comes of it in company.
+
+        Raises:
+            ReplayImpossible: it is the cut that raises.
+        """
+        outcome = self._run(positions)
+        if not self._by_the_cut(outcome, len(positions)):
+            return outcome
+        beside = self._in_company(positions[0]) if len(positions) == 1 else None
+        if beside is None or (beside.error and not any(self.raised)):
+            raise ReplayImpossible(f"a part of the batch raises what the whole does not: {outcome.error}")
+        return beside
+
+    def _run(self, positions: Sequence[int], beside: Sequence[int] = ()) -> Outcome:
+        named = ", ".join(str(self.ids[p]) for p in positions) + (f" beside {self.ids[beside[0]]}" if beside else "")
+        batches = self.keep([p in {*positions, *beside} for p in range(len(self.ids))])
+        test = f"images {named} only{weights(self.snapshot)}"
+        return self.replay.run(test, batches=batches, snapshot=self.snapshot)
+
+    def _by_the_cut(self, outcome: Outcome, count: int) -> bool:
+        """The cut raises, not the samples: norm layers refuse one value, a graph's edges point at what is gone."""
+        if not outcome.error or not self.raised:
+            return False
+        return not any(self.raised) or (count == 1 and not any(alike(e, outcome.error) for e in self.raised))
+
+    def _in_company(self, position: int) -> Outcome | None:
+        """One sample beside a sound one; where none is known yet, beside each of the first few. None: there is none."""
+        every = [p for p in range(len(self.ids)) if p != position]
+        others = [p for p in self.sound if p != position][:1] or (every if len(every) > 1 else [])
+        outcome = None
+        for partner in others[:PARTNERS]:  # of two samples, both are the whole again
+            outcome = self._run([position], [partner])
+            if not outcome.error:
+                break
+        return outcome
+
+
+def alike(error: str | None, other: str | None) -> bool:
+    """Whether two errors, in words, are one: of the same class, raised at the same line; what they say may differ."""
+    first, second = ERROR.match(error or ""), ERROR.match(other or "")
+    if first is None or second is None:
+        return False
+    (kind, line), (other_kind, other_line) = first.groups(), second.groups()
+    return kind == other_kind and (line == other_line or None in (line, other_line))
 
 
 def of_no_sample(facts: Facts) -> None:
