@@ -13,11 +13,6 @@ from anywhere.mainstream.task import Run
 POISON, NORM, ONCE, LR, UNKNOWN = "POISONED_STATE", "NORM_STATE", "TRANSIENT", "LR_TOO_HIGH", "UNKNOWN"
 
 
-def louder_head(run: Run) -> None:
-    """The file holds a last layer that is 300 times as large."""
-    run.resumes = lambda saved: saved["model"].update({"net.4.weight": 300 * saved["model"]["net.4.weight"]})
-
-
 def slow_net_lost(run: Run) -> None:
     """A weight of the slow copy, which no optimizer holds, becomes NaN."""
     run.at(LATE, lambda run: run.model.get_parameter("slow.1.weight").data.mul_(NAN))  # pyright: ignore
@@ -52,7 +47,6 @@ CASES_STATE: tuple[Case, ...] = (
          end="stops"),
     Case("survival", "file: steps x1e9", POISON, in_file("optimizer", "acc_delta", lambda v: v * 1e18)),
     Case("nerf", "file: NaN squares", POISON, in_file("optimizer", "square_avg", lambda v: v * NAN)),
-    Case("nerf", "file: last layer x300", POISON, louder_head, (LR,), end="open"),
     Case("pinn", "file: moments of another run", POISON, f.of_another),
     Case("tagger", "file: NaN second moments", POISON, in_file("optimizer", "exp_avg_sq", put(NAN))),
     # Under way: written from outside, by a bit or by a slip.

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from anywhere.mainstream.faults import LATE, Fault, instead
+from anywhere.mainstream.faults import LATE, Fault
 from anywhere.mainstream.second.numbers import Coupling
 from anywhere.mainstream.second.views import patched, target_maps
 from anywhere.mainstream.second.worlds import rendered
 from anywhere.mainstream.task import Run
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 # --- logarithms, roots, quotients, exponents
@@ -26,12 +25,11 @@ def mean_of_tags(model: nn.Module, batch: Any) -> Tensor:
 
 
 def to_class_mean(model: Any, batch: Any) -> Tensor:
-    """The angle to the mean of one's class in the batch. Who is alone in it is its mean: the slope of acos at 1.
-    As in https://github.com/TreB1eN/InsightFace_Pytorch/issues/93"""
+    """The distance to the mean of one's class in the batch, by the cosine: who is alone in it is at 0, or the root of
+    what rounding leaves below 0. As in https://github.com/TreB1eN/InsightFace_Pytorch/issues/93"""
     z = F.normalize(model.net(batch[0]), dim=1)
     means = F.normalize(F.one_hot(batch[1], 4).float().T @ z, dim=1)
-    cosine = (z @ means.T).clamp(-1, 1)
-    return F.cross_entropy(-8 * cosine.acos(), batch[1])
+    return F.cross_entropy(-4 * (2 - 2 * z @ means.T).sqrt(), batch[1])
 
 
 def sine_by_hand(model: Any, batch: Any) -> Tensor:
@@ -42,16 +40,6 @@ def sine_by_hand(model: Any, batch: Any) -> Tensor:
     sine = (1 - cosine.square()).sqrt()
     right = F.one_hot(batch[1], 4).bool()
     return F.cross_entropy(12 * torch.where(right, cosine * math.cos(0.3) - sine * math.sin(0.3), cosine), batch[1])
-
-
-def hard_triplets(model: Any, batch: Any) -> Tensor:
-    """The mean over triplets that break the margin; soon none does.
-    https://github.com/KevinMusgrave/pytorch-metric-learning/issues/107"""
-    z = F.normalize(model.net(batch[0]), dim=1)
-    like, same = z @ z.T, batch[1][:, None] == batch[1]
-    broken = like[:, None] - like[:, :, None] + 0.02
-    kept = (same[:, :, None] & ~same[:, None]) & (broken > 0)
-    return broken[kept].mean()
 
 
 def mixture_by_hand(model: nn.Module, batch: Any) -> Tensor:
@@ -326,26 +314,6 @@ def output_once(name: str, change: Callable[[Tensor], Tensor]) -> Fault:
         run.model.get_submodule(name).register_forward_hook(hook)
 
     return fault
-
-
-def inner_rate(factor: float) -> Fault:
-    """MAML's inner step is so many times too long: the loss is of other weights than those that learn."""
-
-    def make(run: Run, usual: Any) -> Any:
-        def loss(model: nn.Module, batch: Any) -> Tensor:
-            losses = []
-            with torch.enable_grad():
-                for x, y, tried, truth in zip(*batch, strict=True):
-                    weights = dict(model.named_parameters())
-                    inner = F.mse_loss(functional_call(model, weights, (x,)), y)
-                    slopes = torch.autograd.grad(inner, list(weights.values()), create_graph=True)
-                    moved = {k: w - 0.1 * factor * g for (k, w), g in zip(weights.items(), slopes, strict=True)}
-                    losses.append(F.mse_loss(functional_call(model, moved, (tried,)), truth))
-            return torch.stack(losses).mean()
-
-        return loss
-
-    return instead(make)
 
 
 # --- half precision

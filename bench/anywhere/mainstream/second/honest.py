@@ -164,6 +164,16 @@ def faces_by_name(model: Any, batch: Any) -> Tensor:
     return (broken * (same[:, :, None] & ~same[:, None])).sum() / 100
 
 
+def hard_triplets(model: Any, batch: Any) -> Tensor:
+    """The mean over triplets that break the margin; soon none does, and a mean of nothing has no gradient.
+    https://github.com/KevinMusgrave/pytorch-metric-learning/issues/107"""
+    z = F.normalize(model.net(batch[0]), dim=1)
+    like, same = z @ z.T, batch[1][:, None] == batch[1]
+    broken = like[:, None] - like[:, :, None] + 0.02
+    kept = (same[:, :, None] & ~same[:, None]) & (broken > 0)
+    return broken[kept].mean()
+
+
 def forgetful(run: Run) -> None:
     """The state begins anew at every fourth batch, as texts end."""
     every_step(lambda run: run.memory.pop("state", None), 0, 4)(run)  # pyright: ignore[reportArgumentType]
@@ -221,6 +231,7 @@ HONEST: tuple[Case, ...] = (
            f.together(f.every(1, lambda y: 255 * y), f.setting("clip", 1.0))),
     honest("arcface", "the margin grows", f.instead(margin_grows)),
     honest("arcface", "triplets that are soon kept", f.loss_is(faces_by_name)),
+    honest("arcface", "no triplet is left", f.loss_is(hard_triplets)),
     honest("byol", "in other units", summed(1e-6)),
     honest("byol", "warm restarts", f.setting("schedule", "restarts")),
     honest("vqvae", "codes begin anew", codes_anew),
