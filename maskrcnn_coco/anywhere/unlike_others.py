@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from statistics import median
@@ -24,6 +25,9 @@ BEYOND, RUN_UP = 10.0, 10
 
 UNPROVED = 0.85
 """How sure that alone makes it, without a replay that fails for the sake of that sample."""
+
+REFUSED = re.compile(r"Target (-?\d+) is out of bounds")
+"""torch's own words of a cross-entropy."""
 
 NAMES = 4096
 """Most numbers of one tensor that may be names of samples or objects."""
@@ -70,6 +74,22 @@ def named(finding: Finding, alarm: Alarm, kept: Kept, *, first: bool = True) -> 
             finding.cause, finding.confidence = cause, 0.92
             finding.evidence.insert(0, Evidence("scan: this sample beside all others kept", what, cause))
             return finding
+    return _refused_target(finding, alarm, bad, good) or finding
+
+
+def _refused_target(finding: Finding, alarm: Alarm, bad: list[Samples], good: list[Samples]) -> Finding | None:
+    """``finding`` where a loss refuses a class by its number, which no other sample has; within a range that others
+    span it may be all the same, where they have an `ignore_index` far below."""
+    said = REFUSED.search(str(alarm.measured.get("error", "")))
+    if said is None:
+        return None
+    number = int(said[1])
+    held = [any(bool((t == number).any()) for b in bs for t in leaves(b.data) if _is_whole(t)) for bs in (bad, good)]
+    if held != [True, False]:
+        return None
+    finding.cause, finding.confidence = "DATA_LABEL", 0.92
+    what = f"class {number}, which the loss refuses; no other sample has it"
+    finding.evidence.insert(0, Evidence("scan: this sample beside all others kept", what, "DATA_LABEL"))
     return finding
 
 

@@ -96,3 +96,13 @@ def test_a_sample_of_garbage_in_the_failing_step_is_the_cause_and_no_rate(value:
     found = named(rate, Alarm("diverged", 5, 0, 2, "", {}), batches)
     assert (found.cause, found.confidence) == (cause, 0.85)
     assert found.culprit.image_ids == ([22] if cause == "DATA_PIXEL" else [])
+
+
+@pytest.mark.parametrize(("value", "cause"), [(-1, "DATA_LABEL"), (1, "UNKNOWN")])
+def test_a_class_that_the_loss_refuses_is_named_though_others_span_it(value: int, cause: str) -> None:
+    """Tags of -100 behind each sentence's end: -1 is within what others hold."""
+    batch = kept(torch.tensor([[0, 1, -100], [1, 2, -100], [0, value, -100], [2, 1, -100]]))
+    guilty = Finding("UNKNOWN", 0.5, Culprit(image_ids=[2]), [], 5, "", {"proved_on_healthy_weights": True})
+    error = f"IndexError: Target {value} is out of bounds. (tags.py:12, in loss)"
+    found = named(guilty, Alarm("crash", 5, 0, 5, error, {"error": error}), batch)
+    assert found.cause == cause
