@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskrcnn_coco.guard.inputs import image_ids
+from maskrcnn_coco.guard.inputs import DEEP, image_ids
 
 CHANNELS = (1, 3, 4)
 """Of a picture, the first dimension of its tensor."""
@@ -120,19 +120,21 @@ def own_ids(data: Any, size: int) -> list[int] | None:
     return found if len(found) == size == len(set(found)) else None
 
 
-def leaves(value: Any) -> Iterator[Tensor]:
+def leaves(value: Any, levels: int = DEEP) -> Iterator[Tensor]:
     """Every tensor in a nest."""
     if isinstance(value, Tensor):
         yield value
+    elif not levels:
+        return
     elif isinstance(value, Mapping):
         for v in value.values():
-            yield from leaves(v)
+            yield from leaves(v, levels - 1)
     elif isinstance(value, (list, tuple)):
         for v in value:
-            yield from leaves(v)
+            yield from leaves(v, levels - 1)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for f in dataclasses.fields(value):
-            yield from leaves(getattr(value, f.name))
+            yield from leaves(getattr(value, f.name), levels - 1)
 
 
 def size_of(value: Any) -> int:
@@ -141,39 +143,44 @@ def size_of(value: Any) -> int:
     return max(sizes, key=lambda n: (sizes[n], n)) if sizes else 1
 
 
-def _lengths(value: Any) -> Iterator[int]:
+def _lengths(value: Any, levels: int = DEEP) -> Iterator[int]:
     if isinstance(value, Tensor):
         if value.ndim:
             yield len(value)
+    elif not levels:
+        return
     elif isinstance(value, Mapping):
         for v in value.values():
-            yield from _lengths(v)
+            yield from _lengths(v, levels - 1)
     elif isinstance(value, list) and not _fields(value):
         yield len(value)
     elif isinstance(value, (list, tuple)):
         for v in value:
-            yield from _lengths(v)
+            yield from _lengths(v, levels - 1)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for f in dataclasses.fields(value):
-            yield from _lengths(getattr(value, f.name))
+            yield from _lengths(getattr(value, f.name), levels - 1)
 
 
-def cut(value: Any, positions: list[int], size: int) -> Any:
+def cut(value: Any, positions: list[int], size: int, levels: int = DEEP) -> Any:
     """The samples at ``positions`` of a nest of ``size`` samples; what is not per sample stays as it is."""
     if isinstance(value, Tensor):
         return value[positions] if value.ndim and len(value) == size else value
+    if not levels:
+        return value
+    deeper = levels - 1
     if isinstance(value, Mapping):
-        made = {k: cut(v, positions, size) for k, v in value.items()}
+        made = {k: cut(v, positions, size, deeper) for k, v in value.items()}
         return made if type(value) is dict else _same_kind(value, made)
     if isinstance(value, list):
         per_sample = len(value) == size and not _fields(value)
-        return [value[p] for p in positions] if per_sample else [cut(v, positions, size) for v in value]
+        return [value[p] for p in positions] if per_sample else [cut(v, positions, size, deeper) for v in value]
     if isinstance(value, tuple):
-        parts = [cut(v, positions, size) for v in value]
+        parts = [cut(v, positions, size, deeper) for v in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.replace(
-            value, **{f.name: cut(getattr(value, f.name), positions, size) for f in dataclasses.fields(value)}
+            value, **{f.name: cut(getattr(value, f.name), positions, size, deeper) for f in dataclasses.fields(value)}
         )
     return value
 

@@ -254,18 +254,24 @@ def _check_tensors(batch: Any) -> list[Problem]:
     return problems
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+DEEP = 8
+"""Levels of a nest that are looked into: one that holds itself has no last."""
+
+
+def _tensors(value: Any, levels: int = DEEP) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
+    elif not levels:
+        return
     elif isinstance(value, Mapping):
         for v in value.values():
-            yield from _tensors(v)
+            yield from _tensors(v, levels - 1)
     elif isinstance(value, (list, tuple)):
         for v in value:
-            yield from _tensors(v)
+            yield from _tensors(v, levels - 1)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for f in dataclasses.fields(value):
-            yield from _tensors(getattr(value, f.name))
+            yield from _tensors(getattr(value, f.name), levels - 1)
 
 
 def _pixels(image: Tensor) -> str:

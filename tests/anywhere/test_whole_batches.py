@@ -119,3 +119,20 @@ def test_of_a_pair_that_cannot_be_taken_apart_none_is_named():
 )
 def test_two_errors_are_one_by_class_and_line(error: str, other: str | None, same: bool):
     assert alike(error, other) is same
+
+
+@pytest.mark.parametrize("diagnose", [False, True])
+def test_a_batch_that_holds_itself_is_looked_into_as_far_as_need_be(diagnose: bool):
+    """A sample's record that leads back to its batch: every step was a RecursionError of the guard's."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    settings = {"forward": lambda m, b: loss_of(m, (b["x"], b["y"])), "diagnose": diagnose, "logdir": None}
+    guard, taken = Guard(model, optimizer, say=False, **settings), []
+    for step in range(6):
+        (x, y), ids = batch(step, lambda *_: False)
+        x[1, 2] = math.nan if step == 4 else x[1, 2]
+        held: dict[str, Any] = {"x": x, "y": y}
+        held["parent"] = [held]
+        taken.append(guard.step(held, ids).applied)
+    assert taken == [True] * 4 + [False, True]
+    assert not diagnose or named(guard) == {17}
