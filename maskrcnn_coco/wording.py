@@ -142,7 +142,14 @@ def _proof(incident: Incident) -> str:
     return "; ".join(f"{clean(e.test)}: {clean(e.outcome)}" for e in for_it[:2]) or "none; the cause is not proved"
 
 
+def recovered(incident: Incident) -> bool:
+    """Whether the run goes on sound. Who only observes takes the step all the same."""
+    return incident.outcome == "recovered" and not incident.action.detail.get("taken")
+
+
 def _outcome(incident: Incident) -> str:
+    if not recovered(incident) and incident.outcome == "recovered":
+        return "not repaired"
     return incident.outcome + (f", {count(incident.lost_steps, 'step')} repeated" if incident.lost_steps else "")
 
 
@@ -151,7 +158,7 @@ def action_words(action: Action) -> str:
     d = action.detail
     to = f" to step {d['to_step']}" if "to_step" in d else ""
     if action.kind == "skip":
-        return "the step was left out"
+        return "nothing, the guard only observes: the step was taken" if d.get("taken") else "the step was left out"
     if action.kind == "quarantine":
         ids, annotations = d.get("image_ids") or [], d.get("annotation_ids") or []
         return f"left out for good: image {listed(ids)}" + (f", {annotation_words(annotations)}" if annotations else "")

@@ -24,7 +24,18 @@ from rich.text import Text
 from maskrcnn_coco.config.settings import flag
 from maskrcnn_coco.records import EpochRecord, EvalRecord, Incident, Result, RunFinding, StepRecord
 from maskrcnn_coco.system.streams import stated_width, unbreakable
-from maskrcnn_coco.wording import clean, count, duration, figure, finding_lines, incident_lines, lr_line, score, size
+from maskrcnn_coco.wording import (
+    clean,
+    count,
+    duration,
+    figure,
+    finding_lines,
+    incident_lines,
+    lr_line,
+    recovered,
+    score,
+    size,
+)
 
 _PLAIN_SECONDS = 15.0
 """Without a terminal, a progress line at most this often."""
@@ -134,7 +145,7 @@ class Console:
     def incident(self, incident: Incident) -> None:
         """Five lines: cause, proof, what was done, the command that makes it permanent, where to read on."""
         lines = incident_lines(incident)
-        style = "yellow" if incident.outcome == "recovered" else "red"
+        style = "yellow" if recovered(incident) else "red"
         if not self.live:
             self._lines([f"incident {clean(incident.id)} {lines[0]}", *(f"   {line}" for line in lines[1:])])
             return

@@ -16,7 +16,17 @@ from maskrcnn_coco.records import FINDING_CODES, RunFinding
 from maskrcnn_coco.report.page_analysis import sections
 from maskrcnn_coco.report.page_curves import incident_charts, run_charts, timeline
 from maskrcnn_coco.report.run_files import RunFiles, picture, pictures_of, read_run
-from maskrcnn_coco.wording import action_words, clean, count, culprit_words, figure, incident_lines, score, size
+from maskrcnn_coco.wording import (
+    action_words,
+    clean,
+    count,
+    culprit_words,
+    figure,
+    incident_lines,
+    recovered,
+    score,
+    size,
+)
 
 _TEMPLATES = Path(__file__).parent / "templates"
 STATUS = {
@@ -116,7 +126,7 @@ def tiles(run: RunFiles) -> list[dict[str, str]]:
     if speed is not None:
         memory = result.get("peak_memory_bytes")
         out.append({"label": "images/s", "value": _figure(speed), "note": f"{size(memory)} at most" if memory else ""})
-    bad = sum(i.outcome != "recovered" for i in run.incidents)
+    bad = sum(not recovered(i) for i in run.incidents)
     note = f"{bad} not recovered" if bad else "all recovered" if run.incidents else "nothing was refused or repaired"
     out.append({"label": "incidents", "value": str(len(run.incidents)), "note": note})
     return out

@@ -10,7 +10,7 @@ from typing import Any
 from maskrcnn_coco.records import COMPONENTS, Incident
 from maskrcnn_coco.report.run_files import RunFiles
 from maskrcnn_coco.report.svg import Chart, Level, Marker, Series, render
-from maskrcnn_coco.wording import clean, incident_lines
+from maskrcnn_coco.wording import clean, incident_lines, recovered
 
 _BEFORE, _AFTER = 20, 10
 """Steps shown around an incident."""
@@ -22,7 +22,7 @@ _DOTS = 80
 
 def run_charts(run: RunFiles) -> dict[str, list[str]]:
     """SVG figures of the whole run by section: "loss", "health" (gradients, rates), "ap"."""
-    marks = [Marker(i.step, incident_lines(i)[0], "good" if i.outcome == "recovered" else "bad") for i in run.incidents]
+    marks = [Marker(i.step, incident_lines(i)[0], "good" if recovered(i) else "bad") for i in run.incidents]
     clip = run.config.get("max_grad_norm") or 0.0
     levels = [Level(float(clip), f"clipped above {clip:g}")] if clip else []
     charts = {
@@ -158,7 +158,7 @@ def timeline(run: RunFiles) -> str:
     parts = [f'<path class="bar" d="M8 30H{width - 8}"/>']
     for incident in run.incidents:
         x = round(8 + incident.step / last * (width - 16), 1)
-        kind = "good" if incident.outcome == "recovered" else "bad"
+        kind = "good" if recovered(incident) else "bad"
         start = round(8 + incident.onset_step / last * (width - 16), 1)
         title = escape("\n".join(incident_lines(incident)))
         parts.append(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import msgspec
+from torch import nn
 
 from maskrcnn_coco.advice.prepare import BATCHES, first_batches, make_task
 from maskrcnn_coco.advice.trials import Task
@@ -14,9 +16,14 @@ from maskrcnn_coco.model.rig import make_rig
 from maskrcnn_coco.records import Alarm
 from maskrcnn_coco.replay.case import Case, Rig
 from maskrcnn_coco.replay.private_copy import deep_copy
+from maskrcnn_coco.replay.replay import Replay
+from maskrcnn_coco.replay.snapshot import Snapshot, take
 from maskrcnn_coco.replay.tape import TapeEntry
 from maskrcnn_coco.training.rollback import older_files
 from maskrcnn_coco.training.session import Session
+
+LATEST, FURTHEST = 8, 16
+"""Records that are looked at for the alarm's step; and most steps that are taken again to where it began."""
 
 
 def rig_of(session: Session) -> Rig:
@@ -57,7 +64,7 @@ def settings_of(session: Session) -> dict[str, Any]:
 
 def build_case(session: Session, alarm: Alarm, batches: list[Any]) -> Case:
     """All that a replay needs, taken from the session without changing it."""
-    return Case(
+    case = Case(
         alarm=alarm,
         now=session.snapshot(alarm.step),
         earlier=[s for s in session.ring.items if s.step <= alarm.step],
@@ -70,6 +77,31 @@ def build_case(session: Session, alarm: Alarm, batches: list[Any]) -> Case:
         files=lambda: older_files(session.config.checkpoint_dir, session.first_step),
         loaded_step=session.first_step if session.resumed_from else None,
     )
+    if any(r.applied and r.step == alarm.step for r in session.history[-LATEST:]):
+        case.now = state_before(case) or case.now
+    return case
+
+
+def state_before(case: Case) -> Snapshot | None:
+    """The state that the alarm's step began from, where the step was taken: an older one, and the steps since it.
+
+    None: there is no way from an older state to that step.
+    """
+    older = next((s for s in case.earlier if s.step <= case.alarm.step), None)
+    if older is None or older.step == case.alarm.step:
+        return older
+    if case.alarm.step - older.step > FURTHEST:
+        return None
+    replay, found = Replay(dataclasses.replace(case, now=older)), list[Snapshot]()
+    if not replay.covers(older.step):
+        return None
+
+    def keep(model: nn.Module) -> None:
+        epoch = case.alarm.epoch
+        found.append(take(model, replay.optimizer, None, step=case.alarm.step, epoch=epoch))
+
+    replay.walk(f"steps {older.step} to {case.alarm.step}, for the state before the last", older, visit=keep)
+    return dataclasses.replace(found[0], scaler=case.now.scaler) if found else None
 
 
 def planned(session: Session, step: int) -> TapeEntry | None:

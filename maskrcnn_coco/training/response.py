@@ -6,6 +6,7 @@ the decision is carried out on the session. Everything is written down before tr
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ from maskrcnn_coco.training.rollback import go_back, put_in_force, reload
 from maskrcnn_coco.training.session import Session
 from maskrcnn_coco.training.signals import AtOnce, breakable
 
+AFTER, FOLLOWS = 3, 0.8
+"""An alarm so many steps after a bad one that was taken comes of that; and how sure this can be, without replays."""
 TRIES = {"POISONED_STATE": "trying older files", "LOSS_MATH": "taking recorded steps again"}
 UNPROVED = {
     "POISONED_STATE": "no older file does better over these steps",
@@ -54,8 +57,8 @@ def respond(session: Session, alarm: Alarm, batches: list[Any]) -> int:
     """
     # Of several processes one investigates, the one whose batch is bad; all do what it decides.
     source = int(alarm.measured.get("rank", 0))
-    case, findings = None, []
-    if session.ranks.rank == source:
+    case, findings = None, what_it_follows(session, alarm)
+    if session.ranks.rank == source and not findings:
         session.console.note(
             f"step {alarm.step}: {alarm.message}; looking for the cause by taking steps again, away from the run "
             f"(at most {budget_of(session.ranks)} steps' work)"
@@ -70,6 +73,22 @@ def respond(session: Session, alarm: Alarm, batches: list[Any]) -> int:
             return alarm.step
     findings = shared_findings(session.ranks, findings, source)
     return answer(session, alarm, case, findings)
+
+
+def what_it_follows(session: Session, alarm: Alarm) -> list[Finding]:
+    """The finding for an alarm that comes of a bad step which was taken, as it is where the guard only observes.
+
+    Not of inputs, which are their own doing. Empty: the alarm is the first, or nothing was taken.
+    """
+    last = session.incidents[-1] if session.incidents else None
+    if last is None or not last.action.detail.get("taken") or not 0 < alarm.step - last.step <= AFTER:
+        return []
+    if alarm.symptom in ("input_nonfinite", "crash"):
+        return []
+    first = last.detail.get("follows", last.id)
+    what = Evidence(f"incident {first}", "its step was taken: what follows comes of it", last.cause)
+    culprit, confidence = dataclasses.replace(last.culprit), min(last.confidence, FOLLOWS)
+    return [Finding(last.cause, confidence, culprit, [what], last.onset_step, last.fix, {"follows": first})]
 
 
 def if_proved(session: Session, alarm: Alarm, batches: list[Any], cause: str) -> int | None:
@@ -151,7 +170,8 @@ def shared_findings(ranks: Ranks, findings: list[Finding], source: int) -> list[
 def choose(session: Session, alarm: Alarm, findings: list[Finding]) -> Action:
     """The action: by mode, else by the policy."""
     if session.config.guard == "observe":
-        return Action("skip", {"observed": True})
+        taken = any(r.applied and r.step == alarm.step for r in session.history[-1:])
+        return Action("skip", {"observed": True, **({"taken": True} if taken else {})})
     if session.config.guard == "stop":
         return Action("stop", {"why": "--guard stop"})
     return recovery.decide(findings, history_at(session, alarm.step), session.budgets)

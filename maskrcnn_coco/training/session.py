@@ -176,8 +176,8 @@ class Session:
         return TrainState(self.model, self.optimizer, self.scaler, self.guard, self.ema, self.device)
 
     def snapshot_due(self, step: int) -> bool:
-        """Whether the state before ``step`` is copied into the ring."""
-        return self.config.guard in ("recover", "stop") and (step % SNAPSHOT_EVERY == 0 or not self.ring.items)
+        """Whether the state before ``step`` is copied into the ring; who only observes needs it to find a cause."""
+        return self.config.guard != "off" and (step % SNAPSHOT_EVERY == 0 or not self.ring.items)
 
     def snapshot(self, step: int, *, inspected: bool = False) -> Snapshot:
         """The state before planned step ``step``, copied and verified."""
