@@ -47,6 +47,8 @@ LAP = 8
 STAYS, RISES = 1.05, 3.0
 """Times what weights that stand still cost that the steps as they were have to, where weights were thrown and the loss
 stays where it began, and else."""
+SOUND_LENGTH = 0.12
+"""‖update‖ / ‖weights‖ that healthy steps stay below."""
 FURTHER = 0.01
 """What the component that moved most is lowered by before one that hardly moved is named."""
 USUAL = 0.7
@@ -192,12 +194,23 @@ class LrExperiments:
             if f.lr_verdict.sufficient and start is not case.now:
                 self._endurance().as_before(f.lr_verdict, start)
         elif f.own_leap and not (f.not_repeated() or f.state_changed or f.healthy_retrace()):
-            # Losses of cosines, or behind a norm, do not tell how far weights were thrown: the update's size does.
-            bound, least = dict_of(f.measured["update_bound"]), self._factors()[-1]
-            named = [c for c in self._order() if float(bound.get(c, 0.0)) > LEAP]
-            ok, outcome = walk(named, least)
-            trial = LrTrial(tuple(named), least, ok, outcome)
-            f.lr_verdict = LrVerdict(named, start.step, least, ok and bool(named), False, trials=[trial], holds=least)
+            self._by_length()
+
+    def _by_length(self) -> None:
+        """A loss that does not feel how long weights are (of angles, behind norms) says nothing: the update alone."""
+        f = self.facts
+
+        def taken(lowered: Sequence[str], factor: float) -> tuple[bool, Outcome]:
+            lr = {c: v * (factor if c in lowered else 1.0) for c, v in f.lr.items()}
+            test = f"same batch, same weights, and the update, lr of {', '.join(lowered)} × {factor:g}"
+            outcome = self.replay.update(test, lr)
+            return outcome.finite and not outcome.error and (outcome.moved or 0.0) <= SOUND_LENGTH, outcome
+
+        anew = self.replay.update(
+            "same batch, same weights, an empty optimizer state, and the update", f.lr, empty=True
+        )
+        if not taken((), 1.0)[0] and (anew.moved or 0.0) > LEAP:
+            f.lr_verdict = lr_search(taken, self._order(), f.step, factors=self._factors())
 
     def _endurance(self) -> Endurance:
         return Endurance(self.facts, self._past, self._beside, lambda: self.replay.out_of_steps)
