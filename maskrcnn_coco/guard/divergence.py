@@ -11,7 +11,7 @@ from collections import deque
 from statistics import median
 from typing import Any
 
-from maskrcnn_coco.guard.rows import CALM, STAYS, STREAKS, Loud, Scattered, found_in
+from maskrcnn_coco.guard.rows import CALM, OVER_START, STAYS, STREAKS, Loud, Scattered, found_in, risen
 from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.guard.window import WINDOW, Window
 
@@ -339,6 +339,9 @@ class Divergence:
         if (r_loss <= CALM and self._first) or abs(loss) <= BESIDE_TAILS * self._survived:
             return None
         scattered = self._scattered.judge(self._taken, abs(loss), r_loss / self._level, r_norm)
+        if scattered is None and self._first:
+            start = max(self._start[1] / self.reference, 1.0)
+            scattered = risen(self._recent, OVER_START * self._level * start, self._scattered.most)
         if scattered is not None or self._habit(abs(loss)):
             return scattered
         row = found_in(self._recent, self._level, self._hurled, relapses=self._probation > 0)

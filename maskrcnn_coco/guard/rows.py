@@ -26,6 +26,9 @@ THROWN, AFTERWARDS, STAYS = 100.0, 6, 5.0
 
 Clipped gradients move nothing any more from where one step at an absurd rate has thrown the weights.
 """
+MOSTLY, OVER_START, RISES = (10, 16, 2.0), 4.0, 2.0
+"""(so many of so many steps, times the healthy gradient), times the first losses, times all losses before: a level that
+rises in noise."""
 RELAPSE = ((2, 8.0), (1, 15.0))
 """After a rate was lowered: (steps in a row, times the reference), the gradient as far above its own. It was shown to
 hold over a few steps, not over all that may come."""
@@ -33,6 +36,24 @@ SPREAD, TALL_ONES, APART = 16, 4, 3
 """So many tall losses among as many, in so many places, are a divergence, though calm ones come in between."""
 TALL, RECORD = 8.0, 3.0
 """A loss is tall above so many times the healthy one, and so many times the largest of all that were taken before."""
+
+
+def risen(recent: Sequence[Loud], above: float, most: float) -> tuple[str, int] | None:
+    """What is wrong where most of the last steps are loud, and the first that was.
+
+    Each of them may be met again and again, with calm ones in between: what rises is their level.
+
+    Args:
+        above: times the healthy loss.
+        most: the largest loss before them.
+    """
+    count, steps, loud = MOSTLY
+    last = list(recent)[-steps:]
+    found = [step for step, _, r, g in last if r > above and g > loud]
+    rises = max(abs(loss) for _, loss, _, _ in last) > RISES * most
+    if len(found) < count or found[-1] != last[-1][0] or not rises:
+        return None
+    return f"{len(found)} of {steps} steps above {above:.2g} times, gradients too", found[0]
 
 
 def found_in(recent: Sequence[Loud], level: float, hurled: tuple[int, float] | None, *, relapses: bool) -> str | None:
@@ -90,7 +111,7 @@ class Scattered:
     def __init__(self) -> None:
         self._tall: deque[tuple[int, int, float]] = deque()
         """(number of the applied step, the run's step, size of its loss) of the tall ones of the last `SPREAD`."""
-        self._most = 0.0
+        self.most = 0.0
         """The largest loss before those."""
 
     def judge(self, taken: int, size: float, r_loss: float, r_norm: float) -> tuple[str, int] | None:
@@ -99,10 +120,10 @@ class Scattered:
         ``taken``: how many were applied.
         """
         self._forget(taken)
-        if taken < 2 * SPREAD or not _tall(r_loss, r_norm) or size <= RECORD * self._most:
+        if taken < 2 * SPREAD or not _tall(r_loss, r_norm) or size <= RECORD * self.most:
             return None
-        onset = [step for _, step, v in self._tall if v > RECORD * self._most][:1]
-        tall = [at for at, _, v in self._tall if v > RECORD * self._most] + [taken + 1]
+        onset = [step for _, step, v in self._tall if v > RECORD * self.most][:1]
+        tall = [at for at, _, v in self._tall if v > RECORD * self.most] + [taken + 1]
         apart = 1 + sum(b > a + 1 for a, b in itertools.pairwise(tall))
         if len(tall) < TALL_ONES or apart < APART:
             return None
@@ -115,11 +136,11 @@ class Scattered:
         if _tall(r_loss, r_norm):
             self._tall.append((taken, step, size))
         else:
-            self._most = max(self._most, size)
+            self.most = max(self.most, size)
 
     def weighed_anew(self, factor: float) -> None:
         """The loss counts ``factor`` times as much from here on, which may be what made the last ones tall."""
-        self._most = max([v for _, _, v in self._tall] + [self._most * factor])
+        self.most = max([v for _, _, v in self._tall] + [self.most * factor])
         self._tall.clear()
 
     def reset(self) -> None:
@@ -128,16 +149,16 @@ class Scattered:
 
     def _forget(self, taken: int) -> None:
         while self._tall and self._tall[0][0] <= taken - SPREAD:
-            self._most = max(self._most, self._tall.popleft()[2])
+            self.most = max(self.most, self._tall.popleft()[2])
 
     def state_dict(self, taken: int) -> dict[str, Any]:
         """Plain data."""
-        return {"tall": [[taken - at, step, v] for at, step, v in self._tall], "most": self._most}
+        return {"tall": [[taken - at, step, v] for at, step, v in self._tall], "most": self.most}
 
     def load_state_dict(self, state: dict[str, Any], taken: int) -> None:
         """Take back what `state_dict` gave."""
         self._tall = deque((taken - int(ago), int(step), v) for ago, step, v in state.get("tall", []))
-        self._most = state.get("most", 0.0)
+        self.most = state.get("most", 0.0)
 
 
 def _tall(r_loss: float, r_norm: float) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import pytest
 
 from maskrcnn_coco.guard.divergence import Divergence
-from maskrcnn_coco.guard.rows import SPREAD, Scattered
+from maskrcnn_coco.guard.rows import SPREAD, Scattered, risen
 
 # A classifier with momentum 1.2, as measured: (loss, gradient norm) of each step from the 14th on.
 CERTAIN = [
@@ -73,3 +73,27 @@ def test_what_counts_are_tall_ones_in_several_places_above_all_that_was_before()
     assert scattered([*calm[:10], 20, *calm, 50, 1, 50, 1, 1, 50, 50]) == [], "it was as loud before"
     assert scattered([*calm, 50, 1, 50, 1, 1, 50, 50], r_norm=2.0) == [], "no gradient rose"
     assert scattered([*calm[:20], 50, 1, 50, 1, 1, 50, 50]) == [], "too few steps to compare with"
+
+
+# Points and momentum 1.1, as measured: a loss that is now next to nothing and now three times the last ones.
+RISING = (
+    "1.17/2.8 1.11/2 .934/2.3 .805/1.9 .62/1.3 .605/2.4 .826/3.4 .626/2.8 .281/1.8 .586/2.9 .283/2.2 .111/1.6 .876/3.6 "
+    "1.28/2.8 .349/3.6 .765/3.4 .329/3.7 2.34/3.9 .899/3 .0043/.098 1.6/3.8 2.83/4.7 .371/2.5 2.98/5.8 3.46/6.2 "
+    "3.52/8.3 6.37/9.3 2.11/5.4 .0016/.033 .983/6.2 1.8/6.4 4.34/10 .138/4.2 6.05/8.4 8.07/9.5 4/8.3 7.13/8.8 7.05/7.2 "
+    ".27/5.6 5.32/15 3.04/9.8 18.9/22 7.2/12 6.83/10 2.94/5.9 15.3/10 27.2/23 5.14/12 6.96/19 28.9/23"
+)
+
+
+def test_a_level_that_rises_in_noise_is_seen_though_no_row_is_unbroken():
+    run = [(float(a), float(b)) for a, b in (pair.split("/") for pair in RISING.split())]
+    found = play(run)
+    assert found is not None and found[0] <= 46 and found[1] >= 26, found
+
+
+def test_a_level_that_was_there_before_has_not_risen():
+    last = [(step, 5.0 + step % 2, 5.0 + step % 2, 3.0) for step in range(16)]
+    assert risen(last, 4.0, 1.0) == ("16 of 16 steps above 4 times, gradients too", 0)
+    assert risen(last, 4.0, 4.0) is None, "as loud before"
+    assert risen([(s, v, r, 1.0) for s, v, r, _ in last], 4.0, 1.0) is None, "no gradient rose"
+    assert risen(last[:9], 4.0, 1.0) is None, "too few"
+    assert risen([*last[1:], (16, 1.0, 1.0, 3.0)], 4.0, 1.0) is None, "it is calm now"
