@@ -24,10 +24,11 @@ from maskrcnn_coco.diagnosis.comparisons import (
     weight_now,
 )
 from maskrcnn_coco.diagnosis.endurance import Endurance
-from maskrcnn_coco.diagnosis.facts import LEAP, Facts
+from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.from_records import SOUND, beyond_sense
 from maskrcnn_coco.diagnosis.limits import LOSS_FACTOR, NORM_FACTOR
 from maskrcnn_coco.diagnosis.lr_verdict import LrTrial, LrVerdict
+from maskrcnn_coco.diagnosis.optimizer_experiments import by_length
 from maskrcnn_coco.diagnosis.search import Walk, factors_for, lr_search
 from maskrcnn_coco.replay.case import Case, dict_of
 from maskrcnn_coco.replay.optimizer import settings_of
@@ -47,8 +48,6 @@ LAP = 8
 STAYS, RISES = 1.05, 3.0
 """Times what weights that stand still cost that the steps as they were have to, where weights were thrown and the loss
 stays where it began, and else."""
-SOUND_LENGTH = 0.12
-"""‖update‖ / ‖weights‖ that healthy steps stay below."""
 FURTHER = 0.01
 """What the component that moved most is lowered by before one that hardly moved is named."""
 USUAL = 0.7
@@ -194,23 +193,7 @@ class LrExperiments:
             if f.lr_verdict.sufficient and start is not case.now:
                 self._endurance().as_before(f.lr_verdict, start)
         elif f.own_leap and not (f.not_repeated() or f.state_changed or f.healthy_retrace()):
-            self._by_length()
-
-    def _by_length(self) -> None:
-        """A loss that does not feel how long weights are (of angles, behind norms) says nothing: the update alone."""
-        f = self.facts
-
-        def taken(lowered: Sequence[str], factor: float) -> tuple[bool, Outcome]:
-            lr = {c: v * (factor if c in lowered else 1.0) for c, v in f.lr.items()}
-            test = f"same batch, same weights, and the update, lr of {', '.join(lowered)} × {factor:g}"
-            outcome = self.replay.update(test, lr)
-            return outcome.finite and not outcome.error and (outcome.moved or 0.0) <= SOUND_LENGTH, outcome
-
-        anew = self.replay.update(
-            "same batch, same weights, an empty optimizer state, and the update", f.lr, empty=True
-        )
-        if not taken((), 1.0)[0] and (anew.moved or 0.0) > LEAP:
-            f.lr_verdict = lr_search(taken, self._order(), f.step, factors=self._factors())
+            f.lr_verdict = by_length(self.replay, f, self._order(), self._factors())
 
     def _endurance(self) -> Endurance:
         return Endurance(self.facts, self._past, self._beside, lambda: self.replay.out_of_steps)

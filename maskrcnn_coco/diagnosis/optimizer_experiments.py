@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,11 +11,16 @@ import torch
 from maskrcnn_coco.components import is_possible
 from maskrcnn_coco.diagnosis.facts import LEAP, Facts, StateFault
 from maskrcnn_coco.diagnosis.limits import NO_STATE
+from maskrcnn_coco.diagnosis.lr_verdict import LrVerdict
+from maskrcnn_coco.diagnosis.search import lr_search
+from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.replay import Replay
 from maskrcnn_coco.replay.snapshot import Snapshot
 
 HALF_EPS = 1e-4
 """What half precision holds beside the roots of its squares: the usual 1e-8 is 0 there."""
+SOUND_LENGTH = 0.12
+"""‖update‖ / ‖weights‖ that healthy steps stay below."""
 SETTINGS = 6
 """Most settings that are tried, one after the other."""
 SLOWER = 1e-3
@@ -74,6 +80,25 @@ class OptimizerExperiments:
         slower = {component: SLOWER * rate for component, rate in f.lr.items()}
         test = f"same batch, same weights, every learning rate × {SLOWER:g}, and the update"
         f.outcomes["slower"] = self.replay.update(test, slower)
+
+
+def by_length(replay: Replay, facts: Facts, order: Sequence[str], factors: Sequence[float]) -> LrVerdict | None:
+    """Whose rate a refused update is too long for, measured of the update alone; None: it is not the rates' doing.
+
+    A loss that does not feel how long weights are (of angles, behind norms) is as good after it as before.
+    """
+
+    def taken(lowered: Sequence[str], factor: float) -> tuple[bool, Outcome]:
+        lr = {c: v * (factor if c in lowered else 1.0) for c, v in facts.lr.items()}
+        outcome = replay.update(
+            f"same batch, same weights, and the update, lr of {', '.join(lowered)} × {factor:g}", lr
+        )
+        return outcome.finite and not outcome.error and (outcome.moved or 0.0) <= SOUND_LENGTH, outcome
+
+    anew = replay.update("same batch, same weights, an empty optimizer state, and the update", facts.lr, empty=True)
+    if taken((), 1.0)[0] or (anew.moved or 0.0) <= LEAP:
+        return None
+    return lr_search(taken, order, facts.step, factors=factors)
 
 
 def _are_betas(value: Any) -> bool:
