@@ -124,9 +124,10 @@ PARTS = (
              Setup(norm="group", batch=2), Culprit(HEADS), onset=6),
 )  # fmt: skip
 TWO = (
+    # An epoch is twelve steps here: no older file is there to go on from, nor for the one of the points' head.
     Scenario("tenth-two-file-and-mask", "POISONED_STATE", GITHUB + "facebookresearch/detectron2/issues/332",
              together(resumed_with(scaled("roi_heads.box_predictor", 1e5)), drawn({0: entry("masks", panoptic)})),
-             Setup("adamw", batch=2), together=("POISONED_STATE", "DATA_MASK"), needs=("resume",)),
+             Setup("adamw", batch=2), together=("POISONED_STATE", "DATA_MASK"), verdict=True, needs=("resume",)),
     Scenario("tenth-two-half-and-label", "FP16_OVERFLOW", GITHUB + "PeizeSun/SparseR-CNN/issues/72",
              together(half_areas, drawn({0: entry("labels", memory)})), Setup("adamw", precision="fp16", model="fcos"),
              together=("FP16_OVERFLOW", "DATA_LABEL"), onset=0),
