@@ -288,7 +288,9 @@ def _by_plan(top: Finding, history: History, budgets: Budgets) -> Action:
     if len(again) >= budgets.max_retries:
         return Action("stop", {"why": f"somebody sets learning rates that are not the plan's: {top.fix}"})
     to_step = history.step if top.onset_step is None else top.onset_step
-    return Action("rollback", {"to_step": to_step, "by_plan": True})
+    # An update that was refused has changed nothing: there is nothing to go back for.
+    refused = {"refused": True} if top.detail.get("refused") else {}
+    return Action("rollback", {"to_step": to_step, "by_plan": True, **refused})
 
 
 def _restore(top: Finding, history: History, budgets: Budgets) -> Action:

@@ -138,7 +138,7 @@ class Experiments:
                 self.files.file()
             elif name in ("reference", "live"):
                 getattr(self.backend, name)()
-            elif name in ("update", "settings"):
+            elif name in ("update", "settings", "planned"):
                 getattr(self.by_optimizer, name)()
             else:
                 getattr(self, f"_{name}")()
@@ -193,7 +193,7 @@ class Experiments:
             return can
         can |= {"update", "settings"} if f.measured.get("by_update") else set()
         can |= {"update", "state"} if f.state_changed else set()
-        can |= {"same", "again", "chance", "without", "repaired", "locate", "bisect", "annotations"}
+        can |= {"same", "again", "chance", "without", "repaired", "locate", "bisect", "annotations", "planned"}
         if case.rig.precision != "fp32":
             can |= {"fp32", "module_fp32"} | ({"rescaled"} if case.rig.precision == "fp16" else set())
         if case.rig.make_batch and self._other_entries():

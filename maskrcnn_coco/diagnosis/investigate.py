@@ -161,6 +161,8 @@ def _confirm(f: Facts) -> Iterator[str]:
     """Cheap replays that turn what a scan found into a proof."""
     if f.state_changed:
         yield from ("update", "state")
+    if f.measured.get("foreign"):
+        yield "planned"
     if f.measured.get("by_update") and f.certain_state() and all(s.where == "lr" for s in f.certain_state()):
         yield "settings"
     if f.lethal() or (f.suspects() and f.symptom == "input_nonfinite"):

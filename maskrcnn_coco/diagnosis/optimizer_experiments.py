@@ -40,6 +40,13 @@ class OptimizerExperiments:
         f = self.facts
         f.outcomes["update"] = self.replay.update("same batch, same weights, and the optimizer's update", f.lr)
 
+    def planned(self) -> None:
+        """The refused update as it would have been, and at the rates of the plan."""
+        f, lr = self.facts, dict(self.facts.lr)
+        f.outcomes["update"] = self.replay.update("same batch, same weights, and the update at the rates it had", lr)
+        lr |= {name: planned for name, (planned, _) in f.measured["foreign"].items()}
+        f.outcomes["planned"] = self.replay.update("same batch, same weights, and the update at the plan's rates", lr)
+
     def state(self, healthy: Snapshot | None) -> None:
         """The update with the optimizer's state of some steps before, then with none at all, until one is sound."""
         f = self.facts

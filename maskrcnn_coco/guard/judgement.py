@@ -27,6 +27,7 @@ from maskrcnn_coco.guard.loss_scale import Scale
 from maskrcnn_coco.guard.loss_weight import Found, LossWeight, last_length, too_far
 from maskrcnn_coco.guard.lowered import Lowered
 from maskrcnn_coco.guard.norms import Components, Layout
+from maskrcnn_coco.guard.planned_rates import PlannedRates
 from maskrcnn_coco.guard.sharding import Shares
 from maskrcnn_coco.guard.unlearnt import Unlearnt
 from maskrcnn_coco.guard.updates import Haste, Stall, fits_losses, of_one_size, shrink
@@ -84,7 +85,7 @@ class Instruments:
         self.lay_out()
         self.scale = Scale(scaler)
         self.buffers = Buffers(model)
-        self.expected = Expected.of(model)
+        self.expected, self.plan = Expected.of(model), PlannedRates()
         self.only_refuses = False
         """Nobody goes back, lowers a rate or stops after an alarm."""
         self.new_regime()
@@ -92,8 +93,7 @@ class Instruments:
         self.on_alarm: Callable[[Alarm], Any] | None = None
         self.looks: Looks | None = None
         self.completed: list[StepRecord] = []
-        self.seconds = 0.0
-        self.taken = self.crashes = 0
+        self.seconds, self.taken, self.crashes = 0.0, 0, 0
         self._said: set[str] = set()
         self.weights_may_change = False
         """Whether a loss weighed anew without a word is taken for that; where the loss is ours it is a fault."""
@@ -203,7 +203,7 @@ class Instruments:
         if buffers:
             text = f"the forward pass made {buffers[0]} non-finite or enormous"
             return seen.suspicion or Verdict("buffer_nonfinite", text, measured | {"buffers": buffers})
-        leap = self.health.leap(seen.bound)
+        leap = self.health.leap(seen.bound) or self.plan.judge(seen.bound, self.rates)
         if leap is not None or math.isnan(record.loss):
             return leap  # a loss that nobody showed us, or of nothing at all, cannot be compared with others
         found = self.compared(record, record.grad_norm, seen.where, seen.norms, seen.gradients)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from maskrcnn_coco.components import is_possible
 from maskrcnn_coco.diagnosis.from_records import SOUND, beyond_sense
 from maskrcnn_coco.replay.optimizer import set_again, settings_of
@@ -22,7 +24,17 @@ def put_own(session: Session) -> list[str]:
     names = [str(g.get("component", "")) for g in groups]
     found = unusable(settings_of(groups), own, names, session.schedule.lr)
     set_again(session.optimizer, own)
+    if isinstance(session.optimizer, torch.optim.SGD):
+        for group in groups:
+            _with_momentum(session.optimizer, group)
     return found
+
+
+def _with_momentum(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
+    """Make the buffers that a file of a run without momentum has none of: a fused SGD would leave them unwritten."""
+    for p in group["params"] if group["momentum"] else ():
+        if optimizer.state[p].get("momentum_buffer") is None:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p, requires_grad=False)
 
 
 def unusable(

@@ -203,7 +203,7 @@ def act(session: Session, alarm: Alarm, action: Action, incident: Incident) -> i
             return reload(session, alarm)  # states kept since may hold what was found
         case "rollback":
             session.progress.by_plan |= bool(detail.get("by_plan"))
-            return go_back(session, detail["to_step"])
+            return alarm.step if detail.get("refused") else go_back(session, detail["to_step"])
         case "lower_lr":
             step = go_back(session, detail["to_step"])
             for name, most in lowered_settings(detail).items():

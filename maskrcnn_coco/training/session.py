@@ -152,6 +152,7 @@ class Session:
         """Write the learning rates of ``step`` into the optimizer and return them."""
         lr = self.schedule.at(step, self.progress.lr_factors)
         apply_lr(self.optimizer, lr)
+        self.guard.instruments.plan.rates = lr
         progress = self.progress
         if progress.by_plan or progress.settings_most or progress.usual:
             # Within the step, too: what somebody sets before every step was met again otherwise.

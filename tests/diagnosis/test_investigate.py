@@ -21,6 +21,7 @@ from maskrcnn_coco.diagnosis.investigate import investigate, next_test
 from maskrcnn_coco.recovery import History, decide
 from maskrcnn_coco.replay.state import digest
 
+RPN = "rpn.head.conv.0.0.weight"
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 """torch's compiler looks at it, and says so."""
 
@@ -202,6 +203,31 @@ def test_a_momentum_that_somebody_sets_under_way_is_gone_back_from_to_before_it_
     assert top.cause == "LR_TOO_HIGH" and "['momentum']" in top.fix and top.detail["momentum"] == 0.9
     action = decide([top], History(step=case.alarm.step, images=24))
     assert action.detail["to_step"] <= 6 and action.detail["momentum"] == 0.9
+
+
+@pytest.mark.parametrize("names", [["backbone.body.layer2.0.weight"], ["backbone.fpn.inner_blocks.0.0.weight", RPN]])
+def test_a_gradient_that_was_wrong_once_is_named_by_its_component_where_it_was_one_s(names: list[str]) -> None:
+    run = TinyRun(max_grad_norm=0)
+    at, left = [0], list(names)
+
+    def before(run: TinyRun, step: int) -> None:
+        at[0] = step
+
+    def spoil(name: str) -> Any:
+        def hook(gradient: Tensor) -> Tensor:
+            if at[0] == 7 and name in left:
+                left.remove(name)
+                return gradient * 1e9
+            return gradient
+
+        return hook
+
+    run.before_step = before
+    for name in names:
+        run.model.get_parameter(name).register_hook(spoil(name))
+    top = investigate(run.until_alarm())[0]
+    assert top.cause == "TRANSIENT" and top.confidence >= 0.9
+    assert top.culprit.component == ("backbone" if len(names) == 1 else None)
 
 
 def test_what_only_the_guard_s_input_check_saw_is_named_too():

@@ -34,6 +34,40 @@ def test_rates_of_a_hook_are_overruled_by_the_plan_s_from_the_first_incident_on(
     assert torch.load(tmp_path / "checkpoints" / "last.pth", weights_only=True)["loop"]["by_plan"] is True
 
 
+@pytest.mark.parametrize(("factor", "refused"), [(300.0, True), (4.0, False)])
+def test_an_update_beside_the_plan_is_refused_before_it_throws_weights_away(
+    tmp_path: Path, factor: float, refused: bool
+) -> None:
+    """No loss is extreme after it: with one picture a step the scores go back to their start, and stay there."""
+    scene = clean_scene(Setup("adamw", model="retina", batch=1), 0)
+
+    def faster(live: Live) -> None:
+        for group in live.optimizer.param_groups:
+            group["lr"] *= factor
+
+    for step in range(16, STEPS):
+        scene.at(step, faster)
+    outcome = ours.run(scene, tmp_path)
+    assert outcome.finished and outcome.finite
+    seen = [(i["cause"], i["step"], i["lost_steps"], i["culprit"]["component"]) for i in outcome.incidents]
+    assert seen == ([("LR_TOO_HIGH", 16, 0, None)] if refused else [])
+
+
+def test_steps_that_were_taken_beside_the_plan_before_are_taken_back_too(tmp_path: Path) -> None:
+    """The first of them is within what a loop of one's own may do."""
+    scene = clean_scene(Setup("adamw", model="retina", batch=1), 0)
+    for step in range(14, STEPS):
+
+        def faster(live: Live, factor: float = 8.0 if step < 16 else 300.0) -> None:
+            for group in live.optimizer.param_groups:
+                group["lr"] *= factor
+
+        scene.at(step, faster)
+    outcome = ours.run(scene, tmp_path)
+    (incident,) = outcome.incidents
+    assert (incident["cause"], incident["step"]) == ("LR_TOO_HIGH", 16) and incident["lost_steps"] >= 2
+
+
 def test_a_momentum_that_a_hook_sets_before_every_step_is_kept_low_within_each(tmp_path: Path) -> None:
     """A cycle of momentum with a slip of the decimal point: put right once, it is wrong again at the next step."""
     scene = clean_scene(Setup(), 0)

@@ -20,14 +20,17 @@ def pictures() -> list[Any]:
     return [sample(1000 + i) for i in range(12)]
 
 
-def test_a_flag_given_at_a_resume_reaches_the_optimizer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [0.9, 0.0])
+def test_a_flag_given_at_a_resume_reaches_the_optimizer(tmp_path: Path, before: float) -> None:
     """Weight decay and momentum are in the file too: there they are those of before."""
-    given = {"epochs": 2, "lr": 0.01, "num_classes": 4}
+    given = {"epochs": 2, "lr": 0.01, "num_classes": 4, "momentum": before}
     train(config(None, tmp_path, **given), model=tiny_model(), train_data=pictures(), stop_after=2, quiet=True)
     last = tmp_path / "checkpoints" / "last.pth"
     changed = {"momentum": 0.5, "weight_decay": 0.02, "resume": str(last)}
-    train(config(None, tmp_path, **given, **changed), model=tiny_model(), train_data=pictures(), quiet=True)
-    groups = load(last)["optimizer"]["param_groups"]
+    train(config(None, tmp_path, **(given | changed)), model=tiny_model(), train_data=pictures(), quiet=True)
+    held = load(last)["optimizer"]
+    groups, states = held["param_groups"], held["state"].values()
+    assert all(state["momentum_buffer"] is not None for state in states)
     assert {g["momentum"] for g in groups} == {0.5} and max(g["weight_decay"] for g in groups) == 0.02
     assert incidents(tmp_path) == [], "settings of a run before are no fault"
 

@@ -11,9 +11,10 @@ How it is proved: the same batch is normal on the weights of some steps before, 
   they were, diverge again (where they do not, something else happened once). Then they are taken again with
   the learning rate of one component lowered: it stays bounded; with all others lowered and this one as it was,
   it diverges again. The component whose loss grew most is the wrong one half the time; the order of the tests
-  comes from the update-to-weight ratio before the onset.
+  comes from the update-to-weight ratio before the onset. An update that was refused because its rates are not
+  those of the plan is made on a copy, at both.
 What the guard does: goes back to the snapshot before the onset, lowers that component alone, and raises it
-  again later if it holds.
+  again later if it holds. Rates that somebody set beside the plan are held to the plan from then on.
 How to fix it: `--head-lr-multiplier`, `--rpn-lr-multiplier`, `--lr`, `--warmup-steps`; `maskrcnn-coco advise
   --data PATH` measures the largest stable values.
 """
@@ -31,10 +32,15 @@ from maskrcnn_coco.records import Culprit, Evidence, Finding, StepRecord
 CODE = "LR_TOO_HIGH"
 CALM, SLOWEST = 0.1, 1e-3
 """Share of their own norm that weights may move by in five steps once they are no longer thrown about; least factor."""
+THROWS = 5.0
+"""An update so many times as long as the one that was planned is none of the plan's."""
+SETS = "look for what sets the learning rate between steps: optimizer.param_groups[...]['lr']"
 
 
 def judge(facts: Facts) -> Finding | None:
     verdict = facts.lr_verdict
+    if beside := _beside_the_plan(facts):
+        return beside
     if (facts.healthy_retrace() and not led_there(facts)) or facts.redefined is not None:
         return None  # the steps as they were, taken again, do not diverge: no rate is to blame
     if facts.climbs or divides_by_itself(facts):
@@ -70,13 +76,31 @@ def judge(facts: Facts) -> Finding | None:
     if foreign:
         # The plan was never tried: it is what the run goes back to.
         detail["foreign_rates"] = foreign
-        fix = "look for what sets the learning rate between steps: optimizer.param_groups[...]['lr']"
+        fix = SETS
     detail |= verdict.settings
     if verdict.most:
         detail["most"] = verdict.most
     if verdict.back_to is not None:
         detail["back_to"] = verdict.back_to
     return Finding(CODE, _confidence(verdict, facts), culprit, evidence, verdict.from_step, fix, detail)
+
+
+def _beside_the_plan(facts: Facts) -> Finding | None:
+    """The guard refused an update at rates that are not the plan's, and at those of the plan it is a usual one."""
+    own, planned = facts.outcomes.get("update"), facts.outcomes.get("planned")
+    if own is None or planned is None or own.error or own.moved is None or planned.moved is None or not planned.finite:
+        return None
+    if own.moved <= max(CALM, THROWS * planned.moved):
+        return None
+    foreign: dict[str, list[float]] = facts.measured["foreign"]
+    named = list(foreign)
+    every = len(named) == len(facts.components) and len(named) > 1
+    evidence = [_foreign(c, facts.step, *rates) for c, rates in foreign.items()]
+    evidence += [facts.say("update", CODE), facts.say("planned", CODE)]
+    # Steps before it that were taken at such rates are part of the trouble; without any, nothing was changed yet.
+    first = min([facts.step, *(int(step) for step, _, _ in facts.foreign_rates.values())])
+    detail = {"components": named, "foreign_rates": foreign, "refused": first == facts.step}
+    return Finding(CODE, 0.97, Culprit(component=None if every else named[0]), evidence, first, SETS, detail)
 
 
 def _foreign(component: str, step: float, planned: float, rate: float) -> Evidence:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 
-from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.facts import LEAP, Facts
 from maskrcnn_coco.diagnosis.rules.common import by_the_loop, keeps_graph, led_there, nonfinite
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
@@ -123,10 +123,14 @@ def _flaky(facts: Facts) -> Finding:
 
 
 def _of_state(facts: Facts) -> Culprit:
-    """Whose the optimizer's state is that the guard found bad, and the replay does not: its name is the guard's."""
+    """Whose the optimizer's state or the update is that the guard found bad, and the replay does not."""
     names = [str(n).rpartition(" of ")[2] for n in facts.measured.get("optimizer_state") or ()]
     modules = {n.rpartition(".")[0] for n in names}
-    return Culprit(component=facts.measured.get("component"), module=modules.pop()) if len(modules) == 1 else Culprit()
+    if len(modules) == 1:
+        return Culprit(component=facts.measured.get("component"), module=modules.pop())
+    bound = facts.measured.get("update_bound")
+    far = [c for c, v in bound.items() if v > LEAP] if isinstance(bound, dict) else []
+    return Culprit(component=far[0] if len(far) == 1 else None)
 
 
 def _retraced(facts: Facts) -> Finding:
