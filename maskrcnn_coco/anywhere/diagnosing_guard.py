@@ -144,8 +144,12 @@ class Diagnosing(WithResponder, Attached):
         if not shown or self._shown_forward is None or forward_backward.is_fatal(error):
             return False
         try:
-            with Deafness.deaf(), torch.no_grad():
-                self._shown_forward(self.model, shown[-1].data)
+            with Deafness.deaf(), torch.enable_grad():
+                terms = forward_backward.as_terms(self._shown_forward(self.model, shown[-1].data)).values()
+                weights = [p for p in self.model.parameters() if p.requires_grad]
+                # The backward pass too, which is where the error may come from; gradients of the loop's stay its own.
+                graphs = [t for t in terms if t.requires_grad]
+                torch.autograd.grad(forward_backward.sum_terms(graphs, 1), weights, allow_unused=True)
         except Exception as again:  # as the loop's own code raises it
             return type(again) is type(error) and str(again).splitlines()[:1] == str(error).splitlines()[:1]
         return False

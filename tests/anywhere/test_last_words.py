@@ -21,7 +21,33 @@ torch.manual_seed(0)
 x, y = torch.randn(64, 8), torch.randint(0, 4, (64,))
 if "label" in sys.argv:
     y[37] = 4
-model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+if "backward" in sys.argv:
+    x[37, 0] = 77.0
+
+
+class Inverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h, bad):
+        ctx.bad = bad
+        return h.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        if ctx.bad:
+            raise ArithmeticError("no inverse")
+        return g, None
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.b(Inverse.apply(self.a(x).relu(), bool((x == 77.0).any())))
+
+
+model = Net()
 optimizer = torch.optim.SGD(model.parameters(), 0.1)
 loss_of = lambda m, b: F.cross_entropy(m(b[0]), b[1])
 guard = attach(model, optimizer, diagnose=True, forward=loss_of, logdir=sys.argv[1])
@@ -49,6 +75,12 @@ def ended(folder: Path, what: str) -> tuple[str, list[Path]]:
 def test_a_label_that_is_no_class_is_named_before_the_loss_s_own_error(tmp_path: Path) -> None:
     said, (incident,) = ended(tmp_path, "label")
     assert said.index("DATA_LABEL (sample 37)") < said.index("Target 4 is out of bounds")
+    assert json.loads(incident.read_text())["culprit"]["image_ids"] == [37]
+
+
+def test_an_error_of_the_backward_pass_is_explained_before_it_ends_the_loop(tmp_path: Path) -> None:
+    said, (incident,) = ended(tmp_path, "backward")
+    assert said.index("(sample 37)") < said.index("ArithmeticError: no inverse\n")
     assert json.loads(incident.read_text())["culprit"]["image_ids"] == [37]
 
 
