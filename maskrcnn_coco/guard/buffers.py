@@ -170,6 +170,7 @@ class Buffers:
             whole: look at every buffer; otherwise at those that forward passes change.
             also: positions of further ones to look at.
         """
+        also = set(also)
         looked = self._watched if whole else sorted(self._changing.union(self._active, also))
         if not looked:
             return []
@@ -195,7 +196,7 @@ class Buffers:
             if sizes[j] > LEAP * max(known, 1e-3 * math.sqrt(t.numel())):
                 if i not in self.sizes and self._of_a_file(i, sizes[j] / math.sqrt(t.numel())):
                     continue
-                if not whole and self._as_made(i):
+                if not whole and self._as_made(i) and (i not in also or self._gathers(i)):
                     first[i] = sizes[j]
                 else:
                     bad.add(j)
@@ -214,6 +215,10 @@ class Buffers:
         """Whether these are a norm's statistics, and were as its constructor makes them before the forward pass."""
         kept = self._kept[i]
         return kept is not None and not kept.is_meta and as_made(self._slots[i][1], kept)
+
+    def _gathers(self, i: int) -> bool:
+        """Whether its layer takes statistics from batches: code between two steps may have it gather them anew."""
+        return isinstance(self._slots[i][0], nn.modules.batchnorm._NormBase)
 
     def _was_alone(self, i: int, size: float) -> bool:
         """Whether the batch that made variances leap at their first update was the only one of that size.
@@ -250,15 +255,15 @@ class Buffers:
         return {j for (j, _), low in zip(found, lowest, strict=True) if low < 0}
 
     def _vanished(self, floats: list[tuple[int, Tensor]], sizes: list[float]) -> set[int]:
-        """Positions of variances that were numbers and are all 0, in layers that go by them.
+        """Positions of variances that were numbers and are 0, or next to it, in layers that go by them.
 
         A layer that takes its statistics from the batch soon has others; there it is one way to begin anew.
         """
         found = set()
         for j, (i, _) in enumerate(floats):
             module, name, _ = self._slots[i]
-            if sizes[j] == 0.0 and name == "running_var" and self.sizes.get(i, 0.0) > 0.0:
-                anew = module.training and isinstance(module, nn.modules.batchnorm._NormBase)
+            if name == "running_var" and LEAP * sizes[j] < self.sizes.get(i, 0.0):
+                anew = module.training and self._gathers(i)
                 found |= set() if anew else {j}
         return found
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn_coco.guard.buffers import Buffers
 
@@ -146,3 +147,21 @@ def test_variances_that_somebody_clears_between_two_steps_are_found_where_they_a
     verdict = buffers.verdict(whole=False)
     assert (verdict is not None) is found
     assert verdict is None or verdict.measured["buffers"] == ["norm.running_var"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [("running_mean", 1e12, True), ("running_var", 1e-20, True), ("running_mean", 3.0, False), ("bias", 0.5, False)],
+)
+def test_a_frozen_norm_gathers_no_statistics_that_could_leap(name: str, value: float, found: bool) -> None:
+    """Its mean of 0 is as its constructor made it, and what is there at the next step no batch has brought."""
+    model = nn.Sequential(FrozenBatchNorm2d(4)).train()
+    buffers = Buffers(model)
+    assert buffers.verdict(whole=True) is None
+    buffers.save()
+    model(torch.randn(2, 4, 3, 3))
+    buffers.changed()
+    assert buffers.wrong() == [] and buffers.verdict(whole=False) is None
+    model[0].get_buffer(name).fill_(value)
+    verdict = buffers.verdict(whole=False)
+    assert (verdict.measured["buffers"] if verdict else []) == ([f"0.{name}"] if found else [])
