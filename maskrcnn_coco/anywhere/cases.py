@@ -10,6 +10,7 @@ from typing import Any
 from maskrcnn_coco.anywhere.last_words import beside
 from maskrcnn_coco.anywhere.rig import make_rig, number_divided_by, own_clip
 from maskrcnn_coco.anywhere.unlike_others import named
+from maskrcnn_coco.components import real
 from maskrcnn_coco.diagnosis.experiments import Experiments
 from maskrcnn_coco.diagnosis.limits import ALIKE
 from maskrcnn_coco.guard.hooks import Deafness
@@ -48,6 +49,7 @@ def case_of(known: Any, alarm: Alarm) -> Case:
             "by_design": sorted(guard.buffers.by_design),
             "own_gradients": not known.own_batches,
             "rivals": beside(guard),
+            "highest_momentum": max(real(g.get("momentum") or 0.0) for g in now.optimizer["param_groups"]),
             "went_back": any(i.action.kind in ("rollback", "lower_lr") for i in known.incidents),
             "glitches": [i.step for i in known.incidents if i.cause == "TRANSIENT"],
         },

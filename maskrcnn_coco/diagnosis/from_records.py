@@ -87,9 +87,9 @@ def beyond_sense(
 
 
 def climbs(facts: Facts, groups: Sequence[dict[str, Any]]) -> bool:
-    """Whether the recorded loss is above the usual one, and some group is told to go up it."""
+    """Whether the recorded loss is above the usual one, and some group, or the loop's sign, has steps go up it."""
     now = facts.recorded_loss
-    upwards = any(g.get("maximize") for g in groups)
+    upwards = any(g.get("maximize") for g in groups) or bool(facts.measured.get("climbs"))
     return upwards and facts.reference.count > 0 and now is not None and now > facts.reference.loss
 
 

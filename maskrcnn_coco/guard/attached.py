@@ -232,6 +232,8 @@ class Attached(Guard):
         elif act.done is None:
             self.immediate.grad_scale = scale
             self.immediate.judge(act, self._pass(act))
+            if act.verdict is not None and act.came is not None and bool(act.came < 0):
+                act.verdict.measured["climbs"] = True
             if not act.over:
                 self.immediate.before_step(act)
         self._round.add(index)
@@ -269,7 +271,7 @@ class Attached(Guard):
         bad = [i for i, v in enumerate(values) if not math.isfinite(v)]
         rest, first = (values[bad[-1] + 1 :], bad[0]) if bad else ([], None)
         later = sum(rest) / len(rest) if rest else math.nan
-        certain = act.certain or (act.trained and len(bad) == len(values))
+        certain = act.certain or (act.came is not None and len(bad) == len(values))
         return forward_backward.Pass({"loss": mean}, micro_batch=first, certain=certain, later=later)
 
     @property

@@ -48,8 +48,10 @@ class Act:
         self.foreign: list[nn.Parameter] = []
         self.shared: Verdict | None = None
         self.seen: list[torch.Tensor] = []
-        self.certain = self.trained = False
-        """Whether the loop showed the loss; whether its backward pass came through the one that the model gave."""
+        self.certain = False
+        """Whether the loop showed the loss."""
+        self.came: torch.Tensor | None = None
+        """The gradient that a backward pass brought to the loss that the model gave: below 0 the loop climbs it."""
         self.own_loss = 0.0
         self.copies: list[torch.Tensor] = []
         self.due = self.watched = False
@@ -57,9 +59,9 @@ class Act:
         self.foreign_state = False
         """Somebody changed the optimizer's state since the last step, here or in another process."""
 
-    def through(self, _: torch.Tensor) -> None:
+    def through(self, gradient: torch.Tensor) -> None:
         """A backward pass came through the model's loss, which is what it trains on, or a part of that."""
-        self.trained = True
+        self.came = gradient
 
 
 def undo_pass(parts: Instruments) -> None:

@@ -32,6 +32,8 @@ def line(name: str, seed: int = 0) -> dict:
         "lora/-1e9 in half",  # nor is a thin matrix
         "nerf/rate x300",  # a step that the replay gives again is no transient
         "experts/feature 1e38",  # no rate makes garbage sound
+        "cnn/momentum 1.2",  # behind norms it grows for long, and no walk holds from there
+        "flow/wrong sign",  # replays go down the loss that the loop goes up
         "byol/rate x10000",  # a loss of cosines stays small wherever the weights are thrown
         "simclr/rate x1000",  # all vectors alike after one step: the loss near its start, gradients near nothing
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import math
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskrcnn_coco import attach
-from maskrcnn_coco.errors import ConfigError, DataError, GuardWarning
+from maskrcnn_coco.errors import ConfigError, DataError, GuardStop, GuardWarning
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.replay.state import digest
 
@@ -514,3 +515,26 @@ def test_a_loss_of_the_models_own_that_is_none_is_refused_where_it_is_trained_on
     optimizer.step()
     assert guard.refused is used
     assert [a.symptom for a in guard.alarms] == (["loss_nonfinite"] if used else [])
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_loop_that_climbs_the_models_loss_is_said_to(sign: float) -> None:
+    class Gives(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(self.net(x), y)
+
+    model = Gives()
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    guard = attach(model, optimizer, say=False, diagnose=True, logdir=None)
+    with contextlib.suppress(GuardStop):
+        for i in range(60):
+            optimizer.zero_grad()
+            (sign * model(*data(i))).backward()
+            optimizer.step()
+    assert bool(guard.incidents) is (sign < 0)
+    assert all(i.cause == "UNKNOWN" for i in guard.incidents)
+    assert all("climbs" in a.measured for a in guard.alarms)

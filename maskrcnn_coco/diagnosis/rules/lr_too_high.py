@@ -30,6 +30,11 @@ from maskrcnn_coco.diagnosis.rules.common import divides_by_itself, led_there
 from maskrcnn_coco.records import Culprit, Evidence, Finding, StepRecord
 
 CODE = "LR_TOO_HIGH"
+USUAL = 0.9
+"""A momentum that most trainings have."""
+FORGETS = "momentum is 1 or more: no gradient is ever forgotten, and steps only grow"
+GROWN = ("diverged", "loss_nonfinite", "grad_nonfinite", "param_nonfinite", "optimizer_nonfinite")
+"""Symptoms that weights come to which only ever move faster."""
 CALM, SLOWEST = 0.1, 1e-3
 """Share of their own norm that weights may move by in five steps once they are no longer thrown about; least factor."""
 THROWS = 5.0
@@ -45,6 +50,8 @@ def judge(facts: Facts) -> Finding | None:
         return None  # the steps as they were, taken again, do not diverge: no rate is to blame
     if facts.climbs or divides_by_itself(facts):
         return None  # a lower rate only leads there later: upwards as it is told to, or to where the loss divides by 0
+    if verdict is None or not (verdict.sufficient and verdict.settings):
+        verdict = _grows_by_itself(facts) or verdict
     if verdict is None or not verdict.sufficient:
         if facts.good("earlier") and facts.growing and verdict is None:
             evidence = facts.says(CODE, "!same", "=earlier")
@@ -56,6 +63,7 @@ def judge(facts: Facts) -> Finding | None:
     trials = sorted(verdict.trials, key=lambda t: _rank(t, verdict))
     deciding = [t for t in trials if _rank(t, verdict) < 2]
     evidence = [_evidence(t, verdict, facts.step) for t in deciding]
+    evidence += [] if trials else [Evidence("settings of the optimizer", FORGETS, CODE)]
     evidence += facts.says(CODE, "=earlier", "!same", "!retrace")
     evidence += [_evidence(t, verdict, facts.step) for t in trials[len(deciding) :]]
     detail: dict[str, Any] = {
@@ -101,6 +109,16 @@ def _beside_the_plan(facts: Facts) -> Finding | None:
     first = min([facts.step, *(int(step) for step, _, _ in facts.foreign_rates.values())])
     detail = {"components": named, "foreign_rates": foreign, "refused": first == facts.step}
     return Finding(CODE, 0.97, Culprit(component=None if every else named[0]), evidence, first, SETS, detail)
+
+
+def _grows_by_itself(facts: Facts) -> LrVerdict | None:
+    """A momentum of 1 or more forgets no gradient: no rate holds with it, nor a walk without it once it is long."""
+    momentum = float(facts.settings.get("highest_momentum") or 0.0)
+    if momentum < 1.0 or facts.symptom not in GROWN:
+        return None
+    verdict = LrVerdict(list(facts.components), facts.step, 1.0, True, False, holds=1.0)
+    verdict.from_step, verdict.settings = min(facts.earlier_steps, default=facts.step), {"momentum": USUAL}
+    return verdict
 
 
 def _foreign(component: str, step: float, planned: float, rate: float) -> Evidence:

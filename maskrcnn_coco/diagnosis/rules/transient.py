@@ -49,6 +49,8 @@ def judge(facts: Facts) -> Finding | None:
         return Finding(CODE, 0.95, culprit, evidence + facts.says(CODE, "retrace"), facts.step, FIX, detail)
     if facts.symptom in ("scale_collapse", "stalled") or facts.redefined is not None:
         return None
+    if facts.measured.get("climbs"):
+        return None  # replays go down what the loop goes up
     if facts.symptom == "input_nonfinite" and facts.suspects():
         return None  # without suspects the model is meant to be given such numbers, and the replay took them
     if facts.certain_state() or facts.lethal() or facts.bad("live") or facts.measured.get("every_batch"):

@@ -28,8 +28,17 @@ def judge(facts: Facts) -> Finding | None:
     evidence += facts.tried or [Evidence("scans of state, targets, images and anchors", "clean", None)]
     fix = ""
     if facts.climbs:
-        evidence.insert(0, Evidence("settings of the optimizer", "maximize=True: each step goes up the loss", None))
-        fix = "maximize=False, where this is a loss; guard.new_regime() says that one is meant to grow"
+        where, what, fix = (
+            ("settings of the optimizer", "maximize=True: each step goes up the loss", "maximize=False")
+            if not facts.measured.get("climbs")
+            else (
+                "the loop's backward pass",
+                "it goes back from the model's loss times less than 0",
+                "no minus sign",
+            )
+        )
+        evidence.insert(0, Evidence(where, what, None))
+        fix += ", where this is a loss; guard.new_regime() says that one is meant to grow"
     elif facts.unrepeatable():
         what = "weights, batch and random numbers were the same, and it was another step each time"
         evidence.insert(0, Evidence("the two replays of the step", what, CODE))
