@@ -12,14 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from maskrcnn_coco.components import forgets_squares, is_possible, real
+from maskrcnn_coco.components import is_possible, real
 from maskrcnn_coco.guard.foreign_state import UsualUpdates
-from maskrcnn_coco.guard.held_states import HeldStates, States, fits_its_mean
+from maskrcnn_coco.guard.held_states import HeldStates, States, fits_its_mean, zeroed_moments
 from maskrcnn_coco.guard.norms import SMALLEST_RMS, Layout, all_finite, nonfinite_at, norms
-from maskrcnn_coco.guard.outside_changes import Witness, zeroed
-from maskrcnn_coco.guard.sharding import local
+from maskrcnn_coco.guard.outside_changes import Pushes, Witness, zeroed
 from maskrcnn_coco.guard.updates import HASTY, widest
 from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.wording import listed
@@ -29,11 +27,8 @@ LEAP = 1e3
 BRISK = 0.2
 """A bound above this is worth an exact measurement: an early warning may come of it. Healthy runs stay below 0.12."""
 OUTSIDE, GONE = 3.0, 1e4
-"""Growth of a component's weight norm between two steps that is an incident, and loss; others are only counted."""
+"""Growth of a component's weight norm between two steps that is an incident, and loss; of others it is their sum."""
 _SETTINGS = ("lr", "momentum", "weight_decay", "eps")
-ZEROED = 0.01
-"""Share of Adam's entries with a first but no second moment that no healthy run has; a trip through fp16: 80 %."""
-
 _VERSION = operator.attrgetter("_version")
 
 
@@ -59,6 +54,7 @@ class Health:
         self._grown: list[float] = []
         self._due = 0
         self._witness = Witness()
+        self._pushes = Pushes()
         self._held = HeldStates(optimizer, layout)
         self._settings: list[list[Any]] | None = None
         """Settings that were looked at and found good."""
@@ -198,6 +194,8 @@ class Health:
         self._moments = self._grown or self._moments
         self._witness.note([*self.layout.params, *self._held.states()[0]])
         self._states = self._marks() if self._held.seconds else ()
+        if self._pushes.left:
+            self._pushes.left, due = self._pushes.left - 1, True
         if due or self._due % self.every == 0:
             self._after = self._weights = self.layout.weight_norms()
 
@@ -274,7 +272,7 @@ class Health:
                 measured,
             )
         if "exp_avg_sq" in keys and (self._marks() != self._states or self._due % (10 * self.every) == 0):
-            return self._check_moments()
+            return zeroed_moments(self.layout, self.optimizer)
         return None
 
     def _read_states(self, found: States | None = None) -> list[float]:
@@ -295,24 +293,6 @@ class Health:
         except RuntimeError:  # those made in inference mode count nothing
             versions = tuple(0 if t.is_inference() else t._version for t in seconds)
         return (*map(id, seconds), *versions)
-
-    def _check_moments(self) -> Verdict | None:
-        """Adam's second moments, zeroed by a trip through half precision, make the next update enormous but finite."""
-        zeroed = {}
-        pairs = zip(self.layout.params, self.layout.names, strict=True)
-        for p, name in () if any(map(forgets_squares, self.optimizer.param_groups)) else pairs:
-            state = self.optimizer.state.get(p, {})
-            first, second = state.get("exp_avg"), state.get("exp_avg_sq")
-            if not isinstance(first, Tensor) or not isinstance(second, Tensor) or not first.numel():
-                continue
-            # Squares below float32's range are 0 in good health too, so only moments that had a square count.
-            count = int(((local(second) == 0) & (local(first).abs() > 1e-15)).sum())
-            if count > ZEROED * first.numel():
-                zeroed[name] = count
-        if not zeroed:
-            return None
-        text = f"second moments are zero where first moments are not: {listed(list(zeroed), 3)}"
-        return Verdict("optimizer_nonfinite", text, {"zeroed_moments": zeroed})
 
     def _check_weights(self, *, whole: bool, changed: bool, aside: bool) -> Verdict | None:
         layout = self.layout
@@ -388,6 +368,7 @@ class Health:
             text = f"weights are finite but enormous: {listed(huge, 3)}"
             return Verdict("param_nonfinite", text, {"parameters": huge, "component": where, "enormous": True})
         gone = zeroed(before, now, layout.params, self.optimizer.state)
+        sums = self._pushes.add(old, new, layout, exact=exact)
         names, cleared = ([layout.names[i] for i in gone], {layout.component[i] for i in gone}) if gone else (names, ())
         limit = OUTSIDE if exact else 10 * OUTSIDE
         for c, (component, a, b, count) in enumerate(zip(layout.components, old, new, layout.sizes, strict=True)):
@@ -397,4 +378,10 @@ class Health:
                 did = "became zero" if gone else "changed"
                 text = f"weights {did} outside the step: {listed(names, 3)}; norm of {component} {a:.4g} -> {b:.4g}"
                 return Verdict("diverged", text, measured)
-        return None
+        if sums is None:
+            return None
+        component, times, count = sums
+        text = f"weights changed outside the step {count} times, which made the norm of {component} {times:.2g} of it"
+        c = layout.components.index(component)
+        measured = {"norm_before": old[c], "norm": new[c], "changes": [count, times]}
+        return Verdict("diverged", text, {"changed_outside": names, "component": component, **measured})

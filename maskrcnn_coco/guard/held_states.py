@@ -9,12 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskrcnn_coco.components import forgets_squares
 from maskrcnn_coco.guard.norms import Layout, float_states
+from maskrcnn_coco.guard.sharding import local
+from maskrcnn_coco.guard.verdict import Verdict
+from maskrcnn_coco.wording import listed
 
 LIKE_WEIGHTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "grad_avg")
 """State that torch's own optimizers keep in the shape of the weight it belongs to."""
 States = tuple[list[Tensor], list[int], list[str]]
 """What `float_states` gives."""
+ZEROED = 0.01
+"""Share of Adam's entries with a first but no second moment that no healthy run has; a trip through fp16: 80 %."""
 ABOVE_MEAN = 1e6
 """The root of a mean of squares may be so many times the largest mean of the same weight's gradients."""
 
@@ -27,6 +33,25 @@ def fits_its_mean(i: int, found: States) -> bool:
         return False
     square, most = float(tensors[i].detach().max()), float(mean.detach().abs().max())
     return math.isfinite(square) and math.sqrt(max(square, 0.0)) <= ABOVE_MEAN * most
+
+
+def zeroed_moments(layout: Layout, optimizer: Any) -> Verdict | None:
+    """Adam's second moments, zeroed by a trip through half precision, make the next update enormous but finite."""
+    zeroed = {}
+    pairs = zip(layout.params, layout.names, strict=True)
+    for p, name in () if any(map(forgets_squares, optimizer.param_groups)) else pairs:
+        state = optimizer.state.get(p, {})
+        first, second = state.get("exp_avg"), state.get("exp_avg_sq")
+        if not isinstance(first, Tensor) or not isinstance(second, Tensor) or not first.numel():
+            continue
+        # Squares below float32's range are 0 in good health too, so only moments that had a square count.
+        count = int(((local(second) == 0) & (local(first).abs() > 1e-15)).sum())
+        if count > ZEROED * first.numel():
+            zeroed[name] = count
+    if not zeroed:
+        return None
+    text = f"second moments are zero where first moments are not: {listed(list(zeroed), 3)}"
+    return Verdict("optimizer_nonfinite", text, {"zeroed_moments": zeroed})
 
 
 class HeldStates:

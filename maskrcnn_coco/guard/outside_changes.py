@@ -6,7 +6,9 @@ What goes past them (``.data``, memory shared with others) is seen in a sample o
 
 from __future__ import annotations
 
+import math
 import operator
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,12 +16,18 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_coco.guard.norms import SMALLEST_RMS, Layout
 from maskrcnn_coco.guard.sharding import local
 
 SAMPLE = 8
 """Entries of each tensor that are looked at: each is a line of memory of its own, and whoever writes, writes many."""
 WHOLE = 1024
 """Tensors up to this size are looked at whole."""
+PUSHES, FEW = 20, 3
+"""Changes from outside that are looked at together, at most and at least."""
+GROWN = math.log(3.0)
+"""Growth of a component's norm by them that no loop means. Shrinking is: clamping, and weights of a fixed length, take
+away what the steps in between have added, by a fifth in each."""
 
 Marks = tuple[list[int], list[int]]
 """Place and version of each tensor."""
@@ -115,6 +123,39 @@ class Witness:
             # Of mixed precision the widest holds all; float8 has no wider kin of its own.
             views = [v.float() if v.element_size() < 2 else v for v in views]
         return torch.cat(views).view(torch.uint8)
+
+
+class Pushes:
+    """What changes from outside amount to together, where each is small: weights scaled up after every step.
+
+    Only changes that were measured right before and after count, so that no step of the optimizer's is among them.
+    """
+
+    def __init__(self) -> None:
+        self._logs: deque[list[float]] = deque(maxlen=PUSHES)
+        self.left = 0
+        """Steps for which the next change is worth an exact measurement: somebody changed weights lately."""
+
+    def add(
+        self, before: Sequence[float], now: Sequence[float], layout: Layout, *, exact: bool
+    ) -> tuple[str, float, int] | None:
+        """One more change. (component, how many times its norm is what it was by them, how many), if that is too much.
+
+        Args:
+            before, now: norm of each component's weights.
+        """
+        self.left = PUSHES
+        if not exact:
+            return None
+        floors = [SMALLEST_RMS * math.sqrt(n) for n in layout.sizes]
+        self._logs.append([math.log(max(b, f) / max(a, f)) for a, b, f in zip(before, now, floors, strict=True)])
+        sums = [sum(logs) for logs in zip(*self._logs, strict=True)]
+        worst = max(range(len(sums)), key=sums.__getitem__)
+        if sums[worst] <= GROWN or len(self._logs) < FEW:
+            return None
+        count = len(self._logs)
+        self._logs.clear()
+        return layout.components[worst], math.exp(sums[worst]), count
 
 
 def zeroed(before: list[float], now: list[float], params: Sequence[Tensor], state: Any) -> list[int]:

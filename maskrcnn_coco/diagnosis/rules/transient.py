@@ -35,7 +35,12 @@ def judge(facts: Facts) -> Finding | None:
         evidence = [Evidence("guard: weights between two steps", what, CODE)]
         module = str(outside[0]).rpartition(".")[0] if len(outside) == 1 else None
         culprit = Culprit(component=facts.measured.get("component"), module=module)
-        return Finding(CODE, 0.95, culprit, evidence, facts.step, FIX, {"changed": list(outside)[:50]})
+        fix = FIX
+        if facts.measured.get("changes") is not None:
+            count, times = facts.measured["changes"]
+            evidence.append(Evidence(f"guard: the last {count} such changes together", f"norm × {times:.3g}", CODE))
+            fix = f"look for what writes into {outside[0]} between steps: each change is small, all together are not"
+        return Finding(CODE, 0.95, culprit, evidence, facts.step, fix, {"changed": list(outside)[:50]})
     drift = facts.drift
     # Where those steps diverge by themselves, what the weights are off by decided nothing: a chaos amplifies the last
     # digit, and a loop's own clip may not survive a norm that overflows.
