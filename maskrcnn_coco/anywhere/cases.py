@@ -57,6 +57,10 @@ def case_of(known: Any, alarm: Alarm) -> Case:
     )
 
 
+STEEPER = 100.0
+"""A gradient so many times that of the same step, taken again, is no gradient of its loss."""
+
+
 class Looks:
     """What replays tell of a step before it is refused; see `guard.verdict.Looks`.
 
@@ -87,6 +91,16 @@ class Looks:
             return sound and not alone and before.finite and loss <= ALIKE * abs(before.loss) < math.inf
 
         return self._asked(alarm, older)
+
+    def steep_once(self, record: StepRecord) -> bool:
+        """Then it is none of the loss's: a glitch, or a hook's doing."""
+        alarm = Alarm("diverged", record.step, record.epoch, record.step, "", {})
+
+        def again(case: Case) -> bool:
+            same = Experiments(case).replay.run("same batch, same weights")
+            return same.finite and 0 < same.grad_norm < record.grad_norm / STEEPER
+
+        return self._asked(alarm, again)
 
     def of_nothing(self, record: StepRecord) -> bool:
         """The same step, taken again: what is NaN there has no gradient, and the others are finite."""

@@ -229,7 +229,7 @@ class Instruments:
         fits = fits_losses(self.optimizer, record.loss, taken)
         found = self.divergence.judge(record.step, record.loss, norm, record.group_grad_norm, fits=fits)
         if found is None:
-            return None
+            return self.divergence.ask(self.looks, record, taken) if self.divergence.steep else None
         if "row" in found.measured and self.loss_weight.follows():
             self._runs_after(record, norm)
             return None

@@ -31,6 +31,10 @@ class Looks(Protocol):
         """Whether its batch is as loud on weights from before step ``onset``."""
         ...
 
+    def steep_once(self, record: StepRecord) -> bool:
+        """Whether the same step, taken again, has a gradient that is nothing like as steep."""
+        ...
+
     def of_nothing(self, record: StepRecord) -> bool:
         """Whether what is NaN of its losses reaches no gradient at all: a mean over nothing."""
         ...
