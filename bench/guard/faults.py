@@ -88,7 +88,7 @@ class Rig:
         if when != "first":
             # What the last applied step left behind: the norms that the next one compares with.
             self.guard.health.finished(due=True)
-        self.guard.buffers._sizes.clear()
+        self.guard.buffers.sizes.clear()
         self.guard.buffers.wrong(whole=True)
 
     def batches(self, when: str) -> list[Any]:

@@ -16,6 +16,9 @@ from maskrcnn_coco.replay.snapshot import Snapshot
 from maskrcnn_coco.replay.state import state_tensors
 from maskrcnn_coco.system.precision import keep_fp32
 
+MOST = 1 << 20
+"""Entries of a buffer that is copied: statistics and counters, no tables."""
+
 
 class FixedScale:
     """Stands in for a GradScaler in a replay: the recorded scale, never searched."""
@@ -68,6 +71,29 @@ def untouched(model: nn.Module, state: Snapshot) -> Iterator[None]:
                 was, version = before.get(name, (None, -1))
                 if name in state.model and (tensor is not was or tensor._version != version):
                     tensor.copy_(state.model[name])
+
+
+class LiveBuffers:
+    """The buffers of the run's own model, put back between replays; see `untouched`, which puts back all at the end.
+
+    One replay's running mean would be the next one's, and two replays of one step two different steps.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._kept: list[tuple[nn.Module, str, Tensor, int, Tensor]] = []
+        for module in model.modules() if isinstance(model, nn.Module) else ():  # not of one that is made anew
+            for name, held in module._buffers.items():
+                if held is not None and held.numel() <= MOST and not held.is_inference() and not held.is_meta:
+                    self._kept.append((module, name, held, held._version, held.detach().clone()))
+
+    @torch.no_grad()
+    def back(self) -> None:
+        """As they were."""
+        for i, (module, name, held, version, copied) in enumerate(self._kept):
+            if module._buffers.get(name) is not held or held._version != version:
+                held.copy_(copied)
+                module._buffers[name] = held
+                self._kept[i] = (module, name, held, held._version, copied)
 
 
 @contextmanager

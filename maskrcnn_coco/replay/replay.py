@@ -20,7 +20,7 @@ from maskrcnn_coco.guard.aside import Aside
 from maskrcnn_coco.guard.norms import Layout, moved_by, sizes_of
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.gradients import by_another, gradient_digest, read_norms
-from maskrcnn_coco.replay.isolation import Counted, FixedScale, forked_random, kept_fp32, own, share_of
+from maskrcnn_coco.replay.isolation import Counted, FixedScale, LiveBuffers, forked_random, kept_fp32, own, share_of
 from maskrcnn_coco.replay.locate import Located, located_run, watched_ops
 from maskrcnn_coco.replay.optimizer import lower_settings, restore_optimizer, set_again, set_rates, settings_of
 from maskrcnn_coco.replay.outcome import Outcome
@@ -58,6 +58,7 @@ class Replay:
         """What the private copy could not take over from the run's model."""
         self._model: nn.Module | None = None
         self._aside: Aside | None = None
+        self._live = LiveBuffers(self.rig.model)
         self._optimizer: torch.optim.Optimizer | None = None
         self._layout: Layout | None = None
         self._calm = math.inf
@@ -260,6 +261,7 @@ class Replay:
     def _back_to(self, state: Snapshot, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """``state``, and in plain attributes what the last test may have left: as in the run before the step."""
         restore(state, model, optimizer, rng=False)
+        self._live.back()
         if self._aside is not None and model is self._model:
             self._aside.restore()
 
@@ -373,8 +375,7 @@ class Replay:
     def _layout_of(self, model: nn.Module) -> Layout:
         if model is not self._model:
             return Layout(model, self.rig.build_optimizer(model), self.rig.components(model))
-        if self._layout is None:
-            self._layout = Layout(model, self.optimizer, self.rig.components(model))
+        self._layout = self._layout or Layout(model, self.optimizer, self.rig.components(model))
         return self._layout
 
     @contextmanager
@@ -383,8 +384,7 @@ class Replay:
         began = time.monotonic()
         if self.out_of_steps:
             raise ReplayImpossible(f"the {self.most_steps:g} steps for replays are spent")
-        self.count += 1
-        self.steps += steps
+        self.count, self.steps = self.count + 1, self.steps + steps
         try:
             random = forked_random(torch.device(self.rig.device).type == "cuda")
             # A loop's own check of gradients raises before there is anything to measure.
