@@ -48,6 +48,7 @@ def case_of(known: Any, alarm: Alarm) -> Case:
         settings={
             "by_design": sorted(guard.buffers.by_design),
             "own_gradients": not known.own_batches,
+            "takes_again": False,  # a loop goes on with its next batch: each step further back is one lost
             "rivals": beside(guard),
             "highest_momentum": max(real(g.get("momentum") or 0.0) for g in now.optimizer["param_groups"]),
             "went_back": any(i.action.kind in ("rollback", "lower_lr") for i in known.incidents),

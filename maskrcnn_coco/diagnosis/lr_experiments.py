@@ -143,7 +143,8 @@ class LrExperiments:
         """From the states ``older``, the newest first."""
         f = self.facts
         if any(self._by_a_setting(state) for state in older):
-            self._before_it_was_set(older)
+            if f.settings.get("takes_again", True):
+                self._before_it_was_set(older)
             return
         if f.own_leap or not self.walkable():
             self._refused_update()

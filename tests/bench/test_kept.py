@@ -32,7 +32,7 @@ def of(scenario: str, seed: int, folder: Path) -> dict[str, Any]:
         # Doubles and doubles: what helps is what the rate was before, not a share of what it becomes.
         ("fourth-exponential-adam", 0, 7, 1.5),
         # A momentum of 3 for six steps, a decay of 300 in one group: no rate is too high.
-        ("third-momentum-3", 0, 6, 1.2),
+        ("third-momentum-3", 0, 5, 1.2),
         ("fifth-decay-of-heads", 0, 5, 1.3),
         # Every rate is 700 times too high, and clipping hides it in all but one component.
         ("wild-lr-fcos", 0, 4, 1.1),
