@@ -360,12 +360,13 @@ class Divergence:
         """What is wrong with the last steps together, and where it began if not with the last calm one."""
         if (r_loss <= CALM and self._first) or abs(loss) <= BESIDE_TAILS * self._survived:
             return None
-        scattered = self._scattered.judge(self._taken, abs(loss), r_loss / self._level, r_norm)
-        if scattered is None and self._first:
+        # Calm losses may lie in between: what is a habit is judged behind these two.
+        apart = self._scattered.judge(self._taken, abs(loss), r_loss / self._level, r_norm)
+        if apart is None and self._first:
             start = max(self._start[1] / self.reference, 1.0)
-            scattered = risen(self._recent, OVER_START * self._level * start, self._scattered.most)
-        if scattered is not None or self._habit(abs(loss)):
-            return scattered
+            apart = risen(self._recent, OVER_START * self._level * start, self._scattered.most)
+        if apart is not None or self._habit(abs(loss)):
+            return apart
         row = found_in(self._recent, self._level, self._hurled, relapses=self._probation > 0)
         return None if row is None else (row, None)
 
