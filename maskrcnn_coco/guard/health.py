@@ -209,6 +209,7 @@ class Health:
         self._weights = self._after = self.foreign = None
         self._states = ()
         self._due = 0
+        self._pushes.forget()
 
     def check_lr(self) -> Verdict | None:
         """The optimizer's settings: learning rate, momentum, weight decay, eps, betas.
@@ -368,7 +369,6 @@ class Health:
             text = f"weights are finite but enormous: {listed(huge, 3)}"
             return Verdict("param_nonfinite", text, {"parameters": huge, "component": where, "enormous": True})
         gone = zeroed(before, now, layout.params, self.optimizer.state)
-        sums = self._pushes.add(old, new, layout, exact=exact)
         names, cleared = ([layout.names[i] for i in gone], {layout.component[i] for i in gone}) if gone else (names, ())
         limit = OUTSIDE if exact else 10 * OUTSIDE
         for c, (component, a, b, count) in enumerate(zip(layout.components, old, new, layout.sizes, strict=True)):
@@ -378,10 +378,11 @@ class Health:
                 did = "became zero" if gone else "changed"
                 text = f"weights {did} outside the step: {listed(names, 3)}; norm of {component} {a:.4g} -> {b:.4g}"
                 return Verdict("diverged", text, measured)
-        if sums is None:
+        together = self._pushes.add(old, new, layout, exact=exact)
+        if together is None:
             return None
-        component, times, count = sums
+        c, times, count = together
+        component = layout.components[c]
         text = f"weights changed outside the step {count} times, which made the norm of {component} {times:.2g} of it"
-        c = layout.components.index(component)
         measured = {"norm_before": old[c], "norm": new[c], "changes": [count, times]}
         return Verdict("diverged", text, {"changed_outside": names, "component": component, **measured})

@@ -25,6 +25,8 @@ WHOLE = 1024
 """Tensors up to this size are looked at whole."""
 PUSHES, FEW = 20, 3
 """Changes from outside that are looked at together, at most and at least."""
+LARGEST = 700.0
+"""The largest logarithm of a number that a float holds."""
 GROWN = math.log(3.0)
 """Growth of a component's norm by them that no loop means. Shrinking is: clamping, and weights of a fixed length, take
 away what the steps in between have added, by a fifth in each."""
@@ -138,14 +140,15 @@ class Pushes:
 
     def add(
         self, before: Sequence[float], now: Sequence[float], layout: Layout, *, exact: bool
-    ) -> tuple[str, float, int] | None:
-        """One more change. (component, how many times its norm is what it was by them, how many), if that is too much.
+    ) -> tuple[int, float, int] | None:
+        """One more change, none that is too much by itself: (position of the component, how many times its norm is what
+        it was by the last ones, how many), if those are together.
 
         Args:
             before, now: norm of each component's weights.
         """
         self.left = PUSHES
-        if not exact:
+        if not exact or not all(map(math.isfinite, (*before, *now))):
             return None
         floors = [SMALLEST_RMS * math.sqrt(n) for n in layout.sizes]
         self._logs.append([math.log(max(b, f) / max(a, f)) for a, b, f in zip(before, now, floors, strict=True)])
@@ -154,8 +157,12 @@ class Pushes:
         if sums[worst] <= GROWN or len(self._logs) < FEW:
             return None
         count = len(self._logs)
+        self.forget()
+        return worst, math.exp(min(sums[worst], LARGEST)), count
+
+    def forget(self) -> None:
+        """Weights are others now."""
         self._logs.clear()
-        return layout.components[worst], math.exp(sums[worst]), count
 
 
 def zeroed(before: list[float], now: list[float], params: Sequence[Tensor], state: Any) -> list[int]:

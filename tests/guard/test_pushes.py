@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from maskrcnn_coco.guard.attached import Attached
+from maskrcnn_coco.guard.outside_changes import Pushes
 
 Change = Callable[[nn.Sequential], Any]
 
@@ -64,3 +66,33 @@ def test_what_loops_mean_is_let_be(name: str, kind: Any) -> None:
     guard = run(HONEST[name], kind, steps=120, lr=0.05 if kind is torch.optim.SGD else 1e-3)
     assert not guard.alarms and guard.refused_steps == 0, [a.message for a in guard.alarms]
     assert guard.instruments.health.changed_outside
+
+
+class One:
+    """The layout of one component of four entries."""
+
+    sizes, components = [4], ["a"]
+
+
+def summed(changes: list[tuple[float, float]]) -> list[int]:
+    """The changes, (norm before, now), that were too much."""
+    pushes: Any = Pushes()
+    return [i for i, (a, b) in enumerate(changes) if pushes.add([a], [b], One(), exact=True) is not None]
+
+
+def test_weights_beyond_range_have_no_growth_and_break_nothing() -> None:
+    assert summed([(math.inf, 3.0), (3.0, math.inf), (math.inf, math.inf), (1.0, 1.1), (1.1, 1.2)]) == []
+    assert summed([(1e-30, 1e38)] * 4) == [2], "nor does a growth that no number holds"
+    assert summed([(1.0, 1.5)] * 3) == [2]
+
+
+def test_a_leap_that_was_an_alarm_of_its_own_is_not_counted_on() -> None:
+    """What the loop goes on to do with the weights is honest."""
+
+    def change(model: Any) -> None:
+        steps[0] += 1
+        scaled(1e3 if steps[0] == 2 else 1.001)(model)
+
+    steps = [0]
+    guard = run(change, torch.optim.Adam, steps=60, lr=1e-3)
+    assert [a.step for a in guard.alarms if "changed_outside" in a.measured] == [2], [a.message for a in guard.alarms]
