@@ -14,10 +14,11 @@ from maskrcnn_coco.components import real
 from maskrcnn_coco.diagnosis.experiments import Experiments
 from maskrcnn_coco.diagnosis.limits import ALIKE
 from maskrcnn_coco.guard.hooks import Deafness
-from maskrcnn_coco.records import Alarm, Finding, StepRecord
+from maskrcnn_coco.records import Alarm, Finding, StepRecord, Symptom
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.isolation import untouched
 from maskrcnn_coco.replay.optimizer import put_usual
+from maskrcnn_coco.replay.outcome import Outcome
 
 
 def case_of(known: Any, alarm: Alarm) -> Case:
@@ -95,23 +96,22 @@ class Looks:
 
     def steep_once(self, record: StepRecord) -> bool:
         """Then it is none of the loss's: a glitch, or a hook's doing."""
-        alarm = Alarm("diverged", record.step, record.epoch, record.step, "", {})
-
-        def again(case: Case) -> bool:
-            same = Experiments(case).replay.run("same batch, same weights")
-            return same.finite and 0 < same.grad_norm < record.grad_norm / STEEPER
-
-        return self._asked(alarm, again)
+        return self._again(
+            "diverged", record, lambda same: same.finite and 0 < same.grad_norm < record.grad_norm / STEEPER
+        )
 
     def of_nothing(self, record: StepRecord) -> bool:
         """The same step, taken again: what is NaN there has no gradient, and the others are finite."""
-        alarm = Alarm("loss_nonfinite", record.step, record.epoch, record.step, "", {})
+        return self._again(
+            "loss_nonfinite",
+            record,
+            lambda same: same.finite and math.isnan(same.loss) and math.isfinite(same.grad_norm),
+        )
 
-        def again(case: Case) -> bool:
-            same = Experiments(case).replay.run("same batch, same weights")
-            return same.finite and math.isnan(same.loss) and math.isfinite(same.grad_norm)
-
-        return self._asked(alarm, again)
+    def _again(self, symptom: Symptom, record: StepRecord, holds: Callable[[Outcome], bool]) -> bool:
+        """Whether ``holds`` of the same step, taken again."""
+        alarm = Alarm(symptom, record.step, record.epoch, record.step, "", {})
+        return self._asked(alarm, lambda case: holds(Experiments(case).replay.run("same batch, same weights")))
 
     def _asked(self, alarm: Alarm, ask: Callable[[Case], bool]) -> bool:
         known = self.known

@@ -97,12 +97,11 @@ def by_length(replay: Replay, facts: Facts, order: Sequence[str], factors: Seque
 
     def taken(lowered: Sequence[str], factor: float) -> tuple[bool, Outcome]:
         lr = {c: v * (factor if c in lowered else 1.0) for c, v in facts.lr.items()}
-        outcome = replay.update(
-            f"same batch, same weights, and the update, lr of {', '.join(lowered)} × {factor:g}", lr
-        )
+        test = f"same batch, same weights, and the update, lr of {', '.join(lowered)} × {factor:g}"
+        outcome = replay.update(test, lr)
         return outcome.finite and not outcome.error and (outcome.moved or 0.0) <= SOUND_LENGTH, outcome
 
-    anew = replay.update("same batch, same weights, an empty optimizer state, and the update", facts.lr, empty=True)
+    anew = replay.update(f"same batch, same weights, {NO_STATE}, and the update", facts.lr, empty=True)
     if taken((), 1.0)[0] or (anew.moved or 0.0) <= LEAP:
         return None
     return lr_search(taken, order, facts.step, factors=factors)

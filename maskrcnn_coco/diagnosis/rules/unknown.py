@@ -28,15 +28,10 @@ def judge(facts: Facts) -> Finding | None:
     evidence += facts.tried or [Evidence("scans of state, targets, images and anchors", "clean", None)]
     fix = ""
     if facts.climbs:
-        where, what, fix = (
-            ("settings of the optimizer", "maximize=True: each step goes up the loss", "maximize=False")
-            if not facts.measured.get("climbs")
-            else (
-                "the loop's backward pass",
-                "it goes back from the model's loss times less than 0",
-                "no minus sign",
-            )
-        )
+        where, what, fix = "settings of the optimizer", "maximize=True: each step goes up the loss", "maximize=False"
+        if facts.measured.get("climbs"):
+            where, fix = "the loop's backward pass", "no minus sign"
+            what = "it goes back from the model's loss times less than 0"
         evidence.insert(0, Evidence(where, what, None))
         fix += ", where this is a loss; guard.new_regime() says that one is meant to grow"
     elif facts.unrepeatable():
