@@ -5,6 +5,7 @@ from __future__ import annotations
 from nanbench.decoys import DECOYS
 from nanbench.decoys_eighth_loop import EIGHTH_LOOP_DECOYS
 from nanbench.decoys_eighth_train import EIGHTH_TRAIN_DECOYS
+from nanbench.decoys_eleventh import ELEVENTH_DECOYS
 from nanbench.decoys_fifth import FIFTH_DECOYS
 from nanbench.decoys_fourth import FOURTH_DECOYS
 from nanbench.decoys_fresh import FRESH_DECOYS
@@ -24,6 +25,10 @@ from nanbench.faults_eighth_loop_code import EIGHTH_LOOP_CODE
 from nanbench.faults_eighth_train import EIGHTH_TRAIN
 from nanbench.faults_eighth_train_data import EIGHTH_TRAIN_DATA
 from nanbench.faults_eighth_train_more import EIGHTH_TRAIN_MORE
+from nanbench.faults_eleventh_train import ELEVENTH_TRAIN
+from nanbench.faults_eleventh_train_code import ELEVENTH_TRAIN_CODE
+from nanbench.faults_eleventh_train_data import ELEVENTH_TRAIN_DATA
+from nanbench.faults_eleventh_train_state import ELEVENTH_TRAIN_STATE
 from nanbench.faults_fifth import FIFTH
 from nanbench.faults_fifth_data import FIFTH_DATA
 from nanbench.faults_forms import FORMS
@@ -112,6 +117,11 @@ SCENARIOS: tuple[Scenario, ...] = (
     *TENTH_TRAIN_DATA,
     *TENTH_TRAIN_CODE,
     *TENTH_DECOYS,
+    *ELEVENTH_TRAIN,
+    *ELEVENTH_TRAIN_DATA,
+    *ELEVENTH_TRAIN_CODE,
+    *ELEVENTH_TRAIN_STATE,
+    *ELEVENTH_DECOYS,
 )
 BY_ID = {s.id: s for s in SCENARIOS}
 
