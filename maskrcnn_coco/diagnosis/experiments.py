@@ -315,18 +315,18 @@ class Experiments:
 
     def _locate(self) -> None:
         outcome = self.replay.run("every module and op watched", locate=True)
-        module, op, self.facts.inside = outcome.first_bad_module, outcome.first_bad_op, outcome.inside
-        self.facts.taken = None if outcome.met else outcome.inside
-        self.facts.only_losses = bool(self.facts.inputs) and outcome.met is False and bool(outcome.bad_losses)
+        f, module, op = self.facts, outcome.first_bad_module, outcome.first_bad_op
+        f.inside, f.grown, f.taken = outcome.inside, outcome.grown, None if outcome.met else outcome.inside
+        f.only_losses = bool(f.inputs) and outcome.met is False and bool(outcome.bad_losses)
         if module is None and op is None and not outcome.bad_grads:
             return
         inside = outcome.bad_grads and outcome.phase != "loss"  # after an op of the losses' own all of them are bad
         name = module or (outcome.bad_grads[0].rpartition(".")[0] if inside else None)
         value = outcome.max_abs
-        if module and self.facts.precision != "fp32":
+        if module and f.precision != "fp32":
             value = self._largest_in_fp32(module)
-        self.facts.location = Location(name, component_of(name) if name else None, outcome.phase, op, None, value)
-        of_no_sample(self.facts)
+        f.location = Location(name, component_of(name) if name else None, outcome.phase, op, outcome.took, value)
+        of_no_sample(f)
 
     def _largest_in_fp32(self, module: str) -> float | None:
         return self.replay.run(f"values of {module} in float32", precision="fp32", locate=True, watch=module).max_abs

@@ -9,18 +9,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from maskrcnn_coco.diagnosis.limits import FEW, LOSS_FACTOR, NO_HISTORY_LOSS, NORM_FACTOR, loss_factor
+from maskrcnn_coco.diagnosis.limits import FEW, LOSS_FACTOR, NO_HISTORY_LOSS, NORM_FACTOR, ROUGHLY, loss_factor
 from maskrcnn_coco.diagnosis.lr_verdict import LEAPT, LrVerdict
 from maskrcnn_coco.records import Evidence
 from maskrcnn_coco.replay.outcome import Outcome
 
-BY_STATE, LEAP = 5.0, 1e3
-"""An update so many times another is another; one of so many times the weights is a fault whatever made it."""
 SQUARES_OVERFLOW = 1e18
 SLACK = 1.5
 """What a norm that a loop clips, or that half precision rounds, may be off by."""
-ROUGHLY = 10.0
-"""Two failures of one step are alike up to this factor."""
+BY_STATE, LEAP = 5.0, 1e3
+"""An update so many times another is another; one of so many times the weights is a fault whatever made it."""
 
 
 @dataclass
@@ -109,13 +107,13 @@ class OlderFile:
 
 @dataclass
 class Location:
-    """Where non-finite numbers appear first. ``max_abs``: largest finite magnitude seen there, computed in fp32."""
+    """Where non-finite numbers appear first. ``max_abs``: largest finite one there, in fp32; ``took``: by the op."""
 
     module: str | None = None
     component: str | None = None
     phase: str = "forward"
     op: str | None = None
-    line: str | None = None
+    took: float | None = None
     max_abs: float | None = None
 
 
@@ -188,6 +186,8 @@ class Facts:
     """The largest number that any module took or gave in the failing step, losses apart; None: not asked."""
     taken: float | None = None
     """The same, where every number that a module took was finite; else None."""
+    grown: tuple[str, float] | None = None
+    """The first op that makes numbers beyond sense of usual ones, and its largest; None: none."""
     usual: dict[str, Any] = field(default_factory=dict)
     """Setting of the optimizer that is wrong → what is sound in its place; "lr": component → its usual rate."""
     only_losses: bool = False

@@ -13,6 +13,8 @@ FEW = 3
 """Healthy steps from which on a run's spread is known; a loop of somebody's own is known to clip, if it does."""
 NO_HISTORY_LOSS = 100.0
 """Where the run has no healthy step yet: every healthy detector measured starts below 20, the broken ones above 400."""
+ROUGHLY = 10.0
+"""Two failures of one step are alike up to this factor."""
 ALIKE = 2.0
 """A loss that is no more than so many times the one of older weights is not these weights' doing."""
 

@@ -5,6 +5,7 @@ Used only during a replay: every module gets a hook and every op is checked, whi
 
 from __future__ import annotations
 
+import math
 import re
 import traceback
 import warnings
@@ -16,12 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from maskrcnn_coco.guard import forward_backward
 from maskrcnn_coco.guard.forward_backward import Forward, Pass
 from maskrcnn_coco.guard.norms import Layout
 from maskrcnn_coco.replay.outcome import CONSTANT, IN_HALF, NOTHING
 
+_BEYOND = 1e3
+"""Sums of squares of what an op took, so many times: an exponential of 13 gives it, a division by a thousandth."""
 _COPIES = ("lift_fresh", "lift", "detach", "clone", "_to_copy", "copy_", "fill_", "index", "select", "slice", "view")
 """Their results are what they took: who computes with it is asked."""
 # Their outputs are memory not yet written, not results.
@@ -55,6 +59,8 @@ class _Ops(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.bad: list[str] = []
+        self.took: dict[str, float] = {}
+        """Each of ``bad``: the largest number among what it took."""
         self.depth = 0
         """Modules under way."""
         self.outside: str | None = None
@@ -66,6 +72,12 @@ class _Ops(TorchDispatchMode):
         """The first op outside all modules with an operand that is not finite and comes from none of these."""
         self.masked: str | None = None
         """The first such op that gives numbers and minus infinities alone."""
+        self.grown: tuple[str, float] | None = None
+        """The first op that makes numbers beyond sense of usual ones (an exponent, a division by next to nothing), and
+        the largest of those."""
+        self.put_in: list[Tensor] = []
+        """NaN that ops bring along themselves: the logarithm of a determinant below 0 is one. Kept, so that no other
+        tensor comes to lie there."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.split("::")[-1]
@@ -74,11 +86,17 @@ class _Ops(TorchDispatchMode):
         # In-place ops overwrite their inputs: look before.
         nothing = name in _AVERAGES and any(not t.numel() for t in _tensors(args))
         numbers = nothing or _any_float(args) or (name in _OF_COUNTS and any(True for _ in _tensors(args)))
-        clean = len(self.bad) < 32 and name not in _UNWRITTEN and numbers and _finite(args)
+        own = self._brings_nan(args)
+        clean = len(self.bad) < 32 and name not in _UNWRITTEN and numbers and (own or _finite(args))
         strange = self.depth == 0 and self.brought is None and not clean and self._strange((args, kwargs))
+        known = largest(args) if clean else math.inf
         result = func(*args, **(kwargs or {}))
         if _finite(result):
+            if self.grown is None and name not in _COPIES and _beyond(result, args, known):
+                self.grown = name + _where()[0], largest(result)
             return result
+        if name == "scalar_tensor":
+            self.put_in.append(result)
         if strange and name in _COPIES:
             return result
         if strange:
@@ -90,11 +108,18 @@ class _Ops(TorchDispatchMode):
             self.brought = found
         if clean:
             where, theirs = _where()
-            self.bad.append(f"{name}{NOTHING if nothing else _half(result)}{where}")
+            self.bad.append(f"{name}{NOTHING if nothing else ' of NaN' if own else _half(result)}{where}")
+            self.took.setdefault(self.bad[-1], known)
             if self.depth == 0 and self.outside is None and not theirs:
                 self.outside = self.bad[-1]
         self.known |= _memory(result)
         return result
+
+    def _brings_nan(self, operands: Any) -> bool:
+        """Whether all of them that are not finite are NaN that the op has put in by itself."""
+        mine = _memory(self.put_in)
+        bad = [t for t in _tensors(operands) if not _finite(t)] if mine else []
+        return bool(bad) and all(_memory(t) <= mine for t in bad)
 
     def _strange(self, operands: Any) -> bool:
         """Whether one of them is not finite and is of no known memory."""
@@ -114,23 +139,26 @@ class Located:
     inside: float = 0.0
     met: bool = False
     """Some module took numbers that are not finite."""
+    took: float | None = None
+    """The largest number among what ``op`` took, where that was finite."""
+    grown: tuple[str, float] | None = None
+    """The first op whose numbers are beyond what squares of those that it took could be, and the largest of them."""
 
 
 def located_run(
     forward: Forward, batches: Sequence[Any], scaler: Any, layout: Layout, *, first: bool = False
 ) -> Located:
     """`step.run` with every module and op watched. ``forward.model`` is the model whose modules are named."""
-    watched = Watch()
-    found = _located(forward, batches, scaler, layout, watched, first=first)
-    found.inside, found.met = watched.inside, watched.met or watched.module is not None
+    watched, ops = Watch(), _Ops()
+    found = _located(forward, batches, scaler, layout, watched, ops, first=first)
+    found.inside, found.met, found.grown = watched.inside, watched.met or watched.module is not None, ops.grown
+    found.took = ops.took.get(found.op or "")
     return found
 
 
 def _located(
-    forward: Forward, batches: Sequence[Any], scaler: Any, layout: Layout, watched: Watch, *, first: bool
+    forward: Forward, batches: Sequence[Any], scaler: Any, layout: Layout, watched: Watch, ops: _Ops, *, first: bool
 ) -> Located:
-    ops = _Ops()
-
     ops.known = _memory([*forward.model.state_dict().values()])  # type: ignore[attr-defined]
 
     def seen(batch: Any) -> Any:
@@ -216,6 +244,15 @@ def largest(value: Any) -> float:
             kept = torch.nan_to_num(tensor.detach().float().abs(), nan=0.0, posinf=0.0)
             best = max(best, float(kept.max()))
     return best
+
+
+def _beyond(result: Any, operands: Any, known: float) -> bool:
+    """Whether ``result`` is too large for sums of squares of its operands, numbers up to ``known`` among them."""
+    if math.isinf(known) or (most := largest(result)) <= _BEYOND:
+        return False
+    plain = [abs(v) for v in tree_leaves(operands) if isinstance(v, (int, float)) and math.isfinite(v)]
+    given, made = (sum(t.numel() for t in _tensors(v)) for v in (operands, result))
+    return most > _BEYOND * (1.0 + max([known, *plain])) ** 2 * max(1.0, given / max(made, 1))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -34,11 +34,16 @@ class Outcome:
     error: str | None = None
     first_bad_module: str | None = None
     first_bad_op: str | None = None
+    took: float | None = None
+    """The largest number among what that op took; None: not known."""
     max_abs: float | None = None
     inside: float | None = None
     """Of a watched replay: the largest finite magnitude that any module took or gave, losses apart."""
     met: bool | None = None
     """Of a watched replay: whether any module took numbers that are not finite."""
+    grown: tuple[str, float] | None = None
+    """Of a watched replay: the first op whose numbers are beyond what squares of those that it took could be, and the
+    largest of them."""
     phase: str = "forward"
     digest: str | None = None
     steps: float = 1.0

@@ -335,11 +335,10 @@ class Replay:
             # The guard's own step lets through what it is pointless to go on after; a replay is then no evidence.
             raise ReplayImpossible(f"{test}: {type(e).__name__}: {e}") from e
         if isinstance(out, Located):
-            outcome.first_bad_module, outcome.first_bad_op, outcome.max_abs = out.module, out.op, out.max_abs
-            outcome.phase, outcome.inside, outcome.met = out.phase, out.inside, out.met
+            outcome.first_bad_module, outcome.first_bad_op, outcome.took = out.module, out.op, out.took
+            outcome.phase, outcome.inside, outcome.met, outcome.grown = out.phase, out.inside, out.met, out.grown
             outcome.finite = out.module is None and out.op is None
-            if watch is not None:
-                outcome.max_abs = out.largest.get(watch)
+            outcome.max_abs = out.max_abs if watch is None else out.largest.get(watch)
             out = out.taken
         elif out.graph and not out.error and by_another(out, layout):
             raise ReplayImpossible(f"{test}: the loss has no gradient in the model that the forward pass was given")

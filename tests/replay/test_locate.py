@@ -186,3 +186,48 @@ def test_a_row_that_a_mask_leaves_nothing_of_is_found_where_it_becomes_nan(net: 
     layout = Layout(net, torch.optim.SGD(net.parameters(), 0.1), None)
     found = located_run(carried, [torch.tensor([[4.0, 9.0]])], None, layout)
     assert found.op and found.op.startswith("_softmax") and CONSTANT in found.op
+
+
+def test_an_op_that_brings_nan_along_by_itself_is_named() -> None:
+    """The logarithm of a determinant below 0 is NaN by a constant: none of its operands is."""
+
+    class Volume(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.logdet()
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.volume, self.scale = Volume(), nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * self.volume(x)
+
+    found = located(Around(), torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    assert found.module == "volume" and found.op.startswith("where of NaN (test_locate.py")
+
+
+@pytest.mark.parametrize("most", [20.0, 5.0])
+def test_an_op_that_makes_enormous_numbers_of_usual_ones_is_named(most: float) -> None:
+    found = located(nn.Linear(2, 1), torch.tensor([[1.0, 2.0]]))
+    assert found.grown is None
+    net = nn.Sequential(nn.Linear(2, 1), nn.ReLU())
+    with torch.no_grad():
+        net[0].weight.fill_(most / 2)
+        net[0].bias.zero_()
+    carried: Any = type("F", (), {"model": net, "__call__": lambda self, b: {"loss": net(b).exp().sum()}})()
+    layout = Layout(net, torch.optim.SGD(net.parameters(), 0.1), None)
+    found = located_run(carried, [torch.ones(3, 2)], None, layout)
+    assert found.grown is None if most < 13 else found.grown[0].startswith("exp (test_locate.py")
+
+
+def test_sums_over_many_and_masks_of_large_numbers_are_not_taken_for_growth() -> None:
+    net = nn.Linear(2, 1)
+
+    def forward(x: Tensor) -> dict[str, Tensor]:
+        masked = (net(x)[:, 0] + torch.full((len(x),), -1e9)).relu()
+        return {"loss": masked.sum() + (net(x) * 0 + 1).expand(-1, 3000).reshape(-1).sum()}
+
+    carried: Any = type("F", (), {"model": net, "__call__": lambda self, b: forward(b)})()
+    layout = Layout(net, torch.optim.SGD(net.parameters(), 0.1), None)
+    assert located_run(carried, [torch.ones(3000, 2)], None, layout).grown is None

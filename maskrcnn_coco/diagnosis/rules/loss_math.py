@@ -12,7 +12,8 @@ How it is proved: targets, images and state are sound; the step fails again in f
   another now, the others are what they were; or all are one factor of that, or turned around. Where the whole loss and
   its gradients are one factor of what they were in a loop that may weigh it anew, the loss has another weight, and the
   step is healthy in that measure. Where the loss is enormous from the first step on, or with one image alone, the
-  largest number inside the model says whose doing it is.
+  largest number inside the model says whose doing it is, or the first op that makes such numbers of usual ones. Before
+  any step an op inside the model is to blame that makes what is not finite of usual numbers, at every batch.
 What the guard does: skips the step; stops where the formula itself changed. A lower learning rate does not help.
 How to fix it: `max(count, 1)`; mask the input of the op, not its output; add an epsilon inside the root; floor
   the class counts.
@@ -26,6 +27,7 @@ from maskrcnn_coco.diagnosis.facts import Facts, Redefined
 from maskrcnn_coco.diagnosis.limits import LOSS_FACTOR
 from maskrcnn_coco.diagnosis.rules.common import (
     QUOTIENTS,
+    USUAL_INSIDE,
     divides_by_itself,
     divides_on_sound_weights,
     healthy,
@@ -98,14 +100,17 @@ def _out_of_scale(facts: Facts, same: Outcome) -> bool:
     """Whether the loss is beyond what a loss could make of the model's own numbers.
 
     Of those a square is the most that a loss takes; what is a million times as much the loss has put in by itself: for
-    every batch before any step, or for samples that bring it about on healthy weights too.
+    every batch before any step, or for samples that bring it about on healthy weights too. So has an op inside the
+    model that makes such numbers of usual ones: they are no weight's.
     """
     if facts.inside is None or not same.finite or same.error or facts.state or facts.anchors or facts.suspects():
         return False
-    everywhere = not facts.reference.count and facts.bad("other")
+    everywhere = not facts.reference.count and facts.bad("other") and not facts.good("reference")
     of_some = bool(facts.guilty_images) and facts.good("other") and facts.bad(healthy(facts))
     # What all batches are compared with counts as well; of a single sample it may be the very fault.
-    known = facts.inside if of_some else max(facts.inside, float(facts.measured.get("given") or 0.0))
+    given = 0.0 if of_some else float(facts.measured.get("given") or 0.0)
+    own = facts.grown is not None and facts.inside <= FROM_NOTHING * facts.grown[1]
+    known = given if own else max(facts.inside, given)
     return (everywhere or of_some) and abs(same.loss) > FROM_NOTHING * (1.0 + known) ** 2
 
 
@@ -114,25 +119,33 @@ def _largest_term(same: Outcome) -> str | None:
 
 
 def _enormous(facts: Facts, same: Outcome) -> Finding:
-    what = f"no module takes or gives a number above {facts.inside:.4g}; the loss is {same.loss:.4g}"
-    evidence = [Evidence("locate: every module watched", what, CODE), *facts.says(CODE, "!same", "!other", "!earlier")]
+    evidence = [_watched(facts, same, "the loss"), *facts.says(CODE, "!same", "!other", "!earlier")]
     term = _largest_term(same)
     fix = f"look at what multiplies or divides {term or 'the loss'}: a weight, an exponent, a count"
+    fix = f"look at {facts.grown[0]}" if facts.grown else fix
     return Finding(CODE, 0.92, Culprit(), evidence, facts.step, fix, {"term": term})
+
+
+def _watched(facts: Facts, same: Outcome, term: str) -> Evidence:
+    """What the watched replay says of an enormous loss: which op made it, or that none inside the model did."""
+    what = f"no module takes or gives a number above {facts.inside:.4g}; {term} makes {same.loss:.4g} of it"
+    if facts.grown:
+        op, most = facts.grown
+        what = f"{op}: up to {most:.4g}; {term} is {same.loss:.4g}"
+        return Evidence("locate: first op that makes enormous numbers of usual ones", what, CODE)
+    return Evidence("locate: every module watched", what, CODE)
 
 
 def _of_one_sample(facts: Facts, same: Outcome) -> Finding:
     """Not sure: the formula may stand, and a number of the sample's that no scan knows be wrong."""
     term = _largest_term(same)
-    what = (
-        f"no module takes or gives a number above {facts.inside:.4g}; {term or 'the loss'} makes {same.loss:.4g} of it"
-    )
-    evidence = [Evidence("locate: every module watched", what, CODE)]
+    evidence = [_watched(facts, same, term or "the loss")]
     evidence += facts.says(CODE, "!same", "!earlier", "=other", "alone", "others")
     culprit = Culprit(image_ids=facts.guilty_images or [], annotation_ids=facts.guilty_annotations)
     fix = (
         f"look at what divides {term or 'the loss'}, or stands in its exponent: a size, an area, a count of this sample"
     )
+    fix = f"look at {facts.grown[0]}, and what this sample brings to it" if facts.grown else fix
     detail = {"term": term, "inside": facts.inside, "taken": facts.taken, "proved_on_healthy_weights": True}
     return Finding(CODE, 0.85, culprit, evidence, facts.step, fix, detail)
 
@@ -154,16 +167,20 @@ def _divides(facts: Facts) -> bool:
     """Whether a module of the model's own divides by 0, or takes the root or logarithm of too little.
 
     For samples that bring it about on healthy weights too, or for every batch before any step: else the weights have
-    led there.
+    led there. Before any step other ops count as well (a determinant's logarithm, an inverse, an exponent), where
+    they took nothing large: no product has made that.
     """
     place = facts.location
-    if place is None or place.op is None or place.phase != "forward" or not place.op.startswith(QUOTIENTS):
+    if place is None or place.op is None or place.phase != "forward":
         return False
+    quotient = place.op.startswith(QUOTIENTS)
     of_some = bool(facts.guilty_images) and facts.good("other") and facts.bad(healthy(facts))
-    if of_some or facts.by_chance:
+    if quotient and (of_some or facts.by_chance):
         return True
+    usual = place.took is not None and place.took <= USUAL_INSIDE and not place.op.startswith(PRODUCTS)
     asked = [n for n in ("other", "earlier") if n in facts.outcomes]
-    return "other" in asked and not facts.reference.count and all(_nonfinite(facts, n) for n in asked)
+    everywhere = "other" in asked and not facts.reference.count and all(map(facts.bad, asked))
+    return everywhere and (quotient or usual)
 
 
 def _redefined(facts: Facts, changed: Redefined) -> Finding:
