@@ -47,6 +47,7 @@ anybench: $(STAMP)
 mainstream: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/anywhere/mainstream/run.py --set 1 --seeds 0 1 2 --out bench/results/mainstream.md
 	OMP_NUM_THREADS=1 $(BIN)/python bench/anywhere/mainstream/run.py --set 2 --seeds 0 1 2 --out bench/results/mainstream_second.md
+	OMP_NUM_THREADS=1 $(BIN)/python bench/anywhere/mainstream/run.py --set 3 --seeds 0 1 2 --out bench/results/mainstream_third.md
 
 silentbench: $(STAMP)
 	$(BIN)/python bench/silent/run.py

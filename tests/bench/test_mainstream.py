@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from anywhere.mainstream.cases import CASES
+from anywhere.mainstream.cases import CASES, FAULTS
+from anywhere.mainstream.honest import HONEST
+from anywhere.mainstream.honest_more import HONEST_MORE
 from anywhere.mainstream.judge import judged
 from anywhere.mainstream.run import one, twins
+from anywhere.mainstream.second.cases import SECOND_CASES
+from anywhere.mainstream.second.tasks import SECOND
+from anywhere.mainstream.tasks import FIRST, TASKS, set_of
+from anywhere.mainstream.third.cases import THIRD_CASES
+from anywhere.mainstream.third.tasks import THIRD
 
 
 def line(name: str, seed: int = 0) -> dict:
@@ -57,6 +64,13 @@ def test_what_was_missed_once(name: str):
 def test_an_honest_run_ends_in_the_bits_of_the_run_without_a_guard(name: str):
     found = line(name)
     assert not found["acted"] and found["same"], found
+
+
+def test_no_two_cases_or_tasks_share_a_name():
+    sets = (*FAULTS, *HONEST, *HONEST_MORE), SECOND_CASES, THIRD_CASES
+    assert len(CASES) == sum(map(len, sets)) and len(TASKS) == len(FIRST) + len(SECOND) + len(THIRD)
+    for number, cases in enumerate(sets, 1):
+        assert {set_of(c.name) for c in cases} == {number}
 
 
 @pytest.mark.parametrize("name", ["gan/rate x1000", "gan/NaN weight"])

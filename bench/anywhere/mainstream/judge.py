@@ -108,7 +108,7 @@ def misses(lines: list[Line]) -> list[Line]:
 
 
 def page(lines: list[Line], seeds: list[int], chosen: str = "all") -> str:
-    """The page of the first set of tasks, the second, or all, in Markdown."""
+    """The page of one set of tasks, or of all, in Markdown."""
     by_task: dict[str, list[Line]] = {}
     for k in lines:
         by_task.setdefault(k["case"].split("/")[0], []).append(k)

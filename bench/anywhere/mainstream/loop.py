@@ -171,6 +171,8 @@ class Loop:
                 self.take_turns(*parts[0])
             elif run.task.way == "step" and run.system != "plain":
                 self.hand_over(parts)
+            elif run.task.closure:
+                self.take_closure(*parts[0])
             else:
                 self.take(parts)
             self.steps = step + 1
@@ -224,6 +226,25 @@ class Loop:
         for each in self.optimizers:
             self.scaler.step(each)
         self.scaler.update()
+
+    def take_closure(self, data: Any, ids: list[int]) -> None:
+        """A step of an optimizer that asks for the loss itself, once or often."""
+        run, optimizer, guard = self.run, self.optimizers[0], self.now[0]
+        batch = self.made(data, ids)
+        if guard is not None and run.task.way == "see":
+            batch = guard.batch(batch, ids)
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = total(self.losses(run.model, batch)).float()
+            if guard is not None and run.task.way == "see":
+                loss = guard.see(loss)
+            loss.backward()
+            if run.after_backward is not None:
+                run.after_backward(run)
+            return loss
+
+        optimizer.step(closure)
 
     def hand_over(self, parts: list[tuple[Any, list[int]]]) -> None:
         """A step through `Guard.step`."""

@@ -36,6 +36,7 @@ class Task:
         several: (model, options) → optimizers that step once each for one backward pass, in place of ``optimizer``.
         after_step: what a script does behind each step: a target network follows.
         shuffle: False: samples come in their order.
+        closure: the optimizer is handed a closure that zeroes gradients, makes the loss and goes back (LBFGS, SAM).
     """
 
     name: str
@@ -62,6 +63,7 @@ class Task:
     several: Callable[[nn.Module, dict[str, Any]], list[torch.optim.Optimizer]] | None = None
     after_step: Callable[[Any], None] | None = None
     shuffle: bool = True
+    closure: bool = False
 
     @property
     def per_epoch(self) -> int:

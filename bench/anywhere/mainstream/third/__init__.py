@@ -1,0 +1,1 @@
+"""A third set of tutorials, drawn before any of them ran behind the guard."""
