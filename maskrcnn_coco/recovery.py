@@ -132,6 +132,26 @@ def maybe_raise(history: History, factors: Mapping[str, float]) -> dict[str, flo
     return raised
 
 
+def may_ask(history: History, factors: Mapping[str, float], asked: Sequence[int]) -> bool:
+    """Whether to try if the rates ``factors`` are needed still: at intervals that double, and after each lapse too.
+
+    Args:
+        asked: steps at which that was tried before.
+    """
+    steps = [i.step for i in history.incidents if set(factors) & set(_lowered(i.action))]
+    if not steps or (lapses := _lapses(steps, history.hold)) >= LAPSES:
+        return False
+    tried = [step for step in asked if step > max(steps)]
+    return history.step - max([*steps, *tried]) >= HOLD_LEAST * 2 ** (lapses + len(tried))
+
+
+def lowered_by(history: History, factors: Mapping[str, float]) -> tuple[int, bool]:
+    """The first step that was taken with the rates ``factors`` as low as they are, and whether any was proved."""
+    found = [i for i in history.incidents if set(factors) & set(_lowered(i.action))]
+    steps = [int(i.action.detail.get("to_step", i.step)) for i in found]
+    return max(steps, default=0), any(i.confidence >= PROVED for i in found)
+
+
 def _lapses(steps: Sequence[int], hold: int) -> int:
     """How often a rate that had held was lowered again. Incidents close together are one search for what holds."""
     ordered = sorted(steps)

@@ -20,11 +20,11 @@ from torch import nn
 from maskrcnn_coco import recovery
 from maskrcnn_coco.anywhere.cases import case_of
 from maskrcnn_coco.anywhere.fixes import reworded
-from maskrcnn_coco.anywhere.lowering import lower, rates_back
+from maskrcnn_coco.anywhere.lowering import lower
+from maskrcnn_coco.anywhere.returning import Returning
 from maskrcnn_coco.anywhere.rig import Forwards, Groups, Kept
 from maskrcnn_coco.anywhere.samples import Key, Samples, Select, leaves, own_ids, size_of
 from maskrcnn_coco.anywhere.unlike_others import named
-from maskrcnn_coco.components import real
 from maskrcnn_coco.diagnosis.investigate import TEAM_STEPS, investigate
 from maskrcnn_coco.diagnosis.rules.scale_collapse import NORMAL_SCALE
 from maskrcnn_coco.errors import GuardStop, GuardWarning
@@ -96,6 +96,7 @@ class AlarmResponder:
         self.held: dict[str, float] = {}
         """Group → the highest rate of the steps over which its lowered rate was shown to hold, and no more than twice
         what it was in the sound steps before; 0: there were none."""
+        self.returning = Returning(self)
         self._counted = 0
         self._copied = -EVERY
 
@@ -109,6 +110,7 @@ class AlarmResponder:
         if due or (step in EARLY and self.ring.items[0].step < step):
             self._copied = step if due else self._copied
             self.ring.add(self.snapshot(step))
+        self.returning.before(step)
 
     def _regroup(self) -> None:
         """The optimizer has other groups now: older copies of its state are of something else."""
@@ -144,17 +146,9 @@ class AlarmResponder:
         self.tape.add(
             TapeEntry(record.step, record.epoch, keys, dict(record.lr), None, record.applied, record, settings)
         )
-        if self.guard.instruments.lowered.factors:
-            back = rates_back(self.guard.instruments.lowered, self._now(), self.held)
-            for name in back if self.incidents else []:
-                self.incidents[-1].detail.setdefault("rates_back", {})[name] = record.step
+        self.returning.by_schedule(record.step)
         self.history.append(record)
         del self.history[:-300]
-
-    def _now(self) -> dict[str, float]:
-        """The learning rates that the loop's own schedule has set."""
-        groups = self.guard.optimizer.param_groups
-        return {name: real(g.get("lr") or 0.0) for name, g in zip(self.groups.names, groups, strict=True)}
 
     def _notice_precision(self, *_: Any) -> None:
         device = next((p.device.type for p in self.model.parameters()), "cpu")
@@ -181,6 +175,7 @@ class AlarmResponder:
             "limits": {name: dict(most) for name, most in self.guard.instruments.lowered.limits.items()},
             "usual": dict(self.guard.instruments.lowered.usual),
             "held": dict(self.held),
+            "returning": self.returning.state_dict(),
             "left_out": sorted(self.left_out),
         }
 
@@ -204,6 +199,7 @@ class AlarmResponder:
                 self.guard.instruments.lowered.limit(name, setting, value)
         self.guard.instruments.lowered.usual.update(decided.get("usual", {}))
         self.held.update(decided["held"])
+        self.returning.load_state_dict(decided.get("returning", {}))
         self.left_out |= set(decided["left_out"])
 
     # --- at an alarm
@@ -331,6 +327,7 @@ class AlarmResponder:
             parts, proved = self.guard.instruments, self.findings[0].confidence >= PROVED
             lower(parts.lowered, detail, self.groups.names, self.history, self.held, since, proved=proved)
             parts.divergence.watch()
+            self.returning.lowered(alarm.step, detail, proved=proved)
             return action, back
         elif "usual" in detail:  # the step was refused or undone: the state is sound as it is
             self.guard.instruments.lowered.usual.update(detail["usual"])

@@ -36,6 +36,16 @@ class Lowered:
         known = self.limits.setdefault(name, {})
         known[setting] = min(most, known.get(setting, most))
 
+    def share(self, name: str, rate: float) -> float:
+        """What is in force of the ``rate`` that group ``name`` has of its own, in (0, 1]."""
+        most = self.limits.get(name, {}).get("lr", rate)
+        return min(rate * self.factors.get(name, 1.0), most) / rate if rate > 0 else 1.0
+
+    def give_back(self, name: str) -> None:
+        """Let group ``name`` have the rate of its own again."""
+        self.factors.pop(name, None)
+        self.limits.get(name, {}).pop("lr", None)
+
     @contextlib.contextmanager
     def in_force(self, optimizer: torch.optim.Optimizer, names: list[str]) -> Iterator[None]:
         """Inside, the groups of ``optimizer``, named ``names`` in order, have what was decided on."""

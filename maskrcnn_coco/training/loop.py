@@ -21,6 +21,7 @@ from maskrcnn_coco.training.after_load import jump_after_load
 from maskrcnn_coco.training.agreement import EVERY, require_same_weights
 from maskrcnn_coco.training.epoch_end import end_epoch
 from maskrcnn_coco.training.progress import Progress
+from maskrcnn_coco.training.rates_back import give_back
 from maskrcnn_coco.training.run_log import Observer
 from maskrcnn_coco.training.saving import save_is_due, save_last, save_now
 from maskrcnn_coco.training.session import Session
@@ -172,6 +173,7 @@ def _stepped(session: Session, batches: list[Any]) -> bool:
         if not late_alarms.caught_up(session):
             return True
         session.keep_snapshot(step)
+        give_back(session, step)
     record, guard = session.take_step(batches), session.guard
     alarm = guard.alarm
     session.keep_records(guard.completed)

@@ -95,6 +95,8 @@ class Session:
     doubt: Alarm | None = None
     """An alarm that came late, whose step is about to be taken again."""
     warned: dict[str, int] = field(default_factory=dict)
+    rates_asked: list[int] = field(default_factory=list)
+    """Steps at which it was tried whether lowered rates are needed still."""
     last_save: float = field(default_factory=time.monotonic)
     left_out: set[str] = field(default_factory=set)
     """What evaluations could not use, in sentences that were said."""
