@@ -100,6 +100,22 @@ class Looks:
             "diverged", record, lambda same: same.finite and 0 < same.grad_norm < record.grad_norm / STEEPER
         )
 
+    def steep_at_first(self, record: StepRecord, first: StepRecord) -> bool:
+        """From the state that the run began with."""
+        alarm = Alarm("diverged", record.step, record.epoch, first.step, "", {})
+
+        def again(case: Case) -> bool:
+            replay = Experiments(case).replay
+            state = next((s for s in case.earlier if s.step == first.step), None)
+            entry = next((e for e in replay.entries(first.step) if e.step == first.step), None)
+            if state is None or entry is None:
+                return False
+            batches = replay.batches_of(entry)
+            same = replay.run("the first step", snapshot=state, batches=batches, step=first.step)
+            return same.finite and 0 < same.grad_norm < first.grad_norm / STEEPER
+
+        return self._asked(alarm, again)
+
     def of_nothing(self, record: StepRecord) -> bool:
         """The same step, taken again: what is NaN there has no gradient, and the others are finite."""
         return self._again(

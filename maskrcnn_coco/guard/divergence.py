@@ -12,9 +12,8 @@ from statistics import median
 from typing import Any
 
 from maskrcnn_coco.guard.rows import CALM, OVER_START, STAYS, STREAKS, Loud, Scattered, found_in, risen
-from maskrcnn_coco.guard.verdict import Looks, Verdict
+from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.guard.window import WINDOW, Window
-from maskrcnn_coco.records import StepRecord
 
 CALIBRATION = 5
 """Healthy steps that make the first reference."""
@@ -62,9 +61,6 @@ HABIT = 3
 are rare, a task that comes now and then. By chance several come in a row."""
 PROBATION = 30
 """For so many steps after a rate was lowered what diverged once is believed sooner; see `RELAPSE`."""
-STEEP = 1e3
-"""A gradient so many times the healthy one at a calm loss is asked for again: squares that Adam remembers of it keep
-its steps short for thousands of steps."""
 FLOOR = 0.3
 """The reference never falls below this share of the first losses: a model that fits its data may spike back to them."""
 
@@ -109,9 +105,6 @@ class Divergence:
         self._falls_back: deque[tuple[int, float]] = deque(maxlen=WINDOW)
         """(number of the applied step, largest loss) of each time that a calm loss followed others."""
         self._scattered = Scattered()
-        self.steep, self._survived_norm = False, 1.0
-        """Whether the last gradient judged is one that a calm loss hardly has; times the healthy one, of such a one
-        that was no fault."""
 
     @property
     def reference(self) -> float:
@@ -147,7 +140,6 @@ class Divergence:
         """
         r_loss, r_norm = self._ratios(loss, norm)
         self._recent.append((step, loss, r_loss, r_norm))
-        self.steep = r_norm > STEEP * self._survived_norm
         why = self._single(loss, r_loss, r_norm, fits) or self._component(norm, groups)
         row = None if why else self._row(loss, r_loss, r_norm)
         if why is None and row is None:
@@ -277,20 +269,6 @@ class Divergence:
         self._start = self._known = (0, 0.0)
         self._reference = self._norm_reference = -1.0
         self._recent.clear()
-
-    def ask(self, looks: Looks | None, record: StepRecord, taken: float) -> Verdict | None:
-        """The verdict on a `steep` gradient, of which the step takes ``taken``; one that comes again is the loss's own,
-        and the next of its size is not asked for."""
-        times = taken / self.norm_reference if self.norm_reference > 0 else 0.0
-        if looks is None or times <= STEEP:
-            return None
-        if looks.steep_once(record):
-            text = (
-                f"gradient norm {times:.3g} times the healthy one at a loss of {record.loss:.4g}; not so, taken again"
-            )
-            return Verdict("diverged", text, {"grad_norm": taken, "grad_norm_reference": self.norm_reference})
-        self._survived_norm = max(self._survived_norm, times / STEEP * SURVIVED)
-        return None
 
     def reset(self) -> None:
         """Forget the run-up, after a rollback or a repair; what is healthy stays known."""

@@ -29,6 +29,7 @@ from maskrcnn_coco.guard.lowered import Lowered
 from maskrcnn_coco.guard.norms import Components, Layout
 from maskrcnn_coco.guard.planned_rates import PlannedRates
 from maskrcnn_coco.guard.sharding import Shares
+from maskrcnn_coco.guard.steep import Steep
 from maskrcnn_coco.guard.unlearnt import Unlearnt
 from maskrcnn_coco.guard.updates import Haste, Stall, fits_losses, of_one_size, shrink
 from maskrcnn_coco.guard.verdict import Looks, Verdict
@@ -165,7 +166,8 @@ class Instruments:
         """Forget what is healthy: the loss means something else from here on."""
         absurd = ABSURD_OTHER if self.expected.num_classes is None else ABSURD
         self.divergence, self.stall, self.haste = Divergence(absurd, once=self.only_refuses), Stall(), Haste()
-        self.loss_weight, self.unlearnt, self._shrink = LossWeight(), Unlearnt(), shrink(self.optimizer)
+        self.loss_weight, self.unlearnt, self.steep = LossWeight(), Unlearnt(), Steep()
+        self._shrink = shrink(self.optimizer)
 
     def reset(self) -> None:
         """After a rollback, a load or a repair: forget the run-up, look at the whole state before the next step."""
@@ -193,7 +195,8 @@ class Instruments:
         self.crashes = 0
         bad = [n for n, v in record.losses.items() if not math.isfinite(v) and n not in seen.without_gradient]
         if seen.micro_batch is not None or bad:
-            return seen.suspicion or self._nonfinite_loss(bad, measured)
+            text = f"{', '.join(bad) or 'the total loss'} is not finite"
+            return seen.suspicion or Verdict("loss_nonfinite", text, measured)
         if seen.states:
             # Only the late way meets this here; the other looked before it ran the model.
             return Verdict("optimizer_nonfinite", "optimizer state is not finite", measured)
@@ -229,7 +232,7 @@ class Instruments:
         fits = fits_losses(self.optimizer, record.loss, taken)
         found = self.divergence.judge(record.step, record.loss, norm, record.group_grad_norm, fits=fits)
         if found is None:
-            return self.divergence.ask(self.looks, record, taken) if self.divergence.steep else None
+            return self.steep.judge(self.looks, record, taken, self.divergence.norm_reference) if self.looks else None
         if "row" in found.measured and self.loss_weight.follows():
             self._runs_after(record, norm)
             return None
@@ -330,9 +333,6 @@ class Instruments:
         if self.warns and kind not in self._said:
             self._said.add(kind)
             warnings.warn(text, GuardWarning, stacklevel=4)
-
-    def _nonfinite_loss(self, bad: list[str], measured: dict[str, Any]) -> Verdict:
-        return Verdict("loss_nonfinite", f"{', '.join(bad) or 'the total loss'} is not finite", measured)
 
     def _nonfinite_gradient(self, seen: Measured, measured: dict[str, Any]) -> Verdict | None:
         record = seen.record

@@ -35,6 +35,10 @@ class Looks(Protocol):
         """Whether the same step, taken again, has a gradient that is nothing like as steep."""
         ...
 
+    def steep_at_first(self, record: StepRecord, first: StepRecord) -> bool:
+        """The same of the run's first step, now that it is at ``record``'s."""
+        ...
+
     def of_nothing(self, record: StepRecord) -> bool:
         """Whether what is NaN of its losses reaches no gradient at all: a mean over nothing."""
         ...

@@ -29,7 +29,9 @@ class Net(nn.Module):
         return (made - y).square().mean() + (steep * (made - made.detach())).mean()
 
 
-def run(kind: str, *, times: float = 1.0, steep: float = 0.0, every: int = 999) -> tuple[Any, list[float]]:
+def run(
+    kind: str, *, times: float = 1.0, at: int = 25, steep: float = 0.0, every: int = 999
+) -> tuple[Any, list[float]]:
     torch.manual_seed(0)
     model = Net()
     optimizer = KINDS[kind](model.parameters())
@@ -41,11 +43,11 @@ def run(kind: str, *, times: float = 1.0, steep: float = 0.0, every: int = 999) 
         for step in range(200):
             x = torch.randn(16, 8, generator=draw)
             y = x.sum(1).sin()
-            added = torch.full((16,), steep if step % every == 24 else 0.0)
+            added = torch.full((16,), steep if step % every == min(at, 24) else 0.0)
             optimizer.zero_grad()
             loss = model(x, y, added)
             loss.backward()
-            if step == 25 and times != 1.0:
+            if step == at and times != 1.0:
                 for p in model.parameters():
                     assert p.grad is not None
                     p.grad.mul_(times)
@@ -61,6 +63,23 @@ def test_a_gradient_multiplied_once_is_refused_and_costs_one_step(kind: str, tim
     assert [(i.step, i.cause) for i in guard.incidents] == [(25, "TRANSIENT")], guard.incidents
     _, clean = run(kind)
     assert sum(losses[-40:]) < 1.3 * sum(clean[-40:])
+
+
+@pytest.mark.parametrize("times", [1e4, 1e6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_gradient_multiplied_is_found_at_the_second_step(kind: str, times: float) -> None:
+    guard, losses = run(kind, times=times, at=0)
+    found = [(i.step, i.cause, i.action.kind) for i in guard.incidents]
+    assert found == [(1, "TRANSIENT", "rollback")], guard.incidents
+    assert guard.incidents[0].onset_step == 0
+    _, clean = run(kind)
+    assert sum(losses[-40:]) < 1.3 * sum(clean[-40:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_first_one_that_the_loss_has_is_let_be(kind: str) -> None:
+    guard, _ = run(kind, steep=2e4, at=0)
+    assert not guard.incidents and guard.refused_steps == 0, guard.incidents
 
 
 @pytest.mark.parametrize("kind", KINDS)

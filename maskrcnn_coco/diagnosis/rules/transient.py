@@ -6,7 +6,8 @@ Why: a flipped bit in memory, an overheating or overclocked device, a kernel tha
   code that writes into the weights.
 How it is proved: the step is replayed twice from the same state and both replays are finite and equal bit for
   bit; or the last steps are walked again from an older verified state and end in other weights than the run
-  has. The differing tensor is named.
+  has. The differing tensor is named. A run's first step, whose gradient was a thousand times the second one's, is
+  taken again, and has one that is nothing like as long.
 What the guard does: goes back to the verified state before the damage and takes the step again.
 How to fix it: if it comes back, test the device (memory test, another card, lower clocks); look for code that
   changes weights between steps.
@@ -41,6 +42,8 @@ def judge(facts: Facts) -> Finding | None:
             evidence.append(Evidence(f"guard: the last {count} such changes together", f"norm × {times:.3g}", CODE))
             fix = f"look for what writes into {outside[0]} between steps: each change is small, all together are not"
         return Finding(CODE, 0.95, culprit, evidence, facts.step, fix, {"changed": list(outside)[:50]})
+    if facts.measured.get("steep_at") is not None:
+        return _steep_at_first(facts)
     drift = facts.drift
     # Where those steps diverge by themselves, what the weights are off by decided nothing: a chaos amplifies the last
     # digit, and a loop's own clip may not survive a norm that overflows.
@@ -77,6 +80,14 @@ def judge(facts: Facts) -> Finding | None:
     if facts.symptom == "diverged" and not facts.not_repeated():
         return None  # the replay is the step as the run took it: nothing came and went
     return _once(facts)
+
+
+def _steep_at_first(facts: Facts) -> Finding:
+    """The guard saw that the run's first gradient was not its loss's; the optimizer's state remembers it."""
+    first, norm = int(facts.measured["steep_at"]), float(facts.measured["grad_norm"])
+    what = f"its gradient is less than a hundredth of the {norm:.4g} that the run had"
+    evidence = [Evidence(f"replay: step {first} taken again", what, CODE)]
+    return _sure(Finding(CODE, 0.95, Culprit(), evidence, first, FIX, {"to_step": first}), facts)
 
 
 def _finite_now(facts: Facts) -> bool:
