@@ -176,10 +176,11 @@ def _most(component: str, lowered: Incident) -> float:
 
 def _acting(findings: Sequence[Finding]) -> Finding | None:
     """The finding that says what to do: the inner cause, where the first only says on which rank it happened."""
-    if not findings:
-        return None
-    if findings[0].cause != "RANK_LOCAL":
-        return findings[0]
+    top = next(iter(findings), None)
+    if top is not None and "heavier" in top.detail:  # a lower rate is all that is in our hands; how low, the walks say
+        return next((f for f in findings if f.cause == "LR_TOO_HIGH"), top)
+    if top is None or top.cause != "RANK_LOCAL":
+        return top
     # What is not proved decides nothing: a rate that was never shown to be at fault stays as it is.
     inner = [f for f in findings[1:] if f.cause != "UNKNOWN" and f.confidence >= PROVED]
     return inner[0] if inner else findings[0]

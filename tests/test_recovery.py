@@ -47,6 +47,15 @@ def test_one_component_is_lowered_and_the_run_goes_back_before_the_onset():
     assert action.detail == {"component": "box_head", "components": ["box_head"], "factor": 0.3, "to_step": 30}
 
 
+def test_of_a_loss_that_counts_more_than_the_rate_stands_the_rate_is_lowered_or_else_the_run_goes_back_once():
+    heavy = finding("LOSS_MATH", onset_step=30, detail={"heavier": 1e3, "ruined": True})
+    assert decide([heavy, LR, UNKNOWN], History(step=41)) == decide([LR], History(step=41))
+    back = decide([heavy, UNKNOWN], History(step=41))
+    assert back == Action("rollback", {"to_step": 30, "after_skips": True})
+    past = [incident(1, 35, "LOSS_MATH", back, lost=5)]
+    assert decide([heavy, UNKNOWN], History(past, step=41)).kind == "skip"
+
+
 def test_rates_that_are_not_the_plans_are_put_back_and_not_lowered_and_a_third_time_stops():
     found = finding("LR_TOO_HIGH", onset_step=30, detail={**LR.detail, "foreign_rates": {"box_head": [31, 0.01, 20.0]}})
     assert decide([found], History(step=41)) == Action("rollback", {"to_step": 30, "by_plan": True})

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from maskrcnn_coco.diagnosis.explain import judge
 from maskrcnn_coco.diagnosis.facts import Facts
-from maskrcnn_coco.diagnosis.rules.common import cured, divides_by_itself, divides_on_sound_weights, nonfinite, sudden
+from maskrcnn_coco.diagnosis.rules.common import (
+    cured,
+    diverges_as_weighed,
+    divides_by_itself,
+    divides_on_sound_weights,
+    nonfinite,
+    sudden,
+)
 from maskrcnn_coco.records import PROVED, Culprit, Evidence, Finding
 from maskrcnn_coco.recovery import leaves_out
 from maskrcnn_coco.wording import listed
@@ -165,6 +172,8 @@ def _confirm(f: Facts) -> Iterator[str]:
         yield "planned"
     if f.measured.get("by_update") and f.certain_state() and all(s.where == "lr" for s in f.certain_state()):
         yield "settings"
+    if diverges_as_weighed(f):
+        yield "lr"  # no proof, but what recovery can do about it
     if f.lethal() or (f.suspects() and f.symptom == "input_nonfinite"):
         yield from ("peek", "without", "locate") if f.lethal() else ("peek", "without")
     elif (any(s.where == "norm" for s in f.state) and not _state_proved(f)) or f.anchors:

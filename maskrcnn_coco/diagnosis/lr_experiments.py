@@ -21,7 +21,6 @@ from maskrcnn_coco.diagnosis.comparisons import (
     mean_loss,
     turned_at,
     unlearnt,
-    weight_now,
 )
 from maskrcnn_coco.diagnosis.endurance import Endurance
 from maskrcnn_coco.diagnosis.facts import Facts
@@ -30,6 +29,7 @@ from maskrcnn_coco.diagnosis.limits import LOSS_FACTOR, NORM_FACTOR
 from maskrcnn_coco.diagnosis.lr_verdict import LrTrial, LrVerdict
 from maskrcnn_coco.diagnosis.optimizer_experiments import by_length
 from maskrcnn_coco.diagnosis.search import Walk, factors_for, lr_search
+from maskrcnn_coco.diagnosis.weight_experiments import sound_steps_at_it, weight
 from maskrcnn_coco.replay.case import Case, dict_of
 from maskrcnn_coco.replay.optimizer import settings_of
 from maskrcnn_coco.replay.outcome import Outcome
@@ -82,6 +82,7 @@ class LrExperiments:
         f.drift, f.astray = drift(differing, start.step), astray(differing)
         compare_first(f, self.case, outcome)
         self._before_it_turned()
+        sound_steps_at_it(self.replay, f, [s for s in self.walkable() if s.step < start.step])
 
     def _before_it_turned(self) -> None:
         """A recorded step from before a loss turned negative all at once, where the walk began after that."""
@@ -97,22 +98,8 @@ class LrExperiments:
             compare_step(f, self.case, entry.step, found.losses, found.loss)
 
     def weight(self) -> None:
-        """Whether the loss has another weight now than at recorded steps, the oldest first: it may rise for long.
-
-        One step each, not the way from there: a batch that is still kept is enough.
-        """
-        for snapshot in reversed(self.case.earlier):
-            entry = next((e for e in self.replay.entries(snapshot.step) if e.step == snapshot.step), None)
-            if entry is None:
-                continue
-            test = f"step {snapshot.step} taken again, learning rate 0"
-            try:
-                batches = self.replay.batches_of(entry)
-            except ReplayImpossible:
-                continue  # older than the batches that are kept
-            found = self.replay.run(test, snapshot=snapshot, batches=batches, step=entry.step)
-            if weight_now(self.facts, self.case, found, entry.step) is not None:
-                return
+        """Whether the loss has another weight now than at recorded steps."""
+        weight(self.case, self.replay, self.facts)
 
     def lr(self) -> None:
         """From the newest healthy state; from an older one too where the answer is none, or doubtful.

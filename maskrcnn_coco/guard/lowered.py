@@ -11,6 +11,13 @@ import torch
 from maskrcnn_coco.components import is_possible, times_of
 
 
+def hold_kept_rates(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
+    """Let no rate that ASGD worked out for this step, at the one before, be above that of its group."""
+    if isinstance(optimizer, torch.optim.ASGD):
+        for state in (optimizer.state[p] for p in group["params"] if p in optimizer.state):
+            state["eta"].clamp_(max=float(group["lr"]))
+
+
 class Lowered:
     """Rates and settings of an optimizer's parameter groups that were decided on, by the groups' names.
 
@@ -63,6 +70,7 @@ class Lowered:
             if now != before:
                 changed.append((group, before))
                 group.update(now)
+                hold_kept_rates(optimizer, group)
         try:
             yield
         finally:

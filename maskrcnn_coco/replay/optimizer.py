@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maskrcnn_coco.components import TIMES, is_possible, real, times_of
 from maskrcnn_coco.guard.joined import Joined
+from maskrcnn_coco.guard.lowered import hold_kept_rates
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,6 +50,8 @@ def set_rates(
         component, times = group.get("component", ""), times_of(group)
         rate = float(lr[component] or 0.0) * times if component in lr else real(group["lr"] or 0.0)
         group["lr"] = min(rate * factors.get(component, 1.0), most.get(component, math.inf) * times)
+        if group["lr"] < rate:
+            hold_kept_rates(optimizer, group)
 
 
 def lower_settings(optimizer: torch.optim.Optimizer, most: Mapping[str, float]) -> None:

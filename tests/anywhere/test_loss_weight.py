@@ -53,6 +53,31 @@ def test_another_weight_is_told_from_a_divergence_and_stops_nobody(weight: Calla
     assert first.action.kind == "skip" and first.detail["weighed"] > 1.5 and not loop.guard.instruments.lowered.factors
 
 
+HEAVY: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.05),
+    "momentum": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9),
+    "asgd": lambda p: torch.optim.ASGD(p, 0.05),
+}
+
+
+@pytest.mark.parametrize("factor", [1e3, 1e4])
+@pytest.mark.parametrize("kind", HEAVY)
+def test_a_weight_that_the_rate_does_not_stand_is_to_blame_and_the_rate_comes_down(kind: str, factor: float) -> None:
+    loop = Loop(HEAVY[kind], lambda s: factor if s >= 50 else 1.0)
+    assert set(loop.run(60)) == {"LOSS_MATH"}
+    assert "lower_lr" in [i.action.kind for i in loop.guard.incidents]
+    assert all(f < 0.5 for f in loop.guard.instruments.lowered.factors.values())
+
+
+def test_a_rate_that_rises_is_to_blame_whatever_the_loss_counts() -> None:
+    loop = Loop(lambda p: torch.optim.SGD(p, 0.05), lambda s: 20.0 if s >= 40 else 1.0)
+
+    def rise() -> None:
+        loop.optimizer.param_groups[0]["lr"] = 50.0 if loop.step >= 50 else 0.05
+
+    assert loop.run(60, rise)[-1] == "LR_TOO_HIGH"
+
+
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "rmsprop": lambda p: torch.optim.RMSprop(p, 1e-3, momentum=0.9),
     "centered": lambda p: torch.optim.RMSprop(p, 1e-3, centered=True),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maskrcnn_coco.diagnosis.facts import Facts, InputFault, TargetFault, far_apart
+from maskrcnn_coco.diagnosis.facts import SLACK, Facts, InputFault, TargetFault, far_apart
 from maskrcnn_coco.records import GRAPH_ERRORS, PROVED, Culprit, Evidence, Finding
 from maskrcnn_coco.replay.outcome import CONSTANT
 from maskrcnn_coco.wording import annotation_words
@@ -145,6 +145,15 @@ def spoilt_beside(facts: Facts) -> bool:
     brought = place is not None and place.module is None and CONSTANT in str(place.op)
     asked = [facts.outcomes.get(n) for n in ("other", "earlier")]
     return brought and facts.reference.count > 0 and all(o is not None and not o.finite and not o.error for o in asked)
+
+
+def diverges_as_weighed(facts: Facts) -> bool:
+    """Whether steps from before the onset, sound in the run, diverge with the loss's new weight, at rates no higher."""
+    if facts.weighed is None or not facts.bad("retrace") or max(facts.rises.values(), default=1.0) > SLACK:
+        return False
+    most = facts.limits()[0]
+    walks = [facts.outcomes[n].path for n in ("retrace", "heavier") if n in facts.outcomes]
+    return any(step < facts.onset_step and not abs(v) <= most for path in walks for step, v, _ in path)
 
 
 def sudden(facts: Facts) -> bool:

@@ -11,9 +11,10 @@ How it is proved: targets, images and state are sound; the step fails again in f
   Where the formula of a loss changes under way, a recorded step is taken again from its own weights: one term is
   another now, the others are what they were; or all are one factor of that, or turned around. Where the whole loss and
   its gradients are one factor of what they were in a loop that may weigh it anew, the loss has another weight, and the
-  step is healthy in that measure. Where the loss is enormous from the first step on, or with one image alone, the
-  largest number inside the model says whose doing it is, or the first op that makes such numbers of usual ones. Before
-  any step an op inside the model is to blame that makes what is not finite of usual numbers, at every batch.
+  step is healthy in that measure; or steps that were sound diverge with that weight, at the rates of then. Where the
+  loss is enormous from the first step on, or with one image alone, the largest number inside the model says whose
+  doing it is, or the first op that makes such numbers of usual ones. Before any step an op inside the model is to blame
+  that makes what is not finite of usual numbers, at every batch.
 What the guard does: skips the step; stops where the formula itself changed. A lower learning rate does not help.
 How to fix it: `max(count, 1)`; mask the input of the op, not its output; add an epsilon inside the root; floor
   the class counts.
@@ -28,6 +29,7 @@ from maskrcnn_coco.diagnosis.limits import LOSS_FACTOR
 from maskrcnn_coco.diagnosis.rules.common import (
     QUOTIENTS,
     USUAL_INSIDE,
+    diverges_as_weighed,
     divides_by_itself,
     divides_on_sound_weights,
     healthy,
@@ -49,6 +51,8 @@ def judge(facts: Facts) -> Finding | None:
         return _redefined(facts, facts.redefined)
     if facts.weighed is not None and facts.good("same"):
         return _weighed(facts, facts.weighed)
+    if facts.weighed is not None and diverges_as_weighed(facts):
+        return _too_heavy(facts, facts.weighed)
     same = facts.outcomes.get("same")
     if same is not None and _out_of_scale(facts, same):
         return _enormous(facts, same) if facts.bad("other") else _of_one_sample(facts, same)
@@ -202,6 +206,16 @@ def _weighed(facts: Facts, factor: float) -> Finding:
     evidence = [Evidence("replay: a recorded step, its own weights and batch", what, CODE), *facts.says(CODE, "=same")]
     fix = "if the loss was weighed anew on purpose, say guard.new_regime() there; else look at what multiplies it"
     return Finding(CODE, 0.95, Culprit(), evidence, facts.step, fix, {"weighed": factor})
+
+
+def _too_heavy(facts: Facts, factor: float) -> Finding:
+    """The rates are what they were: with this weight even steps that the run took soundly diverge."""
+    what = f"loss and gradients are {factor:.4g} times what was recorded then, both alike"
+    evidence = [Evidence("replay: a recorded step, its own weights and batch", what, CODE)]
+    evidence += facts.says(CODE, "!heavier", "!retrace", "!same", "earlier")
+    fix = f"look at what multiplies the loss; if it is meant to, divide the learning rate by {factor:.3g}"
+    detail = {"heavier": factor, "ruined": True}
+    return Finding(CODE, 0.95, Culprit(), evidence, facts.onset_step, fix, detail)
 
 
 def _nonfinite(facts: Facts, name: str) -> bool:

@@ -26,7 +26,7 @@ from typing import Any
 
 from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.lr_verdict import LrTrial, LrVerdict
-from maskrcnn_coco.diagnosis.rules.common import divides_by_itself, led_there
+from maskrcnn_coco.diagnosis.rules.common import diverges_as_weighed, divides_by_itself, led_there
 from maskrcnn_coco.records import Culprit, Evidence, Finding, StepRecord
 
 CODE = "LR_TOO_HIGH"
@@ -166,6 +166,8 @@ def unhurried(factor: float, components: list[str], facts: Facts) -> float:
 def _confidence(verdict: LrVerdict, facts: Facts) -> float:
     if facts.faithful is False or facts.missing or facts.unrepeatable():
         return 0.7  # the replays are not the run's own steps to the digit
+    if diverges_as_weighed(facts):
+        return 0.85  # it is too high for the weight that the loss has now: whoever set that is to blame
     if facts.handled():
         return 0.85  # what the loop does to its gradients is not part of the walks
     return 0.75 if not verdict.necessary else 0.8 if verdict.doubtful else 0.97

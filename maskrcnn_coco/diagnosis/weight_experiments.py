@@ -1,0 +1,41 @@
+"""The tests of a loss that has another weight than in recorded steps: what it is, and whether that alone diverges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from maskrcnn_coco.diagnosis.comparisons import weight_now
+from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.rules.common import diverges_as_weighed
+from maskrcnn_coco.replay.case import Case
+from maskrcnn_coco.replay.replay import Replay, ReplayImpossible
+from maskrcnn_coco.replay.snapshot import Snapshot
+
+
+def weight(case: Case, replay: Replay, facts: Facts) -> None:
+    """Whether the loss has another weight now than at recorded steps, the oldest first: it may rise for long.
+
+    One step each, not the way from there: a batch that is still kept is enough.
+    """
+    for snapshot in reversed(case.earlier):
+        entry = next((e for e in replay.entries(snapshot.step) if e.step == snapshot.step), None)
+        if entry is None:
+            continue
+        test = f"step {snapshot.step} taken again, learning rate 0"
+        try:
+            batches = replay.batches_of(entry)
+        except ReplayImpossible:
+            continue  # older than the batches that are kept
+        found = replay.run(test, snapshot=snapshot, batches=batches, step=entry.step)
+        if weight_now(facts, case, found, entry.step) is not None:
+            return
+
+
+def sound_steps_at_it(replay: Replay, facts: Facts, older: Sequence[Snapshot]) -> None:
+    """Steps from before the onset, which the run took soundly, at the weight that the loss has now: from the newest of
+    ``older``, where the walk from nearer by tells nothing of them."""
+    if facts.weighed is None or not facts.bad("retrace") or not older or diverges_as_weighed(facts):
+        return
+    most = facts.limits()[0]
+    test = f"steps from {older[0].step} on taken again as they were, with the loss's weight of now"
+    facts.outcomes["heavier"] = replay.walk(test, older[0], stop=lambda o: not o.finite or abs(o.loss) > most)
