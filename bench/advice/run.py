@@ -138,7 +138,7 @@ def prove(setting: Setting, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Limits of the four components of one setting, and the five trainings of each."""
     base: dict[str, float] = dict.fromkeys(COMPONENTS, setting.base)
     trials = Trials(make_task(setting, seed=1))
-    limits = limits_from(trials, settle(trials, base, 10), budget_seconds=240)
+    limits = limits_from(trials, settle(trials, base, 10))
     trials = Trials(make_task(setting, seed=2))
     fresh, rows = trials.save(0), []
     settled = settle(trials, base, 10)

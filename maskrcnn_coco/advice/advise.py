@@ -23,10 +23,11 @@ from maskrcnn_coco.advice.candidates import (
     why_this,
 )
 from maskrcnn_coco.advice.ladder import climb, svg
-from maskrcnn_coco.advice.limits import Limit, Say, Settled, limits_from, settle
+from maskrcnn_coco.advice.limits import LEAST, SETTLE_LEAST, Limit, Say, Settled, limits_from, settle
 from maskrcnn_coco.advice.prepare import Setup, memory_use, open_setup
 from maskrcnn_coco.advice.recommendation import ADVISED, Advice, command_line, over_limit, show
 from maskrcnn_coco.advice.remembered import fingerprint, remember
+from maskrcnn_coco.advice.trials import flops_of_step
 from maskrcnn_coco.config import recipes
 from maskrcnn_coco.config.resolve import is_small, resolve_run
 from maskrcnn_coco.config.settings import Config, validate
@@ -38,7 +39,8 @@ from maskrcnn_coco.report.console import Console
 from maskrcnn_coco.system import memory
 from maskrcnn_coco.system.files import write_text
 
-BUDGET_SECONDS = {"cuda": 60.0, "cpu": 110.0, "mps": 90.0}
+BUDGET_FLOPS = {"cuda": 6e14, "cpu": 1e13, "mps": 1e14}
+"""Operations of matrix products and convolutions that the measuring may take: a minute or two on common machines."""
 SETTLE_STEPS = 10
 MOST_STEPS, FEWEST_STEPS = 20, 10
 TRIALS = 4
@@ -108,25 +110,23 @@ def advise_run(
     *,
     say: Say | None = None,
     ladder: bool = False,
-    budget_seconds: float | None = None,
 ) -> Advice:
-    """Measure and recommend for a resolved configuration; the model and optimizer are private to this call."""
+    """Measure and recommend for a resolved configuration; the model and optimizer are private to this call.
+
+    Budgets count steps, and how many they are follows from the work of one: the same on a busy machine and an idle one.
+    """
     began = time.monotonic()
-    budget = budget_seconds or BUDGET_SECONDS.get(ranks.device.type, 110.0)
-    setup, fresh, settled = settle_what_fits(resolved, data, ranks, budget * 0.15, say)
-    trials, config = setup.trials, setup.config
-    started = trials.clock() - settled.trial.own_seconds
-    recipe = _recipe(config)
-    steps = _affordable(settled, len(trials.components), budget)
+    setup, fresh, settled, budget = settle_what_fits(resolved, data, ranks, say)
+    trials, config, recipe = setup.trials, setup.config, _recipe(setup.config)
+    steps = _affordable(len(trials.components), budget)
     if say:
-        say(f"trials of {steps} steps, about {budget:.0f} s in all" + ", the ladder on top" * ladder)
-    left = 0.65 * budget - (trials.clock() - started)
-    limits = limits_from(trials, settled, steps=steps, budget_seconds=left, say=say)
+        say(f"trials of {steps} steps, {LEAST} or more for each component" + ", the ladder on top" * ladder)
+    limits = limits_from(trials, settled, steps=steps, budget=0.65 * budget - trials.work, say=say)
     remember(fingerprint(config, data, trials.task.precision), limits)
     joint = Joint(trials, settled, steps)
     fixed = {n: _number(v) for n, v in setup.given.items() if n in ADVISED[:3]}
     choices = candidates(limits, recipe, fixed, pretrained=setup.pretrained, optimizer=config.optimizer)
-    best, seen = choose(joint, choices, deadline=started + 0.8 * budget, fixed_lr="lr" in fixed)
+    best, seen = choose(joint, choices, most=0.8 * budget, fixed_lr="lr" in fixed)
     compared = compare(limits, best.choice, pretrained=setup.pretrained, optimizer=config.optimizer)
     limits = stood(limits, best)
     seen = [*settled.notes, *compared, *seen]
@@ -140,10 +140,10 @@ def advise_run(
 
 
 def settle_what_fits(
-    resolved: recipes.Resolved, data: RunData, ranks: Ranks, seconds: float, say: Say | None
-) -> tuple[Setup, Snapshot, Settled]:
-    """The setup, its first state, and the settled one; where memory runs out, with half the batch size and twice
-    the accumulation, as often as needed.
+    resolved: recipes.Resolved, data: RunData, ranks: Ranks, say: Say | None
+) -> tuple[Setup, Snapshot, Settled, float]:
+    """The setup, its first state, the settled one, and the steps of the budget; where memory runs out, with half the
+    batch size and twice the accumulation, as often as needed.
 
     Raises:
         ConfigError: not even one image fits.
@@ -152,11 +152,11 @@ def settle_what_fits(
         setup = open_setup(resolved, data, ranks)
         fresh = setup.trials.save(0)
         try:
-            return (
-                setup,
-                fresh,
-                settle(setup.trials, _safe(_recipe(setup.config)), SETTLE_STEPS, seconds=seconds, say=say),
-            )
+            budget = BUDGET_FLOPS.get(ranks.device.type, BUDGET_FLOPS["cpu"]) / flops_of_step(setup.trials)
+            steps = int(min(max(0.15 * budget, SETTLE_LEAST), SETTLE_STEPS))
+            setup.trials.load(fresh)
+            setup.trials.work = 0.0
+            return setup, fresh, settle(setup.trials, _safe(_recipe(setup.config)), steps, say=say), budget
         except (RuntimeError, MemoryError) as error:
             resolved = halved(setup.config, resolved, ranks, error, say)
         del setup, fresh
@@ -190,7 +190,7 @@ def assemble(setup: Setup, limits: dict[str, Limit], best: Tried, seen: list[str
         command="",
         expected_minutes=best.trial.seconds / max(1, best.trial.steps) * setup.total_steps / 60,
         memory_bytes=used,
-        limits=limits,
+        limits={c: limit for c, limit in limits.items() if limit.measured},
     )
     # What was measured is how far the backbone and its FPN go together.
     fpn = {} if config.fpn_lr_multiplier in (None, 1.0) else {"fpn_lr_multiplier": config.fpn_lr_multiplier}
@@ -198,9 +198,8 @@ def assemble(setup: Setup, limits: dict[str, Limit], best: Tried, seen: list[str
     return advice
 
 
-def _affordable(settled: Settled, components: int, budget: float) -> int:
-    pace = settled.trial.own_seconds / settled.trial.steps
-    return int(min(max(0.6 * budget / (pace * TRIALS * components), FEWEST_STEPS), MOST_STEPS))
+def _affordable(components: int, budget: float) -> int:
+    return int(min(max(0.6 * budget / (TRIALS * components), FEWEST_STEPS), MOST_STEPS))
 
 
 def _safe(recipe: Choice) -> dict[str, float]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from maskrcnn_coco.advice.ladder import HEADS
-from maskrcnn_coco.advice.limits import Limit, Settled, TrialVerdict, judge, rising
+from maskrcnn_coco.advice.limits import Limit, Settled, TrialVerdict, describe, judge, rising
 from maskrcnn_coco.advice.trials import Trial, Trials
 from maskrcnn_coco.config.lr_ranges import guideline
 from maskrcnn_coco.config.recipes import CLIP_GUIDE
@@ -136,17 +136,17 @@ class Joint:
         return Tried(choice, trial, {c: judge(trial, c, level) for c, level in self.levels.items()})
 
 
-def choose(joint: Joint, choices: Sequence[Choice], *, deadline: float, fixed_lr: bool) -> tuple[Tried, list[str]]:
+def choose(joint: Joint, choices: Sequence[Choice], *, most: float, fixed_lr: bool) -> tuple[Tried, list[str]]:
     """The candidate to advise, and what was seen: trained together, then checked at `MARGIN` times its rates.
 
     The first candidate (the recipe's) wins unless another ends clearly lower. What is unsafe, or has no margin, is
     halved and tried again, at most `HALVINGS` times; with ``fixed_lr`` the next one that has a margin is taken, or it
-    stays and the reasons say so. ``deadline`` is of the trials' clock.
+    stays and the reasons say so. No further one is tried once the trials' work is past ``most``.
     """
     reasons = []
     tried = []
     for choice in choices:
-        if tried and joint.trials.clock() > deadline:
+        if tried and joint.trials.work > most:
             break
         tried.append(joint.train(choice))
         reasons.append(_seen(tried[-1]))
@@ -233,7 +233,7 @@ def compare(limits: Mapping[str, Limit], choice: Choice, *, pretrained: bool, op
     for component, limit in limits.items():
         rate, guide = choice.rates.get(component, choice.lr), guides.get(component)
         if not limit.measured:
-            text = f"{component}: not measured, the budget was spent before; the advised {rate:.2g} is the recipe's"
+            text = f"{component}: {describe(limit)}; nothing speaks for another rate than {rate:.2g}"
         elif math.isinf(limit.high):
             text = f"{component}: stable up to {limit.low:.2g}, the highest rate tried ({limit.how})"
         else:

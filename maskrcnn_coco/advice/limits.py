@@ -27,10 +27,14 @@ WIDTH = 2.0
 BRACKET = 1.5
 """Bisection goes on until stable and diverged are this close; the rest of `WIDTH` is margin for later steps."""
 STRIDE = 3.0
+SETTLE_LEAST = 3
+"""Steps that the state is settled over at least."""
 LEAST = 2
 """Trainings that each component gets, whatever the budget: a limit of which nothing was tried is none."""
 CEILING = 30.0
 """No rate above this is tried: a component that stands it has no limit of interest."""
+
+UNMEASURED = f"not measured: training began at {{:.2g}}, and no rate above {CEILING:g} is tried"
 
 Say = Callable[[str], None]
 
@@ -58,8 +62,8 @@ class Limit:
     """Largest stable learning rate of one component while the others are safe. Stable is `TrialVerdict.stable`.
 
     ``low`` is believed stable, ``high`` believed to break; ``value`` is their geometric mean. ``high`` is inf where
-    nothing up to ``low`` broke: `CEILING` was reached, or time ran out (``how`` says which). ``alarm`` is the smallest
-    rate tried at which the guard's alarm went off, inf where none did. ``tried`` is in order.
+    nothing up to ``low`` broke: `CEILING` was reached, or the budget was spent (``how`` says which). ``alarm`` is the
+    smallest rate tried at which the guard's alarm went off, inf where none did. ``tried`` is in order.
     """
 
     value: float
@@ -102,12 +106,8 @@ class Settled:
     notes: list[str] = field(default_factory=list)
 
 
-def settle(
-    trials: Trials, base_lr: Mapping[str, float], steps: int, *, seconds: float = math.inf, say: Say | None = None
-) -> Settled:
+def settle(trials: Trials, base_lr: Mapping[str, float], steps: int, *, say: Say | None = None) -> Settled:
     """Train ``steps`` steps at ``base_lr`` with a linear ramp; where that diverges, at a quarter, up to six times.
-
-    After ``seconds`` of the trials' own time it is settled enough, however few steps were taken.
 
     Raises:
         DataError: it does not even train at the smallest rate: then the rate is not what is wrong.
@@ -115,7 +115,7 @@ def settle(
     start = trials.save(0)
     lr, notes = dict(base_lr), []
     for _ in range(6):
-        trial = trials.run(lr, steps, ramp=rising(steps), deadline=trials.clock() + seconds)
+        trial = trials.run(lr, steps, ramp=rising(steps))
         if trial.stable:
             return Settled(trials.save(trial.steps), lr, trial, notes)
         sentence = f"training is unstable even at {_rates(lr)} ({trial.symptom} at step {trial.steps - 1})"
@@ -139,7 +139,7 @@ def measure_limits(
     components: Sequence[str] | None = None,
     steps: int = 20,
     settle_steps: int = 10,
-    budget_seconds: float = 120.0,
+    budget: float = math.inf,
     say: Say | None = None,
 ) -> dict[str, Limit]:
     """Largest stable learning rate per component; see the module's text for how, and for what is taken in.
@@ -148,15 +148,15 @@ def measure_limits(
         base_lr: rates believed safe, by component; lowered together where they are not.
         components: those to measure; default: all that train.
         steps: length of a trial; a diverging one ends earlier.
-        budget_seconds: of the trials' own time (`Trials.clock`): when it is spent, the remaining intervals stay
-            wider and say so. A machine that others keep busy takes longer, and measures the same.
+        budget: steps in all (`Trials.work`): when they are spent, the remaining intervals stay wider and say so. A
+            machine that others keep busy takes longer, and measures the same.
 
     Raises:
         DataError: training fails at every rate.
     """
     trials = Trials(task)
     settled = settle(trials, base_lr, settle_steps, say=say)
-    return limits_from(trials, settled, components=components, steps=steps, budget_seconds=budget_seconds, say=say)
+    return limits_from(trials, settled, components=components, steps=steps, budget=budget, say=say)
 
 
 def limits_from(
@@ -165,26 +165,26 @@ def limits_from(
     *,
     components: Sequence[str] | None = None,
     steps: int = 20,
-    budget_seconds: float = 120.0,
+    budget: float = math.inf,
     say: Say | None = None,
 ) -> dict[str, Limit]:
     """`measure_limits` from a settled state, so that the caller can go on with the same trials."""
     names = list(components or trials.components)
-    start = trials.clock()
+    start = trials.work
     limits: dict[str, Limit] = {}
     for i, component in enumerate(names):
-        # Time that one component does not use goes to the next ones.
-        share = (budget_seconds - (trials.clock() - start)) / (len(names) - i)
-        limits[component] = find_limit(trials, settled, component, steps=steps, seconds=share)
+        # What one component does not use goes to the next ones.
+        share = (budget - (trials.work - start)) / (len(names) - i)
+        limits[component] = find_limit(trials, settled, component, steps=steps, budget=share)
         if say:
             say(f"{component}: {describe(limits[component])}")
     return limits
 
 
-def find_limit(trials: Trials, settled: Settled, component: str, *, steps: int, seconds: float) -> Limit:
+def find_limit(trials: Trials, settled: Settled, component: str, *, steps: int, budget: float = math.inf) -> Limit:
     """The limit of one component: critical rate, bracket of the calm limit, bracket of the stable one."""
-    began, spent = trials.clock(), trials.steps_spent
-    deadline = began + seconds
+    began, spent = time.monotonic(), trials.steps_spent
+    most = trials.work + budget
     safe = settled.lr[component]
     critical = critical_lr(
         trials, settled.state, component, start=safe * 30, losses=OWN_LOSSES.get(component, ()), max_forwards=9
@@ -197,13 +197,13 @@ def find_limit(trials: Trials, settled: Settled, component: str, *, steps: int, 
         tried.append(judge(trial, component, level))
         return tried[-1].stable
 
-    guess = min(max(critical.lr, safe * 2), CEILING / STRIDE)
-    low, high = bracket(stable, safe, math.inf, guess, deadline, clock=trials.clock, least=LEAST)
-    out_of_time = trials.clock() >= deadline and high / low > WIDTH
-    how = f"{len(tried)} trainings of up to {steps} steps from step {settled.state.step}"
-    how += ", then the time was up" if out_of_time else ""
+    guess = max(min(critical.lr, CEILING / STRIDE), min(safe * 2, CEILING))
+    low, high = bracket(stable, safe, math.inf, guess, lambda: trials.work >= most, least=LEAST)
+    cut_short = trials.work >= most and high / low > WIDTH and middle(low, high) <= CEILING
+    how = f"{len(tried)} training{'s' * (len(tried) != 1)} of up to {steps} steps from step {settled.state.step}"
+    how += ", then the budget was spent" if cut_short else ""
     spent = trials.steps_spent - spent
-    return Limit(*interval(low, high), how, spent, trials.clock() - began, critical.lr, tuple(tried))
+    return Limit(*interval(low, high), how, spent, time.monotonic() - began, critical.lr, tuple(tried))
 
 
 def judge(trial: Trial, component: str, level: float) -> TrialVerdict:
@@ -234,18 +234,17 @@ def bracket(
     low: float,
     high: float,
     first: float,
-    deadline: float,
+    spent: Callable[[], bool] = lambda: False,
     *,
-    clock: Callable[[], float] = time.monotonic,
     least: int = 0,
 ) -> tuple[float, float]:
-    """(largest rate seen good, smallest seen bad), `BRACKET` apart when time allows.
+    """(largest rate seen good, smallest seen bad), `BRACKET` apart where the budget allows it.
 
     ``low`` is known to be good and ``high`` to be bad (inf: unknown); ``first`` is tried first. ``high`` stays inf
-    where `CEILING` is good too. ``deadline`` is of ``clock``; so many as ``least`` are tried before it counts.
+    where `CEILING` is good too. It ends once the budget is ``spent``; as many as ``least`` are tried before it counts.
     """
     rate, made = first, 0
-    while high / low > BRACKET and low < rate <= CEILING and (made < least or clock() < deadline):
+    while high / low > BRACKET and low < rate <= CEILING and (made < least or not spent()):
         made += 1
         if good(rate):
             low = rate
@@ -274,7 +273,7 @@ def interval(low: float, high: float) -> tuple[float, float, float]:
 def describe(limit: Limit) -> str:
     """One line: "0.031 (0.022 to 0.044; 5 trainings …)"."""
     if not limit.measured:
-        return "not measured: the budget was spent before"
+        return UNMEASURED.format(limit.low)
     if math.isinf(limit.high):
         return f"stable up to {limit.low:.2g} at least ({limit.how}, {limit.seconds:.0f} s)"
     return f"{limit.value:.2g} ({limit.low:.2g} to {limit.high:.2g}; {limit.how}, {limit.seconds:.0f} s)"

@@ -42,14 +42,19 @@ def command_line(advice: Advice, given: Mapping[str, Any]) -> str:
 
 def shell_lines(command: str, width: int = 78) -> list[str]:
     """``command`` in lines that a shell takes as one, broken before flags: a terminal of 80 columns breaks none."""
-    lines, line = [], ""
+    parts: list[str] = []
     for word in shlex.split(command):
-        quoted = shlex.quote(word)
-        if line and word.startswith("--") and len(line) + len(quoted) + 14 > width:
-            lines.append(line + " \\")
-            line = "   " + quoted
+        if word.startswith("--") or not parts:
+            parts.append(shlex.quote(word))
         else:
-            line = f"{line} {quoted}" if line else quoted
+            parts[-1] += f" {shlex.quote(word)}"
+    lines, line = [], parts[0]
+    for part in parts[1:]:
+        if len(line) + len(part) + 3 > width:  # with a space before it, and the backslash behind it
+            lines.append(line + " \\")
+            line = "   " + part
+        else:
+            line = f"{line} {part}"
     return [*lines, line]
 
 
@@ -63,6 +68,7 @@ def show(advice: Advice, console: Console) -> None:
             rows.append([component, "not measured", "", advised])
             continue
         low, high = measured
+        advised += " (above)" if rates.get(component, advice.lr) > value else ""  # of a rate that was given, and stays
         span = f"{low:.2g} to {high:.2g}" if math.isfinite(high) else f"{low:.2g} or more"
         rows.append([component, f"{value:.2g}", span, advised])
     console.table("Largest stable learning rate", rows, ["component", "limit", "interval", "advised"])
@@ -84,8 +90,8 @@ def show(advice: Advice, console: Console) -> None:
 class Advice:
     """What `advise` recommends. Rates per step; ``max_stable_lr`` and ``interval`` per component, others kept safe.
 
-    None: not measured, because the budget was spent before. ``memory_bytes`` is the highest use seen while measuring;
-    ``expected_minutes`` is for the whole run on this machine.
+    None: not measured; such a component is not in ``limits`` either. ``memory_bytes`` is the highest use seen while
+    measuring; ``expected_minutes`` is for the whole run on this machine, as busy as it was.
     """
 
     lr: float

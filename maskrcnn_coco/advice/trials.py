@@ -15,12 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from maskrcnn_coco.components import times_of
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.replay.snapshot import Snapshot, restore, take
 
+FORWARD = 1 / 3
+"""What a forward pass takes of a step: the backward pass takes twice as much."""
 ForwardAt = Callable[[nn.Module, Any, int, int], dict[str, Tensor]]
 """(model, batch, step, micro-batch) → losses; seeds torch from the last two, so that a step can be repeated."""
 
@@ -51,8 +54,6 @@ class Trial:
     steps: int
     seconds: float
     symptom: str | None = None
-    own_seconds: float = 0.0
-    """The same of the trials' own clock: without the time that other work on the machine took."""
     records: list[StepRecord] = field(default_factory=list)
 
     @property
@@ -91,9 +92,8 @@ class Trials:
             say=False,
         )
         self.steps_spent = 0
-        on_cpu = all(p.device.type == "cpu" for p in self.model.parameters())
-        self.clock: Callable[[], float] = time.thread_time if on_cpu else time.monotonic
-        """What budgets count: on a CPU this thread's own computing, so that a busy machine changes no result."""
+        self.work = 0.0
+        """What budgets count: steps, and forward passes as their share of one. No machine, busy or idle, changes it."""
 
     @property
     def components(self) -> list[str]:
@@ -130,14 +130,13 @@ class Trials:
         first_step: int = 0,
         ramp: Callable[[int], float] | Mapping[str, Callable[[int], float]] = constant,
         stop: Callable[[StepRecord], bool] | None = None,
-        deadline: float = math.inf,
     ) -> Trial:
-        """Train ``steps`` steps from the current state; end at the guard's first alarm, at ``deadline`` (of the trials'
-        own clock), or after the step for which ``stop`` is true.
+        """Train ``steps`` steps from the current state; end at the guard's first alarm, or after the step for which
+        ``stop`` is true.
 
         ``ramp`` gives the factor on ``lr`` at the trial's own step 0, 1, …, for all components or per component.
         """
-        start, own = time.monotonic(), self.clock()
+        start = time.monotonic()
         trial = Trial(dict(lr), stable=True, steps=0, seconds=0.0)
         for i in range(steps):
             factor = {c: (ramp.get(c, constant) if isinstance(ramp, Mapping) else ramp)(i) for c in lr}
@@ -147,17 +146,16 @@ class Trials:
             if self.guard.alarm is not None:
                 trial.stable, trial.symptom = False, self.guard.alarm.symptom
                 break
-            if self.clock() > deadline or (stop is not None and stop(record)):
+            if stop is not None and stop(record):
                 break
         trial.steps, trial.seconds = len(trial.records), time.monotonic() - start
-        trial.own_seconds = self.clock() - own
         self.steps_spent += trial.steps
         return trial
 
     def step(self, step: int) -> StepRecord:
         """One guarded step on the batch of ``step``, at the learning rates that are set."""
         batch = self.batch(step)
-        micro = isinstance(batch, list)
+        micro, self.work = isinstance(batch, list), self.work + 1.0
         counter = iter(range(len(batch) if micro else 1))
         forward = self.task.forward
         return self.guard.step(
@@ -167,7 +165,7 @@ class Trials:
     def loss(self, step: int, names: Sequence[str] = ()) -> float:
         """Sum of the losses ``names`` (none: all) on the batch of ``step``, without a graph; buffers are put back."""
         buffers = [(b, b.clone()) for b in self.model.buffers()]
-        batch = self.batch(step)
+        batch, self.work = self.batch(step), self.work + FORWARD
         parts = batch if isinstance(batch, list) else [batch]
         total = 0.0
         with torch.no_grad():
@@ -177,3 +175,14 @@ class Trials:
             for buffer, value in buffers:
                 buffer.copy_(value)
         return total / len(parts)
+
+
+def flops_of_step(trials: Trials) -> float:
+    """Operations of one step, those of matrix products and convolutions; at least 1. The step changes the state.
+
+    A number of the model, the batch and the settings, that no clock and no other work on the machine goes into.
+    """
+    trials.set_lr(dict.fromkeys(trials.components, 0.0))
+    with FlopCounterMode(display=False) as counter:
+        trials.step(0)
+    return max(1.0, float(counter.get_total_flops()))

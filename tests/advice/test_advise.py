@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import shlex
 import time
@@ -45,7 +46,7 @@ from maskrcnn_coco.advice.limits import (
 from maskrcnn_coco.advice.quick_check import try_rates
 from maskrcnn_coco.advice.recommendation import shell_lines
 from maskrcnn_coco.advice.remembered import above, fingerprint, recall, remember
-from maskrcnn_coco.advice.trials import Trial, Trials
+from maskrcnn_coco.advice.trials import Trial, Trials, flops_of_step
 from maskrcnn_coco.config.recipes import Resolved
 from maskrcnn_coco.config.settings import Config
 from maskrcnn_coco.data.prepare import open_data
@@ -123,7 +124,7 @@ def test_a_lab_returns_to_its_state_bit_for_bit():
 @pytest.mark.parametrize("guess", [0.002, 0.5, 20.0])
 def test_bracket_closes_on_the_truth(truth: float, guess: float):
     calls: list[float] = []
-    low, high = bracket(lambda r: calls.append(r) or r < truth, 1e-3, math.inf, guess, math.inf)
+    low, high = bracket(lambda r: calls.append(r) or r < truth, 1e-3, math.inf, guess)
     assert low < truth <= high and high / low <= 1.5
     assert len(calls) <= 11
     value, wide_low, wide_high = interval(low, high)
@@ -131,16 +132,52 @@ def test_bracket_closes_on_the_truth(truth: float, guess: float):
 
 
 def test_bracket_says_so_when_nothing_breaks_or_time_is_up():
-    low, high = bracket(lambda r: True, 1e-3, math.inf, 0.1, math.inf)
+    low, high = bracket(lambda r: True, 1e-3, math.inf, 0.1)
     assert math.isinf(high) and low > 5
-    assert bracket(lambda r: True, 1e-3, math.inf, 0.1, time.monotonic() - 1) == (1e-3, math.inf)
+    assert bracket(lambda r: True, 1e-3, math.inf, 0.1, lambda: True) == (1e-3, math.inf)
 
 
-def test_so_many_trainings_are_made_whatever_the_clock_says():
+def test_so_many_trainings_are_made_whatever_was_spent():
     calls: list[float] = []
-    low, high = bracket(lambda r: calls.append(r) or r < 0.2, 1e-3, math.inf, 0.1, -1.0, clock=lambda: 0.0, least=2)
+    low, high = bracket(lambda r: calls.append(r) or r < 0.2, 1e-3, math.inf, 0.1, lambda: True, least=2)
     assert len(calls) == 2
     assert (low, high) == (0.1, pytest.approx(0.3))
+
+
+@pytest.mark.parametrize("budget", [60.0, 200.0])
+def test_a_busy_machine_measures_what_an_idle_one_does(budget: float, monkeypatch: pytest.MonkeyPatch):
+    """Budgets count steps: clocks that run wild change nothing but the seconds that are said."""
+
+    def measured() -> dict[str, Limit]:
+        found = measure_limits(quadratic(CURVES), base_lr=dict.fromkeys(CURVES, 1e-4), steps=12, budget=budget)
+        return {c: dataclasses.replace(v, seconds=0.0) for c, v in found.items()}
+
+    idle, ticks = measured(), itertools.count(0, 1000)
+    for clock in ("monotonic", "thread_time", "process_time", "perf_counter"):
+        monkeypatch.setattr(time, clock, lambda: float(next(ticks)))
+    assert measured() == idle
+    assert any("budget was spent" in v.how for v in idle.values()) is (budget < 100)
+
+
+def test_the_ceiling_is_no_budget_that_was_spent():
+    (found,) = measure_limits(quadratic({"backbone": 1e-4}), base_lr={"backbone": 1e-2}, budget=1.0).values()
+    assert found.low == 30.0 and math.isinf(found.high) and "spent" not in found.how
+
+
+def test_a_rate_that_is_given_and_high_is_no_reason_not_to_measure():
+    (high,) = measure_limits(quadratic({"backbone": 1e-3}), base_lr={"backbone": 12.0}).values()
+    assert high.measured and high.low >= 24.0
+    (past,) = measure_limits(quadratic({"backbone": 1e-3}), base_lr={"backbone": 60.0}).values()
+    assert not past.measured and "no rate above 30 is tried" in describe(past)
+
+
+def test_what_a_step_takes_is_a_number_of_the_model_and_not_of_the_machine():
+    trials = Trials(quadratic(CURVES))
+    fresh = trials.save(0)
+    first = flops_of_step(trials)
+    trials.load(fresh)
+    assert flops_of_step(trials) == first >= 1.0
+    assert trials.work == 2.0
 
 
 def test_what_was_not_measured_is_said_and_asks_for_no_other_rates():
@@ -164,9 +201,9 @@ def test_an_advised_rate_is_never_above_the_limit_beside_it():
 
 
 def test_the_printed_command_survives_a_terminal_of_80_columns():
-    command = shlex.join(
-        ["maskrcnn-coco", "train", "--data", "/data/a folder/with a name", "--lr", "0.001", *["--seed", "7"] * 12]
-    )
+    folders = {"data": "/data/a folder/with a name", "logdir": "/data/quite a way/from home/and a run"}
+    given = [word for name, path in folders.items() for word in (f"--{name}", path)]
+    command = shlex.join(["maskrcnn-coco", "train", *given, "--lr", "0.001", *(["--seed", "7"] * 12)])
     lines = shell_lines(command)
     assert max(map(len, lines)) < 80 and all(line.endswith(" \\") for line in lines[:-1])
     joined = "\n".join(lines).replace("\\\n", " ")
@@ -192,11 +229,11 @@ def test_choice_is_verified_with_all_components_together():
     settled = settle(trials, dict.fromkeys(CURVES, 1e-3), 6)
     joint = Joint(trials, settled, 20)
     unsafe = Choice("recipe", 0.02, 10.0, 1.0)  # the box head's limit is 0.038
-    best, reasons = choose(joint, [unsafe], deadline=math.inf, fixed_lr=False)
+    best, reasons = choose(joint, [unsafe], most=math.inf, fixed_lr=False)
     assert best.safe and best.choice.rates["box_head"] * 2 <= 0.038
     assert any("box_head breaks" in r for r in reasons) and best.choice.name.endswith("halved")
     assert "no other" in why_this(best.choice) and "lower than the recipe's" in why_this(Choice("measured", 1, 1, 1))
-    kept, reasons = choose(joint, [unsafe], deadline=math.inf, fixed_lr=True)
+    kept, reasons = choose(joint, [unsafe], most=math.inf, fixed_lr=True)
     assert kept.choice.lr == 0.02 and any("is kept" in r for r in reasons)
 
 
@@ -205,7 +242,7 @@ def test_multipliers_that_were_not_given_give_way_to_a_given_rate_without_a_marg
     joint = Joint(trials, settle(trials, dict.fromkeys(CURVES, 1e-4), 6), 20)
     edge, spare = Choice("recipe", 0.0015, 10.0, 1.0), Choice("measured", 1e-5, 1.0, 1.0)
     assert joint.train(edge).safe and not joint.train(edge, 2.0).safe
-    taken, reasons = choose(joint, [edge, spare], deadline=math.inf, fixed_lr=True)
+    taken, reasons = choose(joint, [edge, spare], most=math.inf, fixed_lr=True)
     assert taken.choice is spare and "multipliers stand it" in reasons[-1]
 
 
@@ -233,9 +270,9 @@ def test_the_recipe_wins_unless_another_is_clearly_better():
     trials = Trials(quadratic({"backbone": 1.0, "rpn": 1.0, "box_head": 1.0, "mask_head": 1.0}))
     joint = Joint(trials, settle(trials, dict.fromkeys(CURVES, 1e-3), 6), 20)
     slow, fast = Choice("recipe", 0.0101, 1.0, 1.0), Choice("measured", 0.1, 1.0, 1.0)
-    assert choose(joint, [slow, fast], deadline=math.inf, fixed_lr=False)[0].choice.name == "measured"
+    assert choose(joint, [slow, fast], most=math.inf, fixed_lr=False)[0].choice.name == "measured"
     near = Choice("measured", 0.0102, 1.0, 1.0)
-    assert choose(joint, [slow, near], deadline=math.inf, fixed_lr=False)[0].choice.name == "recipe"
+    assert choose(joint, [slow, near], most=math.inf, fixed_lr=False)[0].choice.name == "recipe"
 
 
 def test_cold_start_tells_whether_a_warm_up_is_needed():
@@ -282,7 +319,7 @@ def test_limits_are_remembered_and_a_damaged_file_is_no_trouble(tmp_path: Path, 
 @pytest.mark.slow
 @narrow()
 def test_advice_on_the_built_in_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(advise.BUDGET_SECONDS, "cpu", 6.0)
+    monkeypatch.setitem(advise.BUDGET_FLOPS, "cpu", 1e11)
     config = Config(device="cpu", amp="off", min_size=64, max_size=64, batch_size=1, lr="auto", logdir=str(tmp_path))
     advice = advise.advise_data(config, Console(quiet=True), ladder=True)
     assert set(advice.max_stable_lr) == set(COMPONENTS)
