@@ -18,6 +18,9 @@ ROUGHLY = 10.0
 ALIKE = 2.0
 """A loss that is no more than so many times the one of older weights is not these weights' doing."""
 
+CALM, SLOWEST = 0.1, 1e-3
+"""Share of their own norm that weights may move by in five steps once they are no longer thrown about; least factor."""
+
 NO_STATE = "an empty optimizer state"
 """What an update is tried with where no older state of the optimizer is kept, or none is sound."""
 

@@ -14,22 +14,20 @@ from maskrcnn_coco.diagnosis.comparisons import (
     astray,
     between,
     compare_first,
-    compare_step,
     differences,
     drift,
     louder,
     mean_loss,
-    turned_at,
     unlearnt,
 )
 from maskrcnn_coco.diagnosis.endurance import Endurance
 from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.from_records import SOUND, beyond_sense
-from maskrcnn_coco.diagnosis.limits import LOSS_FACTOR, NORM_FACTOR
+from maskrcnn_coco.diagnosis.limits import CALM, LOSS_FACTOR, NORM_FACTOR, SLOWEST
 from maskrcnn_coco.diagnosis.lr_verdict import LrTrial, LrVerdict
 from maskrcnn_coco.diagnosis.optimizer_experiments import by_length
 from maskrcnn_coco.diagnosis.search import Walk, factors_for, lr_search
-from maskrcnn_coco.diagnosis.weight_experiments import sound_steps_at_it, weight
+from maskrcnn_coco.diagnosis.weight_experiments import before_it_turned, sound_steps_at_it, weight
 from maskrcnn_coco.replay.case import Case, dict_of
 from maskrcnn_coco.replay.optimizer import settings_of
 from maskrcnn_coco.replay.outcome import Outcome
@@ -81,21 +79,8 @@ class LrExperiments:
         f.outcomes["retrace"] = outcome
         f.drift, f.astray = drift(differing, start.step), astray(differing)
         compare_first(f, self.case, outcome)
-        self._before_it_turned()
+        before_it_turned(self.case, self.replay, f)
         sound_steps_at_it(self.replay, f, [s for s in self.walkable() if s.step < start.step])
-
-    def _before_it_turned(self) -> None:
-        """A recorded step from before a loss turned negative all at once, where the walk began after that."""
-        f, at = self.facts, turned_at(self.case.history)
-        older = [s for s in self.case.earlier if at is not None and s.step < at]
-        entry = next((e for s in older for e in self.replay.entries(s.step) if e.step == s.step), None)
-        if f.redefined is not None or entry is None:
-            return
-        snapshot = next(s for s in older if s.step == entry.step)
-        test, batches = f"step {entry.step} taken again, learning rate 0", self.replay.batches_of(entry)
-        found = self.replay.run(test, snapshot=snapshot, batches=batches, step=entry.step)
-        if found.finite:
-            compare_step(f, self.case, entry.step, found.losses, found.loss)
 
     def weight(self) -> None:
         """Whether the loss has another weight now than at recorded steps."""
@@ -107,6 +92,16 @@ class LrExperiments:
         Where single steps do not tell, by what all of them cost together; from further back than else if need be.
         """
         f, first = self.facts, self._start()
+        thrown = first is not None and isinstance(f.measured.get("moved"), dict)
+        unhurried = self._unhurried(first) if thrown and first is not None else None
+        try:
+            self._search_all(first)
+        finally:  # the steps for replays may be spent
+            if unhurried is not None and (f.lr_verdict is None or not f.lr_verdict.sufficient):
+                f.lr_verdict = unhurried
+
+    def _search_all(self, first: Snapshot | None) -> None:
+        f = self.facts
         older = [s for s in self.walkable() if first and s.step <= first.step]
         self._lr(older)
         if first is None or f.own_leap or f.healthy_retrace() or "own" in f.measured:
@@ -116,6 +111,26 @@ class LrExperiments:
                 return
             if self._stays_above(start):
                 self._lr([start])
+
+    def _unhurried(self, start: Snapshot) -> LrVerdict | None:
+        """What is known where steps that threw weights about cost no less than short ones: their rate gains nothing.
+
+        Their losses are at the start's, whatever the rate: that they come of the long steps nobody can show.
+        """
+        f, moved = self.facts, self.facts.measured["moved"]
+        named = [c for c in self._order() if float(moved.get(c, 0.0)) > CALM]
+        reached = f.outcomes.get("retrace")
+        if not named or reached is None or not reached.path or reached.path[0][0] != start.step or f.healthy_retrace():
+            return None
+        factor = max(CALM / max(float(moved[c]) for c in named), SLOWEST)
+        test = f"steps {start.step} to {f.step}, lr of {', '.join(named)} × {factor:.2g}"
+        short = self.replay.walk(test, start, lr_factor=dict.fromkeys(named, factor))
+        if short.error or not (short.finite and reached.finite):
+            return None
+        if mean_loss(short, len(short.path)) > STAYS * mean_loss(reached, len(reached.path)):
+            return None
+        trials = [LrTrial(tuple(named), factor, True, short)]
+        return LrVerdict(named, start.step, factor, True, False, trials=trials, holds=factor)
 
     def _stays_above(self, start: Snapshot) -> bool:
         """Whether the steps as they were cost more than weights that stand still, over the same batches."""

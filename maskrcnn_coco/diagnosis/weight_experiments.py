@@ -1,10 +1,10 @@
-"""The tests of a loss that has another weight than in recorded steps: what it is, and whether that alone diverges."""
+"""The tests of a loss that is not what recorded steps had: its weight or sign, and whether that alone diverges."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from maskrcnn_coco.diagnosis.comparisons import weight_now
+from maskrcnn_coco.diagnosis.comparisons import compare_step, turned_at, weight_now
 from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.rules.common import diverges_as_weighed
 from maskrcnn_coco.replay.case import Case
@@ -39,3 +39,17 @@ def sound_steps_at_it(replay: Replay, facts: Facts, older: Sequence[Snapshot]) -
     most = facts.limits()[0]
     test = f"steps from {older[0].step} on taken again as they were, with the loss's weight of now"
     facts.outcomes["heavier"] = replay.walk(test, older[0], stop=lambda o: not o.finite or abs(o.loss) > most)
+
+
+def before_it_turned(case: Case, replay: Replay, facts: Facts) -> None:
+    """A recorded step from before a loss turned negative all at once, where the walk began after that."""
+    at = turned_at(case.history)
+    older = [s for s in case.earlier if at is not None and s.step < at]
+    entry = next((e for s in older for e in replay.entries(s.step) if e.step == s.step), None)
+    if facts.redefined is not None or entry is None:
+        return
+    snapshot = next(s for s in older if s.step == entry.step)
+    test, batches = f"step {entry.step} taken again, learning rate 0", replay.batches_of(entry)
+    found = replay.run(test, snapshot=snapshot, batches=batches, step=entry.step)
+    if found.finite:
+        compare_step(facts, case, entry.step, found.losses, found.loss)

@@ -11,7 +11,8 @@ How it is proved: the same batch is normal on the weights of some steps before, 
   they were, diverge again (where they do not, something else happened once). Then they are taken again with
   the learning rate of one component lowered: it stays bounded; with all others lowered and this one as it was,
   it diverges again. The component whose loss grew most is the wrong one half the time; the order of the tests
-  comes from the update-to-weight ratio before the onset. An update that was refused because its rates are not
+  comes from the update-to-weight ratio before the onset. Where weights are thrown about and no loss has risen, short
+  steps that cost no more make it likely (0.75). An update that was refused because its rates are not
   those of the plan is made on a copy, at both.
 What the guard does: goes back to the snapshot before the onset, lowers that component alone, and raises it
   again later if it holds. Rates that somebody set beside the plan are held to the plan from then on.
@@ -25,6 +26,7 @@ import math
 from typing import Any
 
 from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.limits import CALM, SLOWEST
 from maskrcnn_coco.diagnosis.lr_verdict import LrTrial, LrVerdict
 from maskrcnn_coco.diagnosis.rules.common import diverges_as_weighed, divides_by_itself, led_there
 from maskrcnn_coco.records import Culprit, Evidence, Finding, StepRecord
@@ -35,8 +37,6 @@ USUAL = 0.9
 FORGETS = "momentum is 1 or more: no gradient is ever forgotten, and steps only grow"
 GROWN = ("diverged", "loss_nonfinite", "grad_nonfinite", "param_nonfinite", "optimizer_nonfinite")
 """Symptoms that weights come to which only ever move faster."""
-CALM, SLOWEST = 0.1, 1e-3
-"""Share of their own norm that weights may move by in five steps once they are no longer thrown about; least factor."""
 THROWS = 5.0
 """An update so many times as long as the one that was planned is none of the plan's."""
 SETS = "look for what sets the learning rate between steps: optimizer.param_groups[...]['lr']"
