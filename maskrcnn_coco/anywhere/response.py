@@ -25,6 +25,7 @@ from maskrcnn_coco.anywhere.returning import Returning
 from maskrcnn_coco.anywhere.rig import Forwards, Groups, Kept
 from maskrcnn_coco.anywhere.samples import Key, Samples, Select, leaves, own_ids, size_of
 from maskrcnn_coco.anywhere.unlike_others import named
+from maskrcnn_coco.anywhere.without_it import without_it
 from maskrcnn_coco.diagnosis.investigate import TEAM_STEPS, investigate
 from maskrcnn_coco.diagnosis.rules.scale_collapse import NORMAL_SCALE
 from maskrcnn_coco.errors import GuardStop, GuardWarning
@@ -252,6 +253,7 @@ class AlarmResponder:
         found = self._investigate(alarm)
         with contextlib.suppress(Exception):  # a last look at strangers' data: without it they stand
             found = [named(f, alarm, self.kept, first=i == 0) for i, f in enumerate(found)]
+            found = without_it(found, self, alarm)
         findings = [reworded(f, self.groups.names) for f in found]
         history = recovery.History(self.incidents, alarm.step, images=UNCOUNTED)
         action, count = recovery.decide(findings, history), len(self.kept.batches(alarm.step))
@@ -303,7 +305,9 @@ class AlarmResponder:
         if action.kind == "quarantine" and not self.own_batches:
             # Where the model is given a batch that can be taken apart, a sound sample stands in for it from now on.
             self.left_out |= set(detail.get("image_ids", []))
-            return Action("skip", {"why": "the loader is the training's own", **detail}), None
+            return Action("skip", {"why": "the loader is the training's own", **detail}), self._before_it()
+        if "again" in detail:
+            return action, self._before_it()
         if "weighed" in detail:
             self.guard.new_regime()  # what is healthy is learned anew, in the new measure
         elif action.kind == "quarantine":
@@ -353,6 +357,11 @@ class AlarmResponder:
         elif action.kind == "precision":
             return Action("skip", {"why": "only the training itself can change this"}), None
         return action, None
+
+    def _before_it(self) -> int | None:
+        """Back to before the steps that the named sample has spoilt, where it has: the step of that state."""
+        before = self.findings[0].detail.get("back_before")
+        return None if before is None else self.go_back(int(before))
 
     def _of_the_optimizer_alone(self) -> bool:
         """Whether what is wrong with the state is what the optimizer remembers, as a file had it: weights are sound."""

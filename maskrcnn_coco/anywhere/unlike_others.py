@@ -69,7 +69,7 @@ def named(finding: Finding, alarm: Alarm, kept: Kept, *, first: bool = True) -> 
         what = look(bad, good)
         if what is not None:
             taken = finding.detail.get("taken")
-            if cause == "DATA_PIXEL" and taken is not None and _largest_of(bad) > FAR * max(taken, 1e-12):
+            if cause == "DATA_PIXEL" and taken is not None and largest_of(bad) > FAR * max(taken, 1e-12):
                 cause, what = "DATA_LABEL", f"{what}; no module takes or gives a number above {taken:.3g}"
             finding.cause, finding.confidence = cause, 0.92
             finding.evidence.insert(0, Evidence("scan: this sample beside all others kept", what, cause))
@@ -99,25 +99,28 @@ def _beside_a_rate(finding: Finding, alarm: Alarm, kept: Kept) -> Finding:
     A target of 255 among shares makes a loss without a floor: weights run after it at any rate, if later.
     """
     steps = range(max(finding.onset_step or 0, alarm.step - RUN_UP), alarm.step + 1)
-    found: dict[int, str] = {}
+    found: dict[int, tuple[int, bool]] = {}
     usual = _sizes(kept.others(-1))
     for step in steps:
         for batch in kept.batches(step):
             if not _is_loud(batch, usual):
                 continue
             others = [b for b in kept.others(step) if not set(b.image_ids) & set(batch.image_ids)]
-            for name in _far([batch], others, set(batch.image_ids)) or _beyond([batch], others):
-                found[name] = f"step {step}: a number of it is more than {BEYOND:g} times that of any other"
+            far = _far([batch], others, set(batch.image_ids))
+            for name in far or _beyond([batch], others):
+                found.setdefault(name, (step, not far))
     if len(found) != 1:
         return finding
-    (name, what), *_ = found.items()
+    (name, (step, whole)), *_ = found.items()
     places = [(b, [p for p, i in enumerate(b.image_ids) if i != name]) for b in kept.others(alarm.step)]
     others = [b if len(p) == len(b) else b.subset(p) for b, p in places if p]  # it comes in every epoch
     if lost := _lone(finding, kept.batches(alarm.step), others, by=LOST):
         # No rate makes a step of it sound; the weights led there are none to judge the others by.
         return replace(lost, detail={})
+    what = f"step {step}: a number of it is more than {BEYOND:g} times that of any other"
     evidence = [*finding.evidence, Evidence(f"scan: image {name} beside all others kept", what)]
-    return replace(finding, confidence=min(finding.confidence, UNPROVED), evidence=evidence)
+    detail = {**finding.detail, "beside": [name, step, whole]}
+    return replace(finding, confidence=min(finding.confidence, UNPROVED), evidence=evidence, detail=detail)
 
 
 def _sizes(batches: list[Samples]) -> list[list[list[float]]]:
@@ -244,7 +247,7 @@ def _largest(batches: list[Samples]) -> list[float]:
     return [max(v) for v in _over(batches, _is_float, _highest)]
 
 
-def _largest_of(batches: list[Samples]) -> float:
+def largest_of(batches: list[Samples]) -> float:
     """The largest of what `_out_of_scale` looks at."""
     return max(_pictures(batches) or _largest(batches), default=0.0)
 
