@@ -183,7 +183,7 @@ def _confirm(f: Facts) -> Iterator[str]:
     elif _maths_sign(f) and f.location is not None and f.location.op:
         # Does one image bring it about, or every batch?
         yield "other"
-        if f.good("other") and f.image_ids and not f.growing:
+        if f.good("other") and f.image_ids and sudden(f):
             yield "bisect"
 
 

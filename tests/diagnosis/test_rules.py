@@ -331,3 +331,15 @@ def test_an_update_that_was_refused_on_weights_thrown_about_once_is_the_glitch_s
     facts.outcomes["retrace"] = Outcome("walk", True, {"a": walk}, walk, 6.0, path=[(8, 1.1, 6.0), (12, walk, 6.0)])
     found = transient.judge(facts)
     assert (found.cause if found else None) == cause
+
+
+@pytest.mark.parametrize(("loss", "other", "maths"), [(0.16, 0.35, True), (0.16, 9.0, False), (5.0, 0.35, False)])
+def test_gradients_alone_that_are_not_finite_at_a_usual_loss_are_no_divergence(loss: float, other: float, maths: bool):
+    """The root of a distance of 0, after a small loss had doubled once: a lower rate only misses the very 0."""
+    facts = Facts("grad_nonfinite", 8, 0, 7, components=["net"], reference=Reference(0.31, 2.6, 6), growing=True)
+    facts.outcomes["same"] = Outcome("same", False, {"loss": loss}, loss, bad_grads=["net.weight"], bad_grad_count=7)
+    facts.outcomes["other"] = Outcome("other", True, {"loss": other}, other, 1.5)
+    facts.outcomes["earlier"] = Outcome("earlier", True, {"loss": 0.4}, 0.4, 3.0)
+    facts.location = Location(None, None, "backward", "MmBackward0 (metric.py:31, distance)")
+    assert investigate.proved(facts) is maths, "else a lower rate is tried"
+    assert not maths or investigate.rank(facts)[0].cause == "LOSS_MATH"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from maskrcnn_coco.diagnosis.facts import SLACK, Facts, InputFault, TargetFault, far_apart
+from maskrcnn_coco.diagnosis.limits import LOSS_FACTOR
 from maskrcnn_coco.records import GRAPH_ERRORS, PROVED, Culprit, Evidence, Finding
 from maskrcnn_coco.replay.outcome import CONSTANT
 from maskrcnn_coco.wording import annotation_words
@@ -157,8 +158,19 @@ def diverges_as_weighed(facts: Facts) -> bool:
 
 
 def sudden(facts: Facts) -> bool:
-    """Something is not finite, and neither loss nor gradients had grown before."""
-    return nonfinite(facts) and not facts.growing
+    """Something is not finite, and neither loss nor gradients had grown before; or what had is over.
+
+    A small loss is noisy, and one that doubles may be any batch's: gradients alone are not finite then, of a loss that
+    is usual, and another batch is normal on the same weights.
+    """
+    return nonfinite(facts) and (not facts.growing or _gradients_alone(facts))
+
+
+def _gradients_alone(facts: Facts) -> bool:
+    same = facts.outcomes.get("same")
+    if same is None or same.bad_losses or not same.bad_grad_count or not facts.reference.count:
+        return False
+    return abs(same.loss) <= LOSS_FACTOR * facts.reference.loss and facts.good("other")
 
 
 def nonfinite(facts: Facts) -> bool:

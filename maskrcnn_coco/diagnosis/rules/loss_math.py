@@ -35,6 +35,7 @@ from maskrcnn_coco.diagnosis.rules.common import (
     healthy,
     nonfinite,
     spoilt_beside,
+    sudden,
 )
 from maskrcnn_coco.diagnosis.rules.fp16_overflow import overflows_by_itself
 from maskrcnn_coco.records import Culprit, Evidence, Finding
@@ -78,7 +79,7 @@ def judge(facts: Facts) -> Finding | None:
         or (not facts.earlier_steps and (_nonfinite(facts, "other") or bool(facts.empty_images)))
     )
     usual = not facts.reference.count or abs(same.loss) <= LOSS_FACTOR * facts.reference.loss
-    normal_loss = gradient_only and usual and not facts.growing and located
+    normal_loss = gradient_only and usual and sudden(facts) and located
     confidence = 0.93 if located and (everywhere or normal_loss) else 0.6 if everywhere or located else 0.3
     if not gradient_only and not one_term and "reference" not in facts.outcomes:
         confidence = min(confidence, 0.85)  # the model's own outermost ops look the same, and a kernel may be wrong
