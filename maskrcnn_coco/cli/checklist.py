@@ -131,7 +131,8 @@ def norms_bounded(records: Sequence[StepRecord]) -> Check:
     norms = [r.grad_norm for r in records if math.isfinite(r.grad_norm)]
     quarter = len(norms) // 4
     if quarter < 2:
-        text = f"only {len(norms)} steps, largest {max(norms, default=math.nan):.3g}: no growth can be told from so few"
+        seen = f"only {len(norms)} steps, largest {max(norms):.3g}" if norms else "no step"
+        text = f"{seen}: no growth can be told from so few"
         return Check("gradient norms bounded", None, text)
     early, late = median(norms[quarter : 2 * quarter]), median(norms[-quarter:])
     text = f"median {early:.3g} early, {late:.3g} late, largest {max(norms):.3g}"

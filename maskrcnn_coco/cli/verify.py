@@ -117,11 +117,12 @@ def replay_incident(incident: Incident, run_dir: Path, config: Config, changed: 
         outcome = _with_new_rates(case, config)
     if outcome is None:
         return Check(name, True, "nothing is left of that step once its images are left out")
-    limit = _healthy(case)
+    limit, healthy = healthy_below(case)
     ok = outcome.finite and outcome.error is None and outcome.loss <= limit
     if not ok and not changed:
-        return Check(name, False, f"{outcome.describe()}: the settings are unchanged; try {incident.fix}")
-    return Check(name, ok, f"{outcome.describe()} (healthy is below {limit:.3g})")
+        rest = f"; try {incident.fix}" if incident.fix else ""
+        return Check(name, False, f"{outcome.describe()}: the settings are unchanged{rest}")
+    return Check(name, ok, f"{outcome.describe()} ({healthy})")
 
 
 def _without_images(case: Case, bad: set[int]) -> Outcome | None:
@@ -148,10 +149,15 @@ def _with_new_rates(case: Case, config: Config) -> Outcome:
     return replay.walk("verify: the recorded steps at the new rates", starts[0])
 
 
-def _healthy(case: Case) -> float:
-    """The loss above which the replayed step counts as diverged: measured on the run's own steps before the onset."""
+def healthy_below(case: Case) -> tuple[float, str]:
+    """The loss above which the replayed step counts as diverged, and where that is from, in words.
+
+    Measured on the run's own steps before the onset; where there is none, what any detector starts far below.
+    """
     usual = reference_of(case.history, case.alarm.onset_step)
-    return LOSS_FACTOR * usual.loss if usual.count else NO_HISTORY_LOSS
+    if not usual.count:
+        return NO_HISTORY_LOSS, f"no healthy step is on record; detectors start far below {NO_HISTORY_LOSS:g}"
+    return LOSS_FACTOR * usual.loss, f"healthy is below {LOSS_FACTOR * usual.loss:.3g}"
 
 
 def train_briefly(config: Config, run_dir: Path, steps: int | None, model: Any, train_data: Any) -> list[Check]:

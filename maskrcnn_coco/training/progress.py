@@ -23,6 +23,8 @@ class Progress:
     step: int = 0
     first_loss: float | None = None
     last_loss: float | None = None
+    loaded_loss: float | None = None
+    """``last_loss`` when this process took the run up."""
     best: float | None = None
     best_epoch: int = -1
     skipped_steps: int = 0
@@ -62,6 +64,10 @@ class Progress:
     use_ema: bool = False
     """Whether the averaged weights were the better ones when last evaluated."""
 
+    def loaded(self) -> None:
+        """This is what a file held: no record of this process is from before it."""
+        self.loaded_loss = self.last_loss
+
     def recall(self, records: Sequence[StepRecord], step: int) -> None:
         """First and last loss as they were before planned step ``step``: no loss of a step that was taken back.
 
@@ -73,6 +79,8 @@ class Progress:
             self.last_loss = kept[-1]
         elif step == 0:
             self.first_loss = self.last_loss = None
+        else:
+            self.last_loss = self.loaded_loss
 
     def count_batches(self, images: int, shown: int, vanished: int, *, seconds: float) -> None:
         """Count what one step was shown: images, objects, and objects that augmentation took out of sight."""

@@ -183,6 +183,7 @@ def load_state(session: Session, state: dict[str, Any], source: str) -> list[str
     # Checkpoints of before this was counted were written after the epoch's end, or within an epoch.
     loop.setdefault("closed_epochs", loop.pop("epoch", 0))
     session.progress = Progress(**loop)
+    session.progress.loaded()
     session.resumed_from, session.changed_in_file = source, []
     put_in_force(session.progress, live, session.plan, session.train_source)
     return unusable

@@ -134,6 +134,15 @@ def test_too_few_steps_are_no_answer_and_say_so():
         assert all(c.mark == "?" and c.message for c in checks)
 
 
+def test_of_no_step_no_figure_is_said():
+    checks = [
+        *(checklist.norms_bounded([]), checklist.falling([]), checklist.no_spikes([]), checklist.curves_smooth([])),
+        *(checklist.weights_move([], {}, 48), checklist.clipping_leaves_something([], 10.0), checklist.finite([])),
+    ]
+    assert not [c.message for c in checks if "nan" in c.message or "inf" in c.message]
+    assert all(c.message and not c.ok for c in checks)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_trend_hidden_in_the_noise_of_few_steps_is_no_answer_and_a_rise_is_one(seed: int):
     rng = random.Random(seed)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from runs import OwnData, config, incidents, loadable_model, narrow, run
 
 from maskrcnn_coco import train
 from maskrcnn_coco.cli.diagnose import diagnose_checkpoint, diagnose_path, replay_case
-from maskrcnn_coco.cli.verify import verify_run
+from maskrcnn_coco.cli.verify import healthy_below, verify_run
 from maskrcnn_coco.data.prepare import write_quarantine
 from maskrcnn_coco.errors import CheckpointError, ConfigError, DataError
+from maskrcnn_coco.records import StepRecord
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,6 +58,15 @@ def test_the_case_replays_from_its_file_alone(diverged):
     assert findings[0].cause == "LR_TOO_HIGH"
     # Both heads learn too fast here; which one is named first may turn on the last bit of another CPU.
     assert findings[0].culprit.component in ("box_head", "mask_head")
+
+
+def test_where_no_healthy_step_is_on_record_it_is_said_so():
+    """The limit is then none that was measured."""
+    records = [StepRecord(s, 0, {}, 2.0, 1.0, {}, {}, None, [], applied=True) for s in range(4)]
+    cases: list[Any] = [SimpleNamespace(history=h, alarm=SimpleNamespace(onset_step=4)) for h in ([], records)]
+    limits = [healthy_below(case) for case in cases]
+    assert limits[0][0] == 100.0 and "no healthy step is on record" in limits[0][1]
+    assert limits[1] == (pytest.approx(10.0), "healthy is below 10")
 
 
 @pytest.mark.slow

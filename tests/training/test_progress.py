@@ -40,6 +40,15 @@ def test_no_loss_of_a_step_that_was_taken_back(step: int, first: float | None, l
     assert (progress.first_loss, progress.last_loss) == (first, last)
 
 
+def test_a_resumed_run_that_goes_back_to_its_first_step_has_the_loss_of_its_file() -> None:
+    """The records begin with this process: none of them is from before."""
+    progress = Progress(step=12, first_loss=4.0, last_loss=2.0)
+    progress.loaded()
+    progress.last_loss = 1e9
+    progress.recall([record(12, 2.1), record(13, 1e9)], 12)
+    assert (progress.first_loss, progress.last_loss) == (4.0, 2.0)
+
+
 def test_plain_is_a_private_copy_that_makes_the_same_progress() -> None:
     progress = Progress(step=2, lr_factors={"rpn": 0.5})
     copied = progress.plain()
