@@ -116,7 +116,7 @@ class Guard(WithResponder, BaseGuard):
             return super().step(bound, batch, ids, step=step, epoch=epoch, micro_batches=micro_batches)
         number = self.next_step if step is None else step
         batches = list(batch) if micro_batches else [batch]
-        left = [self.responder.without_left_out(b, i) for b, i in zip(batches, self._ids_of(batches, ids), strict=True)]
+        left = [self.responder.suspects.without(b, i) for b, i in zip(batches, self._ids_of(batches, ids), strict=True)]
         if any(kept for *_, kept in left):
             left = [part for part in left if part[2]]
         self.responder.before(number)

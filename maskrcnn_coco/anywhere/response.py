@@ -24,6 +24,7 @@ from maskrcnn_coco.anywhere.lowering import lower
 from maskrcnn_coco.anywhere.returning import Returning
 from maskrcnn_coco.anywhere.rig import Forwards, Groups, Kept
 from maskrcnn_coco.anywhere.samples import Key, Samples, Select, leaves, own_ids, size_of
+from maskrcnn_coco.anywhere.suspects import Suspects
 from maskrcnn_coco.anywhere.unlike_others import named
 from maskrcnn_coco.anywhere.without_it import without_it
 from maskrcnn_coco.diagnosis.investigate import TEAM_STEPS, investigate
@@ -97,7 +98,7 @@ class AlarmResponder:
         self.held: dict[str, float] = {}
         """Group → the highest rate of the steps over which its lowered rate was shown to hold, and no more than twice
         what it was in the sound steps before; 0: there were none."""
-        self.returning = Returning(self)
+        self.returning, self.suspects = Returning(self), Suspects(self)
         self._counted = 0
         self._copied = -EVERY
 
@@ -218,6 +219,8 @@ class AlarmResponder:
         incident = incident_of(number, alarm, findings, action, history=self.history, lr_factors=factors)
         incident.detail["seconds"] = time.monotonic() - began
         incident.action, back = self._carry_out(action, alarm)
+        if incident.action.kind == "quarantine" and incident.confidence < PROVED:
+            self.suspects.add(alarm.step, incident.action.detail.get("image_ids", []))
         incident.lost_steps = max(0, alarm.step - back) if back is not None else 0
         incident.outcome = "stopped" if incident.action.kind == "stop" else "recovered"
         self.incidents.append(incident)
@@ -386,11 +389,3 @@ class AlarmResponder:
         self.tape.drop_from(snapshot.step)
         self._copied = at - self.every  # the steps between led nowhere: from here on the state has a new number
         return snapshot.step
-
-    def without_left_out(self, data: Any, ids: Sequence[int] | None) -> tuple[Any, Sequence[int] | None, bool]:
-        """The batch without the samples that were left out; whether anything of it is left."""
-        if ids is None or not self.left_out & set(ids):
-            return data, ids, True
-        keep = [p for p, i in enumerate(ids) if i not in self.left_out]
-        whole = Samples(data, list(ids), [Key(0, 0, p, i, i) for p, i in enumerate(ids)], select=self.select)
-        return (whole.subset(keep).data, [ids[p] for p in keep], True) if keep else (data, ids, False)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from maskrcnn_coco import attach
+from maskrcnn_coco import Guard, attach
 from maskrcnn_coco.errors import GuardWarning
 
 AT, STEPS = 80, 240
@@ -52,10 +52,11 @@ class Loop:
         self.model = Net()
         self.optimizer = torch.optim.SGD(self.model.parameters(), RATE, momentum=0.9)
         self.scheduler = schedule(self.optimizer) if schedule else None
-        self.guard = attach(self.model, self.optimizer, diagnose=True, forward=loss_of, logdir=None, say=False)
+        self.guard: Any = attach(self.model, self.optimizer, diagnose=True, forward=loss_of, logdir=None, say=False)
         self.losses: list[float] = []
         self.times = 1.0
-        self.model.body.register_forward_hook(lambda _module, _inputs, output: output * self.times)
+        throw: Any = lambda _module, _inputs, output: output * self.times  # noqa: E731
+        self.model.body.register_forward_hook(throw)
 
     def run(self, first: int, last: int, spoil: Callable[[Loop, int], Any] | None = None) -> Loop:
         with warnings.catch_warnings():
@@ -151,3 +152,23 @@ def test_a_resumed_run_gives_back_what_was_lowered_before() -> None:
     later.guard.load_state_dict(loop.guard.state_dict())
     assert later.shares == loop.shares
     assert later.run(AT + 8, STEPS).shares == {1.0} and not later.guard.incidents
+
+
+@pytest.mark.parametrize("over", [True, False])
+def test_samples_that_were_left_out_without_a_cause_come_back_once_they_are_sound(over: bool) -> None:
+    """What failed on healthy weights may have failed because its source was broken for a while; or it is bad."""
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=0.9)
+    guard: Any = Guard(model, optimizer, forward=loss_of, diagnose=True, logdir=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GuardWarning)
+        for step in range(STEPS):
+            x, y = batch_of(step)
+            if step == AT or (not over and step % 60 == AT % 60):
+                y = 1e3 * y
+            first = step % 60 * 16
+            guard.step((x, y), list(range(first, first + 16)))
+    left = {i for incident in guard.incidents for i in incident.action.detail.get("image_ids", [])}
+    assert left, "else this test tells nothing"
+    assert bool(guard.responder.left_out) is not over
