@@ -130,7 +130,9 @@ def advise_run(
     compared = compare(limits, best.choice, pretrained=setup.pretrained, optimizer=config.optimizer)
     limits = stood(limits, best)
     seen = [*settled.notes, *compared, *seen]
-    advice = assemble(setup, limits, best, seen, cold_start(trials, fresh, best.choice, joint.levels, steps // 2))
+    advice = assemble(
+        setup, settled, limits, best, seen, cold_start(trials, fresh, best.choice, joint.levels, steps // 2)
+    )
     advice.warnings = over_limit(recipe.rates, advice, "the given" if "lr" in fixed else "the recipe's")
     if ladder:
         advice.ladder = climb(trials, settled, best.choice.rates, steps=2 * steps, say=say)
@@ -167,15 +169,19 @@ def _recipe(config: Config) -> Choice:
     return Choice("recipe", *(_number(getattr(config, n)) for n in ADVISED[:3]))
 
 
-def assemble(setup: Setup, limits: dict[str, Limit], best: Tried, seen: list[str], cold: ColdStart) -> Advice:
+def assemble(
+    setup: Setup, settled: Settled, limits: dict[str, Limit], best: Tried, seen: list[str], cold: ColdStart
+) -> Advice:
     """The advice from what was measured; settings that were given stay."""
     config, given = setup.config, setup.given
-    clip, why_clip = clip_from([r.grad_norm for r in best.trial.records if r.applied], config.max_grad_norm)
+    # A training that breaks, as given rates may have it, tells nothing of healthy steps.
+    healthy = best.trial if best.safe else settled.trial
+    clip, why_clip = clip_from([r.grad_norm for r in healthy.records if r.applied], config.max_grad_norm)
     warmup = config.warmup_steps or 0
     if cold.broken and warmup < SETTLE_STEPS and "warmup_steps" not in given:
         warmup = min(max(SETTLE_STEPS, setup.total_steps // 20), setup.total_steps)
     used, fits = memory_use(setup)
-    reasons = [*seen, f"advised: {best.choice.name} ({why_this(best.choice)})", why_clip, cold.sentence(warmup), fits]
+    reasons = [*seen, f"advised: {best.choice.name} ({why_this(best)})", why_clip, cold.sentence(warmup), fits]
     advice = Advice(
         lr=best.choice.lr,
         head_lr_multiplier=best.choice.head,
@@ -188,7 +194,7 @@ def assemble(setup: Setup, limits: dict[str, Limit], best: Tried, seen: list[str
         interval={c: (limit.low, limit.high) if limit.measured else None for c, limit in limits.items()},
         reasons=[*reasons, f"epochs {config.epochs}: {setup.reasons.get('epochs', 'given')}"],
         command="",
-        expected_minutes=best.trial.seconds / max(1, best.trial.steps) * setup.total_steps / 60,
+        expected_minutes=healthy.seconds / max(1, healthy.steps) * setup.total_steps / 60,
         memory_bytes=used,
         limits={c: limit for c, limit in limits.items() if limit.measured},
     )

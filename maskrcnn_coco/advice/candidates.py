@@ -183,9 +183,11 @@ def stood(limits: Mapping[str, Limit], best: Tried) -> dict[str, Limit]:
     return raised
 
 
-def why_this(choice: Choice) -> str:
-    """Why `choose` took ``choice``, in a few words."""
-    percent = f"{1 - BETTER:.0%}"
+def why_this(best: Tried) -> str:
+    """Why `choose` took ``best``, in a few words."""
+    choice, percent = best.choice, f"{1 - BETTER:.0%}"
+    if not best.safe:
+        return "nothing that was tried is safe"
     if choice.name.startswith("recipe"):
         return f"no other safe rates that were tried end more than {percent} lower"
     return f"ends more than {percent} lower than the recipe's rates, or those are not safe or have no margin"

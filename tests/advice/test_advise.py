@@ -21,6 +21,7 @@ from maskrcnn_coco.advice import advise
 from maskrcnn_coco.advice.candidates import (
     SAFETY,
     Choice,
+    ColdStart,
     Joint,
     Tried,
     candidates,
@@ -30,6 +31,7 @@ from maskrcnn_coco.advice.candidates import (
     cold_start,
     compare,
     stood,
+    two_digits,
     why_this,
 )
 from maskrcnn_coco.advice.limits import (
@@ -232,9 +234,29 @@ def test_choice_is_verified_with_all_components_together():
     best, reasons = choose(joint, [unsafe], most=math.inf, fixed_lr=False)
     assert best.safe and best.choice.rates["box_head"] * 2 <= 0.038
     assert any("box_head breaks" in r for r in reasons) and best.choice.name.endswith("halved")
-    assert "no other" in why_this(best.choice) and "lower than the recipe's" in why_this(Choice("measured", 1, 1, 1))
+    other = dataclasses.replace(best, choice=Choice("measured", 1, 1, 1))
+    assert "no other" in why_this(best) and "lower than the recipe's" in why_this(other)
     kept, reasons = choose(joint, [unsafe], most=math.inf, fixed_lr=True)
     assert kept.choice.lr == 0.02 and any("is kept" in r for r in reasons)
+    assert why_this(kept) == "nothing that was tried is safe"
+
+
+def test_no_figure_of_a_training_that_breaks_is_called_healthy():
+    """A given rate is kept though it breaks: norms, and what a step takes, are then of the steps that settled."""
+    trials = Trials(quadratic(CURVES))
+    settled = settle(trials, dict.fromkeys(CURVES, 1e-4), 6)
+    joint = Joint(trials, settled, 20)
+    best, _ = choose(joint, [Choice("recipe", 3.0, 10.0, 1.0)], most=math.inf, fixed_lr=True)
+    assert not best.safe and max(r.grad_norm for r in best.trial.records) > 1e4
+    setup: Any = SimpleNamespace(
+        config=Config(lr=3.0, epochs=2), given={"lr": 3.0}, reasons={}, total_steps=60, device=torch.device("cpu")
+    )
+    setup.bytes_before, setup.images = 10**15, 4
+    advice = advise.assemble(setup, settled, {}, best, [], ColdStart((), 5))
+    (norms,) = [r for r in advice.reasons if r.startswith("gradient norms")]
+    usual = sorted(r.grad_norm for r in settled.trial.records)[3]
+    assert f"median {two_digits(usual):g}," in norms
+    assert advice.expected_minutes == pytest.approx(settled.trial.seconds / 6 * 60 / 60)
 
 
 def test_multipliers_that_were_not_given_give_way_to_a_given_rate_without_a_margin():
