@@ -48,7 +48,7 @@ def _proved(case: Any, known: Any, alarm: Alarm, rate: Finding, name: int, step:
         return None
     tests = Experiments(replace(case, batches=rest[alarm.step] or case.batches), most_steps=TEAM_STEPS)
     facts, replay = tests.scan_all(), tests.replay
-    if not facts.reference.count or not replay.covers(start.step):
+    if not facts.reference.count or not case.covers(start.step):
         return None
     seen = replay.run("every module watched", snapshot=start, batches=kept[step], step=step, locate=True)
     for at, batches in rest.items():

@@ -143,7 +143,7 @@ def _with_new_rates(case: Case, config: Config) -> Outcome:
     schedule = Schedule({**rates, **others}, config.warmup_steps or 0, total, kind=config.schedule)
     case.tape = [dataclasses.replace(entry, lr=schedule.at(entry.step)) for entry in case.tape]
     replay = Replay(case)
-    starts = [s for s in sorted(case.earlier, key=lambda s: s.step) if replay.covers(s.step)]
+    starts = [s for s in sorted(case.earlier, key=lambda s: s.step) if case.covers(s.step)]
     if not starts:
         return replay.run("verify: the failing step alone")
     return replay.walk("verify: the recorded steps at the new rates", starts[0])

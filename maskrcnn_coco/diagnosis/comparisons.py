@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis.facts import Drift, Facts, Redefined, Reference, far_apart
+from maskrcnn_coco.diagnosis.limits import LOSS_FACTOR, NORM_FACTOR, WALK
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.outcome import Outcome
@@ -22,6 +23,10 @@ PROPORTION = 30.0
 """Norms of one tensor in two files of a run, some steps apart, never differ by so much."""
 WEIGHED = 1.5
 """A loss has another weight where it is so many times what was recorded, and its gradients just as much."""
+USUAL = 0.7
+"""Bounds may rise to what the last healthy steps had, and to this share of what the run reached at most."""
+RISEN, SWOLLEN = 10.0, 1e3
+"""Losses this many times their median are rising; buffers this many times what they were are swollen."""
 OFF, THERE = 1e-2, 1e-3
 """A tensor that differs by so much of its norm was written to; one that differs by less is only rounded otherwise."""
 TURNED = 0.3
@@ -201,6 +206,57 @@ def climbing(outcome: Outcome, last: int) -> bool:
 def between(low: float, high: float, most: float) -> float:
     """``low`` times the square root of high / low, at most ``most`` times."""
     return low * min(most, math.sqrt(max(high / low, 1.0))) if low > 0 and math.isfinite(low) else math.inf
+
+
+def bounds(f: Facts, case: Case) -> tuple[float, float]:
+    """(loss, norm) between the healthy medians and what the run reached, on a logarithmic scale."""
+    if f.reference.count == 0:
+        start = f.outcomes.get("earlier") or f.outcomes.get("same")
+        loss, norm = (abs(start.loss), start.grad_norm) if start and start.finite else (math.inf, math.inf)
+    else:
+        loss, norm = f.reference.loss, f.reference.norm
+    base = f.outcomes.get("retrace")
+    if base is not None and (f.healthy_retrace() or f.own_leap):
+        base = None  # what the run reached was not these steps' doing: it says nothing about what is too far
+    peak_loss = max([abs(v) for _, v, _ in base.path] or [math.inf]) if base and base.finite else math.inf
+    peak_norm = max([v for _, _, v in base.path] or [math.inf]) if base and base.finite else math.inf
+    # The first steps of a run are louder than its median, and walks begin there.
+    loud = [r for r in case.history if r.applied and r.step < f.onset_step]
+    loudest_loss = max([abs(r.loss) / loss for r in loud if math.isfinite(r.loss)] or [0.0])
+    loudest_norm = max([r.grad_norm / norm for r in loud if math.isfinite(r.grad_norm)] or [0.0])
+    bound = between(norm, peak_norm, max(8.0, loudest_norm))
+    bound_loss = between(loss, peak_loss, max(4.0 / LOSS_FACTOR * f.loss_factor, loudest_loss))
+    # What the last healthy steps had is not too far, unless the run itself went hardly further.
+    for r in loud[-WALK:]:
+        bound_loss = max(bound_loss, min(abs(r.loss), USUAL * peak_loss)) if math.isfinite(r.loss) else bound_loss
+        bound = max(bound, min(r.grad_norm, USUAL * peak_norm)) if math.isfinite(r.grad_norm) else bound
+    if base is not None and peak_norm <= NORM_FACTOR * norm and peak_loss > LOSS_FACTOR * loss:
+        bound = math.inf  # the run's own gradients stayed usual: what went too far is its loss
+    if case.rig.norms_clipped and case.rig.max_grad_norm:
+        bound = math.inf  # a norm that is cut off at the top says nothing of how far it went
+    return bound_loss, bound
+
+
+def diverges(still: Outcome, f: Facts) -> bool:
+    """Whether weights that stand still see the losses rise beyond all bounds, to where the walk ends."""
+    losses = [abs(loss) for _, loss, _ in still.path]
+    if still.error or len(losses) < 3 or not f.reference.count:
+        return False
+    if not still.finite:
+        return True
+    return losses[-1] == max(losses) and losses[-1] > max(f.limits()[0], RISEN * statistics.median(losses))
+
+
+def swollen(model: nn.Module, start: Snapshot) -> tuple[str, float, str] | None:
+    """The buffer that grew most since ``start``, how many times it is what it was (or 1), and its component."""
+    times: list[tuple[float, str]] = []
+    for name, now in model.named_buffers():
+        then = start.model.get(name.replace("_orig_mod.", ""))
+        if then is not None and now.is_floating_point() and now.numel() and then.shape == now.shape:
+            size = max(float(then.double().norm()), math.sqrt(now.numel()))
+            times.append((float(now.detach().double().norm()) / size, name))
+    most, name = max(times, default=(0.0, ""))
+    return (name, most, component_of(name)) if most > SWOLLEN else None
 
 
 def louder(still: Outcome, bounds: tuple[float, float], reached: Outcome | None) -> tuple[float, float]:

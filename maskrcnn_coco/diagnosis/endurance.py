@@ -13,6 +13,8 @@ from maskrcnn_coco.replay.snapshot import Snapshot
 
 LOWER, BETTER = 1 / 3, 0.95
 """A rate that holds gives way to one lower by this much where the losses past the failing step come down so far."""
+LEARNS = 0.02
+"""Or where it learns more: what losses are below those of weights that stand still, of which that is this share."""
 MISTYPED = 0.01
 """A component whose rate has to come down to less than this was given its rate by mistake, and so were those that were
 given the same: they come down too where that loses nothing."""
@@ -75,16 +77,30 @@ class Endurance:
             best = reached(also, factor)
             if best < math.inf:
                 verdict.also, verdict.holds = also, factor
-                self._settle(verdict, beside, best, reached)
+                self._settle(verdict, beside, best, reached, lambda: self._still(start, last))
                 return
         # None keeps from throwing weights about: the lowest that stays bounded, or the lowest that was tried.
         _, verdict.also, verdict.holds = ([t for t in tried if t[0]] or tried)[-1]
 
+    def _still(self, start: Snapshot, last: int) -> float:
+        """What the same walk loses with every rate at 0; NaN where losses may be below zero: then it is no measure."""
+        if self.spent():
+            return math.nan
+        _, outcome = self.walker(start, dict.fromkeys(self.facts.lr, 0.0), {})[0]((), 1.0)
+        positive = outcome.finite and all(loss > 0 for _, loss, _ in outcome.path)
+        return level(outcome, last) if outcome.path and positive else math.nan
+
     def _settle(
-        self, verdict: LrVerdict, beside: list[str], best: float, reached: Callable[[list[str], float], float]
+        self,
+        verdict: LrVerdict,
+        beside: list[str],
+        best: float,
+        reached: Callable[[list[str], float], float],
+        stood: Callable[[], float],
     ) -> None:
         """From what holds to what learns more: the components beside it along, then lower rates, while it pays."""
         assert verdict.holds is not None
+        still: float | None = None
         while not self.spent():
             # Those beside may hold only at a rate lower than the one that the named ones hold at.
             if beside and not verdict.also:
@@ -94,7 +110,9 @@ class Endurance:
             if verdict.holds <= LEAST * verdict.factor or self.spent():
                 return
             lost = reached(verdict.also, verdict.holds * LOWER)
-            if lost >= BETTER * best:
+            if BETTER * best <= lost < best:
+                still = stood() if still is None else still
+            if lost >= BETTER * best and not (lost < best and still is not None and still - lost > LEARNS * still):
                 return
             verdict.holds, best = verdict.holds * LOWER, lost
 
@@ -147,3 +165,20 @@ class Endurance:
             best = here
             if state.step < chosen:
                 verdict.back_to = state.step
+
+    def livelier(self, verdict: LrVerdict, older: Sequence[Snapshot]) -> None:
+        """An older state than the chosen one, where that learns nothing any more with what was wrong put right.
+
+        A decay that is far too strong leaves weights of nothing, whose losses may be lower than those of a start.
+        ``older``: newest first.
+        """
+        states = [s for s in older if s.step <= verdict.from_step]
+        for state in states[:1] + states[1:][-1:]:  # the budget is for few: the oldest is surely not spoiled
+            walk, last = self.walker(state, verdict.most, verdict.settings)
+            if self.spent() or not last:
+                return
+            _, outcome = walk((), 1.0)
+            still = self._still(state, last)
+            if outcome.finite and still - level(outcome, last) > LEARNS * still:
+                verdict.back_to = state.step if state.step < verdict.from_step else None
+                return

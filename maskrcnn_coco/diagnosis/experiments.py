@@ -14,14 +14,13 @@ from maskrcnn_coco.diagnosis.backend_experiments import BackendExperiments
 from maskrcnn_coco.diagnosis.draws import by_chance, sound_draws
 from maskrcnn_coco.diagnosis.facts import Facts, Location, Reference
 from maskrcnn_coco.diagnosis.file_experiments import FileExperiments
-from maskrcnn_coco.diagnosis.guilty_samples import guilty_samples, of_no_sample, weights
-from maskrcnn_coco.diagnosis.limits import NO_HISTORY_LOSS
-from maskrcnn_coco.diagnosis.lr_experiments import WALK, LrExperiments
+from maskrcnn_coco.diagnosis.guilty_samples import guilty_annotations, guilty_samples, of_no_sample, weights
+from maskrcnn_coco.diagnosis.limits import NO_HISTORY_LOSS, WALK
+from maskrcnn_coco.diagnosis.lr_experiments import LrExperiments
 from maskrcnn_coco.diagnosis.optimizer_experiments import OptimizerExperiments
 from maskrcnn_coco.diagnosis.rules.common import nonfinite
 from maskrcnn_coco.diagnosis.rules.scale_collapse import NORMAL_SCALE
 from maskrcnn_coco.diagnosis.scan_forms import scan_forms
-from maskrcnn_coco.diagnosis.search import smallest_culprits
 from maskrcnn_coco.records import Evidence
 from maskrcnn_coco.replay.case import Case, dict_of
 from maskrcnn_coco.replay.optimizer import optimizer_names
@@ -91,7 +90,8 @@ class Experiments:
         f, case = self.facts, self.case
         # Buffers of -inf or NaN, and weights of zero, that were so from the start.
         meant = {*(case.settings.get("by_design") or ()), *scan_state.began_at_zero(case)}
-        f.state = [s for s in scan_state.scan_state(case.now, model, names, component_of) if s.name not in meant]
+        found = scan_state.scan_state(case.now, model, names, component_of)
+        f.state = [s for s in found if s.name not in meant] + scan_state.unset(found, meant, case.now)
         self.by_optimizer.last_possible(self.lr.healthy)
         if f.earlier_steps:  # what became so between two steps is a question for replays: TRANSIENT, if one alone did
             f.state = [s for s in f.state if not s.enormous]
@@ -193,7 +193,18 @@ class Experiments:
             return can
         can |= {"update", "settings"} if f.measured.get("by_update") else set()
         can |= {"update", "state"} if f.state_changed else set()
-        can |= {"same", "again", "chance", "without", "repaired", "locate", "bisect", "annotations", "planned"}
+        can |= {
+            "same",
+            "again",
+            "passed",
+            "chance",
+            "without",
+            "repaired",
+            "locate",
+            "bisect",
+            "annotations",
+            "planned",
+        }
         if case.rig.precision != "fp32":
             can |= {"fp32", "module_fp32"} | ({"rescaled"} if case.rig.precision == "fp16" else set())
         if case.rig.make_batch and self._other_entries():
@@ -363,27 +374,11 @@ class Experiments:
         self.facts.by_chance = by_chance(self.replay, self.facts, "chance", None)
 
     def _annotations(self) -> None:
-        f = self.facts
-        for batch in self.case.batches or []:
-            for position, image_id in enumerate(batch.image_ids):
-                if image_id in (f.guilty_images or []):
-                    self._annotations_of(batch.subset([position]), image_id)
+        self.facts.guilty_annotations += guilty_annotations(self.case, self.replay, self.facts, self.lr.healthy)
 
-    def _annotations_of(self, single: Any, image_id: int) -> None:
-        f, snapshot = self.facts, self.lr.healthy
-        given = single.targets[0].get("annotation_ids")
-        every = [int(a) for a in given] if given is not None else []
-        if not every:
-            return
-
-        def bad(kept: Sequence[int], test: str) -> bool:
-            gone = [a for a in every if a not in set(kept)]
-            what = f"image {image_id} with annotations {', '.join(map(str, kept)) or 'none'}{weights(snapshot)}"
-            f.outcomes[test] = self.replay.run(what, batches=[single.drop_annotations(0, gone)], snapshot=snapshot)
-            return f.bad(test)
-
-        if not bad([], "empty"):
-            f.guilty_annotations += smallest_culprits(every, bad)
+    def _passed(self) -> None:
+        test = "the same a second time, with the buffers as the first pass left them"
+        self.facts.outcomes["passed"] = self.replay.run(test, passes=2)
 
     def _keep(self, keep: Sequence[bool]) -> list[Any]:
         kept, at = [], 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from itertools import islice
 
@@ -13,6 +14,7 @@ from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.replay import Replay
 from maskrcnn_coco.replay.snapshot import Snapshot
+from maskrcnn_coco.replay.tape import TapeEntry
 
 AFTER_LOAD, MARGIN, FILES = 25, 6, 2
 """Steps after a load within which the file itself is in doubt; steps more that an older file must stand; most files."""
@@ -37,7 +39,7 @@ class FileExperiments:
         assert case.files is not None and case.planned is not None and case.loaded_step is not None
         count = case.alarm.step - case.loaded_step + MARGIN
         for path, state in islice(case.files(), FILES):
-            entries = [e for s in range(state.step, state.step + count) if (e := case.planned(s)) is not None]
+            entries = [e for s in range(state.step, state.step + count) if (e := self._at_these_rates(s)) is not None]
             test = f"{path}, trained on for {len(entries)} steps"
             outcome = self.replay.walk(test, state, instead=entries)
             loaded = next((s for s in case.earlier if s.step == case.loaded_step), case.now)
@@ -53,6 +55,18 @@ class FileExperiments:
             f.older_file.module = (modules.pop() or None) if len(modules) == 1 else None
             if trains:
                 return
+
+    def _at_these_rates(self, step: int) -> TapeEntry | None:
+        """The planned step ``step``, at rates as far above the plan's as those of the failing step: files differ alone.
+
+        Those below the plan's are recovery's doing, which was for other weights.
+        """
+        plan, now = self.case.planned, self.facts.lr
+        entry, failing = (plan(step), plan(self.facts.step)) if plan is not None else (None, None)
+        if entry is None or failing is None:
+            return entry
+        times = {c: max(now.get(c, v) / v, 1.0) if v > 0 else 1.0 for c, v in failing.lr.items()}
+        return dataclasses.replace(entry, lr={c: v * times.get(c, 1.0) for c, v in entry.lr.items()})
 
     def _does_as_well(self, older: Snapshot) -> bool:
         """Where only the first losses after the load are in doubt: the batch of the first, on the older weights."""

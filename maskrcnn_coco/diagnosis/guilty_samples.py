@@ -77,6 +77,31 @@ def guilty_samples(
     return [ids[p] for p in found]
 
 
+def guilty_annotations(case: Case, replay: Replay, facts: Facts, snapshot: Snapshot | None) -> list[int]:
+    """The ids of the annotations that make the guilty samples of ``facts`` bad, on these weights."""
+    found = []
+    for batch in case.batches or []:
+        for position, image_id in enumerate(batch.image_ids):
+            if image_id in (facts.guilty_images or []):
+                found += _annotations_of(batch.subset([position]), image_id, replay, facts, snapshot)
+    return found
+
+
+def _annotations_of(single: Any, image_id: int, replay: Replay, facts: Facts, snapshot: Snapshot | None) -> list[int]:
+    given = single.targets[0].get("annotation_ids")
+    every = [int(a) for a in given] if given is not None else []
+    if not every:
+        return []
+
+    def bad(kept: Sequence[int], test: str) -> bool:
+        gone = [a for a in every if a not in set(kept)]
+        what = f"image {image_id} with annotations {', '.join(map(str, kept)) or 'none'}{weights(snapshot)}"
+        facts.outcomes[test] = replay.run(what, batches=[single.drop_annotations(0, gone)], snapshot=snapshot)
+        return facts.bad(test)
+
+    return [] if bad([], "empty") else smallest_culprits(every, bad)
+
+
 @dataclass
 class _Parts:
     """Replays parts of a batch. ``raised``: what the whole raised in each of its replays, None: nothing."""

@@ -35,3 +35,7 @@ def loss_factor(usual: float, count: int, reached: float | None) -> float:
     if reached is None or not known or not 0 < count < FEW:
         return LOSS_FACTOR
     return min(max(LOSS_FACTOR, math.sqrt(abs(reached) / usual)), MOST_FACTOR)
+
+
+WALK = 20
+"""Most steps of a walk over the tape."""

@@ -12,18 +12,20 @@ from torch import nn
 from maskrcnn_coco.diagnosis.comparisons import (
     above_still,
     astray,
-    between,
+    bounds,
     compare_first,
     differences,
+    diverges,
     drift,
     louder,
     mean_loss,
+    swollen,
     unlearnt,
 )
 from maskrcnn_coco.diagnosis.endurance import Endurance
 from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.from_records import SOUND, beyond_sense
-from maskrcnn_coco.diagnosis.limits import CALM, LOSS_FACTOR, NORM_FACTOR, SLOWEST
+from maskrcnn_coco.diagnosis.limits import CALM, SLOWEST, WALK
 from maskrcnn_coco.diagnosis.lr_verdict import LrTrial, LrVerdict
 from maskrcnn_coco.diagnosis.optimizer_experiments import by_length
 from maskrcnn_coco.diagnosis.search import Walk, factors_for, lr_search
@@ -35,8 +37,6 @@ from maskrcnn_coco.replay.replay import Replay, ReplayImpossible
 from maskrcnn_coco.replay.snapshot import Snapshot
 from maskrcnn_coco.replay.tape import TapeEntry
 
-WALK = 20
-"""Most steps of a walk over the tape."""
 GAP = 3.0
 """A component whose update-to-weight ratio is this many times another's is the more likely culprit of the two."""
 LR_GAP = 15.0
@@ -48,8 +48,6 @@ STAYS, RISES = 1.05, 3.0
 stays where it began, and else."""
 FURTHER = 0.01
 """What the component that moved most is lowered by before one that hardly moved is named."""
-USUAL = 0.7
-"""Bounds may rise to what the last healthy steps had, and to this share of what the run reached at most."""
 
 
 class LrExperiments:
@@ -60,6 +58,7 @@ class LrExperiments:
         self.healthy: Snapshot | None = None
         self._still = (0.0, 0.0)
         self._stand: dict[int, Outcome] = {}
+        self._swollen: tuple[str, float, str] | None = None
         self._halfway = math.inf
         """The mean loss of a walk that is taken for bounded at most, where losses and norms of single steps tell
         nothing."""
@@ -107,7 +106,7 @@ class LrExperiments:
         if first is None or f.own_leap or f.healthy_retrace() or "own" in f.measured:
             return
         for start in [first, *(s for s in self.walkable(2 * WALK) if s.step < first.step)]:
-            if f.lr_verdict is not None and f.lr_verdict.sufficient:
+            if f.lr_verdict is not None and (f.lr_verdict.sufficient or f.lr_verdict.swollen):
                 return
             if self._stays_above(start):
                 self._lr([start])
@@ -138,7 +137,11 @@ class LrExperiments:
         reached = f.outcomes.get("retrace")
         if reached is None or not reached.path or reached.path[0][0] != start.step:
             reached = self.replay.walk(f"steps {start.step} to {f.step} taken again as they were", start)
-        self._halfway = above_still(self._stood(start), reached, least=STAYS if "moved" in f.measured else RISES)
+        stood = self._stood(start)
+        if f.lr_verdict is not None and diverges(stood, f):
+            f.lr_verdict.swollen = self._swollen  # no weight moved there
+            return False
+        self._halfway = above_still(stood, reached, least=STAYS if "moved" in f.measured else RISES)
         return math.isfinite(self._halfway)
 
     def _lr(self, older: list[Snapshot]) -> None:
@@ -147,6 +150,8 @@ class LrExperiments:
         if any(self._by_a_setting(state) for state in older):
             if f.settings.get("takes_again", True):
                 self._before_it_was_set(older)
+            elif f.lr_verdict is not None:
+                self._endurance().livelier(f.lr_verdict, older)
             return
         if f.own_leap or not self.walkable():
             self._refused_update()
@@ -206,7 +211,7 @@ class LrExperiments:
         f, beyond = self.facts, self._beyond(start)
         groups = [str(g.get("component", "")) for g in self.replay.optimizer.param_groups]
         now = settings_of(self.case.now.optimizer.get("param_groups", []))
-        steps = [(e.lr, e.settings) for e in self.replay.entries(start.step) if e.settings is not None]
+        steps = [(e.lr, e.settings) for e in self.case.entries(start.step) if e.settings is not None]
         for name, most in SOUND.items():
             absurd = beyond_sense(name, [*steps, (f.lr, now)], groups)
             named = [c for c in self._order() if c in absurd]
@@ -228,7 +233,7 @@ class LrExperiments:
         verdict = self.facts.lr_verdict
         assert verdict is not None
         groups = [str(g.get("component", "")) for g in self.replay.optimizer.param_groups]
-        entries = [(e.step, e.lr, e.settings) for e in self.replay.entries(older[-1].step) if e.settings is not None]
+        entries = [(e.step, e.lr, e.settings) for e in self.case.entries(older[-1].step) if e.settings is not None]
         absurd = (n for n, lr, kept in entries if any(beyond_sense(s, [(lr, kept)], groups) for s in verdict.settings))
         first = next(absurd, verdict.from_step)
         verdict.back_to = next((s.step for s in older if s.step <= min(first, verdict.from_step - 1)), None)
@@ -253,7 +258,7 @@ class LrExperiments:
 
         A linear warm-up goes on rising to the planned rates.
         """
-        f, recorded = self.facts, self.replay.entries(start.step)
+        f, recorded = self.facts, self.case.entries(start.step)
         planned, warmup = dict_of(self.case.settings.get("lr")), int(f.settings.get("warmup_steps") or 0)
         made = []
         for i, entry in enumerate(islice(cycle(recorded), LAP)):
@@ -337,33 +342,9 @@ class LrExperiments:
         return walk
 
     def _bounds(self) -> tuple[float, float]:
-        """(loss, norm) between the healthy medians and what the run reached, on a logarithmic scale."""
-        f = self.facts
-        if f.reference.count == 0:
-            start = f.outcomes.get("earlier") or f.outcomes.get("same")
-            loss, norm = (abs(start.loss), start.grad_norm) if start and start.finite else (math.inf, math.inf)
-        else:
-            loss, norm = f.reference.loss, f.reference.norm
-        base = f.outcomes.get("retrace")
-        if base is not None and (f.healthy_retrace() or f.own_leap):
-            base = None  # what the run reached was not these steps' doing: it says nothing about what is too far
-        peak_loss = max([abs(v) for _, v, _ in base.path] or [math.inf]) if base and base.finite else math.inf
-        peak_norm = max([v for _, _, v in base.path] or [math.inf]) if base and base.finite else math.inf
-        # The first steps of a run are louder than its median, and walks begin there.
-        loud = [r for r in self.case.history if r.applied and r.step < f.onset_step]
-        loudest_loss = max([abs(r.loss) / loss for r in loud if math.isfinite(r.loss)] or [0.0])
-        loudest_norm = max([r.grad_norm / norm for r in loud if math.isfinite(r.grad_norm)] or [0.0])
-        bound = between(norm, peak_norm, max(8.0, loudest_norm))
-        bound_loss = between(loss, peak_loss, max(4.0 / LOSS_FACTOR * f.loss_factor, loudest_loss))
-        # What the last healthy steps had is not too far, unless the run itself went hardly further.
-        for r in loud[-WALK:]:
-            bound_loss = max(bound_loss, min(abs(r.loss), USUAL * peak_loss)) if math.isfinite(r.loss) else bound_loss
-            bound = max(bound, min(r.grad_norm, USUAL * peak_norm)) if math.isfinite(r.grad_norm) else bound
-        if base is not None and peak_norm <= NORM_FACTOR * norm and peak_loss > LOSS_FACTOR * loss:
-            bound = math.inf  # the run's own gradients stayed usual: what went too far is its loss
-        if self.case.rig.norms_clipped and self.case.rig.max_grad_norm:
-            bound = math.inf  # a norm that is cut off at the top says nothing of how far it went
-        return max(bound_loss, self._still[0]), max(bound, self._still[1])
+        """(loss, norm) beyond which a walk diverges."""
+        loss, norm = bounds(self.facts, self.case)
+        return max(loss, self._still[0]), max(norm, self._still[1])
 
     def _louder(self, start: Snapshot) -> bool:
         """Whether healthy weights that stand still are louder than the bounds allow; raises those, once."""
@@ -376,7 +357,12 @@ class LrExperiments:
         """The batches of the walk on weights that stand still."""
         if start.step not in self._stand:
             test = f"steps {start.step} to {self.facts.step}, learning rate 0"
-            self._stand[start.step] = self.replay.walk(test, start, lr_factor=dict.fromkeys(self._order(), 0.0))
+            still = dict.fromkeys(self._order(), 0.0)
+
+            def visit(model: nn.Module) -> None:
+                self._swollen = swollen(model, start)
+
+            self._stand[start.step] = self.replay.walk(test, start, lr_factor=still, visit=visit)
         return self._stand[start.step]
 
     def _order(self) -> list[str]:
@@ -391,9 +377,9 @@ class LrExperiments:
 
     def walks(self) -> set[str]:
         """The tests that walk over the tape, as far as there is one. A rate is asked only where steps were taken."""
-        taken = [bool(self.replay.entries(s.step)) for s in self.walkable()]
+        taken = [bool(self.case.entries(s.step)) for s in self.walkable()]
         return ({"retrace"} if taken else set()) | ({"lr"} if any(taken) else set())
 
     def walkable(self, most: int = WALK) -> list[Snapshot]:
         older = [s for s in self.case.earlier if s.step < self.facts.step]
-        return [s for s in older if self.facts.step - s.step <= most and self.replay.covers(s.step)]
+        return [s for s in older if self.facts.step - s.step <= most and self.case.covers(s.step)]

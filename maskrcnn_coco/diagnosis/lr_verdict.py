@@ -46,6 +46,8 @@ class LrVerdict:
     """The rates are right: it holds with these settings of the optimizer no higher than this."""
     most: dict[str, float] = field(default_factory=dict)
     """Rates that leapt: it holds with these no higher than they were before."""
+    swollen: tuple[str, float, str] | None = None
+    """With every rate at 0 the losses rise all the same: the buffer that grew most, how many times, its component."""
     back_to: int | None = None
     """A newer state than that of ``from_step`` from which it holds as well, or an older one that is sounder."""
 

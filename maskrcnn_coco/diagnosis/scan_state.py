@@ -83,6 +83,12 @@ def began_at_zero(case: Case) -> list[str]:
     return [n for n in zero if all(n in m and not m[n].any() for m in older)]
 
 
+def unset(found: list[StateFault], meant: set[str], now: Snapshot) -> list[StateFault]:
+    """Of what is ``meant`` not to be finite, buffers with NaN: nobody has set them yet, or a file is at fault."""
+    suspects = [s for s in found if s.where == "buffer" and s.name in meant]
+    return [dataclasses.replace(s, certain=False) for s in suspects if bool(now.model[s.name].isnan().any())]
+
+
 def _is_norm(module: nn.Module) -> bool:
     return isinstance(getattr(module, "running_var", None), Tensor)
 

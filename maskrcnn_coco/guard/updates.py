@@ -76,6 +76,10 @@ ABOVE = 2.0
 """The median loss of such a row over the first, where an update is as large as the gradient makes it."""
 
 
+TOUCHES = 1.001
+"""A loss of weights so small that they say nothing may be this many times the start's."""
+
+
 class Haste:
     """Updates that keep throwing a component's weights about.
 
@@ -119,6 +123,9 @@ class Haste:
         # The first step of a run is large where nothing warms it up: what it led to has to be much worse.
         if (not bounded or self._moved[0][0] == self._start) and median(self._losses) <= ABOVE * first_loss:
             return None
+        first, second, *_, before, last = self._losses
+        if max(self._losses) <= TOUCHES * first_loss and before + last < first + second:
+            return None  # small weights that have far to go, and go there: never above the start, and falling
         # Components may have come or gone since: a group was added.
         total = {name: sum(ratio.get(name, 0.0) for _, ratio in self._moved) for name in self._moved[-1][1]}
         worst = max(total, key=total.__getitem__)

@@ -70,6 +70,16 @@ class Case:
     loaded_step: int | None = None
     """The step of the file that the run went on from in this process."""
 
+    def entries(self, from_step: int) -> list[TapeEntry]:
+        """Applied steps of the tape from ``from_step`` up to, not with, the failing one; the last take of each."""
+        latest = {e.step: e for e in self.tape if from_step <= e.step < self.alarm.step}
+        return [latest[s] for s in sorted(latest) if latest[s].applied]
+
+    def covers(self, from_step: int) -> bool:
+        """Whether the tape holds every step from ``from_step`` on, so that it can be walked again."""
+        have = {e.step for e in self.tape}
+        return self.rig.make_batch is not None and all(s in have for s in range(from_step, self.alarm.step))
+
 
 def dict_of(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}

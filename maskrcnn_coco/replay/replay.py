@@ -122,6 +122,7 @@ class Replay:
         libraries: bool = True,
         attention: bool = True,
         watch: str | None = None,
+        passes: int = 1,
     ) -> Outcome:
         """Forward and backward without an update (learning rate 0).
 
@@ -139,10 +140,11 @@ class Replay:
             libraries: False for torch's own kernels instead of the vendors'.
             attention: False for attention by plain maths instead of a fused kernel.
             watch: with ``locate``, report the largest value in this module whether or not it is the first bad one.
+            passes: of so many, each with the buffers that the one before left, the last is the outcome.
         """
         case = self.case
         batches = list(batches if batches is not None else case.batches or [])
-        with self.away(share_of(batches, case.batches)):
+        with self.away(passes * share_of(batches, case.batches)):
             model = self.rig.reference() if reference and self.rig.reference else self.model
             model.train()
             self._back_to(snapshot or case.now, model)
@@ -151,11 +153,13 @@ class Replay:
             plain = nullcontext() if attention else plain_attention()
             kernels = plain if libraries and not reference else own_kernels()
             with kept_fp32(model, fp32_modules), kernels:
+                for _ in range(passes - 1):
+                    self._measure(model, test, batches, step, precision, scale)
                 outcome = self._measure(model, test, batches, step, precision, scale, locate, watch, loss_scale is None)
             if digest:
                 outcome.digest = gradient_digest(model, outcome)
             model.zero_grad(set_to_none=True)
-        outcome.steps = share_of(batches, case.batches)
+        outcome.steps = passes * share_of(batches, case.batches)
         return outcome
 
     def walk(
@@ -188,7 +192,7 @@ class Replay:
             model.train()
             self._back_to(snapshot, model, optimizer)
             outcome, current = Outcome(test, True), settings_of(self.case.now.optimizer.get("param_groups", []))
-            steps = [*self.entries(snapshot.step), None, *beyond] if instead is None else list(instead)
+            steps = [*self.case.entries(snapshot.step), None, *beyond] if instead is None else list(instead)
             sizes = sizes_of([*layout.params], layout) if beyond else []
             for entry in steps:
                 step = self.case.alarm.step if entry is None else entry.step
@@ -264,16 +268,6 @@ class Replay:
         self._live.back()
         if self._aside is not None and model is self._model:
             self._aside.restore()
-
-    def entries(self, from_step: int) -> list[TapeEntry]:
-        """Applied steps of the tape from ``from_step`` up to, not with, the failing one; the last take of each."""
-        latest = {e.step: e for e in self.case.tape if from_step <= e.step < self.case.alarm.step}
-        return [latest[s] for s in sorted(latest) if latest[s].applied]
-
-    def covers(self, from_step: int) -> bool:
-        """Whether the tape holds every step from ``from_step`` on, so that a walk is possible."""
-        have = {e.step for e in self.case.tape}
-        return self.rig.make_batch is not None and all(s in have for s in range(from_step, self.case.alarm.step))
 
     def _scale(self, precision: str | None, loss_scale: float | None) -> float:
         if (precision or self.rig.precision) != "fp16":

@@ -93,7 +93,7 @@ def state_before(case: Case) -> Snapshot | None:
     if case.alarm.step - older.step > FURTHEST:
         return None
     replay, found = Replay(dataclasses.replace(case, now=older)), list[Snapshot]()
-    if not replay.covers(older.step):
+    if not case.covers(older.step):
         return None
 
     def keep(model: nn.Module) -> None:

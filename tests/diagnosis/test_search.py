@@ -154,11 +154,28 @@ def test_of_what_holds_the_rates_are_taken_at_which_most_is_learned(losses: dict
     assert verdict.also == also and verdict.holds == pytest.approx(holds, rel=0.02)
 
 
-def settle(verdict: LrVerdict, beside: list[str], best: float, reached: Any) -> None:
+@pytest.mark.parametrize(
+    ("still", "holds"),
+    [
+        (1.0, 0.03),  # 0.07, 0.11, 0.145 and then 0.14 were learned
+        (math.nan, 0.3),
+        (0.7, 0.3),  # it learns nothing at any of them
+        (0.81, 0.3),  # or next to nothing
+    ],
+)
+def test_what_is_learned_is_measured_from_weights_that_stand_still(still: float, holds: float):
+    """A loss of 3 of which a run takes 1 in all does not come down by a twentieth in eight steps."""
+    losses = {0.3: 0.93, 0.1: 0.89, 0.033: 0.855, 0.011: 0.86} if still == 1.0 else dict.fromkeys([0.3, 0.1], 0.8)
+    verdict = LrVerdict(["box_head"], 0, 0.1, True, True, holds=0.3)
+    settle(verdict, [], losses[0.3], lambda _, factor: losses.get(float(f"{factor:.2g}"), math.inf), still)
+    assert verdict.holds == pytest.approx(holds, rel=0.12)
+
+
+def settle(verdict: LrVerdict, beside: list[str], best: float, reached: Any, still: float = math.nan) -> None:
     """`Endurance._settle`, with all the steps that it likes."""
     walker: Any = None
     Endurance(Facts("diverged", 0, 0, 0), walker, lambda named: beside, lambda: False)._settle(
-        verdict, beside, best, reached
+        verdict, beside, best, reached, lambda: still
     )
 
 
@@ -224,3 +241,26 @@ def test_a_state_that_lies_well_into_the_way_up_gives_way_to_an_older_one(losses
     Endurance(facts, walker, lambda named: [], lambda: False).sounder(verdict, states)
     assert verdict.back_to == back_to
     assert all(most == {"rpn": 0.0} for most in rates)
+
+
+@pytest.mark.parametrize(
+    ("learned", "back_to"),
+    [
+        ({10: 0.5, 8: 1.0, 4: 2.0}, None),
+        ({10: 0.0, 8: 0.0, 4: 2.0}, 4),
+        ({10: 0.0, 8: 0.0}, None),
+        ({10: 0.01, 8: 1.0}, 8),
+        ({10: 0.0, 8: 0.0}, None),
+    ],
+)
+def test_a_state_that_learns_nothing_any_more_gives_way_to_an_older_one(learned: dict[int, float], back_to: int):
+    states: list[Any] = [SimpleNamespace(step=s) for s in learned]
+
+    def walker(state: Any, most: dict[str, float], settings: dict[str, float]) -> tuple[Any, int]:
+        loss = 4.6 if most == {"all": 0.0} else 4.6 - learned[state.step]
+        return lambda *_: (True, Outcome("", True, path=[(s, loss, 1.0) for s in range(8)])), 8
+
+    facts = Facts("loss_nonfinite", 13, 0, 10, lr={"all": 0.1})
+    verdict = LrVerdict(["all"], 10, 1.0, True, True, holds=1.0, settings={"weight_decay": 1e-4})
+    Endurance(facts, walker, lambda named: [], lambda: False).livelier(verdict, states)
+    assert verdict.back_to == back_to

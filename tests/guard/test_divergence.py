@@ -138,6 +138,25 @@ def test_clipped_updates_that_keep_replacing_a_component_are_seen_though_no_loss
     assert hasten(losses, [1.0, 0.5, 0.33, 0.25, 0.2, 0.17, 0.14], [0.12] * 7) == []
 
 
+def test_small_weights_that_have_far_to_go_and_go_there_are_not_thrown_about() -> None:
+    """As measured on a table of words whose outputs begin at zero: each is moved by its own size, and learns slowly."""
+    ratios = [0.63, 0.42, 0.31, 0.25, 0.21, 0.18, 0.17, 0.16]
+
+    def play_row(losses: list[float]) -> list[int]:
+        haste, refused = Haste(), []
+        for step, (loss, ratio) in enumerate(zip(losses, ratios, strict=True)):
+            if haste.judge(step, loss, 4.15888 if step else math.inf, {"a": 2 * ratio}) is not None:
+                refused.append(step)
+            elif haste.watching:
+                haste.measured(step, {"a": ratio})
+        return refused
+
+    assert play_row([4.15888, 4.1587, 4.1547, 4.1459, 4.1404, 4.1292, 4.1216, 4.1123]) == []
+    assert play_row([4.15888, 4.1581, 4.1583, 4.1573, 4.1579, 4.1358, 4.1381, 4.12]) == []
+    assert play_row([4.15888, 4.1581, 4.1583, 4.2573, 4.1579, 4.1358, 4.1381, 4.12]) == [6], "above the start between"
+    assert play_row([4.15888, 4.0, 4.1, 4.0, 4.1, 4.1, 4.0, 4.1]) == [6], "it stays where it is"
+
+
 @pytest.mark.parametrize("before", [[2.9], [2.9, 2.78], [2.9, 2.8, 2.7, 2.6, 2.5, 2.4, 2.3]])
 def test_losses_from_before_the_large_steps_do_not_count_as_learning(before: list[float]) -> None:
     """The first loss is the start itself, and what small steps earned says nothing of the large ones."""

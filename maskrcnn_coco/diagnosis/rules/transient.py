@@ -23,6 +23,8 @@ from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "TRANSIENT"
 FIX = "maskrcnn-coco doctor"
+WORSE, NEAR = 2.0, 0.05
+"""So many times the healthy loss is trouble; a replayed loss within this share of the recorded one is the same."""
 LOUDER = 1e3
 OFTEN = 50
 """Steps within which a third failure that a replay does not show is no chance: something is not replayed."""
@@ -47,7 +49,7 @@ def judge(facts: Facts) -> Finding | None:
     drift = facts.drift
     # Where those steps diverge by themselves, what the weights are off by decided nothing: a chaos amplifies the last
     # digit, and a loop's own clip may not survive a norm that overflows.
-    proof = not facts.bad("retrace") and facts.weighed is None
+    proof = not facts.bad("retrace") and facts.weighed is None and not _arrives(facts)
     if drift is not None and proof and not facts.unrepeatable():
         what = f"{drift.name} differs by {drift.relative:.3g} of its norm from what steps {drift.from_step}.. lead to"
         evidence = [Evidence(f"replay: steps {drift.from_step} to {facts.step - 1} taken again", what, CODE)]
@@ -111,6 +113,17 @@ def _far_calmer(facts: Facts) -> bool:
     recorded = facts.recorded_loss
     louder = recorded is not None and math.isfinite(recorded) and recorded > LOUDER * same.loss
     return sound and louder and facts.drift is None
+
+
+def _arrives(facts: Facts) -> bool:
+    """Whether the steps as they were lead to the very trouble: a weight that is off all the same has not made it.
+
+    Adam takes whole steps along gradients that are rounding and nothing else, as those of an attention's key bias are.
+    """
+    walk, last = facts.outcomes.get("retrace"), facts.recorded_loss
+    if walk is None or not walk.finite or last is None or not math.isfinite(last):
+        return False
+    return last > WORSE * facts.reference.loss and abs(walk.loss - last) <= NEAR * last
 
 
 def _once(facts: Facts) -> Finding:
