@@ -206,14 +206,14 @@ class Finding:
 class Action:
     """What recovery decided. ``detail`` is, per kind:
 
-    skip: {} · quarantine: {"image_ids": [...]} · rollback: {"to_step": int}, and "by_plan": True
-    where the plan's learning rates are held to from then on, "usual": {setting of the optimizer: value} where the
-    one it had was proved wrong and has this one from then on ("lr": by component, while the schedule has no rate),
-    "state_anew": True where the optimizer's memory alone is bad and begins anew,
-    "redraw": [[epoch, index, repeat], ...] where samples are bad as they were drawn there and get other draws ·
-    lower_lr: {"component": str, "components": [...], "factor": float, "to_step": int}, and "weight_decay" or
-    "momentum": float where only that is lowered, "most": {component: float} where rates that leapt are held to what
-    they were in a loop with a schedule of its own · precision: {"module": str, "dtype": "fp32"} or
+    skip: {}, and "passed": True where buffers keep what the refused pass made of them · quarantine:
+    {"image_ids": [...]} · rollback: {"to_step": int}, and "by_plan": True where the plan's learning rates are held to
+    from then on, "usual": {setting of the optimizer: value} where the one it had was proved wrong and has this one from
+    then on ("lr": by component, while the schedule has no rate), "state_anew": True where the optimizer's memory alone
+    is bad and begins anew, "redraw": [[epoch, index, repeat], ...] where samples are bad as they were drawn there and
+    get other draws · lower_lr: {"component": str, "components": [...], "factor": float, "to_step": int}, and
+    "weight_decay" or "momentum": float where only that is lowered, "most": {component: float} where rates that leapt
+    are held to what they were in a loop with a schedule of its own · precision: {"module": str, "dtype": "fp32"} or
     {"loss_scale": float} · reload: {"checkpoint": str | None} · stop: {"why": str}.
     """
 

@@ -87,7 +87,7 @@ def decide(findings: Sequence[Finding], history: History, budgets: Budgets | Non
             return _restore(top, history, budgets)
         case "FP16_OVERFLOW" if top.confidence >= PROVED and not top.detail.get("proved_on_healthy_weights"):
             return _precision(top, history, budgets)
-        case "SCALE_COLLAPSE" | "ACCUMULATION" if _by_the_loop_alone(top):
+        case "SCALE_COLLAPSE" | "ACCUMULATION" if top.detail.get("clipped_scaled") or top.detail.get("never_cleared"):
             return Action("skip", {"why": f"the step was taken; only the loop can change this: {top.fix}"})
         case "SCALE_COLLAPSE":
             return _hold_scale(top, history, budgets)
@@ -97,17 +97,19 @@ def decide(findings: Sequence[Finding], history: History, budgets: Budgets | Non
             return _retry(top, history, budgets)
         case "ANCHORS" if top.confidence >= PROVED:
             return Action("stop", {"why": f"no batch can be trained on with these anchors: {top.fix}"})
+        case "LOSS_MATH" if top.detail.get("passed") and _times("passed", history, budgets) < budgets.skips:
+            return Action("skip", {"passed": True})  # its step is lost, what it made of the buffers is not
         case "LOSS_MATH" if top.detail.get("weighed"):
             return Action("skip", {"weighed": top.detail["weighed"]})
-        case "LOSS_MATH" if top.detail.get("redefined"):
-            return Action("stop", {"why": f"the loss is not the one that this run began with: {top.fix}"})
+        case "LOSS_MATH" if top.detail.get("stops"):
+            return Action("stop", {"why": f"{top.detail['stops']}: {top.fix}"})
     if top.detail.get("proved_on_healthy_weights") and top.culprit.image_ids:
         return _quarantine(top, history, budgets)
     if top.cause == "LOSS_MATH" and top.confidence >= PROVED and _seen_before(top, history):
         return _same_maths(top, history, budgets)
     if top.culprit.image_ids and any(_same_samples(top, i) for i in history.incidents):
         return _met_again(top, history, budgets)
-    if top.detail.get("ruined") and top.onset_step is not None and not _went_back(history, budgets):
+    if top.detail.get("ruined") and top.onset_step is not None and not _times("after_skips", history, budgets):
         return Action("rollback", {"to_step": top.onset_step, "after_skips": True})
     return _skip(top, history, budgets)
 
@@ -241,14 +243,10 @@ def _met_again(top: Finding, history: History, budgets: Budgets) -> Action:
 
     Its batch is all that it costs: nothing to go back for, or to stop for, unless most steps are lost to such.
     """
-    met = [i for i in history.incidents if i.step > history.step - budgets.skip_window and "again" in i.action.detail]
-    if len(met) > budgets.skip_window // 2:
-        return Action("stop", {"why": f"{len(met)} of the last {budgets.skip_window} steps were lost to what is known"})
+    met = _times("again", history, budgets)
+    if met > budgets.skip_window // 2:
+        return Action("stop", {"why": f"{met} of the last {budgets.skip_window} steps were lost to what is known"})
     return Action("skip", {"again": list(top.culprit.image_ids)})
-
-
-def _by_the_loop_alone(top: Finding) -> bool:
-    return bool(top.detail.get("clipped_scaled") or top.detail.get("never_cleared"))
 
 
 def _same_samples(top: Finding, before: Incident) -> bool:
@@ -267,7 +265,7 @@ def _same_maths(top: Finding, history: History, budgets: Budgets) -> Action:
     lost = {i.step for i in history.incidents}
     if not all(history.step - n in lost for n in range(1, budgets.skips + 1)):
         return _met_again(top, history, budgets)
-    if not _went_back(history, budgets):
+    if not _times("after_skips", history, budgets):
         return Action("rollback", {"to_step": max(0, history.step - budgets.skips - 1), "after_skips": True})
     return Action("stop", {"why": f"{budgets.skips} steps in a row were skipped, again after a roll-back"})
 
@@ -304,8 +302,7 @@ def _lower(top: Finding, history: History) -> Action:
 
 def _by_plan(top: Finding, history: History, budgets: Budgets) -> Action:
     """Rates that were not the plan's made it diverge: back, and on by the plan, which nothing speaks against."""
-    recent = [i for i in history.incidents if i.step >= history.step - budgets.skip_window]
-    again = [i for i in recent if i.detail.get("foreign_rates")]
+    again = [i for i in _recent(history, budgets) if i.detail.get("foreign_rates")]
     if len(again) >= budgets.max_retries:
         return Action("stop", {"why": f"somebody sets learning rates that are not the plan's: {top.fix}"})
     to_step = history.step if top.onset_step is None else top.onset_step
@@ -315,7 +312,7 @@ def _by_plan(top: Finding, history: History, budgets: Budgets) -> Action:
 
 
 def _restore(top: Finding, history: History, budgets: Budgets) -> Action:
-    same = [i for i in history.incidents if i.cause == top.cause and i.step >= history.step - budgets.skip_window]
+    same = [i for i in _recent(history, budgets) if i.cause == top.cause]
     if (usual := _not_yet_usual(top, history)) and (same or top.detail.get("at_once")):
         return Action("rollback", {"to_step": history.step, "usual": usual})
     if len(same) >= budgets.max_retries:
@@ -342,8 +339,7 @@ def _not_yet_usual(top: Finding, history: History) -> dict[str, Any]:
 def _precision(top: Finding, history: History, budgets: Budgets) -> Action:
     modules = list(top.detail.get("fp32_modules") or [])
     # Half precision is given up altogether only for what comes again: one batch costs less.
-    recent = [i for i in history.incidents if i.step >= history.step - budgets.skip_window]
-    if not modules or (modules == [""] and not any(i.cause == top.cause for i in recent)):
+    if not modules or (modules == [""] and not any(i.cause == top.cause for i in _recent(history, budgets))):
         return _skip(top, history, budgets)
     return Action("precision", {"module": modules[0], "modules": modules, "dtype": "fp32"})
 
@@ -376,21 +372,25 @@ def _retry(top: Finding, history: History, budgets: Budgets) -> Action:
 
 def _skip(top: Finding, history: History, budgets: Budgets) -> Action:
     """Skip; after several skips close together go back once; after that stop."""
-    recent = [i for i in history.incidents if i.step > history.step - budgets.skip_window]
     known = ("weighed", "again", "image_ids")  # what they were skipped for is known, and no skip too many
-    skips = [i for i in recent if i.action.kind == "skip" and not any(k in i.action.detail for k in known)]
+    skips = [
+        i for i in _recent(history, budgets) if i.action.kind == "skip" and not any(k in i.action.detail for k in known)
+    ]
     if len(skips) < budgets.skips:
         return Action("skip", {})
-    if not _went_back(history, budgets):
+    if not _times("after_skips", history, budgets):
         # Before the first of the skipped steps the run was healthy.
         return Action("rollback", {"to_step": max(0, min(i.step for i in skips) - 1), "after_skips": True})
     return Action("stop", {"why": f"{len(skips)} steps skipped within {budgets.skip_window}, again after a roll-back"})
 
 
-def _went_back(history: History, budgets: Budgets) -> bool:
-    """Whether the run was taken back not long ago for a cause that is not known."""
-    recent = [i for i in history.incidents if i.step > history.step - budgets.skip_window]
-    return any(i.action.detail.get("after_skips") for i in recent)
+def _times(key: str, history: History, budgets: Budgets) -> int:
+    """How often an action of late had this in its detail: "after_skips", for a cause that is not known."""
+    return sum(key in i.action.detail for i in _recent(history, budgets))
+
+
+def _recent(history: History, budgets: Budgets) -> list[Incident]:
+    return [i for i in history.incidents if i.step > history.step - budgets.skip_window]
 
 
 def _lowered(action: Action) -> list[str]:

@@ -158,7 +158,9 @@ def action_words(action: Action) -> str:
     d = action.detail
     to = f" to step {d['to_step']}" if "to_step" in d else ""
     if action.kind == "skip":
-        return "nothing, the guard only observes: the step was taken" if d.get("taken") else "the step was left out"
+        if d.get("taken"):
+            return "nothing, the guard only observes: the step was taken"
+        return "the step was left out" + ("; buffers keep what its pass made of them" if d.get("passed") else "")
     if action.kind == "quarantine":
         ids, annotations = d.get("image_ids") or [], d.get("annotation_ids") or []
         return f"left out for good: image {listed(ids)}" + (f", {annotation_words(annotations)}" if annotations else "")

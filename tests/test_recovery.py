@@ -165,6 +165,16 @@ def test_maths_that_fails_beside_batches_that_are_sound_may_fail_several_times_i
     assert decide([top], History(earlier, 50)).kind == "stop", "more than half of the last fifty steps"
 
 
+def test_what_a_pass_fills_is_passed_on_and_not_for_ever():
+    found = finding("LOSS_MATH", 0.93, fix="look at div (own.py:3)", detail={"passed": True})
+    past: list[Incident] = []
+    for step in range(3):
+        assert decide([found], History(past, step=step)) == Action("skip", {"passed": True})
+        past.append(incident(step, step, found.cause, Action("skip", {"passed": True})))
+    assert decide([found], History(past, step=3)).kind == "rollback"
+    assert decide([found], History(past, step=100)) == Action("skip", {"passed": True})
+
+
 def test_half_proved_data_is_not_left_out():
     assert (
         decide([finding("DATA_MASK", 0.6, culprit=Culprit(image_ids=[17]))], History(step=9, images=100)).kind == "skip"
@@ -288,7 +298,12 @@ def test_what_every_batch_raises_stops_at_once(cause: str):
 
 
 def test_a_loss_whose_formula_changed_stops_and_a_file_that_trains_is_loaded():
-    changed = finding("LOSS_MATH", 0.95, fix="look at what changes loss_mask", detail={"redefined": 1000.0})
+    changed = finding(
+        "LOSS_MATH",
+        0.95,
+        fix="look at what changes loss_mask",
+        detail={"stops": "the loss is not the one that this run began with"},
+    )
     assert decide([changed], History(step=12, images=1000)).kind == "stop"
     older = finding("POISONED_STATE", 0.95, detail={"at_load": True, "file": "checkpoints/epoch_001.pth"})
     action = decide([older], History(step=12, images=1000))

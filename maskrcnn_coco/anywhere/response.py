@@ -311,7 +311,9 @@ class AlarmResponder:
             return Action("skip", {"why": "the loader is the training's own", **detail}), self._before_it()
         if "again" in detail:
             return action, self._before_it()
-        if "weighed" in detail:
+        if "passed" in detail:
+            self.guard.buffers.pass_on()
+        elif "weighed" in detail:
             self.guard.new_regime()  # what is healthy is learned anew, in the new measure
         elif action.kind == "quarantine":
             self.left_out |= set(detail.get("image_ids", []))

@@ -23,8 +23,9 @@ def told(incident: Incident) -> str:
     for name, most in lowered_settings(detail).items():
         lowered = f"{name.replace('_', ' ')} {most:g}"
     why = str(detail.get("why", ""))
+    passed = "; buffers keep what its pass made of them" if detail.get("passed") else ""
     done = {
-        "skip": why if why.startswith("the step was taken") else "the step is skipped",
+        "skip": why if why.startswith("the step was taken") else f"the step is skipped{passed}",
         "quarantine": "the sample is left out from now on",
         "rollback": f"back to the state of step {detail.get('to_step')}{usual_words(detail)}",
         "lower_lr": f"back to the state of step {detail.get('to_step')}, {lowered}",

@@ -132,6 +132,7 @@ def wanted(f: Facts) -> Iterator[str]:
         if f.by_chance or f.came_and_went() or divides_on_sound_weights(f):
             return
     if f.good("earlier"):
+        yield from ("again", "passed") if nonfinite(f) and f.bad("other") and sudden(f) else ()
         yield "retrace"
         if sudden(f):
             yield "locate"
@@ -149,7 +150,7 @@ def wanted(f: Facts) -> Iterator[str]:
         return
     if f.raises_everywhere():
         return
-    yield from ("again", "locate", "reference", "retrace")
+    yield from ("again", *(["passed"] if nonfinite(f) else []), "locate", "reference", "retrace")
     if not (f.healthy_retrace() or f.climbs) and f.redefined is None:
         yield "lr"
 
@@ -185,6 +186,8 @@ def _confirm(f: Facts) -> Iterator[str]:
         yield "other"
         if f.good("other") and f.image_ids and sudden(f):
             yield "bisect"
+        if f.bad("other"):
+            yield "passed"
 
 
 def _state_proved(f: Facts) -> bool:

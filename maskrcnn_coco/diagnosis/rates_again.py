@@ -39,7 +39,7 @@ def stand(case: Case, rates: Callable[[TapeEntry], Mapping[str, float]], since: 
         ReplayImpossible: it cannot be told.
     """
     replay = Replay(case)
-    entries = [e for e in replay.entries(since) if e.record is not None][-MOST:]
+    entries = [e for e in case.entries(since) if e.record is not None][-MOST:]
     records = [e.record for e in entries if e.record is not None]
     if len(entries) < FEWEST or case.rig.make_batch is None:
         return False

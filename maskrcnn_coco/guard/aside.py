@@ -42,6 +42,8 @@ class Aside:
         """(the module's attributes, a name, what it is, its mark) as of `save`."""
         self._copies: dict[tuple[int, str], tuple[Any, Any]] = {}
         """The mark of a tensor or nest, and what it held then."""
+        self._left: list[tuple[dict[str, Any], str, Any]] = []
+        """(the module's attributes, a name, what a refused pass had made of it)."""
 
     def save(self) -> None:
         """Hold what the coming forward pass may change."""
@@ -59,8 +61,7 @@ class Aside:
             self._held.append((home, name, value, mark))
             known = self._copies.get((id(home), name))
             if value is not None and type(value) is not float and (known is None or known[0] != mark):
-                held = value.detach().clone() if isinstance(value, Tensor) else copy.copy(value)
-                self._copies[id(home), name] = mark, held
+                self._copies[id(home), name] = mark, _copied(value)
 
     def _look(self) -> dict[tuple[int, str], dict[str, Any]]:
         """Every attribute that can be kept; those that are not what they were at the last look are said to move."""
@@ -79,6 +80,8 @@ class Aside:
 
     def restore(self) -> None:
         """Put back what is not what it was, bit for bit and with the identity it had."""
+        left = [(home, name, home.get(name, GONE)) for home, name, *_ in self._held]
+        self._left = [(home, name, _copied(value)) for home, name, value in left if _kept(value)]
         for home, name, value, mark in self._held:
             now = home.get(name, GONE)
             if value is not None and type(value) is not float and _mark(value) != mark:
@@ -88,12 +91,19 @@ class Aside:
             if now is not value and (isinstance(now, Tensor) or _kept(now)):
                 home[name] = value
 
+    def pass_on(self) -> None:
+        """After `restore`: what the refused pass had made of them, after all."""
+        for home, name, value in self._left:
+            home[name] = value
+        self._left = []
+
     def plain(self) -> Plain:
         """What is no tensor among them, as of `save`."""
         return [(home, name, value) for home, name, value, _ in self._held if value is None or type(value) is float]
 
     def restore_where(self, bad: Tensor) -> None:
         """The same for tensors alone, without a host read: selected by the flag ``bad`` (bool, ())."""
+        self._left = []
         with torch.no_grad():
             for home, name, value, _ in self._held:
                 now, kept = home.get(name), self._copies.get((id(home), name))
@@ -110,6 +120,10 @@ def put_back(plain: Plain) -> None:
         bad = not _sound(now) if isinstance(now, (float, Tensor)) else False
         if bad and (value is None or math.isfinite(value)):
             home[name] = value
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else copy.copy(value)
 
 
 def _sound(value: float | Tensor) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.guard.aside import Aside
+from maskrcnn_coco.guard.aside import MOST, Aside
 from maskrcnn_coco.guard.norms import has_fractions, nonfinite_at, norms
 from maskrcnn_coco.guard.verdict import Verdict
 
@@ -68,6 +68,8 @@ class Buffers:
         self._kept: list[Tensor | None] = [None] * len(self._slots)
         self._marks: list[tuple[int, int]] = [(0, -1)] * len(self._slots)
         self._live: dict[int, Tensor | None] = {}
+        self._left: list[tuple[int, Tensor]] = []
+        """What the pass of a step that was refused had made of them."""
         self._active: list[int] = []
         self._changing: set[int] = set()
         self.sizes: dict[int, float] = {}
@@ -75,20 +77,22 @@ class Buffers:
         self._first: dict[int, float] = {}
         """Statistics that leapt in their very first update: what size that gave them. The second says whether it was
         the data's own scale."""
-        self._by_design: set[int] = set()
+        self._by_design: dict[int, Tensor | None] = {}
+        """Not finite as they were met; what they held then, where that is little."""
         self.accept()
 
     def accept(self, names: Collection[str] | None = None) -> None:
         """Take the buffers (by name; None: all but those of norm layers) as they are now for what they should be."""
         looked = [i for i in self._watched if _wanted(self._slots[i][0], self._slots[i][2], names)]
         floats = self._floats(looked)
-        for (i, _), size in zip(floats, norms([t for _, t in floats]), strict=True):
-            self._by_design.discard(i)
+        for (i, t), size in zip(floats, norms([t for _, t in floats]), strict=True):
+            self._by_design.pop(i, None)
             self._kept[i], self._marks[i] = None, (0, -1)  # an older copy is no measure of it any more
             if math.isfinite(size):
                 self.sizes[i] = size
             else:
-                self._by_design.add(i)  # also where only the square of what it holds is beyond range
+                # Also where only the square of what it holds is beyond range.
+                self._by_design[i] = t.detach().clone() if t.numel() <= MOST and not t.is_meta else None
 
     def loaded(self) -> None:
         """Other values are in place, and no forward pass made them: what is not trained is not thought to move."""
@@ -236,12 +240,18 @@ class Buffers:
         return [(i, t) for i, t in found if isinstance(t, Tensor) and has_fractions(t) and t.numel()]
 
     def _spoilt(self, i: int, live: Tensor) -> bool:
-        """Whether a buffer that is not finite by design has NaN or ±inf where its last sound copy had a number."""
-        kept = self._kept[i]
+        """Whether a buffer that is not finite by design has NaN or ±inf where its last sound copy had a number.
+
+        Not where it holds again what it held as it was met: an observer whose range begins anew.
+        """
+        kept, met = self._kept[i], self._by_design[i]
         if kept is None or live.is_meta or kept.shape != live.shape or not live.is_floating_point():
             return False
         before, now = kept.float(), live.detach().float()
-        return bool((now.isnan() & ~before.isnan()).any() or (now.isinf() & before.isfinite()).any())
+        bad = (now.isnan() & ~before.isnan()) | (now.isinf() & before.isfinite())
+        if met is not None and met.shape == live.shape:
+            bad &= now != met.float()
+        return bool(bad.any())
 
     def _negative(self, floats: list[tuple[int, Tensor]]) -> set[int]:
         """Positions of variances below zero: training does not read them, but evaluation takes their root.
@@ -289,8 +299,11 @@ class Buffers:
     def restore(self) -> None:
         """Put every changed buffer back, bit for bit and with the identity it had."""
         self.aside.restore()
+        changed = self.changed()
+        found = [(i, self._homes[i].get(self._slots[i][1])) for i in changed]
+        self._left = [(i, t.detach().clone()) for i, t in found if t is not None and not t.is_meta]
         with torch.no_grad():
-            for i in self.changed():
+            for i in changed:
                 name = self._slots[i][1]
                 kept, live = self._kept[i], self._live.get(i)
                 if i not in self._live or (live is not None and _trained(live)):
@@ -300,9 +313,27 @@ class Buffers:
                     self._marks[i] = _mark(live)
                 self._homes[i][name] = live
 
+    def pass_on(self) -> None:
+        """After `restore`: what the refused pass had made of them stays after all, as if its step had been taken.
+
+        For what only a first pass fills: a running mean that starts at 0 and is divided by before that.
+        """
+        self.aside.pass_on()
+        taken = []
+        with torch.no_grad():
+            for i, left in self._left:
+                live = self._homes[i].get(self._slots[i][1])
+                if live is None or live.shape != left.shape or _trained(live) or not bool(left.isfinite().all()):
+                    continue
+                live.copy_(left)
+                taken.append(self._slots[i][2])
+        self._left = []
+        self.accept(taken)
+
     def restore_where(self, bad: Tensor) -> None:
         """The same without a host read: selected, never multiplied, by the flag ``bad`` (bool, ())."""
         self.aside.restore_where(bad)
+        self._left = []
         with torch.no_grad():
             for i in self.changed():
                 kept, live = self._kept[i], self._homes[i].get(self._slots[i][1])

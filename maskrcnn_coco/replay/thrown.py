@@ -19,7 +19,7 @@ def thrown(model: nn.Module, state: dict[str, Any]) -> list[str]:
     found = [(n, b) for n, b in model.named_buffers() if b.is_floating_point() and b.numel()]
     pairs = [(n, b, state.get(n.replace("_orig_mod.", ""))) for n, b in found]
     known = [(n, b, k) for n, b, k in pairs if k is not None and k.shape == b.shape]
-    now, was = norms([b for _, b, _ in known]), norms([k for _, _, k in known])
+    now, was = _sizes([b for _, b, _ in known]), _sizes([k for _, _, k in known])
     bad = []
     for (name, buffer, before), size, old in zip(known, now, was, strict=True):
         if buffer.numel() == 1 and not name.endswith(STATISTICS):
@@ -31,6 +31,14 @@ def thrown(model: nn.Module, state: dict[str, Any]) -> list[str]:
         if math.isfinite(old) and (not size <= LEAP * max(old, least) or _below_zero(name, buffer)):
             bad.append(name)
     return bad
+
+
+def _sizes(tensors: list[torch.Tensor]) -> list[float]:
+    """Norms, also of what only the squares are beyond range."""
+    found = norms(tensors)
+    return [
+        s if math.isfinite(s) else float(t.detach().cpu().double().norm()) for s, t in zip(found, tensors, strict=True)
+    ]
 
 
 def _below_zero(name: str, buffer: torch.Tensor) -> bool:

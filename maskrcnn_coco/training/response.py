@@ -182,6 +182,8 @@ def act(session: Session, alarm: Alarm, action: Action, incident: Incident) -> i
     detail = action.detail
     match action.kind:
         case "skip":
+            if detail.get("passed"):
+                session.guard.buffers.pass_on()
             return alarm.step + 1
         case "quarantine":
             images, annotations = detail.get("image_ids", []), detail.get("annotation_ids", [])

@@ -165,3 +165,48 @@ def test_a_frozen_norm_gathers_no_statistics_that_could_leap(name: str, value: f
     model[0].get_buffer(name).fill_(value)
     verdict = buffers.verdict(whole=False)
     assert (verdict.measured["buffers"] if verdict else []) == ([f"0.{name}"] if found else [])
+
+
+def test_what_a_refused_pass_left_can_be_passed_on_where_it_is_finite() -> None:
+    model = Masked().train()
+    model.register_buffer("mean", torch.zeros(3))
+    model.register_buffer("spoilt", torch.zeros(3))
+    model.last = torch.zeros(3)
+    model.most = 0.0
+    buffers = Buffers(model)
+    buffers.save()
+    model.mean = model.mean + 1
+    model.spoilt.fill_(math.nan)
+    model.last, model.most = torch.ones(3), 4.0
+    buffers.restore()
+    buffers.save()
+    assert not model.mean.any() and not model.last.any() and model.most == 0.0
+    buffers.pass_on()
+    assert model.mean.eq(1).all() and not model.spoilt.any()
+    assert torch.equal(model.last, torch.ones(3)) and model.most == 4.0
+    buffers.save()
+    buffers.changed()
+    assert buffers.wrong() == []
+    buffers.pass_on()
+    assert model.mean.eq(1).all(), "only once"
+
+
+def test_a_range_that_begins_anew_is_as_it_was_meant() -> None:
+    """An observer's range starts at ±inf, and a script that resets it between two phases puts it there again."""
+    model = nn.Module()
+    model.register_buffer("low", torch.full((3,), math.inf))
+    model.register_buffer("high", torch.full((3,), -math.inf))
+    buffers = Buffers(model)
+
+    def hold(low: float, high: float, at: int = 0) -> list[str]:
+        buffers.save()
+        model.low[at], model.high[at] = low, high
+        buffers.changed()
+        return buffers.wrong(whole=True)
+
+    assert hold(-1.0, 1.0) == [] and hold(-2.0, 2.0) == []
+    assert hold(math.inf, -math.inf) == [], "anew"
+    assert hold(-1.0, 1.0) == []
+    assert hold(-math.inf, 1.0) == ["low"], "the other infinity is no beginning"
+    buffers.restore()
+    assert hold(-1.0, math.nan) == ["high"]

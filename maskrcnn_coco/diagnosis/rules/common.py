@@ -127,6 +127,11 @@ def divides_on_sound_weights(facts: Facts) -> bool:
     return own and sudden(facts) and facts.good("other") and facts.good("earlier")
 
 
+def filled_by_a_pass(facts: Facts) -> bool:
+    """A second pass is sound with the buffers that the first left, and not without: they were empty."""
+    return facts.good("passed") and facts.bad("again")
+
+
 def divides_by_itself(facts: Facts) -> bool:
     """A loss's own division (root, logarithm) fails all at once, and no number inside the model is a large one.
 

@@ -11,11 +11,14 @@ How it is proved: targets, images and state are sound; the step fails again in f
   Where the formula of a loss changes under way, a recorded step is taken again from its own weights: one term is
   another now, the others are what they were; or all are one factor of that, or turned around. Where the whole loss and
   its gradients are one factor of what they were in a loop that may weigh it anew, the loss has another weight, and the
-  step is healthy in that measure; or steps that were sound diverge with that weight, at the rates of then. Where the
-  loss is enormous from the first step on, or with one image alone, the largest number inside the model says whose
-  doing it is, or the first op that makes such numbers of usual ones. Before any step an op inside the model is to blame
-  that makes what is not finite of usual numbers, at every batch.
-What the guard does: skips the step; stops where the formula itself changed. A lower learning rate does not help.
+  step is healthy in that measure; or steps that were sound diverge with that weight, at the rates of then. Where a
+  second pass is sound with the buffers that the first one left, what divides is a buffer that nothing has filled yet.
+  Where the loss is enormous from the first step on, or with one image alone, the largest number inside the model says
+  whose doing it is, or the first op that makes such numbers of usual ones. Before any step an op inside the model is to
+  blame that makes what is not finite of usual numbers, at every batch. Where the losses rise all the same with every
+  rate at 0, the buffer that grows meanwhile is named.
+What the guard does: skips the step, and keeps what its pass has put into buffers that were empty; stops where the
+  formula itself changed, or a buffer grows with every pass. A lower learning rate does not help.
 How to fix it: `max(count, 1)`; mask the input of the op, not its output; add an epsilon inside the root; floor
   the class counts.
 """
@@ -32,6 +35,7 @@ from maskrcnn_coco.diagnosis.rules.common import (
     diverges_as_weighed,
     divides_by_itself,
     divides_on_sound_weights,
+    filled_by_a_pass,
     healthy,
     nonfinite,
     spoilt_beside,
@@ -50,6 +54,8 @@ FROM_NOTHING = 1e6
 def judge(facts: Facts) -> Finding | None:
     if facts.redefined is not None:
         return _redefined(facts, facts.redefined)
+    if facts.lr_verdict is not None and facts.lr_verdict.swollen is not None:
+        return _swollen(facts, *facts.lr_verdict.swollen)
     if facts.weighed is not None and facts.good("same"):
         return _weighed(facts, facts.weighed)
     if facts.weighed is not None and diverges_as_weighed(facts):
@@ -65,7 +71,8 @@ def judge(facts: Facts) -> Finding | None:
         return None
     gradient_only = not same.bad_losses and same.bad_grad_count > 0
     one_term = len(same.bad_losses) == 1 and len(same.losses) > 1
-    if not gradient_only and not one_term and not _behind_the_model(facts) and not _divides(facts):
+    empty = filled_by_a_pass(facts)
+    if not (gradient_only or one_term or empty or _behind_the_model(facts) or _divides(facts)):
         return None
     located = facts.location is not None and facts.location.op is not None
     # Finite on other weights, however large, is divergence; so is an overflow in a product of large numbers.
@@ -98,6 +105,11 @@ def judge(facts: Facts) -> Finding | None:
     # An image that brings it about on healthy weights too is left out: it would come back every epoch.
     detail["proved_on_healthy_weights"] = bool(facts.guilty_images) and facts.bad(healthy(facts))
     fix = f"look at {facts.location.op}" if located and facts.location else f"look at the maths of {term or 'the loss'}"
+    if empty:
+        confidence = 0.93
+        evidence += facts.says(CODE, "=passed")
+        detail["passed"] = True
+        fix += ": it goes by a buffer that only a first pass fills"
     return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)
 
 
@@ -197,8 +209,24 @@ def _redefined(facts: Facts, changed: Redefined) -> Finding:
     test = f"replay: a recorded step, its own weights and batch, {term}"
     evidence = [Evidence(test, what, CODE), *facts.says(CODE, "same", "other", "retrace")]
     fix = f"look at what changes {term} from step {changed.step} on"
-    detail = {"term": changed.term, "redefined": changed.ratio}
+    detail = {
+        "term": changed.term,
+        "redefined": changed.ratio,
+        "stops": "the loss is not the one that this run began with",
+    }
     return Finding(CODE, 0.95, Culprit(), evidence, changed.step, fix, detail)
+
+
+def _swollen(facts: Facts, name: str, times: float, component: str) -> Finding:
+    """Losses rise although no weight moves: what grows from pass to pass is the model's own bookkeeping."""
+    module = name.rpartition(".")[0] or None
+    what = f"{times:.3g} times what it was, with every learning rate at 0; the losses rise with it beyond all bounds"
+    evidence = [Evidence(f"replay: the last steps, learning rate 0, buffer {name}", what, CODE)]
+    evidence += facts.says(CODE, "!same", "!retrace", "=earlier")
+    culprit = Culprit(component=component, module=module)
+    fix = f"look at what {module or 'the model'} adds to {name}: it grows with every pass"
+    detail = {"swollen": times, "stops": "no rate and no way back changes what grows with every pass"}
+    return Finding(CODE, 0.92, culprit, evidence, facts.step, fix, detail)
 
 
 def _weighed(facts: Facts, factor: float) -> Finding:

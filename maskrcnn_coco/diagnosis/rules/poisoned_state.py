@@ -52,10 +52,17 @@ def judge(facts: Facts) -> Finding | None:
     certain = [s for s in hits if s.certain]
     if not hits or (not certain and all(s.where == "scaler" for s in hits)):
         return None
+    met = [s for s in hits if not certain and facts.bad("other") and _met_first(facts, s)]
+    hits = met or hits
     first = (certain or hits)[0]
-    confidence = 0.97 if certain else 0.6 if facts.settings.get("resume_path") else 0.3
+    confidence = 0.97 if certain else 0.93 if met else 0.6 if facts.settings.get("resume_path") else 0.3
     evidence = [Evidence(f"scan: {_place(s)}", s.what, CODE) for s in (certain or hits)[:8]]
     evidence += facts.says(CODE, "=settings")
+    if met:
+        evidence += [
+            Evidence("locate: first module with numbers that are not finite", first.module or "the model", CODE)
+        ]
+        evidence += facts.says(CODE, "!same", "!other")
     culprit = Culprit(component=first.component, module=first.module, checkpoint=facts.settings.get("resume_path"))
     fix = "--resume auto" if facts.settings.get("resume_path") else "go back to a verified checkpoint: --resume auto"
     if first.where == "lr":
@@ -68,6 +75,12 @@ def judge(facts: Facts) -> Finding | None:
         if "settings" in facts.outcomes:
             fix += "".join(f"; with {name}={value} the step is finite" for name, value in facts.usual.items())
     return Finding(CODE, confidence, culprit, evidence, facts.step, fix, detail)
+
+
+def _met_first(facts: Facts, fault: StateFault) -> bool:
+    """Whether numbers that are not finite first come out of the module that holds a buffer with NaN."""
+    place = facts.location
+    return fault.where == "buffer" and place is not None and place.phase == "forward" and place.module == fault.module
 
 
 def _place(fault: StateFault) -> str:
