@@ -12,6 +12,7 @@ bit as they were, gradients stay the loop's own, and it is said once (`GuardWarn
 
 With ``diagnose=True`` the cause is found by taking steps again on a private copy of the model. They can be where the
 model returns its own loss; where it is made outside, give ``forward`` and show each batch (``guard.batch(batch)``).
+Optimizers that are handed a closure (LBFGS, SAM) are served too: ``optimizer.step(closure)`` stays as it is.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from maskrcnn_coco.guard.arguments import refuse_other
 from maskrcnn_coco.guard.attached import Attached
 from maskrcnn_coco.guard.immediate import Mode
 from maskrcnn_coco.guard.norms import Components
+from maskrcnn_coco.guard.undo import nested
 from maskrcnn_coco.records import Alarm
 from maskrcnn_coco.system.backends import faults_under
 
@@ -71,7 +73,7 @@ def attach(
 
     Raises:
         ConfigError: no optimizer, no trainable parameters, or parameters that are shards; with ``diagnose`` also one
-            that needs a closure (LBFGS) or steps another one (neither can be taken again), and several that share any.
+            that steps another with other groups, and several that share parameters or of which one needs a closure.
     """
     found = _optimizers(optimizer)
     refuse_other(model, found[0], mode)
@@ -97,9 +99,9 @@ def attach(
 
 
 def _refuse_what_cannot_be_replayed(found: list[torch.optim.Optimizer]) -> None:
-    """A replay takes the steps of optimizers whose state it knows, from gradients alone."""
+    """A replay takes the steps of optimizers whose state and groups it knows; of several, from gradients alone."""
     for outer in found:
-        _refuse_one(outer)
+        _refuse_unknown(outer, alone=len(found) == 1)
     parameters = [id(p) for o in found for group in o.param_groups for p in group["params"]]
     shared = len(parameters) - len(set(parameters))
     if shared and len(found) > 1:
@@ -108,16 +110,25 @@ def _refuse_what_cannot_be_replayed(found: list[torch.optim.Optimizer]) -> None:
         raise ConfigError(text, got=f"{shared} parameters in more than one of the {len(found)} optimizers", fix=fix)
 
 
-def _refuse_one(outer: torch.optim.Optimizer) -> None:
+def _refuse_unknown(outer: torch.optim.Optimizer, *, alone: bool) -> None:
     inner = next((name for name, held in vars(outer).items() if isinstance(held, torch.optim.Optimizer)), None)
-    if inner is not None:
+    if inner is not None and not (alone and _shares_groups(outer)):
         kinds = f"{type(outer).__name__} around {type(getattr(outer, inner)).__name__}"
         fix = f"attach(model, optimizer.{inner}, diagnose=True): what the outer one does beside its steps is let be"
-        raise ConfigError("diagnose=True needs an optimizer that takes its steps itself", got=kinds, fix=fix)
-    if optimizer_step.needs_closure(outer):
-        text = f"diagnose=True cannot take a step of {type(outer).__name__} again: it evaluates the loss several times"
-        fix = "attach(model, optimizer) without diagnose: it refuses bad steps all the same"
-        raise ConfigError(text, expected="an optimizer whose step() needs no closure", fix=fix)
+        text = "diagnose=True needs an optimizer that takes its steps itself, or one around another with its groups"
+        raise ConfigError(text, got=kinds, fix=fix)
+    if not alone and optimizer_step.needs_closure(outer):
+        text = f"{type(outer).__name__} evaluates the loss several times: diagnose=True takes it alone, not with others"
+        fix = "attach a guard to each, with the part of the model that it trains"
+        raise ConfigError(text, expected="several optimizers whose step() needs no closure", fix=fix)
+
+
+def _shares_groups(outer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizers inside have the groups of the outer one: a rate that is lowered is then theirs too."""
+    own = {id(group) for group in outer.param_groups}
+    # Not made up from those inside, as by wrappers of frameworks.
+    held = {"state", "param_groups"} <= vars(outer).keys()
+    return held and all(id(group) in own for one in nested(outer) for group in one.param_groups)
 
 
 def _optimizers(given: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:

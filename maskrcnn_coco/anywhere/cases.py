@@ -33,6 +33,7 @@ def case_of(known: Any, alarm: Alarm) -> Case:
         max_grad_norm=clip,
         fp32_modules=known.fp32_modules,
         norms_clipped=not known.own_batches,
+        evaluates=guard.immediate.evaluates,
     )
     now = known.snapshot(alarm.step)
     put_usual(now.optimizer["param_groups"], known.groups.names, guard.instruments.lowered.usual)

@@ -61,6 +61,11 @@ class Diagnosing(WithResponder, Attached):
         """Whether a step is being taken again, of this training or of another one beside it."""
         return Deafness.depth > 0
 
+    @property
+    def _seen_before(self) -> bool:
+        """Whether the optimizer evaluates the loss once more: of the batch that it was evaluated of already."""
+        return self._within is not None and self._within.evaluated
+
     def batch(self, batch: Any, ids: Sequence[int] | None = None) -> Any:
         """Show the batch that the coming forward pass is of, where ``forward`` takes it; returns it unchanged.
 
@@ -68,7 +73,7 @@ class Diagnosing(WithResponder, Attached):
             ids: of its samples, for verdicts; by default they are numbered through.
         """
         act = self._open([], early=True)
-        if self.responder is not None and not self._busy:
+        if self.responder is not None and not self._busy and not self._seen_before:
             self.responder.saw(act.record.step, batch, ids, self._shown_forward)
         return batch
 
@@ -95,7 +100,8 @@ class Diagnosing(WithResponder, Attached):
         except DataError:
             self._explain((args, kwargs))
             raise
-        if self.responder is not None and self._shown_forward is None and self._act is not None:
+        known = self._shown_forward is not None or self._seen_before
+        if self.responder is not None and self._act is not None and not known:
             self.responder.saw(self._act.record.step, (given, kwargs))
         return instead if instead is not None or given is args else (given, kwargs)
 

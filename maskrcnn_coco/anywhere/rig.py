@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +18,8 @@ from maskrcnn_coco.guard.forward_backward import as_terms
 from maskrcnn_coco.guard.joined import Joined
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.replay.case import Rig
-from maskrcnn_coco.replay.private_copy import around
+from maskrcnn_coco.replay.private_copy import around, twins_of
+from maskrcnn_coco.replay.private_optimizer import private_optimizer
 from maskrcnn_coco.system.precision import autocast
 
 STEPS = 64
@@ -109,7 +110,7 @@ class Groups:
         by_id = {id(p): n for n, p in model.named_parameters()}
         self.members = [[by_id[id(p)] for p in g["params"] if id(p) in by_id] for g in optimizer.param_groups]
         self.foreign = sum(id(p) not in by_id for g in optimizer.param_groups for p in g["params"])
-        self.optimizer = optimizer
+        self.model, self.optimizer = model, optimizer
         self._held = _identities(optimizer)
 
     @property
@@ -125,30 +126,15 @@ class Groups:
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """The same optimizer for a copy of the model: same class and settings, no state."""
-        params = dict(model.named_parameters())
-        groups = [
-            {"params": [params[n] for n in members], "component": name}
-            for members, name in zip(self.members, self.names, strict=True)
-        ]
-        if not isinstance(self.optimizer, Joined):
-            return self._private(self.optimizer, groups)
-        made: Any = Joined([])
-        for live in self.optimizer.optimizers:
-            own, groups = groups[: len(live.param_groups)], groups[len(live.param_groups) :]
-            made.optimizers.append(self._private(live, own))
-        return made
-
-    def _private(self, live: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        kind = type(live)
-        if self.foreign or any(isinstance(v, torch.optim.Optimizer) for v in vars(live).values()):
-            raise ValueError(f"{kind.__name__} holds parameters or an optimizer that are not the model's")
-        made = kind.__new__(kind)
-        made.__dict__.update({k: v for k, v in vars(live).items() if k not in ("step", "state", "param_groups")})
-        made.state = defaultdict(dict)
-        made.param_groups = [
-            {**{k: v for k, v in group.items() if k != "params"}, **own}
-            for group, own in zip(live.param_groups, groups, strict=True)
-        ]
+        if self.foreign:
+            raise ValueError(f"{type(self.optimizer).__name__} holds parameters that are not the model's")
+        twins = twins_of(self.model, model)
+        if isinstance(self.optimizer, Joined):
+            made: Any = Joined([private_optimizer(live, twins) for live in self.optimizer.optimizers])
+        else:
+            made = private_optimizer(self.optimizer, twins)
+        for group, name in zip(made.param_groups, self.names, strict=True):
+            group["component"] = name
         return made
 
 
@@ -167,6 +153,10 @@ class Forwards:
             torch.set_rng_state(random)
         else:
             torch.manual_seed(step)  # a step that was not taken: draws of its own
+        return self.again(model, batch, step, micro, how)
+
+    def again(self, model: nn.Module, batch: Samples, step: int, micro: int, how: str | None) -> dict[str, Tensor]:
+        """The same, with random numbers that go on from where they are: the optimizer evaluates the loss once more."""
         function = self.forward or self.kept.forward(step, micro)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         single = no_autocast() if how == "fp32" and self.precision != "fp32" else contextlib.nullcontext()
@@ -185,11 +175,7 @@ class Forwards:
 
     def _twins_of(self, model: nn.Module) -> dict[int, Any]:
         if self._twins[0] is not model:
-            twins: dict[int, Any] = {}
-            for kind in (nn.Module.named_modules, nn.Module.named_parameters, nn.Module.named_buffers):
-                copies = dict(kind(model, remove_duplicate=False))
-                twins.update((id(t), copies[n]) for n, t in kind(self.live, remove_duplicate=False) if n in copies)
-            self._twins = (model, twins)
+            self._twins = (model, twins_of(self.live, model))
         return self._twins[1]
 
 
@@ -254,6 +240,7 @@ def make_rig(
     max_grad_norm: float | None,
     fp32_modules: list[str],
     norms_clipped: bool = False,
+    evaluates: bool = False,
 ) -> Rig:
     """A rig around the live model; it is copied at the first replay."""
     device = next((p.device for p in forwards.live.parameters()), torch.device("cpu"))
@@ -261,6 +248,7 @@ def make_rig(
         model=forwards.live,
         build_optimizer=groups.build,
         forward=forwards,
+        forward_again=forwards.again if evaluates else None,
         components=groups.of,
         make_batch=forwards.kept.of,
         precision=forwards.precision,

@@ -200,6 +200,8 @@ def _not_repeated(f: Facts) -> Iterator[str]:
     if f.bad("update"):
         if not f.outcomes["update"].finite:
             yield "settings"
+            # Where the guard measured how far it went, a lower rate may keep it from going there.
+            yield from ("lr",) if f.leap else ()
         return
     yield "live"
     if f.symptom == "scale_collapse" or any(s.where == "scaler" for s in f.state):

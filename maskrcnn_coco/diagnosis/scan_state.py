@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from maskrcnn_coco.components import component_of, forgets_squares, is_possible
 from maskrcnn_coco.diagnosis.facts import StateFault
 from maskrcnn_coco.replay.case import Case
+from maskrcnn_coco.replay.optimizer_state import entries_of
 from maskrcnn_coco.replay.snapshot import Snapshot
 from maskrcnn_coco.replay.state import nonfinite_names
 
@@ -134,10 +135,10 @@ def _norm_faults(snapshot: Snapshot, model: nn.Module, owner: Callable[[str], st
 def _optimizer_faults(snapshot: Snapshot, names: list[str], owner: Callable[[str], str]) -> list[StateFault]:
     faults = []
     forgetful = any(map(forgets_squares, snapshot.optimizer.get("param_groups", [])))
-    for index, entry in snapshot.optimizer.get("state", {}).items():
+    for index, entry in entries_of(snapshot.optimizer):
         name = names[index] if isinstance(index, int) and index < len(names) else str(index)
         for key, value in entry.items():
-            if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
+            if not bool(torch.isfinite(value).all()):
                 faults.append(_fault("optimizer", name, f"{key} is non-finite", owner))
         faults += [] if forgetful else _vanished(entry, name, owner)
     for group in snapshot.optimizer.get("param_groups", []):

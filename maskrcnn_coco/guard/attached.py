@@ -7,7 +7,6 @@ and three: the gradients are judged as they stand, then the optimizer's own step
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,6 +29,7 @@ from maskrcnn_coco.guard.sharding import shares_of
 from maskrcnn_coco.guard.stand_ins import StandIns
 from maskrcnn_coco.guard.undo import nested
 from maskrcnn_coco.guard.verdict import Verdict
+from maskrcnn_coco.guard.watched_step import WatchedStep
 from maskrcnn_coco.records import Alarm, StepRecord
 
 KEPT = 300
@@ -77,6 +77,8 @@ class Attached(Guard):
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._round: set[int] = set()
         self._through = False
+        self._within: WatchedStep | None = None
+        """The step that is evaluating the loss now."""
         self._result: Any = None
         self.instruments.buffers.save()  # a compiled model has no hooks that would do it in time
         self._stand_ins = StandIns()
@@ -200,7 +202,7 @@ class Attached(Guard):
         if closure is None:
             return self._judged_step(optimizer, index, lambda: inner(*args, **kwargs))
         if not optimizer_step.evaluates_once(optimizer):
-            return self._watched_step(optimizer, inner, closure)
+            return self._watched_step(inner, closure)
         with torch.enable_grad():
             result = closure()
         self._note(result)
@@ -303,72 +305,25 @@ class Attached(Guard):
         self._entrances.step_taken()
         self.instruments.buffers.save()
 
-    def _watched_step(
-        self, optimizer: torch.optim.Optimizer, inner: Callable[..., Any], closure: Callable[[], Any]
-    ) -> Any:
-        """A step that evaluates the loss as often as it likes (LBFGS, SAM): copied, taken, looked at, put back."""
+    def _watched_step(self, inner: Callable[..., Any], closure: Callable[[], Any]) -> Any:
+        """A step that evaluates the loss as often as it likes."""
         self._close_round()
-        self._act = None
-        act, began = self._open([], early=True), time.perf_counter()
-        record, parts = act.record, self.instruments
-        self.immediate.undo.take()
-
-        def evaluated() -> Any:
-            loss = closure()
-            self._note(loss)
-            if not act.norms:  # of the first evaluation, which is where every other optimizer's step begins
-                act.gradients, where = parts.layout.gradients()
-                act.groups = self.immediate.measure(act, where)
-            return loss
-
+        act, self.immediate.evaluates = self._open([], early=True), True
+        step = self._within = WatchedStep(self.immediate, act, self._note)
         self._through = True
         self._entrances.step_begins()
         try:
-            result = inner(evaluated)
+            with self.instruments.lowered_rates():
+                result = inner(step.closure(closure))
         except BaseException:
-            self.immediate.undo.put_back()
-            parts.buffers.restore()
-            self._act = None
+            step.broken_off()
             raise
         finally:
-            self._through = False
-        act.done = done = self._pass(act)
-        first = float(act.seen[0]) if act.seen else math.nan
-        record.losses, record.loss = {"loss": first}, first
-        norm = record.grad_norm if act.norms else 1.0
-        record.grad_norm = record.grad_norm if act.norms else 0.0
-        verdict = act.before or self._looked_at(act, done, norm)
-        verdict = verdict if self.immediate.team is None else self.immediate.team.worst(verdict)
-        self._act = None
-        if verdict is None or self.mode == "observe":
-            record.applied = True
-            parts.taken += 1
-            parts.health.finished(due=True)
-            parts.learn(record, norm, act.where, act.norms, 0.0)
-            parts.loss_weight.moved = self.immediate.undo.moved
-            if verdict is not None:
-                parts.raise_alarm(record, verdict)
-        else:
-            self.immediate.undo.put_back()
-            parts.refuse(record, verdict, began)
-        self._keep(record)
+            self._through, self._within = False, None
+        done, self._act = self._pass(act), None
+        step.end(done)
+        self._keep(act.record)
         return result
-
-    def _looked_at(self, act: Act, done: forward_backward.Pass, norm: float) -> Verdict | None:
-        parts, record = self.instruments, act.record
-        fault = self.immediate.undo.fault()
-        if done.micro_batch is not None:
-            return Verdict("loss_nonfinite", "the loss is not finite", {"losses": record.losses})
-        if fault is not None:
-            return fault
-        parts.buffers.changed()
-        bad = parts.buffers.wrong()
-        if bad:
-            return Verdict("buffer_nonfinite", f"the step made {bad[0]} non-finite or enormous", {"buffers": bad})
-        leap = self.immediate.undo.leap()
-        if leap is not None or math.isnan(record.loss):
-            return leap
-        return parts.compared(record, norm, act.where, act.norms)
 
     # --- a scaler that was shown to us
 

@@ -82,6 +82,8 @@ class Immediate:
         self._without_graph = 0
         self.applying = False
         """See `Guard.applying`."""
+        self.evaluates = False
+        """The optimizer is handed a closure, and evaluates the loss within its step as often as it likes."""
         self.grad_scale: torch.Tensor | None = None
 
     def begin(self, batches: list[Any], record: StepRecord, *, save: bool = True) -> Act:

@@ -25,17 +25,28 @@ def clip_coefficient(norm: float, max_norm: float | None) -> float:
 def apply(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor], coefficient: float) -> None:
     """Clip and step. A fused optimizer multiplies while it updates; others need a pass over the gradients."""
     if coefficient == 1.0:
-        optimizer.step()
+        _step(optimizer)
     elif coefficient > 0 and scales_itself(optimizer) and all(t.dtype == torch.float32 for t in gradients):
         # `full` writes the number on the device; `tensor` would send it there, and wait.
         optimizer.grad_scale = torch.full((), 1.0 / coefficient, device=gradients[0].device)  # type: ignore[attr-defined]
         try:
-            optimizer.step()
+            _step(optimizer)
         finally:
             del optimizer.grad_scale  # type: ignore[attr-defined]
     else:
         torch._foreach_mul_(list(gradients), coefficient)  # pyright: ignore[reportPrivateImportUsage]
+        _step(optimizer)
+
+
+def _step(optimizer: torch.optim.Optimizer) -> None:
+    """The step, by gradients alone; an optimizer that misses its closure says so in words of its own, or in none."""
+    try:
         optimizer.step()
+    except (AssertionError, TypeError) as error:
+        wanted = "closure" in str(error) or "'NoneType' object is not callable" in str(error)
+        if not wanted or "closure" not in inspect.signature(type(optimizer).step).parameters:
+            raise
+        raise _wants_closure(optimizer) from error
 
 
 def scales_itself(optimizer: torch.optim.Optimizer) -> bool:
@@ -78,11 +89,15 @@ def plain(
 def refuse_closures(optimizer: torch.optim.Optimizer) -> None:
     """Raise ConfigError for an optimizer whose step() needs a closure: `Guard.step` has none to give."""
     if needs_closure(optimizer):
-        raise ConfigError(
-            f"{type(optimizer).__name__} evaluates the loss several times within a step, which guard.step cannot do",
-            expected="an optimizer whose step() needs no closure, such as SGD or AdamW",
-            fix="guard = attach(model, optimizer), and keep optimizer.step(closure) in your loop",
-        )
+        raise _wants_closure(optimizer)
+
+
+def _wants_closure(optimizer: torch.optim.Optimizer) -> ConfigError:
+    return ConfigError(
+        f"{type(optimizer).__name__} evaluates the loss several times within a step, which guard.step cannot do",
+        expected="an optimizer whose step() needs no closure, such as SGD or AdamW",
+        fix="guard = attach(model, optimizer), diagnose=True or not, and keep optimizer.step(closure) in your loop",
+    )
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:

@@ -10,6 +10,7 @@ step, looked at after it, and put back.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,7 +47,7 @@ class Undo:
     def nbytes(self) -> int:
         """Bytes of the copies held."""
         entries = (e for _, states, _ in self._optimizers for e in states.values() if isinstance(e, dict))
-        states = (v for e in entries for v in e.values() if isinstance(v, Tensor))
+        states = (t for e in entries for t in tensors_in(e))
         return sum(t.numel() * t.element_size() for t in (*self._weights, *states))
 
     @property
@@ -95,8 +96,8 @@ class Undo:
         tensors, names = [], []
         known = {id(p): name for p, name in zip(layout.params, layout.names, strict=True)}
         for key, entry in ((k, e) for o in each(optimizer) for k, e in o.state.items() if isinstance(e, dict)):
-            for what, value in entry.items():
-                if isinstance(value, Tensor) and has_fractions(value) and value.numel():
+            for what, value in ((w, t) for w, v in entry.items() for t in tensors_in(v)):
+                if has_fractions(value) and value.numel():
                     tensors.append(value)
                     names.append(f"{what} of {known.get(id(key), 'the optimizer')}")
         wrong = [names[i] for i in nonfinite_at(norms(tensors)) if not all_finite(tensors[i])]
@@ -145,6 +146,18 @@ def each(optimizer: Any) -> list[torch.optim.Optimizer]:
 def nested(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
     """The optimizers that ``optimizer`` steps itself."""
     return [v for v in vars(optimizer).values() if isinstance(v, torch.optim.Optimizer)]
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor of an entry of an optimizer's state: LBFGS keeps lists of them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            yield from tensors_in(v)
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from tensors_in(v)
 
 
 def _put_back(kept: Any, live: Any) -> Any:

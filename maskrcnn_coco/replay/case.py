@@ -23,6 +23,8 @@ class Rig:
         build_optimizer: as the run's; every group has "component".
         forward: (model, batch, step, micro, precision or None for the run's own) → losses with a graph. Seeds torch
             from (seed, step, micro); does the autocast of ``precision`` itself.
+        forward_again: the same with random numbers that go on, for an optimizer that is handed a closure and evaluates
+            the loss within its step as often as it likes; None: it takes its step from the gradients.
         make_batch: keys of one micro-batch → Batch; None where the data is not at hand.
         redraw: key of a sample → key of another draw of it; None where nothing of a sample is drawn at random.
         components: model → component → parameter name → parameter.
@@ -34,6 +36,7 @@ class Rig:
     build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     forward: Callable[[nn.Module, Any, int, int, str | None], dict[str, Tensor]]
     components: Callable[[nn.Module], dict[str, dict[str, nn.Parameter]]]
+    forward_again: Callable[[nn.Module, Any, int, int, str | None], dict[str, Tensor]] | None = None
     make_batch: Callable[[list[Any]], Any] | None = None
     redraw: Callable[[Any], Any] | None = None
     precision: str = "fp32"

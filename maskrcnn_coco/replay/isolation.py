@@ -34,10 +34,18 @@ class Counted:
     """The rig's forward for the micro-batches of one step, in order."""
 
     def __init__(
-        self, rig: Rig, model: nn.Module, step: int, precision: str | None, *, reference: bool = False
+        self,
+        rig: Rig,
+        model: nn.Module,
+        step: int,
+        precision: str | None,
+        *,
+        reference: bool = False,
+        again: bool = False,
     ) -> None:
         self.model, self.step, self.precision = model, step, precision
-        self.forward = (rig.reference_forward if reference else None) or rig.forward
+        other = rig.forward_again if again else rig.reference_forward if reference else None
+        self.forward = other or rig.forward
         self.micro = 0
 
     def __call__(self, batch: Any) -> dict[str, Tensor]:

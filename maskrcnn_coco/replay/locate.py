@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from maskrcnn_coco.guard import forward_backward
 from maskrcnn_coco.guard.forward_backward import Forward, Pass
 from maskrcnn_coco.guard.norms import Layout
-from maskrcnn_coco.replay.outcome import CONSTANT, IN_HALF, NOTHING
+from maskrcnn_coco.replay.outcome import CONSTANT, IN_HALF, NOTHING, Outcome
 
 _BEYOND = 1e3
 """Sums of squares of what an op took, so many times: an exponential of 13 gives it, a division by a thousandth."""
@@ -143,6 +143,14 @@ class Located:
     """The largest number among what ``op`` took, where that was finite."""
     grown: tuple[str, float] | None = None
     """The first op whose numbers are beyond what squares of those that it took could be, and the largest of them."""
+
+    def told(self, outcome: Outcome, watch: str | None) -> Pass:
+        """The pass; where it went wrong is written into ``outcome``, and the largest number of module ``watch``."""
+        outcome.first_bad_module, outcome.first_bad_op, outcome.took = self.module, self.op, self.took
+        outcome.phase, outcome.inside, outcome.met, outcome.grown = self.phase, self.inside, self.met, self.grown
+        outcome.finite = self.module is None and self.op is None
+        outcome.max_abs = self.max_abs if watch is None else self.largest.get(watch)
+        return self.taken
 
 
 def located_run(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from maskrcnn_coco.components import TIMES, is_possible, real, times_of
 from maskrcnn_coco.guard.joined import Joined
 from maskrcnn_coco.guard.lowered import hold_kept_rates
+from maskrcnn_coco.guard.undo import nested
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -117,6 +118,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
                 del state[key]
             for key, value in entry.items():
                 state[key] = _put(state.get(key), value, parameter)
+    for inside, held in zip(nested(optimizer), saved["inside"], strict=True) if "inside" in saved else ():
+        restore_optimizer(inside, held)
+    for name, value in saved.get("beside", {}).items():
+        setattr(optimizer, name, _put(getattr(optimizer, name, None), value))
 
 
 def _put(live: Any, value: Any, like: Tensor | None = None) -> Any:

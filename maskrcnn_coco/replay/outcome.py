@@ -50,6 +50,8 @@ class Outcome:
     moved: float | None = None
     """Where an update was taken: ‖update‖ / ‖weights‖ of the component that it moved furthest. ``first_bad_op`` is then
     the optimizer's, and ``bad_grads`` are the weights that it made non-finite."""
+    within: str = ""
+    """What an evaluation of the loss within the optimizer's step gave, where that was not finite."""
     moved_last: dict[str, float] = field(default_factory=dict)
     """Component → ‖update‖ of the last step of a walk that goes past the failing one / ‖weights‖ before the first."""
     path: list[tuple[int, float, float]] = field(default_factory=list)
@@ -68,6 +70,8 @@ class Outcome:
                 return "non-finite: " + ", ".join(self.bad_losses)
             if self.bad_buffers and not self.bad_grad_count:
                 return f"loss {self.loss:.4g} finite, buffer {self.bad_buffers[0]} non-finite or enormous"
+            if self.within:
+                return f"loss {self.loss:.4g} and gradients finite, an evaluation within the step: {self.within}"
             if self.moved is not None and not self.bad_grad_count:
                 bad = ", ".join(self.bad_grads[:3]) or "the optimizer's state"
                 return f"loss {self.loss:.4g} and gradients finite, after the update non-finite: {bad}"

@@ -91,14 +91,20 @@ def moved_copy(source: nn.Module, move: Callable[[nn.Module], nn.Module]) -> nn.
 
 def _take_hooks(source: nn.Module, made: PrivateCopy) -> None:
     # The memo also keeps temporaries alive; what matters are the parts of the model itself.
-    twins: dict[int, Any] = {}
-    for kind in (nn.Module.named_modules, nn.Module.named_parameters, nn.Module.named_buffers):
-        copies = dict(kind(made.model, remove_duplicate=False))
-        twins.update((id(t), copies[n]) for n, t in kind(source, remove_duplicate=False) if n in copies)
+    twins = twins_of(source, made.model)
     for module in made.model.modules():
         _own_functions(module, twins)
     for name, parameter in source.named_parameters():
         _hooks_of_parameter(name, parameter, twins, made.missing)
+
+
+def twins_of(source: nn.Module, copied: nn.Module) -> dict[int, Any]:
+    """id of each module, parameter and buffer of ``source`` → the part of ``copied`` that has its name."""
+    twins: dict[int, Any] = {}
+    for kind in (nn.Module.named_modules, nn.Module.named_parameters, nn.Module.named_buffers):
+        copies = dict(kind(copied, remove_duplicate=False))
+        twins.update((id(t), copies[n]) for n, t in kind(source, remove_duplicate=False) if n in copies)
+    return twins
 
 
 def _own_functions(module: nn.Module, twins: dict[int, Any]) -> None:

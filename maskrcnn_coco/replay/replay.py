@@ -10,12 +10,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from maskrcnn_coco.guard import forward_backward, optimizer_step
+from maskrcnn_coco.guard import forward_backward
 from maskrcnn_coco.guard.aside import Aside
 from maskrcnn_coco.guard.norms import Layout, moved_by, sizes_of
 from maskrcnn_coco.replay.case import Case
@@ -23,8 +24,10 @@ from maskrcnn_coco.replay.gradients import by_another, gradient_digest, read_nor
 from maskrcnn_coco.replay.isolation import Counted, FixedScale, LiveBuffers, forked_random, kept_fp32, own, share_of
 from maskrcnn_coco.replay.locate import Located, located_run, watched_ops
 from maskrcnn_coco.replay.optimizer import lower_settings, restore_optimizer, set_again, set_rates, settings_of
+from maskrcnn_coco.replay.optimizer_state import forget, sound_states
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.private_copy import PrivateCopy, private_copy
+from maskrcnn_coco.replay.private_step import take_step
 from maskrcnn_coco.replay.snapshot import Snapshot, restore
 from maskrcnn_coco.replay.state import nonfinite_names, state_tensors
 from maskrcnn_coco.replay.tape import TapeEntry
@@ -211,8 +214,8 @@ class Replay:
                     set_again(optimizer, current if entry is None else entry.settings)
                     lower_settings(optimizer, settings_most or {})
                     before = [p.detach().clone() for p in layout.params] if beyond and entry is steps[-1] else []
-                    self._update(outcome, (entry or beyond[0]).lr, factors, lr_most or {})
-                    if outcome.error:
+                    self._update(outcome, batches, step, (entry or beyond[0]).lr, factors, lr_most or {})
+                    if outcome.error or outcome.within:
                         break
                     if before:
                         far = moved_by(before, layout, sizes)[1]
@@ -243,7 +246,7 @@ class Replay:
             if state is not None:
                 restore_optimizer(optimizer, state.optimizer)
             elif empty:
-                optimizer.state.clear()
+                forget(optimizer)
             set_again(optimizer, [dict(settings or {})] * len(optimizer.param_groups))
             batches = list(self.case.batches or [])
             outcome = self._measure(model, test, batches, self.case.alarm.step, None, self._scale(None, None))
@@ -251,13 +254,11 @@ class Replay:
                 layout = self._layout_of(model)
                 before = [p.detach().clone() for p in layout.params]
                 with watched_ops() as bad:
-                    self._update(outcome, lr, {}, {})
+                    self._update(outcome, batches, self.case.alarm.step, lr, {}, {})
                 outcome.first_bad_op = next(iter(bad), None)
                 outcome.moved = max(moved_by(before, layout)[1], default=0.0)
                 outcome.bad_grads = nonfinite_names(state_tensors(model))
-                states = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
-                sound = all(bool(v.isfinite().all()) for v in states if v.is_floating_point() or v.is_complex())
-                outcome.finite = not outcome.bad_grads and sound
+                outcome.finite = not (outcome.bad_grads or outcome.within) and sound_states(optimizer)
             model.zero_grad(set_to_none=True)
         outcome.steps = 1.0
         return outcome
@@ -313,13 +314,15 @@ class Replay:
         step: int,
         precision: str | None,
         scale: float,
-        locate: bool,
-        watch: str | None,
+        locate: bool = False,
+        watch: str | None = None,
+        *,
+        again: bool = False,
     ) -> Outcome:
         layout = self._layout_of(model)
         layout.zero_grad()
         outcome = Outcome(test, True)
-        forward = Counted(self.rig, model, step, precision, reference=model is not self._model)
+        forward = Counted(self.rig, model, step, precision, reference=model is not self._model, again=again)
         run = located_run if locate else forward_backward.run
         # What is no loss is a fault of the step where the run met it; else the replay does not know how it is made.
         met = forward_backward.LossForm.__name__ in str(self.case.alarm.measured.get("error", ""))
@@ -329,11 +332,7 @@ class Replay:
             # The guard's own step lets through what it is pointless to go on after; a replay is then no evidence.
             raise ReplayImpossible(f"{test}: {type(e).__name__}: {e}") from e
         if isinstance(out, Located):
-            outcome.first_bad_module, outcome.first_bad_op, outcome.took = out.module, out.op, out.took
-            outcome.phase, outcome.inside, outcome.met, outcome.grown = out.phase, out.inside, out.met, out.grown
-            outcome.finite = out.module is None and out.op is None
-            outcome.max_abs = out.max_abs if watch is None else out.largest.get(watch)
-            out = out.taken
+            out = out.told(outcome, watch)
         elif out.graph and not out.error and by_another(out, layout):
             raise ReplayImpossible(f"{test}: the loss has no gradient in the model that the forward pass was given")
         if out.error is not None:
@@ -352,18 +351,19 @@ class Replay:
         return outcome
 
     def _update(
-        self, outcome: Outcome, lr: dict[str, float], factors: Mapping[str, float], most: Mapping[str, float]
+        self,
+        outcome: Outcome,
+        batches: list[Any],
+        step: int,
+        lr: dict[str, float],
+        factors: Mapping[str, float],
+        most: Mapping[str, float],
     ) -> None:
+        """The update of planned step ``step``, whose pass over ``batches`` gave ``outcome``."""
         set_rates(self.optimizer, lr, factors, most)
-        gradients, _ = self._layout_of(self.model).gradients()
-        coefficient = optimizer_step.clip_coefficient(outcome.unclipped, self.rig.max_grad_norm)
-        try:
-            optimizer_step.apply(self.optimizer, gradients, coefficient)
-        except RuntimeError as e:
-            if "overflow" not in str(e):
-                raise
-            # A rate that the weights' type cannot hold: torch refuses what any other would make infinite.
-            outcome.finite, outcome.error = False, str(e).splitlines()[0][:160]
+        once_more = partial(self._once, self.model, outcome.test, batches, step, None, outcome.loss_scale or 1.0)
+        again = None if self.rig.forward_again is None else partial(once_more, again=True)
+        take_step(self.optimizer, self._layout_of(self.model), outcome, self.rig.max_grad_norm, again)
 
     def _layout_of(self, model: nn.Module) -> Layout:
         if model is not self._model:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.replay.optimizer import restore_optimizer
+from maskrcnn_coco.replay.optimizer_state import entries_of, saved_state, states_of
 from maskrcnn_coco.replay.state import nonfinite_names, rng_state, scalar_finite, set_rng_state, state_tensors
 
 
@@ -66,7 +67,7 @@ def take(
         step=step,
         epoch=epoch,
         model={name: _clone(t, memo, to) for name, t in state_tensors(model).items()},
-        optimizer=_clone(optimizer.state_dict(), memo, to),
+        optimizer=_clone(saved_state(optimizer), memo, to),
         scaler=scaler.state_dict() if scaler is not None and scaler.is_enabled() else None,
         guard=copy.deepcopy(guard.learned()) if guard is not None else {},
         extra=copy.deepcopy(extra) if extra else {},
@@ -80,8 +81,7 @@ def take(
 
 def state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Bytes that a snapshot of them holds."""
-    states = (v for state in optimizer.state.values() for v in state.values())
-    return sum(t.nbytes for t in (*state_tensors(model).values(), *states) if isinstance(t, Tensor))
+    return sum(t.nbytes for t in (*state_tensors(model).values(), *states_of(optimizer)))
 
 
 def restore(
@@ -120,9 +120,8 @@ def nonfinite_entries(snapshot: Snapshot) -> list[str]:
     """The names of the snapshot's entries that hold a NaN or an infinity; an empty list means it is sound."""
     state = {
         f"optimizer state {index}.{key}": value
-        for index, entry in snapshot.optimizer.get("state", {}).items()
+        for index, entry in entries_of(snapshot.optimizer)
         for key, value in entry.items()
-        if isinstance(value, Tensor)
     }
     bad = nonfinite_names({**snapshot.model, **state})
     for i, group in enumerate(snapshot.optimizer.get("param_groups", [])):

@@ -1051,15 +1051,6 @@ def test_a_detector_left_in_evaluation_mode_is_no_glitch() -> None:
     assert [(i.cause, i.action.kind) for i in guard.incidents] == [("UNKNOWN", "stop")]
 
 
-def test_a_step_that_evaluates_the_loss_several_times_is_refused_before_the_first() -> None:
-    """A guard that only refuses serves it."""
-    model = nn.Linear(4, 2)
-    optimizer = torch.optim.LBFGS(model.parameters())
-    with pytest.raises(ConfigError, match="LBFGS again: it evaluates the loss several times"):
-        attach(model, optimizer, diagnose=True)
-    attach(model, optimizer).detach()
-
-
 def quiet(guard: Guard, batch: Any, **more: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GuardWarning)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def test_the_plain_step_is_that_of_a_tutorial() -> None:
         lambda b: {"loss": mine(b).square().mean()}, halves, torch.optim.SGD(mine.parameters(), 0.1), None,
         list(mine.parameters()), None,
     )  # fmt: skip
-    total = sum(theirs(b).square().mean() for b in halves) / 2
+    total: Any = sum(theirs(b).square().mean() for b in halves) / 2
     total.backward()
     torch.optim.SGD(theirs.parameters(), 0.1).step()
     torch.testing.assert_close(mine.weight, theirs.weight)
@@ -67,3 +68,32 @@ def test_an_optimizer_that_needs_a_closure_is_refused_by_name() -> None:
     assert not needs_closure(torch.optim.SGD(weights(), 0.1))
     with pytest.raises(ConfigError, match="LBFGS"):
         refuse_closures(torch.optim.LBFGS(weights()))
+
+
+class Climbs(torch.optim.SGD):
+    """Its closure has a default, and it cannot do without."""
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        loss = closure()
+        super().step()
+        return loss
+
+
+class Asserts(Climbs):
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        assert closure is not None, "a closure is required, and none was given"
+        return super().step(closure)
+
+
+class Slips(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        raise TypeError("can't multiply sequence by non-int of type 'float'")
+
+
+@pytest.mark.parametrize("kind", [Climbs, Asserts])
+def test_one_that_misses_its_closure_says_which_way_serves_it(kind: Any) -> None:
+    with pytest.raises(ConfigError, match="attach") as told:
+        apply(kind(weights(), 0.1), [], 1.0)
+    assert kind.__name__ in str(told.value)
+    with pytest.raises(TypeError, match="multiply"):
+        apply(Slips(weights(), 0.1), [], 1.0)
