@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn_coco.guard.inputs import DEEP, image_ids
+from maskrcnn_coco.guard.norms import as_real, has_fractions
 
 CHANNELS = (1, 3, 4)
 """Of a picture, the first dimension of its tensor."""
@@ -73,7 +74,9 @@ class Samples:
 
     @property
     def images(self) -> list[Tensor]:
-        """All floating values of each sample, float32 (n,), scaled to 1 at most: only whether they are finite."""
+        """All floating values of each sample, of complex ones both parts, float32 (n,), scaled to 1 at most: only
+        whether they are finite.
+        """
         return [self._row(i) for i in range(len(self))]
 
     @property
@@ -100,7 +103,7 @@ class Samples:
     def _row(self, position: int) -> Tensor:
         part = self._select(self.data, [position]) if self._select else cut(self.data, [position], len(self))
         whole = {id(t) for t in leaves(self.data)}  # what is not cut is not this sample's
-        mine = [t for t in leaves(part) if t.is_floating_point() and id(t) not in whole]
+        mine = [as_real(t) for t in leaves(part) if has_fractions(t) and id(t) not in whole]
         row = torch.cat([t.detach().reshape(-1).float().cpu() for t in mine] or [torch.zeros(1)])
         if self.holes:
             row = torch.nan_to_num(row, 0.0, 0.0, 0.0)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from maskrcnn_coco.anywhere.rig import Kept
 from maskrcnn_coco.anywhere.samples import Samples, leaves
+from maskrcnn_coco.guard.norms import has_fractions
 from maskrcnn_coco.records import Alarm, Culprit, Evidence, Finding
 
 FAR = 100.0
@@ -138,7 +139,7 @@ def _is_loud(batch: Samples, usual: list[list[list[float]]]) -> bool:
 
 
 def _is_float(t: Tensor) -> bool:
-    return t.is_floating_point()
+    return has_fractions(t)
 
 
 def _highest(t: Tensor) -> float:
@@ -277,7 +278,7 @@ def _few(t: Tensor) -> list[int]:
 
 
 def _is_whole(t: Tensor) -> bool:
-    return not t.is_floating_point() and not t.is_complex()
+    return not has_fractions(t)
 
 
 def _over(

@@ -110,6 +110,8 @@ def nonfinite(state: dict[str, Any]) -> list[str]:
 
 
 def _all_finite(tensor: torch.Tensor) -> bool:
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
     if not tensor.dtype.is_floating_point or tensor.numel() == 0:
         return True
     low, high = torch.aminmax(tensor)  # one pass without a temporary; NaN reaches both

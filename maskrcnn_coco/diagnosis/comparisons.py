@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis.facts import Drift, Facts, Redefined, Reference, far_apart
 from maskrcnn_coco.diagnosis.limits import LOSS_FACTOR, NORM_FACTOR, WALK
+from maskrcnn_coco.guard.norms import as_real, has_fractions
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.outcome import Outcome
@@ -42,7 +43,7 @@ def differences(model: nn.Module, now: Snapshot) -> list[tuple[float, str]]:
         if other is None:
             continue
         # On the CPU: not every device has float64.
-        here, there = parameter.detach().cpu().double(), other.detach().cpu().double()
+        here, there = (as_real(t.detach()).cpu().double() for t in (parameter, other))
         size = max(float(there.norm()), float(here.norm()), 1e-12)
         difference = float((here - there).norm()) / size
         found.append((difference if difference == difference else math.inf, name))
@@ -81,14 +82,14 @@ def out_of_proportion(loaded: Snapshot, older: Snapshot) -> list[tuple[str, floa
         other = _named_floats(older).get(name)
         if other is None or other.shape != tensor.shape:
             continue
-        here, there = float(tensor.detach().double().norm()), float(other.detach().double().norm())
+        here, there = (float(as_real(t.detach()).double().norm()) for t in (tensor, other))
         if max(here, there) > 1e-6 and not 1 / PROPORTION < here / max(there, 1e-30) < PROPORTION:
             found.append((name, here / max(there, 1e-30)))
     return sorted(found, key=lambda f: -abs(math.log(max(f[1], 1e-30))))
 
 
 def _named_floats(state: Snapshot) -> dict[str, Tensor]:
-    return {n: t for n, t in state.model.items() if t.is_floating_point() and t.numel()}
+    return {n: t for n, t in state.model.items() if has_fractions(t) and t.numel()}
 
 
 def drift(differing: list[tuple[float, str]], from_step: int) -> Drift | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maskrcnn_coco.components import component_of, forgets_squares, is_possible
 from maskrcnn_coco.diagnosis.facts import StateFault
+from maskrcnn_coco.guard.norms import as_real, has_fractions
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.optimizer_state import entries_of
 from maskrcnn_coco.replay.snapshot import Snapshot
@@ -59,7 +60,7 @@ def _fault(where: str, name: str, what: str, owner: Callable[[str], str], certai
 
 
 def _enormous(snapshot: Snapshot, parameters: set[str], owner: Callable[[str], str]) -> list[StateFault]:
-    floats = [(n, t) for n in parameters if (t := snapshot.model.get(n)) is not None and t.is_floating_point()]
+    floats = [(n, t) for n in parameters if (t := snapshot.model.get(n)) is not None and has_fractions(t)]
     largest = [(n, float(t.abs().max())) for n, t in floats if t.numel()]
     what = "finite but enormous, up to {:.3g}: no weight gets there in training"
     found = [_fault("parameter", n, what.format(v), owner) for n, v in sorted(largest) if ENORMOUS < v < math.inf]
@@ -111,7 +112,7 @@ def _norm_faults(snapshot: Snapshot, model: nn.Module, owner: Callable[[str], st
             what = f"momentum is {momentum:g}, expected 0 to 1: statistics swing beyond those of any batch"
             faults.append(_fault("norm", f"{name}.momentum", what, owner, certain=False))
         variance = snapshot.model.get(f"{name}.running_var")
-        if variance is None or not bool(torch.isfinite(variance).all()):
+        if variance is None or variance.is_complex() or not bool(torch.isfinite(variance).all()):
             continue
         eps = float(getattr(module, "eps", 1e-5))
         low = float(variance.min())
@@ -198,8 +199,8 @@ def overwritten(names: Sequence[str], known: set[str], now: Snapshot, before: Sn
         buffer, old = now.model.get(name), None if before is None else before.model.get(name)
         if name in known or buffer is None:
             continue
-        size = float(buffer.double().norm())
-        was = "" if old is None else f", it was {float(old.double().norm()):.3g}"
+        size = float(as_real(buffer).double().norm())
+        was = "" if old is None else f", it was {float(as_real(old).double().norm()):.3g}"
         where = "norm" if name.endswith(("running_mean", "running_var")) else "buffer"
         what = f"its norm is {size:.3g}{was}, and no step has changed it"
         found.append(StateFault(where, name, what, component_of(name), name.rpartition(".")[0] or None))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.guard.aside import MOST, Aside
-from maskrcnn_coco.guard.norms import has_fractions, nonfinite_at, norms
+from maskrcnn_coco.guard.norms import as_real, has_fractions, nonfinite_at, norms
 from maskrcnn_coco.guard.verdict import Verdict
 
 FIRST, RARELY = 5, 50
@@ -182,7 +182,7 @@ class Buffers:
         sizes = norms([t for _, t in floats])
         bad = set()
         for j in nonfinite_at(sizes):
-            sizes[j] = float(floats[j][1].detach().double().norm())  # only the squares may be beyond range
+            sizes[j] = float(as_real(floats[j][1].detach()).double().norm())  # only the squares may be beyond range
             bad |= set() if math.isfinite(sizes[j]) else {j}
         bad |= self._negative(floats) | self._vanished(floats, sizes)
         first: dict[int, float] = {}
@@ -245,12 +245,12 @@ class Buffers:
         Not where it holds again what it held as it was met: an observer whose range begins anew.
         """
         kept, met = self._kept[i], self._by_design[i]
-        if kept is None or live.is_meta or kept.shape != live.shape or not live.is_floating_point():
+        if kept is None or live.is_meta or kept.shape != live.shape or not has_fractions(live):
             return False
-        before, now = kept.float(), live.detach().float()
+        before, now = as_real(kept).float(), as_real(live.detach()).float()
         bad = (now.isnan() & ~before.isnan()) | (now.isinf() & before.isfinite())
         if met is not None and met.shape == live.shape:
-            bad &= now != met.float()
+            bad &= now != as_real(met).float()
         return bool(bad.any())
 
     def _negative(self, floats: list[tuple[int, Tensor]]) -> set[int]:
@@ -258,7 +258,9 @@ class Buffers:
 
         Somebody wrote them, or a momentum above 1 has the statistics swing, below zero every other step.
         """
-        found = [(j, t) for j, (i, t) in enumerate(floats) if self.is_variance(i) and not t.is_meta]
+        found = [
+            (j, t) for j, (i, t) in enumerate(floats) if self.is_variance(i) and not (t.is_meta or t.dtype.is_complex)
+        ]
         if not found:
             return set()
         lowest = torch.stack([t.detach().min().float() for _, t in found]).tolist()

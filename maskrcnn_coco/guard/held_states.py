@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn_coco.components import forgets_squares
-from maskrcnn_coco.guard.norms import Layout, float_states
+from maskrcnn_coco.guard.norms import Layout, as_real, float_states
 from maskrcnn_coco.guard.sharding import local
 from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.wording import listed
@@ -31,7 +31,7 @@ def fits_its_mean(i: int, found: States) -> bool:
     mean = next((t for t, w, k in zip(tensors, where, keys, strict=True) if w == where[i] and k == "exp_avg"), None)
     if keys[i] != "exp_avg_sq" or mean is None or not mean.numel():
         return False
-    square, most = float(tensors[i].detach().max()), float(mean.detach().abs().max())
+    square, most = float(as_real(tensors[i].detach()).max()), float(as_real(mean.detach()).abs().max())
     return math.isfinite(square) and math.sqrt(max(square, 0.0)) <= ABOVE_MEAN * most
 
 

@@ -34,7 +34,8 @@ class LateBuffers:
             return slots, torch.zeros(0, device=device), torch.zeros((), dtype=torch.bool, device=device)
         sizes = stacked_norms([t for _, t in found]).to(device).float()
         wrong = (~sizes.isfinite() | (sizes > self._limit(found, device))).any()
-        variances = [t.detach().reshape(-1).float().to(device) for i, t in found if self.buffers.is_variance(i)]
+        own = [t.detach() for i, t in found if self.buffers.is_variance(i) and not t.dtype.is_complex]
+        variances = [t.reshape(-1).float().to(device) for t in own]
         if variances:
             wrong = wrong | (torch.cat(variances).amin() < 0)
         return slots, sizes, wrong

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn_coco.components import real
-from maskrcnn_coco.guard.norms import Layout, norms
+from maskrcnn_coco.guard.norms import Layout, as_real, norms, real_parts
 
 KEPT = 20
 """Calm steps that loss and gradients are compared with."""
@@ -276,7 +276,7 @@ def _of_a_term(loss: float, gradients: dict[int, float], layout: Layout) -> bool
 def _along(gradients: Sequence[Tensor], back: Sequence[Tensor]) -> tuple[float, float]:
     """A step, given as the way back, times the gradient after it; and the cosine between them (0: there is none)."""
     with torch.no_grad():
-        dot = -sum(float((g * b).sum()) for g, b in zip(gradients, back, strict=True))
+        dot = -sum(float((as_real(g) * as_real(b)).sum()) for g, b in zip(gradients, back, strict=True))
     size = math.hypot(*norms(list(gradients))) * math.hypot(*norms(list(back)))
     return (dot, dot / size) if size > 0 and math.isfinite(size) and math.isfinite(dot) else (0.0, 0.0)
 
@@ -346,9 +346,9 @@ def _stretch(
     gradient: dict[int, float],
 ) -> float:
     """Norm of one group's last update at a rate of 1, without weight decay."""
-    states = {i: optimizer.state.get(layout.params[i]) or {} for i in places}
+    states = {i: real_parts(optimizer.state.get(layout.params[i]) or {}) for i in places}
     length = math.hypot(*(gradient.get(i, 0.0) for i in places))
-    widest = math.sqrt(sum(layout.params[i].numel() for i in places))
+    widest = math.sqrt(sum(as_real(layout.params[i]).numel() for i in places))
     heavy = group.get("momentum")
     if isinstance(optimizer, torch.optim.SGD):
         buffers = [s["momentum_buffer"] for s in states.values() if isinstance(s.get("momentum_buffer"), Tensor)]

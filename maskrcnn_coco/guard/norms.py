@@ -55,7 +55,7 @@ class Layout:
         """Where each process has a share of every tensor: adds up their gradients' norms."""
         self.spare: list[int] = []
         """Positions of weights that were not finite when they were first seen; no fault where nothing uses them."""
-        self.sizes = self.totals([p.numel() for p in self.params], squared=False)
+        self.sizes = self.totals([p.numel() * (1 + p.is_complex()) for p in self.params], squared=False)
         self._pairs = list(dict.fromkeys(zip(self.component, self.groups, strict=True)))
         self._times = [times_of(group) for group in optimizer.param_groups]
         times = [max(self._times[g] for c, g in self._pairs if c == i) for i in range(len(order))]
@@ -210,8 +210,7 @@ def _measurable(tensor: Tensor) -> Tensor:
         tensor = tensor.coalesce()._values()
     elif tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
+    tensor = as_real(tensor)
     if tensor.is_meta:
         return torch.zeros(1)
     small = tensor.is_floating_point() and tensor.element_size() < 2  # float8 has no arithmetic
@@ -254,6 +253,16 @@ def float_states(optimizer: torch.optim.Optimizer, layout: Layout) -> tuple[list
 def has_fractions(tensor: Tensor) -> bool:
     """Whether ``tensor`` can hold a NaN: real or complex floating point."""
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """A complex tensor's real and imaginary parts, (…, 2); any other as it is."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def real_parts(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What an optimizer holds of a weight, its tensors `as_real`: so steps of complex weights are computed."""
+    return {key: as_real(value) if isinstance(value, Tensor) else value for key, value in state.items()}
 
 
 def all_finite(tensor: Tensor) -> bool:

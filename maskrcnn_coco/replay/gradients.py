@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.guard.forward_backward import Pass
-from maskrcnn_coco.guard.norms import Layout, stacked_norms
+from maskrcnn_coco.guard.norms import Layout, as_real, stacked_norms
 from maskrcnn_coco.replay.outcome import Outcome
 
 
@@ -44,6 +44,7 @@ def _total(values: Iterable[float]) -> float:
 
 def _norm(tensor: Tensor) -> float:
     """2-norm of finite numbers whose squares overflow float32. Not in float64, which not every device has."""
+    tensor = as_real(tensor)
     largest = float(tensor.abs().max())
     return largest * float((tensor.float() / largest).norm())
 
@@ -64,9 +65,9 @@ def gradient_digest(model: nn.Module, outcome: Outcome) -> str:
 def _dense(gradient: Tensor) -> list[Tensor]:
     """The numbers of a gradient; of a sparse one where they are, and which."""
     if not gradient.is_sparse:
-        return [gradient.float()]
+        return [as_real(gradient).float()]
     gradient = gradient.coalesce()
-    return [gradient.indices(), gradient.values().float()]
+    return [gradient.indices(), as_real(gradient.values()).float()]
 
 
 def by_another(out: Pass, layout: Layout) -> bool:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from maskrcnn_coco.guard import forward_backward
 from maskrcnn_coco.guard.forward_backward import Forward, Pass
-from maskrcnn_coco.guard.norms import Layout
+from maskrcnn_coco.guard.norms import Layout, as_real, has_fractions
 from maskrcnn_coco.replay.outcome import CONSTANT, IN_HALF, NOTHING, Outcome
 
 _BEYOND = 1e3
@@ -248,8 +248,8 @@ def largest(value: Any) -> float:
     """Largest finite magnitude in all float tensors inside ``value``; 0.0 where there is none."""
     best = 0.0
     for tensor in _tensors(value):
-        if tensor.is_floating_point() and tensor.numel():
-            kept = torch.nan_to_num(tensor.detach().float().abs(), nan=0.0, posinf=0.0)
+        if has_fractions(tensor) and tensor.numel():
+            kept = torch.nan_to_num(as_real(tensor.detach()).float().abs(), nan=0.0, posinf=0.0)
             best = max(best, float(kept.max()))
     return best
 
@@ -277,14 +277,14 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _finite(value: Any) -> bool:
-    return all(
-        bool(torch.isfinite(t).all()) for t in _tensors(value) if t.is_floating_point() and t.layout == torch.strided
-    )
+    return all(bool(torch.isfinite(t).all()) for t in _tensors(value) if has_fractions(t) and t.layout == torch.strided)
 
 
 def _only_masks(value: Any) -> bool:
     """Whether what is not finite in it is minus infinity, with which code leaves places out of a maximum or softmax."""
-    return not any(bool((t.isnan() | (t == torch.inf)).any()) for t in _tensors(value) if t.is_floating_point())
+    return not any(
+        bool((r.isnan() | (r == torch.inf)).any()) for r in map(as_real, _tensors(value)) if has_fractions(r)
+    )
 
 
 def _memory(value: Any) -> set[int]:
@@ -293,7 +293,7 @@ def _memory(value: Any) -> set[int]:
 
 
 def _any_float(value: Any) -> bool:
-    return any(t.is_floating_point() and t.numel() for t in _tensors(value))
+    return any(has_fractions(t) and t.numel() for t in _tensors(value))
 
 
 def _half(result: Any) -> str:

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from maskrcnn_coco.guard.buffers import LEAP, as_made
-from maskrcnn_coco.guard.norms import norms
+from maskrcnn_coco.guard.norms import has_fractions, norms
 
 STATISTICS = ("running_mean", "running_var")
 
 
 def thrown(model: nn.Module, state: dict[str, Any]) -> list[str]:
     """Floating buffers that are not finite now, or leapt from what they are in ``state``, before the failing step."""
-    found = [(n, b) for n, b in model.named_buffers() if b.is_floating_point() and b.numel()]
+    found = [(n, b) for n, b in model.named_buffers() if has_fractions(b) and b.numel()]
     pairs = [(n, b, state.get(n.replace("_orig_mod.", ""))) for n, b in found]
     known = [(n, b, k) for n, b, k in pairs if k is not None and k.shape == b.shape]
     now, was = _sizes([b for _, b, _ in known]), _sizes([k for _, _, k in known])
@@ -42,4 +42,5 @@ def _sizes(tensors: list[torch.Tensor]) -> list[float]:
 
 
 def _below_zero(name: str, buffer: torch.Tensor) -> bool:
-    return name.endswith("running_var") and not buffer.is_meta and float(buffer.min()) < 0
+    real = name.endswith("running_var") and not buffer.is_meta and not buffer.is_complex()
+    return real and float(buffer.min()) < 0
