@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor, nn
+
 from maskrcnn_coco.anywhere.last_words import beside
 from maskrcnn_coco.anywhere.rig import make_rig, number_divided_by, own_clip
 from maskrcnn_coco.anywhere.unlike_others import named
-from maskrcnn_coco.components import real
+from maskrcnn_coco.components import plain_name, real
 from maskrcnn_coco.diagnosis.experiments import Experiments
 from maskrcnn_coco.diagnosis.limits import ALIKE
 from maskrcnn_coco.guard.hooks import Deafness
@@ -57,7 +59,12 @@ def case_of(known: Any, alarm: Alarm) -> Case:
             "glitches": [i.step for i in known.incidents if i.cause == "TRANSIENT"],
         },
         rig=rig,
+        gradients={} if known.own_batches else _live_gradients(known.model),
     )
+
+
+def _live_gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {plain_name(n): p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
 STEEPER = 100.0

@@ -74,6 +74,8 @@ class Diagnosing(WithResponder, Attached):
         """
         act = self._open([], early=True)
         if self.responder is not None and not self._busy and not self._seen_before:
+            if not self.responder.kept.batches(act.record.step):
+                act.suspicion = None  # of a rival's pass through this model, which is not trained on it
             self.responder.saw(act.record.step, batch, ids, self._shown_forward)
         return batch
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from maskrcnn_coco.diagnosis.from_records import usual_lr
 from maskrcnn_coco.guard.lowered import Lowered
-from maskrcnn_coco.records import StepRecord, lowered_settings
+from maskrcnn_coco.guard.updates import of_one_size
+from maskrcnn_coco.records import Action, Finding, Incident, StepRecord, lowered_settings
 from maskrcnn_coco.recovery import ceiling
 
 BELOW_HELD = 0.5
@@ -49,6 +52,27 @@ def lower(
         # One that goes on rising would bring even the lowered rate to what diverged.
         if proved and highest > 0:
             lowered.limit(name, "lr", highest * ceiling(float(detail["factor"])))
+
+
+def with_gradients(
+    finding: Finding,
+    action: Action,
+    step: int,
+    before: Sequence[Incident],
+    optimizer: torch.optim.Optimizer,
+    groups: Sequence[str],
+) -> Action:
+    """``action``, where somebody multiplies the loss of step after step once it was seen: the second is answered.
+
+    Steps that grow with the gradient are as long as they were at a rate so many times lower; those of one size, as
+    Adam's, stay as they are, and what is healthy is learned anew.
+    """
+    times, last = finding.detail.get("multiplied"), before[-1] if before else None
+    if times is None or last is None or last.cause != finding.cause or step - last.step > 1:
+        return action
+    if "betas" in optimizer.param_groups[0] or of_one_size(optimizer):
+        return Action("skip", {"weighed": times})
+    return Action("lower_lr", {"components": list(groups), "factor": 1 / times, "to_step": step, "multiplied": times})
 
 
 def rates_back(lowered: Lowered, rates: Mapping[str, float], held: Mapping[str, float]) -> list[str]:

@@ -20,7 +20,7 @@ from torch import nn
 from maskrcnn_coco import recovery
 from maskrcnn_coco.anywhere.cases import case_of
 from maskrcnn_coco.anywhere.fixes import reworded
-from maskrcnn_coco.anywhere.lowering import lower
+from maskrcnn_coco.anywhere.lowering import lower, with_gradients
 from maskrcnn_coco.anywhere.returning import Returning
 from maskrcnn_coco.anywhere.rig import Forwards, Groups, Kept
 from maskrcnn_coco.anywhere.samples import Key, Samples, Select, leaves, own_ids, size_of
@@ -271,6 +271,9 @@ class AlarmResponder:
             onset = findings[0].onset_step
             back = alarm.onset_step if onset is None else onset
             action = Action("lower_lr", {"components": self.groups.names, "factor": 1 / count, "to_step": back})
+        action = with_gradients(
+            findings[0], action, alarm.step, self.incidents, self.guard.optimizer, self.groups.names
+        )
         return findings, action
 
     def _write(self, incident: Incident) -> None:
@@ -337,6 +340,8 @@ class AlarmResponder:
             lower(parts.lowered, detail, self.groups.names, self.history, self.held, since, proved=proved)
             parts.divergence.watch()
             self.returning.lowered(alarm.step, detail, proved=proved)
+            if "multiplied" in detail:
+                self.guard.new_regime()  # gradients are so long from here on
             return action, back
         elif "usual" in detail:  # the step was refused or undone: the state is sound as it is
             self.guard.instruments.lowered.usual.update(detail["usual"])

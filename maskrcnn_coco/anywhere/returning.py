@@ -7,7 +7,9 @@ rates as well as the training itself does at the lowered ones. Steps are counted
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 from maskrcnn_coco.anywhere.cases import case_of
@@ -44,12 +46,16 @@ class Returning:
         """Groups that are held to the rate which they leapt from."""
         self.proved = False
         """Whether any was proved to be too high."""
+        self.longest = math.inf
+        """Gradients above this norm are still multiplied by the loop, which no copy sees."""
         self._gave = False
 
     def lowered(self, step: int, detail: Mapping[str, Any], *, proved: bool) -> None:
         """A rate was lowered at ``step``: where it had come back, that was too early, and the next wait is longer."""
         self.lapses, self._gave = self.lapses + self._gave, False
         self.leapt |= set(detail.get("most") or {})
+        if times := detail.get("multiplied"):
+            self.longest = self.known.history[-1].grad_norm / math.sqrt(times)
         self.proved = self.proved or proved
         self.since = self.asked = step + 1
         self.wait = HOLD_LEAST * 2**self.lapses
@@ -70,6 +76,8 @@ class Returning:
             return
         if step - self.asked < self.wait or step - self.since < FEWEST:
             return
+        if median(r.grad_norm for r in self.known.history[-FEWEST:]) > self.longest:
+            return
         own = self._own()
         names = [name for name in own if lowered.share(name, own[name]) < 1.0]
         if not names or self.known.guard.immediate.team is not None:  # all processes would have to agree
@@ -79,7 +87,7 @@ class Returning:
             for name in names:
                 lowered.give_back(name)
             self.known.guard.instruments.divergence.watch()
-            self._gave, self.proved = True, False
+            self._gave, self.proved, self.longest = True, False, math.inf
             self._note(names, step)
 
     def _follow(self) -> None:
@@ -116,11 +124,12 @@ class Returning:
     def state_dict(self) -> dict[str, Any]:
         """Plain data; no step's number, as a resumed loop counts anew."""
         kept = {"wait": self.wait, "lapses": self.lapses, "gave": self._gave, "proved": self.proved}
-        return {**kept, "leapt": sorted(self.leapt)}
+        return {**kept, "leapt": sorted(self.leapt), "longest": self.longest if self.longest < math.inf else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave; of a state from before there was any, nothing."""
         self.wait, self.lapses = int(state.get("wait", HOLD_LEAST)), int(state.get("lapses", 0))
         self._gave, self.leapt = bool(state.get("gave", False)), set(state.get("leapt", ()))
-        self.proved = bool(state.get("proved", True))
+        self.proved, longest = bool(state.get("proved", True)), state.get("longest")
+        self.longest = math.inf if longest is None else float(longest)
         self.since = self.asked = self.known.guard.next_step

@@ -253,9 +253,10 @@ def swollen(model: nn.Module, start: Snapshot) -> tuple[str, float, str] | None:
     times: list[tuple[float, str]] = []
     for name, now in model.named_buffers():
         then = start.model.get(name.replace("_orig_mod.", ""))
-        if then is not None and now.is_floating_point() and now.numel() and then.shape == now.shape:
-            size = max(float(then.double().norm()), math.sqrt(now.numel()))
-            times.append((float(now.detach().double().norm()) / size, name))
+        fractions = now.is_floating_point() or now.is_complex()
+        if then is not None and fractions and now.numel() and then.shape == now.shape:
+            size = max(float(in_double(then).norm()), math.sqrt(now.numel()))
+            times.append((float(in_double(now).norm()) / size, name))
     most, name = max(times, default=(0.0, ""))
     return (name, most, component_of(name)) if most > SWOLLEN else None
 

@@ -70,6 +70,8 @@ class Case:
     case is from a file."""
     files: Callable[[], Iterator[tuple[str, Snapshot]]] | None = None
     """Older saved states, newest first, each read when it is asked for; None where nothing was loaded."""
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    """Parameter name → its gradient in the run, live, where that is still there."""
     loaded_step: int | None = None
     """The step of the file that the run went on from in this process."""
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_coco.components import plain_name
 from maskrcnn_coco.guard.forward_backward import Pass
 from maskrcnn_coco.guard.norms import Layout, as_real, stacked_norms
 from maskrcnn_coco.replay.outcome import Outcome
+
+ROUNDED = 1e-3
+"""Gradients of one step, twice computed, differ by less of their norm."""
 
 
 def read_norms(layout: Layout, outcome: Outcome, scale: float) -> None:
@@ -68,6 +72,23 @@ def _dense(gradient: Tensor) -> list[Tensor]:
         return [as_real(gradient).float()]
     gradient = gradient.coalesce()
     return [gradient.indices(), as_real(gradient.values()).float()]
+
+
+def times_of(live: Mapping[str, Tensor], model: nn.Module) -> float | None:
+    """The one number that every gradient of ``model`` is multiplied by in ``live``; None: there is none.
+
+    A gradient clipped by value, a hook on one weight or a bit that flipped is no such number.
+    """
+    own = {plain_name(n): p.grad.detach() for n, p in model.named_parameters() if p.grad is not None}
+    if not own or own.keys() != live.keys() or any(g.is_sparse for g in (*own.values(), *live.values())):
+        return None
+    pairs = [(as_real(own[n]).double(), as_real(live[n].detach()).double().to(own[n].device)) for n in own]
+    square = sum(float(a.square().sum()) for a, _ in pairs)
+    if not 0 < square < math.inf:
+        return None
+    times = sum(float((a * b).sum()) for a, b in pairs) / square
+    off = sum(float((b - times * a).square().sum()) for a, b in pairs)
+    return times if times > 0 and math.sqrt(off) <= ROUNDED * times * math.sqrt(square) else None
 
 
 def by_another(out: Pass, layout: Layout) -> bool:

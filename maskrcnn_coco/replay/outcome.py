@@ -46,6 +46,8 @@ class Outcome:
     largest of them."""
     phase: str = "forward"
     digest: str | None = None
+    times: float | None = None
+    """Where every gradient of the run is that of the replay, times one number, to the digit: that number."""
     steps: float = 1.0
     moved: float | None = None
     """Where an update was taken: ‖update‖ / ‖weights‖ of the component that it moved furthest. ``first_bad_op`` is then

@@ -20,7 +20,7 @@ from maskrcnn_coco.guard import forward_backward
 from maskrcnn_coco.guard.aside import Aside
 from maskrcnn_coco.guard.norms import Layout, moved_by, sizes_of
 from maskrcnn_coco.replay.case import Case
-from maskrcnn_coco.replay.gradients import by_another, gradient_digest, read_norms
+from maskrcnn_coco.replay.gradients import by_another, gradient_digest, read_norms, times_of
 from maskrcnn_coco.replay.isolation import Counted, FixedScale, LiveBuffers, forked_random, kept_fp32, own, share_of
 from maskrcnn_coco.replay.locate import Located, located_run, watched_ops
 from maskrcnn_coco.replay.optimizer import lower_settings, restore_optimizer, set_again, set_rates, settings_of
@@ -138,7 +138,7 @@ class Replay:
             fp32_modules: modules to run in float32 inside autocast.
             loss_scale: multiply the loss by this for backward; None for the recorded one in fp16.
             locate: watch every module and op; slow.
-            digest: hash losses and gradients.
+            digest: hash losses and gradients, and compare those with the run's.
             reference: on `Rig.reference` instead of the copy.
             libraries: False for torch's own kernels instead of the vendors'.
             attention: False for attention by plain maths instead of a fused kernel.
@@ -160,7 +160,7 @@ class Replay:
                     self._measure(model, test, batches, step, precision, scale)
                 outcome = self._measure(model, test, batches, step, precision, scale, locate, watch, loss_scale is None)
             if digest:
-                outcome.digest = gradient_digest(model, outcome)
+                outcome.digest, outcome.times = gradient_digest(model, outcome), times_of(case.gradients, model)
             model.zero_grad(set_to_none=True)
         outcome.steps = passes * share_of(batches, case.batches)
         return outcome

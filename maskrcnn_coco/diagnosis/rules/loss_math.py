@@ -11,14 +11,16 @@ How it is proved: targets, images and state are sound; the step fails again in f
   Where the formula of a loss changes under way, a recorded step is taken again from its own weights: one term is
   another now, the others are what they were; or all are one factor of that, or turned around. Where the whole loss and
   its gradients are one factor of what they were in a loop that may weigh it anew, the loss has another weight, and the
-  step is healthy in that measure; or steps that were sound diverge with that weight, at the rates of then. Where a
+  step is healthy in that measure; or steps that were sound diverge with that weight, at the rates of then. Where every
+  gradient is one number times that of the same step taken again, the loss was multiplied after it was seen. Where a
   second pass is sound with the buffers that the first one left, what divides is a buffer that nothing has filled yet.
   Where the loss is enormous from the first step on, or with one image alone, the largest number inside the model says
   whose doing it is, or the first op that makes such numbers of usual ones. Before any step an op inside the model is to
   blame that makes what is not finite of usual numbers, at every batch. Where the losses rise all the same with every
   rate at 0, the buffer that grows meanwhile is named.
 What the guard does: skips the step, and keeps what its pass has put into buffers that were empty; stops where the
-  formula itself changed, or a buffer grows with every pass. A lower learning rate does not help.
+  formula itself changed, or a buffer grows with every pass. A lower learning rate does not help, but where a loop
+  multiplies its loss in step after step, and steps grow with the gradient: they are made as long as they were.
 How to fix it: `max(count, 1)`; mask the input of the op, not its output; add an epsilon inside the root; floor
   the class counts.
 """
@@ -37,6 +39,7 @@ from maskrcnn_coco.diagnosis.rules.common import (
     divides_on_sound_weights,
     filled_by_a_pass,
     healthy,
+    multiplied,
     nonfinite,
     spoilt_beside,
     sudden,
@@ -60,6 +63,8 @@ def judge(facts: Facts) -> Finding | None:
         return _weighed(facts, facts.weighed)
     if facts.weighed is not None and diverges_as_weighed(facts):
         return _too_heavy(facts, facts.weighed)
+    if (times := multiplied(facts)) is not None:
+        return _multiplied(facts, times)
     same = facts.outcomes.get("same")
     if same is not None and _out_of_scale(facts, same):
         return _enormous(facts, same) if facts.bad("other") else _of_one_sample(facts, same)
@@ -245,6 +250,14 @@ def _too_heavy(facts: Facts, factor: float) -> Finding:
     fix = f"look at what multiplies the loss; if it is meant to, divide the learning rate by {factor:.3g}"
     detail = {"heavier": factor, "ruined": True}
     return Finding(CODE, 0.95, Culprit(), evidence, facts.onset_step, fix, detail)
+
+
+def _multiplied(facts: Facts, times: float) -> Finding:
+    """Somebody multiplied the loss after it was seen: no glitch has one factor for every number."""
+    what = f"each is {times:.4g} times that of the same step taken again, to the digit; the loss is the same"
+    evidence = [Evidence("gradients of the run", what, CODE), *facts.says(CODE, "=same", "=again")]
+    fix = "look at what multiplies the loss between the model and backward(), or all gradients after it"
+    return Finding(CODE, 0.95, Culprit(), evidence, facts.step, fix, {"multiplied": times})
 
 
 def _nonfinite(facts: Facts, name: str) -> bool:

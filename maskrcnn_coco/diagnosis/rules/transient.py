@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 
 from maskrcnn_coco.diagnosis.facts import LEAP, Facts
-from maskrcnn_coco.diagnosis.rules.common import by_the_loop, keeps_graph, led_there, nonfinite
+from maskrcnn_coco.diagnosis.rules.common import by_the_loop, keeps_graph, led_there, multiplied, nonfinite
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "TRANSIENT"
@@ -59,6 +59,8 @@ def judge(facts: Facts) -> Finding | None:
         return Finding(CODE, 0.95, culprit, evidence + facts.says(CODE, "retrace"), facts.step, FIX, detail)
     if facts.symptom in ("scale_collapse", "stalled") or facts.redefined is not None:
         return None
+    if multiplied(facts) is not None:
+        return None  # one factor for every number is no glitch
     if facts.measured.get("climbs"):
         return None  # replays go down what the loop goes up
     if facts.symptom == "input_nonfinite" and facts.suspects():
