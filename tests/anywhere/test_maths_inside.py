@@ -86,3 +86,28 @@ def test_weights_that_begin_enormous_are_no_maths() -> None:
 
 def test_a_flow_that_is_sound_is_left_alone() -> None:
     assert not trained(Flow(Mixing(torch.eye(2))), 20)
+
+
+class Matching(nn.Module):
+    """Pairs by a learned temperature, an exponent whose value is bounded and whose slope is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(2, 4), nn.Linear(2, 4)
+        self.scale = nn.Parameter(torch.tensor(2.66))
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = (nn.functional.normalize(f(x), dim=1) for f in (self.left, self.right))
+        return nn.functional.cross_entropy(self.scale.exp().clamp(max=30) * left @ right.T, torch.arange(len(x)))
+
+
+def test_a_decay_that_threw_the_weights_to_where_a_slope_overflows_is_the_decay_s_fault() -> None:
+    """The loss is as usual: of directions it does not feel how long weights are."""
+    model = Matching()
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3, weight_decay=1e4)
+    guard: Any = attach(model, optimizer, diagnose=True, logdir=None, say=False)
+    for i in range(30):
+        optimizer.zero_grad()
+        model(torch.randn(16, 2, generator=torch.Generator().manual_seed(i))).backward()
+        optimizer.step()
+    assert [i.cause for i in guard.incidents] == ["LR_TOO_HIGH"] and "weight_decay" in guard.incidents[0].fix

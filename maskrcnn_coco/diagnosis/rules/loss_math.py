@@ -52,6 +52,8 @@ CODE = "LOSS_MATH"
 PRODUCTS = ("addmm", "mm ", "bmm", "linear", "conv", "matmul", "_scaled", "thnn", "mkldnn", "cudnn")
 
 FROM_NOTHING = 1e6
+THROWN = 1.0
+"""Steps of more than a component's own norm; healthy ones stay below 0.12 of it."""
 
 
 def judge(facts: Facts) -> Finding | None:
@@ -91,7 +93,9 @@ def judge(facts: Facts) -> Finding | None:
         or (not facts.earlier_steps and (_nonfinite(facts, "other") or bool(facts.empty_images)))
     )
     usual = not facts.reference.count or abs(same.loss) <= LOSS_FACTOR * facts.reference.loss
-    normal_loss = gradient_only and usual and sudden(facts) and located
+    # After a step that threw the weights a loss may be as usual by chance: then older weights are asked.
+    thrown = max(facts.update_ratio.values(), default=0.0) > THROWN
+    normal_loss = gradient_only and usual and sudden(facts) and located and not thrown
     confidence = 0.93 if located and (everywhere or normal_loss) else 0.6 if everywhere or located else 0.3
     if not gradient_only and not one_term and "reference" not in facts.outcomes:
         confidence = min(confidence, 0.85)  # the model's own outermost ops look the same, and a kernel may be wrong
