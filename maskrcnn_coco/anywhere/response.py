@@ -266,7 +266,8 @@ class AlarmResponder:
         if alarm.symptom == "crash" and not self.own_batches:
             # What a loop's own forward pass raises is for the loop to answer: nothing was done yet, nothing is undone.
             action = Action("skip", {"why": "the error goes on to the loop"})
-        if findings[0].cause == "ACCUMULATION" and alarm.symptom == "diverged" and action.kind == "skip" and count > 1:
+        summed = "summed" in findings[0].detail or alarm.symptom == "diverged"
+        if findings[0].cause == "ACCUMULATION" and summed and action.kind in ("skip", "rollback") and count > 1:
             # The sum of so many gradients is a rate so many times as high; the weights that it threw away come back.
             onset = findings[0].onset_step
             back = alarm.onset_step if onset is None else onset

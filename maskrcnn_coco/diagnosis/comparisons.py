@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from maskrcnn_coco.components import component_of
 from maskrcnn_coco.diagnosis.facts import Drift, Facts, Redefined, Reference, far_apart
 from maskrcnn_coco.diagnosis.limits import LOSS_FACTOR, NORM_FACTOR, WALK
-from maskrcnn_coco.guard.norms import as_real, has_fractions
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.snapshot import Snapshot
+from maskrcnn_coco.replay.state import in_double
 
 FAR, ALIKE = 20.0, 1.5
 """What the run reached is far beyond weights that stand still; steps this many times as loud as those are alike."""
@@ -43,7 +43,7 @@ def differences(model: nn.Module, now: Snapshot) -> list[tuple[float, str]]:
         if other is None:
             continue
         # On the CPU: not every device has float64.
-        here, there = (as_real(t.detach()).cpu().double() for t in (parameter, other))
+        here, there = (in_double(t.detach().cpu()) for t in (parameter, other))
         size = max(float(there.norm()), float(here.norm()), 1e-12)
         difference = float((here - there).norm()) / size
         found.append((difference if difference == difference else math.inf, name))
@@ -82,14 +82,14 @@ def out_of_proportion(loaded: Snapshot, older: Snapshot) -> list[tuple[str, floa
         other = _named_floats(older).get(name)
         if other is None or other.shape != tensor.shape:
             continue
-        here, there = (float(as_real(t.detach()).double().norm()) for t in (tensor, other))
+        here, there = (float(in_double(t).norm()) for t in (tensor, other))
         if max(here, there) > 1e-6 and not 1 / PROPORTION < here / max(there, 1e-30) < PROPORTION:
             found.append((name, here / max(there, 1e-30)))
     return sorted(found, key=lambda f: -abs(math.log(max(f[1], 1e-30))))
 
 
 def _named_floats(state: Snapshot) -> dict[str, Tensor]:
-    return {n: t for n, t in state.model.items() if has_fractions(t) and t.numel()}
+    return {n: t for n, t in state.model.items() if (t.is_floating_point() or t.is_complex()) and t.numel()}
 
 
 def drift(differing: list[tuple[float, str]], from_step: int) -> Drift | None:
@@ -146,6 +146,9 @@ def compare_first(f: Facts, case: Case, walk: Outcome) -> None:
     """
     if not walk.path or walk.error or not walk.terms[0]:
         return
+    first = next((r for r in case.history if r.applied and r.step == walk.path[0][0]), None)
+    if first is not None and f.norm_ratio is None and f.accumulate > 1 and walk.path[0][2] > 0:
+        f.norm_ratio = first.grad_norm / walk.path[0][2]  # the failing step's own was none
     ratios = compare_step(f, case, walk.path[0][0], walk.terms[0], walk.path[0][1])
     if ratios is not None:
         f.faithful = bool(ratios) and all(abs(v - 1) <= EXACT for v in ratios.values())

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from maskrcnn_coco.components import component_of, forgets_squares, is_possible
 from maskrcnn_coco.diagnosis.facts import StateFault
-from maskrcnn_coco.guard.norms import as_real, has_fractions
 from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.optimizer_state import entries_of
 from maskrcnn_coco.replay.snapshot import Snapshot
-from maskrcnn_coco.replay.state import nonfinite_names
+from maskrcnn_coco.replay.state import in_double, nonfinite_names
 
 MIN_SCALE = 2.0**-10
 """A loss scale below this loses gradients to underflow and has no way back but time."""
@@ -60,7 +59,11 @@ def _fault(where: str, name: str, what: str, owner: Callable[[str], str], certai
 
 
 def _enormous(snapshot: Snapshot, parameters: set[str], owner: Callable[[str], str]) -> list[StateFault]:
-    floats = [(n, t) for n in parameters if (t := snapshot.model.get(n)) is not None and has_fractions(t)]
+    floats = [
+        (n, t)
+        for n in parameters
+        if (t := snapshot.model.get(n)) is not None and (t.is_floating_point() or t.is_complex())
+    ]
     largest = [(n, float(t.abs().max())) for n, t in floats if t.numel()]
     what = "finite but enormous, up to {:.3g}: no weight gets there in training"
     found = [_fault("parameter", n, what.format(v), owner) for n, v in sorted(largest) if ENORMOUS < v < math.inf]
@@ -199,8 +202,8 @@ def overwritten(names: Sequence[str], known: set[str], now: Snapshot, before: Sn
         buffer, old = now.model.get(name), None if before is None else before.model.get(name)
         if name in known or buffer is None:
             continue
-        size = float(as_real(buffer).double().norm())
-        was = "" if old is None else f", it was {float(as_real(old).double().norm()):.3g}"
+        size = float(in_double(buffer).norm())
+        was = "" if old is None else f", it was {float(in_double(old).norm()):.3g}"
         where = "norm" if name.endswith(("running_mean", "running_var")) else "buffer"
         what = f"its norm is {size:.3g}{was}, and no step has changed it"
         found.append(StateFault(where, name, what, component_of(name), name.rpartition(".")[0] or None))

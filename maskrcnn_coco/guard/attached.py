@@ -234,8 +234,9 @@ class Attached(Guard):
         elif act.done is None:
             self.immediate.grad_scale = scale
             self.immediate.judge(act, self._pass(act))
-            if act.verdict is not None and act.came is not None and bool(act.came < 0):
-                act.verdict.measured["climbs"] = True
+            if act.verdict is not None and act.came is not None:
+                act.verdict.measured["brought"] = brought = float(act.came)
+                act.verdict.measured |= {"climbs": True} if brought < 0 else {}
             if not act.over:
                 self.immediate.before_step(act)
         self._round.add(index)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.components import class_count
-from maskrcnn_coco.guard.norms import as_real, has_fractions
+from maskrcnn_coco.guard.norms import as_real
 from maskrcnn_coco.guard.verdict import Verdict
 
 MAX_COORDINATE = 1e6
@@ -237,13 +237,15 @@ def _rows(target: Mapping[str, Any], expected: Expected) -> Iterator[tuple[str, 
 def _check_tensors(batch: Any) -> list[Problem]:
     problems = []
     for i, tensor in enumerate(_tensors(batch)):
-        if not has_fractions(tensor) or tensor.element_size() < 2 or tensor.layout != torch.strided:
+        kind = tensor.dtype
+        if not (kind.is_floating_point or kind.is_complex) or kind.itemsize < 2 or tensor.layout != torch.strided:
             continue
         tensor = tensor.detach()
         if not _host(tensor) or tensor.numel() == 0:
             continue
         # A finite sum proves that every element is finite; an infinite one may be overflow, so look again.
-        if not math.isfinite(as_real(tensor).sum().item()) and not bool(tensor.isfinite().all()):
+        total = (as_real(tensor) if kind.is_complex else tensor).sum().item()
+        if not math.isfinite(total) and not bool(tensor.isfinite().all()):
             bad = int((~tensor.isfinite()).sum())
             rows = (
                 (~tensor.isfinite()).reshape(len(tensor), -1).any(1).nonzero().flatten().tolist()

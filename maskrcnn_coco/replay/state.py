@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskrcnn_coco.guard.norms import as_real
+
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer of ``model``, live, once each, by name without `torch.compile`'s prefix."""
@@ -69,6 +71,11 @@ def nonfinite_names(tensors: dict[str, Tensor]) -> list[str]:
             flags = torch.stack([norms[i].isfinite() for i in here]).tolist()
             sound.update(zip(here, flags, strict=True))
         return [name for i, (name, t) in enumerate(named) if not sound[i] and not bool(t.isfinite().all())]
+
+
+def in_double(tensor: Tensor) -> Tensor:
+    """The numbers of ``tensor`` as float64; of complex ones the real and imaginary parts, (…, 2)."""
+    return as_real(tensor.detach()).double()
 
 
 def digest(

@@ -19,11 +19,14 @@ from __future__ import annotations
 import math
 
 from maskrcnn_coco.diagnosis.facts import Facts
+from maskrcnn_coco.diagnosis.rules.common import nonfinite
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "ACCUMULATION"
 CLEAR = "call optimizer.zero_grad() before each backward pass, whether or not the step before was taken"
 
+NEAR = 0.1
+"""So close to the number of micro-batches a ratio of norms is that number."""
 BUFFER = "clear the buffer that gradients pass through before the optimizer sees them"
 
 
@@ -43,9 +46,8 @@ def judge(facts: Facts) -> Finding | None:
     if k < 2 and not facts.settings.get("own_gradients"):
         return None
     ratio = facts.norm_ratio
-    if k > 1 and ratio is not None and abs(ratio / k - 1) < 0.1:
-        what = f"{ratio:.2f} times the norm of the same {k} micro-batches replayed and averaged"
-        return _finding(0.95, Evidence("recorded gradient norm", what, CODE), facts, "divide each loss by --accumulate")
+    if k > 1 and ratio is not None and abs(ratio / k - 1) < NEAR:
+        return _summed(facts, k, ratio)
     same = facts.outcomes.get("same")
     if same is None or facts.abnormal(same) or facts.recorded_norm is None:
         return None
@@ -56,6 +58,19 @@ def judge(facts: Facts) -> Finding | None:
         return None  # they were cleared
     what = "recorded gradients non-finite, losses and replayed gradients finite; the step before was refused"
     return _finding(0.92, Evidence("gradients left over", what, CODE), facts, "call zero_grad after every refused step")
+
+
+def _summed(facts: Facts, k: int, ratio: float) -> Finding | None:
+    """A sum in place of a mean; of what is NaN by now only where the same steps, with the mean, lead elsewhere."""
+    what = f"{ratio:.2f} times the norm of the same {k} micro-batches replayed and averaged"
+    found = _finding(0.95, Evidence("recorded gradient norm", what, CODE), facts, "divide each loss by --accumulate")
+    if not nonfinite(facts):
+        return found
+    walk = facts.outcomes.get("retrace")
+    if walk is None or not (facts.bad("same") and facts.good("earlier") and facts.healthy_retrace()):
+        return None
+    found.onset_step, found.detail["summed"] = walk.path[0][0], k
+    return found
 
 
 def _finding(confidence: float, evidence: Evidence, facts: Facts, fix: str) -> Finding:

@@ -37,19 +37,25 @@ def cured_by(facts: Facts, test: str) -> bool:
     return abs(whole.loss) > CURE_LOSS * abs(repaired.loss) or whole.grad_norm > CURE_NORM * repaired.grad_norm
 
 
-MULTIPLIED = 3.0
+MULTIPLIED, NEARLY = 3.0, 1.1
 """Gradients so many times as long are no matter of taste."""
 
 
 def multiplied(facts: Facts) -> float | None:
-    """So many times as long as the loss makes them all gradients were, though the loss is as it was seen."""
+    """So many times as long as the loss makes them all gradients were, though the loss is as it was seen.
+
+    Either the backward pass brought that number to the loss, or it is not the first step in a row: a glitch is.
+    """
     same, seen = facts.outcomes.get("same"), facts.recorded_loss
     if same is None or same.times is None or seen is None or facts.symptom != "diverged":
         return None
     by_loop = facts.measured.get("kept_gradients") or facts.measured.get("still_scaled")
     summed = facts.accumulate > 1 and abs(same.times / facts.accumulate - 1) < 0.1
     other = by_loop or summed or far_apart(seen, same.loss)
-    return same.times if same.times > MULTIPLIED and not other else None
+    brought = float(facts.measured.get("brought") or 0.0) * facts.accumulate / (facts.loss_scale or 1.0)
+    again = facts.step - 1 in (facts.settings.get("glitches") or ())
+    shown = again or not far_apart(brought, same.times, NEARLY)
+    return same.times if same.times > MULTIPLIED and shown and not other else None
 
 
 def by_the_loop(facts: Facts) -> bool:
