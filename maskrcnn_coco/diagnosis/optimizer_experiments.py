@@ -21,6 +21,10 @@ HALF_EPS = 1e-4
 """What half precision holds beside the roots of its squares: the usual 1e-8 is 0 there."""
 SOUND_LENGTH = 0.12
 """‖update‖ / ‖weights‖ that healthy steps stay below."""
+THROWN = 1.0
+"""The same of a step that throws weights about, however far it was meant to go."""
+TENFOLD = 10.0
+"""A factor that is lower than it need be is raised by so much at a time."""
 SETTINGS = 6
 """Most settings that are tried, one after the other."""
 SLOWER = 1e-3
@@ -92,7 +96,9 @@ class OptimizerExperiments:
 def by_length(replay: Replay, facts: Facts, order: Sequence[str], factors: Sequence[float]) -> LrVerdict | None:
     """Whose rate a refused update is too long for, measured of the update alone; None: it is not the rates' doing.
 
-    A loss that does not feel how long weights are (of angles, behind norms) is as good after it as before.
+    A loss that does not feel how long weights are (of angles, behind norms) is as good after it as before. An optimizer
+    without a state that puts weights back where they may be (on a ball) takes no step of any length: there it is enough
+    that one throws them by more than their norm.
     """
 
     def taken(lowered: Sequence[str], factor: float) -> tuple[bool, Outcome]:
@@ -102,9 +108,13 @@ def by_length(replay: Replay, facts: Facts, order: Sequence[str], factors: Seque
         return outcome.finite and not outcome.error and (outcome.moved or 0.0) <= SOUND_LENGTH, outcome
 
     anew = replay.update(f"same batch, same weights, {NO_STATE}, and the update", facts.lr, empty=True)
-    if taken((), 1.0)[0] or (anew.moved or 0.0) <= LEAP:
+    least = LEAP if replay.optimizer.state else THROWN
+    if taken((), 1.0)[0] or (anew.moved or 0.0) <= least:
         return None
-    return lr_search(taken, order, facts.step, factors=factors)
+    found = lr_search(taken, order, facts.step, factors=factors)
+    while found.sufficient and TENFOLD * found.factor < 1.0 and taken(found.components, TENFOLD * found.factor)[0]:
+        found.factor *= TENFOLD  # the last factor is for a step as long as the guard thought possible
+    return found
 
 
 def _are_betas(value: Any) -> bool:

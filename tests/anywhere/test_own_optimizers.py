@@ -114,3 +114,46 @@ def test_an_eps_of_0_is_told_without_a_group_that_has_no_name(tmp_path: Any) -> 
     guard = trained("guard", lambda m: torch.optim.Adam(m.parameters(), eps=0.0), tmp_path)
     told = [e.test for e in guard.incidents[0].evidence]
     assert "scan: settings of the optimizer, eps" in told and not any("None" in t for t in told)
+
+
+class InDisc(Own):
+    """Riemannian: steps are short near the rim, and rows that leave the disc are put back into it: none is long."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for p in self.param_groups[0]["params"]:
+            p.sub_(self.param_groups[0]["lr"] * (1 - p.square().sum(-1, keepdim=True)).square() / 4 * p.grad)
+            p.div_((p.norm(dim=-1, keepdim=True) / 0.999).clamp(min=1))
+
+
+class Near(nn.Module):
+    """Of seven rows of a disc that of its pair is to be the nearest; gives its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.places = nn.Embedding(40, 3)
+        nn.init.uniform_(self.places.weight, -0.1, 0.1)
+
+    def forward(self, one: Tensor, others: Tensor) -> Tensor:
+        u, v = self.places(one)[:, None], self.places(others)
+        rim = (1 - u.square().sum(-1)) * (1 - v.square().sum(-1))
+        away = torch.acosh(1 + 2 * (u - v).square().sum(-1) / rim.clamp(min=1e-5) + 1e-5)
+        return F.cross_entropy(-away, torch.zeros_like(one))
+
+
+def test_a_rate_too_high_of_an_optimizer_that_puts_weights_back_is_lowered() -> None:
+    model = Near()
+    optimizer = InDisc(model.parameters(), lr=3e4)
+    guard: Any = attach(model, optimizer, diagnose=True, logdir=None, say=False)
+    losses = []
+    for _ in range(80):
+        one = torch.randint(0, 40, (16,))
+        others = torch.cat([(one[:, None] + 20) % 40, torch.randint(0, 40, (16, 6))], 1)
+        optimizer.zero_grad()
+        loss = model(one, others)
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+    assert [(i.step, i.cause, i.action.kind) for i in guard.incidents] == [(0, "LR_TOO_HIGH", "lower_lr")]
+    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
