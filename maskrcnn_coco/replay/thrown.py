@@ -10,6 +10,7 @@ from torch import nn
 
 from maskrcnn_coco.guard.buffers import LEAP, as_made
 from maskrcnn_coco.guard.norms import has_fractions, norms
+from maskrcnn_coco.replay.state import in_double
 
 STATISTICS = ("running_mean", "running_var")
 
@@ -36,9 +37,7 @@ def thrown(model: nn.Module, state: dict[str, Any]) -> list[str]:
 def _sizes(tensors: list[torch.Tensor]) -> list[float]:
     """Norms, also of what only the squares are beyond range."""
     found = norms(tensors)
-    return [
-        s if math.isfinite(s) else float(t.detach().cpu().double().norm()) for s, t in zip(found, tensors, strict=True)
-    ]
+    return [s if math.isfinite(s) else float(in_double(t.cpu()).norm()) for s, t in zip(found, tensors, strict=True)]
 
 
 def _below_zero(name: str, buffer: torch.Tensor) -> bool:
