@@ -219,6 +219,8 @@ class AlarmResponder:
         incident = incident_of(number, alarm, findings, action, history=self.history, lr_factors=factors)
         incident.detail["seconds"] = time.monotonic() - began
         incident.action, back = self._carry_out(action, alarm)
+        if "multiplied" in action.detail:
+            self.guard.new_regime()  # gradients are so long from here on
         if incident.action.kind == "quarantine" and incident.confidence < PROVED:
             self.suspects.add(alarm.step, incident.action.detail.get("image_ids", []))
         incident.lost_steps = max(0, alarm.step - back) if back is not None else 0
@@ -341,8 +343,6 @@ class AlarmResponder:
             lower(parts.lowered, detail, self.groups.names, self.history, self.held, since, proved=proved)
             parts.divergence.watch()
             self.returning.lowered(alarm.step, detail, proved=proved)
-            if "multiplied" in detail:
-                self.guard.new_regime()  # gradients are so long from here on
             return action, back
         elif "usual" in detail:  # the step was refused or undone: the state is sound as it is
             self.guard.instruments.lowered.usual.update(detail["usual"])

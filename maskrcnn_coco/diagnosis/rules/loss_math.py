@@ -57,6 +57,16 @@ THROWN = 1.0
 
 
 def judge(facts: Facts) -> Finding | None:
+    if found := _of_another_weight(facts):
+        return found
+    same = facts.outcomes.get("same")
+    if same is not None and _out_of_scale(facts, same):
+        return _enormous(facts, same) if facts.bad("other") else _of_one_sample(facts, same)
+    return None if same is None else _not_finite(facts, same)
+
+
+def _of_another_weight(facts: Facts) -> Finding | None:
+    """The loss, or a buffer that it goes by, is another than it was."""
     if facts.redefined is not None:
         return _redefined(facts, facts.redefined)
     if facts.lr_verdict is not None and facts.lr_verdict.swollen is not None:
@@ -67,10 +77,11 @@ def judge(facts: Facts) -> Finding | None:
         return _too_heavy(facts, facts.weighed)
     if (times := multiplied(facts)) is not None:
         return _multiplied(facts, times)
-    same = facts.outcomes.get("same")
-    if same is not None and _out_of_scale(facts, same):
-        return _enormous(facts, same) if facts.bad("other") else _of_one_sample(facts, same)
-    if same is None or same.finite or same.error or not nonfinite(facts):
+    return None
+
+
+def _not_finite(facts: Facts, same: Outcome) -> Finding | None:
+    if same.finite or same.error or not nonfinite(facts):
         return None
     if facts.certain_state() or facts.lethal() or facts.anchors or facts.good("fp32") or facts.good("reference"):
         return None
