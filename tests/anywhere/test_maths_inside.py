@@ -111,3 +111,30 @@ def test_a_decay_that_threw_the_weights_to_where_a_slope_overflows_is_the_decay_
         model(torch.randn(16, 2, generator=torch.Generator().manual_seed(i))).backward()
         optimizer.step()
     assert [i.cause for i in guard.incidents] == ["LR_TOO_HIGH"] and "weight_decay" in guard.incidents[0].fix
+
+
+class Exposure(nn.Module):
+    """Gain by how bright a sample is, as an exponential: of a white one it is infinite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x * (60 * x.mean(1, keepdim=True).relu()).exp().clamp(min=1.0)).tanh()
+
+
+def test_an_exponent_that_one_honest_sample_takes_beyond_range_is_the_codes_fault() -> None:
+    model = Exposure()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    guard: Any = attach(model, optimizer, diagnose=True, logdir=None, forward=lambda m, b: m(b[0]).square().mean())
+    for i in range(20):
+        x = 0.1 * torch.randn(8, 6)
+        if i == 12:
+            x[5] = 2.0
+        batch = guard.batch((x,), list(range(8 * i, 8 * i + 8)))
+        optimizer.zero_grad()
+        guard.see(model(batch[0]).square().mean()).backward()
+        optimizer.step()
+    assert [(i.cause, i.culprit.image_ids) for i in guard.incidents] == [("LOSS_MATH", [101])]
+    assert "exp" in guard.incidents[0].fix and "test_maths_inside.py" in guard.incidents[0].fix

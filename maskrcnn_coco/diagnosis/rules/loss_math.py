@@ -204,8 +204,8 @@ def _divides(facts: Facts) -> bool:
     """Whether a module of the model's own divides by 0, or takes the root or logarithm of too little.
 
     For samples that bring it about on healthy weights too, or for every batch before any step: else the weights have
-    led there. Before any step other ops count as well (a determinant's logarithm, an inverse, an exponent), where
-    they took nothing large: no product has made that.
+    led there. Other ops count as well (a determinant's logarithm, an inverse, an exponent) where they took nothing
+    large, as no product has made that, and nothing is wrong with those samples themselves.
     """
     place = facts.location
     if place is None or place.op is None or place.phase != "forward":
@@ -214,10 +214,11 @@ def _divides(facts: Facts) -> bool:
     of_some = bool(facts.guilty_images) and facts.good("other") and facts.bad(healthy(facts))
     if quotient and (of_some or facts.by_chance):
         return True
+    of_some = of_some and not (facts.suspects() or facts.flat_images or facts.broken_entries)
     usual = place.took is not None and place.took <= USUAL_INSIDE and not place.op.startswith(PRODUCTS)
     asked = [n for n in ("other", "earlier") if n in facts.outcomes]
     everywhere = "other" in asked and not facts.reference.count and all(map(facts.bad, asked))
-    return everywhere and (quotient or usual)
+    return (everywhere and quotient) or ((everywhere or of_some) and usual)
 
 
 def _redefined(facts: Facts, changed: Redefined) -> Finding:
