@@ -96,8 +96,8 @@ class Progress:
         return {name: most for name, most in lowered.items() if most is not None}
 
     def plain(self) -> dict[str, Any]:
-        """A private copy as plain data."""
-        return copy.deepcopy(vars(self))
+        """A private copy as plain data, the same for a run that was resumed and one that never stopped."""
+        return copy.deepcopy({name: value for name, value in vars(self).items() if name != "loaded_loss"})
 
     def keep_decisions(self, since: Progress) -> None:
         """Take over what was decided in ``since``, a later state of the same run."""

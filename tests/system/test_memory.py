@@ -86,10 +86,10 @@ def test_advice_halves_the_batch_until_it_fits(monkeypatch):
     settings, said, ranks = Config(demo=True, epochs=2, device="cpu"), [], Ranks.start("cpu")
     data = open_data(settings)
     resolved = resolve_run(settings, images=len(data.train), builtin=True, device=ranks.device, world=1)
-    setup, fresh, settled = settle_what_fits(resolved, data, ranks, 1.0, said.append)
+    setup, fresh, settled, budget = settle_what_fits(resolved, data, ranks, said.append)
     assert (setup.config.batch_size, setup.config.accumulate, setup.given["accumulate"]) == (1, 4, 4)
     assert said[0] == "memory ran out at batch size 4: on with 2, accumulated 2 times" and len(said) == 2
-    assert fresh.step == 0 and settled.trial.stable and settled.trial.records[0].applied
+    assert fresh.step == 0 and budget > 0 and settled.trial.stable and settled.trial.records[0].applied
 
 
 def test_advice_for_a_model_of_which_not_one_image_fits(monkeypatch):

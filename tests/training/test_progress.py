@@ -49,6 +49,15 @@ def test_a_resumed_run_that_goes_back_to_its_first_step_has_the_loss_of_its_file
     assert (progress.first_loss, progress.last_loss) == (4.0, 2.0)
 
 
+def test_a_file_does_not_tell_whether_its_run_was_resumed() -> None:
+    straight, resumed = (
+        Progress(step=12, first_loss=4.0, last_loss=2.0),
+        Progress(step=12, first_loss=4.0, last_loss=2.0),
+    )
+    resumed.loaded()
+    assert straight.plain() == resumed.plain() and Progress(**resumed.plain()).last_loss == 2.0
+
+
 def test_plain_is_a_private_copy_that_makes_the_same_progress() -> None:
     progress = Progress(step=2, lr_factors={"rpn": 0.5})
     copied = progress.plain()
