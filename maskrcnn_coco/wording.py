@@ -153,6 +153,11 @@ def _outcome(incident: Incident) -> str:
     return incident.outcome + (f", {count(incident.lost_steps, 'step')} repeated" if incident.lost_steps else "")
 
 
+def passed_words(detail: Mapping[str, Any]) -> str:
+    """What a step that is left out leaves behind."""
+    return "; buffers keep what its pass made of them" if detail.get("passed") else ""
+
+
 def action_words(action: Action) -> str:
     """What recovery did, as a phrase."""
     d = action.detail
@@ -160,7 +165,7 @@ def action_words(action: Action) -> str:
     if action.kind == "skip":
         if d.get("taken"):
             return "nothing, the guard only observes: the step was taken"
-        return "the step was left out" + ("; buffers keep what its pass made of them" if d.get("passed") else "")
+        return f"the step was left out{passed_words(d)}"
     if action.kind == "quarantine":
         ids, annotations = d.get("image_ids") or [], d.get("annotation_ids") or []
         return f"left out for good: image {listed(ids)}" + (f", {annotation_words(annotations)}" if annotations else "")

@@ -115,7 +115,7 @@ class Looks:
         def again(case: Case) -> bool:
             replay = Experiments(case).replay
             state = next((s for s in case.earlier if s.step == first.step), None)
-            entry = next((e for e in case.entries(first.step) if e.step == first.step), None)
+            entry = case.entry(first.step)
             if state is None or entry is None:
                 return False
             batches = replay.batches_of(entry)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from maskrcnn_coco.records import Incident, lowered_settings
-from maskrcnn_coco.wording import precision_words, usual_words
+from maskrcnn_coco.wording import passed_words, precision_words, usual_words
 
 
 def told(incident: Incident) -> str:
@@ -23,9 +23,8 @@ def told(incident: Incident) -> str:
     for name, most in lowered_settings(detail).items():
         lowered = f"{name.replace('_', ' ')} {most:g}"
     why = str(detail.get("why", ""))
-    passed = "; buffers keep what its pass made of them" if detail.get("passed") else ""
     done = {
-        "skip": why if why.startswith("the step was taken") else f"the step is skipped{passed}",
+        "skip": why if why.startswith("the step was taken") else f"the step is skipped{passed_words(detail)}",
         "quarantine": "the sample is left out from now on",
         "rollback": f"back to the state of step {detail.get('to_step')}{usual_words(detail)}",
         "lower_lr": f"back to the state of step {detail.get('to_step')}, {lowered}",

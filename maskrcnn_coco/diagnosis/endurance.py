@@ -110,10 +110,12 @@ class Endurance:
             if verdict.holds <= LEAST * verdict.factor or self.spent():
                 return
             lost = reached(verdict.also, verdict.holds * LOWER)
-            if BETTER * best <= lost < best:
-                still = stood() if still is None else still
-            if lost >= BETTER * best and not (lost < best and still is not None and still - lost > LEARNS * still):
+            if lost >= best:
                 return
+            if lost >= BETTER * best:
+                still = stood() if still is None else still
+                if not still - lost > LEARNS * still:  # NaN: nobody knows
+                    return
             verdict.holds, best = verdict.holds * LOWER, lost
 
     def as_before(self, verdict: LrVerdict, start: Snapshot) -> bool:

@@ -18,7 +18,7 @@ def weight(case: Case, replay: Replay, facts: Facts) -> None:
     One step each, not the way from there: a batch that is still kept is enough.
     """
     for snapshot in reversed(case.earlier):
-        entry = next((e for e in case.entries(snapshot.step) if e.step == snapshot.step), None)
+        entry = case.entry(snapshot.step)
         if entry is None:
             continue
         test = f"step {snapshot.step} taken again, learning rate 0"
@@ -45,7 +45,7 @@ def before_it_turned(case: Case, replay: Replay, facts: Facts) -> None:
     """A recorded step from before a loss turned negative all at once, where the walk began after that."""
     at = turned_at(case.history)
     older = [s for s in case.earlier if at is not None and s.step < at]
-    entry = next((e for s in older for e in case.entries(s.step) if e.step == s.step), None)
+    entry = next((e for s in older if (e := case.entry(s.step)) is not None), None)
     if facts.redefined is not None or entry is None:
         return
     snapshot = next(s for s in older if s.step == entry.step)

@@ -80,6 +80,10 @@ class Case:
         latest = {e.step: e for e in self.tape if from_step <= e.step < self.alarm.step}
         return [latest[s] for s in sorted(latest) if latest[s].applied]
 
+    def entry(self, step: int) -> TapeEntry | None:
+        """The last take of ``step``, where it is on the tape and was applied."""
+        return next((e for e in self.entries(step) if e.step == step), None)
+
     def covers(self, from_step: int) -> bool:
         """Whether the tape holds every step from ``from_step`` on, so that it can be walked again."""
         have = {e.step for e in self.tape}

@@ -10,7 +10,7 @@ from anywhere.mainstream.faults import Fault
 from anywhere.mainstream.task import Run
 from anywhere.mainstream.third.scenes import SAM, cell_of, decoded, of_scan
 from anywhere.mainstream.third.signals import Vocoder, log_share, negative_binomial, spectrum
-from anywhere.mainstream.third.worlds import denoised, squashed
+from anywhere.mainstream.third.worlds import RiemannianSGD, denoised, squashed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -329,18 +329,11 @@ def _apart(u: Tensor, v: Tensor) -> Tensor:
     return torch.acosh(1 + 2 * (u - v).square().sum(-1) / rim)
 
 
-class Leaves(torch.optim.Optimizer):
+class Leaves(RiemannianSGD):
     """Nobody is put back into the disc. https://github.com/facebookresearch/poincare-embeddings/issues/8"""
 
-    def __init__(self, params: Any, lr: float) -> None:
-        super().__init__(params, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.sub_(group["lr"] * (1 - p.square().sum(-1, keepdim=True)).square() / 4 * p.grad)
+    def put_back(self, p: Tensor) -> None:
+        pass
 
 
 def leaves(run: Run) -> None:

@@ -244,7 +244,11 @@ class RiemannianSGD(torch.optim.Optimizer):
                 if p.grad is None:
                     continue
                 p.sub_(group["lr"] * (1 - p.square().sum(-1, keepdim=True)).square() / 4 * p.grad)
-                p.div_((p.norm(dim=-1, keepdim=True) / (1 - 1e-3)).clamp(min=1))
+                self.put_back(p)
+
+    def put_back(self, p: Tensor) -> None:
+        """Into the disc, whoever has left it."""
+        p.div_((p.norm(dim=-1, keepdim=True) / (1 - 1e-3)).clamp(min=1))
 
 
 def own_loss(model: nn.Module, batch: Any) -> Tensor:
