@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 from anywhere.mainstream.case import Case
 
 KEPT = 0.25
 """Share of what the clean twin learned that a run with a fault may end short of."""
 SURE = 0.9
+IN_SOME_STEPS = ("DATA_PIXEL", "DATA_BOX", "DATA_LABEL", "DATA_MASK", "LOSS_MATH")
+"""Causes that are in the steps they make and in no other: whoever leaves those out by hand has the best that is left.
+The loss itself may be another than the clean twin's there, so that no run with it ends as good."""
 Line = dict[str, Any]
 
 
-def limit(clean: float, blank: float) -> float:
-    """The worst score that still counts as the clean twin's."""
-    return clean + KEPT * max(blank - clean, 0.0) + 1e-6 * abs(clean)
+class Twins(NamedTuple):
+    """Scores of runs that nothing is wrong with: as it is, one that learns nothing, the samples in other orders."""
+
+    clean: float
+    blank: float
+    others: tuple[float, ...] = ()
 
 
-def harmed(plain: Line, clean: float, blank: float) -> bool:
+def limit(twins: Twins, by_hand: float | None = None) -> float:
+    """The worst score that still counts as the clean twin's, or as that of the faulty run put right by hand."""
+    slack = KEPT * max(twins.blank - twins.clean, 0.0) + 1e-6 * abs(twins.clean)
+    found = max(twins.clean + slack, *twins.others, twins.clean)
+    return found if by_hand is None or not math.isfinite(by_hand) else max(found, by_hand + slack)
+
+
+def harmed(plain: Line, twins: Twins) -> bool:
     """Whether the fault did harm to the run without a guard."""
-    return bool(plain["stopped"]) or not plain["finite"] or plain["score"] > limit(clean, blank)
+    return bool(plain["stopped"]) or not plain["finite"] or plain["score"] > limit(twins)
 
 
-def judged(case: Case, got: Line, plain: Line, clean: float, blank: float) -> Line:
+def judged(case: Case, got: Line, plain: Line, twins: Twins, by_hand: float | None = None) -> Line:
     """One line of the page; None where a question was not asked."""
     incidents = got["incidents"]
     line: Line = {
@@ -35,13 +49,14 @@ def judged(case: Case, got: Line, plain: Line, clean: float, blank: float) -> Li
             for i in incidents[:4]
         ],
         "stopped": got["stopped"],
-        "score": [got["score"], plain["score"], clean, blank],
+        "score": [got["score"], plain["score"], twins.clean, twins.blank],
+        "by hand": by_hand,
         "finite": got["finite"],
     }
     if case.decoy:
         same = got["weights"] == plain["weights"] or case.task == "gan"
         return line | {"decoy": True, "acted": bool(incidents) or got["refused"] > 0, "same": same}
-    effect = harmed(plain, clean, blank)
+    effect = harmed(plain, twins)
     if not effect and not incidents:
         return line | {"effect": False}
     right = (case.cause, *case.also)
@@ -55,7 +70,7 @@ def judged(case: Case, got: Line, plain: Line, clean: float, blank: float) -> Li
     }
     if case.end == "goes on":
         line["survived"] = got["finite"] and not got["stopped"]
-        line["kept"] = line["survived"] and got["score"] <= limit(clean, blank)
+        line["kept"] = line["survived"] and got["score"] <= limit(twins, by_hand)
     elif case.end == "stops":
         line["survived"] = bool(incidents) and (got["finite"] or not effect or "made" in case.kind or built_wrong(case))
     return line
@@ -127,7 +142,9 @@ def page(lines: list[Line], seeds: list[int], chosen: str = "all") -> str:
             "# Loops of the tutorials" + ("" if chosen == "all" else f", set {chosen}"),
             "",
             f"{len(by_task)} tasks, their faults and their honest runs, seeds {', '.join(map(str, seeds))};",
-            f"kept: the score on held-out samples is within {KEPT:.0%} of what the clean twin learned.",
+            f"kept: the score on held-out samples is within {KEPT:.0%} of what the clean twin learned, or of what the",
+            "faulty run learned with its broken steps left out by hand (bad samples, losses), or not worse than the",
+            "clean twin's with its samples in two other orders.",
             f"Run: `make mainstream` (`--set {chosen}`).",
             "",
             "| what | figure |",

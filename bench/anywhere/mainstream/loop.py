@@ -73,7 +73,7 @@ class Loop:
     def guard(self, name: str, part: nn.Module, optimizer: Any) -> Any:
         """The guard of one optimizer, as the task's way says."""
         run = self.run
-        if run.system == "plain":
+        if run.system != "diagnose":
             return None
         more: dict[str, Any] = {"diagnose": True, "logdir": None}
         more["scaler"] = self.scaler if run.precision == "fp16" else None
@@ -117,7 +117,7 @@ class Loop:
         for epoch in range(run.task.epochs):
             if epoch == RESUME_AT and run.resumes is not None:
                 self.resume()
-            order = torch.Generator().manual_seed(run.seed * 100 + epoch)
+            order = torch.Generator().manual_seed(run.shuffled_by + epoch)
             loader = DataLoader(
                 Items(run),
                 run.batch,
@@ -169,7 +169,7 @@ class Loop:
                     guard.new_regime()
             if run.rivals:
                 self.take_turns(*parts[0])
-            elif run.task.way == "step" and run.system != "plain":
+            elif self.now[0] is not None and run.task.way == "step":
                 self.hand_over(parts)
             elif run.task.closure:
                 self.take_closure(*parts[0])
@@ -223,9 +223,16 @@ class Loop:
             self.scaler.unscale_(optimizer)
         if run.clip:
             nn.utils.clip_grad_norm_(run.model.parameters(), run.clip)
+        if self.left_out():
+            return
         for each in self.optimizers:
             self.scaler.step(each)
         self.scaler.update()
+
+    def left_out(self) -> bool:
+        """Whether who mends the run by hand leaves this step out: its gradients are not finite."""
+        made = (p.grad for p in self.run.model.parameters() if p.grad is not None)
+        return self.run.system == "by hand" and not all(bool(g.isfinite().all()) for g in made)
 
     def take_closure(self, data: Any, ids: list[int]) -> None:
         """A step of an optimizer that asks for the loss itself, once or often."""

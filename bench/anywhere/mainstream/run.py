@@ -7,7 +7,8 @@ There are three sets of tasks; the second was drawn when the guard had been tune
 been tuned to both.
 
 Each run is in a process of its own. ``--raw`` keeps what each gave, and does not run what is there again. Beside each
-run stand the same without a guard, the run with nothing wrong, and one that learns nothing (its rates are 0).
+run stand the same without a guard, the run with nothing wrong (in three orders of its samples), and one that learns
+nothing (its rates are 0); where the fault is in some steps only, also the same with those left out by hand.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[3])]
 
 from anywhere.mainstream.cases import CASES  # noqa: E402
-from anywhere.mainstream.judge import judged, page, summary  # noqa: E402
+from anywhere.mainstream.judge import IN_SOME_STEPS, Twins, judged, page, summary  # noqa: E402
 from anywhere.mainstream.loop import taken  # noqa: E402
 from anywhere.mainstream.task import Run  # noqa: E402
 from anywhere.mainstream.tasks import TASKS, set_of  # noqa: E402
@@ -44,11 +45,21 @@ def one(name: str, seed: int, system: str) -> dict[str, Any]:
 
 
 @cache
-def twins(task: str, seed: int) -> tuple[float, float]:
-    """The scores of a run that nothing is wrong with, and of one that learns nothing."""
-    clean, blank = Run(TASKS[task], seed, "plain"), Run(TASKS[task], seed, "plain")
+def twins(task: str, seed: int) -> Twins:
+    """The scores of runs that nothing is wrong with, and of one that learns nothing."""
+    clean, blank, *others = (Run(TASKS[task], seed, "plain") for _ in range(4))
     blank.factors[0] = 0.0
-    return taken(clean).score, taken(blank).score
+    for number, other in enumerate(others, 1):
+        other.shuffled_by += 50 * number
+    return Twins(taken(clean).score, taken(blank).score, tuple(taken(other).score for other in others))
+
+
+def sieved(name: str, seed: int) -> float | None:
+    """The score of the same run whose broken steps are left out by hand; None: that does not put it right."""
+    if CASES[name].cause not in IN_SOME_STEPS:
+        return None
+    got = apart(name, seed, "by hand")
+    return got["score"] if got["finite"] and not got["stopped"] else None
 
 
 def apart(name: str, seed: int, system: str) -> dict[str, Any]:
@@ -97,10 +108,9 @@ def main() -> None:
         for name in wanted:
             if (name, seed) not in known:
                 got, plain = apart(name, seed, "diagnose"), apart(name, seed, "plain")
-                clean, blank = twins(CASES[name].task, seed)
                 known[name, seed] = {
                     "seed": seed,
-                    **judged(CASES[name], got, plain, clean, blank),
+                    **judged(CASES[name], got, plain, twins(CASES[name].task, seed), sieved(name, seed)),
                     "raw": got["incidents"],
                 }
                 told(known[name, seed])

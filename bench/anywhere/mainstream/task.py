@@ -99,6 +99,8 @@ class Run:
         self.rows, self.held_out = made[:TRAIN], made[TRAIN:]
         torch.manual_seed(seed)
         self.task, self.seed, self.system = task, seed, system
+        self.shuffled_by = seed * 100
+        """The order of the samples."""
         self.model = task.model()
         self.loss, self.options = task.loss, dict(task.options)
         self.batch, self.workers, self.drop_last, self.precision = task.batch, task.workers, True, task.precision
