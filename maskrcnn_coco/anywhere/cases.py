@@ -56,7 +56,7 @@ def case_of(known: Any, alarm: Alarm) -> Case:
             "rivals": beside(guard),
             "highest_momentum": max(real(g.get("momentum") or 0.0) for g in now.optimizer["param_groups"]),
             "went_back": any(i.action.kind in ("rollback", "lower_lr") for i in known.incidents),
-            "glitches": [i.step for i in known.incidents if i.cause == "TRANSIENT"],
+            "glitches": [i.step for i in known.incidents if i.cause == "TRANSIENT" or "multiplied" in i.detail],
         },
         rig=rig,
         gradients={} if known.own_batches else _live_gradients(known.model),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from maskrcnn_coco.diagnosis.from_records import usual_lr
+from maskrcnn_coco.diagnosis.limits import SOON
 from maskrcnn_coco.guard.lowered import Lowered
 from maskrcnn_coco.guard.updates import of_one_size
 from maskrcnn_coco.records import Action, Finding, Incident, StepRecord, lowered_settings
@@ -64,11 +65,17 @@ def with_gradients(
 ) -> Action:
     """``action``, where somebody multiplies the loss of step after step once it was seen: the second is answered.
 
+    The first, where gradients were multiplied and not the loss, looked like a glitch.
+
     Steps that grow with the gradient are as long as they were at a rate so many times lower; those of one size, as
     Adam's, stay as they are, and what is healthy is learned anew.
     """
     times, last = finding.detail.get("multiplied"), before[-1] if before else None
-    if times is None or last is None or last.cause != finding.cause or step - last.step > 1:
+    if times is None:
+        return action
+    if "ruined" in finding.detail:  # steps were taken so
+        step = min(step, finding.onset_step or step)
+    elif last is None or step - last.step > SOON or not ("multiplied" in last.detail or last.cause == "TRANSIENT"):
         return action
     if "betas" in optimizer.param_groups[0] or of_one_size(optimizer):
         return Action("skip", {"weighed": times})

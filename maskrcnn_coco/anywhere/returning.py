@@ -46,8 +46,10 @@ class Returning:
         """Groups that are held to the rate which they leapt from."""
         self.proved = False
         """Whether any was proved to be too high."""
+        self.times = 1.0
+        """How many times as long as their loss makes them the loop made gradients, when it was answered last."""
         self.longest = math.inf
-        """Gradients above this norm are still multiplied by the loop, which no copy sees."""
+        """Above this norm they surely are; no copy need be asked."""
         self._gave = False
 
     def lowered(self, step: int, detail: Mapping[str, Any], *, proved: bool) -> None:
@@ -55,7 +57,7 @@ class Returning:
         self.lapses, self._gave = self.lapses + self._gave, False
         self.leapt |= set(detail.get("most") or {})
         if times := detail.get("multiplied"):
-            self.longest = self.known.history[-1].grad_norm / math.sqrt(times)
+            self.times, self.longest = float(times), self.known.history[-1].grad_norm / math.sqrt(times)
         self.proved = self.proved or proved
         self.since = self.asked = step + 1
         self.wait = HOLD_LEAST * 2**self.lapses
@@ -87,7 +89,7 @@ class Returning:
             for name in names:
                 lowered.give_back(name)
             self.known.guard.instruments.divergence.watch()
-            self._gave, self.proved, self.longest = True, False, math.inf
+            self._gave, self.proved, self.times, self.longest = True, False, 1.0, math.inf
             self._note(names, step)
 
     def _follow(self) -> None:
@@ -103,7 +105,7 @@ class Returning:
         try:
             case = case_of(known, Alarm("diverged", step, 0, step, "", {}))
             with Deafness.deaf(), untouched(known.model, case.now):
-                return stand(case, lambda _: own, self.since, proved=self.proved)
+                return stand(case, lambda _: own, self.since, proved=self.proved, times=self.times)
         except Exception:  # what cannot be asked stays as it is
             return False
 
@@ -124,12 +126,11 @@ class Returning:
     def state_dict(self) -> dict[str, Any]:
         """Plain data; no step's number, as a resumed loop counts anew."""
         kept = {"wait": self.wait, "lapses": self.lapses, "gave": self._gave, "proved": self.proved}
-        return {**kept, "leapt": sorted(self.leapt), "longest": self.longest if self.longest < math.inf else None}
+        return {**kept, "leapt": sorted(self.leapt), "times": self.times}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave; of a state from before there was any, nothing."""
         self.wait, self.lapses = int(state.get("wait", HOLD_LEAST)), int(state.get("lapses", 0))
         self._gave, self.leapt = bool(state.get("gave", False)), set(state.get("leapt", ()))
-        self.proved, longest = bool(state.get("proved", True)), state.get("longest")
-        self.longest = math.inf if longest is None else float(longest)
+        self.proved, self.times = bool(state.get("proved", True)), float(state.get("times", 1.0))
         self.since = self.asked = self.known.guard.next_step

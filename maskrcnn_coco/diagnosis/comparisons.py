@@ -152,6 +152,18 @@ def compare_first(f: Facts, case: Case, walk: Outcome) -> None:
     ratios = compare_step(f, case, walk.path[0][0], walk.terms[0], walk.path[0][1])
     if ratios is not None:
         f.faithful = bool(ratios) and all(abs(v - 1) <= EXACT for v in ratios.values())
+    _compare_norms(case, walk)
+
+
+def _compare_norms(case: Case, walk: Outcome) -> None:
+    """How long gradients were in the first steps of ``walk``, for as long as its losses are the recorded ones."""
+    records = {r.step: r for r in case.history if r.applied}
+    for step, loss, norm in walk.path:
+        then = records.get(step)
+        if then is None or not abs(loss - then.loss) <= EXACT * abs(then.loss):
+            return
+        if norm > 0 and math.isfinite(then.grad_norm):
+            walk.longer[step] = then.grad_norm / norm
 
 
 def compare_step(f: Facts, case: Case, step: int, now: dict[str, float], loss: float) -> dict[str, float] | None:

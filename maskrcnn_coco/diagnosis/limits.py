@@ -23,6 +23,8 @@ CALM, SLOWEST = 0.1, 1e-3
 
 NO_STATE = "an empty optimizer state"
 """What an update is tried with where no older state of the optimizer is kept, or none is sound."""
+SOON = 5
+"""Steps within which a factor of all gradients comes again: those in between need not be loud enough."""
 
 
 def loss_factor(usual: float, count: int, reached: float | None) -> float:

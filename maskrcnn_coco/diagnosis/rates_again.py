@@ -25,7 +25,9 @@ LEVEL = 16
 """Steps that make a level."""
 
 
-def stand(case: Case, rates: Callable[[TapeEntry], Mapping[str, float]], since: int, *, proved: bool) -> bool:
+def stand(
+    case: Case, rates: Callable[[TapeEntry], Mapping[str, float]], since: int, *, proved: bool, times: float = 1.0
+) -> bool:
     """Whether training goes on as it does where it goes on at ``rates``; False where too little is known.
 
     From the state of now, with all that the optimizer remembers: an older one would not tell what a spike left there.
@@ -34,6 +36,8 @@ def stand(case: Case, rates: Callable[[TapeEntry], Mapping[str, float]], since: 
         rates: recorded step → the learning rate of each component that nobody lowered.
         since: the first step after the trouble. Batches of before it are not asked.
         proved: the rates were proved to be too high.
+        times: gradients were so many times as long as their losses made them. Where the recorded ones still are, rates
+            stay low: replays have none of it.
 
     Raises:
         ReplayImpossible: it cannot be told.
@@ -54,6 +58,9 @@ def stand(case: Case, rates: Callable[[TapeEntry], Mapping[str, float]], since: 
     test = f"batches of steps {entries[0].step} to {entries[-1].step}, at rates that nobody lowered"
     outcome = replay.walk(test, case.now, instead=again, stop=wild)
     if wild(outcome) or outcome.error or len(outcome.path) < len(again):
+        return False
+    ratios = [r.grad_norm / norm for r, (_, _, norm) in zip(records, outcome.path, strict=False) if norm > 0]
+    if times > 1.0 and (not ratios or statistics.median(ratios[-FEWEST:]) > math.sqrt(times)):
         return False
     half = len(again) // 2
     reached = statistics.fmean(abs(loss) for _, loss, _ in outcome.path[half:])

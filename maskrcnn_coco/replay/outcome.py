@@ -60,6 +60,8 @@ class Outcome:
     """(step, loss, grad_norm) of each step of a walk over the tape."""
     terms: list[dict[str, float]] = field(default_factory=list)
     """The losses of each step of a walk by name, as long as ``path``."""
+    longer: dict[int, float] = field(default_factory=dict)
+    """Of a walk: step → how many times its gradient the recorded one was, where loss and weights are those of then."""
     loss_scale: float | None = None
     """The loss scale that was needed, where the recorded one was too large for the gradients."""
 

@@ -58,7 +58,7 @@ def settings_of(session: Session) -> dict[str, Any]:
         "fp32_modules": list(session.progress.fp32_modules),
         "steps_per_epoch": session.plan.steps_per_epoch,
         "accumulate": session.config.accumulate,
-        "glitches": [i.step for i in session.incidents if i.cause == "TRANSIENT"],
+        "glitches": [i.step for i in session.incidents if i.cause == "TRANSIENT" or "multiplied" in i.detail],
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from maskrcnn_coco.diagnosis.facts import SLACK, Facts, InputFault, TargetFault, far_apart
-from maskrcnn_coco.diagnosis.limits import LOSS_FACTOR
+from maskrcnn_coco.diagnosis.limits import LOSS_FACTOR, SOON
 from maskrcnn_coco.records import GRAPH_ERRORS, PROVED, Culprit, Evidence, Finding
 from maskrcnn_coco.replay.outcome import CONSTANT
 from maskrcnn_coco.wording import annotation_words
@@ -44,7 +44,8 @@ MULTIPLIED, NEARLY = 3.0, 1.1
 def multiplied(facts: Facts) -> float | None:
     """So many times as long as the loss makes them all gradients were, though the loss is as it was seen.
 
-    Either the backward pass brought that number to the loss, or it is not the first step in a row: a glitch is.
+    Either the backward pass brought that number to the loss, or it is not the first step in a row: a glitch is. A row
+    are steps that were refused for it, or recorded ones that were as long.
     """
     same, seen = facts.outcomes.get("same"), facts.recorded_loss
     if same is None or same.times is None or seen is None or facts.symptom != "diverged":
@@ -53,9 +54,16 @@ def multiplied(facts: Facts) -> float | None:
     summed = facts.accumulate > 1 and abs(same.times / facts.accumulate - 1) < 0.1
     other = by_loop or summed or far_apart(seen, same.loss)
     brought = float(facts.measured.get("brought") or 0.0) * facts.accumulate / (facts.loss_scale or 1.0)
-    again = facts.step - 1 in (facts.settings.get("glitches") or ())
-    shown = again or not far_apart(brought, same.times, NEARLY)
+    again = any(facts.step - SOON <= s < facts.step for s in facts.settings.get("glitches") or ())
+    shown = again or not far_apart(brought, same.times, NEARLY) or long_since(facts, same.times) is not None
     return same.times if same.times > MULTIPLIED and shown and not other else None
+
+
+def long_since(facts: Facts, times: float) -> int | None:
+    """The first step, taken again, whose recorded gradient was ``times`` as long already; None: none was."""
+    walk = facts.outcomes.get("retrace")
+    long = [] if walk is None else [s for s, v in walk.longer.items() if not far_apart(v, times, NEARLY)]
+    return min(long, default=None)
 
 
 def by_the_loop(facts: Facts) -> bool:

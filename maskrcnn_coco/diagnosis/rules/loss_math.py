@@ -39,6 +39,7 @@ from maskrcnn_coco.diagnosis.rules.common import (
     divides_on_sound_weights,
     filled_by_a_pass,
     healthy,
+    long_since,
     multiplied,
     nonfinite,
     spoilt_beside,
@@ -273,7 +274,12 @@ def _multiplied(facts: Facts, times: float) -> Finding:
     what = f"each is {times:.4g} times that of the same step taken again, to the digit; the loss is the same"
     evidence = [Evidence("gradients of the run", what, CODE), *facts.says(CODE, "=same", "=again")]
     fix = "look at what multiplies the loss between the model and backward(), or all gradients after it"
-    return Finding(CODE, 0.95, Culprit(), evidence, facts.step, fix, {"multiplied": times})
+    since, detail = long_since(facts, times), {"multiplied": times}
+    if since is not None:
+        what = f"the recorded gradient of step {since} was {times:.4g} times as long as well, at the same loss"
+        evidence.insert(1, Evidence(f"replay: {facts.outcomes['retrace'].test}", what, CODE))
+        detail["ruined"] = True
+    return Finding(CODE, 0.95, Culprit(), evidence, facts.step if since is None else since, fix, detail)
 
 
 def _nonfinite(facts: Facts, name: str) -> bool:

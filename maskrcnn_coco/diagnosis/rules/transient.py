@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 
 from maskrcnn_coco.diagnosis.facts import LEAP, Facts
-from maskrcnn_coco.diagnosis.rules.common import by_the_loop, keeps_graph, led_there, multiplied, nonfinite
+from maskrcnn_coco.diagnosis.rules.common import MULTIPLIED, by_the_loop, keeps_graph, led_there, multiplied, nonfinite
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "TRANSIENT"
@@ -46,6 +46,8 @@ def judge(facts: Facts) -> Finding | None:
         return Finding(CODE, 0.95, culprit, evidence, facts.step, fix, {"changed": list(outside)[:50]})
     if facts.measured.get("steep_at") is not None:
         return _steep_at_first(facts)
+    if multiplied(facts) is not None:
+        return None  # one factor for every number is no glitch
     drift = facts.drift
     # Where those steps diverge by themselves, what the weights are off by decided nothing: a chaos amplifies the last
     # digit, and a loop's own clip may not survive a norm that overflows.
@@ -59,8 +61,6 @@ def judge(facts: Facts) -> Finding | None:
         return Finding(CODE, 0.95, culprit, evidence + facts.says(CODE, "retrace"), facts.step, FIX, detail)
     if facts.symptom in ("scale_collapse", "stalled") or facts.redefined is not None:
         return None
-    if multiplied(facts) is not None:
-        return None  # one factor for every number is no glitch
     if facts.measured.get("climbs"):
         return None  # replays go down what the loop goes up
     if facts.symptom == "input_nonfinite" and facts.suspects():
@@ -137,6 +137,9 @@ def _once(facts: Facts) -> Finding:
     close = again is not None and again.finite and all(abs(a - b) <= 1e-3 * abs(b) for a, b in pairs)
     another = nonfinite(facts) or facts.not_repeated()
     confidence = 0.93 if (exact or close) and another else 0.6
+    if same.times is not None and same.times > MULTIPLIED:
+        # A glitch of the loss does that to all gradients, and so does whoever multiplies them: the next step will tell.
+        confidence = min(confidence, 0.85)
     evidence = facts.says(CODE, "=same", "=again")
     if facts.not_repeated() and facts.recorded_loss is not None:
         what = f"loss {facts.recorded_loss:.4g}, gradient norm {facts.recorded_norm or 0.0:.4g}"
