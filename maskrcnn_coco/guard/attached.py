@@ -120,6 +120,10 @@ class Attached(Guard):
         act.seen.append(forward_backward.total(forward_backward.as_terms(loss)))
         return loss
 
+    def batch(self, batch: Any, ids: Sequence[int] | None = None) -> Any:
+        """``batch`` as it is: only with ``diagnose=True`` is anything asked of it, and a loop need not know which."""
+        return batch
+
     def detach(self) -> None:
         """Take hooks and wrapped steps off again; the training goes on without a guard."""
         self._entrances.remove()

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 State = dict[str, Any]
+
+
+def state_dict_of(optimizer: torch.optim.Optimizer, own: Callable[[Any], State] | None = None) -> State:
+    """The optimizer's ``state_dict()``, without the state of parameters that are in none of its groups any more.
+
+    A loop that puts other weights into a group leaves it behind, and torch's own raises KeyError then.
+
+    Args:
+        own: what makes it, in place of the optimizer's method.
+    """
+    make = own or (lambda o: o.state_dict())
+    held = {id(p) for g in optimizer.param_groups for p in g["params"]}
+    everything = dict(optimizer.state)
+    stray = [k for k in everything if isinstance(k, Tensor) and id(k) not in held]
+    if not stray:
+        return make(optimizer)
+    try:
+        for key in stray:
+            del optimizer.state[key]
+        return make(optimizer)
+    finally:
+        optimizer.state.clear()
+        optimizer.state.update(everything)
 
 
 class Joined:
@@ -32,7 +56,7 @@ class Joined:
         groups: list[dict[str, Any]] = []
         for optimizer in self.optimizers:
             start = sum(len(g["params"]) for g in groups)
-            own = optimizer.state_dict()
+            own = state_dict_of(optimizer)
             state |= {start + i: held for i, held in own["state"].items()}
             groups += [{**g, "params": [start + i for i in g["params"]]} for g in own["param_groups"]]
         return {"state": state, "param_groups": groups}

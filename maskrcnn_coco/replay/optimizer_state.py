@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskrcnn_coco.guard.joined import Joined
+from maskrcnn_coco.guard.joined import Joined, state_dict_of
 from maskrcnn_coco.guard.undo import nested, tensors_in
 
 KNOWN = {"state", "param_groups", "defaults", "step"}
@@ -21,10 +21,12 @@ def saved_state(optimizer: torch.optim.Optimizer | Joined) -> dict[str, Any]:
     What the outer one keeps in attributes (weights of some steps ago, a count) is under "beside".
     """
     within = nested(optimizer) if isinstance(optimizer, torch.optim.Optimizer) else []
-    if not within or isinstance(optimizer, Joined):
+    if isinstance(optimizer, Joined):
         return optimizer.state_dict()
+    if not within:
+        return state_dict_of(optimizer)
     # Not its own `state_dict`, which may have any layout.
-    saved = torch.optim.Optimizer.state_dict(optimizer) | {"inside": [saved_state(o) for o in within]}
+    saved = state_dict_of(optimizer, torch.optim.Optimizer.state_dict) | {"inside": [saved_state(o) for o in within]}
     return saved | {"beside": {k: v for k, v in vars(optimizer).items() if k not in KNOWN and _is_numbers(v)}}
 
 
