@@ -67,6 +67,10 @@ def _live_gradients(model: nn.Module) -> dict[str, Tensor]:
     return {plain_name(n): p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
+HALF = 0.5
+"""A batch that costs less than this share of a loss does not make that loss what it is."""
+NEARLY = 1e-3
+"""Share of a loss that it may be off another by, where one of them is a replay's."""
 STEEPER = 100.0
 """A gradient so many times that of the same step, taken again, is no gradient of its loss."""
 
@@ -102,6 +106,47 @@ class Looks:
 
         return self._asked(alarm, older)
 
+    def calm_before(self, record: StepRecord, onset: int) -> bool:
+        """Then the steps since have led there."""
+        alarm = Alarm("diverged", record.step, record.epoch, onset, "", {})
+
+        def older(case: Case) -> bool:
+            snapshot = next((s for s in case.earlier if s.step <= onset), None)
+            if snapshot is None:
+                return False
+            before = Experiments(case).replay.run("same batch, older weights", snapshot=snapshot)
+            return before.finite and abs(before.loss) < HALF * abs(record.loss) * _scale(self.known, record.step)
+
+        return self._asked(alarm, older)
+
+    def climbs(self, record: StepRecord) -> bool:
+        """Gradients that are a number below 0 times those taken again, at the same loss."""
+
+        def up(same: Outcome) -> bool:
+            loss = record.loss * _scale(self.known, record.step)
+            return same.finite and (same.times or 0.0) < 0 and abs(same.loss - loss) <= NEARLY * abs(loss)
+
+        on_purpose = not self.known.own_batches and self.known.guard.goes_up
+        return not on_purpose and self._again("diverged", record, up)
+
+    def turned_around(self, record: StepRecord) -> bool:
+        """This loss, or one on record with the other sign, is -1 times what it is when taken again."""
+        alarm = Alarm("diverged", record.step, record.epoch, record.step, "", {})
+
+        def again(case: Case) -> bool:
+            replay = Experiments(case).replay
+            same = replay.run("same batch, same weights")
+            if opposite(same.loss, record.loss * _scale(self.known, record.step)):
+                return True
+            known = ((s, e) for s in case.earlier if (e := case.entry(s.step)) is not None and e.step < record.step)
+            for state, entry in known:
+                if entry.record is not None and entry.record.loss * record.loss < 0:
+                    then = replay.run("then", snapshot=state, batches=replay.batches_of(entry), step=entry.step)
+                    return opposite(then.loss, entry.record.loss)
+            return False
+
+        return self._asked(alarm, again)
+
     def steep_once(self, record: StepRecord) -> bool:
         """Then it is none of the loss's: a glitch, or a hook's doing."""
         return self._again(
@@ -135,7 +180,9 @@ class Looks:
     def _again(self, symptom: Symptom, record: StepRecord, holds: Callable[[Outcome], bool]) -> bool:
         """Whether ``holds`` of the same step, taken again."""
         alarm = Alarm(symptom, record.step, record.epoch, record.step, "", {})
-        return self._asked(alarm, lambda case: holds(Experiments(case).replay.run("same batch, same weights")))
+        return self._asked(
+            alarm, lambda case: holds(Experiments(case).replay.run("same batch, same weights", digest=True))
+        )
 
     def _asked(self, alarm: Alarm, ask: Callable[[Case], bool]) -> bool:
         known = self.known
@@ -149,6 +196,11 @@ class Looks:
                 return ask(case)
         except Exception:  # what cannot be asked is judged without
             return False
+
+
+def opposite(one: float, other: float) -> bool:
+    """Whether one loss is the other times -1."""
+    return other != 0 and abs(one + other) <= NEARLY * abs(other)
 
 
 def _scale(known: Any, step: int) -> float:

@@ -21,6 +21,10 @@ def _plain(text: str) -> str:
     return text.replace("image ", "sample ").replace("images ", "samples ")
 
 
+OF_NO_OP = {"turned", "multiplied", "heavier", "redefined"}
+"""Details of a finding that no op of the loss is to blame for: there is nothing to bound."""
+
+
 def _fix(finding: Finding, groups: list[str]) -> str:
     samples = ", ".join(str(i) for i in finding.culprit.image_ids[:5])
     who = f"sample {samples}" if len(finding.culprit.image_ids) == 1 else f"samples {samples}"
@@ -49,6 +53,8 @@ def _fix(finding: Finding, groups: list[str]) -> str:
             return "load a state from before it was broken: guard.rollback(), or an older checkpoint"
         case "LOSS_MATH":
             kept = finding.fix.startswith("look at")
+            if finding.detail.keys() & OF_NO_OP:
+                return finding.fix
             return (
                 f"{finding.fix}; bound what goes into it (clamp, eps)"
                 if kept

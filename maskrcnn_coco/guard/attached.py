@@ -80,6 +80,8 @@ class Attached(Guard):
         self._within: WatchedStep | None = None
         """The step that is evaluating the loss now."""
         self._result: Any = None
+        self._first_came: torch.Tensor | None = None
+        """What the first backward pass brought to the model's loss; read where it matters."""
         self.instruments.buffers.save()  # a compiled model has no hooks that would do it in time
         self._stand_ins = StandIns()
         weight = optimizer.param_groups[-1]["params"][-1] if say and mode != "off" else None
@@ -119,6 +121,12 @@ class Attached(Guard):
             act.seen, act.certain = [], True
         act.seen.append(forward_backward.total(forward_backward.as_terms(loss)))
         return loss
+
+    @property
+    def goes_up(self) -> bool:
+        """Whether steps go back from the model's loss times less than 0, as of one that is to grow, from the first."""
+        came = [self._first_came, None if self._act is None else self._act.came]
+        return all(c is not None and float(c) < 0 for c in came)
 
     def batch(self, batch: Any, ids: Sequence[int] | None = None) -> Any:
         """``batch`` as it is: only with ``diagnose=True`` is anything asked of it, and a loop need not know which."""
@@ -230,6 +238,8 @@ class Attached(Guard):
         self._gradients.steps()
         if act.done is None:
             self._climbs.step_comes()
+        if self._first_came is None:
+            self._first_came = act.came
         # A GradScaler leaves these two on a fused optimizer, whose gradients are still scaled.
         found_inf, scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
         overflowed = found_inf is not None and bool(found_inf)

@@ -19,19 +19,21 @@ from torch import Tensor, nn
 from maskrcnn_coco.components import real
 from maskrcnn_coco.errors import GuardStop, GuardWarning
 from maskrcnn_coco.guard.buffers import Buffers
-from maskrcnn_coco.guard.divergence import ABSURD, ABSURD_OTHER, HURLED, Divergence
+from maskrcnn_coco.guard.divergence import ABSURD, ABSURD_OTHER, Divergence
 from maskrcnn_coco.guard.forward_backward import DETACHED, SWITCHED_OFF
 from maskrcnn_coco.guard.health import Health
 from maskrcnn_coco.guard.inputs import Expected
 from maskrcnn_coco.guard.loss_scale import Scale
-from maskrcnn_coco.guard.loss_weight import Found, LossWeight, last_length, too_far
+from maskrcnn_coco.guard.loss_weight import LossWeight, last_length, too_far
 from maskrcnn_coco.guard.lowered import Lowered
 from maskrcnn_coco.guard.norms import Components, Layout
 from maskrcnn_coco.guard.planned_rates import PlannedRates
+from maskrcnn_coco.guard.regimes import Regimes
 from maskrcnn_coco.guard.sharding import Shares
 from maskrcnn_coco.guard.steep import Steep
 from maskrcnn_coco.guard.unlearnt import Unlearnt
 from maskrcnn_coco.guard.updates import Haste, Stall, fits_losses, of_one_size, shrink
+from maskrcnn_coco.guard.uphill import Uphill
 from maskrcnn_coco.guard.verdict import Looks, Verdict
 from maskrcnn_coco.records import GRAPH_ERRORS, Alarm, StepRecord
 
@@ -95,7 +97,8 @@ class Instruments:
         self.looks: Looks | None = None
         self.completed: list[StepRecord] = []
         self.seconds, self.taken, self.crashes = 0.0, 0, 0
-        self._said: set[str] = set()
+        self.said: set[str] = set()
+        """Kinds of what is said once."""
         self.weights_may_change = False
         """Whether a loss weighed anew without a word is taken for that; where the loss is ours it is a fault."""
         self.regimes: list[dict[str, Any]] = []
@@ -166,13 +169,14 @@ class Instruments:
         """Forget what is healthy: the loss means something else from here on."""
         absurd = ABSURD_OTHER if self.expected.num_classes is None else ABSURD
         self.divergence, self.stall, self.haste = Divergence(absurd, once=self.only_refuses), Stall(), Haste()
-        self.loss_weight, self.unlearnt, self.steep = LossWeight(), Unlearnt(), Steep()
+        self.loss_weight, self.unlearnt, self.steep, self.uphill = LossWeight(), Unlearnt(), Steep(), Uphill()
         self._shrink = shrink(self.optimizer)
 
     def reset(self) -> None:
         """After a rollback, a load or a repair: forget the run-up, look at the whole state before the next step."""
         self.alarm, self.crashes = None, 0
-        for part in (self.divergence, self.stall, self.haste, self.unlearnt, self.health, self.loss_weight):
+        parts = (self.divergence, self.stall, self.haste, self.unlearnt, self.health, self.loss_weight, self.uphill)
+        for part in parts:
             part.reset()
         self.layout.zero_grad()
 
@@ -232,17 +236,18 @@ class Instruments:
         fits = fits_losses(self.optimizer, record.loss, taken)
         found = self.divergence.judge(record.step, record.loss, norm, record.group_grad_norm, fits=fits)
         if found is None:
-            return self.steep.judge(self.looks, record, taken, self.divergence.norm_reference) if self.looks else None
-        if "row" in found.measured and self.loss_weight.follows():
-            self._runs_after(record, norm)
+            return self._looked_at(record, taken) if self.looks else None
+        regimes = Regimes(self)
+        if "row" in found.measured and self.loss_weight.follows() and not regimes.led_up(found, record):
+            regimes.runs_after(record, norm)
             return None
         weighed = self.loss_weight.found(self.layout)
         far = too_far(self.optimizer, record.loss, taken)
         if weighed is not None and not far:
-            self._weighed_anew(record, norm, weighed)
+            regimes.weighed_anew(record, norm, weighed)
             return None
-        if self._are_others(found, record, norm):
-            self._others_now(record, norm, "row" in found.measured)
+        if regimes.are_others(found, record, norm):
+            regimes.others_now(record, norm, "row" in found.measured)
             return None
         weighed = weighed or self.loss_weight.found(self.layout, steps=1)
         if weighed is not None:
@@ -251,6 +256,11 @@ class Instruments:
                 ", which this learning rate does not stand" if far else ", for good if it comes again"
             )
         return found
+
+    def _looked_at(self, record: StepRecord, taken: float) -> Verdict | None:
+        """The verdict on a step whose sizes are healthy, where replays can be asked."""
+        steep = self.steep.judge(self.looks, record, taken, self.divergence.norm_reference)
+        return steep or self.uphill.judge(self.looks, record)
 
     def learn(self, record: StepRecord, norm: float, where: Sequence[int], norms: list[float], moved: float) -> None:
         """From an applied step."""
@@ -278,61 +288,6 @@ class Instruments:
         if known.moved is not None:
             return known.moved
         return last_length(self.optimizer, self.layout, known.rates, known.gradient, known.measured)
-
-    def _weighed_anew(self, record: StepRecord, norm: float, found: Found) -> None:
-        """A new weight of the loss: what is healthy is that much larger from here on. Said at once."""
-        self.divergence.weighed_anew(found[0], norm, record.group_grad_norm)
-        self.loss_weight.adopt(found)
-        self.stall, self.haste, self.unlearnt = Stall(), Haste(), Unlearnt()
-        self.regimes.append({"step": record.step, "factor": found[0]})
-        if self.warns:
-            text = (
-                f"step {record.step}: the loss is about {found[0]:.2g} times what it was, and so are gradients, though "
-                "the weights moved too little for it: taken for a new weight of the loss, or of one term of it; "
-                "nothing is refused for it. If nothing was changed on purpose, look at what makes the loss"
-            )
-            warnings.warn(text, GuardWarning, stacklevel=3)
-
-    def _runs_after(self, record: StepRecord, norm: float) -> None:
-        """Targets that grow (the values of a policy that gets better): what is healthy follows them."""
-        factor = abs(record.loss) / self.divergence.reference
-        self.divergence.weighed_anew(factor, norm, record.group_grad_norm)
-        self.loss_weight = LossWeight()
-        self.regimes.append({"step": record.step, "factor": factor})
-        self._say_once(
-            "creeps",
-            f"step {record.step}: the loss crept up to {factor:.2g} times what it was, though every step goes "
-            "downhill: taken for targets or data that change; nothing is refused for it. Said once",
-        )
-
-    def _are_others(self, found: Verdict, record: StepRecord, norm: float) -> bool:
-        """Whether a row of loud steps is no doing of this model: older weights are as loud on what it is given now."""
-        # A detector has no rewards and no rival. Adam's steps have one length whatever the gradient; SGD's are as long.
-        short, row = "betas" in self.optimizer.param_groups[0] or self._is_short(), "row" in found.measured
-        loud = row or (short and abs(record.loss) <= TAIL * self.divergence.reference)
-        if not loud or self.expected.num_classes is not None or self.looks is None:
-            return False
-        usual, onset = short or norm <= SAME_LENGTH * self.divergence.norm_reference, found.onset_step
-        return usual and self.looks.as_loud_before(record, record.step if onset is None else onset)
-
-    def _is_short(self) -> bool:
-        """Whether SGD's step along this gradient, however long that is, is one as healthy steps are."""
-        return isinstance(self.optimizer, torch.optim.SGD) and 0.0 < self.health.moved <= HURLED
-
-    def _others_now(self, record: StepRecord, norm: float, row: bool) -> None:
-        """Batches that are as loud on older weights (rewards, heavy tails): of a row what is healthy is learned too."""
-        factor = abs(record.loss) / self.divergence.reference
-        if row:
-            self.divergence.weighed_anew(factor, norm, record.group_grad_norm)
-            self.loss_weight = LossWeight()
-            self.regimes.append({"step": record.step, "factor": factor})
-        times = f"step {record.step}: losses are up to {factor:.2g} times what they were, and so on older weights"
-        self._say_once("others", f"{times}: taken for other data, rewards or rivals; nothing is refused. Said once")
-
-    def _say_once(self, kind: str, text: str) -> None:
-        if self.warns and kind not in self._said:
-            self._said.add(kind)
-            warnings.warn(text, GuardWarning, stacklevel=4)
 
     def _nonfinite_gradient(self, seen: Measured, measured: dict[str, Any]) -> Verdict | None:
         record = seen.record
@@ -380,8 +335,8 @@ class Instruments:
         self.alarm = Alarm(verdict.symptom, record.step, record.epoch, onset, verdict.message, verdict.measured)
         if self.on_alarm is not None:
             self.on_alarm(self.alarm)
-        elif self.say and verdict.symptom not in self._said:
-            self._said.add(verdict.symptom)
+        elif self.say and verdict.symptom not in self.said:
+            self.said.add(verdict.symptom)
             done = "applied all the same" if record.applied else "refused"
             kept = "" if record.applied else "; weights, buffers and optimizer are as before it"
             hint = REGIME if verdict.symptom == "diverged" else ""
@@ -389,10 +344,6 @@ class Instruments:
             warnings.warn(text, GuardWarning, stacklevel=3)
 
 
-SAME_LENGTH = 3.0
-"""Gradients so many times the healthy length take no longer step than usual steps are."""
-TAIL = 1e6
-"""A single loss up to so many times healthy may be a tail of the data's; beyond it something divides by next to 0."""
 NOTHING: contextlib.nullcontext[None] = contextlib.nullcontext()
 NOTHING_TRAINED = (SWITCHED_OFF, DETACHED.split("{}")[0])
 EARLY = 20

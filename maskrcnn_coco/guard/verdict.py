@@ -31,6 +31,18 @@ class Looks(Protocol):
         """Whether its batch is as loud on weights from before step ``onset``."""
         ...
 
+    def calm_before(self, record: StepRecord, onset: int) -> bool:
+        """Whether its batch is not half as loud on weights from before step ``onset``."""
+        ...
+
+    def climbs(self, record: StepRecord) -> bool:
+        """Whether its gradients are a number below 0 times those of its loss."""
+        ...
+
+    def turned_around(self, record: StepRecord) -> bool:
+        """Whether its loss, or one on record, is -1 times what it is when taken again."""
+        ...
+
     def steep_once(self, record: StepRecord) -> bool:
         """Whether the same step, taken again, has a gradient that is nothing like as steep."""
         ...

@@ -75,7 +75,8 @@ def _dense(gradient: Tensor) -> list[Tensor]:
 
 
 def times_of(live: Mapping[str, Tensor], model: nn.Module) -> float | None:
-    """The one number that every gradient of ``model`` is multiplied by in ``live``; None: there is none.
+    """The one number that every gradient of ``model`` is multiplied by in ``live``; None: there is none. Below 0 they
+    point up the loss.
 
     A gradient clipped by value, a hook on one weight or a bit that flipped is no such number.
     """
@@ -88,7 +89,7 @@ def times_of(live: Mapping[str, Tensor], model: nn.Module) -> float | None:
         return None
     times = sum(float((a * b).sum()) for a, b in pairs) / square
     off = sum(float((b - times * a).square().sum()) for a, b in pairs)
-    return times if times > 0 and math.sqrt(off) <= ROUNDED * times * math.sqrt(square) else None
+    return times if times and math.sqrt(off) <= ROUNDED * abs(times) * math.sqrt(square) else None
 
 
 def by_another(out: Pass, layout: Layout) -> bool:

@@ -114,4 +114,4 @@ def test_a_hook_on_one_weight_is_no_factor_of_the_loss() -> None:
     assert times_of({n: 7.0 * g for n, g in own.items()}, model) == pytest.approx(7.0)
     assert times_of({n: g * (7.0 if n == "body.0.bias" else 1.0) for n, g in own.items()}, model) is None
     assert times_of({n: g.clamp(-1e-3, 1e-3) for n, g in own.items()}, model) is None
-    assert times_of({}, model) is None and times_of({n: -g for n, g in own.items()}, model) is None
+    assert times_of({}, model) is None and times_of({n: -0.5 * g for n, g in own.items()}, model) == pytest.approx(-0.5)

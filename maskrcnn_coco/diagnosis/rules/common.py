@@ -39,6 +39,8 @@ def cured_by(facts: Facts, test: str) -> bool:
 
 MULTIPLIED, NEARLY = 3.0, 1.1
 """Gradients so many times as long are no matter of taste."""
+ROW = 2
+"""Steps behind a divergence, at least, that were taken up the loss."""
 
 
 def multiplied(facts: Facts) -> float | None:
@@ -57,6 +59,19 @@ def multiplied(facts: Facts) -> float | None:
     again = any(facts.step - SOON <= s < facts.step for s in facts.settings.get("glitches") or ())
     shown = again or not far_apart(brought, same.times, NEARLY) or long_since(facts, same.times) is not None
     return same.times if same.times > MULTIPLIED and shown and not other else None
+
+
+def turned(facts: Facts) -> float | None:
+    """The number below 0 that all gradients were multiplied by after the backward pass, step after step.
+
+    A loop that goes back from its loss times less than 0 from the first step on may mean it. A single step leads
+    nowhere.
+    """
+    same, meant = facts.outcomes.get("same"), facts.measured.get("climbs") and not facts.measured.get("uphill")
+    if same is None or same.times is None or facts.symptom != "diverged" or meant:
+        return None
+    row = facts.onset_step is not None and facts.step - facts.onset_step >= ROW
+    return same.times if same.times < 0 and row and not far_apart(facts.recorded_loss or 0.0, same.loss) else None
 
 
 def long_since(facts: Facts, times: float) -> int | None:

@@ -12,15 +12,17 @@ How it is proved: targets, images and state are sound; the step fails again in f
   another now, the others are what they were; or all are one factor of that, or turned around. Where the whole loss and
   its gradients are one factor of what they were in a loop that may weigh it anew, the loss has another weight, and the
   step is healthy in that measure; or steps that were sound diverge with that weight, at the rates of then. Where every
-  gradient is one number times that of the same step taken again, the loss was multiplied after it was seen. Where a
+  gradient is one number times that of the same step taken again, the loss was multiplied after it was seen; below 0,
+  somebody turned gradients around, and steps go up the loss. Where a
   second pass is sound with the buffers that the first one left, what divides is a buffer that nothing has filled yet.
   Where the loss is enormous from the first step on, or with one image alone, the largest number inside the model says
   whose doing it is, or the first op that makes such numbers of usual ones. Before any step an op inside the model is to
   blame that makes what is not finite of usual numbers, at every batch. Where the losses rise all the same with every
   rate at 0, the buffer that grows meanwhile is named.
 What the guard does: skips the step, and keeps what its pass has put into buffers that were empty; stops where the
-  formula itself changed, or a buffer grows with every pass. A lower learning rate does not help, but where a loop
-  multiplies its loss in step after step, and steps grow with the gradient: they are made as long as they were.
+  formula itself changed, a buffer grows with every pass, or steps go up the loss. A lower learning rate does not
+  help, but where a loop multiplies its loss in step after step, and steps grow with the gradient: they are made as
+  long as they were.
 How to fix it: `max(count, 1)`; mask the input of the op, not its output; add an epsilon inside the root; floor
   the class counts.
 """
@@ -44,6 +46,7 @@ from maskrcnn_coco.diagnosis.rules.common import (
     nonfinite,
     spoilt_beside,
     sudden,
+    turned,
 )
 from maskrcnn_coco.diagnosis.rules.fp16_overflow import overflows_by_itself
 from maskrcnn_coco.records import Culprit, Evidence, Finding
@@ -78,6 +81,8 @@ def _of_another_weight(facts: Facts) -> Finding | None:
         return _too_heavy(facts, facts.weighed)
     if (times := multiplied(facts)) is not None:
         return _multiplied(facts, times)
+    if (times := turned(facts)) is not None:
+        return _turned(facts, times)
     return None
 
 
@@ -280,6 +285,16 @@ def _multiplied(facts: Facts, times: float) -> Finding:
         evidence.insert(1, Evidence(f"replay: {facts.outcomes['retrace'].test}", what, CODE))
         detail["ruined"] = True
     return Finding(CODE, 0.95, Culprit(), evidence, facts.step if since is None else since, fix, detail)
+
+
+def _turned(facts: Facts, times: float) -> Finding:
+    what = f"each is {times:.4g} times that of the same step taken again, to the digit: every step goes up the loss"
+    evidence = [Evidence("gradients of the run", what, CODE), *facts.says(CODE, "=same", "retrace", "=earlier")]
+    fix = "look at what turns the sign of gradients between backward() and the optimizer's step"
+    if facts.measured.get("climbs"):
+        fix = "look at what turns the sign of the loss between the model and backward()"
+    stops = "the optimizer is given gradients that point up the loss"
+    return Finding(CODE, 0.95, Culprit(), evidence, facts.onset_step, fix, {"turned": times, "stops": stops})
 
 
 def _nonfinite(facts: Facts, name: str) -> bool:

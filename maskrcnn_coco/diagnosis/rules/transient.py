@@ -18,7 +18,15 @@ from __future__ import annotations
 import math
 
 from maskrcnn_coco.diagnosis.facts import LEAP, Facts
-from maskrcnn_coco.diagnosis.rules.common import MULTIPLIED, by_the_loop, keeps_graph, led_there, multiplied, nonfinite
+from maskrcnn_coco.diagnosis.rules.common import (
+    MULTIPLIED,
+    by_the_loop,
+    keeps_graph,
+    led_there,
+    multiplied,
+    nonfinite,
+    turned,
+)
 from maskrcnn_coco.records import Culprit, Evidence, Finding
 
 CODE = "TRANSIENT"
@@ -46,7 +54,7 @@ def judge(facts: Facts) -> Finding | None:
         return Finding(CODE, 0.95, culprit, evidence, facts.step, fix, {"changed": list(outside)[:50]})
     if facts.measured.get("steep_at") is not None:
         return _steep_at_first(facts)
-    if multiplied(facts) is not None:
+    if multiplied(facts) is not None or turned(facts) is not None:
         return None  # one factor for every number is no glitch
     drift = facts.drift
     # Where those steps diverge by themselves, what the weights are off by decided nothing: a chaos amplifies the last
