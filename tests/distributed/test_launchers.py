@@ -46,7 +46,7 @@ def test_the_slurm_script_trains_with_a_process_for_each_task(tmp_path: Path):
     }  # fmt: skip
     env = {**os.environ, **slurm, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     command = ["bash", str(ROOT / "examples" / "slurm.sbatch"), str(tmp_path / "run"), "--demo", "--device", "cpu"]
-    command += ["--max-steps", "1", "--batch-size", "1", "--workers", "0"]
+    command += ["--max-steps", "1", "--batch-size", "1", "--workers", "0", "--box-detections-per-image", "5"]
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "--kill-on-bad-exit=1" in (tmp_path / "flags").read_text()

@@ -50,7 +50,8 @@ def test_a_short_run_and_a_prediction_need_nothing_of_posix(tmp_path: Path):
     said = elsewhere(
         """
         from maskrcnn_coco.cli import main
-        assert main("train --demo --max-steps 1 --workers 0 --json --checkpoint-every 1".split()) == 0
+        run = "train --demo --max-steps 1 --workers 0 --json --checkpoint-every 1 --box-detections-per-image 5"
+        assert main(run.split()) == 0
         from maskrcnn_coco.checkpoint.store import load
         assert load("checkpoints/last.pth")["loop"]["step"] == 1
         PIL.Image.new("RGB", (96, 96), "red").save("photo.png")

@@ -175,6 +175,7 @@ def run_of_one_step(tiny_shapes: Any, tmp_path_factory: pytest.TempPathFactory) 
     given = {
         "data": str(tiny_shapes.root), "checkpoint_dir": str(folder / "checkpoints"), "logdir": str(folder / "logs"),
         "model": "maskrcnn_resnet18_fpn", "weights": "none", "min_size": 64, "max_size": 64, "max_steps": 1,
+        "box_detections_per_image": 5,
         "device": "cpu", "workers": 0,
     }  # fmt: skip
     train(Config(**given))
