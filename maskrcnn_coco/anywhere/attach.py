@@ -30,8 +30,8 @@ from maskrcnn_coco.guard import optimizer_step
 from maskrcnn_coco.guard.arguments import refuse_other
 from maskrcnn_coco.guard.attached import Attached
 from maskrcnn_coco.guard.immediate import Mode
+from maskrcnn_coco.guard.joined import nested
 from maskrcnn_coco.guard.norms import Components
-from maskrcnn_coco.guard.undo import nested
 from maskrcnn_coco.records import Alarm
 from maskrcnn_coco.system.backends import faults_under
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from maskrcnn_coco.diagnosis.facts import Facts, Reference
+from maskrcnn_coco.diagnosis.limits import SOUND
 from maskrcnn_coco.records import StepRecord
 from maskrcnn_coco.replay.case import Case
 
@@ -21,8 +22,6 @@ SMALLEST = 1e-2
 """A healthy loss counts as at least this, as the guard has it: some are around zero by construction (PPO, GRPO)."""
 SHRINKS = 0.5
 """Learning rate times weight decay above which weight decay itself is suspected: weights halve in every step."""
-SOUND = {"weight_decay": 1e-4, "momentum": 0.9}
-"""What detectors are trained with. A momentum of 1 or more forgets nothing, and grows."""
 FIRST = 5
 """Steps that make a run's first reference."""
 

@@ -41,3 +41,5 @@ def loss_factor(usual: float, count: int, reached: float | None) -> float:
 
 WALK = 20
 """Most steps of a walk over the tape."""
+SOUND = {"weight_decay": 1e-4, "momentum": 0.9}
+"""What detectors are trained with. A momentum of 1 or more forgets nothing, and grows."""

@@ -24,8 +24,8 @@ from maskrcnn_coco.diagnosis.comparisons import (
 )
 from maskrcnn_coco.diagnosis.endurance import Endurance
 from maskrcnn_coco.diagnosis.facts import Facts
-from maskrcnn_coco.diagnosis.from_records import SOUND, beyond_sense
-from maskrcnn_coco.diagnosis.limits import CALM, SLOWEST, WALK
+from maskrcnn_coco.diagnosis.from_records import beyond_sense
+from maskrcnn_coco.diagnosis.limits import CALM, SLOWEST, SOUND, WALK
 from maskrcnn_coco.diagnosis.lr_verdict import LrTrial, LrVerdict
 from maskrcnn_coco.diagnosis.optimizer_experiments import by_length
 from maskrcnn_coco.diagnosis.search import Walk, factors_for, lr_search

@@ -21,13 +21,12 @@ from maskrcnn_coco.guard.climbs import Climbs
 from maskrcnn_coco.guard.guard import Guard
 from maskrcnn_coco.guard.hooks import Entrances, Hook, replace_step
 from maskrcnn_coco.guard.immediate import Act, Mode
-from maskrcnn_coco.guard.joined import Joined
+from maskrcnn_coco.guard.joined import Joined, nested
 from maskrcnn_coco.guard.loss_scale import OthersScale
 from maskrcnn_coco.guard.norms import Components
 from maskrcnn_coco.guard.own_gradients import OwnGradients
 from maskrcnn_coco.guard.sharding import shares_of
 from maskrcnn_coco.guard.stand_ins import StandIns
-from maskrcnn_coco.guard.undo import nested
 from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.guard.watched_step import WatchedStep
 from maskrcnn_coco.records import Alarm, StepRecord

@@ -34,6 +34,17 @@ def state_dict_of(optimizer: torch.optim.Optimizer, own: Callable[[Any], State] 
         optimizer.state.update(everything)
 
 
+def nested(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """The optimizers that ``optimizer`` steps itself."""
+    return [v for v in vars(optimizer).values() if isinstance(v, torch.optim.Optimizer)]
+
+
+def each(optimizer: Any) -> list[torch.optim.Optimizer]:
+    """The optimizers that a step may change: those that are looked at as one, and those inside one (SAM's base)."""
+    outer = getattr(optimizer, "optimizers", None) or [optimizer]
+    return [o for one in outer for o in (one, *nested(one))]
+
+
 class Joined:
     """Has of an optimizer what a guard, a snapshot and a replay ask for. Of a run's own, only the parts are stepped."""
 

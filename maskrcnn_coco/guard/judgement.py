@@ -29,6 +29,7 @@ from maskrcnn_coco.guard.lowered import Lowered
 from maskrcnn_coco.guard.norms import Components, Layout
 from maskrcnn_coco.guard.planned_rates import PlannedRates
 from maskrcnn_coco.guard.regimes import Regimes
+from maskrcnn_coco.guard.senseless import Senseless
 from maskrcnn_coco.guard.sharding import Shares
 from maskrcnn_coco.guard.steep import Steep
 from maskrcnn_coco.guard.unlearnt import Unlearnt
@@ -170,7 +171,7 @@ class Instruments:
         absurd = ABSURD_OTHER if self.expected.num_classes is None else ABSURD
         self.divergence, self.stall, self.haste = Divergence(absurd, once=self.only_refuses), Stall(), Haste()
         self.loss_weight, self.unlearnt, self.steep, self.uphill = LossWeight(), Unlearnt(), Steep(), Uphill()
-        self._shrink = shrink(self.optimizer)
+        self.senseless, self._shrink = Senseless(), shrink(self.optimizer)
 
     def reset(self) -> None:
         """After a rollback, a load or a repair: forget the run-up, look at the whole state before the next step."""
@@ -260,7 +261,9 @@ class Instruments:
     def _looked_at(self, record: StepRecord, taken: float) -> Verdict | None:
         """The verdict on a step whose sizes are healthy, where replays can be asked."""
         steep = self.steep.judge(self.looks, record, taken, self.divergence.norm_reference)
-        return steep or self.uphill.judge(self.looks, record)
+        found = steep or self.uphill.judge(self.looks, record)
+        with self.lowered_rates():
+            return found or self.senseless.judge(self.optimizer, record)
 
     def learn(self, record: StepRecord, norm: float, where: Sequence[int], norms: list[float], moved: float) -> None:
         """From an applied step."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn_coco.guard.health import LEAP
+from maskrcnn_coco.guard.joined import each
 from maskrcnn_coco.guard.norms import all_finite, has_fractions, moved_by, nonfinite_at, norms
 from maskrcnn_coco.guard.sharding import local
 from maskrcnn_coco.guard.verdict import Verdict
@@ -135,17 +136,6 @@ class Undo:
                 optimizer.state[key] = _put_back(kept, optimizer.state.get(key))
             for group, kept in zip(optimizer.param_groups, settings, strict=True):
                 group.update({k: _copied(v) for k, v in kept.items()})
-
-
-def each(optimizer: Any) -> list[torch.optim.Optimizer]:
-    """The optimizers that a step may change: those that are looked at as one, and those inside one (SAM's base)."""
-    outer = getattr(optimizer, "optimizers", None) or [optimizer]
-    return [o for one in outer for o in (one, *nested(one))]
-
-
-def nested(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
-    """The optimizers that ``optimizer`` steps itself."""
-    return [v for v in vars(optimizer).values() if isinstance(v, torch.optim.Optimizer)]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

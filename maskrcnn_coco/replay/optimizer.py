@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn_coco.components import TIMES, is_possible, real, times_of
-from maskrcnn_coco.guard.joined import Joined
+from maskrcnn_coco.guard.joined import Joined, nested
 from maskrcnn_coco.guard.lowered import hold_kept_rates
-from maskrcnn_coco.guard.undo import nested
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

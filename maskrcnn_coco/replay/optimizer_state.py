@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskrcnn_coco.guard.joined import Joined, state_dict_of
-from maskrcnn_coco.guard.undo import nested, tensors_in
+from maskrcnn_coco.guard.joined import Joined, nested, state_dict_of
+from maskrcnn_coco.guard.undo import tensors_in
 
 KNOWN = {"state", "param_groups", "defaults", "step"}
 """Attributes of an optimizer that hold its state and settings already, or none."""

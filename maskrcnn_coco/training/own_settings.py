@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from maskrcnn_coco.components import is_possible
-from maskrcnn_coco.diagnosis.from_records import SOUND, beyond_sense
+from maskrcnn_coco.diagnosis.from_records import beyond_sense
+from maskrcnn_coco.diagnosis.limits import SOUND
 from maskrcnn_coco.replay.optimizer import set_again, settings_of
 from maskrcnn_coco.training.session import Session
 from maskrcnn_coco.wording import figure

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from maskrcnn_coco.guard.joined import each
 from maskrcnn_coco.guard.norms import Layout
-from maskrcnn_coco.guard.undo import Undo, each, may_fault
+from maskrcnn_coco.guard.undo import Undo, may_fault
 
 
 def parts_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:

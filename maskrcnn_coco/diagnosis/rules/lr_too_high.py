@@ -13,7 +13,8 @@ How it is proved: the same batch is normal on the weights of some steps before, 
   it diverges again. The component whose loss grew most is the wrong one half the time; the order of the tests
   comes from the update-to-weight ratio before the onset. Where weights are thrown about and no loss has risen, short
   steps that cost no more make it likely (0.75). An update that was refused because its rates are not
-  those of the plan is made on a copy, at both.
+  those of the plan is made on a copy, at both. A momentum of 1 or more, or a decay that takes more than half of each
+  weight in a step, is named by what it is in the first steps, before it shows in a loss.
 What the guard does: goes back to the snapshot before the onset, lowers that component alone, and raises it
   again later if it holds. Rates that somebody set beside the plan are held to the plan from then on.
 How to fix it: `--head-lr-multiplier`, `--rpn-lr-multiplier`, `--lr`, `--warmup-steps`; `maskrcnn-coco advise
@@ -26,15 +27,17 @@ import math
 from typing import Any
 
 from maskrcnn_coco.diagnosis.facts import Facts
-from maskrcnn_coco.diagnosis.limits import CALM, SLOWEST
+from maskrcnn_coco.diagnosis.limits import CALM, SLOWEST, SOUND
 from maskrcnn_coco.diagnosis.lr_verdict import LrTrial, LrVerdict
 from maskrcnn_coco.diagnosis.rules.common import diverges_as_weighed, divides_by_itself, led_there
 from maskrcnn_coco.records import Culprit, Evidence, Finding, StepRecord
 
 CODE = "LR_TOO_HIGH"
-USUAL = 0.9
-"""A momentum that most trainings have."""
-FORGETS = "momentum is 1 or more: no gradient is ever forgotten, and steps only grow"
+MEANINGLESS = {
+    "momentum": "momentum is 1 or more: no gradient is ever forgotten, and steps only grow",
+    "weight_decay": "rate times weight decay is above a half: what a step adds is gone with the next",
+}
+"""Settings beyond sense, and what they do whatever the loss is."""
 GROWN = ("diverged", "loss_nonfinite", "grad_nonfinite", "param_nonfinite", "optimizer_nonfinite")
 """Symptoms that weights come to which only ever move faster."""
 THROWS = 5.0
@@ -46,12 +49,13 @@ def judge(facts: Facts) -> Finding | None:
     verdict = facts.lr_verdict
     if beside := _beside_the_plan(facts):
         return beside
-    if (facts.healthy_retrace() and not led_there(facts)) or facts.redefined is not None:
+    senseless = facts.measured.get("setting") in MEANINGLESS
+    if (facts.healthy_retrace() and not led_there(facts) and not senseless) or facts.redefined is not None:
         return None  # the steps as they were, taken again, do not diverge: no rate is to blame
     if facts.climbs or divides_by_itself(facts):
         return None  # a lower rate only leads there later: upwards as it is told to, or to where the loss divides by 0
     if verdict is None or not (verdict.sufficient and verdict.settings):
-        verdict = _grows_by_itself(facts) or verdict
+        verdict = _by_itself(facts) or verdict
     if verdict is None or not verdict.sufficient:
         if facts.good("earlier") and facts.growing and verdict is None:
             evidence = facts.says(CODE, "!same", "=earlier")
@@ -63,7 +67,8 @@ def judge(facts: Facts) -> Finding | None:
     trials = sorted(verdict.trials, key=lambda t: _rank(t, verdict))
     deciding = [t for t in trials if _rank(t, verdict) < 2]
     evidence = [_evidence(t, verdict, facts.step) for t in deciding]
-    evidence += [] if trials else [Evidence("settings of the optimizer", FORGETS, CODE)]
+    said = [MEANINGLESS[name] for name in verdict.settings if name in MEANINGLESS]
+    evidence += [] if trials else [Evidence("settings of the optimizer", text, CODE) for text in said]
     evidence += facts.says(CODE, "=earlier", "!same", "!retrace")
     evidence += [_evidence(t, verdict, facts.step) for t in trials[len(deciding) :]]
     detail: dict[str, Any] = {
@@ -111,13 +116,17 @@ def _beside_the_plan(facts: Facts) -> Finding | None:
     return Finding(CODE, 0.97, Culprit(component=None if every else named[0]), evidence, first, SETS, detail)
 
 
-def _grows_by_itself(facts: Facts) -> LrVerdict | None:
-    """A momentum of 1 or more forgets no gradient: no rate holds with it, nor a walk without it once it is long."""
-    momentum = float(facts.settings.get("highest_momentum") or 0.0)
-    if momentum < 1.0 or facts.symptom not in GROWN:
+def _by_itself(facts: Facts) -> LrVerdict | None:
+    """A momentum of 1 or more forgets no gradient: no rate holds with it, nor a walk without it once it is long.
+
+    A decay that takes most of each weight leaves nothing to walk from.
+    """
+    momentum, told = float(facts.settings.get("highest_momentum") or 0.0), facts.measured.get("setting")
+    if facts.symptom not in GROWN or not (momentum >= 1.0 or told == "weight_decay"):
         return None
     verdict = LrVerdict(list(facts.components), facts.step, 1.0, True, False, holds=1.0)
-    verdict.from_step, verdict.settings = min(facts.earlier_steps, default=facts.step), {"momentum": USUAL}
+    verdict.from_step = min(facts.earlier_steps, default=facts.step)
+    verdict.settings = {name: SOUND[name] for name in ("momentum" if momentum >= 1.0 else "weight_decay",)}
     return verdict
 
 

@@ -54,7 +54,7 @@ def judge(facts: Facts) -> Finding | None:
         return Finding(CODE, 0.95, culprit, evidence, facts.step, fix, {"changed": list(outside)[:50]})
     if facts.measured.get("steep_at") is not None:
         return _steep_at_first(facts)
-    if multiplied(facts) is not None or turned(facts) is not None:
+    if multiplied(facts) is not None or turned(facts) is not None or "setting" in facts.measured:
         return None  # one factor for every number is no glitch
     drift = facts.drift
     # Where those steps diverge by themselves, what the weights are off by decided nothing: a chaos amplifies the last
