@@ -17,6 +17,7 @@ from nanbench.decoys_seventh_reports import SEVENTH_REPORT_DECOYS
 from nanbench.decoys_sixth import SIXTH_DECOYS
 from nanbench.decoys_tenth import TENTH_DECOYS
 from nanbench.decoys_third import THIRD_DECOYS
+from nanbench.decoys_twelfth import TWELFTH_DECOYS
 from nanbench.decoys_wild import WILD_DECOYS
 from nanbench.faults_code import CODE
 from nanbench.faults_data import DATA
@@ -56,6 +57,9 @@ from nanbench.faults_tenth_train_code import TENTH_TRAIN_CODE
 from nanbench.faults_tenth_train_data import TENTH_TRAIN_DATA
 from nanbench.faults_third import THIRD
 from nanbench.faults_third_data import THIRD_DATA
+from nanbench.faults_twelfth_train import TWELFTH_TRAIN
+from nanbench.faults_twelfth_train_code import TWELFTH_TRAIN_CODE
+from nanbench.faults_twelfth_train_data import TWELFTH_TRAIN_DATA
 from nanbench.faults_wild import WILD
 from nanbench.faults_wild_data import WILD_DATA
 from nanbench.faults_wild_state import WILD_STATE
@@ -122,6 +126,10 @@ SCENARIOS: tuple[Scenario, ...] = (
     *ELEVENTH_TRAIN_CODE,
     *ELEVENTH_TRAIN_STATE,
     *ELEVENTH_DECOYS,
+    *TWELFTH_TRAIN,
+    *TWELFTH_TRAIN_DATA,
+    *TWELFTH_TRAIN_CODE,
+    *TWELFTH_DECOYS,
 )
 BY_ID = {s.id: s for s in SCENARIOS}
 
