@@ -130,7 +130,8 @@ def test_the_death_of_a_worker_interrupts_nothing_else(tmp_path: Path, plain_bef
 
 
 @pytest.mark.slow
-def test_workers_that_keep_dying_end_in_one_clear_error(tmp_path: Path):
+def test_workers_that_keep_dying_end_in_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loader_module, "POLL", 0.2)
     loader = build_loader(Deadly(tmp_path / "deaths", 99), Plan(0, np.arange(8), 8), 0, 0, workers=1)
     with pytest.raises(DataError, match="4 times in a row at step 0"):
         next(loader)
@@ -200,6 +201,7 @@ def test_workers_killed_by_a_full_shared_memory_are_done_without(dataset, monkey
         os.kill(os.getpid(), signal.SIGBUS)
 
     monkeypatch.setattr(loader_module, "pack", full)
+    monkeypatch.setattr(loader_module, "POLL", 0.2)
     said: list[str] = []
     assert all_same(want, list(build_loader(dataset, plan, 0, 0, workers=1, warn=said.append)))
     assert len(said) == 1 and "/dev/shm" in said[0]

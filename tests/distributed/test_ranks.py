@@ -81,34 +81,49 @@ os._exit(0)
 """
 
 
-def launch(fault: str, **more: str) -> tuple[list[dict], list[dict], float]:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(WORLD)}
-    common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2]), **more}
-    began = time.monotonic()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, fault],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(WORLD)
-    ]
-    first, last = [], []
-    for process in processes[:2]:
-        out, err = process.communicate(timeout=60)
-        lines = said(out)
-        assert len(lines) == 2, err
-        first.append(lines[0])
-        last.append(lines[1])
-    processes[2].send_signal(signal.SIGKILL)
-    out, _ = processes[2].communicate(timeout=30)
-    first.append(said(out)[0])
-    return first, last, time.monotonic() - began
+class Team:
+    """Three processes of `WORKER`, the last of which meets ``fault``; made when all have done their first part.
+
+    What is then waited for costs no computing: several teams may wait at once, and only their starts follow each other.
+    """
+
+    def __init__(self, fault: str, **more: str) -> None:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(WORLD)}
+        common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2]), **more}
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", WORKER, fault],
+                env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(WORLD)
+        ]
+        self.first = [self._first(process) for process in self.processes]
+        self.lost_at = time.monotonic()
+
+    def _first(self, process: subprocess.Popen[str]) -> dict:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise AssertionError(process.communicate(timeout=30)[1])
+
+    def end(self) -> tuple[list[dict], list[dict], float]:
+        """What each process said first, what the two that are left said last, and the seconds since the loss."""
+        last = []
+        for process in self.processes[:2]:
+            out, err = process.communicate(timeout=60)
+            assert len(said(out)) == 1, err
+            last += said(out)
+        seconds = time.monotonic() - self.lost_at
+        self.processes[2].send_signal(signal.SIGKILL)
+        assert said(self.processes[2].communicate(timeout=30)[0]) == []
+        return self.first, last, seconds
 
 
 def said(out: str) -> list[dict]:
@@ -117,8 +132,15 @@ def said(out: str) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def killed():
-    return launch("SIGKILL")
+def teams():
+    """Each team begins while those before it wait for the process that they lost."""
+    begun = {"SIGSTOP": Team("SIGSTOP"), "two groups": Team("SIGKILL", TWO_GROUPS="1"), "SIGKILL": Team("SIGKILL")}
+    return {name: team.end() for name, team in begun.items()}
+
+
+@pytest.fixture(scope="module")
+def killed(teams):
+    return teams["SIGKILL"]
 
 
 def test_averaged_gradients_are_the_mean_and_the_same_bits_everywhere(killed):
@@ -168,8 +190,8 @@ def test_a_killed_process_ends_the_wait_with_its_name(killed):
 
 
 @pytest.mark.slow
-def test_a_stopped_process_is_noticed_in_time_and_new_processes_get_the_same_bits(killed):
-    first, last, seconds = launch("SIGSTOP")
+def test_a_stopped_process_is_noticed_in_time_and_new_processes_get_the_same_bits(killed, teams):
+    first, last, seconds = teams["SIGSTOP"]
     assert first[0]["digests"] == killed[0][0]["digests"]
     for answer in last:
         assert "process 2" in answer["lost"]
@@ -207,8 +229,8 @@ def test_more_processes_than_gpus_says_so(monkeypatch: pytest.MonkeyPatch):
         Ranks.start("cuda")
 
 
-def test_flags_objects_and_barriers_go_by_a_group_of_their_own_beside_nccl():
-    first, last, seconds = launch("SIGKILL", TWO_GROUPS="1")
+def test_flags_objects_and_barriers_go_by_a_group_of_their_own_beside_nccl(teams):
+    first, last, seconds = teams["two groups"]
     for r in first:
         assert r["bad"] == [2] and r["from1"] == [1, "ü"] and r["none"]
         assert r["images"] == [2**40, 2**40 + 1, 2**40 + 2]

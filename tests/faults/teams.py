@@ -9,6 +9,7 @@ stopped; the others must end with a sentence.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import select
@@ -16,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -116,17 +118,22 @@ def _images(team: Team) -> list[list[list[int]]]:
     return [[d["images"] for d in team.steps(rank) if d["applied"]] for rank in range(team.world)]
 
 
+def lost_to(number: signal.Signals, folder: Path, data: Path, world: int) -> dict[str, Any]:
+    """The last process is hit alone; exit codes, seconds and last words of the others, and how it goes on."""
+    team = Team(folder / number.name, data, Scenario("lost", {"checkpoint_every": "1", "batch_size": 2}), world)
+    began = time.monotonic()
+    codes = team.start(1, number, (world - 1,))
+    words = [team.log(rank).strip().splitlines()[-4:] for rank in range(world - 1)]
+    found = {"codes": codes, "words": words, "seconds": time.monotonic() - began}
+    return found | {"after": team.start()}
+
+
 def lost(folder: Path, data: Path, world: int) -> dict[str, Any]:
-    """The last process is killed, then stopped, alone; exit codes, seconds and last words of the others."""
-    found = {}
-    for number in (signal.SIGKILL, signal.SIGSTOP):
-        team = Team(folder / number.name, data, Scenario("lost", {"checkpoint_every": "1", "batch_size": 2}), world)
-        began = time.monotonic()
-        codes = team.start(1, number, (world - 1,))
-        words = [team.log(rank).strip().splitlines()[-4:] for rank in range(world - 1)]
-        found[number.name] = {"codes": codes, "words": words, "seconds": time.monotonic() - began}
-        found[number.name]["after"] = team.start()
-    return found
+    """The last process is killed in one team, and stopped in another that waits at the same time; see `lost_to`."""
+    numbers = (signal.SIGKILL, signal.SIGSTOP)
+    with ProcessPoolExecutor(len(numbers), multiprocessing.get_context("fork")) as pool:
+        begun = {number.name: pool.submit(lost_to, number, folder, data, world) for number in numbers}
+        return {name: answer.result() for name, answer in begun.items()}
 
 
 def main() -> int:
