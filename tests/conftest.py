@@ -29,9 +29,13 @@ LONGEST = (
     "distributed/test_ranks.py",
     "training/test_learning_check.py",
     "system/test_memory.py",
+    "test_recovery.py",
+    "test_architecture.py",
+    "test_notebook.py",
 )
-"""Files that take more than half a minute on a busy core. They begin the suite, so that at its end no worker is left
-alone with one: a file is never split between workers, because its tests share what its fixtures trained."""
+"""Files that take more than half a minute on a busy core, and the longest of those that would come last. They begin the
+suite, so that at its end no worker is left alone with one: a file is never split between workers, because its tests
+share what its fixtures trained."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
