@@ -26,8 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
 import torch
-from nanbench.tiny import tiny_model
-from runs import config
+from runs import config, tiny_model
 from states import digest
 
 from maskrcnn_coco import train

@@ -22,12 +22,24 @@ from maskrcnn_coco.records import Result
 NAME = "maskrcnn_resnet18_fpn"
 NARROW = 8
 """Channels of the narrow network are this part of the usual ones."""
+DETECTIONS = 10
+"""Kept for an image in evaluation; no image has more objects. Nothing is asked of the hundred that an untrained network
+fills, and their masks cost time."""
 
 
 def loadable_model(seed: int = 0, classes: int = 4) -> torch.nn.Module:
     """The small network of the built-in shapes, from random weights: `load` builds it again from a checkpoint alone."""
     torch.manual_seed(seed)
-    return build.build_model(NAME, classes, small=True, min_size=64, max_size=64)
+    return build.build_model(NAME, classes, small=True, min_size=64, max_size=64, detections_per_image=DETECTIONS)
+
+
+def tiny_model(seed: int = 0) -> torch.nn.Module:
+    """The detector of the bench, with few detections: for whole runs, which evaluate it."""
+    from nanbench import tiny  # not on the path of every process that uses this file
+
+    model = tiny.tiny_model(seed)
+    model.roi_heads.detections_per_img = DETECTIONS
+    return model
 
 
 class NarrowResNet(ResNet):
@@ -83,6 +95,7 @@ def config(data: Path | None, out: Path, **changes: Any) -> Config:
         "weights": "none",
         "min_size": 64,
         "max_size": 64,
+        "box_detections_per_image": DETECTIONS,
         "batch_size": 4,
         "epochs": 1,
         "lr": 2e-3,

@@ -22,8 +22,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "bench")]
 
-from runs import config  # noqa: E402
-from tiny_run import tiny_model  # noqa: E402
+from runs import config, tiny_model  # noqa: E402
 
 from maskrcnn_coco import train  # noqa: E402
 from maskrcnn_coco.data.builtin_shapes import write_shapes  # noqa: E402

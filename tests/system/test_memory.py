@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import OwnData, config, small_model
+from runs import OwnData, config, narrow, small_model
 
 from maskrcnn_coco import Config, train
 from maskrcnn_coco.advice.advise import advise_data, settle_what_fits
@@ -81,6 +81,7 @@ def test_a_run_that_runs_out_of_memory_is_saved_and_says_what_fits(tmp_path, mon
     assert (result.status, result.steps, result.skipped_steps) == ("finished", 6, 0)
 
 
+@narrow()
 def test_advice_halves_the_batch_until_it_fits(monkeypatch):
     out_of_memory_at(monkeypatch, lambda batch, step: len(batch.images) > 1)
     settings, said, ranks = Config(demo=True, epochs=2, device="cpu"), [], Ranks.start("cpu")
@@ -92,6 +93,7 @@ def test_advice_halves_the_batch_until_it_fits(monkeypatch):
     assert fresh.step == 0 and budget > 0 and settled.trial.stable and settled.trial.records[0].applied
 
 
+@narrow()
 def test_advice_for_a_model_of_which_not_one_image_fits(monkeypatch):
     out_of_memory_at(monkeypatch, lambda batch, step: True)
     with pytest.raises(ConfigError, match="memory ran out") as caught:

@@ -9,8 +9,8 @@ from unittest import mock
 
 import pytest
 import torch
-from nanbench.tiny import sample, tiny_model
-from runs import config, incidents
+from nanbench.tiny import sample
+from runs import config, incidents, tiny_model
 
 from maskrcnn_coco import train
 from maskrcnn_coco.checkpoint import content

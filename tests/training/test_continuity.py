@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nanbench.tiny import tiny_model
-from runs import config, lines
+from runs import config, lines, tiny_model
 
 from maskrcnn_coco import train
 from maskrcnn_coco.checkpoint import branches

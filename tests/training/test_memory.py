@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nanbench.tiny import tiny_model
-from runs import OwnData, config
+from runs import OwnData, config, tiny_model
 from torch.utils.data import Dataset
 
 from maskrcnn_coco import train

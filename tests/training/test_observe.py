@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from nanbench.tiny import sample, tiny_model
-from runs import config, incidents
+from nanbench.tiny import sample
+from runs import config, incidents, tiny_model
 
 from maskrcnn_coco import train
 

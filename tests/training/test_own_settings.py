@@ -9,8 +9,8 @@ import pytest
 import torch
 from nanbench import ours
 from nanbench.scene import Scene, Setup, clean_scene
-from nanbench.tiny import sample, tiny_model
-from runs import config, incidents
+from nanbench.tiny import sample
+from runs import config, incidents, tiny_model
 
 from maskrcnn_coco import train
 from maskrcnn_coco.checkpoint.store import load

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nanbench.tiny import tiny_model
-from runs import OwnData, config, lines
+from runs import OwnData, config, lines, tiny_model
 
 from maskrcnn_coco import train
 from maskrcnn_coco.model.optim import Schedule

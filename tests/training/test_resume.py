@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from nanbench.tiny import tiny_model
-from runs import config
+from runs import config, tiny_model
 from states import state_at
 
 from maskrcnn_coco import train

@@ -8,8 +8,7 @@ import sys
 import time
 
 import pytest
-from nanbench.tiny import tiny_model
-from runs import OwnData, config, lines, small_model
+from runs import OwnData, config, lines, small_model, tiny_model
 
 from maskrcnn_coco import train
 from maskrcnn_coco.checkpoint.store import load

@@ -7,9 +7,9 @@ from statistics import median
 from typing import Any
 
 import pytest
-from nanbench.tiny import sample, tiny_model
+from nanbench.tiny import sample
 from nanbench.tiny_parts import CLASSES
-from runs import incidents, lines
+from runs import incidents, lines, tiny_model
 
 from maskrcnn_coco import Config, train
 from maskrcnn_coco.records import Result

@@ -7,6 +7,7 @@ import types
 from pathlib import Path
 
 import pytest
+from runs import narrow
 
 from maskrcnn_coco import Config, train
 from maskrcnn_coco.report import tracking_thread
@@ -47,13 +48,15 @@ def short_run(folder: Path):
     config = Config(
         demo=True,
         max_steps=2,
+        box_detections_per_image=5,
         workers=0,
         device="cpu",
         track=("mlflow",),
         logdir=str(folder / "logs"),
         checkpoint_dir=str(folder / "checkpoints"),
     )
-    return train(config, quiet=True)
+    with narrow():
+        return train(config, quiet=True)
 
 
 def test_a_run_tells_a_tracker_all_and_leaves_a_card(fake_mlflow: type[Client], tmp_path: Path):

@@ -9,8 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from nanbench.tiny import tiny_model
-from runs import OwnData, config, lines, run, small_model, weights
+from runs import OwnData, config, lines, run, small_model, tiny_model, weights
 from torch import nn
 
 from maskrcnn_coco import train
@@ -21,7 +20,7 @@ from maskrcnn_coco.training.validation import without_trace
 
 
 def test_each_epoch_has_them_beside_the_ap(tiny_shapes: Any, tmp_path: Path) -> None:
-    result = run(tiny_shapes.root, tmp_path, epochs=2, model=_small())
+    result = run(tiny_shapes.root, tmp_path, epochs=2, model=small_model())
     evals, steps = lines(tmp_path, "eval"), lines(tmp_path)
     assert [set(e["losses"]) == set(steps[0]["losses"]) for e in evals] == [True, True]
     assert evals[1]["losses"] != evals[0]["losses"]
@@ -49,13 +48,6 @@ class _Restless(nn.Module):
         return x + 0.01 * self.drop(self.norm(x))
 
 
-def _small(classes: int = 4) -> nn.Module:
-    """The quick network with few detections, which are what an evaluation of random weights costs."""
-    model = small_model(classes=classes)
-    model.roi_heads.detections_per_img = 5
-    return model
-
-
 def _restless() -> nn.Module:
     model = tiny_model()
     restless, inner = _Restless(), model.backbone.forward
@@ -68,7 +60,7 @@ def _restless() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("make", "guard"), [(_restless, "recover"), (_small, "off")])
+@pytest.mark.parametrize(("make", "guard"), [(_restless, "recover"), (small_model, "off")])
 def test_a_run_trains_in_the_same_bits_with_and_without_them(tmp_path: Path, make: Any, guard: str) -> None:
     found = []
     for name in ("with", "without"):
@@ -94,7 +86,7 @@ def test_a_run_trains_in_the_same_bits_with_and_without_them(tmp_path: Path, mak
 def test_bad_samples_are_left_out_and_nothing_is_said_where_none_is_left(tmp_path: Path) -> None:
     settings = {"train_data": OwnData(4), "quiet": True}
     for name, bad in (("some", (1,)), ("all", (0, 1, 2, 3))):
-        train(config(None, tmp_path / name), model=_small(2), val_data=OwnData(4, bad=bad), **settings)
+        train(config(None, tmp_path / name), model=small_model(classes=2), val_data=OwnData(4, bad=bad), **settings)
     (some,) = lines(tmp_path / "some", "eval")
     assert some["losses"] and all(v == v for v in some["losses"].values())
     assert [e["losses"] for e in lines(tmp_path / "all", "eval")] in ([], [{}])
@@ -109,7 +101,9 @@ def test_a_model_that_raises_or_runs_out_of_memory_costs_the_curve_alone(tmp_pat
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     with patch.object(Forward, "losses", broken):
-        result = train(config(None, tmp_path), model=_small(2), train_data=OwnData(4), val_data=OwnData(4), quiet=True)
+        result = train(
+            config(None, tmp_path), model=small_model(classes=2), train_data=OwnData(4), val_data=OwnData(4), quiet=True
+        )
     assert result.exit_code == 0 and lines(tmp_path, "eval")[0]["losses"] == {}
 
 
