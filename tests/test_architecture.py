@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -70,9 +71,18 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+KNOWN = {module_name(p) for p in FILES}
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imports(path: Path, *, top_only: bool) -> set[str]:
     """Modules of this package that a file imports; at the top of the file only, or anywhere."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     nodes = top_level(tree) if top_only else ast.walk(tree)
     found: set[str] = set()
     for node in nodes:
@@ -82,8 +92,7 @@ def imports(path: Path, *, top_only: bool) -> set[str]:
             found.add(node.module)
         elif isinstance(node, ast.Import):
             found |= {a.name for a in node.names if a.name.startswith("maskrcnn_coco")}
-    known = {module_name(p) for p in FILES}
-    return {f for f in found if f in known}
+    return found & KNOWN
 
 
 def top_level(tree: ast.Module) -> list[ast.stmt]:
@@ -136,11 +145,10 @@ def test_the_generic_half_reaches_nothing_of_data_or_model():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_import_gives_a_module_another_name(path: Path):
-    known = {module_name(p) for p in FILES}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         for alias in node.names if isinstance(node, (ast.Import, ast.ImportFrom)) else []:
             whole = alias.name if isinstance(node, ast.Import) else f"{node.module}.{alias.name}"
-            assert whole not in known or alias.asname in (None, alias.name), f"{whole} as {alias.asname}"
+            assert whole not in KNOWN or alias.asname in (None, alias.name), f"{whole} as {alias.asname}"
 
 
 def test_guard_and_recovery_never_meet():
@@ -209,7 +217,7 @@ def test_wings_make_no_circle():
 def test_the_generic_half_imports_no_torchvision(path: Path):
     if wing_of(module_name(path)) not in GENERIC:
         return
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         assert not any(n.split(".")[0] == "torchvision" for n in names), path.name
@@ -257,7 +265,7 @@ def test_no_module_carries_the_name_of_one_of_the_standard_library():
 def test_files_and_functions_stay_small(path: Path):
     text = path.read_text(encoding="utf-8")
     assert text.count("\n") <= 400, f"{path.name} has {text.count(chr(10))} lines"
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             assert lines <= 60, f"{path.name}: {node.name} has {lines} lines"
