@@ -18,7 +18,8 @@ from maskrcnn_coco.model.ema import Ema, decay_for
 
 def bits(weights) -> list:
     """Every value as it is, to be compared bit for bit."""
-    return [(k, v.detach().clone().view(-1).view(torch.uint8).tolist()) for k, v in sorted(weights.items()) if v.dim()]
+    values = [(k, v.detach()) for k, v in sorted(weights.items()) if v.dim()]
+    return [(k, v.clone().view(-1).view(torch.uint8).numpy().tobytes()) for k, v in values]
 
 
 def net() -> nn.Module:

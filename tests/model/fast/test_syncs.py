@@ -107,7 +107,7 @@ def test_the_count_of_torchvision_itself_is_the_known_one(images: int, reads: in
     assert any("generalized_rcnn.py" in line for line in counts.reads), counts
 
 
-@pytest.mark.parametrize(("kind", "counts"), [("small", (3, 0)), ("small", (1, 5)), ("resnet50", (2, 0))])
+@pytest.mark.parametrize(("kind", "counts"), [("small", (3, 0)), ("small", (1, 5)), ("torchvision", (2, 0))])
 def test_losses_and_gradients_equal_torchvision(kind: str, counts: tuple[int, ...]) -> None:
     slow = reference(kind).double().train()
     fast = to_device(accelerate(copy.deepcopy(slow)))
