@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,33 +11,25 @@ from typing import Any
 
 import pytest
 import torch
-from averaging_team import BAD, FAULTS, STEPS
+from averaging_team import BAD, FAULTS, STEPS, WORLD
 from torch import nn
 
 from maskrcnn_coco.distributed.buckets import BUCKET_BYTES, FIRST_BYTES, in_buckets
 
-WORLD = 3
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     out = tmp_path_factory.mktemp("averaging")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(WORLD)}
-    shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "tests/helpers/averaging_team.py"), str(out)]
-    processes = [
-        subprocess.Popen(
-            command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE, text=True
-        )
-        for r in range(WORLD)
-    ]
-    for process in processes:
-        said = process.communicate(timeout=200)[1]
-        assert process.returncode == 0, said[-3000:]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests/helpers/averaging_team.py"), str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((out / f"{r}.json").read_text()) for r in range(WORLD)]
 
 

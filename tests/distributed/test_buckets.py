@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -42,25 +41,25 @@ def test_a_gradient_comes_out_of_a_bucket_laid_out_as_its_weight(layout, present
     assert torch.equal(weight.grad, wanted)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Where both precisions' weights are."""
+    out = tmp_path_factory.mktemp("layout")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests/helpers/layout_team.py"), str(out), "fp32", "fp16"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_two_processes_train_channels_last_weights_as_one_process_does(precision, tmp_path):
+def test_two_processes_train_channels_last_weights_as_one_process_does(precision, trained):
     """Unused branches, an empty batch, clipping, unscaling, a snapshot put back, an optimizer's state from a file."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    out = tmp_path / "end.pt"
-    command = [sys.executable, str(ROOT / "tests/helpers/layout_team.py"), precision, str(out)]
-    processes = [
-        subprocess.Popen(
-            command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE, text=True
-        )
-        for r in range(2)
-    ]
-    for process in processes:
-        assert process.communicate(timeout=90)[1] is not None and process.returncode == 0
-    found = torch.load(out, weights_only=True)
+    found = torch.load(trained / f"{precision}.pt", weights_only=True)
     wanted = layout_team.straight()
     names = [n for n, _ in layout_team.Net().named_parameters()]
     for what, values, truths in zip(("weight", "momentum"), found, wanted, strict=True):

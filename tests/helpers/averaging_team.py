@@ -1,11 +1,10 @@
-"""Run as three processes by test_averaging.py: averaging during and after the backward pass. Argument: a folder."""
+"""Three processes for test_averaging.py: averaging during and after the backward pass. Argument: a folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forked import team
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,7 +21,7 @@ from maskrcnn_coco.distributed.ranks import Ranks
 from maskrcnn_coco.errors import MaskRCNNError
 from maskrcnn_coco.guard.guard import Guard
 
-STEPS, BAD = 6, 3
+WORLD, STEPS, BAD = 3, 6, 3
 FAULTS = ("none", "crash_forward", "crash_backward", "nan_loss", "nan_gradient", "no_loss")
 """What happens to process 1 in step `BAD`."""
 SENT: list[int] = []
@@ -144,8 +144,7 @@ def main(out: str) -> None:
     found["names"], found["terms"] = names_that_differ(ranks), many_terms(ranks)
     Path(out, f"{ranks.rank}.json").write_text(json.dumps(found))
     ranks.barrier("the end")
-    os._exit(0)  # gloo's threads now and then abort an interpreter that ends in its own time
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    team(WORLD, lambda: main(sys.argv[1]))

@@ -1,15 +1,17 @@
-"""Run as two processes by test_buckets.py: a guarded training of channels-last weights, told as numbers.
+"""Two processes for test_buckets.py: a guarded training of channels-last weights, told as numbers.
 
-Arguments: "fp32" or "fp16" (a loss scaler), and where the weights end up: a file, which also gets the momentum.
+Arguments: a folder, and precisions: "fp32" or "fp16" (a loss scaler). ``PRECISION.pt`` gets weights and momentum.
 """
 
 from __future__ import annotations
 
-import os
 import sys
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from forked import team
 from torch import Tensor, nn
 
 from maskrcnn_coco.distributed.ranks import Ranks
@@ -77,7 +79,7 @@ def straight(momentum: float = 0.9) -> tuple[list[Tensor], list[Tensor]]:
     return [p.detach() for p in params], moving
 
 
-def main(precision: str, out: str) -> None:
+def main(precision: str, out: Path) -> None:
     torch.set_num_threads(1)
     ranks = Ranks.start("cpu", timeout=30.0)
     model = Net().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -110,8 +112,8 @@ def main(precision: str, out: str) -> None:
         params = list(model.parameters())
         torch.save(([p.detach() for p in params], [optimizer.state[p]["momentum_buffer"] for p in params]), out)
     ranks.barrier("the end")
-    os._exit(0)  # gloo's threads now and then abort an interpreter that ends in its own time
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for precision in sys.argv[2:]:
+        team(WORLD, partial(main, precision, Path(sys.argv[1], f"{precision}.pt")))

@@ -1,4 +1,4 @@
-"""Run by torchrun in test_peers.py: two processes of somebody else's training. Argument: out folder."""
+"""Run by test_peers.py: two processes of somebody else's training. Argument: out folder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from forked import team
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -21,7 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from maskrcnn_coco import Guard, attach
 from maskrcnn_coco.errors import ConfigError
 
-RANK = int(os.environ.get("RANK", "0"))
+RANK = 0
+"""Of this process, once it is one of two."""
 
 
 def net() -> nn.Module:
@@ -195,6 +197,8 @@ def accumulated(fault: str, diagnose: bool) -> dict[str, Any]:
 
 
 def main(out: str) -> None:
+    global RANK
+    RANK = int(os.environ["RANK"])
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo")
@@ -231,4 +235,6 @@ CASES = [
 ACCUMULATED = [("none", False), ("sample", False), ("sample", True), ("weight", False)]
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    import torch.distributed.fsdp  # once, for both
+
+    team(2, lambda: main(sys.argv[1]))
