@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
+import imported  # noqa: F401
 import torch
 from runs import config, tiny_model
 from states import digest

@@ -22,6 +22,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "bench")]
 
+import imported  # noqa: E402, F401
 from runs import config, tiny_model  # noqa: E402
 
 from maskrcnn_coco import train  # noqa: E402
