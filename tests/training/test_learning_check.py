@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import config
+from runs import DETECTIONS, config, narrow
 from silent.scene import Scene, small_model
 
 from maskrcnn_coco import train
@@ -16,7 +16,9 @@ from maskrcnn_coco.records import Result
 
 def run(out: Any, scene: Any, val: Any = None, **changes: Any) -> Result:
     settings = {"num_classes": 3, "min_size": 64, "max_size": 96, "batch_size": 2} | changes
-    return train(config(None, out, **settings), model=small_model(), train_data=scene, val_data=val, quiet=True)
+    with narrow():
+        model = small_model(detections_per_image=DETECTIONS)
+    return train(config(None, out, **settings), model=model, train_data=scene, val_data=val, quiet=True)
 
 
 def codes(result: Result) -> list[tuple[str, str]]:
