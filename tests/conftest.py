@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 LONGEST = (
+    "diagnosis/test_investigate.py",
     "training/test_loop.py",
     "guard/test_team.py",
     "cli/test_verify.py",
@@ -24,13 +25,10 @@ LONGEST = (
     "training/test_validation.py",
     "advice/test_advise.py",
     "training/test_continuity.py",
-    "model/test_ema.py",
     "bench/test_nanbench.py",
     "distributed/test_ranks.py",
-    "training/test_learning_check.py",
     "system/test_memory.py",
     "test_recovery.py",
-    "test_architecture.py",
     "test_notebook.py",
 )
 """Files that take more than half a minute on a busy core, and the longest of those that would come last. They begin the
