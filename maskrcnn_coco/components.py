@@ -63,6 +63,11 @@ def is_possible(value: Any, *, below: float = math.inf) -> bool:
     return not isinstance(value, complex) and (not isinstance(value, (float, int, Tensor)) or 0 <= float(value) < below)
 
 
+def sound_value(usual: Any, group: str, given: Any) -> Any:
+    """What ``group`` gets in place of its ``given`` setting: ``usual``, of a mapping by groups' names its own part."""
+    return usual.get(group, given) if isinstance(usual, Mapping) else usual
+
+
 def forgets_squares(group: Mapping[str, Any]) -> bool:
     """Whether an Adam with these betas forgets squares before means: without a gradient those are 0 first, rightly."""
     betas = [float(b) for b in group.get("betas") or ()]

@@ -290,8 +290,7 @@ def _lower(top: Finding, history: History) -> Action:
         kept = sorted(s for s in top.detail.get("snapshots", [to_step]) if s <= to_step)
         to_step = kept[max(0, len(kept) - 1 - before)] if kept else to_step
     detail: dict[str, Any] = {"component": components[0], "components": components}
-    settings = lowered_settings(top.detail)
-    if settings:
+    if settings := lowered_settings(top.detail) | {k: v for k, v in top.detail.items() if k == "usual"}:
         # The rates are right: only this setting of the optimizer is lowered.
         return Action("lower_lr", {**detail, "factor": 1.0, "to_step": to_step, **settings})
     detail |= {"factor": factor, "to_step": to_step}

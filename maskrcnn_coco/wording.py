@@ -176,6 +176,8 @@ def action_words(action: Action) -> str:
     if action.kind == "lower_lr":
         for name, most in lowered_settings(d).items():
             return f"went back{to}, lowered the {name.replace('_', ' ')} to {figure(most)}"
+        if "usual" in d:
+            return f"went back{to}{usual_words(d)}"
         factor = d.get("factor")
         names = ", ".join(clean(c) for c in d.get("components") or [d.get("component")])
         times = f" to {figure(factor)} of it" if isinstance(factor, float | int) else ""
@@ -193,7 +195,9 @@ def usual_words(detail: Mapping[str, Any]) -> str:
         return " with an optimizer that remembers nothing: its own state began anew"
     usual = dict(detail.get("usual", {}))
     rates = ", and on at the last sound learning rates where the schedule has none" if usual.pop("lr", None) else ""
-    return rates + "".join(f", and on with {name} {value}" for name, value in usual.items())
+    return rates + "".join(
+        f", and on with {name} {next(iter(v.values())) if isinstance(v, Mapping) else v}" for name, v in usual.items()
+    )
 
 
 def precision_words(detail: Mapping[str, Any]) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from maskrcnn_coco.records import Finding, lowered_settings
 
 DATA = ("DATA_BOX", "DATA_LABEL", "DATA_PIXEL", "DATA_MASK")
@@ -82,6 +85,8 @@ def _rate(finding: Finding, groups: list[str]) -> str:
     rates, factor = finding.detail.get("lr") or {}, finding.detail.get("factor")
     for name, most in lowered_settings(finding.detail).items():
         return f"{name}={most:g} in the optimizer"
+    for name, by_group in (finding.detail.get("usual") or {}).items():
+        return _setting(name, by_group, groups, finding.detail.get("since"))
     if not components:
         return "a lower learning rate, or a warm-up"
     parts = []
@@ -96,3 +101,12 @@ def _rate(finding: Finding, groups: list[str]) -> str:
         times = max(leapt.values())
         parts.append(f"look at what sets it: the rate rose to {times:.2g} times that of the steps before")
     return "; ".join(parts)
+
+
+def _setting(name: str, by_group: Mapping[str, Any], groups: list[str], since: int | None) -> str:
+    value = next(iter(by_group.values()))
+    if since is None and set(by_group) >= set(groups):
+        return f"{name}={value} in the optimizer"
+    places = [f'optimizer.param_groups[{groups.index(g)}]["{name}"] = {value}' for g in by_group if g in groups]
+    changed = f"; look at what sets it: it is another since step {since}" if since is not None else ""
+    return (", ".join(places) or f"{name}={value}") + changed

@@ -39,13 +39,14 @@ def lower(
         proved: it was; what is only likely may be over soon.
     """
     most, usual = detail.get("most") or {}, usual_lr(history, since)
-    settings = lowered_settings(detail)
+    settings, sound = lowered_settings(detail), detail.get("usual") or {}
+    lowered.usual.update(sound)
     for name in groups:
         for setting, value in settings.items():
             lowered.limit(name, setting, value)
     for name, rate in most.items():
         lowered.limit(name, "lr", float(rate))
-    for name in detail.get("components", []) if not settings and not most else []:
+    for name in detail.get("components", []) if not settings and not most and not sound else []:
         lowered.factors[name] = lowered.factors.get(name, 1.0) * float(detail["factor"])
         highest = max((r.lr.get(name, 0.0) for r in history if r.step >= since), default=0.0)
         # A schedule that anneals passes below what held by itself: lowered as it is, it goes on annealing.

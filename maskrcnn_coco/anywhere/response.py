@@ -35,7 +35,7 @@ from maskrcnn_coco.guard.hooks import Deafness, Entrances
 from maskrcnn_coco.guard.norms import all_finite, has_fractions
 from maskrcnn_coco.records import PROVED, Action, Alarm, Evidence, Finding, Incident, StepRecord, incident_of
 from maskrcnn_coco.replay.isolation import untouched
-from maskrcnn_coco.replay.optimizer import begin_anew, settings_of
+from maskrcnn_coco.replay.optimizer import begin_anew, setting_names, settings_of
 from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.replay.snapshot import Snapshot, restore, state_bytes, take
 from maskrcnn_coco.replay.tape import Tape, TapeEntry
@@ -99,6 +99,7 @@ class AlarmResponder:
         """Group → the highest rate of the steps over which its lowered rate was shown to hold, and no more than twice
         what it was in the sound steps before; 0: there were none."""
         self.returning, self.suspects = Returning(self), Suspects(self)
+        self._setting_names = tuple(setting_names(guard.optimizer))
         self._counted = 0
         self._copied = -EVERY
 
@@ -141,10 +142,10 @@ class AlarmResponder:
         batches = self.kept.batches(record.step)
         record.image_ids = record.image_ids or [i for b in batches for i in b.image_ids]
         keys = [b.keys for b in batches]
-        with self.guard.instruments.lowered_rates():  # as the step had them
+        with self.guard.instruments.lowered_rates():  # as it was
             # A rival's pass, or a look at the model, may have begun the step before the schedule came to it.
             record.lr = self.guard.instruments.health.lr()
-            settings = settings_of(self.guard.optimizer.param_groups)
+            settings = settings_of(self.guard.optimizer.param_groups, self._setting_names)
         self.tape.add(
             TapeEntry(record.step, record.epoch, keys, dict(record.lr), None, record.applied, record, settings)
         )

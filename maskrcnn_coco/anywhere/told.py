@@ -22,6 +22,7 @@ def told(incident: Incident) -> str:
         lowered = f"rate no higher than {max(detail['most'].values()):.2g}"
     for name, most in lowered_settings(detail).items():
         lowered = f"{name.replace('_', ' ')} {most:g}"
+    lowered = usual_words(detail).removeprefix(", ") or lowered
     why = str(detail.get("why", ""))
     done = {
         "skip": why if why.startswith("the step was taken") else f"the step is skipped{passed_words(detail)}",

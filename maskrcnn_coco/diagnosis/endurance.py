@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from maskrcnn_coco.diagnosis.comparisons import climbing, level
 from maskrcnn_coco.diagnosis.facts import Facts
@@ -32,8 +33,8 @@ class Endurance:
     """Walks past the failing step.
 
     Args:
-        walker: (state to start from, rates no higher than these, settings no higher than these) → the walk over the
-            recorded steps and those to follow, and how many those are.
+        walker: (state to start from, rates no higher than these, settings in place of those of then) → the walk over
+            the recorded steps and those to follow, and how many those are.
         beside: the components that learn as fast as the named ones, or faster.
         spent: whether no more steps may be replayed.
     """
@@ -41,7 +42,7 @@ class Endurance:
     def __init__(
         self,
         facts: Facts,
-        walker: Callable[[Snapshot, dict[str, float], dict[str, float]], tuple[Walk, int]],
+        walker: Callable[[Snapshot, dict[str, float], dict[str, Any]], tuple[Walk, int]],
         beside: Callable[[Sequence[str]], list[str]],
         spent: Callable[[], bool],
     ) -> None:

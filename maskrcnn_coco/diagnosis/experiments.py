@@ -92,6 +92,7 @@ class Experiments:
         meant = {*(case.settings.get("by_design") or ()), *scan_state.began_at_zero(case)}
         found = scan_state.scan_state(case.now, model, names, component_of)
         f.state = [s for s in found if s.name not in meant] + scan_state.unset(found, meant, case.now)
+        self._try("scan: settings of the optimizer", lambda: f.state.extend(self.by_optimizer.refused(f.state)))
         self.by_optimizer.last_possible(self.lr.healthy)
         if f.earlier_steps:  # what became so between two steps is a question for replays: TRANSIENT, if one alone did
             f.state = [s for s in f.state if not s.enormous]

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
+from typing import Any
 
 from torch import nn
 
@@ -25,13 +26,13 @@ from maskrcnn_coco.diagnosis.comparisons import (
 from maskrcnn_coco.diagnosis.endurance import Endurance
 from maskrcnn_coco.diagnosis.facts import Facts
 from maskrcnn_coco.diagnosis.from_records import beyond_sense
-from maskrcnn_coco.diagnosis.limits import CALM, SLOWEST, SOUND, WALK
+from maskrcnn_coco.diagnosis.limits import CALM, SLOWEST, WALK
 from maskrcnn_coco.diagnosis.lr_verdict import LrTrial, LrVerdict
 from maskrcnn_coco.diagnosis.optimizer_experiments import by_length
 from maskrcnn_coco.diagnosis.search import Walk, factors_for, lr_search
+from maskrcnn_coco.diagnosis.setting_experiments import SettingExperiments
 from maskrcnn_coco.diagnosis.weight_experiments import before_it_turned, sound_steps_at_it, weight
 from maskrcnn_coco.replay.case import Case, dict_of
-from maskrcnn_coco.replay.optimizer import settings_of
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.replay import Replay, ReplayImpossible
 from maskrcnn_coco.replay.snapshot import Snapshot
@@ -147,11 +148,15 @@ class LrExperiments:
     def _lr(self, older: list[Snapshot]) -> None:
         """From the states ``older``, the newest first."""
         f = self.facts
-        if any(self._by_a_setting(state) for state in older):
+        by_setting = SettingExperiments(self.case, self.replay, f, self._past).verdict(older, self._order())
+        if by_setting is not None:
+            f.lr_verdict = by_setting
+            if by_setting.since is not None and by_setting.from_step <= by_setting.since:
+                return  # it begins before the setting was changed
             if f.settings.get("takes_again", True):
                 self._before_it_was_set(older)
-            elif f.lr_verdict is not None:
-                self._endurance().livelier(f.lr_verdict, older)
+            else:
+                self._endurance().livelier(by_setting, older)
             return
         if f.own_leap or not self.walkable():
             self._refused_update()
@@ -175,9 +180,9 @@ class LrExperiments:
             endurance.nearer(f.lr_verdict, older)
             endurance.sounder(f.lr_verdict, older)
 
-    def _past(self, start: Snapshot, most: dict[str, float], settings: dict[str, float]) -> tuple[Walk, int]:
+    def _past(self, start: Snapshot, most: dict[str, float], settings: dict[str, Any]) -> tuple[Walk, int]:
         beyond = self._beyond(start)
-        return self._walker(start, beyond, lr_most=most, settings_most=settings), len(beyond)
+        return self._walker(start, beyond, lr_most=most, settings=settings), len(beyond)
 
     def _between(self, start: Snapshot, order: Sequence[str], known: LrVerdict) -> bool:
         """Whether to search from a state that is neither the newest nor the oldest: none of the newer ones could be
@@ -206,25 +211,6 @@ class LrExperiments:
     def _endurance(self) -> Endurance:
         return Endurance(self.facts, self._past, self._beside, lambda: self.replay.out_of_steps)
 
-    def _by_a_setting(self, start: Snapshot) -> bool:
-        """Whether one setting of the optimizer alone is to blame: no rate has to be lowered without it."""
-        f, beyond = self.facts, self._beyond(start)
-        groups = [str(g.get("component", "")) for g in self.replay.optimizer.param_groups]
-        now = settings_of(self.case.now.optimizer.get("param_groups", []))
-        steps = [(e.lr, e.settings) for e in self.case.entries(start.step) if e.settings is not None]
-        for name, most in SOUND.items():
-            absurd = beyond_sense(name, [*steps, (f.lr, now)], groups)
-            named = [c for c in self._order() if c in absurd]
-            if not named:
-                continue
-            ok, outcome = self._walker(start, beyond, settings_most={name: most})((), 1.0)
-            if ok:
-                trial = LrTrial((), 1.0, ok, outcome, len(beyond), what=f"{name.replace('_', ' ')} {most:g}")
-                f.lr_verdict = LrVerdict(named, start.step, 1.0, True, True, trials=[trial], holds=1.0)
-                f.lr_verdict.settings = {name: most}
-                return True
-        return False
-
     def _before_it_was_set(self, older: Sequence[Snapshot]) -> None:
         """Go back to a state of before the setting was changed, where one is kept: what it did is in the newer ones.
 
@@ -234,7 +220,8 @@ class LrExperiments:
         assert verdict is not None
         groups = [str(g.get("component", "")) for g in self.replay.optimizer.param_groups]
         entries = [(e.step, e.lr, e.settings) for e in self.case.entries(older[-1].step) if e.settings is not None]
-        absurd = (n for n, lr, kept in entries if any(beyond_sense(s, [(lr, kept)], groups) for s in verdict.settings))
+        names = [n for n, most in verdict.settings.items() if not isinstance(most, dict)]
+        absurd = (n for n, lr, kept in entries if any(beyond_sense(s, [(lr, kept)], groups) for s in names))
         first = next(absurd, verdict.from_step)
         verdict.back_to = next((s.step for s in older if s.step <= min(first, verdict.from_step - 1)), None)
 
@@ -315,7 +302,7 @@ class LrExperiments:
         start: Snapshot,
         beyond: Sequence[TapeEntry] = (),
         lr_most: Mapping[str, float] | None = None,
-        settings_most: Mapping[str, float] | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> Walk:
         f = self.facts
         loss, norm = self._bounds()
@@ -335,7 +322,7 @@ class LrExperiments:
                 stop=over if math.isinf(self._halfway) else lambda o: not o.finite,
                 beyond=beyond,
                 lr_most=lr_most,
-                settings_most=settings_most,
+                settings=settings,
             )
             return not over(outcome), outcome
 

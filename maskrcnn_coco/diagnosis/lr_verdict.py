@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from maskrcnn_coco.replay.outcome import Outcome
 
@@ -42,8 +43,11 @@ class LrVerdict:
     """Components that have to be lowered along for training to hold past the failing step."""
     holds: float | None = None
     """The largest factor tried at which it holds; None where that was not tried."""
-    settings: dict[str, float] = field(default_factory=dict)
-    """The rates are right: it holds with these settings of the optimizer no higher than this."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The rates are right: it holds with these settings of the optimizer no higher than this; a mapping by components:
+    with these in place of their own."""
+    since: int | None = None
+    """The first step with the setting that was wrong; None: from the start, or not known."""
     most: dict[str, float] = field(default_factory=dict)
     """Rates that leapt: it holds with these no higher than they were before."""
     swollen: tuple[str, float, str] | None = None

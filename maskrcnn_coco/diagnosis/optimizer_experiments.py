@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from maskrcnn_coco.diagnosis.facts import LEAP, Facts, StateFault
 from maskrcnn_coco.diagnosis.limits import NO_STATE
 from maskrcnn_coco.diagnosis.lr_verdict import LrVerdict
 from maskrcnn_coco.diagnosis.search import lr_search
+from maskrcnn_coco.replay.optimizer import classes_of, usual_settings
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.replay import Replay
 from maskrcnn_coco.replay.snapshot import Snapshot
@@ -61,15 +61,33 @@ class OptimizerExperiments:
             if f.state_to_blame():
                 return
 
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.replay.case.now.optimizer.get("param_groups", [])
+
+    def refused(self, known: Sequence[StateFault]) -> list[StateFault]:
+        """Settings that the optimizer's own constructor would not take, beside those that are ``known``."""
+        named = {s.name for s in known if s.where == "lr"}
+        found: list[StateFault] = []
+        if self.facts.symptom == "diverged":
+            return found  # what it did may be in the state too: that steps are sound without it is shown first
+        for group, kind in zip(self._groups(), classes_of(self.replay.optimizer), strict=False):
+            component = group.get("component")
+            for key, said in _not_taken(kind, group).items():
+                name = f"{key} of {component}"
+                if name not in named:
+                    found.append(StateFault("lr", name, f"{key} is {group[key]}: {said}", component))
+        return found
+
     def last_possible(self, healthy: Snapshot | None) -> None:
         """Of settings that the scan calls impossible: what a sound step had, else what the class has by itself."""
         f, optimizer = self.facts, self.replay.optimizer
         wrong = {s.name.partition(" of ")[0] for s in f.state if s.where == "lr"}
         groups = healthy.optimizer.get("param_groups", []) if healthy is not None else []
-        given = [{k: p.default for k, p in inspect.signature(type(optimizer)).parameters.items()}, *groups[:1]]
+        given = [usual_settings(classes_of(optimizer)[0]), *groups[:1]]
         for key in wrong - {"lr"}:
             values = [g[key] for g in given if key in g]
-            sound = [v for v in values if (_are_betas(v) if key == "betas" else is_possible(v))]
+            bad = [g.get(key) for g in self._groups()]
+            sound = [v for v in values if (_are_betas(v) if key == "betas" else is_possible(v)) and v not in bad]
             f.usual.update({key: sound[-1]} if sound else {})
         if "lr" in wrong and f.usual_lr:
             f.usual["lr"] = dict(f.usual_lr)
@@ -128,11 +146,32 @@ def _lost_in_half(group: dict[str, Any]) -> bool:
 
 def _unusual(optimizer: Any) -> dict[str, tuple[Any, Any]]:
     """Setting → (as the first group that has its own has it, as the class has it)."""
-    usual = {k: p.default for k, p in inspect.signature(type(optimizer)).parameters.items()}
     found: dict[str, tuple[Any, Any]] = {}
-    for group in optimizer.param_groups:
+    for group, kind in zip(optimizer.param_groups, classes_of(optimizer), strict=True):
+        usual = usual_settings(kind)
         for key in usual.keys() & group.keys() - OF_NO_MATTER:
             given = tuple(group[key]) if isinstance(group[key], list) else group[key]
-            if isinstance(given, (int, float, tuple)) and usual[key] is not inspect.Parameter.empty:
+            if isinstance(given, (int, float, tuple)):
                 found.update({key: (given, usual[key])} if given != usual[key] else {})
     return dict(sorted(found.items()))
+
+
+def _not_taken(kind: type[torch.optim.Optimizer], group: dict[str, Any]) -> dict[str, str]:
+    """Setting → what the constructor of ``kind`` says of it; empty where it takes them all, or takes none at all."""
+    given = {k: group[k] for k in usual_settings(kind).keys() & group.keys() - OF_NO_MATTER}
+    refused: dict[str, str] = {}
+    if _said(kind, {}) is None and _said(kind, given) is not None:
+        for key in sorted(given):
+            said = _said(kind, {key: given[key]})
+            refused.update({key: said} if said is not None else {})
+    return refused
+
+
+def _said(kind: type[torch.optim.Optimizer], settings: dict[str, Any]) -> str | None:
+    try:
+        kind([torch.nn.Parameter(torch.zeros(2, 2))], **settings)
+    except ValueError as e:
+        return str(e)[:120]
+    except Exception:  # a class of somebody's own that wants more than its groups hold
+        return None
+    return None

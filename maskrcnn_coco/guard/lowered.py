@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from maskrcnn_coco.components import is_possible, times_of
+from maskrcnn_coco.components import is_possible, sound_value, times_of
 
 
 def hold_kept_rates(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
@@ -25,8 +25,8 @@ class Lowered:
         factors: group → what its learning rate is multiplied by at each step.
         limits: group → setting ("lr", "weight_decay", "momentum") → the most that it may be, after the factor; of a
             group that has a multiple of its component's rate, that multiple of it.
-        usual: setting → what each group that has it gets in place of its own, with which no step was finite. "lr": by
-            the groups' names, and only while a group's own is impossible: a schedule may come to its senses.
+        usual: setting → what each group that has it gets in place of its own, which was proved wrong; a mapping: by
+            the groups' names. "lr": only while a group's own is impossible: a schedule may come to its senses.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Lowered:
         for group, name in zip(optimizer.param_groups, names, strict=False):
             keys = ("lr", *self.usual, *self.limits.get(name, {}))
             before = {k: group[k] for k in keys if group.get(k) is not None}
-            now = {k: self.usual.get(k, v) for k, v in before.items()}
+            now = {k: sound_value(self.usual.get(k, v), name, v) for k, v in before.items()}
             if "lr" in before:
                 held = self.usual.get("lr", {}).get(name, before["lr"])
                 now["lr"] = (before["lr"] if is_possible(before["lr"]) else held) * self.factors.get(name, 1.0)

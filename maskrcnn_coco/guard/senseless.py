@@ -1,4 +1,4 @@
-"""Settings that no training can mean: a momentum that forgets nothing, a decay that takes most of each weight.
+"""Settings that no training can mean: a momentum that only grows, a decay that takes most of each weight.
 
 What they do is nothing to wait for. A loss that saturates stays on a plateau for the rest of the run, and every
 copy of the weights made until an alarm of sizes comes holds what they have done by then.
@@ -14,7 +14,7 @@ from maskrcnn_coco.guard.verdict import Verdict
 from maskrcnn_coco.records import StepRecord
 
 FORGETS_NOTHING = 1.0
-"""A momentum from which on what was added once never fades."""
+"""A momentum above which what was added once grows for ever. One of just this may learn for as long as rates fall."""
 HALVES = 0.5
 """Learning rate times weight decay above which weights halve in every step."""
 SEEN = 5
@@ -48,8 +48,8 @@ def _found(optimizer: torch.optim.Optimizer) -> dict[str, str]:
     for group in optimizer.param_groups:
         momentum, decay = real(group.get("momentum") or 0.0), real(group.get("weight_decay") or 0.0)
         rate = real(group.get("lr") or 0.0)
-        if momentum >= FORGETS_NOTHING:
-            found["momentum"] = f"momentum {momentum:g}: what is added to it once never fades"
+        if momentum > FORGETS_NOTHING:
+            found["momentum"] = f"momentum {momentum:g}: what is added to it once grows for ever"
         if rate * decay > HALVES:
             text = (
                 f"weight decay {decay:.3g} at a rate of {rate:.3g}: {rate * decay:.2g} times each weight in each step"

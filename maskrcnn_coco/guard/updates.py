@@ -168,12 +168,18 @@ def fits_losses(optimizer: torch.optim.Optimizer, loss: float, gradient: float) 
     return max(real(g["lr"]) for g in optimizer.param_groups) * size * size <= FITS * abs(loss)
 
 
+LONGEST = 1 - 1e-12
+"""An average of squares that forgets nothing has no width."""
+
+
 def widest(optimizer: torch.optim.Optimizer) -> float:
     """How many learning rates a step may move each weight by: of RMSprop more, as its average begins at zero."""
     if not isinstance(optimizer, torch.optim.RMSprop):
         return 1.0
     taken = max((real(s.get("step", 0)) for s in optimizer.state.values()), default=0.0) + 1
-    return max(1 / math.sqrt(1 - real(g["alpha"]) ** taken) for g in optimizer.param_groups)
+    # One that somebody set outside of that makes an update that is not finite, or none of that size.
+    kept = [min(max(real(g["alpha"]), 0.0), LONGEST) for g in optimizer.param_groups]
+    return max(1 / math.sqrt(1 - alpha**taken) for alpha in kept)
 
 
 def of_one_size(optimizer: torch.optim.Optimizer) -> bool:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_coco.components import TIMES, is_possible, real, times_of
+from maskrcnn_coco.components import TIMES, is_possible, real, sound_value, times_of
 from maskrcnn_coco.guard.joined import Joined, nested
 from maskrcnn_coco.guard.lowered import hold_kept_rates
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 
 SETTINGS = ("momentum", "dampening", "nesterov", "weight_decay", "betas", "eps", "alpha", "rho", "momentum_decay")
-"""What schedules and hooks change beside the rate. Not all of a group: some optimizers count their steps in it."""
+"""What schedules and hooks change beside the rate."""
+HOW = frozenset(("params", "lr", "foreach", "fused", "capturable", "differentiable"))
+"""What is no setting of a step, or says how its numbers are computed, not what they are."""
+PLAIN = {int, float, bool, str, type(None)}
 
 
 def optimizer_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
@@ -26,13 +31,39 @@ def optimizer_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
     return [names.get(id(p), "?") for group in optimizer.param_groups for p in group["params"]]
 
 
-def settings_of(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The settings of each parameter group that a step depends on, plain numbers alone, without the learning rate."""
-    return [{k: group[k] for k in SETTINGS if _is_plain(group.get(k))} for group in groups]
+@functools.cache
+def _given(kind: type) -> frozenset[str]:
+    return frozenset(inspect.signature(kind).parameters) - HOW
+
+
+def setting_names(optimizer: torch.optim.Optimizer | Joined) -> frozenset[str]:
+    """What the optimizer's constructor takes beside the rate, and of those that it steps itself.
+
+    Not all of a group: some optimizers count their steps in it.
+    """
+    parts = optimizer.optimizers if isinstance(optimizer, Joined) else [optimizer, *nested(optimizer)]
+    return frozenset(SETTINGS).union(*(_given(type(part)) for part in parts))
+
+
+def classes_of(optimizer: torch.optim.Optimizer | Joined) -> list[type]:
+    """The class of the optimizer that holds each group."""
+    parts = optimizer.optimizers if isinstance(optimizer, Joined) else [optimizer]
+    return [type(part) for part in parts for _ in part.param_groups]
+
+
+def usual_settings(kind: type) -> dict[str, Any]:
+    """What an optimizer of class ``kind`` has if nobody asks for anything else: its defaults, beside the rate."""
+    given = inspect.signature(kind).parameters.values()
+    return {p.name: p.default for p in given if p.default is not p.empty and p.name not in HOW}
+
+
+def settings_of(groups: Sequence[dict[str, Any]], names: Iterable[str] = SETTINGS) -> list[dict[str, Any]]:
+    """The settings of each parameter group that a step depends on, no tensors, without the learning rate."""
+    return [{k: group[k] for k in names if k in group and _is_plain(group[k])} for group in groups]
 
 
 def _is_plain(value: Any) -> bool:
-    return all(isinstance(v, (int, float)) for v in (value if isinstance(value, tuple) else (value,)))
+    return PLAIN.issuperset(map(type, value) if isinstance(value, (tuple, list)) else (type(value),))
 
 
 def set_again(optimizer: torch.optim.Optimizer, settings: Sequence[dict[str, Any]] | None) -> None:
@@ -60,6 +91,18 @@ def lower_settings(optimizer: torch.optim.Optimizer, most: Mapping[str, float]) 
         group.update({k: min(group[k], v) for k, v in most.items() if group.get(k) is not None})
 
 
+def put_sound(optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]) -> None:
+    """Both: ``settings`` that are numbers are the most of it, mappings by component are in its place."""
+    by_name = {k: v for k, v in settings.items() if isinstance(v, dict)}
+    lower_settings(optimizer, {k: v for k, v in settings.items() if k not in by_name})
+    put_usual(optimizer.param_groups, names_of(optimizer), by_name)
+
+
+def names_of(optimizer: torch.optim.Optimizer) -> list[str]:
+    """The component of each group of a private optimizer."""
+    return [str(g.get("component", "")) for g in optimizer.param_groups]
+
+
 def begin_anew(optimizer: torch.optim.Optimizer | Joined) -> bool:
     """Have one of torch's own forget what it remembers of former steps; whether that can be done."""
     if isinstance(optimizer, Joined):
@@ -81,7 +124,7 @@ def put_usual(groups: Sequence[dict[str, Any]], names: Sequence[str], usual: Map
     """Give each of ``groups`` that has a setting of ``usual`` the value that it has there, "lr" by its name."""
     for group, name in zip(groups, names, strict=False):
         rate = usual.get("lr", {}).get(name, group.get("lr"))
-        group.update({k: v for k, v in usual.items() if k in group and k != "lr"})
+        group.update({k: sound_value(v, name, group[k]) for k, v in usual.items() if k in group and k != "lr"})
         group.update({} if is_possible(group.get("lr")) else {"lr": rate})
 
 

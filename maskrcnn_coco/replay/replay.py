@@ -23,7 +23,16 @@ from maskrcnn_coco.replay.case import Case
 from maskrcnn_coco.replay.gradients import by_another, gradient_digest, read_norms, times_of
 from maskrcnn_coco.replay.isolation import Counted, FixedScale, LiveBuffers, forked_random, kept_fp32, own, share_of
 from maskrcnn_coco.replay.locate import Located, located_run, watched_ops
-from maskrcnn_coco.replay.optimizer import lower_settings, restore_optimizer, set_again, set_rates, settings_of
+from maskrcnn_coco.replay.optimizer import (
+    names_of,
+    put_sound,
+    put_usual,
+    restore_optimizer,
+    set_again,
+    set_rates,
+    setting_names,
+    settings_of,
+)
 from maskrcnn_coco.replay.optimizer_state import forget, sound_states
 from maskrcnn_coco.replay.outcome import Outcome
 from maskrcnn_coco.replay.private_copy import PrivateCopy, private_copy
@@ -51,12 +60,8 @@ class Replay:
     """
 
     def __init__(self, case: Case, *, most_steps: float = math.inf) -> None:
-        self.case = case
-        self.most_steps = most_steps
-        self.rig = case.rig
-        self.spent = 0.0
-        self.count = 0
-        self.steps = 0.0
+        self.case, self.rig, self.most_steps = case, case.rig, most_steps
+        self.spent, self.count, self.steps = 0.0, 0, 0.0
         self.missing: list[str] = []
         """What the private copy could not take over from the run's model."""
         self._model: nn.Module | None = None
@@ -175,26 +180,25 @@ class Replay:
         visit: Callable[[nn.Module], None] | None = None,
         beyond: Sequence[TapeEntry] = (),
         lr_most: Mapping[str, float] | None = None,
-        settings_most: Mapping[str, float] | None = None,
+        settings: Mapping[str, Any] | None = None,
         instead: Sequence[TapeEntry] | None = None,
     ) -> Outcome:
         """Train again from ``snapshot`` over the tape to the failing step, which is evaluated and not applied.
 
         Each step uses its recorded batches, random numbers and learning rates, times ``lr_factor`` per component, and
-        no more than ``lr_most``.
-        ``stop`` ends the walk early; ``visit`` sees the private model before the failing step. With ``beyond`` the
-        failing step is applied too, at the rates of the first of those steps, and they follow. No setting of the
-        optimizer is above its value in ``settings_most``. ``instead``: these steps and no others, the failing one
-        neither.
+        no more than ``lr_most``. ``stop`` ends the walk early; ``visit`` sees the private model before the failing
+        step. With ``beyond`` that is applied too, at the rates of the first of those steps, and they follow. No setting
+        is above its number in ``settings``, or another than a mapping has there for its component. ``instead``: these
+        steps and no others, the failing one neither.
         """
         factors = lr_factor or {}
-        path: list[tuple[int, float, float]] = []
-        terms: list[dict[str, float]] = []
+        path, terms = list[tuple[int, float, float]](), list[dict[str, float]]()
         with self.away(0):
             model, optimizer, layout = self.model, self.optimizer, self._layout_of(self.model)
             model.train()
             self._back_to(snapshot, model, optimizer)
-            outcome, current = Outcome(test, True), settings_of(self.case.now.optimizer.get("param_groups", []))
+            outcome = Outcome(test, True)
+            current = settings_of(self.case.now.optimizer.get("param_groups", []), setting_names(optimizer))
             steps = [*self.case.entries(snapshot.step), None, *beyond] if instead is None else list(instead)
             sizes = sizes_of([*layout.params], layout) if beyond else []
             for entry in steps:
@@ -212,7 +216,7 @@ class Replay:
                 if entry is not None or beyond:
                     # The failing step itself has the settings of now, and so have those that are still to come.
                     set_again(optimizer, current if entry is None else entry.settings)
-                    lower_settings(optimizer, settings_most or {})
+                    put_sound(optimizer, settings or {})
                     before = [p.detach().clone() for p in layout.params] if beyond and entry is steps[-1] else []
                     self._update(outcome, batches, step, (entry or beyond[0]).lr, factors, lr_most or {})
                     if outcome.error or outcome.within:
@@ -237,7 +241,7 @@ class Replay:
 
         Args:
             state: whose optimizer state to use; None: the failing step's own, or none at all with ``empty``.
-            settings: of every group, in place of the run's.
+            settings: in place of the run's, of every group, or where one is a mapping by component.
         """
         with self.away(1.0):
             model, optimizer = self.model, self.optimizer
@@ -247,7 +251,7 @@ class Replay:
                 restore_optimizer(optimizer, state.optimizer)
             elif empty:
                 forget(optimizer)
-            set_again(optimizer, [dict(settings or {})] * len(optimizer.param_groups))
+            put_usual(optimizer.param_groups, names_of(optimizer), settings or {})
             batches = list(self.case.batches or [])
             outcome = self._measure(model, test, batches, self.case.alarm.step, None, self._scale(None, None))
             if outcome.finite and not outcome.error:

@@ -211,6 +211,7 @@ def act(session: Session, alarm: Alarm, action: Action, incident: Incident) -> i
             for name, most in lowered_settings(detail).items():
                 setattr(session.progress, name, most)
             lower_settings(session.optimizer, session.progress.settings_most)
+            session.progress.usual |= detail.get("usual", {})
             for component in detail.get("components") or [detail["component"]]:
                 session.progress.lr_factors[component] = (
                     session.progress.lr_factors.get(component, 1.0) * detail["factor"]

@@ -31,7 +31,7 @@ from maskrcnn_coco.model.forward import Forward
 from maskrcnn_coco.model.optim import Schedule, apply_lr
 from maskrcnn_coco.records import Alarm, Incident, StepRecord
 from maskrcnn_coco.recovery import Budgets
-from maskrcnn_coco.replay.optimizer import settings_of
+from maskrcnn_coco.replay.optimizer import setting_names, settings_of
 from maskrcnn_coco.replay.ring import Ring
 from maskrcnn_coco.replay.snapshot import Snapshot
 from maskrcnn_coco.replay.tape import Tape, TapeEntry
@@ -108,6 +108,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.own_settings = settings_of(self.optimizer.param_groups)
+        self._names = tuple(setting_names(self.optimizer))
 
     def __enter__(self) -> Session:
         return self
@@ -206,7 +207,7 @@ class Session:
         self.unsettled = True
         if not self.guard.late:
             record.lr = self.guard.instruments.rates()  # as the step had them: a hook may have set others than the plan
-        keys, settings = [batch.keys for batch in batches], settings_of(self.optimizer.param_groups)
+        keys, settings = [batch.keys for batch in batches], settings_of(self.optimizer.param_groups, self._names)
         self.tape.add(
             TapeEntry(
                 step, record.epoch, keys, {**lr, **record.lr}, record.loss_scale, record.applied, record, settings

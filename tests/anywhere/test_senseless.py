@@ -52,7 +52,6 @@ def trained(make: Make, *, at: Callable[[torch.optim.Optimizer, int], None] | No
 
 FAULTS: dict[str, tuple[Make, str]] = {
     "momentum": (lambda p: torch.optim.SGD(p, 0.1, momentum=1.1), "momentum=0.9 in the optimizer"),
-    "momentum of 1": (lambda p: torch.optim.SGD(p, 0.1, momentum=1.0), "momentum=0.9 in the optimizer"),
     "nesterov": (lambda p: torch.optim.SGD(p, 0.1, momentum=1.2, nesterov=True), "momentum=0.9 in the optimizer"),
     "within another": (lambda p: Around(p, lr=0.1, momentum=1.15), "momentum=0.9 in the optimizer"),
     "rmsprop": (lambda p: torch.optim.RMSprop(p, 1e-3, momentum=1.1), "momentum=0.9 in the optimizer"),

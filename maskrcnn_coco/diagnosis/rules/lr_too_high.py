@@ -7,16 +7,19 @@ Why: `--lr` or a head multiplier above what the curvature allows, no or short wa
   without the lr, momentum of 1 or more, a weight decay whose product with the lr passes 2. Clipping helps
   against an explosion: a norm of 1000 scaled to 10 keeps the direction. It does not help against an inf or a
   NaN: scaling those gives NaN again.
-How it is proved: the same batch is normal on the weights of some steps before, and those steps, taken again as
-  they were, diverge again (where they do not, something else happened once). Then they are taken again with
-  the learning rate of one component lowered: it stays bounded; with all others lowered and this one as it was,
-  it diverges again. The component whose loss grew most is the wrong one half the time; the order of the tests
-  comes from the update-to-weight ratio before the onset. Where weights are thrown about and no loss has risen, short
-  steps that cost no more make it likely (0.75). An update that was refused because its rates are not
-  those of the plan is made on a copy, at both. A momentum of 1 or more, or a decay that takes more than half of each
-  weight in a step, is named by what it is in the first steps, before it shows in a loss.
-What the guard does: goes back to the snapshot before the onset, lowers that component alone, and raises it
-  again later if it holds. Rates that somebody set beside the plan are held to the plan from then on.
+How it is proved: the same batch is normal on the weights of some steps before, and those steps, taken again as they
+  were, diverge again (where they do not, something else happened once). Then they are taken again with the learning
+  rate of one component lowered: it stays bounded; with all others lowered and this one as it was, it diverges again.
+  The component whose loss grew most is the wrong one half the time; the order of the tests comes from the
+  update-to-weight ratio before the onset. Where weights are thrown about and no loss has risen, short steps that cost
+  no more make it likely (0.75). An update that was refused because its rates are not those of the plan is made on a
+  copy, at both. A setting of the optimizer beside the rate is to blame where the steps stay bounded at the very rates
+  they had, with it as it was before somebody changed it; or, where it was so from the start, with the default of its
+  class, and are too long with it at a tenth of the rates too. A momentum of 1 or more, or a decay that takes more
+  than half of each weight in a step, is named by what it is in the first steps, before it shows in a loss.
+What the guard does: goes back to the snapshot before the onset, lowers that component alone, and raises it again
+  later if it holds. A setting that was proved wrong has the sound value from then on. Rates that somebody set beside
+  the plan are held to the plan from then on.
 How to fix it: `--head-lr-multiplier`, `--rpn-lr-multiplier`, `--lr`, `--warmup-steps`; `maskrcnn-coco advise
   --data PATH` measures the largest stable values.
 """
@@ -90,7 +93,9 @@ def judge(facts: Facts) -> Finding | None:
         # The plan was never tried: it is what the run goes back to.
         detail["foreign_rates"] = foreign
         fix = SETS
-    detail |= verdict.settings
+    detail |= {k: v for k, v in verdict.settings.items() if not isinstance(v, dict)}
+    if usual := {k: v for k, v in verdict.settings.items() if isinstance(v, dict)}:
+        detail |= {"usual": usual, "since": verdict.since}
     if verdict.most:
         detail["most"] = verdict.most
     if verdict.back_to is not None:
@@ -160,6 +165,8 @@ def _evidence(trial: LrTrial, verdict: LrVerdict, step: int) -> Evidence:
     outcome = f"{'stays bounded' if trial.bounded else 'diverges'}: {trial.outcome.describe()}"
     if trial.what:
         return Evidence(test, outcome, CODE if trial.bounded else None)
+    if verdict.settings:  # that slower steps do not hold speaks for the setting
+        return Evidence(test, outcome, None if trial.bounded else CODE)
     # What speaks for the named ones: with them lowered it holds, without them it does not.
     named = set(verdict.components) <= set(trial.lowered)
     return Evidence(test, outcome, CODE if named == trial.bounded else None)
@@ -195,7 +202,9 @@ def fix_of(facts: Facts, verdict: LrVerdict) -> str:
     decay = _value(s, "weight_decay", 0.0)
     if decay * max([lr, *facts.lr.values()]) > 0.5:
         return "--weight-decay 0.0001"
-    for name in verdict.settings:  # of the run's own flags it is none
+    for name, sound in verdict.settings.items():  # of the run's own flags it is none
+        if isinstance(sound, dict) and verdict.since is None:
+            return f"give the optimizer {name}={next(iter(sound.values()))}"
         return f"look for what sets the {name.replace('_', ' ')} between steps: optimizer.param_groups[...]['{name}']"
     named = {*verdict.components, *verdict.also}
     flags = []

@@ -54,7 +54,8 @@ def judge(facts: Facts) -> Finding | None:
         return None
     met = [s for s in hits if not certain and facts.bad("other") and _met_first(facts, s)]
     hits = met or hits
-    first = (certain or hits)[0]
+    # A setting that no optimizer works with has made what else is not finite.
+    first = next((s for s in certain if s.where == "lr"), (certain or hits)[0])
     confidence = 0.97 if certain else 0.93 if met else 0.6 if facts.settings.get("resume_path") else 0.3
     evidence = [Evidence(f"scan: {_place(s)}", s.what, CODE) for s in (certain or hits)[:8]]
     evidence += facts.says(CODE, "=settings")
