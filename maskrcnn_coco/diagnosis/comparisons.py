@@ -196,7 +196,8 @@ def compare_step(f: Facts, case: Case, step: int, now: dict[str, float], loss: f
     elif len(off) == len(ratios) and all(abs(v / ratio - 1) <= EXACT for v in off.values()):
         # Of a loop that weighs its losses anew from step to step nothing jumps.
         at = first_change(case.history, term, ratio, -1)
-        weighs = "own_gradients" in f.settings and ratio > 0
+        # One whose loss calls a rival that has moved on since has another ratio at each recorded step.
+        weighs = "own_gradients" in f.settings and not abs(ratio + 1) <= EXACT
         if at >= 0 and not weighs and (ratio < 0 or far_apart(ratio, 1.0, CHANGED)):
             f.redefined = Redefined("" if len(off) > 1 else term, ratio, at)
     return ratios

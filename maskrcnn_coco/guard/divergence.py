@@ -61,6 +61,8 @@ HABIT = 3
 are rare, a task that comes now and then. By chance several come in a row."""
 PROBATION = 30
 """For so many steps after a rate was lowered what diverged once is believed sooner; see `RELAPSE`."""
+BELOW = 8
+"""Calm steps that make a level of losses below zero. What was there has no scale at zero: it comes back."""
 FLOOR = 0.3
 """The reference never falls below this share of the first losses: a model that fits its data may spike back to them."""
 
@@ -90,6 +92,9 @@ class Divergence:
         self._leapt = 0.0
         """How many times its usual size the rate was of the step that hurled the weights; 0: it had not risen."""
         self._losses, self._norms = Window(), Window()
+        self._below: deque[float] = deque(maxlen=BELOW)
+        self._depth = 0.0
+        """How far below zero losses have been in good health, by their level."""
         self._groups: dict[str, deque[float]] = {}
         self._first: list[float] = []
         self._first_norms: list[float] = []
@@ -113,7 +118,7 @@ class Divergence:
             if len(self._first) != self._start[0]:
                 self._start = len(self._first), median(self._first)
             start = self._start[1]
-            self._reference = max(min(self._best, start), FLOOR * start, SMALLEST) if self._first else 0.0
+            self._reference = max(min(self._best, start), FLOOR * start, SMALLEST, self._depth) if self._first else 0.0
         return self._reference
 
     @property
@@ -227,11 +232,22 @@ class Divergence:
             self._first_norms.append(norm)
         self._losses.append(size)
         self._norms.append(norm)
+        if loss < 0 or self._below:
+            self._go_below(loss, r_norm)
         self._reference = self._norm_reference = -1.0
         for name, value in groups.items():
             self._groups.setdefault(name, deque(maxlen=WINDOW)).append(value)
         if len(self._losses) >= 2 * CALIBRATION:
             self._best = min(self._best, self._losses.median)
+
+    def _go_below(self, loss: float, r_norm: float) -> None:
+        """Learn how far below zero losses may be: as far as so many with calm gradients were, none above it between."""
+        if loss >= 0:
+            self._below.clear()
+        elif r_norm <= CALM:
+            self._below.append(loss)
+        if len(self._below) == BELOW:
+            self._depth = max(self._depth, -median(self._below))
 
     def _rise(self, rates: dict[str, float]) -> float:
         """How many times its usual one the largest of ``rates`` is; 0: too few are known."""
@@ -262,6 +278,8 @@ class Divergence:
             by = groups[name] / usual if usual > 0 and groups.get(name, 0.0) > 0 else 1.0
             self._groups[name] = deque((v * by for v in known), WINDOW)
         self._best *= factor
+        self._depth *= factor
+        self._below.clear()
         self._survived *= factor
         self._falls_back.clear()
         self._scattered.weighed_anew(factor)
@@ -289,6 +307,7 @@ class Divergence:
             "first": list(self._first),
             "first_norms": list(self._first_norms),
             "best": self._best if math.isfinite(self._best) else None,
+            "depth": self._depth,
             "recent": [list(r) for r in self._recent],
             "survived": self._survived,
             "probation": self._probation,
@@ -307,6 +326,7 @@ class Divergence:
         self._groups = {k: deque(v, WINDOW) for k, v in state["groups"].items()}
         self._first, self._first_norms = list(state["first"]), list(state["first_norms"])
         self._best = math.inf if state["best"] is None else state["best"]
+        self._depth = state.get("depth", 0.0)
         self._recent = deque([(int(r[0]), r[1], r[2], r[3]) for r in state["recent"]], WINDOW)
         self._peak, self._survived, self._taken = 0.0, state.get("survived", 0.0), state.get("taken", 0)
         self._enormous, self._probation = state.get("enormous", False), state.get("probation", 0)

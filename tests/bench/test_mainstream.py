@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from anywhere.mainstream.cases import CASES, FAULTS
+from anywhere.mainstream.fourth.cases import FOURTH_CASES
+from anywhere.mainstream.fourth.tasks import FOURTH
 from anywhere.mainstream.honest import HONEST
 from anywhere.mainstream.honest_more import HONEST_MORE
 from anywhere.mainstream.judge import judged
@@ -59,6 +61,7 @@ def test_what_was_missed_once(name: str):
         "policy/first rewards are rare, plain SGD",  # loud, and so on older weights; its step is one like others
         "houses/claims",  # nearly all targets are 0, and a few are not
         "bags/as it is",  # two optimizers; the first step is long, and the loss falls slowly
+        "wgan/as it is",  # a loss of either sign, and a critic that no recorded step knows as it was
     ],
 )
 def test_an_honest_run_ends_in_the_bits_of_the_run_without_a_guard(name: str):
@@ -67,8 +70,8 @@ def test_an_honest_run_ends_in_the_bits_of_the_run_without_a_guard(name: str):
 
 
 def test_no_two_cases_or_tasks_share_a_name():
-    sets = (*FAULTS, *HONEST, *HONEST_MORE), SECOND_CASES, THIRD_CASES
-    assert len(CASES) == sum(map(len, sets)) and len(TASKS) == len(FIRST) + len(SECOND) + len(THIRD)
+    sets = (*FAULTS, *HONEST, *HONEST_MORE), SECOND_CASES, THIRD_CASES, FOURTH_CASES
+    assert len(CASES) == sum(map(len, sets)) and len(TASKS) == len(FIRST) + len(SECOND) + len(THIRD) + len(FOURTH)
     for number, cases in enumerate(sets, 1):
         assert {set_of(c.name) for c in cases} == {number}
 

@@ -596,3 +596,17 @@ def test_a_component_that_unlearns_is_seen_behind_losses_that_fall():
         found = found or unlearnt.judge(losses, sum(losses.values()), 2.3 if step else math.inf, bounded=True)
         unlearnt.measured(step, {"rpn": by, "box_head": 9.0}, {"box_head": 0.01})
     assert found is not None and found.measured["own"]["component"] == "rpn" and found.onset_step == 3
+
+
+def test_losses_that_were_far_below_zero_come_back_above_it() -> None:
+    """A critic's score of a generator has no scale at zero, where such a run begins."""
+    alarm = Divergence()
+    start = [0.15, 0.11, 0.05, -0.1, -0.3, -0.4, -1.0, -2.0, -2.2, -3.5, -3.6, -3.9, -4.6, -5.0, -4.0, -3.2, -3.7, -2.4]
+    for step, loss in enumerate([*start, -1.0, 1.1, 2.9, 4.3, 5.7, 5.4, 6.2, 6.1, 5.7, 5.8, 5.4, 5.6]):
+        assert alarm.judge(step, loss, 5.0, {}) is None, step
+        alarm.accept(loss, 5.0, {})
+    other = Divergence()
+    other.load_state_dict(alarm.state_dict())
+    assert other.reference == alarm.reference > 1
+    found = [other.judge(40 + i, loss, 50.0, {}) for i, loss in enumerate([200.0, 300.0, 400.0, 500.0])]
+    assert any(found), "what is far above that is one still"
