@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 from pathlib import Path
 
 import msgspec
@@ -334,6 +335,25 @@ def test_a_weight_that_was_changed_is_gone_back_for_to_where_it_was_not_yet():
     found = transient.judge(facts)
     assert found is not None and found.detail["to_step"] == facts.drift.from_step <= facts.step
     assert recovery.decide([found], recovery.History(step=facts.step)).detail["to_step"] == facts.drift.from_step
+
+
+@pytest.mark.parametrize(
+    ("norms", "names", "component", "module"),
+    [
+        ({"backbone": 1.2, "rpn": math.nan}, ["rpn.head.bbox_pred.weight"], "rpn", "rpn.head.bbox_pred"),
+        ({"backbone": 1.2, "rpn": math.inf}, ["rpn.head.conv.bias", "rpn.head.bbox_pred.bias"], "rpn", None),
+        ({"backbone": math.nan, "rpn": math.nan}, ["rpn.head.conv.bias", "backbone.body.conv1.weight"], None, None),
+        ({"group 0": math.nan}, ["net.0.weight"], None, None),
+    ],
+)
+def test_a_glitch_of_some_gradients_alone_names_whose_they_are(norms, names, component, module):
+    measured = {"group_grad_norm": norms, "parameters": names}
+    facts = Facts("grad_nonfinite", 12, 2, 12, measured=measured, reference=Reference(1.2, 6.0, 10))
+    facts.recorded_loss, facts.recorded_norm, facts.faithful = 1.1, math.nan, True
+    facts.outcomes["same"] = facts.outcomes["again"] = Outcome("same", True, {"a": 1.1}, 1.1, 5.0, digest="a")
+    found = transient.judge(facts)
+    assert found is not None and found.cause == "TRANSIENT"
+    assert (found.culprit.component, found.culprit.module) == (component, module)
 
 
 @pytest.mark.parametrize(("walk", "cause"), [(1.2, "TRANSIENT"), (3e5, None)])

@@ -167,14 +167,26 @@ def _flaky(facts: Facts) -> Finding:
 
 
 def _of_state(facts: Facts) -> Culprit:
-    """Whose the optimizer's state or the update is that the guard found bad, and the replay does not."""
+    """Whose the state, gradients or update are that the guard found bad, and the replay does not."""
     names = [str(n).rpartition(" of ")[2] for n in facts.measured.get("optimizer_state") or ()]
     modules = {n.rpartition(".")[0] for n in names}
     if len(modules) == 1:
         return Culprit(component=facts.measured.get("component"), module=modules.pop())
+    if facts.symptom == "grad_nonfinite":
+        return _of_gradients(facts)
     bound = facts.measured.get("update_bound")
     far = [c for c, v in bound.items() if v > LEAP] if isinstance(bound, dict) else []
     return Culprit(component=far[0] if len(far) == 1 else None)
+
+
+def _of_gradients(facts: Facts) -> Culprit:
+    """Whose the gradients are that were not finite, where all others were."""
+    norms = facts.measured.get("group_grad_norm") or {}
+    bad = [c for c, v in norms.items() if not math.isfinite(float(v))]
+    modules = {str(n).rpartition(".")[0] for n in facts.measured.get("parameters") or ()}
+    if len(bad) != 1 or len(norms) < 2:
+        return Culprit()
+    return Culprit(component=bad[0], module=next(iter(modules)) if len(modules) == 1 else None)
 
 
 def _retraced(facts: Facts) -> Finding:
