@@ -1,7 +1,7 @@
 """Every setting of every optimizer at values that are wrong or odd: what the guard and its diagnosis make of each.
 
     OMP_NUM_THREADS=1 python bench/anywhere/settings/run.py [--only TEXT] [--tasks houses cnn texts] [--seeds 0]
-        [--raw FILE] [--out PAGE]
+        [--raw FILE]
 
 Whether a value is wrong nobody says beforehand: it is where the plain run ends not finite, or short of a quarter of
 what the same optimizer learns with its sound settings. Such a run has to be survived, to end finite, to keep what it
