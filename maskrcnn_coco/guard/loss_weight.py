@@ -164,7 +164,7 @@ class LossWeight:
 
         Args:
             length: at most how far the last update moved all weights.
-            gradients: of the tensors at ``where``.
+            gradients: of the tensors at ``where``; of a sparse one its rows alone, which no way back is beside.
         """
         size, before, self._last = abs(loss), self._last, abs(loss)
         usual = median(self._losses) if len(self._losses) >= NEEDED else 0.0
@@ -174,14 +174,14 @@ class LossWeight:
         factor, run = math.log(size / usual), self._run
         if run is None or factor - max(run.losses, default=0.0) > JUMP:
             run = self._run = _Run(usual, max(before, usual), crept=size < math.exp(JUMP) * max(before, usual))
-        if self.stepped and self.back and gradients:
-            along, cosine = _along(gradients, [self.back[i] for i in where])
+        back = [self.back[i] for i in where] if self.stepped and self.back else []
+        if back and [g.shape for g in gradients] == [b.shape for b in back]:
+            along, cosine = _along(gradients, back)
             run.cosines.append(cosine)
             run.led += along
         if self.stepped:
             calm = median(math.hypot(*held) for _, held in self._norms)
-            gradient = max(math.hypot(*values), calm * size / usual)
-            run.way += length() * gradient
+            run.way += length() * max(math.hypot(*values), calm * size / usual)
         self.stepped = False
         run.unexplained = max(run.unexplained, size - run.begin - run.way)
         run.losses.append(factor)

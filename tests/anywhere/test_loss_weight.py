@@ -150,3 +150,20 @@ def test_a_glitch_where_holes_are_meant_is_one() -> None:
         guard.see(loss_of(model, given) * (torch.nan if step == 12 else 1.0)).backward()
         optimizer.step()
     assert [(i.step, i.cause) for i in guard.incidents] == [(12, "TRANSIENT")]
+
+
+def test_a_rate_too_high_for_sparse_gradients_breaks_no_loop() -> None:
+    """The rows of a sparse gradient are fewer than the weights' own; a loop goes on when its losses leave the rest."""
+    torch.manual_seed(0)
+    table = nn.EmbeddingBag(30, 8, sparse=True)
+    optimizer = torch.optim.SparseAdam(table.parameters(), 0.02)
+    guard: Any = attach(table, optimizer, logdir=None, say=False)
+    for step in range(60):
+        if step == 30:
+            optimizer.param_groups[0]["lr"] = 2.0
+        words = torch.randint(0, 30, (6, 2))
+        optimizer.zero_grad()
+        loss = (table(words) - words.float().mean(1, keepdim=True) / 30).square().mean()
+        guard.see(loss).backward()
+        optimizer.step()
+    assert len(guard.records) == 60 and table.weight.isfinite().all()
