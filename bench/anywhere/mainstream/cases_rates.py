@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from anywhere.mainstream.case import Case
-from anywhere.mainstream.faults import LATE, options, rate, setting, together, wrong
+from anywhere.mainstream.faults import LATE, options, rates, setting, together, wrong
 
 LR, SUM, SCALE, POISON = "LR_TOO_HIGH", "ACCUMULATION", "SCALE_COLLAPSE", "POISONED_STATE"
 
@@ -20,10 +20,7 @@ def _rates() -> tuple[Case, ...]:
         *(("graphs", 1e3, LATE), ("films", 30, 0), ("films", 1e3, LATE), ("gan", 1e3, 0), ("policy", 1e3, 0)),
         *(("policy", 300, LATE), ("dqn", 1e3, 0), ("dqn", 1e5, LATE)),
     )
-    return tuple(
-        Case(task, f"rate x{factor:.0f}{' late' if step else ''}", LR, rate(factor, step))
-        for task, factor, step in drawn
-    )
+    return rates(drawn)
 
 
 CASES_RATES: tuple[Case, ...] = (

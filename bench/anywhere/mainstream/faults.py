@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from anywhere.mainstream.case import Case
 from anywhere.mainstream.task import Run, total
 from torch import Tensor, nn
 
@@ -33,6 +34,14 @@ def together(*faults: Fault) -> Fault:
 def rate(factor: float, at: int = 0) -> Fault:
     """All rates so many times too high, from a step on."""
     return lambda run: run.factors.update({at: factor})
+
+
+def rates(drawn: Iterable[tuple[str, float, int]]) -> tuple[Case, ...]:
+    """A case of each (task, factor, step): all rates so many times too high from then on."""
+    return tuple(
+        Case(task, f"rate x{factor:.0f}{' late' if step else ''}", "LR_TOO_HIGH", rate(factor, step))
+        for task, factor, step in drawn
+    )
 
 
 def options(**values: Any) -> Fault:

@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -64,29 +65,34 @@ def sieved(name: str, seed: int) -> float | None:
 
 def apart(name: str, seed: int, system: str) -> dict[str, Any]:
     """`one` in a process of its own, whose output nobody reads."""
+    return in_a_process(lambda: one(name, seed, system))
+
+
+def in_a_process(work: Callable[[], dict[str, Any]], seconds: int = TIMEOUT) -> dict[str, Any]:
+    """What ``work`` gives in a process of its own, whose output nobody reads; one that ends early has no score."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=_child, args=(theirs, name, seed, system))
+    process = multiprocessing.get_context("fork").Process(target=_child, args=(theirs, work))
     process.start()
     theirs.close()
     try:
-        if ours.poll(TIMEOUT):
+        if ours.poll(seconds):
             return ours.recv()
     except EOFError:
         pass
     finally:
         process.kill()
         process.join()
-    stopped = f"the process ended, or took more than {TIMEOUT} s"
+    stopped = f"the process ended, or took more than {seconds} s"
     return {"finite": False, "score": float("inf"), "stopped": stopped, "refused": 0, "incidents": [], "weights": 0.0,
             "ids": []}  # fmt: skip
 
 
-def _child(answer: Any, name: str, seed: int, system: str) -> None:
+def _child(answer: Any, work: Callable[[], dict[str, Any]]) -> None:
     torch.set_num_threads(1)
     void = os.open(os.devnull, os.O_WRONLY)
     os.dup2(void, 1)
     os.dup2(void, 2)
-    answer.send(one(name, seed, system))
+    answer.send(work())
 
 
 def main() -> None:

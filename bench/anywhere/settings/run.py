@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -27,6 +25,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 
 from anywhere.mainstream.judge import SURE, Twins, limit  # noqa: E402
 from anywhere.mainstream.loop import taken  # noqa: E402
+from anywhere.mainstream.run import in_a_process  # noqa: E402
 from anywhere.mainstream.task import Run  # noqa: E402
 from anywhere.mainstream.tasks import TASKS  # noqa: E402
 from anywhere.settings.optimizers import TRIED, Tried, muon  # noqa: E402
@@ -103,29 +102,8 @@ def _in_two(tried: Tried) -> Callable[[Any, Any], list[torch.optim.Optimizer]]:
 
 
 def apart(make: Callable[[], Run]) -> dict[str, Any]:
-    """A run in a process of its own, whose output nobody reads."""
-    ours, theirs = multiprocessing.Pipe(duplex=False)
-
-    def child() -> None:
-        torch.set_num_threads(1)
-        void = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(void, 1)
-        os.dup2(void, 2)
-        theirs.send(vars(taken(make())))
-
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    theirs.close()
-    try:
-        if ours.poll(TIMEOUT):
-            return ours.recv()
-    except EOFError:
-        pass
-    finally:
-        process.kill()
-        process.join()
-    return {"finite": False, "score": float("inf"), "stopped": "took too long", "refused": 0, "incidents": [],
-            "weights": 0.0}  # fmt: skip
+    """A run in a process of its own."""
+    return in_a_process(lambda: vars(taken(make())), TIMEOUT)
 
 
 def takes(case: Case) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from anywhere.mainstream.case import Case
-from anywhere.mainstream.faults import LATE, options, rate, setting, together, wrong
+from anywhere.mainstream.faults import LATE, options, rates, setting, together, wrong
 from anywhere.mainstream.fourth.faults import crept, rival_rate
 
 LR, SUM = "LR_TOO_HIGH", "ACCUMULATION"
@@ -16,10 +16,7 @@ def _rates() -> tuple[Case, ...]:
         *(("muon", 1e3, 0), ("wgan", 1e3, 0), ("grpo", 1e3, LATE), ("fno", 300, 0), ("moco", 1e4, 0)),
         *(("raft", 1e4, LATE), ("forces", 1e3, 0), ("splat", 1e3, LATE)),
     )
-    return tuple(
-        Case(task, f"rate x{factor:.0f}{' late' if step else ''}", LR, rate(factor, step))
-        for task, factor, step in drawn
-    )
+    return rates(drawn)
 
 
 CASES_RATES: tuple[Case, ...] = (

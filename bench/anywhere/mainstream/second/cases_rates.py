@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from anywhere.mainstream.case import Case
-from anywhere.mainstream.faults import LATE, options, rate, setting, together, wrong
+from anywhere.mainstream.faults import LATE, options, rates, setting, together, wrong
 
 LR, SUM, SCALE, POISON, MATHS = "LR_TOO_HIGH", "ACCUMULATION", "SCALE_COLLAPSE", "POISONED_STATE", "LOSS_MATH"
 
@@ -20,10 +20,7 @@ def _rates() -> tuple[Case, ...]:
         *(("tags", 1e3, 0), ("experts", 300, 0), ("points", 100, 0), ("points", 30, LATE), ("pinn", 100, 0)),
         *(("maml", 100, 0), ("ppo", 100, 0), ("nerf", 300, 0), ("nerf", 1e3, LATE)),
     )
-    return tuple(
-        Case(task, f"rate x{factor:.0f}{' late' if step else ''}", LR, rate(factor, step))
-        for task, factor, step in drawn
-    )
+    return rates(drawn)
 
 
 CASES_RATES: tuple[Case, ...] = (

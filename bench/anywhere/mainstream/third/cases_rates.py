@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from anywhere.mainstream.case import Case
-from anywhere.mainstream.faults import LATE, Fault, options, rate, setting, together, wrong
+from anywhere.mainstream.faults import LATE, Fault, options, rates, setting, together, wrong
 from anywhere.mainstream.task import Run
 
 LR, SUM, SCALE, POISON, MATHS, UNKNOWN = (
@@ -34,10 +34,7 @@ def _rates() -> tuple[Case, ...]:
             ("sage", 1e4, LATE),
         ),
     )
-    return tuple(
-        Case(task, f"rate x{factor:.0f}{' late' if step else ''}", LR, rate(factor, step))
-        for task, factor, step in drawn
-    )
+    return rates(drawn)
 
 
 CASES_RATES: tuple[Case, ...] = (
