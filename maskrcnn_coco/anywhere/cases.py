@@ -127,7 +127,7 @@ class Looks:
             return same.finite and (same.times or 0.0) < 0 and abs(same.loss - loss) <= NEARLY * abs(loss)
 
         on_purpose = not self.known.own_batches and self.known.guard.goes_up
-        return not on_purpose and self._again("diverged", record, up)
+        return not on_purpose and self._again("diverged", record, up, digest=True)
 
     def turned_around(self, record: StepRecord) -> bool:
         """This loss, or one on record with the other sign, is -1 times what it is when taken again."""
@@ -177,12 +177,12 @@ class Looks:
             lambda same: same.finite and math.isnan(same.loss) and math.isfinite(same.grad_norm),
         )
 
-    def _again(self, symptom: Symptom, record: StepRecord, holds: Callable[[Outcome], bool]) -> bool:
-        """Whether ``holds`` of the same step, taken again."""
-        alarm = Alarm(symptom, record.step, record.epoch, record.step, "", {})
-        return self._asked(
-            alarm, lambda case: holds(Experiments(case).replay.run("same batch, same weights", digest=True))
-        )
+    def _again(
+        self, symptom: Symptom, record: StepRecord, holds: Callable[[Outcome], bool], *, digest: bool = False
+    ) -> bool:
+        """Whether ``holds`` of the same step, taken again. ``digest``: its gradients are held against the run's."""
+        alarm, test = Alarm(symptom, record.step, record.epoch, record.step, "", {}), "same batch, same weights"
+        return self._asked(alarm, lambda case: holds(Experiments(case).replay.run(test, digest=digest)))
 
     def _asked(self, alarm: Alarm, ask: Callable[[Case], bool]) -> bool:
         known = self.known

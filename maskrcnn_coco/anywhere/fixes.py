@@ -55,9 +55,9 @@ def _fix(finding: Finding, groups: list[str]) -> str:
         case "POISONED_STATE":
             return "load a state from before it was broken: guard.rollback(), or an older checkpoint"
         case "LOSS_MATH":
-            kept = finding.fix.startswith("look at")
             if finding.detail.keys() & OF_NO_OP:
                 return finding.fix
+            kept = finding.fix.startswith("look at")
             return (
                 f"{finding.fix}; bound what goes into it (clamp, eps)"
                 if kept

@@ -142,7 +142,7 @@ class AlarmResponder:
         batches = self.kept.batches(record.step)
         record.image_ids = record.image_ids or [i for b in batches for i in b.image_ids]
         keys = [b.keys for b in batches]
-        with self.guard.instruments.lowered_rates():  # as it was
+        with self.guard.instruments.lowered_rates():  # as the step had them
             # A rival's pass, or a look at the model, may have begun the step before the schedule came to it.
             record.lr = self.guard.instruments.health.lr()
             settings = settings_of(self.guard.optimizer.param_groups, self._setting_names)

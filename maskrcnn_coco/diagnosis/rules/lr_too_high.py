@@ -15,7 +15,7 @@ How it is proved: the same batch is normal on the weights of some steps before, 
   no more make it likely (0.75). An update that was refused because its rates are not those of the plan is made on a
   copy, at both. A setting of the optimizer beside the rate is to blame where the steps stay bounded at the very rates
   they had, with it as it was before somebody changed it; or, where it was so from the start, with the default of its
-  class, and are too long with it at a tenth of the rates too. A momentum of 1 or more, or a decay that takes more
+  class, and are too long with it at a tenth of the rates too. A loop's momentum above 1, or decay that takes more
   than half of each weight in a step, is named by what it is in the first steps, before it shows in a loss.
 What the guard does: goes back to the snapshot before the onset, lowers that component alone, and raises it again
   later if it holds. A setting that was proved wrong has the sound value from then on. Rates that somebody set beside
@@ -131,7 +131,8 @@ def _by_itself(facts: Facts) -> LrVerdict | None:
         return None
     verdict = LrVerdict(list(facts.components), facts.step, 1.0, True, False, holds=1.0)
     verdict.from_step = min(facts.earlier_steps, default=facts.step)
-    verdict.settings = {name: SOUND[name] for name in ("momentum" if momentum >= 1.0 else "weight_decay",)}
+    name = "momentum" if momentum >= 1.0 else "weight_decay"
+    verdict.settings = {name: SOUND[name]}
     return verdict
 
 
